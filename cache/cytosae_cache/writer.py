@@ -1,0 +1,277 @@
+"""Writing a store shard by shard, durably, in the background, and going on after an interruption."""
+
+import contextlib
+import json
+import queue
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from cytosae_cache.errors import StoreBusyError, StoreError
+from cytosae_cache.shard import as_bytes, checksum, file_digest, make_index, shard_path, write_file, write_shard
+from cytosae_cache.store import PROGRESS_FOLDER, ActivationStore, _make_compressors
+
+_QUEUED_SHARDS = 1
+
+
+class NotFiniteError(StoreError):
+    """Activations hold NaN or infinity, or values beyond the store's type."""
+
+
+@dataclass(frozen=True)
+class ShardMark:
+    """The completion mark of a shard: what the file must be, and what the tables will say of its images."""
+
+    n_bytes: int
+    """Length of the file."""
+    crc32c: int
+    """Checksum of the file."""
+    image_crc32c: list[int]
+    """Checksum of each image's bytes."""
+    sha256: list[str]
+    """SHA-256 of each source file, 64 hex digits, '' where it could not be read."""
+    reason: list[str]
+    """Why an image could not be read, '' for a valid one."""
+    count: int
+    """Valid tokens."""
+    sum: list[float]
+    """Sum over valid tokens a channel."""
+    sum_sq: list[float]
+    """Sum of squares over valid tokens a channel."""
+
+
+@dataclass(frozen=True)
+class ShardData:
+    """A computed shard on its way to disk."""
+
+    shard: int
+    """Number of the shard."""
+    activations: npt.NDArray[Any]
+    """Shape `(n, n_tokens, d_model)` in the store's dtype; rows of unreadable images hold NaN."""
+    sha256: Sequence[bytes | None]
+    """SHA-256 of each source file."""
+    reason: Sequence[str]
+    """Why an image could not be read, '' for a valid one."""
+
+
+class StoreWriter:
+    """Writes shards in a background thread; use as a context manager.
+
+    A shard's file is renamed into place before its mark is written, so a killed build leaves whole shards, and
+    `missing_shards` of the next one tells which are still to do.
+
+    Args:
+        store: The unfinished store.
+    """
+
+    def __init__(self, store: ActivationStore) -> None:
+        self.store = store
+        self._activations = store.path / "activations"
+        self._progress = store.path / PROGRESS_FOLDER
+        self._progress.mkdir(exist_ok=True)
+        self._queue: queue.Queue[ShardData | None] = queue.Queue(maxsize=_QUEUED_SHARDS)
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="shard-writer", daemon=True)
+        self._thread.start()
+
+    def missing_shards(self) -> list[int]:
+        """Shards that are not on disk as their mark says, in order; their marks and stray files are removed."""
+        missing = []
+        for shard in range(self.store.n_shards):
+            if self._verify(shard):
+                continue
+            self._mark_path(shard).unlink(missing_ok=True)
+            missing.append(shard)
+        for stray in [*self._activations.rglob("*.partial"), *self._progress.glob("*.partial")]:
+            stray.unlink(missing_ok=True)
+        return missing
+
+    def submit(self, data: ShardData) -> None:
+        """Queue a shard for writing; waits while the disk is behind. The caller gives the array away.
+
+        Raises:
+            OSError: If an earlier shard could not be written.
+            NotFiniteError: If an earlier shard holds NaN or infinity.
+        """
+        while True:
+            self._raise_failure()
+            with contextlib.suppress(queue.Full):
+                self._queue.put(data, timeout=0.2)
+                return
+
+    def finish(self) -> None:
+        """Wait for the last shard, write the tables and mark the store complete.
+
+        Raises:
+            OSError: If a shard or table could not be written.
+            StoreError: If a shard is missing.
+        """
+        self._stop()
+        self._raise_failure()
+        marks = [self._read_mark(shard) for shard in range(self.store.n_shards)]
+        if None in marks:
+            raise StoreError(f"shard {marks.index(None)} of store '{self.store.path}' was never written")
+        self.store.finish(_make_tables([mark for mark in marks if mark is not None], self.store.d_model))
+        shutil.rmtree(self._progress)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Write what is queued, also after an error or Ctrl-C: finished work is kept."""
+        self._stop()
+        if kind is None:
+            self._raise_failure()
+
+    def _stop(self) -> None:
+        """Let the thread write what is queued, then end it."""
+        while self._thread.is_alive():
+            with contextlib.suppress(queue.Full):
+                self._queue.put(None, timeout=0.2)
+                self._thread.join()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        """Body of the thread."""
+        while (data := self._queue.get()) is not None:
+            try:
+                self._write(data)
+            except BaseException as error:  # noqa: BLE001 - handed to the caller at its next call
+                self._failure = error
+                return
+
+    def _write(self, data: ShardData) -> None:
+        """One shard: checks, file, mark."""
+        mark = dict(_summarise(data, self.store))
+        parts = self._encode(data)
+        digest = write_shard(shard_path(self._activations, data.shard), parts)
+        mark.update(n_bytes=digest.n_bytes, crc32c=digest.crc32c)
+        write_file(self._mark_path(data.shard), json.dumps(asdict(ShardMark(**mark))).encode())
+
+    def _encode(self, data: ShardData) -> list[memoryview | bytes]:
+        """The bytes of the shard file."""
+        store = self.store
+        if store.compression == "none":
+            index = make_index(len(data.activations), store.shard_images, store.image_bytes)
+            return [as_bytes(data.activations), index]
+        return [encode_compressed(data.activations, store)]
+
+    def _mark_path(self, shard: int) -> Path:
+        return self._progress / f"{shard}.json"
+
+    def _read_mark(self, shard: int) -> ShardMark | None:
+        """The mark of a shard; None if there is none that can be read."""
+        try:
+            return ShardMark(**json.loads(self._mark_path(shard).read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def _verify(self, shard: int) -> bool:
+        """Whether the shard's file is what its mark says."""
+        mark, path = self._read_mark(shard), shard_path(self._activations, shard)
+        return mark is not None and path.is_file() and file_digest(path) == (mark.n_bytes, mark.crc32c)
+
+
+@contextlib.contextmanager
+def store_lock(path: Path) -> Iterator[None]:
+    """Hold the right to build one store; a crashed process does not keep it.
+
+    Args:
+        path: Folder of the store; the lock is a file beside it.
+
+    Raises:
+        StoreBusyError: If another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_suffix(".lock")
+    with lock.open("w") as file:
+        try:
+            import fcntl
+        except ImportError:  # Windows: no advisory locks of this kind; two builds at once are the user's care there
+            yield
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreBusyError(
+                f"another process is building '{path}' now. Wait for it to end, then type the command again"
+            ) from None
+        yield
+
+
+def encode_compressed(activations: npt.NDArray[Any], store: ActivationStore) -> bytes:
+    """One shard through zarr-python's codec pipeline, in memory: the bytes that it would have written to disk."""
+    import zarr
+    from zarr.storage import MemoryStore
+
+    memory: dict[str, Any] = {}
+    shape = (store.shard_images, *store.spec.image_shape)
+    array = zarr.create_array(
+        MemoryStore(memory),
+        shape=shape,
+        dtype=store.spec.store_dtype,
+        shards=shape,
+        chunks=(1, *store.spec.image_shape),
+        fill_value=float("nan"),
+        filters=None,
+        compressors=_make_compressors(store.compression),
+        zarr_format=3,
+        config={"write_empty_chunks": False},
+    )
+    array[: len(activations)] = activations
+    encoded = memory.get("c/0/0/0")
+    # A shard of nothing but unreadable images is all fill value, which zarr-python leaves out.
+    return encoded.to_bytes() if encoded is not None else make_index(0, store.shard_images, store.image_bytes)
+
+
+def _summarise(data: ShardData, store: ActivationStore) -> dict[str, Any]:
+    """Everything of a mark that follows from the shard's contents."""
+    valid = np.array([not reason for reason in data.reason], dtype=bool)
+    total, total_sq = (np.zeros(store.d_model) for _ in range(2))
+    for slot in np.flatnonzero(valid):
+        image = data.activations[slot].astype(np.float64)
+        if not np.isfinite(image).all():
+            row = store.shard_rows(data.shard)[slot]
+            raise NotFiniteError(
+                f"activations of image '{store.images.path[row]}' (row {row}) hold NaN or infinity in {store.dtype}. "
+                "Try --store-dtype float32 or --precision fp32; if it persists, the weights do not fit the images"
+            )
+        total += image.sum(axis=0)
+        total_sq += np.square(image).sum(axis=0)
+    return {
+        "image_crc32c": [checksum(as_bytes(image)) for image in data.activations],
+        "sha256": [digest.hex() if digest is not None else "" for digest in data.sha256],
+        "reason": list(data.reason),
+        "count": int(valid.sum()) * store.n_tokens,
+        "sum": total.tolist(),
+        "sum_sq": total_sq.tolist(),
+    }
+
+
+def _make_tables(marks: Sequence[ShardMark], d_model: int) -> dict[str, npt.NDArray[Any]]:
+    """The arrays known only after the build, by their place in the store."""
+    reasons = [reason for mark in marks for reason in mark.reason]
+    digests = b"".join(bytes.fromhex(digest or "00" * 32) for mark in marks for digest in mark.sha256)
+    return {
+        "images/valid": np.array([not reason for reason in reasons], dtype=bool),
+        "images/reason": np.array(reasons, dtype=np.dtypes.StringDType()),
+        "images/sha256": np.frombuffer(digests, dtype=np.uint8).reshape(-1, 32),
+        "images/crc32c": np.array([value for mark in marks for value in mark.image_crc32c], dtype=np.uint32),
+        "moments/count": np.array([mark.count for mark in marks], dtype=np.int64),
+        "moments/sum": np.array([mark.sum for mark in marks], dtype=np.float64).reshape(-1, d_model),
+        "moments/sum_sq": np.array([mark.sum_sq for mark in marks], dtype=np.float64).reshape(-1, d_model),
+        "shards/n_bytes": np.array([mark.n_bytes for mark in marks], dtype=np.uint64),
+        "shards/crc32c": np.array([mark.crc32c for mark in marks], dtype=np.uint32),
+    }
