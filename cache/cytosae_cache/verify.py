@@ -1,0 +1,128 @@
+"""Checking a store against everything it says of itself."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cytosae_cache.errors import StoreCorruptError
+from cytosae_cache.reader import StoreReader
+from cytosae_cache.shard import as_bytes, checksum, file_digest, shard_path
+from cytosae_cache.store import ActivationStore
+
+_COLUMNS: dict[str, tuple[str, str]] = {
+    "images/path": ("n_images", ""),
+    "images/label": ("n_images", ""),
+    "images/patient": ("n_images", ""),
+    "images/reason": ("n_images", ""),
+    "images/valid": ("n_images", "bool"),
+    "images/crc32c": ("n_images", "uint32"),
+    "images/sha256": ("n_images", "uint8"),
+    "moments/count": ("n_shards", "int64"),
+    "moments/sum": ("n_shards", "float64"),
+    "moments/sum_sq": ("n_shards", "float64"),
+    "shards/n_bytes": ("n_shards", "uint64"),
+    "shards/crc32c": ("n_shards", "uint32"),
+}
+
+
+@dataclass
+class VerifyReport:
+    """What a check found."""
+
+    n_shards: int = 0
+    """Shard files checked."""
+    n_bytes: int = 0
+    """Bytes read from them."""
+    problems: list[str] = field(default_factory=list)
+    """One line each; empty for a sound store."""
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+def verify_store(store: ActivationStore, *, on_shard: Callable[[int], None] = lambda shard: None) -> VerifyReport:
+    """Check tables, files and every checksum of a complete store.
+
+    Args:
+        store: A complete store.
+        on_shard: Called after each shard.
+
+    Returns:
+        All problems found; checking goes on after each.
+    """
+    report = VerifyReport()
+    try:
+        _check_tables(store, report)
+        n_bytes, checksums = store.column("shards/n_bytes"), store.column("shards/crc32c")
+    except StoreCorruptError as error:
+        report.problems.append(str(error))
+        return report
+    if report.problems:
+        return report
+    _check_files(store, report)
+    with StoreReader(store, n_threads=1, verify=False) as reader:
+        for shard in range(store.n_shards):
+            path = shard_path(store.path / "activations", shard)
+            if path.is_file():
+                digest = file_digest(path)
+                report.n_shards, report.n_bytes = report.n_shards + 1, report.n_bytes + digest.n_bytes
+                if digest != (int(n_bytes[shard]), int(checksums[shard])):
+                    report.problems.append(
+                        f"shard '{path}': found {digest.n_bytes} bytes with checksum {digest.crc32c:08x}, "
+                        f"expected {n_bytes[shard]} with {checksums[shard]:08x}"
+                    )
+                _check_images(store, reader, shard, report)
+            on_shard(shard)
+    return report
+
+
+def _check_tables(store: ActivationStore, report: VerifyReport) -> None:
+    """Shapes and types of the small arrays, and the rules that bind them."""
+    for place, (length, dtype) in _COLUMNS.items():
+        column = store.column(place)
+        expected = getattr(store, length)
+        if len(column) != expected or (dtype and column.dtype != dtype):
+            report.problems.append(
+                f"{place}: found {column.dtype} {column.shape}, expected {expected} of {dtype or 'text'}"
+            )
+    if report.problems:
+        return
+    paths = [path.encode() for path in store.images.path]
+    if paths != sorted(set(paths)):
+        report.problems.append("images/path: rows are not sorted by path, or a path stands twice")
+    skipped = np.array([bool(str(reason)) for reason in store.column("images/reason")], dtype=bool)
+    if not np.array_equal(~store.valid, skipped):
+        report.problems.append("images/valid: disagrees with images/reason")
+    n_tokens = [
+        int(store.valid[rows.start : rows.stop].sum()) * store.n_tokens
+        for rows in map(store.shard_rows, range(store.n_shards))
+    ]
+    if store.moments.count.tolist() != n_tokens:
+        report.problems.append("moments/count: does not match the valid images")
+
+
+def _check_files(store: ActivationStore, report: VerifyReport) -> None:
+    """Shard files that are missing, and files that do not belong."""
+    folder = store.path / "activations" / "c"
+    expected = {shard_path(store.path / "activations", shard) for shard in range(store.n_shards)}
+    found = {path for path in folder.rglob("*") if path.is_file()}
+    report.problems += [f"shard '{path}' is missing" for path in sorted(expected - found)]
+    report.problems += [f"'{path}' does not belong to the store" for path in sorted(found - expected)]
+
+
+def _check_images(store: ActivationStore, reader: StoreReader, shard: int, report: VerifyReport) -> None:
+    """Every image's checksum, and NaN exactly where an image could not be read."""
+    rows = store.shard_rows(shard)
+    for row in rows:
+        try:
+            image = reader.read(np.array([row]))
+        except StoreCorruptError as error:
+            report.problems.append(str(error))
+            return
+        if checksum(as_bytes(image)) != store.image_checksums[row]:
+            report.problems.append(f"row {row} ('{store.images.path[row]}'): its activations fail their checksum")
+        elif np.isfinite(image).all() != store.valid[row]:
+            report.problems.append(f"row {row} ('{store.images.path[row]}'): finite numbers and 'valid' disagree")

@@ -1,0 +1,282 @@
+"""Stage one: run the vision transformer once over a data set and write its activation store."""
+
+import csv
+import io
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from cytosae.images import to_tensor
+from cytosae.vit import Backbone, BackboneInfo, describe_backbone, load_backbone
+from cytosae_cache.errors import StoreError, StoreMismatchError
+from cytosae_cache.shard import write_file
+from cytosae_cache.spec import Precision, Preprocessing, StoreSpec, TokenLayout
+from cytosae_cache.store import ActivationStore, ImageTable, Provenance
+from cytosae_cache.writer import ShardData, StoreWriter, store_lock
+from cytosae_pipeline import __version__
+from cytosae_pipeline.config import BuildConfig, UserError
+from cytosae_pipeline.datasets import ImageList, open_dataset
+from cytosae_pipeline.decoding import Decoded, ImageDecoder
+from cytosae_pipeline.devices import autocast, choose_device, choose_precision
+from cytosae_pipeline.paths import Workspace
+from cytosae_pipeline.progress import Progress, Reporter, format_bytes, format_seconds
+from cytosae_pipeline.stores import require_dataset, resolve_model_path
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+_MOST_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """What a build will do, decided before any work."""
+
+    images: ImageList
+    """Images in row order."""
+    model_path: Path
+    """Checkpoint of the backbone."""
+    info: BackboneInfo
+    """What the checkpoint holds."""
+    spec: StoreSpec
+    """What identifies the store."""
+    store: Path
+    """Where the store will lie."""
+    n_bytes: int
+    """Bytes of its activations, uncompressed."""
+    free_bytes: int
+    """Free disk where it will lie."""
+    device: torch.device
+    """Where the network will run."""
+
+    def describe(self) -> str:
+        """The plan for people."""
+        labels, patients = ({name for name in column if name} for column in (self.images.labels, self.images.patients))
+        return (
+            f"{len(self.images):,} images ({len(labels)} labels, {len(patients)} patients; layout "
+            f"{self.images.layout}) from '{self.images.root}'\n{self.spec.model_name} block {self.spec.block} of {self.spec.n_blocks}, "
+            f"{self.spec.tokens.n_tokens} tokens x {self.spec.d_model}, {self.spec.precision} on {self.device}\n"
+            f"store '{self.store}': {format_bytes(self.n_bytes)} ({format_bytes(self.free_bytes)} free)"
+        )
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What a build did."""
+
+    store: Path
+    """The complete store."""
+    n_images: int
+    """Rows of the store."""
+    n_skipped: int
+    """Images set aside as unreadable."""
+    skipped_csv: Path | None
+    """Their list, if there are any."""
+    status: Literal["built", "resumed", "already complete"]
+    """What had to be done."""
+    seconds: float
+    """Time it took."""
+
+
+def plan_build(config: BuildConfig) -> BuildPlan:
+    """Decide everything about a build without reading an image or running the network.
+
+    Raises:
+        ValueError: If the data set or checkpoint is missing or wrong; the message says what to do.
+    """
+    name = require_dataset(config)
+    workspace = Workspace(config.root_dir)
+    model_path = resolve_model_path(config.model_path)
+    if model_path is None:
+        raise UserError(
+            "build needs the vision transformer's checkpoint: --model_path ./DinoBloom-B.pth "
+            "(or --model_path embedded for the small one in the package)"
+        )
+    images = open_dataset(config.images or workspace.dataset_dir(name), config.layout)
+    if config.limit is not None:
+        images = images.head(config.limit)
+    info = describe_backbone(model_path, name=config.model_name, block=config.block_layer)
+    device = choose_device(config.device)
+    spec = make_spec(info, store_dtype=config.store_dtype, precision=choose_precision(config.precision, device))
+    store = workspace.store_path(name, spec.hash)
+    n_bytes = len(images) * spec.tokens.n_tokens * spec.d_model * np.dtype(spec.store_dtype).itemsize
+    existing = next(path for path in [store, *store.absolute().parents] if path.exists())
+    return BuildPlan(images, model_path, info, spec, store, n_bytes, shutil.disk_usage(existing).free, device)
+
+
+def make_spec(info: BackboneInfo, *, store_dtype: Literal["float16", "float32"], precision: Precision) -> StoreSpec:
+    """The spec of a backbone's activations."""
+    return StoreSpec(
+        model_name=info.name,
+        weights_sha256=info.weights_sha256,
+        block=info.block % info.n_blocks,
+        n_blocks=info.n_blocks,
+        d_model=info.d_model,
+        tokens=TokenLayout(info.n_cls, info.n_registers, info.grid),
+        preprocessing=Preprocessing(image_size=info.image_size, mean=info.image_mean, std=info.image_std),
+        store_dtype=store_dtype,
+        precision=precision,
+    )
+
+
+def build_store(config: BuildConfig, report: Reporter) -> BuildResult:
+    """Build the store of a data set, go on with an interrupted build, or do nothing if it is complete.
+
+    Raises:
+        ValueError: If the data set, checkpoint or an existing store does not fit; the message says what to do.
+        OSError: If the disk is full or cannot be written; what was finished is kept.
+    """
+    started = time.monotonic()
+    plan = plan_build(config)
+    for note in plan.images.notes:
+        report.say(note)
+    report.say(plan.describe())
+    with store_lock(plan.store):
+        if config.overwrite and plan.store.exists():
+            shutil.rmtree(plan.store)
+        store, status = _open_or_create(config, plan)
+        if status != "already complete":
+            _fill(store, config, plan, report)
+    skipped = _write_skipped(store, Workspace(config.root_dir).skipped_path(store.path))
+    n_skipped = int((~store.valid).sum())
+    seconds = time.monotonic() - started
+    if status == "already complete":
+        report.say(f"store '{store.path}' is already complete: nothing to do")
+    else:
+        report.say(f"wrote store '{store.path}' in {format_seconds(seconds)}")
+    return BuildResult(store.path, store.n_images, n_skipped, skipped, status, seconds)
+
+
+def _open_or_create(
+    config: BuildConfig, plan: BuildPlan
+) -> tuple[ActivationStore, Literal["built", "resumed", "already complete"]]:
+    """The store to fill, and what it takes."""
+    images = plan.images
+    digest = images.digest()
+    if not (plan.store / "zarr.json").exists():
+        if plan.n_bytes > plan.free_bytes and config.compression == "none":
+            raise StoreError(
+                f"the store needs {format_bytes(plan.n_bytes)}, but only {format_bytes(plan.free_bytes)} are free at "
+                f"'{plan.store.parent}'. Free some, use another --root_dir, or --limit the number of images"
+            )
+        stamp = int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
+        created = datetime.fromtimestamp(stamp, UTC).isoformat()
+        name = require_dataset(config)
+        provenance = Provenance(name, digest, __version__, created, plan.device.type)
+        table = ImageTable(images.paths, images.labels, images.patients)
+        shards = min(config.shard_images, len(images))
+        return ActivationStore.create(
+            plan.store, plan.spec, table, provenance, shard_images=shards, compression=config.compression
+        ), "built"
+    store = ActivationStore(plan.store)
+    if store.provenance.list_digest != digest:
+        raise StoreMismatchError(
+            f"store '{plan.store}' was made from {store.n_images:,} images with list digest "
+            f"{store.provenance.list_digest[:12]}, the list found now has {len(images):,} and digest "
+            f"{digest[:12]}: images, labels or patients changed. Use another --dataset_name, or --overwrite to build it anew"
+        )
+    if store.complete:
+        return store, "already complete"
+    wanted = (min(config.shard_images, len(images)), config.compression, plan.device.type)
+    found = (store.shard_images, store.compression, store.provenance.device)
+    if wanted != found:
+        raise StoreMismatchError(
+            f"the unfinished store '{plan.store}' was begun with --shard_images {found[0]} --compression {found[1]} "
+            f"--device {found[2]}, now they are {wanted[0]}, {wanted[1]} and {wanted[2]}. Give the same, or --overwrite"
+        )
+    return store, "resumed"
+
+
+def _fill(store: ActivationStore, config: BuildConfig, plan: BuildPlan, report: Reporter) -> None:
+    """Compute and write the missing shards."""
+    n_workers = config.workers if config.workers is not None else min(_MOST_WORKERS, os.cpu_count() or 1)
+    with StoreWriter(store) as writer:
+        todo = writer.missing_shards()
+        rows = [row for shard in todo for row in store.shard_rows(shard)]
+        done = store.n_images - len(rows)
+        if done:
+            report.say(f"going on after {done:,} images that are on disk and verified")
+        if rows:
+            backbone = load_backbone(
+                plan.model_path, name=config.model_name, block=config.block_layer, device=plan.device
+            )
+            with (
+                ImageDecoder(plan.images, n_workers=n_workers, image_size=plan.info.image_size) as decoder,
+                report.progress("build", store.n_images, "images", done=done) as progress,
+            ):
+                decoded = decoder.iter_rows(rows)
+                for shard in todo:
+                    writer.submit(_compute_shard(store, shard, decoded, backbone, config, plan, progress))
+        writer.finish()
+
+
+def _compute_shard(
+    store: ActivationStore,
+    shard: int,
+    decoded: Iterator[Decoded],
+    backbone: Backbone,
+    config: BuildConfig,
+    plan: BuildPlan,
+    progress: Progress,
+) -> ShardData:
+    """Run the network over one shard's images, in batches that begin at the shard's first row."""
+    rows = store.shard_rows(shard)
+    activations = np.empty((len(rows), *store.spec.image_shape), dtype=store.dtype)
+    digests: list[bytes | None] = []
+    reasons: list[str] = []
+    for start in range(0, len(rows), config.batch_size):
+        batch = [next(decoded) for _ in rows[start : start + config.batch_size]]
+        for image in batch:
+            if image.reason and config.strict_images:
+                raise StoreError(
+                    f"image '{plan.images.rows[image.row].path}' cannot be read: {image.reason}. "
+                    "Repair or remove it, or leave out --strict-images to set such images aside"
+                )
+        computed = compute_activations(backbone, batch, plan)
+        activations[start : start + len(batch)] = computed
+        digests += [image.sha256 for image in batch]
+        reasons += [image.reason for image in batch]
+        progress.advance(len(batch))
+    return ShardData(shard, activations, digests, reasons)
+
+
+def compute_activations(backbone: Backbone, batch: Sequence[Decoded], plan: BuildPlan) -> "npt.NDArray[Any]":
+    """Activations of a batch in the store's dtype, shape `(n, T, D)`; NaN for unreadable images.
+
+    Unreadable images keep their place in the batch as black pictures, so that no other image's numbers depend on them.
+    """
+    size = plan.info.image_size
+    pixels = np.zeros((len(batch), size, size, 3), dtype=np.uint8)
+    for slot, image in enumerate(batch):
+        if image.pixels is not None:
+            pixels[slot] = image.pixels
+    with torch.inference_mode(), autocast(plan.spec.precision, plan.device):
+        tensor = to_tensor(pixels, mean=plan.info.image_mean, std=plan.info.image_std, device=plan.device)
+        # CPU-GPU sync point: the copy back waits for the forward pass. Decoding and writing go on meanwhile.
+        computed = backbone(tensor).to(getattr(torch, plan.spec.store_dtype)).cpu().numpy()
+    for slot, image in enumerate(batch):
+        if image.reason:
+            computed[slot] = np.nan
+    return computed  # type: ignore[no-any-return]
+
+
+def _write_skipped(store: ActivationStore, path: Path) -> Path | None:
+    """List the unreadable images with reasons beside the store; None if there are none."""
+    rows = np.flatnonzero(~store.valid)
+    if not len(rows):
+        return None
+    reasons = store.column("images/reason")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["row", "path", "reason"])
+    writer.writerows([int(row), store.images.path[row], str(reasons[row])] for row in rows)
+    write_file(path, text.getvalue().encode())
+    return path

@@ -1,0 +1,280 @@
+"""The command line: options in, one call, a summary out. Heavy imports happen inside the verbs."""
+
+import dataclasses
+import functools
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cytosae_pipeline import __version__
+from cytosae_pipeline.config import BuildConfig, StatisticsConfig, StoreChoice, TrainConfig, UserError
+from cytosae_pipeline.options import CONTEXT_SETTINGS, config_options, make_config
+from cytosae_pipeline.progress import Reporter, format_bytes, format_seconds
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or a request to end, as shells expect it."""
+
+
+@click.group(context_settings=CONTEXT_SETTINGS)
+@click.version_option(__version__, prog_name="cytosae-cache")
+def cli() -> None:
+    """Cache a vision transformer's activations of blood cells once; train and read sparse autoencoders on them.
+
+    \b
+    Try it, no data needed:   cytosae-cache demo
+    With your own images:
+      cytosae-cache build    --dataset_name mll23 --images IMAGES --model_path DinoBloom-B.pth
+      cytosae-cache train    --dataset_name mll23 --use_ghost_grads --batch_size 64
+      cytosae-cache features --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt
+      cytosae-cache patients --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt
+
+    Option names may be written with _ or -. Every verb explains itself with --help.
+    """
+
+
+def main() -> None:
+    """Entry point of the `cytosae-cache` command."""
+    # A polite kill saves as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    cli(prog_name="cytosae-cache")
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, nothing else.")
+
+
+def verb(function: Callable[..., Any]) -> click.Command:
+    """Register a verb: `--json`, and errors as messages. A trailing _ of the function's name is left out."""
+
+    @functools.wraps(function)
+    def run(**values: Any) -> None:
+        with _messages():
+            function(**values)
+
+    return cli.command(function.__name__.rstrip("_"), context_settings=CONTEXT_SETTINGS)(json_option(run))
+
+
+@verb
+@config_options(BuildConfig)
+def build(as_json: bool, **values: Any) -> None:
+    """Run the vision transformer once over a data set and write its activation store.
+
+    Interrupted, it goes on where it stopped when the same command is typed again; complete, it returns at once.
+
+    \b
+    cytosae-cache build --dataset_name mll23 --images ./mll23 --model_path ./DinoBloom-B.pth
+    cytosae-cache build --dataset_name try --images cells.csv --model_path embedded --limit 100 --dry-run
+    """
+    config = make_config(BuildConfig, values)
+    from cytosae_pipeline.build import build_store, plan_build
+
+    if config.dry_run:
+        plan = plan_build(config)
+        facts = {"images": len(plan.images), "bytes": plan.n_bytes, "free_bytes": plan.free_bytes, "store": plan.store}
+        _print(facts, plan.describe() + "\nnothing was written (--dry-run)", as_json)
+        return
+    result = build_store(config, Reporter(quiet=as_json))
+    lines = [
+        f"store ({result.status}): {result.store}",
+        f"images: {result.n_images:,} in {format_seconds(result.seconds)}",
+    ]
+    if result.skipped_csv is not None:
+        lines.append(f"set aside as unreadable: {result.n_skipped:,}, listed with reasons in {result.skipped_csv}")
+    _print(result, "\n".join(lines), as_json)
+
+
+@verb
+@config_options(TrainConfig)
+def train(as_json: bool, **values: Any) -> None:
+    """Train a sparse autoencoder on an activation store, without the vision transformer or the images.
+
+    The same command typed again goes on with an interrupted run; so does --resume RUN.
+
+    \b
+    cytosae-cache train --dataset_name mll23 --batch_size 64 --use_ghost_grads --total_training_tokens 1000000
+    """
+    config = make_config(TrainConfig, values)
+    from cytosae_pipeline.train import train as run_training
+
+    result = run_training(config, Reporter(quiet=as_json))
+    shown = {"losses/overall_loss": "loss", "metrics/explained_variance": "explained variance", "metrics/l0": "L0"}
+    metrics = ", ".join(f"{text} {result.metrics[name]:.4g}" for name, text in shown.items() if name in result.metrics)
+    text = (
+        f"autoencoder ({result.status}, {result.n_steps:,} steps, {result.n_latents:,} latents): {result.sae}\n"
+        f"last step: {metrics}\nmetrics and checkpoints: {result.folder}\n"
+        f"next: cytosae-cache features --dataset_name {config.dataset_name or 'NAME'} --sae_path '{result.sae}'"
+    )
+    _print(result, text, as_json)
+
+
+@verb
+@config_options(StatisticsConfig, leave_out=("threshold", "normalize"))
+def features(as_json: bool, **values: Any) -> None:
+    """Find each latent's maximally activating images, mean activation and sparsity.
+
+    \b
+    cytosae-cache features --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt --top_k 10
+    """
+    config = make_config(StatisticsConfig, values)
+    from cytosae_pipeline.features import compute_features
+
+    result = compute_features(config, Reporter(quiet=as_json))
+    text = (
+        f"{result.n_active:,} of {result.n_latents:,} latents are active on one of {result.n_images:,} images\n"
+        f"wrote in {result.folder}: {', '.join(path.name for path in result.files)}"
+    )
+    _print(result, text, as_json)
+
+
+@verb
+@config_options(StatisticsConfig, leave_out=("top_k",))
+def classes(as_json: bool, **values: Any) -> None:
+    """Count, for every class, the tokens on which each latent is above a threshold.
+
+    \b
+    cytosae-cache classes --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt --threshold 0.2
+    """
+    _count(values, "label", as_json)
+
+
+@verb
+@config_options(StatisticsConfig, leave_out=("top_k",))
+def patients(as_json: bool, **values: Any) -> None:
+    """Count, for every patient, the tokens on which each latent is above a threshold.
+
+    Several --threshold may be given: all raw counts are kept, cls_sae_cnt.npy is made from the first.
+
+    \b
+    cytosae-cache patients --dataset_name hehr --sae_path out/checkpoints/RUN/final_....pt --threshold 0.2
+    """
+    _count(values, "patient", as_json)
+
+
+def _count(values: dict[str, Any], kind: Any, as_json: bool) -> None:
+    """`classes` and `patients`."""
+    config = make_config(StatisticsConfig, values)
+    from cytosae_pipeline.patients import compute_counts
+
+    result = compute_counts(config, kind, Reporter(quiet=as_json))
+    noun = "patients" if kind == "patient" else "classes"
+    text = (
+        f"{len(result.groups):,} {noun} x {result.n_latents:,} latents from {result.n_images:,} images\n"
+        f"wrote in {result.folder}: {', '.join(path.name for path in result.files)}"
+    )
+    _print(result, text, as_json)
+
+
+@verb
+@click.option("--root-dir", type=click.Path(path_type=Path), default=Path(), help="Folder that holds out/.")
+def list_(root_dir: Path, as_json: bool) -> None:
+    """List the activation stores and training runs below a folder."""
+    from cytosae_pipeline.inventory import take_inventory
+
+    inventory = take_inventory(root_dir)
+    _print(inventory, inventory.describe(), as_json)
+
+
+@verb
+@click.argument("path", required=False, type=click.Path(path_type=Path))
+@config_options(StoreChoice, leave_out=("store",))
+def info(path: Path | None, as_json: bool, **values: Any) -> None:
+    """Show a store's whole provenance: PATH of the store, or --dataset_name."""
+    from cytosae_pipeline.stores import find_store
+
+    store = find_store(make_config(StoreChoice, {**values, "store": path}))
+    facts = store.describe()
+    spec = facts.pop("spec")
+    lines = [f"{name}: {format_bytes(value) if name == 'activation_bytes' else value}" for name, value in facts.items()]
+    lines += ["spec:", *(f"  {name}: {value}" for name, value in spec.items())]
+    _print({**facts, "spec": spec}, "\n".join(lines), as_json)
+
+
+@verb
+@click.argument("path", required=False, type=click.Path(path_type=Path))
+@config_options(StoreChoice, leave_out=("store",))
+def verify(path: Path | None, as_json: bool, **values: Any) -> None:
+    """Check every file and checksum of a store: PATH of the store, or --dataset_name. Exit code 1 if any is wrong."""
+    from cytosae_cache.store import ActivationStore
+    from cytosae_cache.verify import verify_store
+    from cytosae_pipeline.stores import find_store
+
+    store = ActivationStore.open(find_store(make_config(StoreChoice, {**values, "store": path})).path)
+    with Reporter(quiet=as_json).progress("verify", store.n_shards, "shards") as bar:
+        report = verify_store(store, on_shard=lambda shard: bar.advance())
+    text = "\n".join(
+        [*report.problems, f"{len(report.problems)} problems in '{store.path}'. Build it again with --overwrite"]
+        if report.problems
+        else [
+            f"sound: {report.n_shards} shards, {format_bytes(report.n_bytes)}, {store.n_images:,} images: {store.path}"
+        ]
+    )
+    _print({"path": store.path, "sound": report.sound, **dataclasses.asdict(report)}, text, as_json)
+    if not report.sound:
+        raise SystemExit(1)
+
+
+@verb
+@click.option(
+    "--root-dir",
+    type=click.Path(path_type=Path),
+    default=Path("cytosae-demo"),
+    show_default=True,
+    help="Folder for the demo's images and outputs.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the cohort.")
+def demo(root_dir: Path, seed: int, as_json: bool) -> None:
+    """Run the whole program on a small made-up cohort: no data, no download, no GPU, about two minutes.
+
+    Draws blood cells of patients in three groups that differ in cell composition, builds the store with the embedded
+    vision transformer, trains an autoencoder, computes all statistics, and checks that the groups are found again.
+    """
+    from cytosae_pipeline.demo import run_demo
+
+    result = run_demo(root_dir, seed=seed, report=Reporter(quiet=as_json))
+    _print(result, result.describe(), as_json)
+    if not result.recovered:
+        raise SystemExit(1)
+
+
+def _print(result: Any, text: str, as_json: bool) -> None:
+    """The result on stdout."""
+    if as_json:
+        values = dataclasses.asdict(result) if dataclasses.is_dataclass(result) else result  # type: ignore[arg-type]
+        click.echo(json.dumps(values, default=str))
+    else:
+        click.echo(text)
+
+
+@contextmanager
+def _messages() -> Iterator[None]:
+    """Turn expected errors into one message and an exit code; bugs keep their traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        command = shlex.join(["cytosae-cache", *sys.argv[1:]])
+        click.echo(f"\ninterrupted; what was finished is kept. Go on with:\n  {command}", err=True)
+        raise SystemExit(INTERRUPTED) from None
+    except (ValueError, OSError, RuntimeError) as error:
+        if not _is_expected(error):
+            raise
+        raise click.ClickException(str(error)) from error
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether an error is one that a user can put right."""
+    from cytosae_cache.errors import StoreError
+    from cytosae_pipeline.datasets import DatasetError
+    from cytosae_pipeline.decoding import DecodingError
+
+    if isinstance(error, UserError | StoreError | DatasetError | DecodingError | OSError):
+        return True
+    from cytosae.checkpoint import SaeCheckpointError
+    from cytosae.vit import BackboneError
+
+    return isinstance(error, SaeCheckpointError | BackboneError)

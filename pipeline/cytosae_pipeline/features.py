@@ -1,0 +1,97 @@
+"""`features`: top-k maximally activating images, mean activations and sparsity of every latent."""
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cytosae.checkpoint import write_torch_atomically
+from cytosae.statistics import FeatureResult, FeatureStatistics
+from cytosae_cache.shard import write_file
+from cytosae_cache.store import ActivationStore
+from cytosae_pipeline.config import StatisticsConfig
+from cytosae_pipeline.one_pass import open_inputs, run_pass, write_record
+from cytosae_pipeline.progress import Reporter
+
+
+@dataclass(frozen=True)
+class FeaturesResult:
+    """What `features` did."""
+
+    folder: Path
+    """Where the files lie."""
+    files: list[Path]
+    """The files."""
+    n_images: int
+    """Images counted."""
+    n_latents: int
+    """Latents S."""
+    n_active: int
+    """Latents that were active on at least one image."""
+
+
+def compute_features(config: StatisticsConfig, report: Reporter) -> FeaturesResult:
+    """Compute and write the feature data of definition 4.6.
+
+    Raises:
+        ValueError: If the autoencoder or store is missing or they do not fit.
+    """
+    inputs = open_inputs(config, report)
+    store, device = inputs.store, inputs.sae.W_enc.device
+    statistics = FeatureStatistics(inputs.sae.W_enc.shape[1], config.top_k, device=device)
+    run_pass(inputs, config, (), lambda rows, images: statistics.update(rows, images.scores), report, what="features")
+    result = statistics.result()
+    files = write_features(inputs.folder, result, store)
+    files.append(write_record(inputs, config, "features", top_k=config.top_k, n_images=statistics.n_images))
+    n_active = int((result.sparsity > 0).sum())
+    return FeaturesResult(inputs.folder, files, statistics.n_images, len(result.sparsity), n_active)
+
+
+def label_index(names: list[str], labels: list[str]) -> torch.Tensor:
+    """Index of each image's label among the sorted names, int64, shape `(n,)`; -1 where it has none."""
+    index = {name: number for number, name in enumerate(names)}
+    return torch.tensor([index.get(label, -1) for label in labels], dtype=torch.int64)
+
+
+def sorted_names(values: list[str]) -> list[str]:
+    """The different names among the values, sorted; '' is none."""
+    return sorted({value for value in values if value})
+
+
+def write_features(folder: Path, result: FeatureResult, store: ActivationStore) -> list[Path]:
+    """Write the files of DESIGN section 6.
+
+    Returns:
+        Their paths.
+    """
+    names = sorted_names(list(store.images.label))
+    labels = label_index(names, list(store.images.label))
+    filled = result.indices >= 0
+    label_indices = torch.where(filled, labels[result.indices.clamp(min=0)], -1)
+    tensors = {
+        "max_activating_image_indices": result.indices,
+        "max_activating_image_label_indices": label_indices,
+        "max_activating_image_values": result.values,
+        "sae_mean_acts": result.mean_acts,
+        "sae_sparsity": result.sparsity,
+    }
+    files = []
+    for name, tensor in tensors.items():
+        files.append(folder / f"{name}.pt")
+        write_torch_atomically(files[-1], tensor.contiguous().clone())
+    files += [folder / "images.csv", folder / "labels.txt"]
+    write_file(files[-2], _images_csv(store))
+    write_file(files[-1], "".join(f"{name}\n" for name in names).encode())
+    return files
+
+
+def _images_csv(store: ActivationStore) -> bytes:
+    """Row by row: path, label, patient, and whether the image could be read."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["row", "path", "label", "patient", "valid"])
+    rows = zip(*store.images, store.valid, strict=True)
+    writer.writerows([row, *names, int(valid)] for row, (*names, valid) in enumerate(rows))
+    return text.getvalue().encode()

@@ -1,0 +1,87 @@
+"""The one place that knows the layout of `<root>/dataset` and `<root>/out`."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from cytosae_pipeline.config import UserError
+
+_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Paths below one root folder."""
+
+    root: Path
+    """Folder that holds dataset/ and out/."""
+
+    def dataset_dir(self, dataset: str) -> Path:
+        """Images of a data set, unless `--images` names another place."""
+        return self.root / "dataset" / safe_name(dataset, "data set")
+
+    def stores_dir(self, dataset: str) -> Path:
+        """Activation stores of a data set."""
+        return self.activations_dir / safe_name(dataset, "data set")
+
+    @property
+    def activations_dir(self) -> Path:
+        """Activation stores of all data sets."""
+        return self.root / "out" / "activations"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """Training runs."""
+        return self.root / "out" / "checkpoints"
+
+    def store_path(self, dataset: str, spec_hash: str) -> Path:
+        """One activation store."""
+        return self.stores_dir(dataset) / f"{spec_hash}.zarr"
+
+    def skipped_path(self, store: Path) -> Path:
+        """List of a store's unreadable images, with reasons."""
+        return store.with_suffix(".skipped.csv")
+
+    def run_dir(self, run: str) -> Path:
+        """One training run."""
+        return self.checkpoints_dir / safe_name(run, "run")
+
+    def feature_dir(self, sae_path: Path, vit_type: str, dataset: str) -> Path:
+        """Statistics of one autoencoder on one data set."""
+        folder = f"sae_{safe_name(run_of_sae(sae_path), 'run')}"
+        name = safe_name(dataset, "data set")
+        return self.root / "out" / "feature_data" / folder / safe_name(vit_type, "vit_type") / name
+
+
+def run_of_sae(sae_path: Path) -> str:
+    """Name of the run that an autoencoder's file belongs to: its folder if that is a run's, else the file's stem."""
+    path = sae_path.resolve()
+    if (path.parent / "config.json").is_file() or path.parent.parent.name == "checkpoints":
+        return path.parent.name
+    return path.stem
+
+
+def final_name(model_name: str, block_layer: int, module_name: str, n_latents: int) -> str:
+    """File name of a finished autoencoder, as the reference names it."""
+    return f"final_sparse_autoencoder_{file_part(model_name)}_{block_layer}_{module_name}_{n_latents}.pt"
+
+
+def checkpoint_name(n_images: int, model_name: str, block_layer: int, module_name: str, n_latents: int) -> str:
+    """File name of a checkpoint on the way, as the reference names it: images seen first."""
+    return f"{n_images}_sparse_autoencoder_{file_part(model_name)}_{block_layer}_{module_name}_{n_latents}.pt"
+
+
+def file_part(name: str) -> str:
+    """A name made fit to be part of a file's name: a hub name's slash becomes a dash."""
+    return re.sub(r"[^A-Za-z0-9._+-]", "-", name)
+
+
+def safe_name(name: str, what: str) -> str:
+    """The name, if it can be a folder's name and nothing else.
+
+    Raises:
+        UserError: If it holds anything but letters, digits and `. _ + -`, or begins with a dot.
+    """
+    if not _SAFE.fullmatch(name):
+        raise UserError(f"{what} name {name!r} cannot be a folder: use letters, digits and . _ + - only")
+    return name

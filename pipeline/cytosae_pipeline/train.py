@@ -1,0 +1,419 @@
+"""Stage two's training: the reference recipe, streamed from a store, seeded, and resumable at any step."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from cytosae.checkpoint import read_torch, save_sae, write_torch_atomically
+from cytosae.geometric_median import geometric_median
+from cytosae.objective import explained_variance, l0, learning_rate_factor
+from cytosae.sae import SparseAutoencoder, make_sae
+from cytosae.train_step import StepResult, TrainStep
+from cytosae_cache.order import spread_rows
+from cytosae_cache.reader import StoreReader
+from cytosae_cache.shard import write_file
+from cytosae_cache.spec import canonical_json
+from cytosae_cache.store import ActivationStore
+from cytosae_cache.stream import Batch, TrainingStream
+from cytosae_pipeline import __version__
+from cytosae_pipeline.config import TrainConfig, UserError
+from cytosae_pipeline.devices import choose_device
+from cytosae_pipeline.paths import Workspace, checkpoint_name, file_part, final_name
+from cytosae_pipeline.progress import Progress, Reporter
+from cytosae_pipeline.stores import ensure_store
+from cytosae_pipeline.tracking import JsonLines, Tracker, Trackers, WandbTracker
+
+_MEDIAN_IMAGES = 256
+_MEDIAN_TOKENS = 16_384
+_SECONDS_BETWEEN_SAVES = 300.0
+
+_NOT_THE_RECIPE = {
+    "root_dir", "store", "model_path", "images", "layout", "vit_type", "run_name", "resume", "device", "no_verify",
+    "log_to_wandb", "wandb_project", "wandb_entity", "clip_dim",
+}  # fmt: skip
+"""Options that do not change the numbers: left out of the run's identity and of everything that is shared."""
+
+
+class TrainingError(UserError):
+    """Training cannot start or go on; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What `train` did."""
+
+    sae: Path
+    """The finished autoencoder."""
+    folder: Path
+    """The run's folder."""
+    status: Literal["trained", "resumed", "already trained"]
+    """What had to be done."""
+    n_steps: int
+    """Steps of the whole run."""
+    n_latents: int
+    """Latents S."""
+    metrics: dict[str, float]
+    """Metrics of the last log line."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run: everything fixed before the first step."""
+
+    config: TrainConfig
+    """Options."""
+    store: ActivationStore
+    """What it trains on."""
+    folder: Path
+    """Where everything goes."""
+    recipe: dict[str, Any]
+    """What decides the numbers, as plain JSON values; no path, label or patient in it."""
+    device: torch.device
+    """Where it runs."""
+
+    @property
+    def n_latents(self) -> int:
+        """Latents S."""
+        return self.config.expansion_factor * self.store.d_model
+
+    @property
+    def n_steps(self) -> int:
+        """Steps; the last batch may be smaller."""
+        return -(-self.config.total_training_tokens // self.config.batch_size)
+
+    @property
+    def state_path(self) -> Path:
+        """Where an interrupted run goes on from."""
+        return self.folder / "training_state.pt"
+
+    @property
+    def final_path(self) -> Path:
+        """The finished autoencoder; exists only after the last step."""
+        name = self.store.spec.model_name
+        return self.folder / final_name(name, self.config.block_layer, self.config.module_name, self.n_latents)
+
+    def checkpoint_path(self, n_images: int) -> Path:
+        """An autoencoder on the way."""
+        name, config = self.store.spec.model_name, self.config
+        return self.folder / checkpoint_name(n_images, name, config.block_layer, config.module_name, self.n_latents)
+
+
+def train(config: TrainConfig, report: Reporter) -> TrainResult:
+    """Train an autoencoder, go on with an interrupted run, or do nothing if the run is finished.
+
+    Raises:
+        ValueError: If the store is missing or does not fit the options; the message says what to do.
+        TrainingError: If the loss stops being a finite number; checkpoints are kept, no final file is written.
+    """
+    run = plan_run(config, report)
+    if run.final_path.exists():
+        report.say(f"run '{run.folder.name}' is already trained: nothing to do")
+        return TrainResult(
+            run.final_path, run.folder, "already trained", run.n_steps, run.n_latents, _last_metrics(run)
+        )
+    with StoreReader(run.store, verify=not config.no_verify) as reader:
+        loop = TrainingLoop(run, reader, report)
+        resumed = loop.position > 0
+        loop.run()
+    loop.step.sae.normalise_decoder_()
+    save_sae(run.final_path, loop.step.sae, _sae_cfg(run))
+    run.state_path.unlink(missing_ok=True)
+    report.say(f"wrote '{run.final_path}'")
+    status: Literal["trained", "resumed"] = "resumed" if resumed else "trained"
+    return TrainResult(run.final_path, run.folder, status, run.n_steps, run.n_latents, _last_metrics(run))
+
+
+def plan_run(config: TrainConfig, report: Reporter) -> Run:
+    """Find the store, settle the run's name and write its config.
+
+    Raises:
+        TrainingError: If the options do not fit the store, or the run's name belongs to other options.
+    """
+    workspace = Workspace(config.root_dir)
+    if config.resume is not None:
+        config = _resumed_config(config, workspace)
+    store = ensure_store(config, report)
+    if config.clip_dim not in (None, store.d_model):
+        raise TrainingError(
+            f"--clip_dim {config.clip_dim} was given, but store '{store.path}' holds activations of width "
+            f"{store.d_model} ({store.spec.model_name}). Leave --clip_dim out, or choose another store"
+        )
+    if config.class_token and not store.spec.tokens.n_cls:
+        raise TrainingError(f"--class_token was given, but {store.spec.model_name} has no CLS token")
+    values = json.loads(json.dumps(asdict(config), default=str))
+    recipe = {name: value for name, value in values.items() if name not in _NOT_THE_RECIPE}
+    recipe |= {
+        "dataset_name": store.provenance.dataset,
+        "model_name": store.spec.model_name,
+        "d_in": store.d_model,
+        "n_latents": config.expansion_factor * store.d_model,
+        "spec": store.spec.to_json(),
+        "spec_hash": store.spec.hash,
+        "list_digest": store.provenance.list_digest,
+    }
+    digest = hashlib.sha256(canonical_json(recipe)).hexdigest()[:8]
+    folder = workspace.run_dir(config.run_name or f"{file_part(store.provenance.dataset)}-{digest}")
+    run = Run(config, store, folder, recipe, choose_device(config.device))
+    _write_config(run)
+    return run
+
+
+class TrainingLoop:
+    """The loop over steps: stream, step, metrics, checkpoints. Picks up the state of an interrupted run.
+
+    Args:
+        run: The run.
+        reader: Reads its store.
+        report: Shows progress.
+    """
+
+    def __init__(self, run: Run, reader: StoreReader, report: Reporter) -> None:
+        config = run.config
+        self._run, self._reader, self._report = run, reader, report
+        self.position = 0
+        """Images trained on."""
+        self._n_done = 0
+        sae = make_sae(config.arch, run.store.d_model, run.n_latents, seed=config.seed, device=run.device)
+        self.step = TrainStep(
+            sae,
+            l1_coefficient=config.l1_coefficient,
+            use_ghost_grads=config.use_ghost_grads,
+            dead_feature_window=config.dead_feature_window,
+            mse_cls_coefficient=config.mse_cls_coefficient if run.store.spec.tokens.n_cls else 1.0,
+        )
+        self._n_fired = torch.zeros(run.n_latents, dtype=torch.int64, device=run.device)
+        self._n_tokens = 0
+        self._last_save = time.monotonic()
+        if run.state_path.exists():
+            self._load_state()
+        else:
+            _initialise_b_dec(sae, reader, config)
+
+    def run(self) -> None:
+        """All remaining steps. On Ctrl-C or an error of the disk the state is saved first.
+
+        Raises:
+            TrainingError: If the loss stops being a finite number.
+        """
+        run, config = self._run, self._run.config
+        if self.position:
+            self._report.say(f"going on with run '{run.folder.name}' after {self.position:,} images")
+        stream = TrainingStream(
+            [self._reader], batch_images=config.batch_size, seed=config.seed, position=self.position,
+            stop=config.total_training_tokens,
+        )  # fmt: skip
+        metrics_path = run.folder / "metrics.jsonl"
+        trackers: list[Tracker] = [JsonLines(metrics_path, after_step=self._n_done)]
+        if config.log_to_wandb:
+            trackers.append(_make_wandb(run))
+        progress = self._report.progress("train", config.total_training_tokens, "images", done=self.position)
+        try:
+            with Trackers(*trackers) as tracker, progress:
+                self._steps(stream, tracker, progress)
+        except (KeyboardInterrupt, OSError):
+            self._save_state()
+            raise
+
+    def _steps(self, stream: TrainingStream, tracker: Tracker, progress: Progress) -> None:
+        config = self._run.config
+        checkpoints = _checkpoint_positions(config, after=self.position)
+        upcoming = next(checkpoints, None)
+        note = ""
+        for batch in stream:
+            x = self._to_device(batch)
+            factor = learning_rate_factor(
+                self._n_done, scheduler=config.lr_scheduler_name, warm_up_steps=config.lr_warm_up_steps
+            )
+            result = self.step.step(x, config.lr * factor)
+            self._count_firing(result)
+            self.position, self._n_done = batch.position, self._n_done + 1
+            last = self.position >= config.total_training_tokens
+            if self._n_done % config.wandb_log_frequency == 0 or last or self._n_done == 1:
+                metrics = self._measure(result, x, config.lr * factor, progress.rate, stream.waited_s)
+                tracker.log(self._n_done, metrics)
+                note = f"loss {metrics['losses/overall_loss']:.4g}, EV {metrics['metrics/explained_variance']:.3f}"
+            if self._n_done % config.feature_sampling_window == 0:
+                self._n_fired.zero_()
+                self._n_tokens = 0
+            if upcoming is not None and self.position >= upcoming:
+                save_sae(self._run.checkpoint_path(self.position), self.step.sae, _sae_cfg(self._run))
+                self._save_state()
+                while upcoming is not None and self.position >= upcoming:
+                    upcoming = next(checkpoints, None)
+            elif time.monotonic() - self._last_save > _SECONDS_BETWEEN_SAVES:
+                self._save_state()
+            progress.advance(len(batch.rows), note)
+
+    def _to_device(self, batch: Batch) -> torch.Tensor:
+        """The batch as float32 on the device, shape `(B, T, D)`."""
+        activations = torch.from_numpy(batch.activations)
+        if self._run.config.class_token:
+            activations = activations[:, :1]
+        return activations.to(device=self._run.device, dtype=torch.float32)
+
+    def _count_firing(self, result: StepResult) -> None:
+        """Add to the firing counts of the sampling window; stays on the device."""
+        fired = result.acts.detach() > 0
+        self._n_fired += fired.sum(dim=(0, 1))
+        self._n_tokens += fired.shape[0] * fired.shape[1]
+
+    @torch.no_grad()
+    def _measure(
+        self, result: StepResult, x: torch.Tensor, rate: float, images_per_s: float, waited_s: float
+    ) -> dict[str, float]:
+        """Metrics of a step under the reference's names. CPU-GPU sync point, hence only every few steps.
+
+        Raises:
+            TrainingError: If the loss is not a finite number.
+        """
+        variance = explained_variance(x, result.reconstruction)
+        frequency = self._n_fired.double() / max(self._n_tokens, 1)
+        config = self._run.config
+        loss = float(result.terms.loss)
+        if not torch.isfinite(result.terms.loss):
+            raise TrainingError(
+                f"the loss became {loss} at step {self._n_done}. Earlier checkpoints in '{self._run.folder}' "
+                "are sound. Try a smaller --lr, more --lr_warm_up_steps, or no --use_ghost_grads"
+            )
+        since = self.step.tracker.n_steps_since_fired
+        return {
+            "losses/overall_loss": loss,
+            "losses/mse_loss": float(result.terms.mse),
+            "losses/l1_loss": float(result.terms.l1),
+            "losses/ghost_grad_loss": float(result.terms.ghost),
+            "metrics/explained_variance": float(variance.total),
+            "metrics/explained_variance_std": float(variance.per_token_std),
+            "metrics/l0": float(l0(result.acts)),
+            "metrics/mean_log10_feature_sparsity": float(torch.log10(frequency + 1e-10).mean()),
+            "sparsity/mean_passes_since_fired": float(since.double().mean()),
+            "sparsity/n_passes_since_fired_over_threshold": int((since > config.dead_feature_window).sum()),
+            "sparsity/below_1e-5": float((frequency < 1e-5).double().mean()),
+            "sparsity/below_1e-6": float((frequency < 1e-6).double().mean()),
+            "sparsity/dead_features": float((frequency < config.dead_feature_threshold).double().mean()),
+            "details/n_training_tokens": self.position,
+            "details/current_learning_rate": rate,
+            "details/images_per_s": images_per_s,
+            "details/data_wait_s": waited_s,
+        }
+
+    def _save_state(self) -> None:
+        """Everything needed to go on exactly here."""
+        state = {
+            "recipe": self._run.recipe,
+            "position": self.position,
+            "n_done": self._n_done,
+            "n_fired": self._n_fired,
+            "n_tokens": self._n_tokens,
+            "step": self.step.state_dict(),
+        }
+        write_torch_atomically(self._run.state_path, state)
+        self._last_save = time.monotonic()
+
+    def _load_state(self) -> None:
+        """Go on where an interrupted run stopped."""
+        state = read_torch(self._run.state_path, device=self._run.device)
+        if state["recipe"] != self._run.recipe:
+            raise TrainingError(f"'{self._run.state_path}' belongs to other options; choose another --run_name")
+        self.position, self._n_done = state["position"], state["n_done"]
+        self._n_fired, self._n_tokens = state["n_fired"], state["n_tokens"]
+        self.step.load_state_dict(state["step"])
+
+
+def sample_tokens(
+    reader: StoreReader, *, n_images: int = _MEDIAN_IMAGES, n_tokens: int = _MEDIAN_TOKENS
+) -> torch.Tensor:
+    """Token vectors from a sample of images spread over the store.
+
+    Args:
+        reader: Reads the store.
+        n_images: Images to read at the most.
+        n_tokens: Tokens to return at the most.
+
+    Returns:
+        Float32, shape `(n, D)`.
+    """
+    valid = reader.store.valid_rows
+    rows = valid[spread_rows(len(valid), n_images)]
+    tokens = reader.read(rows).reshape(-1, reader.store.d_model)
+    return torch.from_numpy(tokens[spread_rows(len(tokens), n_tokens)]).float()
+
+
+def _initialise_b_dec(sae: SparseAutoencoder, reader: StoreReader, config: TrainConfig) -> None:
+    """Start the decoder's bias where the activations are."""
+    if config.b_dec_init_method == "zeros":
+        return
+    tokens = sample_tokens(reader)
+    start = geometric_median(tokens) if config.b_dec_init_method == "geometric_median" else tokens.double().mean(dim=0)
+    with torch.no_grad():
+        sae.b_dec.copy_(start)
+
+
+def _checkpoint_positions(config: TrainConfig, *, after: int) -> Iterator[int]:
+    """Images after which checkpoints are due: evenly spaced between start and end."""
+    parts = config.n_checkpoints + 1
+    due = (config.total_training_tokens * number // parts for number in range(1, parts))
+    return (position for position in due if position > after)
+
+
+def _sae_cfg(run: Run) -> dict[str, Any]:
+    """What an autoencoder's file says of itself."""
+    return {**run.recipe, "package_version": __version__, "run_name": run.folder.name}
+
+
+def _write_config(run: Run) -> None:
+    """Write the run's config, or check that an existing one is the same."""
+    path = run.folder / "config.json"
+    if path.exists():
+        found = json.loads(path.read_text())["recipe"]
+        differing = sorted(name for name in {*found, *run.recipe} if found.get(name) != run.recipe.get(name))
+        if differing:
+            shown = "; ".join(
+                f"{name}: {found.get(name)!r} there, {run.recipe.get(name)!r} now" for name in differing[:6]
+            )
+            raise TrainingError(
+                f"run '{run.folder.name}' exists with other options ({shown}). Choose another --run_name"
+            )
+        return
+    run.folder.mkdir(parents=True, exist_ok=True)
+    options = json.loads(json.dumps(asdict(run.config), default=str))
+    record = {"package_version": __version__, "recipe": run.recipe, "options": options}
+    write_file(path, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def _resumed_config(config: TrainConfig, workspace: Workspace) -> TrainConfig:
+    """The options of an interrupted run, read back from its folder."""
+    assert config.resume is not None
+    path = workspace.run_dir(config.resume) / "config.json"
+    if not path.is_file():
+        there = sorted(item.parent.name for item in workspace.checkpoints_dir.glob("*/config.json"))
+        raise TrainingError(
+            f"no run '{config.resume}' in '{workspace.checkpoints_dir}'. There are: {', '.join(there) or 'none'}"
+        )
+    options = json.loads(path.read_text())["options"]
+    for name in ("store", "model_path", "images"):
+        options[name] = Path(options[name]) if options[name] is not None else None
+    options |= {"root_dir": config.root_dir, "run_name": config.resume, "resume": None, "device": config.device}
+    return TrainConfig(**options)
+
+
+def _make_wandb(run: Run) -> WandbTracker:
+    """A Weights & Biases run that knows the recipe's numbers and no name of a data set, path or person."""
+    numbers = {name: value for name, value in run.recipe.items() if isinstance(value, int | float)}
+    identity = hashlib.sha256(canonical_json([run.recipe, run.folder.name])).hexdigest()[:8]
+    config = run.config
+    return WandbTracker(
+        project=config.wandb_project, entity=config.wandb_entity, run_id=identity, folder=run.folder, config=numbers
+    )
+
+
+def _last_metrics(run: Run) -> dict[str, float]:
+    """The last line of the run's metrics."""
+    path = run.folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {name: value for name, value in json.loads(lines[-1]).items() if value is not None} if lines else {}
