@@ -1,0 +1,76 @@
+"""`verify` finds what is wrong with a store, and nothing wrong with a sound one."""
+
+import numpy as np
+import pytest
+import zarr
+
+from cytosae_cache.shard import shard_path
+from cytosae_cache.verify import verify_store
+from tests.stores import make_activations, make_store
+
+
+@pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
+def test_a_sound_store(tmp_path, compression):
+    store = make_store(tmp_path / "s.zarr", make_activations(11), invalid=[2], compression=compression)
+    seen = []
+    report = verify_store(store, on_shard=seen.append)
+    assert report.sound
+    assert report.n_shards == 3
+    assert seen == [0, 1, 2]
+    assert report.n_bytes == sum(shard_path(store.path / "activations", shard).stat().st_size for shard in range(3))
+
+
+def test_any_flipped_bit_of_a_shard_is_found(tmp_path):
+    store = make_store(tmp_path / "s.zarr", make_activations(6))
+    path = shard_path(store.path / "activations", 1)
+    sound = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for bit in rng.choice(len(sound) * 8, size=40, replace=False):
+        data = bytearray(sound)
+        data[bit // 8] ^= 1 << (bit % 8)
+        path.write_bytes(data)
+        assert any("expected" in problem for problem in verify_store(store).problems)
+    path.write_bytes(sound)
+    assert verify_store(store).sound
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "extra"])
+def test_files_cut_off_missing_or_too_many(tmp_path, damage):
+    store = make_store(tmp_path / "s.zarr", make_activations(6))
+    path = shard_path(store.path / "activations", 1)
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-5])
+    elif damage == "missing":
+        path.unlink()
+    else:
+        path.with_name("9").write_bytes(b"x")
+    message = {"cut": "expected", "missing": "is missing", "extra": "does not belong"}[damage]
+    assert any(message in problem for problem in verify_store(store).problems)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("images/path", "zzz", "not sorted"),
+        ("images/valid", False, "disagrees with images/reason"),
+        ("images/crc32c", 1, "fail their checksum"),
+        ("moments/count", 1, "does not match the valid images"),
+        ("shards/crc32c", 1, "expected"),
+        ("shards/n_bytes", 1, "expected 1"),
+    ],
+)
+def test_wrong_tables(tmp_path, place, value, message):
+    store = make_store(tmp_path / "s.zarr", make_activations(6))
+    zarr.open_group(store.path, mode="r+")[place][0] = value
+    from cytosae_cache.store import ActivationStore
+
+    problems = verify_store(ActivationStore.open(store.path)).problems
+    assert any(message in problem for problem in problems), problems
+
+
+def test_a_table_that_is_gone(tmp_path):
+    import shutil
+
+    store = make_store(tmp_path / "s.zarr", make_activations(6))
+    shutil.rmtree(store.path / "images" / "crc32c")
+    assert any("images/crc32c" in problem for problem in verify_store(store).problems)
