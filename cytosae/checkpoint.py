@@ -1,0 +1,149 @@
+"""Autoencoder files `{'cfg': plain dict, 'state_dict': tensors}`: written whole or not at all, never unpickled."""
+
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from cytosae.restricted_pickle import RestrictedPickleError, read_restricted, to_plain
+from cytosae.sae import ARCHITECTURES, SparseAutoencoder
+
+_PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
+
+
+class SaeCheckpointError(ValueError):
+    """An autoencoder's file cannot be used; the message says what was found and what was expected."""
+
+
+class SaeNotFoundError(SaeCheckpointError, FileNotFoundError):
+    """There is no such file."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class LoadedSae(NamedTuple):
+    """An autoencoder and what its file says of it."""
+
+    sae: SparseAutoencoder
+    """The autoencoder, in evaluation mode."""
+    cfg: dict[str, Any]
+    """Plain JSON values."""
+
+
+def save_sae(path: Path, sae: SparseAutoencoder, cfg: Mapping[str, Any]) -> None:
+    """Write an autoencoder so that `torch.load(path, weights_only=True)` opens it.
+
+    Args:
+        path: The file; replaced in one step.
+        sae: The autoencoder.
+        cfg: JSON values.
+
+    Raises:
+        TypeError: If `cfg` holds anything but JSON values.
+    """
+    plain = json.loads(json.dumps(dict(cfg)))
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
+    write_torch_atomically(path, {"cfg": plain, "state_dict": state})
+
+
+def load_sae(path: Path, *, device: torch.device | str = "cpu") -> LoadedSae:
+    """Read an autoencoder that this package or the reference wrote. Nothing in the file is executed.
+
+    Args:
+        path: The file.
+        device: Where the autoencoder goes.
+
+    Raises:
+        SaeNotFoundError: If there is no file.
+        SaeCheckpointError: If it is no autoencoder, or its tensors do not fit together.
+    """
+    if not path.is_file():
+        raise SaeNotFoundError(
+            f"no autoencoder at '{path}'. List those there are with: cytosae-cache list; "
+            "train one with: cytosae-cache train"
+        )
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        value = _read_reference(path)
+    except Exception as error:
+        raise SaeCheckpointError(f"'{path}' is no torch checkpoint: {_first_line(error)}") from error
+    if not isinstance(value, dict) or not {"cfg", "state_dict"} <= set(value):
+        found = sorted(map(str, value))[:8] if isinstance(value, dict) else type(value).__name__
+        raise SaeCheckpointError(
+            f"'{path}' must hold 'cfg' and 'state_dict', found {found}: it is no autoencoder's file"
+        )
+    state, cfg = value["state_dict"], to_plain(value["cfg"])
+    if not isinstance(cfg, dict):
+        raise SaeCheckpointError(f"'cfg' in '{path}' must be a dict, found {type(cfg).__name__}")
+    if cfg.get("arch", "relu") not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise SaeCheckpointError(f"'{path}' has architecture {cfg['arch']!r}; this version knows: {known}")
+    d_in, n_latents = _check_state(path, state)
+    sae = SparseAutoencoder(d_in, n_latents, device="meta")
+    sae.load_state_dict({name: state[name].float() for name in _PARAMETERS}, assign=True)
+    return LoadedSae(sae.requires_grad_(False).eval().to(device), cfg)
+
+
+def write_torch_atomically(path: Path, value: object) -> None:
+    """`torch.save` to a temporary name in the same folder, synced and renamed: never a half-written file."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(value, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_torch(path: Path, *, device: torch.device | str = "cpu") -> Any:  # noqa: ANN401 - tensors and plain values
+    """`torch.load` of a file of tensors and plain values.
+
+    Raises:
+        SaeCheckpointError: If the file is damaged or holds anything else.
+    """
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise SaeCheckpointError(f"'{path}' cannot be read: {_first_line(error)}") from error
+
+
+def _read_reference(path: Path) -> Any:  # noqa: ANN401
+    """A checkpoint with a pickled config object, as the reference writes it."""
+    try:
+        return read_restricted(path)
+    except RestrictedPickleError as error:
+        raise SaeCheckpointError(str(error)) from error
+
+
+def _check_state(path: Path, state: object) -> tuple[int, int]:
+    """Width D and latents S, if the four tensors are there and fit together."""
+    if not isinstance(state, dict) or set(state) != set(_PARAMETERS):
+        found = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
+        raise SaeCheckpointError(f"'state_dict' in '{path}' must hold {', '.join(_PARAMETERS)}, found {found}")
+    if not all(isinstance(tensor, torch.Tensor) and tensor.is_floating_point() for tensor in state.values()):
+        raise SaeCheckpointError(f"'state_dict' in '{path}' must hold floating-point tensors")
+    shapes = {name: tuple(state[name].shape) for name in _PARAMETERS}
+    d_in, n_latents = shapes["W_enc"] if len(shapes["W_enc"]) == 2 else (0, 0)
+    expected = {"W_enc": (d_in, n_latents), "b_enc": (n_latents,), "W_dec": (n_latents, d_in), "b_dec": (d_in,)}
+    if shapes != expected or not d_in * n_latents:
+        raise SaeCheckpointError(
+            f"the tensors in '{path}' do not fit together: found {shapes}, expected (D,S), (S,), (S,D), (D,)"
+        )
+    bad = [name for name in _PARAMETERS if not torch.isfinite(state[name]).all()]
+    if bad:
+        raise SaeCheckpointError(f"{', '.join(bad)} in '{path}' hold NaN or infinity: the training had failed")
+    return d_in, n_latents
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of an error's text; torch's own run over many."""
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,148 @@
+"""The training loss of the reference recipe (definition 4.5), plainly with autograd, and the metrics beside it."""
+
+from typing import NamedTuple
+
+import torch
+
+from cytosae.sae import SaeOutput, SparseAutoencoder
+
+SCHEDULERS = ("constantwithwarmup", "constant")
+"""Learning-rate schedules that `learning_rate_factor` knows."""
+
+_EPSILON = 1e-6
+
+
+class LossTerms(NamedTuple):
+    """The loss and its parts, 0-dimensional."""
+
+    loss: torch.Tensor
+    """Sum of the others."""
+    mse: torch.Tensor
+    """Squared error over the token's norm."""
+    l1: torch.Tensor
+    """Sparsity term, coefficient included."""
+    ghost: torch.Tensor
+    """Ghost-gradient term; 0 if no latent is dead."""
+
+
+class ExplainedVariance(NamedTuple):
+    """How much of the activations' variance a reconstruction explains, 0-dimensional."""
+
+    total: torch.Tensor
+    """`1 - sum ||x - x^||^2 / sum ||x - mean||^2`, the mean over the batch's tokens."""
+    per_token_std: torch.Tensor
+    """Standard deviation over tokens of `1 - ||x - x^||^2 / ||x - mean||^2`."""
+
+
+def reference_loss(
+    sae: SparseAutoencoder,
+    x: torch.Tensor,
+    *,
+    l1_coefficient: float,
+    dead_mask: torch.Tensor | None = None,
+    mse_cls_coefficient: float = 1.0,
+) -> tuple[LossTerms, SaeOutput]:
+    """The loss of definition 4.5.
+
+    A token's squared error is divided by its norm, not the norm's square. Ghost gradients (Jermyn and Templeton,
+    Anthropic circuits updates, January 2024) see the error before `mse_cls_coefficient` weights token 0. Where a norm
+    is 0 the smallest positive number takes its place, so that an all-zero token costs nothing but its own error.
+
+    Args:
+        sae: The autoencoder, its decoder rows of unit norm.
+        x: Activations, shape `(B, T, D)`.
+        l1_coefficient: Weight of the sparsity term.
+        dead_mask: Latents that get ghost gradients, bool, shape `(S,)`; none by default.
+        mse_cls_coefficient: Weight of token 0's error.
+
+    Returns:
+        The loss with its parts, and the forward pass it was computed from.
+
+    Raises:
+        ValueError: If `x` is not of shape `(B, T, D)`.
+    """
+    if x.ndim != 3 or x.shape[2] != sae.b_dec.shape[0]:
+        raise ValueError(f"x must be (B, T, {sae.b_dec.shape[0]}), found {tuple(x.shape)}")
+    output = sae(x)
+    error = (output.reconstruction - x).square() / _norm(x)
+    ghost = x.new_zeros(())
+    if dead_mask is not None:
+        ghost = ghost_term(sae, x, output, error, dead_mask)
+    if mse_cls_coefficient != 1.0:
+        weights = torch.ones(x.shape[1], 1, dtype=x.dtype, device=x.device)
+        weights[0] = mse_cls_coefficient
+        error = error * weights
+    mse = error.mean()
+    l1 = l1_coefficient * output.acts.abs().sum(dim=-1).mean()
+    return LossTerms(mse + l1 + ghost, mse, l1, ghost), output
+
+
+def ghost_term(
+    sae: SparseAutoencoder, x: torch.Tensor, output: SaeOutput, error: torch.Tensor, dead_mask: torch.Tensor
+) -> torch.Tensor:
+    """The ghost-gradient term of definition 4.5: dead latents learn to explain the residual.
+
+    `exp` of the dead latents' pre-activations is not bounded, as in the reference.
+
+    Args:
+        sae: The autoencoder.
+        x: Activations, shape `(B, T, D)`.
+        output: Its forward pass.
+        error: Squared error over the token's norm, shape `(B, T, D)`, before any weighting.
+        dead_mask: Dead latents, bool, shape `(S,)`.
+
+    Returns:
+        0-dimensional.
+    """
+    # CPU-GPU sync point: the number of dead latents decides a shape.
+    dead = dead_mask.nonzero().squeeze(1)
+    if not len(dead):
+        return x.new_zeros(())
+    residual = (x - output.reconstruction).detach()
+    ghost = torch.exp(output.pre[..., dead]) @ sae.W_dec[dead]
+    length = residual.norm(dim=-1, keepdim=True)
+    scale = length / (_EPSILON + 2 * ghost.norm(dim=-1, keepdim=True))
+    ghost_error = (ghost * scale.detach() - residual).square() / _norm(residual)
+    rescale = (error / (ghost_error + _EPSILON)).detach()
+    return (rescale * ghost_error).mean()
+
+
+@torch.no_grad()
+def explained_variance(x: torch.Tensor, reconstruction: torch.Tensor) -> ExplainedVariance:
+    """Share of the variance of `x`, shape `(..., D)`, that the reconstruction explains."""
+    x, reconstruction = x.flatten(0, -2), reconstruction.detach().flatten(0, -2)
+    error = (x - reconstruction).square().sum(dim=-1, dtype=torch.float64)
+    variance = (x - x.mean(dim=0)).square().sum(dim=-1, dtype=torch.float64)
+    tiny = torch.finfo(torch.float64).tiny
+    per_token = 1 - error / variance.clamp_min(tiny)
+    spread = per_token.std(correction=0)
+    return ExplainedVariance(1 - error.sum() / variance.sum().clamp_min(tiny), spread)
+
+
+@torch.no_grad()
+def l0(acts: torch.Tensor) -> torch.Tensor:
+    """Mean number of active latents a token, 0-dimensional, of activations of shape `(..., S)`."""
+    return (acts > 0).sum(dim=-1).double().mean()
+
+
+def learning_rate_factor(step: int, *, scheduler: str, warm_up_steps: int) -> float:
+    """What the learning rate is multiplied by in a step.
+
+    Args:
+        step: Steps done before this one.
+        scheduler: `constantwithwarmup` rises linearly, `(step + 1) / warm_up_steps`, then stays at 1; `constant` is 1.
+        warm_up_steps: Steps of the rise; 0 for none.
+
+    Raises:
+        ValueError: If the scheduler is unknown.
+    """
+    if scheduler not in SCHEDULERS:
+        raise ValueError(f"lr_scheduler_name must be one of {', '.join(SCHEDULERS)}, found {scheduler!r}")
+    if scheduler == "constant" or warm_up_steps == 0:
+        return 1.0
+    return min(1.0, (step + 1) / warm_up_steps)
+
+
+def _norm(x: torch.Tensor) -> torch.Tensor:
+    """Norm over the last dimension, kept, at least the smallest positive number."""
+    return x.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)

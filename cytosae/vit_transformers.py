@@ -1,0 +1,164 @@
+"""Local transformers folders: CLIP and SigLIP vision towers, ViT, DINOv2 with and without registers."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from cytosae.images import IMAGE_MEAN, IMAGE_SIZE, IMAGE_STD
+from cytosae.vit_checkpoint import BackboneError
+
+Triple = tuple[float, float, float]
+
+_HALF: Triple = (0.5, 0.5, 0.5)
+_CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class _Family:
+    """What tells one kind of folder from another."""
+
+    model: str
+    """transformers class of the vision part."""
+    n_cls: int
+    """CLS tokens."""
+    mean: Triple
+    """Mean of the input's channels where the folder does not say."""
+    std: Triple
+    """Standard deviation of the input's channels where the folder does not say."""
+    interpolates: bool
+    """Whether the model must be asked to fit its position table to the input."""
+
+
+_CLIP = _Family("CLIPVisionModel", 1, _CLIP_MEAN, _CLIP_STD, interpolates=True)
+_SIGLIP = _Family("SiglipVisionModel", 0, _HALF, _HALF, interpolates=True)
+
+_FAMILIES: dict[str, _Family] = {
+    "clip": _CLIP,
+    "clip_vision_model": _CLIP,
+    "siglip": _SIGLIP,
+    "siglip_vision_model": _SIGLIP,
+    "vit": _Family("ViTModel", 1, _HALF, _HALF, interpolates=True),
+    "dinov2": _Family("Dinov2Model", 1, IMAGE_MEAN, IMAGE_STD, interpolates=False),
+    "dinov2_with_registers": _Family("Dinov2WithRegistersModel", 1, IMAGE_MEAN, IMAGE_STD, interpolates=False),
+}
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What a transformers folder says of its vision transformer."""
+
+    name: str
+    """Name of the folder."""
+    family: _Family
+    """Kind of network."""
+    n_blocks: int
+    """Blocks."""
+    d_model: int
+    """Width D."""
+    patch_size: int
+    """Pixels along a patch's side."""
+    image_size: int
+    """Input side that its position table is for, in pixels."""
+    n_cls: int
+    """CLS tokens."""
+    n_registers: int
+    """Register tokens."""
+    image_mean: Triple
+    """Mean that the input's channels are relative to."""
+    image_std: Triple
+    """Standard deviation that the input's channels are divided by."""
+
+
+def read_folder(path: Path) -> Folder:
+    """Describe a folder from its JSON files alone.
+
+    Raises:
+        BackboneError: If there is no `config.json`, or it is of a kind that is not known.
+    """
+    config = _read_json(path / "config.json")
+    kind = config.get("model_type")
+    if kind not in _FAMILIES:
+        raise BackboneError(f"'{path}' holds a model of type {kind!r}; known are {', '.join(_FAMILIES)}")
+    family = _FAMILIES[kind]
+    vision = config.get("vision_config", config)
+    preprocessor = path / "preprocessor_config.json"
+    stated = _read_json(preprocessor) if preprocessor.is_file() else {}
+    try:
+        sizes = {
+            name: int(vision[key])
+            for name, key in (
+                ("n_blocks", "num_hidden_layers"),
+                ("d_model", "hidden_size"),
+                ("patch_size", "patch_size"),
+            )
+        }
+        if min(sizes.values()) < 1:
+            raise ValueError(sizes)
+        return Folder(
+            name=path.resolve().name,
+            family=family,
+            **sizes,
+            image_size=int(vision.get("image_size", IMAGE_SIZE)),
+            n_cls=family.n_cls,
+            n_registers=int(vision.get("num_register_tokens", 0)),
+            image_mean=_triple(stated.get("image_mean", family.mean)),
+            image_std=_triple(stated.get("image_std", family.std)),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise BackboneError(f"'{path}/config.json' lacks a size or states it wrongly: {error}") from error
+
+
+def load_folder(path: Path, n_blocks: int) -> tuple[nn.Module, dict[str, bool]]:
+    """Load the vision part of a folder, cut after `n_blocks` blocks, from safetensors or tensors-only files.
+
+    Returns:
+        The model, and the arguments that its call needs.
+
+    Raises:
+        BackboneError: If weights of a kept part are missing or misshapen.
+    """
+    import transformers
+
+    folder = read_folder(path)
+    config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+    config = getattr(config, "vision_config", config)
+    config.num_hidden_layers = n_blocks
+    model_class = getattr(transformers, folder.family.model)
+    try:
+        model, loading = model_class.from_pretrained(
+            path, config=config, local_files_only=True, output_loading_info=True, attn_implementation="sdpa"
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BackboneError(f"'{path}' cannot be loaded: {str(error).splitlines()[0]}") from error
+    # A pooler or head behind the last block is never used, so its absence does no harm.
+    missing = sorted(name for name in loading["missing_keys"] if "pooler" not in name and "head" not in name)
+    misshapen = sorted(map(str, loading.get("mismatched_keys", ())))
+    if missing or misshapen:
+        raise BackboneError(f"'{path}' lacks weights: missing {missing[:12]}, misshapen {misshapen[:12]}")
+    interpolate = folder.family.interpolates and folder.image_size != IMAGE_SIZE
+    return model, {"interpolate_pos_encoding": True} if interpolate else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise BackboneError(
+            f"'{path}' is missing: expected a transformers folder with config.json and weights"
+        ) from None
+    except ValueError as error:
+        raise BackboneError(f"'{path}' is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise BackboneError(f"'{path}' must hold a JSON object")
+    return value
+
+
+def _triple(values: Any) -> Triple:  # noqa: ANN401 - checked here
+    """Three numbers."""
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue

@@ -1,0 +1,105 @@
+"""What gets installed: our three packages, whole, and nothing with a generic name."""
+
+import ast
+import configparser
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = {
+    "cytosae": "cytosae",
+    "cytosae_cache": "cache/cytosae_cache",
+    "cytosae_pipeline": "pipeline/cytosae_pipeline",
+}
+
+
+def _setup() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    return parser
+
+
+def _modules(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*.py")}
+
+
+def test_setup_cfg_lists_exactly_the_packages_on_disk():
+    listed = set(_setup()["options"]["packages"].split())
+    found = set()
+    for name, folder in SOURCES.items():
+        for init in (ROOT / folder).rglob("__init__.py"):
+            found.add(".".join([name, *init.parent.relative_to(ROOT / folder).parts]))
+    assert listed == found
+    assert not (ROOT / "cache" / "__init__.py").exists()
+    assert not (ROOT / "pipeline" / "__init__.py").exists()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = folder.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        return archive.namelist()
+
+
+def test_the_wheel_holds_nothing_generic(wheel):
+    tops = {name.split("/")[0] for name in wheel}
+    assert {top for top in tops if not top.endswith(".dist-info")} == set(SOURCES)
+
+
+def test_the_wheel_holds_every_module_and_data_file(wheel):
+    for name, folder in SOURCES.items():
+        packed = {
+            item.removeprefix(f"{name}/") for item in wheel if item.startswith(f"{name}/") and item.endswith(".py")
+        }
+        assert packed == _modules(ROOT / folder)
+        assert f"{name}/py.typed" in wheel
+    assert "cytosae_pipeline/assets/cytosae_tiny14.pth" in wheel
+
+
+def _imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or "").split(".")[0])
+    return names
+
+
+def test_arrows_run_one_way():
+    forbidden = {
+        "cytosae": {"cytosae_cache", "cytosae_pipeline", "zarr", "click", "wandb", "dask"},
+        "cytosae_cache": {"cytosae", "cytosae_pipeline", "torch", "click", "wandb", "transformers"},
+        "cytosae_pipeline": set(),
+    }
+    for name, folder in SOURCES.items():
+        for path in (ROOT / folder).rglob("*.py"):
+            assert not _imports(path) & forbidden[name], path
+
+
+def test_every_dependency_is_used_and_every_import_is_declared():
+    options = _setup()["options"]
+    declared = {line.split(">")[0].strip() for line in options["install_requires"].split("\n") if line.strip()}
+    used = {name for folder in SOURCES.values() for path in (ROOT / folder).rglob("*.py") for name in _imports(path)}
+    third_party = {name for name in used if name not in sys.stdlib_module_names and name not in SOURCES}
+    names = {"PIL": "pillow"}
+    # numcodecs holds the codecs that zarr runs for us; its floor is ours to state.
+    assert {names.get(name, name) for name in third_party} | {"numcodecs"} == declared
+
+
+def test_no_module_is_too_long():
+    long = {
+        str(path): count
+        for folder in SOURCES.values()
+        for path in (ROOT / folder).rglob("*.py")
+        if (count := len(path.read_text().splitlines())) > 400
+    }
+    assert not long
