@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +64,7 @@ def decode_image(data: bytes, *, size: int = IMAGE_SIZE) -> npt.NDArray[np.uint8
                 rgb = _to_eight_bits(upright).convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
     except UnreadableImageError:
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise UnreadableImageError(f"not a {', '.join(FORMATS)} image") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImageError("too many pixels (decompression bomb)") from error

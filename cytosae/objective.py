@@ -104,7 +104,8 @@ def ghost_term(
     scale = length / (_EPSILON + 2 * ghost.norm(dim=-1, keepdim=True))
     ghost_error = (ghost * scale.detach() - residual).square() / _norm(residual)
     rescale = (error / (ghost_error + _EPSILON)).detach()
-    return (rescale * ghost_error).mean()
+    ghost_loss: torch.Tensor = (rescale * ghost_error).mean()
+    return ghost_loss
 
 
 @torch.no_grad()
@@ -145,4 +146,5 @@ def learning_rate_factor(step: int, *, scheduler: str, warm_up_steps: int) -> fl
 
 def _norm(x: torch.Tensor) -> torch.Tensor:
     """Norm over the last dimension, kept, at least the smallest positive number."""
-    return x.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    length: torch.Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return length.clamp_min(torch.finfo(x.dtype).tiny)

@@ -60,7 +60,7 @@ class BlockEncoder:
     ) -> None:
         self._b_dec = sae.b_dec.detach().float()
         self._b_enc = sae.b_enc.detach().float()
-        self._chunks = [part.contiguous() for part in sae.W_enc.detach().to(dtype).split(LATENT_CHUNK, dim=1)]
+        self._chunks = [part.contiguous() for part in torch.split(sae.W_enc.detach().to(dtype), LATENT_CHUNK, dim=1)]
         self._thresholds = [float(value) for value in thresholds]
         self._dtype = dtype
 

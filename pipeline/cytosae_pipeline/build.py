@@ -62,7 +62,8 @@ class BuildPlan:
         labels, patients = ({name for name in column if name} for column in (self.images.labels, self.images.patients))
         return (
             f"{len(self.images):,} images ({len(labels)} labels, {len(patients)} patients; layout "
-            f"{self.images.layout}) from '{self.images.root}'\n{self.spec.model_name} block {self.spec.block} of {self.spec.n_blocks}, "
+            f"{self.images.layout}) from '{self.images.root}'\n"
+            f"{self.spec.model_name} block {self.spec.block} (of 0 to {self.spec.n_blocks - 1}), "
             f"{self.spec.tokens.n_tokens} tokens x {self.spec.d_model}, {self.spec.precision} on {self.device}\n"
             f"store '{self.store}': {format_bytes(self.n_bytes)} ({format_bytes(self.free_bytes)} free)"
         )
@@ -181,7 +182,8 @@ def _open_or_create(
         raise StoreMismatchError(
             f"store '{plan.store}' was made from {store.n_images:,} images with list digest "
             f"{store.provenance.list_digest[:12]}, the list found now has {len(images):,} and digest "
-            f"{digest[:12]}: images, labels or patients changed. Use another --dataset_name, or --overwrite to build it anew"
+            f"{digest[:12]}: images, labels or patients changed. Use another --dataset_name, or --overwrite "
+            "to build it anew"
         )
     if store.complete:
         return store, "already complete"
@@ -270,13 +272,13 @@ def compute_activations(backbone: Backbone, batch: Sequence[Decoded], plan: Buil
 
 def _write_skipped(store: ActivationStore, path: Path) -> Path | None:
     """List the unreadable images with reasons beside the store; None if there are none."""
-    rows = np.flatnonzero(~store.valid)
-    if not len(rows):
+    rows = np.flatnonzero(~store.valid).tolist()
+    if not rows:
         return None
     reasons = store.column("images/reason")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["row", "path", "reason"])
-    writer.writerows([int(row), store.images.path[row], str(reasons[row])] for row in rows)
+    writer.writerows([row, store.images.path[row], str(reasons[row])] for row in rows)
     write_file(path, text.getvalue().encode())
     return path

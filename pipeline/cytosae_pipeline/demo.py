@@ -4,6 +4,7 @@ import csv
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,16 +88,21 @@ def run_demo(root: Path, *, seed: int, report: Reporter) -> DemoResult:
     images = root / "dataset" / f"{DATASET}-{seed}"
     with report.progress("draw", len(cells), "cells") as bar:
         manifest = write_cohort(images, cells, on_progress=lambda done, total: bar.advance())
-    source = {"root_dir": root, "dataset_name": images.name, "images": manifest, "model_path": Path("embedded")}
-    built = build_store(BuildConfig(**source), report)  # type: ignore[arg-type]
+    source: dict[str, Any] = {
+        "root_dir": root,
+        "dataset_name": images.name,
+        "images": manifest,
+        "model_path": Path("embedded"),
+    }
+    built = build_store(BuildConfig(**source), report)
     trained = train(
         TrainConfig(
             **source, expansion_factor=8, total_training_tokens=8 * len(cells), batch_size=16, l1_coefficient=0.0005,
             lr=0.001, lr_warm_up_steps=50, use_ghost_grads=True, n_checkpoints=1,
-        ),  # type: ignore[arg-type]
+        ),
         report,
     )  # fmt: skip
-    statistics = StatisticsConfig(**source, sae_path=trained.sae)  # type: ignore[arg-type]
+    statistics = StatisticsConfig(**source, sae_path=trained.sae)
     found = compute_features(statistics, report)
     classes = compute_counts(statistics, "label", report)
     patients = compute_counts(statistics, "patient", report)
@@ -141,4 +147,4 @@ def count_specific(folder: Path) -> int:
     )
     names = (folder / "labels.txt").read_text().splitlines()
     entropy = label_entropy(values, labels, len(names))
-    return int(((entropy >= 0) & (entropy < 0.1)).sum())
+    return int(((entropy > -1) & (entropy < 0.1)).sum())

@@ -4,7 +4,7 @@ import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -94,15 +94,15 @@ def write_counts(
     raw, n_images = counts.counts.cpu(), counts.n_images.cpu()
     normalised = normalise_counts(raw[0], n_images, inputs.store.n_tokens, config.normalize)
     write_file(normalised_path, _to_npy(normalised.numpy()))
+    arrays: dict[str, Any] = {
+        "counts": raw.numpy(),
+        "n_images": n_images.numpy(),
+        "thresholds": np.array(config.threshold, dtype=np.float64),
+        "n_tokens": np.int64(inputs.store.n_tokens),
+        verb: np.array(names, dtype=np.str_),
+    }
     buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        counts=raw.numpy(),
-        n_images=n_images.numpy(),
-        thresholds=np.array(config.threshold, dtype=np.float64),
-        n_tokens=np.int64(inputs.store.n_tokens),
-        **{verb: np.array(names, dtype=np.str_)},
-    )
+    np.savez(buffer, allow_pickle=False, **arrays)
     write_file(raw_path, buffer.getvalue())
     write_file(groups_path, _groups_csv(inputs, kind, names, n_images))
     record = write_record(

@@ -113,14 +113,18 @@ class Trackers:
         for tracker in self._trackers:
             tracker.log(step, metrics)
 
+    def close(self) -> None:
+        """Write what is pending everywhere."""
+        for tracker in self._trackers:
+            tracker.close()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for tracker in self._trackers:
-            tracker.close()
+        self.close()
 
 
 def _has_login() -> bool:

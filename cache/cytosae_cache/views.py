@@ -1,0 +1,47 @@
+"""Lazy views of a store for other tools: one task a shard, nothing read before it is asked for."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cytosae_cache.reader import StoreReader
+from cytosae_cache.store import ActivationStore
+
+if TYPE_CHECKING:
+    import dask.array
+
+
+def dask_view(store: ActivationStore) -> "dask.array.Array":
+    """The activations as a dask array whose chunks are whole shards.
+
+    Chunks across shard borders would read shards several times, and writing such chunks with dask loses data silently;
+    `dask.array.from_zarr` would make a task an image.
+
+    Args:
+        store: A complete store.
+
+    Returns:
+        Lazy array of shape `(n_images, n_tokens, d_model)`; unreadable images are NaN. Checksums are verified.
+    """
+    import dask.array as da
+    from dask import delayed
+
+    shape = store.spec.image_shape
+    if not store.n_shards:
+        return da.zeros((0, *shape), dtype=store.dtype)
+    read = delayed(read_shard, pure=True)
+    shards = [
+        da.from_delayed(read(str(store.path), shard), (len(store.shard_rows(shard)), *shape), dtype=store.dtype)
+        for shard in range(store.n_shards)
+    ]
+    return da.concatenate(shards)
+
+
+def read_shard(path: str, shard: int) -> npt.NDArray[Any]:
+    """One shard of the store at `path`, checked, shape `(n, n_tokens, d_model)`."""
+    store = ActivationStore.open(Path(path))
+    rows = store.shard_rows(shard)
+    with StoreReader(store, n_threads=1) as reader:
+        return reader.read(np.arange(rows.start, rows.stop))

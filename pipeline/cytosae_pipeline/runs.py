@@ -1,0 +1,147 @@
+"""Training runs: what is fixed before the first step, where everything goes, and how a run is found again."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cytosae_cache.shard import write_file
+from cytosae_cache.spec import canonical_json
+from cytosae_cache.store import ActivationStore
+from cytosae_pipeline import __version__
+from cytosae_pipeline.config import TrainConfig, UserError
+from cytosae_pipeline.devices import choose_device
+from cytosae_pipeline.paths import Workspace, checkpoint_name, file_part, final_name
+from cytosae_pipeline.progress import Reporter
+from cytosae_pipeline.stores import ensure_store
+
+_NOT_THE_RECIPE = {
+    "root_dir", "store", "model_path", "images", "layout", "vit_type", "run_name", "resume", "device", "no_verify",
+    "log_to_wandb", "wandb_project", "wandb_entity", "clip_dim",
+}  # fmt: skip
+"""Options that do not change the numbers: left out of the run's identity and of everything that is shared."""
+
+
+class TrainingError(UserError):
+    """Training cannot start or go on; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run: everything fixed before the first step."""
+
+    config: TrainConfig
+    """Options."""
+    store: ActivationStore
+    """What it trains on."""
+    folder: Path
+    """Where everything goes."""
+    recipe: dict[str, Any]
+    """What decides the numbers, as plain JSON values; no path, label or patient in it."""
+    device: torch.device
+    """Where it runs."""
+
+    @property
+    def n_latents(self) -> int:
+        """Latents S."""
+        return self.config.expansion_factor * self.store.d_model
+
+    @property
+    def n_steps(self) -> int:
+        """Steps; the last batch may be smaller."""
+        return -(-self.config.total_training_tokens // self.config.batch_size)
+
+    @property
+    def state_path(self) -> Path:
+        """Where an interrupted run goes on from."""
+        return self.folder / "training_state.pt"
+
+    @property
+    def final_path(self) -> Path:
+        """The finished autoencoder; exists only after the last step."""
+        name = self.store.spec.model_name
+        return self.folder / final_name(name, self.config.block_layer, self.config.module_name, self.n_latents)
+
+    def checkpoint_path(self, n_images: int) -> Path:
+        """An autoencoder on the way."""
+        name, config = self.store.spec.model_name, self.config
+        return self.folder / checkpoint_name(n_images, name, config.block_layer, config.module_name, self.n_latents)
+
+
+def plan_run(config: TrainConfig, report: Reporter) -> Run:
+    """Find the store, settle the run's name and write its config.
+
+    Raises:
+        TrainingError: If the options do not fit the store, or the run's name belongs to other options.
+    """
+    workspace = Workspace(config.root_dir)
+    if config.resume is not None:
+        config = _resumed_config(config, workspace)
+    store = ensure_store(config, report)
+    if config.clip_dim not in (None, store.d_model):
+        raise TrainingError(
+            f"--clip_dim {config.clip_dim} was given, but store '{store.path}' holds activations of width "
+            f"{store.d_model} ({store.spec.model_name}). Leave --clip_dim out, or choose another store"
+        )
+    if config.class_token and not store.spec.tokens.n_cls:
+        raise TrainingError(f"--class_token was given, but {store.spec.model_name} has no CLS token")
+    values = json.loads(json.dumps(asdict(config), default=str))
+    recipe = {name: value for name, value in values.items() if name not in _NOT_THE_RECIPE}
+    recipe |= {
+        "dataset_name": store.provenance.dataset,
+        "model_name": store.spec.model_name,
+        "d_in": store.d_model,
+        "n_latents": config.expansion_factor * store.d_model,
+        "spec": store.spec.to_json(),
+        "spec_hash": store.spec.hash,
+        "list_digest": store.provenance.list_digest,
+    }
+    digest = hashlib.sha256(canonical_json(recipe)).hexdigest()[:8]
+    folder = workspace.run_dir(config.run_name or f"{file_part(store.provenance.dataset)}-{digest}")
+    run = Run(config, store, folder, recipe, choose_device(config.device))
+    _write_config(run)
+    return run
+
+
+def sae_cfg(run: Run) -> dict[str, Any]:
+    """What an autoencoder's file says of itself."""
+    return {**run.recipe, "package_version": __version__, "run_name": run.folder.name}
+
+
+def _write_config(run: Run) -> None:
+    """Write the run's config, or check that an existing one is the same."""
+    path = run.folder / "config.json"
+    if path.exists():
+        found = json.loads(path.read_text())["recipe"]
+        differing = sorted(name for name in {*found, *run.recipe} if found.get(name) != run.recipe.get(name))
+        if differing:
+            shown = "; ".join(
+                f"{name}: {found.get(name)!r} there, {run.recipe.get(name)!r} now" for name in differing[:6]
+            )
+            raise TrainingError(
+                f"run '{run.folder.name}' exists with other options ({shown}). Choose another --run_name"
+            )
+        return
+    run.folder.mkdir(parents=True, exist_ok=True)
+    options = json.loads(json.dumps(asdict(run.config), default=str))
+    record = {"package_version": __version__, "recipe": run.recipe, "options": options}
+    write_file(path, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def _resumed_config(config: TrainConfig, workspace: Workspace) -> TrainConfig:
+    """The options of an interrupted run, read back from its folder."""
+    assert config.resume is not None
+    path = workspace.run_dir(config.resume) / "config.json"
+    if not path.is_file():
+        there = sorted(item.parent.name for item in workspace.checkpoints_dir.glob("*/config.json"))
+        raise TrainingError(
+            f"no run '{config.resume}' in '{workspace.checkpoints_dir}'. There are: {', '.join(there) or 'none'}"
+        )
+    options = json.loads(path.read_text())["options"]
+    for name in ("store", "model_path", "images"):
+        options[name] = Path(options[name]) if options[name] is not None else None
+    options |= {"root_dir": config.root_dir, "run_name": config.resume, "resume": None, "device": config.device}
+    return TrainConfig(**options)
