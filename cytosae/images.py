@@ -70,7 +70,7 @@ def decode_image(data: bytes, *, size: int = IMAGE_SIZE) -> npt.NDArray[np.uint8
         raise UnreadableImageError("too many pixels (decompression bomb)") from error
     except Exception as error:  # a broken file makes Pillow's parsers raise anything
         raise UnreadableImageError(f"broken image: {_short(error)}") from error
-    return np.asarray(rgb)
+    return np.array(rgb)
 
 
 def to_tensor(

@@ -1,9 +1,15 @@
 """Fixtures shared by all tests: everything is small, made on the spot and CPU only."""
 
 import os
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
+
+from cytosae_pipeline.cli import cli
+from tests.pictures import write_pictures, write_vit
 
 
 @pytest.fixture
@@ -13,3 +19,86 @@ def test_data() -> Path:
     if not value:
         pytest.skip("needs real data: set CYTOSAE_TEST_DATA to the folder with bccd_cells/ and vit/")
     return Path(value)
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A root folder with images and a checkpoint, and the command line run in it."""
+
+    root: Path
+
+    @property
+    def images(self) -> Path:
+        return self.root / "dataset" / "toy"
+
+    @property
+    def vit(self) -> Path:
+        return self.root / "vit.pth"
+
+    def run(self, verb: str, *arguments: object, code: int = 0) -> Result:
+        command = [verb, "--root_dir", str(self.root), *map(str, arguments)]
+        result = CliRunner().invoke(cli, command, catch_exceptions=True)
+        if result.exit_code != code:
+            raise AssertionError(f"exit code {result.exit_code}: {result.output}") from result.exception
+        return result
+
+    def build(self, *arguments: object, code: int = 0) -> Result:
+        return self.run(
+            "build", "--dataset_name", "toy", "--model_path", self.vit, "--workers", 0, "--shard_images", 5, *arguments,
+            code=code,
+        )  # fmt: skip
+
+    def train(self, *arguments: object, code: int = 0) -> Result:
+        return self.run(
+            "train", "--dataset_name", "toy", "--expansion_factor", 4, "--batch_size", 4, "--total_training_tokens", 60,
+            "--lr_warm_up_steps", 3, "--wandb_log_frequency", 5, "--n_checkpoints", 2, *arguments, code=code,
+        )  # fmt: skip
+
+    @property
+    def store(self) -> Path:
+        (path,) = (self.root / "out" / "activations" / "toy").glob("*.zarr")
+        return path
+
+    def sae(self, run: str = "r") -> Path:
+        (path,) = (self.root / "out" / "checkpoints" / run).glob("final_*.pt")
+        return path
+
+    def features(self, run: str = "r") -> Path:
+        return self.root / "out" / "feature_data" / f"sae_{run}" / "custom" / "toy"
+
+
+@pytest.fixture(scope="session")
+def _pristine(tmp_path_factory) -> dict[str, Path]:
+    """Three stages of a workspace, made once: images and checkpoint; a store; a trained autoencoder."""
+    stages = {}
+    root = tmp_path_factory.mktemp("images")
+    write_pictures(root / "dataset" / "toy")
+    write_vit(root / "vit.pth")
+    stages["images"] = root
+    for stage, make in (("store", lambda place: place.build()), ("sae", lambda place: place.train("--run_name", "r"))):
+        copy = tmp_path_factory.mktemp(stage) / "root"
+        shutil.copytree(root, copy)
+        make(Workplace(copy))
+        stages[stage] = root = copy
+    return stages
+
+
+def _copy(pristine: Path, tmp_path: Path) -> Workplace:
+    root = tmp_path / pristine.parent.name / "root"
+    shutil.copytree(pristine, root)
+    return Workplace(root)
+
+
+@pytest.fixture
+def with_images(_pristine, tmp_path) -> Workplace:
+    return _copy(_pristine["images"], tmp_path)
+
+
+@pytest.fixture
+def with_store(_pristine, tmp_path) -> Workplace:
+    return _copy(_pristine["store"], tmp_path)
+
+
+@pytest.fixture
+def with_sae(_pristine, tmp_path) -> Workplace:
+    return _copy(_pristine["sae"], tmp_path)

@@ -149,8 +149,8 @@ def scan_folder(root: Path, layout: Layout = "auto") -> ImageList:
             f"--layout {layout} was given, but images lie directly in '{root}', so there is no folder to go by"
         )
     rows = tuple(_row_of(path, "flat" if depths == {0} else found) for path in paths)
-    notes = (f"{len(outside)} links that lead out of '{root}' were not followed, for example '{outside[0]}'",)
-    return ImageList(root, rows, "flat" if depths == {0} else found, notes if outside else ())
+    notes = tuple(f"'{link}' leads out of '{root}' and was not followed" for link in outside)
+    return ImageList(root, rows, "flat" if depths == {0} else found, notes)
 
 
 def read_manifest(path: Path) -> ImageList:
