@@ -91,7 +91,8 @@ def test_killed_builds_resume_to_the_same_bytes(with_images, with_store, monkeyp
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([".", "cache", "pipeline"]), "PYTHONUNBUFFERED": "1"}
     command = [
         sys.executable, "-c", "from cytosae_pipeline.cli import main; main()", "build", "--dataset_name", "toy",
-        "--root_dir", str(with_images.root), "--model_path", str(with_images.vit), "--workers", "1", "--shard_images", "2",
+        "--root_dir", str(with_images.root), "--model_path", str(with_images.vit), "--workers", "1",
+        "--shard_images", "2",
     ]  # fmt: skip
     progress = [2, 5, 9]
     for wanted in progress:
@@ -112,7 +113,8 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(with_images):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([".", "cache", "pipeline"])}
     command = [
         sys.executable, "-c", "from cytosae_pipeline.cli import main; main()", "build", "--dataset_name", "toy",
-        "--root_dir", str(with_images.root), "--model_path", str(with_images.vit), "--workers", "1", "--shard_images", "1",
+        "--root_dir", str(with_images.root), "--model_path", str(with_images.vit), "--workers", "1",
+        "--shard_images", "1",
     ]  # fmt: skip
     child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     for _ in range(4000):

@@ -22,9 +22,10 @@ from cytosae_cache.errors import (
     StoreIncompleteError,
     StoreNotFoundError,
 )
+from cytosae_cache.metadata import ATTRIBUTES_KEY
 from cytosae_cache.reader import StoreReader
 from cytosae_cache.shard import make_index, replacing, shard_path, write_file
-from cytosae_cache.store import ATTRIBUTES_KEY, ActivationStore
+from cytosae_cache.store import ActivationStore
 from cytosae_cache.writer import NotFiniteError, StoreWriter, store_lock
 from tests.stores import PROVENANCE, fill_store, make_activations, make_shard, make_spec, make_store, make_table
 

@@ -17,9 +17,10 @@ import torch
 from cytosae.images import to_tensor
 from cytosae.vit import Backbone, BackboneInfo, describe_backbone, load_backbone
 from cytosae_cache.errors import StoreError, StoreMismatchError
+from cytosae_cache.metadata import Provenance
 from cytosae_cache.shard import write_file
 from cytosae_cache.spec import Precision, Preprocessing, StoreSpec, TokenLayout
-from cytosae_cache.store import ActivationStore, ImageTable, Provenance
+from cytosae_cache.store import ActivationStore, ImageTable
 from cytosae_cache.writer import ShardData, StoreWriter, store_lock
 from cytosae_pipeline import __version__
 from cytosae_pipeline.config import BuildConfig, UserError

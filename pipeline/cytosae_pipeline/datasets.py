@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from cytosae_pipeline.config import Layout, UserError
 
@@ -18,6 +18,8 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
 MANIFEST = "manifest.csv"
 """A folder that holds it is read through it."""
 
+_IGNORED = frozenset({"__MACOSX", "@eaDir"})  # copies and thumbnails that macOS and Synology's servers leave behind
+_NOTES = 10  # links named one by one
 _COLUMNS = ("path", "label", "patient")
 _DEPTHS: dict[int, Layout] = {0: "class", 1: "class", 2: "class/patient"}
 
@@ -124,16 +126,19 @@ def scan_folder(root: Path, layout: Layout = "auto") -> ImageList:
     Raises:
         DatasetError: If there are no images, or they do not lie as deep as the layout says.
     """
-    outside: list[str] = []
-    paths = list(_iter_images(root, root.resolve(), outside))
+    links: list[str] = []
+    paths = list(_iter_images(root, _resolve(root), links))
     if not paths:
-        raise DatasetError(f"no images below '{root}': looked for files ending in {', '.join(sorted(SUFFIXES))}")
+        raise DatasetError(
+            f"no images below '{root}': looked for files ending in {', '.join(sorted(SUFFIXES))}"
+            + (f". {len(links):,} links were not followed ({links[0]}): copy the images instead" if links else "")
+        )
     depths = {len(PurePosixPath(path).parts) - 1 for path in paths}
     found = layout
     if layout == "auto":
         if len(depths) > 1 or max(depths) not in _DEPTHS:
             raise DatasetError(
-                f"images below '{root}' lie at depths {sorted(depths)}, so what the folders mean cannot be guessed: "
+                f"images below '{root}' lie {_describe_depths(paths)}, so what the folders mean cannot be guessed: "
                 "say it with --layout class, patient or class/patient, or write a CSV manifest"
             )
         found = _DEPTHS[max(depths)]
@@ -141,15 +146,16 @@ def scan_folder(root: Path, layout: Layout = "auto") -> ImageList:
     shallow = [path for path in paths if len(PurePosixPath(path).parts) <= needed]
     if shallow and depths != {0}:
         raise DatasetError(
-            f"--layout {found} needs images {needed} folders below '{root}', but {len(shallow)} are not, "
-            f"for example '{sorted(shallow)[0]}'"
+            f"--layout {found} needs every image at least {needed} folder{'s' * (needed > 1)} deep in '{root}', "
+            f"but {len(shallow):,} of {len(paths):,} are not, for example '{sorted(shallow)[0]}'"
         )
     if layout != "auto" and shallow:
         raise DatasetError(
-            f"--layout {layout} was given, but images lie directly in '{root}', so there is no folder to go by"
+            f"--layout {layout} was given, but images lie directly in '{root}', for example '{sorted(shallow)[0]}', "
+            "so there is no folder to go by"
         )
     rows = tuple(_row_of(path, "flat" if depths == {0} else found) for path in paths)
-    notes = tuple(f"'{link}' leads out of '{root}' and was not followed" for link in outside)
+    notes = (*links[:_NOTES], *([f"and {len(links) - _NOTES:,} more links not followed"] if links[_NOTES:] else []))
     return ImageList(root, rows, "flat" if depths == {0} else found, notes)
 
 
@@ -168,12 +174,15 @@ def read_manifest(path: Path) -> ImageList:
     if "\0" in text:
         raise DatasetError(f"'{path}' holds NUL bytes: it is no CSV")
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    columns = [name.strip() for name in reader.fieldnames or []]
-    if "path" not in columns or len(set(columns)) != len(columns):
-        raise DatasetError(f"'{path}' has columns {columns}; expected path and, if known, label and patient")
-    reader.fieldnames = columns
     rows: dict[str, ImageRow] = {}
     try:
+        columns = [name.strip() for name in reader.fieldnames or []]
+        if "path" not in columns or len(set(columns)) != len(columns):
+            raise DatasetError(
+                f"'{path}' has columns {columns}; expected path and, if known, label and patient, each once, "
+                "in a first line separated by commas"
+            )
+        reader.fieldnames = columns
         for record in reader:
             row = _manifest_row(record, f"'{path}' line {reader.line_num}")
             if row.path in rows:
@@ -183,13 +192,13 @@ def read_manifest(path: Path) -> ImageList:
         raise DatasetError(f"'{path}' line {reader.line_num} is no CSV: {error}") from error
     if not rows:
         raise DatasetError(f"'{path}' lists no images")
-    if not any((root / name).is_file() for name in rows):
+    if not any(_is_file(root / name) for name in rows):
         raise DatasetError(
             f"none of the {len(rows):,} images in '{path}' exists; the first would be '{root / next(iter(rows))}'. "
             "Paths start from the CSV's own folder"
         )
     extra = [name for name in columns if name not in _COLUMNS]
-    notes = (f"columns of '{path}' that are not used: {', '.join(extra)}",) if extra else ()
+    notes = (f"columns of '{path}' that are not used: {', '.join(map(repr, extra))}",) if extra else ()
     return ImageList(root, tuple(rows.values()), "manifest", notes)
 
 
@@ -199,10 +208,29 @@ def resolve_inside(root: Path, relative: str) -> Path:
     Raises:
         DatasetError: If it leads out of the root.
     """
-    path = (root / relative).resolve()
-    if not path.is_relative_to(root.resolve()):
+    path = _resolve(root / relative)
+    if not path.is_relative_to(_resolve(root)):
         raise DatasetError(f"'{relative}' leads out of the data set's folder")
     return path
+
+
+def _resolve(path: Path) -> Path:
+    """A path with its links followed, without `Path.resolve`'s RuntimeError for links in a circle."""
+    return Path(os.path.realpath(path))
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is a file; a name that the file system cannot hold is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _describe_depths(paths: list[str]) -> str:
+    """How many folders deep the images lie, with one image for each."""
+    examples = {path.count("/"): path for path in sorted(paths, reverse=True)}
+    return " and ".join(f"{n} folder{'s' * (n != 1)} deep ('{examples[n]}')" for n in sorted(examples))
 
 
 def _row_of(path: str, layout: str) -> ImageRow:
@@ -218,29 +246,38 @@ def _row_of(path: str, layout: str) -> ImageRow:
     return ImageRow(path, "", "")
 
 
-def _manifest_row(record: dict[str, str | None], where: str) -> ImageRow:
+def _manifest_row(record: dict[str | None, str | list[str] | None], where: str) -> ImageRow:
     """One line of a manifest, its path made canonical."""
-    path = (record.get("path") or "").strip()
+    if any(surplus := record.pop(None, None) or ()):
+        raise DatasetError(
+            f"{where}: found {len(surplus)} more cells than columns; put a cell that holds a comma in double quotes"
+        )
+    cells = {name: str(cell or "").strip() for name, cell in record.items()}
+    path = cells["path"]
     pure = PurePosixPath(path)
-    if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in pure.parts[0]:
+    if not pure.parts or pure.is_absolute() or ".." in pure.parts or "\\" in path or PureWindowsPath(path).drive:
         raise DatasetError(
             f"{where}: found path {path!r}; expected a relative path with / that stays in the CSV's folder"
         )
-    return ImageRow(str(pure), (record.get("label") or "").strip(), (record.get("patient") or "").strip())
+    return ImageRow(str(pure), cells.get("label", ""), cells.get("patient", ""))
 
 
-def _iter_images(folder: Path, root: Path, outside: list[str], prefix: str = "") -> Iterator[str]:
-    """Relative paths of the images below a folder; links out of the root are added to `outside`."""
+def _iter_images(folder: Path, root: Path, links: list[str], prefix: str = "") -> Iterator[str]:
+    """Relative paths of the images below a folder; why a link was not followed is added to `links`."""
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.name.startswith(".") or entry.name == "__MACOSX":
+            if entry.name.startswith(".") or entry.name in _IGNORED:
                 continue
             relative = prefix + entry.name
-            if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(root):
-                outside.append(relative)
+            if entry.is_symlink() and not _resolve(Path(entry.path)).is_relative_to(root):
+                links.append(f"link {relative!r} leads out of the folder: not followed")
+            elif entry.is_symlink() and Path(entry.path).is_dir():
+                links.append(f"link {relative!r} leads to a folder that is read anyway: not followed")
             elif entry.is_dir(follow_symlinks=False):
-                yield from _iter_images(Path(entry.path), root, outside, relative + "/")
-            elif entry.is_file() and Path(entry.name).suffix.lower() in SUFFIXES:
-                if "\udc80" <= max(relative) <= "\udcff":
-                    raise DatasetError(f"the file name {relative!r} is not UTF-8; rename it")
+                yield from _iter_images(Path(entry.path), root, links, relative + "/")
+            elif Path(entry.name).suffix.lower() in SUFFIXES and _is_file(Path(entry.path)):
+                try:
+                    relative.encode()
+                except UnicodeEncodeError as error:
+                    raise DatasetError(f"the file name {relative!r} is not UTF-8; rename it") from error
                 yield relative

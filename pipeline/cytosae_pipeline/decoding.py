@@ -75,19 +75,21 @@ class ImageDecoder:
                 yield from self._decode(task)
             return
         pending: deque[Future[list[Decoded]]] = deque()
-        for task in itertools.islice(tasks, self._n_workers * _TASKS_AHEAD_PER_WORKER):
-            pending.append(self._submit(task))
-        while pending:
-            try:
-                done = pending.popleft().result()
+        n_new = self._n_workers * _TASKS_AHEAD_PER_WORKER
+        while True:
+            try:  # a broken pool refuses new tasks, too
+                done = pending.popleft().result() if pending else []
+                for task in itertools.islice(tasks, n_new):
+                    pending.append(self._submit(task))
             except BrokenProcessPool as error:
                 raise DecodingError(
                     "a decoding process was killed, perhaps for lack of memory. Type the command again to go on, "
                     f"with fewer processes: --workers {max(0, self._n_workers // 2)}"
                 ) from error
-            for task in itertools.islice(tasks, 1):
-                pending.append(self._submit(task))
             yield from done
+            if not pending:
+                return
+            n_new = 1
 
     def __enter__(self) -> Self:
         return self

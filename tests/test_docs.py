@@ -1,0 +1,60 @@
+"""Documents that promise something about the code are compared with it."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+
+from cytosae_cache.metadata import Provenance
+from cytosae_cache.spec import StoreSpec
+from cytosae_cache.store import ActivationStore
+from cytosae_pipeline.cli import cli
+from tests.stores import make_activations, make_store
+
+ROOT = Path(__file__).parents[1]
+
+
+def _rows(text: str, heading: str) -> dict[str, list[str]]:
+    """The table under a header line, by the name in its first cell."""
+    table = text[text.index(heading) :].split("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    return {row[0].strip("`"): row[1:] for row in cells}
+
+
+def test_the_store_format_is_as_documented(tmp_path):
+    store = make_store(tmp_path / "s.zarr", make_activations(11), invalid=[3])
+    text = (ROOT / "docs" / "store-format.md").read_text()
+    arrays = _rows(text, "| array |")
+    found = {
+        str(path.parent.relative_to(store.path)): path
+        for path in store.path.rglob("zarr.json")
+        if (path.parent / "c").exists()
+    }
+    assert set(arrays) == set(found)
+    sizes = {"N": 11, "T": 5, "D": 8, "M": 3}
+    for name, (shape, dtype, _) in arrays.items():
+        array = store.zarr_array() if name == "activations" else None
+        actual = array if array is not None else store.column(name)
+        expected = tuple(sizes.get(part) or int(part) for part in re.findall(r"\w+", shape))
+        assert actual.shape == expected, name
+        assert dtype == ("string" if actual.dtype.kind == "T" else actual.dtype.name), name
+    assert set(_rows(text, "| key |")) == {"format", "complete", "spec", *Provenance.__dataclass_fields__}
+    assert set(_rows(text, "| field of the spec |")) == set(StoreSpec.__dataclass_fields__)
+    assert ActivationStore.open(store.path).complete
+
+
+def test_every_command_in_the_documents_is_one_that_the_program_has():
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for line in path.read_text().splitlines():
+            match = re.search(
+                r"cytosae-cache ((?:build|train|features|classes|patients|list|info|verify|demo)\b.*)", line
+            )
+            if not line.startswith("    ") or match is None:
+                continue
+            words = shlex.split(match[1].rstrip("\\"), comments=True)
+            command = cli.commands[words[0]]
+            known = {option for item in command.params if isinstance(item, click.Option) for option in item.opts}
+            for word in words[1:]:
+                if word.startswith("--"):
+                    assert word.replace("_", "-") in known, (path.name, line)
