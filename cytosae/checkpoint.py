@@ -51,12 +51,13 @@ def save_sae(path: Path, sae: SparseAutoencoder, cfg: Mapping[str, Any]) -> None
     write_torch_atomically(path, {"cfg": plain, "state_dict": state})
 
 
-def load_sae(path: Path, *, device: torch.device | str = "cpu") -> LoadedSae:
+def load_sae(path: Path, *, device: torch.device | str = "cpu", encoder_only: bool = False) -> LoadedSae:
     """Read an autoencoder that this package or the reference wrote. Nothing in the file is executed.
 
     Args:
         path: The file.
         device: Where the autoencoder goes.
+        encoder_only: Leave `W_dec` out, shape `(0, D)`: half the memory, and `decode` raises.
 
     Raises:
         SaeNotFoundError: If there is no file.
@@ -78,7 +79,7 @@ def load_sae(path: Path, *, device: torch.device | str = "cpu") -> LoadedSae:
         raise SaeCheckpointError(
             f"'{path}' must hold 'cfg' and 'state_dict', found {found}: it is no autoencoder's file"
         )
-    state, cfg = value["state_dict"], to_plain(value["cfg"])
+    state, cfg = value["state_dict"], _plain_cfg(path, value["cfg"])
     if not isinstance(cfg, dict):
         raise SaeCheckpointError(f"'cfg' in '{path}' must be a dict, found {type(cfg).__name__}")
     if cfg.get("arch", "relu") not in ARCHITECTURES:
@@ -86,6 +87,9 @@ def load_sae(path: Path, *, device: torch.device | str = "cpu") -> LoadedSae:
         raise SaeCheckpointError(f"'{path}' has architecture {cfg['arch']!r}; this version knows: {known}")
     d_in, n_latents = _check_state(path, state)
     sae = SparseAutoencoder(d_in, n_latents, device="meta")
+    if encoder_only:
+        state = {**state, "W_dec": torch.empty(0, d_in)}
+        sae.W_dec = torch.nn.Parameter(torch.empty(0, d_in, device="meta"))
     sae.load_state_dict({name: state[name].float() for name in _PARAMETERS}, assign=True)
     return LoadedSae(sae.requires_grad_(False).eval().to(device), cfg)
 
@@ -102,6 +106,7 @@ def write_torch_atomically(path: Path, value: object) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    _sync_folder(path.parent)
 
 
 def read_torch(path: Path, *, device: torch.device | str = "cpu") -> Any:  # noqa: ANN401 - tensors and plain values
@@ -122,6 +127,25 @@ def _read_reference(path: Path) -> Any:  # noqa: ANN401
         return read_restricted(path)
     except RestrictedPickleError as error:
         raise SaeCheckpointError(str(error)) from error
+
+
+def _plain_cfg(path: Path, cfg: object) -> Any:  # noqa: ANN401 - JSON values
+    """The file's config as JSON values."""
+    try:
+        return to_plain(cfg)
+    except RestrictedPickleError as error:
+        raise SaeCheckpointError(f"'cfg' in '{path}' cannot be used: {error}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename inside a folder durable. Windows has no such call and needs none."""
+    if os.name == "nt":
+        return
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def _check_state(path: Path, state: object) -> tuple[int, int]:

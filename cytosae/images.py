@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 if TYPE_CHECKING:
     import torch
@@ -21,11 +21,13 @@ IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 """ImageNet's standard deviation of each RGB channel."""
 
-MAX_PIXELS = 1 << 28
+MAX_PIXELS = 1 << 27
 """Larger pictures are refused unread: no single cell needs them, but a crafted file of a few bytes may declare them."""
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
 """Pillow's readers that are ever run; the others stay off."""
+
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF's numbers of its tags
 
 
 class UnreadableImageError(ValueError):
@@ -59,6 +61,7 @@ def decode_image(data: bytes, *, size: int = IMAGE_SIZE) -> npt.NDArray[np.uint8
                     raise UnreadableImageError(
                         f"{picture.width} x {picture.height} pixels are more than the limit of {MAX_PIXELS}"
                     )
+                _check_scale(picture)
                 picture.load()
                 upright = ImageOps.exif_transpose(picture)
                 rgb = _to_eight_bits(upright).convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
@@ -99,6 +102,16 @@ def to_tensor(
     return x.sub_(torch.tensor(mean, device=device).view(shape)).div_(torch.tensor(std, device=device).view(shape))
 
 
+def _check_scale(picture: Image.Image) -> None:
+    """Refuse grey TIFFs whose numbers Pillow hands on as they are, though they do not mean 0 = black, 65535 = white."""
+    tags = picture.tag_v2 if isinstance(picture, TiffImagePlugin.TiffImageFile) else {}
+    if picture.mode.startswith("I;16"):
+        if tags.get(_BITS_PER_SAMPLE) == (12,):
+            raise UnreadableImageError("12-bit grey TIFF is not supported: save it with 8 or 16 bits")
+        if tags.get(_PHOTOMETRIC) == 0:
+            raise UnreadableImageError("16-bit grey TIFF with 0 as white is not supported: save it with 0 as black")
+
+
 def _to_eight_bits(picture: Image.Image) -> Image.Image:
     """Scale pictures of more than 8 bits a channel to 8."""
     if picture.mode.startswith("I"):
@@ -114,5 +127,5 @@ def _to_eight_bits(picture: Image.Image) -> Image.Image:
 
 def _short(error: Exception) -> str:
     """The first line of an error's text, without anything long."""
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return text[:120]
+    lines = str(error).strip().splitlines()
+    return lines[0][:120] if lines else type(error).__name__

@@ -45,8 +45,8 @@ def reference_loss(
     """The loss of definition 4.5.
 
     A token's squared error is divided by its norm, not the norm's square. Ghost gradients (Jermyn and Templeton,
-    Anthropic circuits updates, January 2024) see the error before `mse_cls_coefficient` weights token 0. Where a norm
-    is 0 the smallest positive number takes its place, so that an all-zero token costs nothing but its own error.
+    Anthropic circuits updates, January 2024) see the error before `mse_cls_coefficient` weights token 0. A
+    token of norm 0, for which the definition divides by 0, adds no error and no ghost gradient.
 
     Args:
         sae: The autoencoder, its decoder rows of unit norm.
@@ -145,6 +145,9 @@ def learning_rate_factor(step: int, *, scheduler: str, warm_up_steps: int) -> fl
 
 
 def _norm(x: torch.Tensor) -> torch.Tensor:
-    """Norm over the last dimension, kept, at least the smallest positive number."""
+    """Norm over the last dimension, kept, as a divisor: 0 becomes infinity, so that quotient and gradient vanish.
+
+    Not the smallest positive number: an error of 0.1 over that is 1e36, and one such token ruins the parameters.
+    """
     length: torch.Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return length.clamp_min(torch.finfo(x.dtype).tiny)
+    return length.masked_fill(length == 0, torch.inf)

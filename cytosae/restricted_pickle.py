@@ -6,8 +6,11 @@ names; here every name outside a short list becomes an inert record that only ke
 
 import collections
 import io
+import itertools
+import math
 import pickle
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import torch
 
 _MAX_PICKLE_BYTES = 1 << 26
 _MAX_DEPTH = 50
+_MAX_VALUES = 100_000
 
 _STORAGES = {
     "FloatStorage": torch.float32,
@@ -37,9 +41,13 @@ class RestrictedPickleError(ValueError):
 class Record:
     """Stands for an object of a class that is not on the list: keeps arguments and state, does nothing."""
 
+    # On the class: a pickle may make the object without calling `__init__`, and give it no state.
+    arguments: tuple[object, ...] = ()
+    state: object = None
+
     def __init__(self, *arguments: object, **named: object) -> None:
         self.arguments = arguments
-        self.state: object = named
+        self.state = named
 
     def __setstate__(self, state: object) -> None:
         """Keep the state."""
@@ -63,17 +71,17 @@ def read_restricted(path: Path) -> Any:  # noqa: ANN401 - whatever the file hold
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
             if len(names) != 1:
-                raise RestrictedPickleError(f"'{path}' holds {len(names)} pickles where a torch checkpoint holds one")
+                raise RestrictedPickleError(f"it holds {len(names)} pickles where a torch checkpoint holds one")
             prefix = names[0].removesuffix("data.pkl")
             data = _read_member(archive, names[0], _MAX_PICKLE_BYTES)
             if (
                 f"{prefix}byteorder" in archive.namelist()
                 and _read_member(archive, f"{prefix}byteorder", 16) != b"little"
             ):
-                raise RestrictedPickleError(f"'{path}' was written on a big-endian machine")
+                raise RestrictedPickleError("it was written on a big-endian machine")
             return _Reader(data, archive, prefix).load()
-    except RestrictedPickleError:
-        raise
+    except RestrictedPickleError as error:
+        raise RestrictedPickleError(f"'{path}' cannot be read: {error}") from error
     except zipfile.BadZipFile as error:
         raise RestrictedPickleError(
             f"'{path}' is no torch checkpoint of the zip format (torch 1.6 or later)"
@@ -82,26 +90,40 @@ def read_restricted(path: Path) -> Any:  # noqa: ANN401 - whatever the file hold
         raise RestrictedPickleError(f"'{path}' cannot be read: {type(error).__name__}: {error}") from error
 
 
-def to_plain(value: object, depth: int = 0) -> Any:  # noqa: ANN401 - JSON values
-    """JSON values for what a pickle held; what has none becomes the name of its type.
+def to_plain(value: object) -> Any:  # noqa: ANN401 - JSON values
+    """JSON values for what a pickle held; what has none becomes text, the name of its type at the least.
 
     Raises:
-        RestrictedPickleError: If it is nested too deeply.
+        RestrictedPickleError: If it is nested too deeply, or has too many values.
     """
+    return _to_plain(value, 0, itertools.count())
+
+
+def _to_plain(value: object, depth: int, counter: Iterator[int]) -> Any:  # noqa: ANN401 - JSON values
+    """`to_plain` at a depth. A few bytes can name one list twice at every depth, hence the counter."""
     if depth > _MAX_DEPTH:
         raise RestrictedPickleError("the config is nested too deeply")
+    if next(counter) > _MAX_VALUES:
+        raise RestrictedPickleError(f"the config has more than {_MAX_VALUES:,} values")
     match value:
+        case float() if not math.isfinite(value):
+            return repr(value)
+        case int() if not -(1 << 63) <= value < 1 << 63:
+            return f"<integer of {value.bit_length()} bits>"
         case None | bool() | int() | float() | str():
             return value
         case torch.dtype() | torch.device():
             return str(value)
         case dict():
-            return {str(name): to_plain(item, depth + 1) for name, item in value.items() if isinstance(name, str | int)}
+            named = ((name, item) for name, item in value.items() if isinstance(name, str | int))
+            return {str(name): _to_plain(item, depth + 1, counter) for name, item in named}
         case list() | tuple():
-            return [to_plain(item, depth + 1) for item in value]
+            return [_to_plain(item, depth + 1, counter) for item in value]
+        case Record(state=None, arguments=()):
+            return {}
         case Record():
             state = value.state or (value.arguments[0] if len(value.arguments) == 1 else list(value.arguments))
-            return to_plain(state, depth + 1)
+            return _to_plain(state, depth + 1, counter)
     return f"<{type(value).__name__}>"
 
 
@@ -159,6 +181,9 @@ def _rebuild_tensor(
         or any(type(n) is not int or n < 0 for n in numbers)
     ):
         raise RestrictedPickleError(f"a tensor of size {size}, stride {stride} makes no sense")
+    if math.prod(size) > storage.numel():
+        # A stride of 0 would make a copy of any size out of one number.
+        raise RestrictedPickleError(f"a tensor of size {size} over a memory of {storage.numel()} numbers")
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     if 0 not in size and last >= storage.numel():
         raise RestrictedPickleError(f"a tensor of size {size} reaches beyond its memory of {storage.numel()} numbers")

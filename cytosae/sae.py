@@ -69,7 +69,13 @@ class SparseAutoencoder(nn.Module):
         return torch.relu(self.pre_activations(x))
 
     def decode(self, acts: torch.Tensor) -> torch.Tensor:
-        """Reconstruction, shape `(..., D)`, of latent activations of shape `(..., S)`."""
+        """Reconstruction, shape `(..., D)`, of latent activations of shape `(..., S)`.
+
+        Raises:
+            RuntimeError: If only the encoder was loaded.
+        """
+        if not len(self.W_dec):
+            raise RuntimeError("this autoencoder has no decoder: it was loaded with encoder_only=True")
         return acts @ self.W_dec + self.b_dec
 
     def forward(self, x: torch.Tensor) -> SaeOutput:

@@ -1,11 +1,15 @@
 """One training step: decoder normalised, loss, gradients, Adam. The plain path; a faster one stands beside it later."""
 
+import copy
 from typing import Any, NamedTuple
 
 import torch
 
 from cytosae.objective import LossTerms, reference_loss
 from cytosae.sae import SparseAutoencoder
+
+_FUSED_DEVICES = ("cpu", "cuda")
+"""Where every supported torch has a fused Adam."""
 
 
 class StepResult(NamedTuple):
@@ -68,7 +72,8 @@ class TrainStep:
         self._use_ghost_grads = use_ghost_grads
         self._dead_feature_window = dead_feature_window
         self._mse_cls_coefficient = mse_cls_coefficient
-        self._optimizer = torch.optim.Adam(sae.parameters(), betas=(0.9, 0.999), fused=True)
+        fused = sae.b_enc.device.type in _FUSED_DEVICES
+        self._optimizer = torch.optim.Adam(sae.parameters(), betas=(0.9, 0.999), fused=fused)
 
     def step(self, x: torch.Tensor, lr: float) -> StepResult:
         """Train on one batch.
@@ -109,5 +114,6 @@ class TrainStep:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state_dict` was taken."""
         self.sae.load_state_dict(state["sae"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        # Copied: torch keeps the tensors it is given, and two steps would train on the same moments.
+        self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.tracker.n_steps_since_fired.copy_(state["n_steps_since_fired"])

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from cytosae_cache.metadata import Provenance
 from cytosae_cache.spec import StoreSpec, TokenLayout
-from cytosae_cache.store import ActivationStore, ImageTable, Provenance
+from cytosae_cache.store import ActivationStore, ImageTable
 from cytosae_cache.writer import ShardData, StoreWriter
 
 PROVENANCE = Provenance("toy", "d" * 64, "0.0", "2026-01-01T00:00:00+00:00", "cpu")

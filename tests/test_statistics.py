@@ -27,7 +27,7 @@ def make_exact_sae() -> SparseAutoencoder:
         sae.b_enc[5] = -1
         sae.W_enc[:, 6] = 0  # always active, always the same: nothing but ties
         sae.b_enc[6] = 0.5
-        sae.b_enc[7] = -9  # hardly ever active: fewer than k images
+        sae.b_enc[7] = -4  # hardly ever active: fewer than k images
     return sae
 
 

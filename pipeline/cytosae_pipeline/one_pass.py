@@ -49,7 +49,7 @@ def open_inputs(config: StatisticsConfig, report: Reporter) -> Inputs:
     if config.sae_path is None:
         raise UserError("say which autoencoder: --sae_path out/checkpoints/RUN/final_sparse_autoencoder_....pt")
     device = choose_device(config.device)
-    sae, cfg = load_sae(config.sae_path, device=device)
+    sae, cfg = load_sae(config.sae_path, device=device, encoder_only=True)
     spec_hash, block = cfg.get("spec_hash"), cfg.get("block_layer")
     store = ensure_store(config, report, spec_hash=spec_hash, default_block=block if isinstance(block, int) else None)
     differences = check_match(store, sae, cfg)

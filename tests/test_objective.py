@@ -1,0 +1,357 @@
+"""The loss of definition 4.5 and its gradients against a loop over single numbers; the step; schedule and metrics."""
+
+import copy
+import io
+import math
+
+import pytest
+import torch
+
+from cytosae.objective import SCHEDULERS, explained_variance, l0, learning_rate_factor, reference_loss
+from cytosae.sae import SparseAutoencoder
+from cytosae.train_step import DeadLatentTracker, TrainStep
+
+B, T, D, S = 2, 3, 4, 6
+NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
+
+
+def make_sae(seed=0, dtype=torch.float64) -> SparseAutoencoder:
+    """Random parameters, the biases too; decoder rows of unit norm."""
+    sae = SparseAutoencoder(D, S, dtype=dtype)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.6)
+    sae.normalise_decoder_()
+    return sae
+
+
+def make_x(seed=1, dtype=torch.float64) -> torch.Tensor:
+    return torch.randn(B, T, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def length(numbers) -> torch.Tensor:
+    return sum(number * number for number in numbers) ** 0.5
+
+
+def loss_by_loops(sae, x, *, l1_coefficient, dead=(), cls=1.0):
+    """Definition 4.5, one number at a time: (loss, mse, l1, ghost)."""
+    W_enc, b_enc, W_dec, b_dec = (getattr(sae, name) for name in NAMES)
+    n_images, n_tokens = x.shape[:2]
+    mse = l1 = ghost = torch.zeros((), dtype=x.dtype)
+    for b in range(n_images):
+        for t in range(n_tokens):
+            token = [x[b, t, d] for d in range(D)]
+            pre = [b_enc[s] + sum((token[d] - b_dec[d]) * W_enc[d, s] for d in range(D)) for s in range(S)]
+            acts = [value if value > 0 else value * 0 for value in pre]
+            again = [b_dec[d] + sum(acts[s] * W_dec[s, d] for s in range(S)) for d in range(D)]
+            error = [(again[d] - token[d]) ** 2 / length(token) for d in range(D)]
+            mse = mse + sum(error) * (cls if t == 0 else 1.0)
+            l1 = l1 + l1_coefficient * sum(abs(value) for value in acts)
+            if not dead:
+                continue
+            residual = [(token[d] - again[d]).detach() for d in range(D)]
+            raw = [sum(torch.exp(pre[s]) * W_dec[s, d] for s in dead) for d in range(D)]
+            scale = (length(residual) / (1e-6 + 2 * length(raw))).detach()
+            for d in range(D):
+                ghost_error = (raw[d] * scale - residual[d]) ** 2 / length(residual)
+                ghost = ghost + (error[d] / (ghost_error + 1e-6)).detach() * ghost_error
+    n = n_images * n_tokens
+    mse, l1, ghost = mse / (n * D), l1 / n, ghost / (n * D)
+    return mse + l1 + ghost, mse, l1, ghost
+
+
+def gradients(sae, loss) -> dict[str, torch.Tensor]:
+    sae.zero_grad()
+    loss.backward()
+    return {name: getattr(sae, name).grad.clone() for name in NAMES}
+
+
+@pytest.mark.parametrize("dead", [(), (2,), (0, 3, 5), tuple(range(S))])
+@pytest.mark.parametrize("cls", [1.0, 0.0, 3.5])
+@pytest.mark.parametrize("l1_coefficient", [0.0, 0.3])
+def test_loss_and_gradients_are_those_of_the_definition(dead, cls, l1_coefficient):
+    sae, x = make_sae(), make_x()
+    mask = torch.zeros(S, dtype=torch.bool)
+    mask[list(dead)] = True
+    terms, output = reference_loss(
+        sae, x, l1_coefficient=l1_coefficient, dead_mask=mask, mse_cls_coefficient=cls
+    )  # fmt: skip
+    expected = loss_by_loops(sae, x, l1_coefficient=l1_coefficient, dead=dead, cls=cls)
+    for found, wanted in zip(terms, expected, strict=True):
+        assert found.shape == ()
+        assert found.item() == pytest.approx(wanted.item(), rel=1e-10, abs=1e-14)
+    ours, theirs = gradients(sae, terms.loss), gradients(sae, expected[0])
+    for name in NAMES:
+        torch.testing.assert_close(
+            ours[name], theirs[name], rtol=1e-9, atol=1e-12, msg=lambda text, n=name: f"{n} {text}"
+        )
+    torch.testing.assert_close(output.acts, sae.encode(x))
+
+
+def test_cls_coefficient_leaves_the_ghost_term_alone():
+    sae, x, mask = make_sae(), make_x(), torch.arange(S) < 2
+    plain, _ = reference_loss(sae, x, l1_coefficient=0.1, dead_mask=mask)
+    weighted, _ = reference_loss(sae, x, l1_coefficient=0.1, dead_mask=mask, mse_cls_coefficient=7.0)
+    assert weighted.ghost == plain.ghost
+    assert weighted.mse > plain.mse
+
+
+@pytest.mark.parametrize("mask", [None, torch.zeros(S, dtype=torch.bool)])
+def test_without_dead_latents_the_ghost_term_is_exactly_zero(mask):
+    terms, _ = reference_loss(make_sae(), make_x(), l1_coefficient=0.1, dead_mask=mask)
+    assert terms.ghost.item() == 0
+    assert not terms.ghost.requires_grad
+
+
+def test_ghost_term_moves_a_latent_that_never_fires():
+    sae, x = make_sae(), make_x()
+    with torch.no_grad():
+        sae.b_enc[2] = -3
+        sae.W_enc[:, 2] *= 0.1
+    mask = torch.arange(S) == 2
+    without, _ = reference_loss(sae, x, l1_coefficient=0.1)
+    assert not gradients(sae, without.loss)["W_enc"][:, 2].any()
+    terms, output = reference_loss(sae, x, l1_coefficient=0.1, dead_mask=mask)
+    assert not output.acts[..., 2].any()
+    found = gradients(sae, terms.loss)
+    assert found["W_enc"][:, 2].abs().min() > 0
+    assert found["b_enc"][2] != 0
+    assert found["W_dec"][2].abs().min() > 0
+
+
+def test_perfect_reconstruction_costs_nothing_and_has_finite_gradients():
+    sae = SparseAutoencoder(2, 2)
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.eye(2))
+        sae.W_dec.copy_(torch.eye(2))
+    terms, _ = reference_loss(sae, torch.ones(1, 2, 2), l1_coefficient=0.0, dead_mask=torch.tensor([False, True]))
+    assert [term.item() for term in terms] == [0, 0, 0, 0]
+    terms.loss.backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in sae.parameters())
+
+
+def test_zero_token_adds_nothing_and_the_others_count_as_before():
+    sae, x, mask = make_sae(), make_x(), torch.arange(S) < 2
+    x[0, 1] = 0
+    x[1, 0] = 0
+    found, output = reference_loss(sae, x, l1_coefficient=0.0, dead_mask=mask, mse_cls_coefficient=2.0)
+    assert output.reconstruction[0, 1].abs().min() > 0
+    kept = torch.stack([x[0, 0], x[0, 2], x[1, 1], x[1, 2]])[:, None]  # as images of one token, none of them weighted
+    weights = torch.tensor([2.0, 1.0, 1.0, 1.0])
+    parts = [
+        loss_by_loops(sae, kept[n : n + 1], l1_coefficient=0.0, dead=(0, 1), cls=weights[n].item()) for n in range(4)
+    ]
+    assert found.mse.item() == pytest.approx(sum(part[1] for part in parts).item() / (B * T))
+    assert found.ghost.item() == pytest.approx(sum(part[3] for part in parts).item() / (B * T))
+    found.loss.backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in sae.parameters())
+
+
+def test_zero_token_does_not_spoil_training():
+    step, x = make_step(), make_x(dtype=torch.float32)
+    x[0, 1] = 0
+    with torch.no_grad():
+        step.sae.b_dec.fill_(3.0)
+    terms = [step.step(x, 0.01).terms for _ in range(5)]
+    assert all(torch.isfinite(term.loss) and term.loss < 100 for term in terms)
+    assert all(torch.isfinite(parameter).all() for parameter in step.sae.parameters())
+
+
+@pytest.mark.parametrize("shape", [(T, D), (B, T, D + 1), (D,), (1, B, T, D)])
+def test_other_shapes_are_refused(shape):
+    with pytest.raises(ValueError, match=rf"x must be \(B, T, {D}\), found \("):
+        reference_loss(make_sae(), torch.zeros(shape, dtype=torch.float64), l1_coefficient=0.1)
+
+
+# --- counters of dead latents
+
+
+def test_tracker_counts_the_steps_since_each_latent_fired():
+    tracker = DeadLatentTracker(3)
+    fires = [[1, 0, 0], [0, 0, 1], [0, 0, 0], [1, 0, 0]]
+    wanted = [[0, 1, 1], [1, 2, 0], [2, 3, 1], [0, 4, 2]]
+    for row, counts in zip(fires, wanted, strict=True):
+        acts = torch.zeros(2, 2, 3)
+        acts[1, 0] = torch.tensor(row, dtype=torch.float32)  # one token of one image is enough
+        tracker.update(acts)
+        assert tracker.n_steps_since_fired.tolist() == counts
+    assert tracker.n_steps_since_fired.dtype == torch.int64
+
+
+def test_dead_means_more_than_the_window():
+    tracker = DeadLatentTracker(2)
+    for _ in range(4):
+        tracker.update(torch.zeros(1, 1, 2))
+    assert tracker.dead(4).tolist() == [False, False]
+    assert tracker.dead(3).tolist() == [True, True]
+
+
+# --- training steps
+
+
+def make_step(seed=0, *, ghost=True, window=1, cls=2.0, dtype=torch.float32) -> TrainStep:
+    sae = make_sae(seed, dtype)
+    with torch.no_grad():
+        sae.b_enc[1] = -20  # dead from the start
+        sae.W_enc[:, 1] *= 0.1
+    return TrainStep(
+        sae, l1_coefficient=0.05, use_ghost_grads=ghost, dead_feature_window=window, mse_cls_coefficient=cls
+    )
+
+
+@pytest.mark.parametrize("ghost", [True, False])
+def test_steps_are_those_of_a_loop_written_by_hand(ghost):
+    step = make_step(ghost=ghost, dtype=torch.float64)
+    sae = copy.deepcopy(step.sae)
+    adam = torch.optim.Adam(sae.parameters(), lr=1.0, betas=(0.9, 0.999), fused=False, foreach=False)
+    silent = [0] * S
+    for number in range(6):
+        x, lr = make_x(10 + number), 0.02 * (number + 1)
+        with torch.no_grad():
+            for s in range(S):
+                sae.W_dec[s] /= length(sae.W_dec[s])
+        rows = sae.W_dec.detach().clone()
+        dead = tuple(s for s in range(S) if silent[s] > 1) if ghost else ()
+        expected = loss_by_loops(sae, x, l1_coefficient=0.05, dead=dead, cls=2.0)
+        fired = (sae.encode(x) > 0).any(dim=0).any(dim=0)
+        silent = [0 if fired[s] else silent[s] + 1 for s in range(S)]
+        adam.zero_grad()
+        expected[0].backward()
+        for s in range(S):
+            sae.W_dec.grad[s] -= (sae.W_dec.grad[s] @ rows[s]) * rows[s]
+        adam.param_groups[0]["lr"] = lr
+        adam.step()
+
+        result = step.step(x, lr)
+        for found, wanted in zip(result.terms, expected, strict=True):
+            assert found.item() == pytest.approx(wanted.item(), rel=1e-7, abs=1e-12)
+        assert (result.terms.ghost > 0) == bool(dead)
+        assert step.tracker.n_steps_since_fired.tolist() == silent
+        for name in NAMES:
+            torch.testing.assert_close(getattr(step.sae, name), getattr(sae, name), rtol=1e-6, atol=1e-9)
+    assert not ghost or silent[1] > 1, "the ghost path was never taken"
+
+
+def test_result_is_of_before_the_update_and_holds_no_graph():
+    step, x = make_step(), make_x(dtype=torch.float32)
+    before = copy.deepcopy(step.sae)
+    result = step.step(x, 0.1)
+    torch.testing.assert_close(result.acts, before.encode(x).detach())
+    torch.testing.assert_close(result.reconstruction, before(x).reconstruction.detach())
+    assert not any(tensor.requires_grad for tensor in (*result.terms, result.acts, result.reconstruction))
+    assert not torch.equal(before.W_enc, step.sae.W_enc)
+
+
+def test_rate_of_zero_changes_nothing_but_the_length_of_decoder_rows():
+    step = make_step()
+    with torch.no_grad():
+        step.sae.W_dec *= 3
+    before = copy.deepcopy(step.sae)
+    step.step(make_x(dtype=torch.float32), 0.0)
+    for name in ("W_enc", "b_enc", "b_dec"):
+        assert torch.equal(getattr(step.sae, name), getattr(before, name))
+    torch.testing.assert_close(step.sae.W_dec * 3, before.W_dec)
+
+
+def test_training_lowers_the_loss_on_one_batch():
+    step, x = make_step(ghost=False), make_x(dtype=torch.float32)
+    losses = [step.step(x, 0.02).terms.loss.item() for _ in range(60)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_resumed_training_is_the_same_to_the_last_bit():
+    unbroken, first, resumed = make_step(), make_step(), make_step(seed=9)
+    batches = [make_x(20 + number, torch.float32) for number in range(8)]
+    for x in batches[:4]:
+        unbroken.step(x, 0.01)
+        first.step(x, 0.01)
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    for x in batches[4:]:
+        wanted, found = unbroken.step(x, 0.01), resumed.step(x, 0.01)
+        assert [term.item() for term in found.terms] == [term.item() for term in wanted.terms]
+        assert wanted.terms.ghost > 0
+    for name in NAMES:
+        assert torch.equal(getattr(unbroken.sae, name), getattr(resumed.sae, name))
+    assert torch.equal(unbroken.tracker.n_steps_since_fired, resumed.tracker.n_steps_since_fired)
+
+
+def test_loaded_state_is_not_shared_with_where_it_came_from():
+    first, second = make_step(), make_step(seed=9)
+    first.step(make_x(1, torch.float32), 0.01)
+    state = first.state_dict()
+    kept = copy.deepcopy(state)
+    second.load_state_dict(state)
+    second.step(make_x(2, torch.float32), 0.01)
+    for number, moments in state["optimizer"]["state"].items():
+        for name, tensor in moments.items():
+            assert torch.equal(tensor, kept["optimizer"]["state"][number][name])
+
+
+def test_training_is_repeatable_to_the_last_bit():
+    first, again = make_step(), make_step()
+    for number in range(4):
+        x = make_x(30 + number, torch.float32)
+        first.step(x, 0.01)
+        again.step(x, 0.01)
+    assert torch.equal(first.sae.W_enc, again.sae.W_enc)
+
+
+def test_state_of_another_size_is_refused():
+    other = TrainStep(
+        SparseAutoencoder(D, S + 1), l1_coefficient=0.1, use_ghost_grads=False, dead_feature_window=1
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="size mismatch for W_enc"):
+        make_step().load_state_dict(other.state_dict())
+
+
+# --- learning rate
+
+
+def test_warm_up_rises_in_a_line_and_stays():
+    factors = [learning_rate_factor(step, scheduler="constantwithwarmup", warm_up_steps=4) for step in range(6)]
+    assert factors == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(("scheduler", "warm_up_steps"), [("constant", 500), ("constantwithwarmup", 0)])
+def test_without_warm_up_the_rate_is_constant(scheduler, warm_up_steps):
+    assert learning_rate_factor(0, scheduler=scheduler, warm_up_steps=warm_up_steps) == 1.0
+
+
+def test_unknown_schedule_lists_the_known():
+    with pytest.raises(ValueError, match=f"{SCHEDULERS[0]}, {SCHEDULERS[1]}, found 'cosine'"):
+        learning_rate_factor(0, scheduler="cosine", warm_up_steps=4)
+
+
+# --- metrics
+
+
+def test_explained_variance_is_written_out_right():
+    x = make_x()
+    again = x + 0.3 * make_x(2)
+    tokens, guesses = x.reshape(-1, D).tolist(), again.reshape(-1, D).tolist()
+    mean = [sum(column) / len(tokens) for column in zip(*tokens, strict=True)]
+    errors = [math.dist(token, guess) ** 2 for token, guess in zip(tokens, guesses, strict=True)]
+    spreads = [math.dist(token, mean) ** 2 for token in tokens]
+    variance = explained_variance(x, again)
+    assert variance.total.item() == pytest.approx(1 - sum(errors) / sum(spreads))
+    shares = [1 - error / spread for error, spread in zip(errors, spreads, strict=True)]
+    centre = sum(shares) / len(shares)
+    deviation = math.sqrt(sum((share - centre) ** 2 for share in shares) / len(shares))
+    assert variance.per_token_std.item() == pytest.approx(deviation)
+
+
+def test_explained_variance_of_the_ends_of_its_scale():
+    x = make_x()
+    perfect, mean = explained_variance(x, x), explained_variance(x, x.mean(dim=(0, 1)).expand_as(x))
+    assert perfect.total == 1
+    assert perfect.per_token_std == 0
+    assert mean.total.item() == pytest.approx(0)
+
+
+def test_l0_counts_active_latents_a_token():
+    acts = torch.tensor([[[0.0, 2.0, 0.1], [0.0, 0.0, 0.0]], [[1.0, 1.0, 1.0], [0.0, 0.0, 5.0]]])
+    assert l0(acts).item() == pytest.approx((2 + 0 + 3 + 1) / 4)
