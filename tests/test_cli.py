@@ -59,7 +59,7 @@ def test_the_help_lists_every_verb():
 @pytest.mark.parametrize(
     ("verb", "record", "left_out"),
     [
-        ("build", BuildConfig, set()),
+        ("build", BuildConfig, {"store"}),
         ("train", TrainConfig, set()),
         ("features", StatisticsConfig, {"threshold", "normalize"}),
     ],

@@ -22,7 +22,14 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C or a request to end, as shells expect it."""
 
 
-@click.group(context_settings=CONTEXT_SETTINGS)
+class _InOrder(click.Group):
+    """Lists the verbs in the order in which they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings=CONTEXT_SETTINGS)
 @click.version_option(__version__, prog_name="cytosae-cache")
 def cli() -> None:
     """Cache a vision transformer's activations of blood cells once; train and read sparse autoencoders on them.
@@ -61,11 +68,12 @@ def verb(function: Callable[..., Any]) -> click.Command:
 
 
 @verb
-@config_options(BuildConfig)
+@config_options(BuildConfig, leave_out=("store",))
 def build(as_json: bool, **values: Any) -> None:
-    """Run the vision transformer once over a data set and write its activation store.
+    """Run the vision transformer once: images to a store.
 
-    Interrupted, it goes on where it stopped when the same command is typed again; complete, it returns at once.
+    Every image's activations are written to a chunked Zarr store that the other verbs stream. Interrupted, it goes
+    on where it stopped when the same command is typed again; complete, it returns at once.
 
     \b
     cytosae-cache build --dataset_name mll23 --images ./mll23 --model_path ./DinoBloom-B.pth
@@ -92,9 +100,10 @@ def build(as_json: bool, **values: Any) -> None:
 @verb
 @config_options(TrainConfig)
 def train(as_json: bool, **values: Any) -> None:
-    """Train a sparse autoencoder on an activation store, without the vision transformer or the images.
+    """Train a sparse autoencoder on a store.
 
-    The same command typed again goes on with an interrupted run; so does --resume RUN.
+    Needs neither the vision transformer nor the images. The same command typed again goes on with an interrupted
+    run; so does --resume RUN.
 
     \b
     cytosae-cache train --dataset_name mll23 --batch_size 64 --use_ghost_grads --total_training_tokens 1000000
@@ -116,7 +125,7 @@ def train(as_json: bool, **values: Any) -> None:
 @verb
 @config_options(StatisticsConfig, leave_out=("threshold", "normalize"))
 def features(as_json: bool, **values: Any) -> None:
-    """Find each latent's maximally activating images, mean activation and sparsity.
+    """Find each latent's top images, mean and sparsity.
 
     \b
     cytosae-cache features --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt --top_k 10
@@ -135,7 +144,7 @@ def features(as_json: bool, **values: Any) -> None:
 @verb
 @config_options(StatisticsConfig, leave_out=("top_k",))
 def classes(as_json: bool, **values: Any) -> None:
-    """Count, for every class, the tokens on which each latent is above a threshold.
+    """Count tokens above a threshold, by class.
 
     \b
     cytosae-cache classes --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt --threshold 0.2
@@ -146,7 +155,7 @@ def classes(as_json: bool, **values: Any) -> None:
 @verb
 @config_options(StatisticsConfig, leave_out=("top_k",))
 def patients(as_json: bool, **values: Any) -> None:
-    """Count, for every patient, the tokens on which each latent is above a threshold.
+    """Count tokens above a threshold, by patient.
 
     Several --threshold may be given: all raw counts are kept, cls_sae_cnt.npy is made from the first.
 
@@ -173,7 +182,7 @@ def _count(values: dict[str, Any], kind: Any, as_json: bool) -> None:
 @verb
 @click.option("--root-dir", type=click.Path(path_type=Path), default=Path(), help="Folder that holds out/.")
 def list_(root_dir: Path, as_json: bool) -> None:
-    """List the activation stores and training runs below a folder."""
+    """List stores and training runs."""
     from cytosae_pipeline.inventory import take_inventory
 
     inventory = take_inventory(root_dir)
@@ -184,7 +193,10 @@ def list_(root_dir: Path, as_json: bool) -> None:
 @click.argument("path", required=False, type=click.Path(path_type=Path))
 @config_options(StoreChoice, leave_out=("store",))
 def info(path: Path | None, as_json: bool, **values: Any) -> None:
-    """Show a store's whole provenance: PATH of the store, or --dataset_name."""
+    """Show a store's whole provenance.
+
+    Takes the PATH of the store, or --dataset_name.
+    """
     from cytosae_pipeline.stores import find_store
 
     store = find_store(make_config(StoreChoice, {**values, "store": path}))
@@ -199,7 +211,10 @@ def info(path: Path | None, as_json: bool, **values: Any) -> None:
 @click.argument("path", required=False, type=click.Path(path_type=Path))
 @config_options(StoreChoice, leave_out=("store",))
 def verify(path: Path | None, as_json: bool, **values: Any) -> None:
-    """Check every file and checksum of a store: PATH of the store, or --dataset_name. Exit code 1 if any is wrong."""
+    """Check every file and checksum of a store.
+
+    Takes the PATH of the store, or --dataset_name. Ends with exit code 1 if anything is wrong.
+    """
     from cytosae_cache.store import ActivationStore
     from cytosae_cache.verify import verify_store
     from cytosae_pipeline.stores import find_store
@@ -229,9 +244,10 @@ def verify(path: Path | None, as_json: bool, **values: Any) -> None:
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the cohort.")
 def demo(root_dir: Path, seed: int, as_json: bool) -> None:
-    """Run the whole program on a small made-up cohort: no data, no download, no GPU, about two minutes.
+    """Run the whole program on a made-up cohort.
 
-    Draws blood cells of patients in three groups that differ in cell composition, builds the store with the embedded
+    No data, no download, no GPU, about a minute. Draws blood cells of patients in three groups that differ in cell
+    composition, builds the store with the embedded
     vision transformer, trains an autoencoder, computes all statistics, and checks that the groups are found again.
     """
     from cytosae_pipeline.demo import run_demo

@@ -71,7 +71,9 @@ class BuildConfig(StoreSource):
     batch_size: int = option(32, "Images a forward pass.")
     workers: int | None = option(None, "Processes that decode images; 0 decodes in the main one. [default: by cores]")
     shard_images: int = option(256, "Images a shard file.")
-    compression: Literal["none", "lz4", "zstd"] = option("none", "Lossless codec; raw is the fastest and loses 0-7 %.")
+    compression: Literal["none", "lz4", "zstd"] = option(
+        "none", "Lossless codec; saves 0-7 % of fp16 activations, so raw is the default."
+    )
     store_dtype: Literal["float16", "float32"] = option("float16", "Type of the stored numbers.")
     limit: int | None = option(None, "Build on this many images only, spread evenly over the list.")
     overwrite: bool = option(False, "Delete the store if it exists and build it anew.")

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import multiprocessing
 import signal
+import stat
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -123,7 +124,10 @@ def decode_files(root: Path, items: Sequence[tuple[int, str]], size: int) -> lis
 def _decode_file(root: Path, row: int, relative: str, size: int) -> Decoded:
     try:
         path = resolve_inside(root, relative)
-        if path.stat().st_size > MAX_FILE_BYTES:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            return Decoded(row, None, None, "cannot be read: not a file")
+        if status.st_size > MAX_FILE_BYTES:
             return Decoded(row, None, None, f"the file is larger than {MAX_FILE_BYTES} bytes")
         data = path.read_bytes()
     except FileNotFoundError:
