@@ -13,7 +13,8 @@ from cytosae.vit_checkpoint import BackboneError, BackboneNotFoundError
 
 __all__ = ["Backbone", "BackboneError", "BackboneInfo", "describe_backbone", "load_backbone", "weights_sha256"]
 
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".json")
+_FOLDER_FILES = ("config.json", "model*.safetensors", "pytorch_model*.bin")
+"""Files of a transformers folder that decide what the network computes."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class BackboneInfo:
     name: str
     """Name, for example `dinov2_vitb14`."""
     weights_sha256: str
-    """SHA-256 of the file; of a folder, over its weight and config files."""
+    """SHA-256 of the file; of a folder, over its config and weight files."""
     block: int
     """Block whose output is taken, as a Python index."""
     n_blocks: int
@@ -72,14 +73,18 @@ class Backbone(nn.Module):
         """Output of the wanted block, before any final norm (definition 4.2).
 
         Args:
-            pixels: Normalised images, shape `(B, 3, H, W)`.
+            pixels: Normalised images, shape `(B, 3, image_size, image_size)`.
 
         Returns:
-            All tokens in the order CLS, registers, patches row by row, shape `(B, T, D)`.
+            All tokens in the order CLS, registers, patches row by row, shape `(B, T, D)`, of the parameters' dtype
+            unless the caller's autocast says otherwise.
 
         Raises:
-            BackboneError: If the network yields other tokens than its description says.
+            BackboneError: If the pixels are of another shape, or the network yields other tokens than described.
         """
+        wanted = (3, self.info.image_size, self.info.image_size)
+        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != wanted:
+            raise BackboneError(f"pixels have shape {tuple(pixels.shape)}, expected {('B', *wanted)}")
         self.model(pixel_values=pixels, **self._arguments)
         tokens, self._captured = self._captured, None
         expected = (len(pixels), self.info.n_tokens, self.info.d_model)
@@ -102,9 +107,12 @@ def describe_backbone(path: Path, *, name: str | None, block: int) -> BackboneIn
         name: Name of the architecture; found out from the shapes if None.
         block: Block whose output is wanted, as a Python index.
 
+    Returns:
+        The description; of a transformers folder it rests on the JSON files alone.
+
     Raises:
         BackboneNotFoundError: If there is nothing at `path`.
-        BackboneError: If the checkpoint is damaged, holds Python objects, or is not what `name` says.
+        BackboneError: If the checkpoint is damaged, holds Python objects, is not what `name` says, or lacks the block.
     """
     if not path.exists():
         raise BackboneNotFoundError(
@@ -164,9 +172,12 @@ def load_backbone(
         device: Where the network goes.
         dtype: Type of its parameters.
 
+    Returns:
+        The network in eval mode, without gradients; its `info` is what `describe_backbone` gives.
+
     Raises:
         BackboneNotFoundError: If there is nothing at `path`.
-        BackboneError: If the checkpoint is damaged, holds Python objects, or is not what `name` says.
+        BackboneError: As for `describe_backbone`, or if a weight that is used is NaN or infinity.
     """
     info = describe_backbone(path, name=name, block=block)
     n_kept = block % info.n_blocks + 1
@@ -176,6 +187,7 @@ def load_backbone(
         state, stated = vit_checkpoint.read_state(path)
         architecture = vit_checkpoint.choose_architecture(state, stated, name, path)
         model, arguments = vit_checkpoint.load_model(state, architecture, n_kept, info.grid, path), None
+    _check_finite(model, path)
     return Backbone(model.to(device=device, dtype=dtype), info, arguments)
 
 
@@ -192,9 +204,9 @@ def find_blocks(model: nn.Module, n_blocks: int) -> nn.ModuleList:
 
 
 def weights_sha256(path: Path) -> str:
-    """SHA-256 of a checkpoint file, or over names and digests of a transformers folder's weight and config files."""
+    """SHA-256 of a checkpoint file, or over names and digests of a transformers folder's config and weight files."""
     if path.is_dir():
-        files = sorted(item for item in path.iterdir() if item.suffix in _WEIGHT_SUFFIXES)
+        files = sorted(item for pattern in _FOLDER_FILES for item in path.glob(pattern) if item.is_file())
         return hashlib.sha256("".join(f"{item.name} {weights_sha256(item)}\n" for item in files).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -206,3 +218,10 @@ def _check_block(block: int, n_blocks: int, path: Path) -> None:
         raise BackboneError(
             f"--block_layer {block} was asked for, but '{path}' has {n_blocks} blocks: -{n_blocks} to {n_blocks - 1}"
         )
+
+
+def _check_finite(model: nn.Module, path: Path) -> None:
+    """Raise if a weight is NaN or infinity."""
+    bad = [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
+    if bad:
+        raise BackboneError(f"weights in '{path}' hold NaN or infinity: {'; '.join(bad)}")

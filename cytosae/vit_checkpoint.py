@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from cytosae.images import IMAGE_SIZE
+
 State = Mapping[str, torch.Tensor]
 
 _MAX_LISTED = 12
@@ -77,7 +79,7 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | No
     """Tensors of a checkpoint under DINOv2's own names, mapped from disk, not read.
 
     Takes `{'teacher': {'backbone.<key>': ...}}` (heads are left out), `{'state_dict': ...}` and a bare state dict; keys
-    of chunked blocks (`blocks.<chunk>.<i>.`) are made plain.
+    of chunked blocks (`blocks.<chunk>.<i>.`, i counted through the whole network) are made plain.
 
     Returns:
         The tensors, and the architecture that the file states of itself, if any.
@@ -102,17 +104,22 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | No
         raise BackboneError(f"'{path}' is no readable checkpoint: {first}") from error
     stated = value.get("architecture") if isinstance(value, dict) else None
     if isinstance(value, dict) and isinstance(value.get("teacher"), dict):
-        teacher = value["teacher"]
-        value = {key.removeprefix("backbone."): item for key, item in teacher.items() if key.startswith("backbone.")}
-        if not value:
-            raise BackboneError(f"'{path}' has a 'teacher' without 'backbone.' keys: {_listed(sorted(teacher))}")
+        value = _strip_teacher(value["teacher"], path)
     elif isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
         value = value["state_dict"]
     if not isinstance(value, dict) or not all(isinstance(item, torch.Tensor) for item in value.values()):
         found = _listed(sorted(map(str, value))) if isinstance(value, dict) else type(value).__name__
         raise BackboneError(f"'{path}' holds no state dict of tensors; found {found}")
-    plain = {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", key): item for key, item in value.items()}
-    return plain, stated if isinstance(stated, dict) else None
+    if stated is not None and not isinstance(stated, dict):
+        raise BackboneError(f"'{path}' states its architecture as a {type(stated).__name__}, expected a dict")
+    # A key that is no string matches nothing and is reported as unknown.
+    plain = {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", str(key)): item for key, item in value.items()}
+    if len(plain) != len(value):
+        raise BackboneError(
+            f"'{path}' numbers its blocks in an unknown way: {len(value)} keys become {len(plain)} when the chunk's "
+            "number is taken out of blocks.<chunk>.<i>. Save it with plain names, blocks.<i>."
+        )
+    return plain, stated
 
 
 def choose_architecture(state: State, stated: Mapping[str, Any] | None, name: str | None, path: Path) -> Architecture:
@@ -143,8 +150,9 @@ def choose_architecture(state: State, stated: Mapping[str, Any] | None, name: st
 
 def guess_architecture(state: State) -> Architecture | None:
     """The known network with the state's width and registers; None if there is none."""
-    width = state["cls_token"].shape[-1] if "cls_token" in state else 0
-    n_registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0
+    cls, registers = state.get("cls_token"), state.get("register_tokens")
+    width = cls.shape[-1] if cls is not None and cls.ndim == 3 else 0
+    n_registers = registers.shape[1] if registers is not None and registers.ndim == 3 else 0
     return next(
         (item for item in ARCHITECTURES.values() if (item.width, item.n_registers) == (width, n_registers)), None
     )
@@ -179,10 +187,10 @@ def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 def check_state(state: State, architecture: Architecture, path: Path) -> None:
-    """Compare every key and shape.
+    """Compare every key and shape, of the blocks that will be dropped too.
 
     Raises:
-        BackboneError: If a key is missing, extra or misshapen, or a tensor is not of floating point; lists them.
+        BackboneError: If a key is missing, extra or misshapen, or a tensor is not plain floating point; lists all.
     """
     expected = expected_shapes(architecture)
     optional = {"pos_embed", "mask_token"}
@@ -193,7 +201,11 @@ def check_state(state: State, architecture: Architecture, path: Path) -> None:
         for key, shape in expected.items()
         if key in state and tuple(state[key].shape) != shape
     ]
-    problems += [f"{key} is of type {item.dtype}" for key, item in state.items() if not item.is_floating_point()]
+    problems += [
+        f"{key} is a {item.layout} tensor of {item.dtype} on {item.device}, expected a plain one of floating point"
+        for key, item in state.items()
+        if not item.is_floating_point() or item.layout is not torch.strided or item.device.type != "cpu"
+    ]
     if "pos_embed" in state:
         shape = tuple(state["pos_embed"].shape)
         side = round((shape[1] - 1) ** 0.5) if len(shape) == 3 and shape[1] > 1 else 0
@@ -201,18 +213,18 @@ def check_state(state: State, architecture: Architecture, path: Path) -> None:
             problems.append(f"pos_embed has shape {shape}, expected (1, 1 + a square, {architecture.width})")
     if problems:
         guess = guess_architecture(state)
-        other = guess is not None and guess.name != architecture.name
-        hint = (
-            f". The file looks like {guess.name}: try --model_name {guess.name}" if guess is not None and other else ""
-        )
-        raise BackboneError(f"'{path}' is not {architecture.name}: {_listed(problems)}{hint}")
+        # A file that states its architecture is not helped by another name.
+        helps = guess not in (None, architecture) and architecture in ARCHITECTURES.values()
+        hint = f" (this looks like {guess.name}: pass --model_name {guess.name})" if guess and helps else ""
+        raise BackboneError(f"'{path}' is not {architecture.name}{hint}: {'; '.join(problems)}")
 
 
 def interpolate_positions(table: torch.Tensor, grid: tuple[int, int], *, with_registers: bool) -> torch.Tensor:
-    """The position table for another grid of patches, as DINOv2 computes it (`interpolate_pos_encoding`).
+    """The position table for another grid of patches, as DINOv2 computes it.
 
     Bicubic in float32. Networks without registers: no antialiasing and the scale factor `(side + 0.1) / sqrt(N)`; those
-    with registers: antialiased to the exact size. These are the settings of DINOv2's published models.
+    with registers: antialiased to the exact size. The formula is `interpolate_pos_encoding` of DINOv2's
+    `dinov2/models/vision_transformer.py`, the settings those of its published models, `dinov2/hub/backbones.py`.
 
     Args:
         table: Shape `(1, 1 + N, D)`, N a square, the CLS token's first.
@@ -242,7 +254,7 @@ def load_model(state: State, architecture: Architecture, n_blocks: int, grid: tu
     """Make transformers' model of the first blocks with the checkpoint's weights, float32.
 
     Raises:
-        BackboneError: If a weight is NaN or infinity, or the installed transformers has other parts than expected.
+        BackboneError: If the installed transformers has other parts than expected.
     """
     model = _make_empty_model(architecture, n_blocks, grid)
     targets = model.state_dict()
@@ -251,11 +263,10 @@ def load_model(state: State, architecture: Architecture, n_blocks: int, grid: tu
         mapped |= _map_block(state, architecture, block, set(targets))
     if "embeddings.mask_token" in targets:
         mapped["embeddings.mask_token"] = torch.zeros(targets["embeddings.mask_token"].shape)
-    bad = [name for name, tensor in mapped.items() if not torch.isfinite(tensor).all()]
-    if bad:
-        raise BackboneError(f"weights in '{path}' hold NaN or infinity: {_listed(bad)}")
+    # Copied: a float32 weight would otherwise stay a view of the mapped file and change with it.
+    copies = {name: tensor.to(torch.float32, copy=True) for name, tensor in mapped.items()}
     try:
-        model.load_state_dict({name: tensor.float().contiguous() for name, tensor in mapped.items()}, assign=True)
+        model.load_state_dict(copies, assign=True)
     except RuntimeError as error:
         raise BackboneError(
             f"the installed transformers names the parts of {type(model).__name__} differently: {error}"
@@ -351,10 +362,27 @@ def _stated_architecture(stated: Mapping[str, Any], path: Path) -> Architecture:
         architecture = Architecture(**values)
     except TypeError:
         raise BackboneError(f"'{path}' states the architecture {stated!r}; expected {', '.join(known)}") from None
-    sizes = (architecture.width, architecture.depth, architecture.heads, architecture.patch_size)
-    if wrong or min(sizes) < 1 or architecture.width % architecture.heads or not 0 <= architecture.n_registers <= 64:
+    ranges = {"width": 1 << 16, "depth": 1000, "heads": 1 << 10, "patch_size": IMAGE_SIZE, "mlp_ratio": 64}
+    fits = all(1 <= getattr(architecture, key) <= top for key, top in ranges.items()) if not wrong else False
+    if not fits or architecture.width % architecture.heads or not 0 <= architecture.n_registers <= 64:
         raise BackboneError(f"'{path}' states an impossible architecture: {', '.join(wrong) or values}")
+    if IMAGE_SIZE % architecture.patch_size:
+        raise BackboneError(
+            f"'{path}' states patches of {architecture.patch_size} pixels, which do not tile an image of {IMAGE_SIZE}"
+        )
     return architecture
+
+
+def _strip_teacher(teacher: Mapping[Any, Any], path: Path) -> dict[str, Any]:
+    """A training checkpoint's backbone under bare names; what is neither backbone nor head is left to be refused."""
+    names = [str(key) for key in teacher]
+    if not any(name.startswith("backbone.") for name in names):
+        raise BackboneError(f"'{path}' has a 'teacher' without 'backbone.' keys: {_listed(sorted(names))}")
+    return {
+        name.removeprefix("backbone.") if name.startswith("backbone.") else f"teacher.{name}": item
+        for name, item in zip(names, teacher.values(), strict=True)
+        if not name.startswith(("dino_head", "ibot_head"))
+    }
 
 
 def _is_zip(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """Local transformers folders: CLIP and SigLIP vision towers, ViT, DINOv2 with and without registers."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,22 +30,32 @@ class _Family:
     """Mean of the input's channels where the folder does not say."""
     std: Triple
     """Standard deviation of the input's channels where the folder does not say."""
+    patch_size: int
+    """Pixels along a patch's side where the folder does not say."""
     interpolates: bool
     """Whether the model must be asked to fit its position table to the input."""
+    n_registers: int = 0
+    """Register tokens where the folder does not say."""
 
 
-_CLIP = _Family("CLIPVisionModel", 1, _CLIP_MEAN, _CLIP_STD, interpolates=True)
-_SIGLIP = _Family("SiglipVisionModel", 0, _HALF, _HALF, interpolates=True)
+_CLIP = _Family("CLIPVisionModel", 1, _CLIP_MEAN, _CLIP_STD, 32, interpolates=True)
+_SIGLIP = _Family("SiglipVisionModel", 0, _HALF, _HALF, 16, interpolates=True)
 
 _FAMILIES: dict[str, _Family] = {
     "clip": _CLIP,
     "clip_vision_model": _CLIP,
     "siglip": _SIGLIP,
     "siglip_vision_model": _SIGLIP,
-    "vit": _Family("ViTModel", 1, _HALF, _HALF, interpolates=True),
-    "dinov2": _Family("Dinov2Model", 1, IMAGE_MEAN, IMAGE_STD, interpolates=False),
-    "dinov2_with_registers": _Family("Dinov2WithRegistersModel", 1, IMAGE_MEAN, IMAGE_STD, interpolates=False),
+    "vit": _Family("ViTModel", 1, _HALF, _HALF, 16, interpolates=True),
+    "dinov2": _Family("Dinov2Model", 1, IMAGE_MEAN, IMAGE_STD, 14, interpolates=False),
+    "dinov2_with_registers": _Family(
+        "Dinov2WithRegistersModel", 1, IMAGE_MEAN, IMAGE_STD, 16, interpolates=False, n_registers=4
+    ),
 }
+
+# A config may leave out what equals the defaults of transformers; repeated here to describe it without that import.
+_N_BLOCKS = 12
+_WIDTH = 768
 
 
 @dataclass(frozen=True)
@@ -81,7 +92,7 @@ def read_folder(path: Path) -> Folder:
     """
     config = _read_json(path / "config.json")
     kind = config.get("model_type")
-    if kind not in _FAMILIES:
+    if not isinstance(kind, str) or kind not in _FAMILIES:
         raise BackboneError(f"'{path}' holds a model of type {kind!r}; known are {', '.join(_FAMILIES)}")
     family = _FAMILIES[kind]
     vision = config.get("vision_config", config)
@@ -89,14 +100,11 @@ def read_folder(path: Path) -> Folder:
     stated = _read_json(preprocessor) if preprocessor.is_file() else {}
     try:
         sizes = {
-            name: int(vision[key])
-            for name, key in (
-                ("n_blocks", "num_hidden_layers"),
-                ("d_model", "hidden_size"),
-                ("patch_size", "patch_size"),
-            )
+            "n_blocks": int(vision.get("num_hidden_layers", _N_BLOCKS)),
+            "d_model": int(vision.get("hidden_size", _WIDTH)),
+            "patch_size": int(vision.get("patch_size", family.patch_size)),
         }
-        if min(sizes.values()) < 1:
+        if min(sizes.values()) < 1 or sizes["patch_size"] > IMAGE_SIZE:
             raise ValueError(sizes)
         return Folder(
             name=path.resolve().name,
@@ -104,12 +112,12 @@ def read_folder(path: Path) -> Folder:
             **sizes,
             image_size=int(vision.get("image_size", IMAGE_SIZE)),
             n_cls=family.n_cls,
-            n_registers=int(vision.get("num_register_tokens", 0)),
+            n_registers=int(vision.get("num_register_tokens", family.n_registers)),
             image_mean=_triple(stated.get("image_mean", family.mean)),
-            image_std=_triple(stated.get("image_std", family.std)),
+            image_std=_triple(stated.get("image_std", family.std), positive=True),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise BackboneError(f"'{path}/config.json' lacks a size or states it wrongly: {error}") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise BackboneError(f"'{path}' states its sizes or its normalisation wrongly: {error}") from error
 
 
 def load_folder(path: Path, n_blocks: int) -> tuple[nn.Module, dict[str, bool]]:
@@ -124,16 +132,17 @@ def load_folder(path: Path, n_blocks: int) -> tuple[nn.Module, dict[str, bool]]:
     import transformers
 
     folder = read_folder(path)
-    config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
-    config = getattr(config, "vision_config", config)
-    config.num_hidden_layers = n_blocks
     model_class = getattr(transformers, folder.family.model)
     try:
+        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+        config = getattr(config, "vision_config", config)
+        config.num_hidden_layers = n_blocks
         model, loading = model_class.from_pretrained(
             path, config=config, local_files_only=True, output_loading_info=True, attn_implementation="sdpa"
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise BackboneError(f"'{path}' cannot be loaded: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # what transformers, safetensors and pickle raise has no common parent
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise BackboneError(f"'{path}' cannot be loaded: {first}") from error
     # A pooler or head behind the last block is never used, so its absence does no harm.
     missing = sorted(name for name in loading["missing_keys"] if "pooler" not in name and "head" not in name)
     misshapen = sorted(map(str, loading.get("mismatched_keys", ())))
@@ -158,7 +167,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _triple(values: Any) -> Triple:  # noqa: ANN401 - checked here
-    """Three numbers."""
+def _triple(values: Any, *, positive: bool = False) -> Triple:  # noqa: ANN401 - checked here
+    """Three finite numbers."""
     red, green, blue = (float(value) for value in values)
+    if not all(math.isfinite(value) and (value > 0 or not positive) for value in (red, green, blue)):
+        raise ValueError(f"expected three {'positive' if positive else 'finite'} numbers, found {values}")
     return red, green, blue
