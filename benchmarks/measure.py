@@ -1,0 +1,39 @@
+"""Interleaved timing of a baseline and ours: medians of several rounds, after a warm-up."""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+
+def compare(
+    name: str, baseline: Callable[[], object], ours: Callable[[], object], *, rounds: int = 7, **sizes: object
+) -> dict[str, object]:
+    """Time two functions in turn, A B A B ..., and print a JSON line.
+
+    Returns:
+        The line: `ratio` is baseline time over our time, so 1 means equally fast and more means faster.
+    """
+    times: tuple[list[float], list[float]] = ([], [])
+    for round_number in range(rounds + 1):
+        for function, kept in zip((baseline, ours), times, strict=True):
+            start = time.perf_counter()
+            function()
+            if round_number:
+                kept.append(time.perf_counter() - start)
+    baseline_s, ours_s = (statistics.median(kept) for kept in times)
+    ratios = sorted(first / second for first, second in zip(*times, strict=True))
+    line: dict[str, object] = {
+        "name": name,
+        "ratio": round(baseline_s / ours_s, 3),
+        "ratio_min": round(ratios[0], 3),
+        "ratio_max": round(ratios[-1], 3),
+        "baseline_s": round(baseline_s, 4),
+        "ours_s": round(ours_s, 4),
+        "rounds": rounds,
+        **sizes,
+        "machine": platform.machine(),
+    }
+    print(json.dumps(line), flush=True)
+    return line
