@@ -1,0 +1,366 @@
+"""Decoding in worker processes: the same rows in the same order, with a reason for what cannot be used."""
+
+import hashlib
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cytosae.images import decode_image
+from cytosae_pipeline import decoding
+from cytosae_pipeline.config import UserError
+from cytosae_pipeline.datasets import ImageList, ImageRow, open_dataset
+from cytosae_pipeline.decoding import Decoded, DecodingError, ImageDecoder, decode_files
+
+ROOT = Path(__file__).parents[1]
+SIZE = 8
+
+
+def _write(root: Path, n: int) -> ImageList:
+    """A flat folder of pictures, each of its own colour; the fifth, sixth and last are broken, empty and missing."""
+    root.mkdir(exist_ok=True)
+    rng = np.random.default_rng(0)
+    for number in range(n):
+        pixels = rng.integers(0, 256, (10, 12, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(root / f"{number:03d}.png")
+    if n > 6:
+        (root / "004.png").write_bytes(b"no image")
+        (root / "005.png").write_bytes(b"")
+        images = open_dataset(root)
+        (root / f"{n - 1:03d}.png").unlink()
+        return images
+    return open_dataset(root)
+
+
+def _decode(images: ImageList, rows=None, *, n_workers: int = 0) -> list[Decoded]:
+    with ImageDecoder(images, n_workers=n_workers, image_size=SIZE) as decoder:
+        return list(decoder.iter_rows(range(len(images)) if rows is None else rows))
+
+
+def _one(root: Path, path: str) -> Decoded:
+    (decoded,) = _decode(ImageList(root, (ImageRow(path, "", ""),), "flat"))
+    return decoded
+
+
+def _assert_same(some: list[Decoded], others: list[Decoded]) -> None:
+    assert len(some) == len(others)
+    for a, b in zip(some, others, strict=True):
+        assert (a.row, a.sha256, a.reason) == (b.row, b.sha256, b.reason)
+        assert (a.pixels is None) == (b.pixels is None)
+        if a.pixels is not None and b.pixels is not None:
+            np.testing.assert_array_equal(a.pixels, b.pixels)
+
+
+# What a row becomes
+
+
+def test_a_row_is_the_file_decoded(tmp_path):
+    images = _write(tmp_path, 3)
+    for row, decoded in enumerate(_decode(images)):
+        data = (tmp_path / images.paths[row]).read_bytes()
+        assert decoded.row == row
+        assert decoded.reason == ""
+        assert decoded.sha256 == hashlib.sha256(data).digest()
+        np.testing.assert_array_equal(decoded.pixels, decode_image(data, size=SIZE))
+
+
+def test_default_size_is_the_networks(tmp_path):
+    with ImageDecoder(_write(tmp_path, 1), n_workers=0) as decoder:
+        (decoded,) = decoder.iter_rows([0])
+    assert decoded.pixels.shape == (224, 224, 3)
+
+
+def test_missing_file(tmp_path):
+    assert _one(tmp_path, "gone.png") == Decoded(0, None, None, "file not found")
+    assert _one(tmp_path, "no/folder/gone.png").reason == "file not found"
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", b"\x89PNG\r\n\x1a\nbroken"])
+def test_broken_file_has_a_digest_and_a_reason(tmp_path, data):
+    (tmp_path / "a.png").write_bytes(data)
+    decoded = _one(tmp_path, "a.png")
+    assert decoded.pixels is None
+    assert decoded.sha256 == hashlib.sha256(data).digest()
+    assert decoded.reason
+    assert decoded.reason.isprintable()
+    assert str(tmp_path) not in decoded.reason
+
+
+def test_cut_off_file(tmp_path):
+    _write(tmp_path, 1)
+    data = (tmp_path / "000.png").read_bytes()
+    (tmp_path / "000.png").write_bytes(data[: len(data) // 2])
+    assert "truncated" in _one(tmp_path, "000.png").reason
+
+
+@pytest.mark.parametrize("target", ["file", "folder"])
+def test_link_that_leads_out(tmp_path, target):
+    _write(tmp_path / "outside", 1)
+    (tmp_path / "data").mkdir()
+    if target == "file":
+        (tmp_path / "data/a.png").symlink_to(tmp_path / "outside/000.png")
+        decoded = _one(tmp_path / "data", "a.png")
+    else:
+        (tmp_path / "data/x").symlink_to(tmp_path / "outside")
+        decoded = _one(tmp_path / "data", "x/000.png")
+    assert decoded == Decoded(0, None, None, "leads out of the data set's folder")
+
+
+def test_link_put_in_place_after_the_list_was_made(tmp_path):
+    _write(tmp_path / "outside", 1)
+    images = _write(tmp_path / "data", 2)
+    (tmp_path / "data/000.png").unlink()
+    (tmp_path / "data/000.png").symlink_to(tmp_path / "outside/000.png")
+    assert [decoded.reason for decoded in _decode(images)] == ["leads out of the data set's folder", ""]
+
+
+def test_link_that_stays_inside(tmp_path):
+    images = _write(tmp_path, 1)
+    (tmp_path / "b.png").symlink_to("000.png")
+    assert _one(tmp_path, "b.png").sha256 == _decode(images)[0].sha256
+
+
+def test_links_in_a_circle(tmp_path):
+    (tmp_path / "a.png").symlink_to("b.png")
+    (tmp_path / "b.png").symlink_to("a.png")
+    decoded = _one(tmp_path, "a.png")
+    assert decoded.reason
+    assert decoded.sha256 is None
+
+
+def test_folder_instead_of_a_file(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    assert _one(tmp_path, "a.png").reason == "cannot be read: not a file"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
+def test_pipe_instead_of_a_file_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    assert _one(tmp_path, "a.png").reason == "cannot be read: not a file"
+
+
+def test_name_too_long_for_the_disk(tmp_path):
+    assert _one(tmp_path, "a" * 300 + ".png").reason.startswith("cannot be read: ")
+
+
+@pytest.mark.skipif(getattr(os, "geteuid", int)() == 0, reason="root may read everything")
+def test_file_without_permission(tmp_path):
+    _write(tmp_path, 1)
+    (tmp_path / "000.png").chmod(0)
+    assert _one(tmp_path, "000.png").reason == "cannot be read: Permission denied"
+
+
+def test_failing_disk(tmp_path, monkeypatch):
+    def fail(self):
+        raise OSError(5, "Input/output error", str(self))
+
+    _write(tmp_path, 1)
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    assert _one(tmp_path, "000.png") == Decoded(0, None, None, "cannot be read: Input/output error")
+
+
+def test_file_too_large_is_not_read(tmp_path, monkeypatch):
+    _write(tmp_path, 1)
+    size = (tmp_path / "000.png").stat().st_size
+    monkeypatch.setattr(decoding, "MAX_FILE_BYTES", size)
+    assert _one(tmp_path, "000.png").reason == ""
+    monkeypatch.setattr(decoding, "MAX_FILE_BYTES", size - 1)
+    monkeypatch.setattr(Path, "read_bytes", lambda self: pytest.fail("was read"))
+    assert _one(tmp_path, "000.png") == Decoded(0, None, None, f"the file is larger than {size - 1} bytes")
+
+
+def test_sparse_giant_is_refused_at_once(tmp_path):
+    with (tmp_path / "a.tif").open("wb") as file:
+        file.truncate(1 << 34)
+    assert "larger than 1073741824 bytes" in _one(tmp_path, "a.tif").reason
+
+
+def test_decode_files_is_what_workers_do(tmp_path):
+    images = _write(tmp_path, 9)
+    items = list(enumerate(images.paths))
+    _assert_same(decode_files(images.root, items, SIZE), _decode(images))
+    assert decode_files(images.root, [], SIZE) == []
+
+
+# Workers
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> ImageList:
+    return _write(tmp_path_factory.mktemp("folder") / "cells", 61)
+
+
+@pytest.fixture(scope="module")
+def plain(folder) -> list[Decoded]:
+    return _decode(folder)
+
+
+def test_plain_path(folder, plain):
+    assert [decoded.row for decoded in plain] == list(range(61))
+    assert {decoded.row: decoded.reason for decoded in plain if decoded.reason} == {
+        4: "not a JPEG, PNG, BMP, TIFF image",
+        5: "the file is empty",
+        60: "file not found",
+    }
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_workers_change_nothing(folder, plain, n_workers):
+    shuffled = [int(row) for row in np.random.default_rng(0).permutation(61)]
+    with ImageDecoder(folder, n_workers=n_workers, image_size=SIZE) as decoder:
+        _assert_same(list(decoder.iter_rows(range(61))), plain)
+        # the same decoder again, in any order, at odd lengths, from a generator
+        _assert_same(list(decoder.iter_rows(shuffled)), [plain[row] for row in shuffled])
+        for rows in ([], [60], range(7), range(8), range(9), [3, 3, 3], range(60, -1, -1)):
+            _assert_same(list(decoder.iter_rows(row for row in rows)), [plain[row] for row in rows])
+
+
+def test_no_worker_takes_any_order(folder, plain):
+    for rows in ([], [60], [3, 3], range(60, -1, -1)):
+        _assert_same(_decode(folder, rows), [plain[row] for row in rows])
+
+
+@pytest.mark.parametrize("n_workers", [0, 1, 2])
+def test_look_ahead_is_bounded(folder, n_workers):
+    pulled = []
+
+    def rows():
+        for number in itertools.count():  # endless: whoever collects it first never comes back
+            pulled.append(number)
+            yield number % 61
+
+    # one task more than wait is in hand; with no workers nothing is ahead but its own task
+    limit = decoding._IMAGES_PER_TASK * (n_workers * decoding._TASKS_AHEAD_PER_WORKER + 1)
+    with ImageDecoder(folder, n_workers=n_workers, image_size=SIZE) as decoder:
+        results = decoder.iter_rows(rows())
+        assert not pulled, "nothing happens before the first result is asked for"
+        for taken in range(1, 101):
+            assert next(results).row == (taken - 1) % 61
+            assert len(pulled) <= taken + limit
+        results.close()
+
+
+def _wait_until(condition, timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def _kill_a_worker(decoder: ImageDecoder) -> None:
+    (process, *_) = decoder._pool._processes.values()
+    os.kill(process.pid, signal.SIGKILL)
+    _wait_until(lambda: not process.is_alive())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+@pytest.mark.parametrize(("n_workers", "advice"), [(1, "--workers 0"), (2, "--workers 1")])
+def test_killed_worker_says_what_to_do(folder, n_workers, advice):
+    with ImageDecoder(folder, n_workers=n_workers, image_size=SIZE) as decoder:
+        results = decoder.iter_rows(row % 61 for row in itertools.count())
+        next(results)
+        _kill_a_worker(decoder)
+        with pytest.raises(DecodingError, match=f"{advice}$") as caught:
+            for _ in results:
+                pass
+        assert isinstance(caught.value, UserError)
+        assert "memory" in str(caught.value)
+        assert "Type the command again" in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_killed_while_all_that_waits_is_done_already(folder):
+    # then it is handing in the next task that fails, not the result
+    with ImageDecoder(folder, n_workers=1, image_size=SIZE) as decoder:
+        results = decoder.iter_rows(row % 61 for row in itertools.count())
+        next(results)
+        _wait_until(lambda: not decoder._pool._pending_work_items)
+        _kill_a_worker(decoder)
+        _wait_until(lambda: decoder._pool._broken)
+        with pytest.raises(DecodingError, match="--workers"):
+            for _ in results:
+                pass
+        with pytest.raises(DecodingError, match="--workers"):
+            next(decoder.iter_rows([0]))
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_leaving_early_does_not_hang(folder, n_workers):
+    with ImageDecoder(folder, n_workers=n_workers, image_size=SIZE) as decoder:
+        results = decoder.iter_rows(row % 61 for row in itertools.count())
+        next(results)
+        processes = list(decoder._pool._processes.values()) if n_workers else []
+        started = time.monotonic()
+    assert time.monotonic() - started < 10
+    assert not any(process.is_alive() for process in processes)
+
+
+@pytest.mark.parametrize("n_workers", [0, 1])
+def test_errors_of_the_caller_pass_through(folder, n_workers):
+    def rows():
+        yield from range(20)
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"), ImageDecoder(folder, n_workers=n_workers, image_size=SIZE) as decoder:
+        list(decoder.iter_rows(rows()))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no process groups")
+def test_workers_ignore_ctrl_c(folder, plain):
+    with ImageDecoder(folder, n_workers=2, image_size=SIZE) as decoder:
+        results = decoder.iter_rows(range(61))
+        decoded = [next(results)]
+        for process in decoder._pool._processes.values():
+            _wait_until(lambda process=process: _ignores_interrupts(process.pid))
+            os.kill(process.pid, signal.SIGINT)
+        decoded += results
+    _assert_same(decoded, plain)
+
+
+def _ignores_interrupts(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    if not status.exists():
+        time.sleep(1)
+        return True
+    (mask,) = (line.split()[1] for line in status.read_text().splitlines() if line.startswith("SigIgn"))
+    return bool(int(mask, 16) >> (signal.SIGINT - 1) & 1)
+
+
+def test_in_a_program_of_its_own(tmp_path, folder):
+    """The decoder in a program of its own, which ends with no process and no word left over."""
+    script = tmp_path / "program.py"
+    script.write_text(
+        textwrap.dedent(f"""
+            import sys
+            from pathlib import Path
+            from cytosae_pipeline.datasets import open_dataset
+            from cytosae_pipeline.decoding import ImageDecoder
+            if __name__ == "__main__":
+                with ImageDecoder(open_dataset(Path({str(folder.root)!r})), n_workers=2, image_size=8) as decoder:
+                    print(sum(decoded.pixels is not None for decoded in decoder.iter_rows(range(60))))
+                print("torch" in sys.modules)
+        """)
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [ROOT, ROOT / "cache", ROOT / "pipeline"]))}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", script], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.stderr == ""
+    assert done.stdout.split() == ["58", "False"]
+
+
+def test_real_crops(test_data):
+    images = open_dataset(test_data / "bccd_cells").head(5)
+    decoded = _decode(images)
+    assert [one.reason for one in decoded] == [""] * 5
+    assert all(one.pixels.shape == (SIZE, SIZE, 3) for one in decoded)
+    assert len({one.sha256 for one in decoded}) == 5
+    _assert_same(_decode(images, n_workers=1), decoded)
