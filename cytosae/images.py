@@ -64,7 +64,11 @@ def decode_image(data: bytes, *, size: int = IMAGE_SIZE) -> npt.NDArray[np.uint8
                 _check_scale(picture)
                 picture.load()
                 upright = ImageOps.exif_transpose(picture)
-                rgb = _to_eight_bits(upright).convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+                rgb = _to_eight_bits(upright).convert("RGB")
+                # First the width, then the height, as Pillow itself did up to version 12; 13 turns the order round for
+                # tall pictures, and one grey level with it, while the store's spec would stay the same.
+                wide = rgb.resize((size, rgb.height), Image.Resampling.BILINEAR)
+                resized = wide.resize((size, size), Image.Resampling.BILINEAR)
     except UnreadableImageError:
         raise
     except UnidentifiedImageError as error:
@@ -73,7 +77,7 @@ def decode_image(data: bytes, *, size: int = IMAGE_SIZE) -> npt.NDArray[np.uint8
         raise UnreadableImageError("too many pixels (decompression bomb)") from error
     except Exception as error:  # a broken file makes Pillow's parsers raise anything
         raise UnreadableImageError(f"broken image: {_short(error)}") from error
-    return np.array(rgb)
+    return np.array(resized)
 
 
 def to_tensor(

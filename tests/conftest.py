@@ -1,6 +1,10 @@
 """Fixtures shared by all tests: everything is small, made on the spot and CPU only."""
 
 import os
+
+# Before torch is imported, here and in child processes: on tiny tensors threads only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import shutil
 from dataclasses import dataclass
 from pathlib import Path

@@ -135,6 +135,7 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(with_images):
 def test_dry_run_says_what_would_be_done_and_writes_nothing(with_images):
     output = with_images.build("--dry-run").output
     assert "23 images (3 labels, 4 patients; layout class/patient)" in output
+    assert "for example 'blast/p0/000.png': label 'blast', patient 'p0'" in output
     assert "5 tokens x 24" in output
     assert "free)" in output
     assert not (with_images.root / "out").exists()

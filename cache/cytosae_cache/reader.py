@@ -3,7 +3,8 @@
 import os
 import threading
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any, Self
 
@@ -59,11 +60,16 @@ class StoreReader:
         if len(rows) and not 0 <= rows.min() <= rows.max() < store.n_images:
             raise ValueError(f"rows must lie in 0..{store.n_images - 1}, found {rows.min()}..{rows.max()}")
         runs = plan_runs(rows, store.shard_images, max_run=_RUN_IMAGES)
-        if len(runs) == 1:
-            self._read_run(runs[0], out)
-            return
-        for done in [self._pool.submit(self._read_run, run, out) for run in runs]:
-            done.result()
+        # One task a thread, not one a run: handing over a task costs as much as reading a small image.
+        parts = [runs[number :: self.n_threads] for number in range(min(self.n_threads, len(runs)))]
+        tasks = [self._pool.submit(self._read_runs, part, out) for part in parts[1:]]
+        try:
+            self._read_runs(parts[0] if parts else [], out)
+        finally:
+            # Also after an error: nothing may write into the caller's memory once this has returned.
+            wait(tasks)
+        for task in tasks:
+            task.result()
 
     def read(self, rows: IntArray) -> npt.NDArray[Any]:
         """The given rows in new memory, shape `(n, n_tokens, d_model)`."""
@@ -85,6 +91,11 @@ class StoreReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _read_runs(self, runs: Sequence[Run], out: npt.NDArray[Any]) -> None:
+        """One thread's share."""
+        for run in runs:
+            self._read_run(run, out)
 
     def _read_run(self, run: Run, out: npt.NDArray[Any]) -> None:
         """One run of neighbours, read and checked."""

@@ -60,10 +60,12 @@ class BuildPlan:
 
     def describe(self) -> str:
         """The plan for people."""
+        first = self.images.rows[0]
         labels, patients = ({name for name in column if name} for column in (self.images.labels, self.images.patients))
         return (
             f"{len(self.images):,} images ({len(labels)} labels, {len(patients)} patients; layout "
             f"{self.images.layout}) from '{self.images.root}'\n"
+            f"for example '{first.path}': label '{first.label}', patient '{first.patient}'\n"
             f"{self.spec.model_name} block {self.spec.block} (of 0 to {self.spec.n_blocks - 1}), "
             f"{self.spec.tokens.n_tokens} tokens x {self.spec.d_model}, {self.spec.precision} on {self.device}\n"
             f"store '{self.store}': {format_bytes(self.n_bytes)} ({format_bytes(self.free_bytes)} free)"
