@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cytosae_cache.metadata import Provenance
+from cytosae_cache.metadata import Provenance, hash_tables, write_attributes
 from cytosae_cache.spec import StoreSpec, TokenLayout
 from cytosae_cache.store import ActivationStore, ImageTable
 from cytosae_cache.writer import ShardData, StoreWriter
@@ -60,6 +60,11 @@ def make_shard(store, shard, activations, invalid=()) -> ShardData:
         [None if row in invalid else bytes([row % 256]) * 32 for row in rows],
         ["cannot be read" if row in invalid else "" for row in rows],
     )
+
+
+def seal(store: ActivationStore) -> None:
+    """Record the files as they are now, as a hostile or faulty program would that knows the format."""
+    write_attributes(store.path, store.spec, store.provenance, complete=True, files=hash_tables(store.path))
 
 
 def make_store(

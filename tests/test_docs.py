@@ -39,7 +39,14 @@ def test_the_store_format_is_as_documented(tmp_path):
         expected = tuple(sizes.get(part) or int(part) for part in re.findall(r"\w+", shape))
         assert actual.shape == expected, name
         assert dtype == ("string" if actual.dtype.kind == "T" else actual.dtype.name), name
-    assert set(_rows(text, "| key |")) == {"format", "complete", "spec", *Provenance.__dataclass_fields__}
+    assert set(_rows(text, "| key |")) == {
+        "format",
+        "complete",
+        "spec",
+        "files",
+        "digest",
+        *Provenance.__dataclass_fields__,
+    }
     assert set(_rows(text, "| field of the spec |")) == set(StoreSpec.__dataclass_fields__)
     assert ActivationStore.open(store.path).complete
 

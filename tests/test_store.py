@@ -27,7 +27,7 @@ from cytosae_cache.reader import StoreReader
 from cytosae_cache.shard import make_index, replacing, shard_path, write_file
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.writer import NotFiniteError, StoreWriter, store_lock
-from tests.stores import PROVENANCE, fill_store, make_activations, make_shard, make_spec, make_store, make_table
+from tests.stores import PROVENANCE, fill_store, make_activations, make_shard, make_spec, make_store, make_table, seal
 
 CODECS = ["none", "lz4", "zstd"]
 
@@ -178,6 +178,9 @@ def test_another_format_is_refused(tmp_path):
 def test_an_array_laid_out_otherwise_is_refused(tmp_path, change):
     store = make_store(tmp_path / "s.zarr", make_activations(3))
     _edit(store.path / "activations" / "zarr.json", change)
+    with pytest.raises(StoreCorruptError, match="was changed or damaged"):
+        ActivationStore.open(store.path)
+    seal(store)
     with pytest.raises(StoreCorruptError, match="not laid out as"):
         ActivationStore.open(store.path)
 
@@ -186,9 +189,11 @@ def test_metadata_that_is_no_json_or_too_large(tmp_path):
     store = make_store(tmp_path / "s.zarr", make_activations(3))
     path = store.path / "activations" / "zarr.json"
     path.write_text("{")
+    seal(store)
     with pytest.raises(StoreCorruptError, match="is not JSON"):
         ActivationStore.open(store.path)
     path.write_text(" " * (1 << 21))
+    seal(store)
     with pytest.raises(StoreCorruptError, match="larger than any metadata"):
         ActivationStore.open(store.path)
     path.unlink()

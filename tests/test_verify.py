@@ -1,12 +1,16 @@
 """`verify` finds what is wrong with a store, and nothing wrong with a sound one."""
 
+import shutil
+
 import numpy as np
 import pytest
 import zarr
 
+from cytosae_cache.errors import StoreCorruptError, StoreError
 from cytosae_cache.shard import shard_path
+from cytosae_cache.store import ActivationStore
 from cytosae_cache.verify import verify_store
-from tests.stores import make_activations, make_store
+from tests.stores import make_activations, make_store, seal
 
 
 @pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
@@ -62,15 +66,44 @@ def test_files_cut_off_missing_or_too_many(tmp_path, damage):
 def test_wrong_tables(tmp_path, place, value, message):
     store = make_store(tmp_path / "s.zarr", make_activations(6))
     zarr.open_group(store.path, mode="r+")[place][0] = value
-    from cytosae_cache.store import ActivationStore
-
+    with pytest.raises(StoreCorruptError, match="was changed or damaged"):
+        ActivationStore.open(store.path).column(place)
+    # Sealed again, as a store made by a faulty program would be: the rules must catch it.
+    seal(store)
     problems = verify_store(ActivationStore.open(store.path)).problems
     assert any(message in problem for problem in problems), problems
 
 
-def test_a_table_that_is_gone(tmp_path):
-    import shutil
+def test_any_flipped_bit_of_any_file_is_found_or_harmless(tmp_path):
+    store = make_store(tmp_path / "s.zarr", make_activations(6), invalid=[2])
+    sound = {path: path.read_bytes() for path in store.path.rglob("*") if path.is_file()}
+    described = store.describe()
+    rng = np.random.default_rng(1)
+    paths = sorted(sound)
+    for number in range(150):
+        path = paths[number % len(paths)]
+        data = bytearray(sound[path])
+        bit = int(rng.integers(len(data) * 8))
+        data[bit // 8] ^= 1 << (bit % 8)
+        path.write_bytes(data)
+        try:
+            changed = ActivationStore.open(store.path)
+            found = not verify_store(changed).sound
+            harmless = changed.describe() == described
+        except StoreError:
+            found = True
+        assert found or harmless, (path, bit)
+        path.write_bytes(sound[path])
+    assert verify_store(ActivationStore.open(store.path)).sound
 
+
+def test_a_file_that_does_not_belong(tmp_path):
+    store = make_store(tmp_path / "s.zarr", make_activations(6))
+    (store.path / "images" / "extra").write_text("x")
+    assert any("does not belong" in problem for problem in verify_store(store).problems)
+
+
+def test_a_table_that_is_gone(tmp_path):
     store = make_store(tmp_path / "s.zarr", make_activations(6))
     shutil.rmtree(store.path / "images" / "crc32c")
     assert any("images/crc32c" in problem for problem in verify_store(store).problems)

@@ -1,5 +1,6 @@
 """The JSON that describes a store: written in one step, read with suspicion."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any
 
 from cytosae_cache.errors import StoreCorruptError, StoreNotFoundError
 from cytosae_cache.shard import write_file
-from cytosae_cache.spec import FORMAT_VERSION, Compression, StoreSpec
+from cytosae_cache.spec import FORMAT_VERSION, Compression, StoreSpec, canonical_json
 
 ATTRIBUTES_KEY = "cytosae_cache"
 """Name of the group attribute that holds everything of ours."""
@@ -33,9 +34,21 @@ class Provenance:
     """Kind of device that computed the activations."""
 
 
-def write_attributes(path: Path, spec: StoreSpec, provenance: Provenance, *, complete: bool) -> None:
-    """The group's own metadata file, in one step."""
-    ours = {"format": FORMAT_VERSION, "complete": complete, "spec": spec.to_json(), **vars(provenance)}
+def write_attributes(
+    path: Path, spec: StoreSpec, provenance: Provenance, *, complete: bool, files: Mapping[str, str] | None = None
+) -> None:
+    """The group's own metadata file, in one step.
+
+    Args:
+        path: Folder of the store.
+        spec: What identifies the store.
+        provenance: Where it comes from.
+        complete: Whether everything else is on disk.
+        files: SHA-256 of every file that is neither a shard nor this one, by relative POSIX path.
+    """
+    ours: dict[str, Any] = {"format": FORMAT_VERSION, "complete": complete, "spec": spec.to_json(), **vars(provenance)}
+    ours["files"] = dict(sorted((files or {}).items()))
+    ours["digest"] = _digest(ours)
     metadata = {"zarr_format": 3, "node_type": "group", "attributes": {ATTRIBUTES_KEY: ours}}
     write_file(path / "zarr.json", (json.dumps(metadata, indent=1, ensure_ascii=False) + "\n").encode())
 
@@ -60,7 +73,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
-    """Our attributes of the group at `path`, their format checked."""
+    """Our attributes of the group at `path`, their format and digest checked."""
     if not (path / "zarr.json").is_file():
         raise StoreNotFoundError(
             f"no activation store at '{path}' (no zarr.json there). "
@@ -75,7 +88,32 @@ def read_attributes(path: Path) -> dict[str, Any]:
             f"store '{path}' has format {ours.get('format')!r}, this version reads format {FORMAT_VERSION}. "
             "Update cytosae-cache, or build the store again"
         )
+    files = ours.get("files")
+    if ours.get("digest") != _digest(ours) or not isinstance(files, dict):
+        raise StoreCorruptError(f"the metadata of store '{path}' were changed after they were written")
     return ours
+
+
+def hash_tables(path: Path) -> dict[str, str]:
+    """SHA-256 of every file of a store that is neither a shard, the group's own metadata, nor progress of a build."""
+    digests = {}
+    for item in sorted(path.rglob("*")):
+        relative = item.relative_to(path).as_posix()
+        if item.is_file() and relative != "zarr.json" and not relative.startswith(("activations/c/", "progress/")):
+            digests[relative] = hash_file(item)
+    return digests
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(attributes: Mapping[str, Any]) -> str:
+    """SHA-256 over our attributes apart from the digest itself, so that no changed character goes unnoticed."""
+    rest = {name: value for name, value in attributes.items() if name != "digest"}
+    return hashlib.sha256(canonical_json(rest)).hexdigest()
 
 
 def read_provenance(attributes: Mapping[str, Any]) -> Provenance:

@@ -14,6 +14,8 @@ from cytosae_cache.errors import StoreCorruptError, StoreIncompleteError
 from cytosae_cache.metadata import (
     Provenance,
     check_activations,
+    hash_file,
+    hash_tables,
     read_attributes,
     read_json,
     read_provenance,
@@ -71,6 +73,9 @@ class ActivationStore:
         self.spec = StoreSpec.from_json(attributes.get("spec"))
         self.complete = attributes.get("complete") is True
         self.provenance = read_provenance(attributes)
+        self.files: dict[str, str] = attributes["files"] if self.complete else {}
+        """SHA-256 of every file that is neither a shard nor the group's metadata; empty until complete."""
+        self.check_files("activations/zarr.json")
         array = read_json(self.path / "activations" / "zarr.json")
         self.n_images, self.shard_images, self.compression = check_activations(array, self.spec, self.path)
 
@@ -153,8 +158,24 @@ class ActivationStore:
             folder, _, name = place.rpartition("/")
             _write_array(group.require_group(folder), name, values)
         sync_tree(self.path)
-        write_attributes(self.path, self.spec, self.provenance, complete=True)
+        self.files = hash_tables(self.path)
+        write_attributes(self.path, self.spec, self.provenance, complete=True, files=self.files)
         self.complete = True
+
+    def check_files(self, prefix: str) -> None:
+        """Compare the files whose path begins with `prefix` with their recorded digests; shards have their own.
+
+        Raises:
+            StoreCorruptError: If one is missing or was changed.
+        """
+        for relative in (name for name in self.files if name.startswith(prefix)):
+            path = self.path / relative
+            if not path.resolve().is_relative_to(self.path.resolve()) or not path.is_file():
+                raise StoreCorruptError(f"'{path}' is missing: the store was not copied whole")
+            if hash_file(path) != self.files[relative]:
+                raise StoreCorruptError(
+                    f"'{path}' was changed or damaged after it was written. Repair by building again with --overwrite"
+                )
 
     @property
     def n_tokens(self) -> int:
@@ -194,8 +215,9 @@ class ActivationStore:
         """One of the small arrays, whole, for example `images/label` or `shards/crc32c`.
 
         Raises:
-            StoreCorruptError: If it is missing or cannot be decoded.
+            StoreCorruptError: If it is missing, was changed or cannot be decoded.
         """
+        self.check_files(f"{place}/")
         try:
             array: Any = _open_group(self.path, mode="r")[place]
             if array.shape[:1] not in ((self.n_images,), (self.n_shards,)) or array.ndim > 2:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cytosae_cache.errors import StoreCorruptError
+from cytosae_cache.metadata import hash_tables
 from cytosae_cache.reader import StoreReader
 from cytosae_cache.shard import as_bytes, checksum, file_digest, shard_path
 from cytosae_cache.store import ActivationStore
@@ -55,6 +56,7 @@ def verify_store(store: ActivationStore, *, on_shard: Callable[[int], None] = la
     """
     report = VerifyReport()
     try:
+        store.check_files("")
         _check_tables(store, report)
         n_bytes, checksums = store.column("shards/n_bytes"), store.column("shards/crc32c")
     except StoreCorruptError as error:
@@ -110,7 +112,11 @@ def _check_files(store: ActivationStore, report: VerifyReport) -> None:
     expected = {shard_path(store.path / "activations", shard) for shard in range(store.n_shards)}
     found = {path for path in folder.rglob("*") if path.is_file()}
     report.problems += [f"shard '{path}' is missing" for path in sorted(expected - found)]
-    report.problems += [f"'{path}' does not belong to the store" for path in sorted(found - expected)]
+    strangers = [
+        *sorted(found - expected),
+        *(store.path / name for name in hash_tables(store.path) if name not in store.files),
+    ]
+    report.problems += [f"'{path}' does not belong to the store" for path in strangers]
 
 
 def _check_images(store: ActivationStore, reader: StoreReader, shard: int, report: VerifyReport) -> None:
