@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,7 @@ def load_folder(path: Path, n_blocks: int) -> tuple[nn.Module, dict[str, bool]]:
         The model, and the arguments that its call needs.
 
     Raises:
-        BackboneError: If weights of a kept part are missing or misshapen.
+        BackboneError: If weights of a kept part are missing, misshapen or would be left unused.
     """
     import transformers
 
@@ -146,10 +147,22 @@ def load_folder(path: Path, n_blocks: int) -> tuple[nn.Module, dict[str, bool]]:
     # A pooler or head behind the last block is never used, so its absence does no harm.
     missing = sorted(name for name in loading["missing_keys"] if "pooler" not in name and "head" not in name)
     misshapen = sorted(map(str, loading.get("mismatched_keys", ())))
-    if missing or misshapen:
-        raise BackboneError(f"'{path}' lacks weights: missing {missing[:12]}, misshapen {misshapen[:12]}")
+    unused = sorted(name for name in loading["unexpected_keys"] if _is_kept(name, n_blocks))
+    if missing or misshapen or unused:
+        raise BackboneError(
+            f"'{path}' lacks weights: missing {missing[:12]}, "
+            f"misshapen {misshapen[:12]}, or has others than its config.json says: unused {unused[:12]}"
+        )
     interpolate = folder.family.interpolates and folder.image_size != IMAGE_SIZE
     return model, {"interpolate_pos_encoding": True} if interpolate else {}
+
+
+def _is_kept(name: str, n_blocks: int) -> bool:
+    """Whether a weight belongs to a kept block of the vision part, or to no block of it but its embedding."""
+    if name.startswith("text_model."):
+        return False
+    block = re.search(r"(?:^|\.)layers?\.(\d+)\.", name)
+    return int(block[1]) < n_blocks if block else "embeddings." in name and "position_ids" not in name
 
 
 def _read_json(path: Path) -> dict[str, Any]:

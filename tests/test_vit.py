@@ -854,6 +854,14 @@ def test_weights_of_blocks_that_are_cut_off_may_be_missing(hf_folder, pixels):
     assert_close(load_backbone(folder, name=None, block=1)(pixels), expected)
 
 
+def test_weights_of_a_kept_block_are_never_left_unused(hf_folder):
+    folder = hf_folder("vit")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "qkv_bias": False}))
+    with pytest.raises(BackboneError, match=r"unused \[.*bias"):
+        load_backbone(folder, name=None, block=-2)
+
+
 def test_misshapen_weights_in_a_folder(hf_folder):
     folder = hf_folder("vit")
 
