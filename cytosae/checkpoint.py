@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cytosae.restricted_pickle import RestrictedPickleError, read_restricted, to_plain
+from cytosae.restricted_pickle import RestrictedPickleError, check_archive, read_restricted, to_plain
 from cytosae.sae import ARCHITECTURES, SparseAutoencoder
 
 _PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 class SaeCheckpointError(ValueError):
@@ -69,15 +70,17 @@ def load_sae(path: Path, *, device: torch.device | str = "cpu", encoder_only: bo
             "train one with: cytosae-cache train"
         )
     try:
+        check_archive(path)
         value = torch.load(path, map_location="cpu", weights_only=True)
+    except RestrictedPickleError as error:
+        raise SaeCheckpointError(str(error)) from error
     except pickle.UnpicklingError:
         value = _read_reference(path)
     except Exception as error:
         raise SaeCheckpointError(f"'{path}' is no torch checkpoint: {_first_line(error)}") from error
     if not isinstance(value, dict) or not {"cfg", "state_dict"} <= set(value):
-        found = sorted(map(str, value))[:8] if isinstance(value, dict) else type(value).__name__
         raise SaeCheckpointError(
-            f"'{path}' must hold 'cfg' and 'state_dict', found {found}: it is no autoencoder's file"
+            f"'{path}' must hold 'cfg' and 'state_dict', found {_names(value)}: it is no autoencoder's file"
         )
     state, cfg = value["state_dict"], _plain_cfg(path, value["cfg"])
     if not isinstance(cfg, dict):
@@ -117,7 +120,7 @@ def read_torch(path: Path, *, device: torch.device | str = "cpu") -> Any:  # noq
     """
     try:
         return torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # a damaged pickle can make torch raise anything
         raise SaeCheckpointError(f"'{path}' cannot be read: {_first_line(error)}") from error
 
 
@@ -151,10 +154,9 @@ def _sync_folder(folder: Path) -> None:
 def _check_state(path: Path, state: object) -> tuple[int, int]:
     """Width D and latents S, if the four tensors are there and fit together."""
     if not isinstance(state, dict) or set(state) != set(_PARAMETERS):
-        found = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
-        raise SaeCheckpointError(f"'state_dict' in '{path}' must hold {', '.join(_PARAMETERS)}, found {found}")
-    if not all(isinstance(tensor, torch.Tensor) and tensor.is_floating_point() for tensor in state.values()):
-        raise SaeCheckpointError(f"'state_dict' in '{path}' must hold floating-point tensors")
+        raise SaeCheckpointError(f"'state_dict' in '{path}' must hold {', '.join(_PARAMETERS)}, found {_names(state)}")
+    if not all(map(_is_usable, state.values())):
+        raise SaeCheckpointError(f"'state_dict' in '{path}' must hold dense floating-point tensors of 16 to 64 bits")
     shapes = {name: tuple(state[name].shape) for name in _PARAMETERS}
     d_in, n_latents = shapes["W_enc"] if len(shapes["W_enc"]) == 2 else (0, 0)
     expected = {"W_enc": (d_in, n_latents), "b_enc": (n_latents,), "W_dec": (n_latents, d_in), "b_dec": (d_in,)}
@@ -162,10 +164,31 @@ def _check_state(path: Path, state: object) -> tuple[int, int]:
         raise SaeCheckpointError(
             f"the tensors in '{path}' do not fit together: found {shapes}, expected (D,S), (S,), (S,D), (D,)"
         )
-    bad = [name for name in _PARAMETERS if not torch.isfinite(state[name]).all()]
+    if max(state[name].nbytes for name in _PARAMETERS) > path.stat().st_size:
+        # A stride of 0 makes a tensor of any size out of one number.
+        raise SaeCheckpointError(f"the tensors in '{path}' are larger than the file: found {shapes}")
+    # As float32, which a finite float64 may exceed.
+    bad = [name for name in _PARAMETERS if not torch.isfinite(state[name].float()).all()]
     if bad:
         raise SaeCheckpointError(f"{', '.join(bad)} in '{path}' hold NaN or infinity: the training had failed")
     return d_in, n_latents
+
+
+def _is_usable(tensor: object) -> bool:
+    """Whether it is a tensor with numbers in it that float32 can take; files may hold sparse and empty shells, too."""
+    return (
+        isinstance(tensor, torch.Tensor)
+        and tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and tensor.dtype in _DTYPES
+    )
+
+
+def _names(value: object) -> str:
+    """Some of a dict's keys, or what the value is instead."""
+    if not isinstance(value, dict):
+        return type(value).__name__
+    return str(sorted(name[:40] if isinstance(name, str) else f"<{type(name).__name__}>" for name in value)[:8])
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,6 +9,7 @@ import io
 import itertools
 import math
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import Any
 
 import torch
 
-_MAX_PICKLE_BYTES = 1 << 26
+_MAX_PICKLE_BYTES = 1 << 22
+_MAX_NUMBER = 1 << 63
 _MAX_DEPTH = 50
 _MAX_VALUES = 100_000
 
@@ -58,8 +60,45 @@ class Record:
         return Record(*arguments, **named)
 
 
+class _Held:
+    """A tensor, out of the pickle's reach.
+
+    A pickle may call some methods of what it made: `__setstate__`, `__setitem__`, `add`, `append`. Through those of a
+    tensor it could take any amount of memory.
+    """
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+    def __setstate__(self, state: object) -> None:
+        """Refuse: no honest checkpoint does this."""
+        raise RestrictedPickleError("it changes a tensor after making it")
+
+
+def check_archive(path: Path) -> None:
+    """Refuse an archive that is larger unpacked than packed; torch would unpack it. Other files pass.
+
+    Raises:
+        RestrictedPickleError: If a member is compressed, or they claim more bytes than the file has.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError):
+        return
+    if any(info.compress_type != zipfile.ZIP_STORED for info in members):
+        raise RestrictedPickleError(f"'{path}' cannot be read: it is compressed, which torch never does")
+    claimed, found = sum(info.file_size for info in members), path.stat().st_size
+    if claimed > found:
+        raise RestrictedPickleError(f"'{path}' cannot be read: its members claim {claimed} bytes, it has {found}")
+
+
 def read_restricted(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
     """Everything in a checkpoint of torch's zip format: plain values, tensors, and inert records for the rest.
+
+    Tensors come as such where they are values of dicts in dicts; elsewhere as a placeholder.
 
     Args:
         path: The file.
@@ -68,6 +107,7 @@ def read_restricted(path: Path) -> Any:  # noqa: ANN401 - whatever the file hold
         RestrictedPickleError: If the file is damaged, too large, compressed, or refers outside itself.
     """
     try:
+        check_archive(path)
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
             if len(names) != 1:
@@ -79,12 +119,14 @@ def read_restricted(path: Path) -> Any:  # noqa: ANN401 - whatever the file hold
                 and _read_member(archive, f"{prefix}byteorder", 16) != b"little"
             ):
                 raise RestrictedPickleError("it was written on a big-endian machine")
-            return _Reader(data, archive, prefix).load()
+            _check_memo(data)
+            return _release(_Reader(data, archive, prefix).load())
     except RestrictedPickleError as error:
-        raise RestrictedPickleError(f"'{path}' cannot be read: {error}") from error
+        text = str(error)
+        raise RestrictedPickleError(text if str(path) in text else f"'{path}' cannot be read: {text}") from error
     except zipfile.BadZipFile as error:
         raise RestrictedPickleError(
-            f"'{path}' is no torch checkpoint of the zip format (torch 1.6 or later)"
+            f"'{path}' is no torch checkpoint of the zip format (torch 1.6 or later), or is damaged: {error}"
         ) from error
     except Exception as error:  # a crafted pickle can make the machine raise anything
         raise RestrictedPickleError(f"'{path}' cannot be read: {type(error).__name__}: {error}") from error
@@ -116,7 +158,7 @@ def _to_plain(value: object, depth: int, counter: Iterator[int]) -> Any:  # noqa
             return str(value)
         case dict():
             named = ((name, item) for name, item in value.items() if isinstance(name, str | int))
-            return {str(name): _to_plain(item, depth + 1, counter) for name, item in named}
+            return {str(_to_plain(name, depth, counter)): _to_plain(item, depth + 1, counter) for name, item in named}
         case list() | tuple():
             return [_to_plain(item, depth + 1, counter) for item in value]
         case Record(state=None, arguments=()):
@@ -124,6 +166,8 @@ def _to_plain(value: object, depth: int, counter: Iterator[int]) -> Any:  # noqa
         case Record():
             state = value.state or (value.arguments[0] if len(value.arguments) == 1 else list(value.arguments))
             return _to_plain(state, depth + 1, counter)
+        case _Held():
+            return "<Tensor>"
     return f"<{type(value).__name__}>"
 
 
@@ -133,66 +177,90 @@ class _Reader(pickle.Unpickler):
     def __init__(self, data: bytes, archive: zipfile.ZipFile, prefix: str) -> None:
         super().__init__(io.BytesIO(data))
         self._archive, self._prefix = archive, prefix
-        self._storages: dict[str, torch.Tensor] = {}
+        self._storages: dict[str, _Held] = {}
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401
         """What a global of the pickle stands for; nothing is ever imported."""
+        # Functions are made anew: a pickle may set attributes of what it gets, `__defaults__` among them. `Record`
+        # refuses that, having a `__setstate__`.
         match module, name:
             case "collections", "OrderedDict":
                 return collections.OrderedDict
             case "torch._utils", "_rebuild_tensor_v2":
-                return _rebuild_tensor
+                return lambda *arguments: _rebuild_tensor(*arguments)
             case "torch._utils", "_rebuild_parameter":
-                return _rebuild_parameter
-            case "torch", "device":
-                return Record
+                return lambda data, *_: data
             case "torch", storage if storage in _STORAGES:
                 return _STORAGES[storage]
-            case "torch", dtype if isinstance(getattr(torch, dtype, None), torch.dtype):
-                return getattr(torch, dtype)
-        return type(name.rpartition(".")[2] or "Record", (Record,), {"__module__": "restricted"})
+            # Not getattr: torch imports some of its modules when asked for them.
+            case "torch", dtype if isinstance(vars(torch).get(dtype), torch.dtype):
+                return vars(torch)[dtype]
+        return Record
 
-    def persistent_load(self, pid: object) -> torch.Tensor:
+    def persistent_load(self, pid: object) -> _Held:
         """A tensor's memory, from its own member of the archive."""
         match pid:
             case ("storage", torch.dtype() as dtype, str() as key, str(), int() as count) if count >= 0:
                 pass
             case _:
-                raise RestrictedPickleError(f"unknown kind of stored memory: {str(pid)[:80]}")
+                # Not its text: a few bytes can nest one tuple so that it has no end.
+                raise RestrictedPickleError("it names a kind of stored memory that torch does not write")
         if key not in self._storages:
             n_bytes = count * dtype.itemsize
             data = _read_member(self._archive, f"{self._prefix}data/{key}", n_bytes)
             if len(data) != n_bytes:
                 raise RestrictedPickleError(f"memory {key!r} has {len(data)} bytes, expected {n_bytes}")
-            self._storages[key] = (
-                torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
-            )
+            tensor = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+            self._storages[key] = _Held(tensor)
         return self._storages[key]
 
 
 def _rebuild_tensor(
-    storage: torch.Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
-) -> torch.Tensor:
-    """A tensor over its memory, its bounds checked."""
+    held: object,
+    offset: Any,  # noqa: ANN401 - checked below
+    size: object,
+    stride: object,
+    *_: object,
+) -> _Held:
+    """A tensor over its memory, its bounds checked. A view: copies of one memory could fill any machine."""
+    if not isinstance(held, _Held) or not isinstance(size, tuple) or not isinstance(stride, tuple):
+        raise RestrictedPickleError("it makes a tensor out of something else than memory, size and stride")
     numbers = (offset, *size, *stride)
-    if (
-        not isinstance(storage, torch.Tensor)
-        or len(size) != len(stride)
-        or any(type(n) is not int or n < 0 for n in numbers)
-    ):
-        raise RestrictedPickleError(f"a tensor of size {size}, stride {stride} makes no sense")
+    if len(size) != len(stride) or any(type(n) is not int or not 0 <= n < _MAX_NUMBER for n in numbers):
+        raise RestrictedPickleError("a tensor's offset, size and stride make no sense")
+    storage = held.tensor
     if math.prod(size) > storage.numel():
         # A stride of 0 would make a copy of any size out of one number.
         raise RestrictedPickleError(f"a tensor of size {size} over a memory of {storage.numel()} numbers")
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     if 0 not in size and last >= storage.numel():
         raise RestrictedPickleError(f"a tensor of size {size} reaches beyond its memory of {storage.numel()} numbers")
-    return torch.as_strided(storage, size, stride, offset).clone()
+    return _Held(torch.as_strided(storage, size, stride, offset))
 
 
-def _rebuild_parameter(data: torch.Tensor, *_: object) -> torch.Tensor:
-    """A parameter is its tensor."""
-    return data
+def _release(value: object) -> object:
+    """The same with the tensors in dicts let out of their holders, in place."""
+    if isinstance(value, _Held):
+        return value.tensor
+    pending, seen = [value], set[int]()
+    while pending:
+        item = pending.pop()
+        if not isinstance(item, dict) or id(item) in seen:
+            continue
+        seen.add(id(item))
+        for name, inner in item.items():
+            if isinstance(inner, _Held):
+                item[name] = inner.tensor
+            else:
+                pending.append(inner)
+    return value
+
+
+def _check_memo(data: bytes) -> None:
+    """Refuse a pickle that numbers its values in leaps: the unpickler makes a table as long as the largest number."""
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name.endswith("PUT") and argument is not None and argument > len(data):
+            raise RestrictedPickleError(f"its {len(data)} bytes claim to hold {argument} values")
 
 
 def _read_member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
