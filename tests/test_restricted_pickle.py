@@ -200,7 +200,9 @@ def nested(fragment: bytes, levels: int) -> bytes:
         ("copyreg", "_reconstructor"), ("builtins", "object"), ("builtins", "type"), ("no_such_module", "x\0y"),
     ],
 )  # fmt: skip
-def test_names_outside_the_list_are_records_and_import_nothing(tmp_path, module, name):
+def test_names_outside_the_list_are_records_and_import_nothing(tmp_path, monkeypatch, module, name):
+    # By this torch imports some of its modules when they are asked for.
+    monkeypatch.setattr(torch, "__getattr__", lambda asked: pytest.fail(f"torch was asked for {asked}"))
     loaded = set(sys.modules)
     path = write_archive(tmp_path / "sae.pt", b"\x80\x02N.")
     with zipfile.ZipFile(path) as archive:
@@ -260,6 +262,12 @@ def test_tensors_cannot_be_changed_by_the_pickle(tmp_path, attack):
             read_body(tmp_path / "sae.pt", made + attack)
         with pytest.raises(SaeCheckpointError):
             load_sae(write_tensor_file(tmp_path / "sae.pt", made + attack))
+
+
+def test_one_number_beyond_the_memory_is_one_too_many(tmp_path):
+    assert read_body(tmp_path / "sae.pt", tensor(count=25, offset=1), members={"data/0": bytes(100)}).shape == (4, 6)
+    with pytest.raises(RestrictedPickleError, match=r"size \(4, 6\) reaches beyond its memory of 24 numbers"):
+        read_body(tmp_path / "sae.pt", tensor(offset=1))
 
 
 def test_many_views_of_one_memory_take_no_more_memory(tmp_path):

@@ -27,6 +27,7 @@ class Progress:
         self.done = self._done_before = done
         self._quiet = quiet
         self._start = self._said = time.monotonic()
+        self._said_done = -1
         self._bar: RichProgress | None = None
 
     def __enter__(self) -> Self:
@@ -41,7 +42,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif not self._quiet and kind is None:
+        elif not self._quiet and kind is None and self._said_done < self.total:
             self._say("")
 
     @property
@@ -65,7 +66,7 @@ class Progress:
 
     def _say(self, note: str) -> None:
         """One plain line."""
-        self._said = time.monotonic()
+        self._said, self._said_done = time.monotonic(), self.done
         left = (self.total - self.done) / self.rate if self.rate > 0 else 0.0
         share = 100 * self.done / max(self.total, 1)
         text = (
