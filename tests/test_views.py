@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from cytosae_cache.shard import shard_path
-from cytosae_cache.views import dask_view
 from tests.stores import make_activations, make_store
 
 
@@ -12,7 +11,7 @@ from tests.stores import make_activations, make_store
 def test_the_view_holds_the_stores_numbers(tmp_path, compression):
     activations = make_activations(11)
     store = make_store(tmp_path / "s.zarr", activations, compression=compression)
-    view = dask_view(store)
+    view = store.dask()
     assert view.chunks == ((4, 4, 3), (5,), (8,))
     assert view.dtype == store.dtype
     assert np.array_equal(view.compute(scheduler="threads"), activations)
@@ -24,8 +23,8 @@ def test_a_slice_reads_only_its_shards(tmp_path):
     activations = make_activations(11)
     store = make_store(tmp_path / "s.zarr", activations)
     shard_path(store.path / "activations", 2).unlink()
-    assert np.array_equal(dask_view(store)[:8].compute(scheduler="threads"), activations[:8])
+    assert np.array_equal(store.dask()[:8].compute(scheduler="threads"), activations[:8])
 
 
 def test_an_empty_store(tmp_path):
-    assert dask_view(make_store(tmp_path / "s.zarr", make_activations(0))).shape == (0, 5, 8)
+    assert make_store(tmp_path / "s.zarr", make_activations(0)).dask().shape == (0, 5, 8)

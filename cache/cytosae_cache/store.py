@@ -25,6 +25,7 @@ from cytosae_cache.shard import TEMPORARY_SUFFIX, sync_folder
 from cytosae_cache.spec import FORMAT_VERSION, Compression, StoreSpec
 
 if TYPE_CHECKING:
+    import dask.array
     import zarr
 
 PROGRESS_FOLDER = "progress"
@@ -256,6 +257,12 @@ class ActivationStore:
     def zarr_array(self) -> "zarr.Array[Any]":
         """The activations as zarr-python sees them, shape `(n_images, n_tokens, d_model)`."""
         return _open_group(self.path, mode="r")["activations"]  # type: ignore[return-value]
+
+    def dask(self) -> "dask.array.Array":
+        """The activations as a lazy dask array whose chunks are whole shards, `(n_images, n_tokens, d_model)`."""
+        from cytosae_cache.views import dask_view
+
+        return dask_view(self)
 
     def describe(self) -> dict[str, Any]:
         """Everything that `info` shows, as JSON values."""

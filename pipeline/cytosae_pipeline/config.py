@@ -18,16 +18,15 @@ class UserError(ValueError):
     """Something the user can put right; the message says what was found, what was expected and what to type."""
 
 
-def option(default: Any, text: str, *names: str, accepted_only: bool = False) -> Any:  # noqa: ANN401 - a field's default
+def option(default: Any, text: str, *names: str) -> Any:  # noqa: ANN401 - a field's default
     """A field with its help text and further names on the command line.
 
     Args:
         default: Default value.
         text: Help, in one or two sentences.
         *names: Further option names.
-        accepted_only: Whether the option exists only so that the reference's commands run; hidden from `--help`.
     """
-    return dataclasses.field(default=default, metadata={"help": text, "names": names, "hidden": accepted_only})
+    return dataclasses.field(default=default, metadata={"help": text, "names": names})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,9 +52,9 @@ def make_config(record: type, values: dict[str, Any]) -> Any:  # noqa: ANN401 - 
 def _make_option(field: "dataclasses.Field[Any]", hint: Any) -> Callable[[Command], Command]:  # noqa: ANN401
     """One option."""
     names = [f"--{name.replace('_', '-')}" for name in (field.name, *field.metadata["names"])]
-    text, hidden = field.metadata["help"], field.metadata["hidden"]
+    text = field.metadata["help"]
     if hint is bool:
-        return click.option(*names, field.name, is_flag=True, default=field.default, help=text, hidden=hidden)
+        return click.option(*names, field.name, is_flag=True, default=field.default, help=text)
     multiple = typing.get_origin(hint) is tuple
     shown = field.default is not None and "[default" not in text
     return click.option(
@@ -65,7 +65,6 @@ def _make_option(field: "dataclasses.Field[Any]", hint: Any) -> Callable[[Comman
         multiple=multiple,
         help=text,
         show_default=shown,
-        hidden=hidden,
     )
 
 
