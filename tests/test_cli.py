@@ -7,11 +7,18 @@ import subprocess
 import sys
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from cytosae_cache.order import spread_rows
+from cytosae_cache.reader import StoreReader
+from cytosae_cache.store import ActivationStore
+from cytosae_cache.verify import verify_store
+from cytosae_cache.writer import ShardData, StoreWriter
 from cytosae_pipeline.cli import cli
 from cytosae_pipeline.config import BuildConfig, StatisticsConfig, TrainConfig
+from tests.pictures import write_vit
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([".", "cache", "pipeline"])}
 VERBS = ["build", "train", "features", "classes", "patients", "list", "info", "verify", "demo"]
@@ -134,6 +141,49 @@ def test_verify_finds_damage_and_fails(with_store):
     assert "c/2/0/0" in output
     assert "problems in" in output
     assert "--overwrite" in output
+
+
+def test_deep_verify_computes_again(with_store):
+    arguments = ["--dataset_name", "toy", "--deep", "--model_path", with_store.vit]
+    assert "sound: 5 shards" in with_store.run("verify", *arguments).output
+    changed, vanished = with_store.images / "blast/p0/000.png", with_store.images / "blast/p1/009.png"
+    changed.write_bytes((with_store.images / "blast/p2/006.png").read_bytes())
+    vanished.unlink()
+    output = with_store.run("verify", *arguments, code=1).output
+    assert "('blast/p0/000.png'): the image file changed since the store was built" in output
+    assert "('blast/p1/009.png'): the image cannot be read any more: file not found" in output
+
+
+def test_deep_verify_finds_numbers_that_the_network_does_not_give(with_store):
+    # A store made by a faulty program: every checksum is right, one image's numbers are not.
+    store = ActivationStore.open(with_store.store)
+    with StoreReader(store) as reader:
+        activations = reader.read(np.arange(store.n_images))
+    activations[0] *= np.float16(1.1)
+    digests, reasons = store.column("images/sha256"), store.column("images/reason")
+    table, provenance = store.images, store.provenance
+    shutil.rmtree(store.path)
+    faulty = ActivationStore.create(store.path, store.spec, table, provenance, shard_images=23)
+    with StoreWriter(faulty) as writer:
+        writer.submit(ShardData(0, activations, [bytes(digest) for digest in digests], [str(text) for text in reasons]))
+        writer.finish()
+    assert verify_store(ActivationStore.open(store.path)).sound
+    output = with_store.run("verify", "--dataset_name", "toy", "--deep", "--model_path", with_store.vit, code=1).output
+    row = spread_rows(22, 16)[0]
+    assert f"row {row} (" in output
+    assert "its activations differ from freshly computed ones" in output
+
+
+def test_deep_verify_needs_the_stores_own_network(with_store):
+    output = with_store.run("verify", "--dataset_name", "toy", "--deep", code=1).output
+    assert "--deep computes activations again: say from what with --model_path" in output
+    other = write_vit(with_store.root / "other.pth", seed=1)
+    output = with_store.run("verify", with_store.store, "--deep", "--model_path", other, code=1).output
+    assert "is not what store" in output
+    assert "weights_sha256" in output
+    shutil.rmtree(with_store.images)
+    output = with_store.run("verify", with_store.store, "--deep", "--model_path", with_store.vit, code=1).output
+    assert "no images at" in output
 
 
 def test_no_store_is_one_message(tmp_path):

@@ -59,6 +59,8 @@ def test_files_cut_off_missing_or_too_many(tmp_path, damage):
         ("images/valid", False, "disagrees with images/reason"),
         ("images/crc32c", 1, "fail their checksum"),
         ("moments/count", 1, "does not match the valid images"),
+        ("moments/sum", 1.5, "not the sums of its activations"),
+        ("moments/sum_sq", 1.5, "not the sums of its activations"),
         ("shards/crc32c", 1, "expected"),
         ("shards/n_bytes", 1, "expected 1"),
     ],

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -21,6 +20,7 @@ from cytosae_cache.metadata import (
     read_provenance,
     write_attributes,
 )
+from cytosae_cache.moments import Moments
 from cytosae_cache.shard import TEMPORARY_SUFFIX, sync_folder
 from cytosae_cache.spec import FORMAT_VERSION, Compression, StoreSpec
 
@@ -43,18 +43,6 @@ class ImageTable(NamedTuple):
     """Class names, '' where unknown."""
     patient: Sequence[str]
     """Patient identifiers, '' where unknown."""
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Exact sums over valid tokens; adding the shards up gives the whole store."""
-
-    count: npt.NDArray[np.int64]
-    """Tokens a shard, shape `(n_shards,)`."""
-    sum: npt.NDArray[np.float64]
-    """Sum a channel, shape `(n_shards, d_model)`."""
-    sum_sq: npt.NDArray[np.float64]
-    """Sum of squares a channel, shape `(n_shards, d_model)`."""
 
 
 class ActivationStore:

@@ -7,9 +7,14 @@ import numpy as np
 
 from cytosae_cache.errors import StoreCorruptError
 from cytosae_cache.metadata import hash_tables
+from cytosae_cache.moments import image_sums
+from cytosae_cache.order import spread_rows
 from cytosae_cache.reader import StoreReader
 from cytosae_cache.shard import as_bytes, checksum, file_digest, shard_path
 from cytosae_cache.store import ActivationStore
+
+_SUMMED_SHARDS = 8
+"""Shards, spread over the store, whose moments are computed again."""
 
 _COLUMNS: dict[str, tuple[str, str]] = {
     "images/path": ("n_images", ""),
@@ -65,6 +70,7 @@ def verify_store(store: ActivationStore, *, on_shard: Callable[[int], None] = la
     if report.problems:
         return report
     _check_files(store, report)
+    summed = set(spread_rows(store.n_shards, _SUMMED_SHARDS).tolist())
     with StoreReader(store, n_threads=1, verify=False) as reader:
         for shard in range(store.n_shards):
             path = shard_path(store.path / "activations", shard)
@@ -76,7 +82,7 @@ def verify_store(store: ActivationStore, *, on_shard: Callable[[int], None] = la
                         f"shard '{path}': found {digest.n_bytes} bytes with checksum {digest.crc32c:08x}, "
                         f"expected {n_bytes[shard]} with {checksums[shard]:08x}"
                     )
-                _check_images(store, reader, shard, report)
+                _check_images(store, reader, shard, report, sums=shard in summed)
             on_shard(shard)
     return report
 
@@ -119,9 +125,10 @@ def _check_files(store: ActivationStore, report: VerifyReport) -> None:
     report.problems += [f"'{path}' does not belong to the store" for path in strangers]
 
 
-def _check_images(store: ActivationStore, reader: StoreReader, shard: int, report: VerifyReport) -> None:
-    """Every image's checksum, and NaN exactly where an image could not be read."""
+def _check_images(store: ActivationStore, reader: StoreReader, shard: int, report: VerifyReport, *, sums: bool) -> None:
+    """Every image's checksum, NaN exactly where an image could not be read, and the shard's moments."""
     rows = store.shard_rows(shard)
+    total = np.zeros((2, store.d_model))
     for row in rows:
         try:
             image = reader.read(np.array([row]))
@@ -132,3 +139,8 @@ def _check_images(store: ActivationStore, reader: StoreReader, shard: int, repor
             report.problems.append(f"row {row} ('{store.images.path[row]}'): its activations fail their checksum")
         elif np.isfinite(image).all() != store.valid[row]:
             report.problems.append(f"row {row} ('{store.images.path[row]}'): finite numbers and 'valid' disagree")
+        elif sums and store.valid[row]:
+            total += image_sums(image[0])
+    moments = store.moments
+    if sums and not np.array_equal(total, [moments.sum[shard], moments.sum_sq[shard]]):
+        report.problems.append(f"moments of shard {shard}: not the sums of its activations")

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae_cache.errors import StoreBusyError, StoreError
+from cytosae_cache.moments import image_sums
 from cytosae_cache.shard import as_bytes, checksum, file_digest, make_index, shard_path, write_file, write_shard
 from cytosae_cache.store import PROGRESS_FOLDER, ActivationStore, _make_compressors
 
@@ -245,16 +246,14 @@ def _summarise(data: ShardData, store: ActivationStore) -> dict[str, Any]:
     valid = np.array([not reason for reason in data.reason], dtype=bool)
     total, total_sq = (np.zeros(store.d_model) for _ in range(2))
     for slot in np.flatnonzero(valid):
-        image = data.activations[slot].astype(np.float64)
-        squares = np.einsum("td,td->d", image, image)
-        # Squares of finite float32 numbers never overflow float64, so their sum is finite just when all numbers are.
+        sums, squares = image_sums(data.activations[slot])
         if not np.isfinite(squares).all():
             row = store.shard_rows(data.shard)[slot]
             raise NotFiniteError(
                 f"activations of image '{store.images.path[row]}' (row {row}) hold NaN or infinity in {store.dtype}. "
                 "Try --store-dtype float32 or --precision fp32; if it persists, the weights do not fit the images"
             )
-        total += image.sum(axis=0)
+        total += sums
         total_sq += squares
     return {
         "image_crc32c": [checksum(as_bytes(image)) for image in data.activations],

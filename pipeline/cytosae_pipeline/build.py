@@ -245,7 +245,7 @@ def _compute_shard(
                     f"image '{plan.images.rows[image.row].path}' cannot be read: {image.reason}. "
                     "Repair or remove it, or leave out --strict-images to set such images aside"
                 )
-        computed = compute_activations(backbone, batch, plan)
+        computed = compute_activations(backbone, batch, plan.spec, plan.info, plan.device)
         activations[start : start + len(batch)] = computed
         digests += [image.sha256 for image in batch]
         reasons += [image.reason for image in batch]
@@ -253,20 +253,22 @@ def _compute_shard(
     return ShardData(shard, activations, digests, reasons)
 
 
-def compute_activations(backbone: Backbone, batch: Sequence[Decoded], plan: BuildPlan) -> "npt.NDArray[Any]":
+def compute_activations(
+    backbone: Backbone, batch: Sequence[Decoded], spec: StoreSpec, info: BackboneInfo, device: torch.device
+) -> "npt.NDArray[Any]":
     """Activations of a batch in the store's dtype, shape `(n, T, D)`; NaN for unreadable images.
 
     Unreadable images keep their place in the batch as black pictures, so that no other image's numbers depend on them.
     """
-    size = plan.info.image_size
+    size = info.image_size
     pixels = np.zeros((len(batch), size, size, 3), dtype=np.uint8)
     for slot, image in enumerate(batch):
         if image.pixels is not None:
             pixels[slot] = image.pixels
-    with torch.inference_mode(), autocast(plan.spec.precision, plan.device):
-        tensor = to_tensor(pixels, mean=plan.info.image_mean, std=plan.info.image_std, device=plan.device)
+    with torch.inference_mode(), autocast(spec.precision, device):
+        tensor = to_tensor(pixels, mean=info.image_mean, std=info.image_std, device=device)
         # CPU-GPU sync point: the copy back waits for the forward pass. Decoding and writing go on meanwhile.
-        computed = backbone(tensor).to(getattr(torch, plan.spec.store_dtype)).cpu().numpy()
+        computed = backbone(tensor).to(getattr(torch, spec.store_dtype)).cpu().numpy()
     for slot, image in enumerate(batch):
         if image.reason:
             computed[slot] = np.nan

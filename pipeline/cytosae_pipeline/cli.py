@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from cytosae_pipeline import __version__
-from cytosae_pipeline.config import BuildConfig, StatisticsConfig, StoreChoice, TrainConfig, UserError
+from cytosae_pipeline.config import BuildConfig, StatisticsConfig, StoreChoice, StoreSource, TrainConfig, UserError
 from cytosae_pipeline.options import CONTEXT_SETTINGS, config_options, make_config
 from cytosae_pipeline.progress import Reporter, format_bytes, format_seconds
 
@@ -209,19 +209,32 @@ def info(path: Path | None, as_json: bool, **values: Any) -> None:
 
 @verb
 @click.argument("path", required=False, type=click.Path(path_type=Path))
-@config_options(StoreChoice, leave_out=("store",))
-def verify(path: Path | None, as_json: bool, **values: Any) -> None:
+@click.option(
+    "--deep", is_flag=True, help="Also compute some images' activations again, from --model_path and --images."
+)
+@config_options(StoreSource, leave_out=("store", "layout", "vit_type"))
+def verify(path: Path | None, deep: bool, as_json: bool, **values: Any) -> None:
     """Check every file and checksum of a store.
 
     Takes the PATH of the store, or --dataset_name. Ends with exit code 1 if anything is wrong.
+
+    \b
+    cytosae-cache verify --dataset_name mll23
+    cytosae-cache verify --dataset_name mll23 --deep --images ./mll23 --model_path ./DinoBloom-B.pth
     """
+    config = make_config(StoreSource, {**values, "store": path})
     from cytosae_cache.store import ActivationStore
     from cytosae_cache.verify import verify_store
     from cytosae_pipeline.stores import find_store
 
-    store = ActivationStore.open(find_store(make_config(StoreChoice, {**values, "store": path})).path)
-    with Reporter(quiet=as_json).progress("verify", store.n_shards, "shards") as bar:
+    reporter = Reporter(quiet=as_json)
+    store = ActivationStore.open(find_store(config).path)
+    with reporter.progress("verify", store.n_shards, "shards") as bar:
         report = verify_store(store, on_shard=lambda shard: bar.advance())
+    if deep and report.sound:
+        from cytosae_pipeline.deep_verify import verify_against_source
+
+        report.problems += verify_against_source(store, config, reporter)
     text = "\n".join(
         [*report.problems, f"{len(report.problems)} problems in '{store.path}'. Build it again with --overwrite"]
         if report.problems

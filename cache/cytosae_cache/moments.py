@@ -1,0 +1,33 @@
+"""Exact sums of activations: adding up shards gives mean and variance of the whole store."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Exact sums over valid tokens; adding the shards up gives the whole store."""
+
+    count: npt.NDArray[np.int64]
+    """Tokens a shard, shape `(n_shards,)`."""
+    sum: npt.NDArray[np.float64]
+    """Sum a channel, shape `(n_shards, d_model)`."""
+    sum_sq: npt.NDArray[np.float64]
+    """Sum of squares a channel, shape `(n_shards, d_model)`."""
+
+
+def image_sums(image: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Sums of one image's tokens a channel.
+
+    Args:
+        image: Activations, shape `(n_tokens, d_model)`.
+
+    Returns:
+        Sum and sum of squares, float64, shape `(d_model,)` each. Squares of finite float32 numbers never overflow
+        float64, so the second is finite just when all numbers are.
+    """
+    wide = image.astype(np.float64)
+    return wide.sum(axis=0), np.einsum("td,td->d", wide, wide)

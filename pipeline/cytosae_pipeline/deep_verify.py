@@ -1,0 +1,85 @@
+"""`verify --deep`: compute some images' activations again from the source, as the store's spec says, and compare."""
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from cytosae.vit import describe_backbone, load_backbone
+from cytosae_cache.order import spread_rows
+from cytosae_cache.reader import StoreReader
+from cytosae_cache.store import ActivationStore
+from cytosae_pipeline.build import compute_activations, make_spec
+from cytosae_pipeline.config import StoreSource, UserError
+from cytosae_pipeline.datasets import ImageList, ImageRow
+from cytosae_pipeline.decoding import ImageDecoder
+from cytosae_pipeline.devices import choose_device
+from cytosae_pipeline.paths import Workspace
+from cytosae_pipeline.progress import Reporter
+from cytosae_pipeline.stores import resolve_model_path
+
+N_IMAGES = 16
+"""Images computed again, spread over the store."""
+
+_BATCH_IMAGES = 8
+_TOLERANCE = {"fp32": 2e-3, "fp16": 1e-2, "bf16": 5e-2}
+"""Largest difference allowed, as a share of the image's root mean square: the rounding of the number types."""
+
+
+def verify_against_source(store: ActivationStore, config: StoreSource, report: Reporter) -> list[str]:
+    """Compare stored activations with freshly computed ones.
+
+    Args:
+        store: A complete store.
+        config: Where the checkpoint and the images are.
+        report: Shows progress.
+
+    Returns:
+        A line a problem: an image that changed or vanished, or whose activations differ.
+
+    Raises:
+        UserError: If the checkpoint or the images are not named, or the checkpoint is not the store's.
+    """
+    model_path = resolve_model_path(config.model_path)
+    if model_path is None:
+        raise UserError("--deep computes activations again: say from what with --model_path CHECKPOINT")
+    block = store.spec.block - store.spec.n_blocks
+    info = describe_backbone(model_path, name=config.model_name, block=block)
+    spec = make_spec(info, store_dtype=store.spec.store_dtype, precision=store.spec.precision)
+    spec = dataclasses.replace(spec, model_name=store.spec.model_name)
+    if spec != store.spec:
+        raise UserError(
+            f"'{model_path}' is not what store '{store.path}' was made with (store, checkpoint): "
+            + "; ".join(store.spec.differences(spec))
+        )
+    root = config.images or Workspace(config.root_dir).dataset_dir(store.provenance.dataset)
+    if not root.exists():
+        raise UserError(f"no images at '{root}': say where they are with --images PATH")
+    # Straight from the store's own table: its rows are sorted already.
+    table = tuple(ImageRow(*names) for names in zip(*store.images, strict=True))
+    images = ImageList(root.parent if root.is_file() else root, table, "store")
+    rows = store.valid_rows[spread_rows(len(store.valid_rows), N_IMAGES)]
+    device = choose_device(config.device)
+    backbone = load_backbone(model_path, name=config.model_name, block=block, device=device)
+    digests = store.column("images/sha256")
+    problems = []
+    with (
+        StoreReader(store) as reader,
+        ImageDecoder(images, n_workers=0, image_size=info.image_size) as decoder,
+        report.progress("compute again", len(rows), "images") as bar,
+        torch.inference_mode(),
+    ):
+        for start in range(0, len(rows), _BATCH_IMAGES):
+            batch = list(decoder.iter_rows(rows[start : start + _BATCH_IMAGES].tolist()))
+            computed = compute_activations(backbone, batch, store.spec, info, device).astype(np.float64)
+            stored = reader.read(np.array([image.row for image in batch])).astype(np.float64)
+            for image, mine, theirs in zip(batch, computed, stored, strict=True):
+                name = f"row {image.row} ('{table[image.row].path}')"
+                if image.reason:
+                    problems.append(f"{name}: the image cannot be read any more: {image.reason}")
+                elif image.sha256 != bytes(digests[image.row]):
+                    problems.append(f"{name}: the image file changed since the store was built")
+                elif np.abs(mine - theirs).max() > _TOLERANCE[store.spec.precision] * np.sqrt((theirs**2).mean()):
+                    problems.append(f"{name}: its activations differ from freshly computed ones")
+            bar.advance(len(batch))
+    return problems
