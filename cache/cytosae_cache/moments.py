@@ -19,15 +19,18 @@ class Moments:
     """Sum of squares a channel, shape `(n_shards, d_model)`."""
 
 
-def image_sums(image: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def image_sums(
+    image: npt.NDArray[Any], wide: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Sums of one image's tokens a channel.
 
     Args:
         image: Activations, shape `(n_tokens, d_model)`.
+        wide: Memory for them as float64, of the same shape; reused from image to image.
 
     Returns:
         Sum and sum of squares, float64, shape `(d_model,)` each. Squares of finite float32 numbers never overflow
         float64, so the second is finite just when all numbers are.
     """
-    wide = image.astype(np.float64)
+    wide[...] = image
     return wide.sum(axis=0), np.einsum("td,td->d", wide, wide)

@@ -95,7 +95,8 @@ def read_index(file: int, n_bytes: int, shard_images: int, where: Path) -> npt.N
 def write_shard(path: Path, parts: Sequence[memoryview | bytes]) -> ShardDigest:
     """Write a shard so that it is there whole or not at all, also after a power cut.
 
-    The bytes go to a temporary name in the same folder, are synced to disk and renamed.
+    The bytes go to a temporary name in the same folder, are synced to disk and renamed. Its name is made durable only
+    when the store is finished: should a power cut take it away before, the shard counts as missing.
 
     Args:
         path: Final name; its folders are made.
@@ -109,7 +110,7 @@ def write_shard(path: Path, parts: Sequence[memoryview | bytes]) -> ShardDigest:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     crc = 0
-    with replacing(path) as file:
+    with replacing(path, sync_name=False) as file:
         for part in parts:
             write_all(file, part)
             crc = checksum(part, crc)
@@ -117,21 +118,29 @@ def write_shard(path: Path, parts: Sequence[memoryview | bytes]) -> ShardDigest:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[int]:
-    """A new file descriptor whose bytes take the place of `path` at the end, in one step and durably."""
+def replacing(path: Path, *, sync_data: bool = True, sync_name: bool = True) -> Iterator[int]:
+    """A new file descriptor whose bytes take the place of `path` at the end, in one step.
+
+    Args:
+        path: The file.
+        sync_data: Whether the bytes are on disk before they get the name.
+        sync_name: Whether the name is on disk at the end.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
     try:
         try:
             yield file
-            os.fsync(file)
+            if sync_data:
+                os.fsync(file)
         finally:
             os.close(file)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if sync_name:
+        sync_folder(path.parent)
 
 
 def write_all(file: int, data: memoryview | bytes) -> None:
@@ -141,9 +150,9 @@ def write_all(file: int, data: memoryview | bytes) -> None:
         view = view[os.write(file, view) :]
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a small file whole or not at all, durably."""
-    with replacing(path) as file:
+def write_file(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write a small file whole or not at all, durably unless told otherwise."""
+    with replacing(path, sync_data=durable, sync_name=durable) as file:
         write_all(file, data)
 
 

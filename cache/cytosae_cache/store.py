@@ -1,5 +1,6 @@
 """The activation store on disk: create, open, check, describe. The format is written down in docs/store-format.md."""
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -21,7 +22,7 @@ from cytosae_cache.metadata import (
     write_attributes,
 )
 from cytosae_cache.moments import Moments
-from cytosae_cache.shard import TEMPORARY_SUFFIX, sync_folder
+from cytosae_cache.shard import sync_folder
 from cytosae_cache.spec import FORMAT_VERSION, Compression, StoreSpec
 
 if TYPE_CHECKING:
@@ -273,34 +274,19 @@ class ActivationStore:
 
 
 def sync_tree(path: Path) -> None:
-    """Sync every small file of a store, and the folders that hold them, to disk. Shards are synced as written."""
-    for folder, names, files in _walk(path):
-        for name in files:
-            with (folder / name).open("rb+") as file:
-                _sync(file.fileno())
-        sync_folder(folder)
-        if folder.name == "activations":
-            names[:] = [name for name in names if name != "c"]
+    """Sync a store's small files and all its folders, the shards' too; shards are synced as they are written."""
+    for folder, _, files in os.walk(path):
+        if "/activations/c/" not in f"{Path(folder).as_posix()}/":
+            for name in files:
+                with (Path(folder) / name).open("rb+") as file:
+                    os.fsync(file.fileno())
+        sync_folder(Path(folder))
 
 
 def iter_stores(folder: Path) -> Iterator[Path]:
     """Folders below `folder` (one level) that are named like stores, in order of name."""
     if folder.is_dir():
         yield from sorted(path for path in folder.iterdir() if path.suffix == ".zarr" and path.is_dir())
-
-
-def _walk(path: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """`os.walk` with paths; editing the list of folders prunes the walk."""
-    import os
-
-    for folder, names, files in os.walk(path):
-        yield Path(folder), names, [name for name in files if not name.endswith(TEMPORARY_SUFFIX)]
-
-
-def _sync(file: int) -> None:
-    import os
-
-    os.fsync(file)
 
 
 def _open_group(path: Path, *, mode: str) -> "zarr.Group":

@@ -128,7 +128,7 @@ def _check_files(store: ActivationStore, report: VerifyReport) -> None:
 def _check_images(store: ActivationStore, reader: StoreReader, shard: int, report: VerifyReport, *, sums: bool) -> None:
     """Every image's checksum, NaN exactly where an image could not be read, and the shard's moments."""
     rows = store.shard_rows(shard)
-    total = np.zeros((2, store.d_model))
+    total, wide = np.zeros((2, store.d_model)), np.empty(store.spec.image_shape)
     for row in rows:
         try:
             image = reader.read(np.array([row]))
@@ -140,7 +140,7 @@ def _check_images(store: ActivationStore, reader: StoreReader, shard: int, repor
         elif np.isfinite(image).all() != store.valid[row]:
             report.problems.append(f"row {row} ('{store.images.path[row]}'): finite numbers and 'valid' disagree")
         elif sums and store.valid[row]:
-            total += image_sums(image[0])
+            total += image_sums(image[0], wide)
     moments = store.moments
     if sums and not np.array_equal(total, [moments.sum[shard], moments.sum_sq[shard]]):
         report.problems.append(f"moments of shard {shard}: not the sums of its activations")

@@ -163,7 +163,8 @@ class StoreWriter:
         parts = self._encode(data)
         digest = write_shard(shard_path(self._activations, data.shard), parts)
         mark = ShardMark(n_bytes=digest.n_bytes, crc32c=digest.crc32c, **summary.result())
-        write_file(self._mark_path(data.shard), json.dumps(asdict(mark)).encode())
+        # Not synced: a mark that a power cut takes away or cuts off only makes its shard count as missing.
+        write_file(self._mark_path(data.shard), json.dumps(asdict(mark)).encode(), durable=False)
 
     def _encode(self, data: ShardData) -> list[memoryview | bytes]:
         """The bytes of the shard file."""
@@ -245,8 +246,9 @@ def _summarise(data: ShardData, store: ActivationStore) -> dict[str, Any]:
     """Everything of a mark that follows from the shard's contents."""
     valid = np.array([not reason for reason in data.reason], dtype=bool)
     total, total_sq = (np.zeros(store.d_model) for _ in range(2))
+    wide = np.empty(store.spec.image_shape)
     for slot in np.flatnonzero(valid):
-        sums, squares = image_sums(data.activations[slot])
+        sums, squares = image_sums(data.activations[slot], wide)
         if not np.isfinite(squares).all():
             row = store.shard_rows(data.shard)[slot]
             raise NotFiniteError(
