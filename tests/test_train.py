@@ -152,7 +152,8 @@ def test_an_interrupted_run_resumes_to_the_same_bits(with_sae, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_bits(with_store):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_run_resumes_to_the_same_bits(with_store, number):
     options = ["--total_training_tokens", 4000, "--n_checkpoints", 40]
     with_store.train("--run_name", "whole", *options)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([".", "cache", "pipeline"])}
@@ -168,7 +169,8 @@ def test_a_killed_run_resumes_to_the_same_bits(with_store):
             if len(list(folder.glob("*_sparse_*.pt"))) >= wanted or child.poll() is not None:
                 break
             time.sleep(0.003)
-        child.send_signal(signal.SIGKILL)
+        time.sleep(0.01)  # somewhere in the middle of a step
+        child.send_signal(number)
         child.wait()
         assert not list(folder.glob("final_*")) or child.returncode == 0
     with_store.run("train", "--resume", "killed")
@@ -308,6 +310,7 @@ def test_damage_on_disk_stops_training_and_keeps_the_state(with_store):
     shard.write_bytes(data)
     output = with_store.train("--run_name", "r", "--b_dec_init_method", "zeros", code=1).output
     assert "fails its checksum" in output
+    assert (with_store.root / "out/checkpoints/r/training_state.pt").exists()
     with_store.train("--run_name", "r2", "--b_dec_init_method", "zeros", "--no-verify")
 
 

@@ -15,11 +15,13 @@ from cytosae.geometric_median import geometric_median
 from cytosae.objective import explained_variance, l0, learning_rate_factor
 from cytosae.sae import SparseAutoencoder, make_sae
 from cytosae.train_step import StepResult, TrainStep
+from cytosae_cache.errors import StoreError
 from cytosae_cache.order import spread_rows
 from cytosae_cache.reader import StoreReader
 from cytosae_cache.spec import canonical_json
 from cytosae_cache.stream import Batch, TrainingStream
 from cytosae_pipeline.config import TrainConfig
+from cytosae_pipeline.interrupts import HeldInterrupts
 from cytosae_pipeline.progress import Progress, Reporter
 from cytosae_pipeline.runs import Run, TrainingError, plan_run, sae_cfg
 from cytosae_pipeline.tracking import JsonLines, Tracker, Trackers, WandbTracker
@@ -104,7 +106,7 @@ class TrainingLoop:
             _initialise_b_dec(sae, reader, config)
 
     def run(self) -> None:
-        """All remaining steps. On Ctrl-C or an error of the disk the state is saved first.
+        """All remaining steps. On Ctrl-C or an error of the disk or store the state is saved first.
 
         Raises:
             TrainingError: If the loss stops being a finite number.
@@ -121,14 +123,17 @@ class TrainingLoop:
         if config.log_to_wandb:
             trackers.append(_make_wandb(run))
         progress = self._report.progress("train", config.total_training_tokens, "images", done=self.position)
-        try:
-            with Trackers(*trackers) as tracker, progress:
-                self._steps(stream, tracker, progress)
-        except (KeyboardInterrupt, OSError):
-            self._save_state()
-            raise
+        with HeldInterrupts() as interrupts:
+            try:
+                with Trackers(*trackers) as tracker, progress:
+                    self._steps(stream, tracker, progress, interrupts)
+            except (KeyboardInterrupt, OSError, StoreError):
+                # After a second Ctrl-C the parameters may be half-way through a step: the last state saved stands.
+                if not interrupts.torn:
+                    self._save_state()
+                raise
 
-    def _steps(self, stream: TrainingStream, tracker: Tracker, progress: Progress) -> None:
+    def _steps(self, stream: TrainingStream, tracker: Tracker, progress: Progress, interrupts: HeldInterrupts) -> None:
         config = self._run.config
         checkpoints = _checkpoint_positions(config, after=self.position)
         upcoming = next(checkpoints, None)
@@ -157,6 +162,7 @@ class TrainingLoop:
             elif time.monotonic() - self._last_save > _SECONDS_BETWEEN_SAVES:
                 self._save_state()
             progress.advance(len(batch.rows), note)
+            interrupts.check()
 
     def _to_device(self, batch: Batch) -> torch.Tensor:
         """The batch as float32 on the device, shape `(B, T, D)`."""

@@ -1,0 +1,48 @@
+"""Ctrl-C and polite kills held back to a place where stopping is safe."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class HeldInterrupts:
+    """While entered, the first Ctrl-C or SIGTERM is only remembered; `check` then raises it. A second raises at once.
+
+    An update of parameters that is broken off half-way could not be resumed exactly. Outside the main thread, where
+    Python allows no signal handlers, nothing is held back.
+    """
+
+    def __init__(self) -> None:
+        self._pending = False
+        self._previous: dict[signal.Signals, Any] = {}
+        self.torn = False
+        """Whether an interrupt came through at an arbitrary place."""
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raise a remembered interrupt.
+
+        Raises:
+            KeyboardInterrupt: If one came.
+        """
+        if self._pending:
+            raise KeyboardInterrupt
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._pending:
+            self.torn = True
+            raise KeyboardInterrupt
+        self._pending = True

@@ -1,0 +1,45 @@
+"""Interrupts are held back until it is safe, and a second one comes through."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from cytosae_pipeline.interrupts import HeldInterrupts
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_is_remembered_and_raised_where_it_is_safe(number):
+    before = signal.getsignal(number)
+    with HeldInterrupts() as interrupts:
+        interrupts.check()
+        os.kill(os.getpid(), number)
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.check()
+        assert not interrupts.torn
+    assert signal.getsignal(number) is before
+
+
+def test_the_second_comes_through_at_once():
+    with HeldInterrupts() as interrupts:
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert interrupts.torn
+
+
+def test_other_threads_are_left_alone():
+    errors = []
+
+    def run():
+        try:
+            with HeldInterrupts() as interrupts:
+                interrupts.check()
+        except ValueError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert not errors
