@@ -112,9 +112,10 @@ def ghost_term(
 def explained_variance(x: torch.Tensor, reconstruction: torch.Tensor) -> ExplainedVariance:
     """Share of the variance of `x`, shape `(..., D)`, that the reconstruction explains."""
     x, reconstruction = x.flatten(0, -2), reconstruction.detach().flatten(0, -2)
-    error = (x - reconstruction).square().sum(dim=-1, dtype=torch.float64)
-    variance = (x - x.mean(dim=0)).square().sum(dim=-1, dtype=torch.float64)
-    tiny = torch.finfo(torch.float64).tiny
+    wide = torch.float32 if x.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    error = (x - reconstruction).square().sum(dim=-1, dtype=wide)
+    variance = (x - x.mean(dim=0)).square().sum(dim=-1, dtype=wide)
+    tiny = torch.finfo(wide).tiny
     per_token = 1 - error / variance.clamp_min(tiny)
     spread = per_token.std(correction=0)
     return ExplainedVariance(1 - error.sum() / variance.sum().clamp_min(tiny), spread)
@@ -123,7 +124,7 @@ def explained_variance(x: torch.Tensor, reconstruction: torch.Tensor) -> Explain
 @torch.no_grad()
 def l0(acts: torch.Tensor) -> torch.Tensor:
     """Mean number of active latents a token, 0-dimensional, of activations of shape `(..., S)`."""
-    return (acts > 0).sum(dim=-1).double().mean()
+    return (acts > 0).sum(dim=-1).float().mean()
 
 
 def learning_rate_factor(step: int, *, scheduler: str, warm_up_steps: int) -> float:

@@ -27,6 +27,11 @@ def choose_device(device: Device) -> torch.device:
     return torch.device(device)
 
 
+def accumulator_device(device: torch.device) -> torch.device:
+    """Where statistics are summed: beside the encoder, but on the CPU for Apple's GPUs, which have no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def choose_precision(precision: PrecisionChoice, device: torch.device) -> Precision:
     """The network's number type; `auto` is fp16 on cuda (its rounding is the store's own) and fp32 elsewhere."""
     if precision == "auto":

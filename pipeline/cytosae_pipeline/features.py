@@ -12,6 +12,7 @@ from cytosae.statistics import FeatureResult, FeatureStatistics
 from cytosae_cache.shard import write_file
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import StatisticsConfig
+from cytosae_pipeline.devices import accumulator_device
 from cytosae_pipeline.one_pass import open_inputs, run_pass, write_record
 from cytosae_pipeline.progress import Reporter
 
@@ -39,7 +40,7 @@ def compute_features(config: StatisticsConfig, report: Reporter) -> FeaturesResu
         ValueError: If the autoencoder or store is missing or they do not fit.
     """
     inputs = open_inputs(config, report)
-    store, device = inputs.store, inputs.sae.W_enc.device
+    store, device = inputs.store, accumulator_device(inputs.sae.W_enc.device)
     statistics = FeatureStatistics(inputs.sae.W_enc.shape[1], config.top_k, device=device)
     run_pass(inputs, config, (), lambda rows, images: statistics.update(rows, images.scores), report, what="features")
     result = statistics.result()

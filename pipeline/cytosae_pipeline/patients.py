@@ -12,6 +12,7 @@ import torch
 from cytosae.statistics import GroupCounts, ImageReduction, normalise_counts
 from cytosae_cache.shard import write_file
 from cytosae_pipeline.config import StatisticsConfig, UserError
+from cytosae_pipeline.devices import accumulator_device
 from cytosae_pipeline.features import label_index, sorted_names
 from cytosae_pipeline.one_pass import Inputs, open_inputs, run_pass, write_record
 from cytosae_pipeline.progress import Reporter
@@ -63,7 +64,8 @@ def compute_counts(config: StatisticsConfig, kind: GroupKind, report: Reporter) 
             f"from folders with --layout {'class' if kind == 'label' else 'patient or class/patient'}"
         )
     groups = label_index(names, column)
-    counts = GroupCounts(len(names), inputs.sae.W_enc.shape[1], len(config.threshold), device=inputs.sae.W_enc.device)
+    device = accumulator_device(inputs.sae.W_enc.device)
+    counts = GroupCounts(len(names), inputs.sae.W_enc.shape[1], len(config.threshold), device=device)
     verb = _FILES[kind][0]
 
     def consume(rows: torch.Tensor, images: ImageReduction) -> None:

@@ -187,7 +187,7 @@ class TrainingLoop:
             TrainingError: If the loss is not a finite number.
         """
         variance = explained_variance(x, result.reconstruction)
-        frequency = self._n_fired.double() / max(self._n_tokens, 1)
+        frequency = self._n_fired.cpu().double() / max(self._n_tokens, 1)
         config = self._run.config
         loss = float(result.terms.loss)
         if not torch.isfinite(result.terms.loss):
@@ -195,7 +195,7 @@ class TrainingLoop:
                 f"the loss became {loss} at step {self._n_done}. Earlier checkpoints in '{self._run.folder}' "
                 "are sound. Try a smaller --lr, more --lr_warm_up_steps, or no --use_ghost_grads"
             )
-        since = self.step.tracker.n_steps_since_fired
+        since = self.step.tracker.n_steps_since_fired.cpu()
         return {
             "losses/overall_loss": loss,
             "losses/mse_loss": float(result.terms.mse),
@@ -265,7 +265,7 @@ def _initialise_b_dec(sae: SparseAutoencoder, reader: StoreReader, config: Train
     tokens = sample_tokens(reader)
     start = geometric_median(tokens) if config.b_dec_init_method == "geometric_median" else tokens.double().mean(dim=0)
     with torch.no_grad():
-        sae.b_dec.copy_(start)
+        sae.b_dec.copy_(start.float())
 
 
 def _checkpoint_positions(config: TrainConfig, *, after: int) -> Iterator[int]:
