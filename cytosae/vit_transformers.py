@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from cytosae.images import IMAGE_MEAN, IMAGE_SIZE, IMAGE_STD
@@ -138,9 +139,11 @@ def load_folder(path: Path, n_blocks: int) -> tuple[nn.Module, dict[str, bool]]:
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
         config = getattr(config, "vision_config", config)
         config.num_hidden_layers = n_blocks
-        model, loading = model_class.from_pretrained(
-            path, config=config, local_files_only=True, output_loading_info=True, attn_implementation="sdpa"
-        )
+        # transformers 4 draws weights at random before it loads them; nobody's random state shall notice.
+        with torch.random.fork_rng(devices=[]):
+            model, loading = model_class.from_pretrained(
+                path, config=config, local_files_only=True, output_loading_info=True, attn_implementation="sdpa"
+            )
     except Exception as error:  # what transformers, safetensors and pickle raise has no common parent
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise BackboneError(f"'{path}' cannot be loaded: {first}") from error
