@@ -9,6 +9,12 @@ from PIL import Image
 from cytosae.vit_checkpoint import Architecture, expected_shapes
 
 LABELS = ("blast", "lymphocyte", "neutrophil")
+HEARING_MAIN = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "from cytosae_pipeline.cli import main; main()"
+)
+"""The command line in a child that hears Ctrl-C even where the test run itself ignores it."""
+
 BROKEN = "neutrophil/p2/broken.png"
 
 

@@ -16,7 +16,7 @@ from cytosae.images import decode_image, to_tensor
 from cytosae.vit import load_backbone
 from cytosae_cache.reader import StoreReader
 from cytosae_cache.store import ActivationStore
-from tests.pictures import BROKEN, write_pictures, write_vit
+from tests.pictures import BROKEN, HEARING_MAIN, write_pictures, write_vit
 
 
 def test_the_store_holds_the_networks_activations(with_images):
@@ -113,9 +113,8 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(with_images):
     write_pictures(with_images.images, 400)  # enough work that the signal comes in the middle
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([".", "cache", "pipeline"])}
     command = [
-        sys.executable, "-c", "from cytosae_pipeline.cli import main; main()", "build", "--dataset_name", "toy",
-        "--root_dir", str(with_images.root), "--model_path", str(with_images.vit), "--workers", "1",
-        "--shard_images", "1",
+        sys.executable, "-c", HEARING_MAIN, "build", "--dataset_name", "toy", "--root_dir", str(with_images.root),
+        "--model_path", str(with_images.vit), "--workers", "1", "--shard_images", "1",
     ]  # fmt: skip
     child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     for _ in range(4000):

@@ -9,6 +9,15 @@ import pytest
 from cytosae_pipeline.interrupts import HeldInterrupts
 
 
+@pytest.fixture(autouse=True)
+def _signals_are_heard():
+    """A test run in a script's background inherits an ignored Ctrl-C."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_is_remembered_and_raised_where_it_is_safe(number):
     before = signal.getsignal(number)
@@ -43,3 +52,11 @@ def test_other_threads_are_left_alone():
     thread.start()
     thread.join()
     assert not errors
+
+
+def test_an_ignored_signal_stays_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with HeldInterrupts() as interrupts:
+        os.kill(os.getpid(), signal.SIGINT)
+        interrupts.check()
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN

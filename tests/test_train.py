@@ -20,7 +20,7 @@ from cytosae_cache.order import iter_batches
 from cytosae_cache.reader import StoreReader
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.train import sample_tokens
-from tests.pictures import write_vit
+from tests.pictures import HEARING_MAIN, write_vit
 
 METRICS = {
     "losses/overall_loss", "losses/mse_loss", "losses/l1_loss", "losses/ghost_grad_loss", "metrics/explained_variance",
@@ -161,7 +161,7 @@ def test_a_killed_run_resumes_to_the_same_bits(with_store, number):
         "train", "--root_dir", with_store.root, "--dataset_name", "toy", "--expansion_factor", 4, "--batch_size", 4,
         "--lr_warm_up_steps", 3, "--wandb_log_frequency", 5, "--run_name", "killed", *options,
     ]  # fmt: skip
-    command = [sys.executable, "-c", "from cytosae_pipeline.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-c", HEARING_MAIN, *map(str, arguments)]
     folder = with_store.root / "out" / "checkpoints" / "killed"
     for wanted in (3, 12):
         child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -190,7 +190,7 @@ def test_a_polite_kill_saves_as_ctrl_c_does(with_store):
         "--expansion_factor",
         4,
     ]
-    command = [sys.executable, "-c", "from cytosae_pipeline.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-c", HEARING_MAIN, *map(str, arguments)]
     child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     metrics = with_store.root / "out/checkpoints/r/metrics.jsonl"
     for _ in range(6000):

@@ -11,8 +11,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class HeldInterrupts:
     """While entered, the first Ctrl-C or SIGTERM is only remembered; `check` then raises it. A second raises at once.
 
-    An update of parameters that is broken off half-way could not be resumed exactly. Outside the main thread, where
-    Python allows no signal handlers, nothing is held back.
+    An update of parameters that is broken off half-way could not be resumed exactly. A signal that is ignored, as
+    Ctrl-C is by a job in a script's background, stays ignored; outside the main thread, where Python allows no
+    signal handlers, nothing is held back.
     """
 
     def __init__(self) -> None:
@@ -23,7 +24,8 @@ class HeldInterrupts:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+            heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._previous = {number: signal.signal(number, self._handle) for number in heard}
         return self
 
     def __exit__(
