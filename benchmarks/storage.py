@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import compare
+from cytosae_cache.durable import write_all
 from cytosae_cache.metadata import Provenance
 from cytosae_cache.reader import StoreReader
-from cytosae_cache.shard import as_bytes, shard_path, write_all
+from cytosae_cache.shard import as_bytes, shard_name
 from cytosae_cache.spec import StoreSpec, TokenLayout
 from cytosae_cache.store import ActivationStore, ImageTable
 from cytosae_cache.stream import TrainingStream, iter_row_blocks
@@ -56,7 +57,7 @@ def read_bare(store: ActivationStore, buffer: np.ndarray) -> None:
     """`readinto` of the shard files, a buffer at a time."""
     view = as_bytes(buffer)
     for shard in range(store.n_shards):
-        with shard_path(store.path / "activations", shard).open("rb", buffering=0) as file:
+        with (store.path / shard_name(shard)).open("rb", buffering=0) as file:
             while file.readinto(view):
                 pass
 

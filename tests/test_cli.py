@@ -65,7 +65,7 @@ def test_the_help_lists_every_verb():
 @pytest.mark.parametrize(
     ("verb", "record", "left_out"),
     [
-        ("build", BuildConfig, {"store"}),
+        ("build", BuildConfig, set()),
         ("train", TrainConfig, set()),
         ("features", StatisticsConfig, {"threshold", "normalize"}),
     ],

@@ -15,6 +15,8 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cytosae_cache.codec import make_codec, make_compressors
+from cytosae_cache.durable import replacing, write_file
 from cytosae_cache.errors import (
     StoreBusyError,
     StoreCorruptError,
@@ -22,11 +24,15 @@ from cytosae_cache.errors import (
     StoreIncompleteError,
     StoreNotFoundError,
 )
+from cytosae_cache.folder import is_aligned, open_folder
 from cytosae_cache.metadata import ATTRIBUTES_KEY
+from cytosae_cache.moments import widen
 from cytosae_cache.reader import StoreReader
-from cytosae_cache.shard import make_index, replacing, shard_path, write_file
+from cytosae_cache.shard import as_bytes, make_index, shard_name
 from cytosae_cache.store import ActivationStore
-from cytosae_cache.writer import NotFiniteError, StoreWriter, store_lock
+from cytosae_cache.verify import verify_store
+from cytosae_cache.writer import NotFiniteError, StoreWriter
+from cytosae_pipeline.build import widen_with_torch
 from tests.stores import PROVENANCE, fill_store, make_activations, make_shard, make_spec, make_store, make_table, seal
 
 CODECS = ["none", "lz4", "zstd"]
@@ -65,33 +71,37 @@ def test_any_rows_in_any_order(tmp_path_factory, n, shard_images, rows, n_thread
         assert np.array_equal(reader.read(rows), activations[rows])
 
 
-def test_shard_files_are_byte_for_byte_those_of_zarr_python(tmp_path):
-    activations = make_activations(11)
-    store = make_store(tmp_path / "ours.zarr", activations)
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("compression", CODECS)
+def test_shard_files_are_byte_for_byte_those_of_zarr_python(tmp_path, compression, dtype):
+    spec = make_spec(store_dtype=dtype)
+    activations = make_activations(11, spec)
+    store = make_store(tmp_path / "ours.zarr", activations, compression=compression, spec=spec)
     theirs = zarr.create_array(
         tmp_path / "theirs.zarr",
         shape=activations.shape,
-        dtype="float16",
+        dtype=dtype,
         shards=(4, 5, 8),
         chunks=(1, 5, 8),
         fill_value=float("nan"),
         filters=None,
-        compressors=None,
+        compressors=make_compressors(compression, activations.itemsize),
         zarr_format=3,
         dimension_names=("image", "token", "channel"),
     )
     theirs[...] = activations
     for shard in range(3):
-        ours_bytes = shard_path(store.path / "activations", shard).read_bytes()
-        assert ours_bytes == shard_path(tmp_path / "theirs.zarr", shard).read_bytes()
+        there = tmp_path / "theirs.zarr" / shard_name(shard).removeprefix("activations/")
+        assert (store.path / shard_name(shard)).read_bytes() == there.read_bytes()
     metadata = [
         json.loads((path / "zarr.json").read_text()) for path in (store.path / "activations", theirs.store.root)
     ]
     assert metadata[0] == metadata[1]
 
 
-def test_images_written_by_zarr_python_are_read_by_us(tmp_path):
-    store = make_store(tmp_path / "s.zarr", make_activations(11), invalid=[2])
+@pytest.mark.parametrize("compression", CODECS)
+def test_images_written_by_zarr_python_are_read_by_us(tmp_path, compression):
+    store = make_store(tmp_path / "s.zarr", make_activations(11), invalid=[2], compression=compression)
     array = zarr.open_group(store.path, mode="r+")["activations"]
     replaced = make_activations(11, seed=1)
     replaced[2] = np.nan  # left out of the shard by zarr-python, so the images are no longer a plain run
@@ -100,12 +110,62 @@ def test_images_written_by_zarr_python_are_read_by_us(tmp_path):
         assert np.array_equal(reader.read(np.arange(11)), replaced, equal_nan=True)
 
 
+def test_both_conversions_to_float64_are_exact():
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16).reshape(64, 1024)
+    plain, fast = np.empty(every.shape), np.empty(every.shape)
+    widen(plain, every)
+    widen_with_torch(fast, every)
+    assert np.array_equal(plain, fast, equal_nan=True)
+    values = np.random.default_rng(0).normal(size=(7, 50_000)).astype(np.float32)
+    plain, fast = np.empty(values.shape), np.empty(values.shape)
+    widen(plain, values)
+    widen_with_torch(fast, values)
+    assert np.array_equal(plain, fast)
+
+
+@pytest.mark.parametrize("d_model", [256, 8])
+def test_reading_past_the_page_cache_gives_the_same_numbers(tmp_path, d_model):
+    # 5 x 256 float16 are 2,560 bytes an image: aligned, as ViT-B's; 5 x 8 are not, and go through the cache.
+    activations = make_activations(40, make_spec(d_model=d_model))
+    store = make_store(tmp_path / "s.zarr", activations, shard_images=9)
+    rows = np.random.default_rng(0).integers(0, 40, size=64)
+    with StoreReader(store, direct=True) as reader:
+        buffer = reader.make_buffer(64)
+        assert is_aligned(as_bytes(buffer)[:512])
+        assert is_aligned(as_bytes(buffer[1])) == (d_model == 256)
+        reader.read_rows(rows, buffer)
+        assert np.array_equal(buffer, activations[rows])
+        anywhere = np.empty(buffer.nbytes + 2, dtype=np.uint8)[2:].view(np.float16).reshape(buffer.shape)
+        reader.read_rows(rows, anywhere)
+        assert np.array_equal(anywhere, activations[rows])
+
+
+def test_a_file_cut_off_is_found_past_the_page_cache_too(tmp_path):
+    store = make_store(tmp_path / "s.zarr", make_activations(8, make_spec(d_model=256)), shard_images=8)
+    with StoreReader(store, direct=True) as reader:
+        reader.read(np.array([0]))
+        os.truncate(store.path / shard_name(0), 3 * store.image_bytes + 100)
+        with pytest.raises(StoreCorruptError, match="ends before byte .* it was cut off"):
+            reader.read(np.array([3]))
+
+
+@pytest.mark.parametrize("damage", ["bytes", "size"])
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+def test_images_that_cannot_be_decoded(tmp_path, compression, damage):
+    store = make_store(tmp_path / "s.zarr", make_activations(4), compression=compression)
+    codec = make_codec(compression, 2)
+    encoded = [b"\xff" * 30 if damage == "bytes" else codec.encode(np.zeros(400, dtype=np.float16))] * 4
+    store.folder.write(shard_name(0), [*encoded, make_index([len(image) for image in encoded], 4)])
+    with StoreReader(store) as reader, pytest.raises(StoreCorruptError, match="image 1 of shard .* cannot be decoded"):
+        reader.read(np.array([1]))
+
+
 def test_image_i_lies_at_byte_i_times_image_bytes(tmp_path):
     activations = make_activations(6)
     store = make_store(tmp_path / "s.zarr", activations)
-    data = shard_path(store.path / "activations", 1).read_bytes()
+    data = (store.path / shard_name(1)).read_bytes()
     assert data[store.image_bytes : 2 * store.image_bytes] == activations[5].tobytes()
-    assert data[2 * store.image_bytes :] == make_index(2, 4, store.image_bytes)
+    assert data[2 * store.image_bytes :] == make_index([store.image_bytes] * 2, 4)
 
 
 def test_moments_are_exact(tmp_path):
@@ -222,9 +282,9 @@ def test_resuming_rewrites_only_what_does_not_verify_and_ends_with_the_same_byte
         for shard in (0, 1, 2):
             rows = store.shard_rows(shard)
             writer.submit(make_shard(store, shard, activations[rows.start : rows.stop]))
-    damaged = shard_path(store.path / "activations", 1)
+    damaged = store.path / shard_name(1)
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    stray = shard_path(store.path / "activations", 3).with_name("0.123.partial")
+    stray = (store.path / shard_name(3)).with_name("0.123.partial")
     stray.parent.mkdir(parents=True)
     stray.write_bytes(b"half")
     with StoreWriter(store) as writer:
@@ -318,7 +378,7 @@ def test_a_replaced_file_is_the_old_one_until_the_end(tmp_path):
 
 def test_a_damaged_image_is_never_served(tmp_path):
     store = make_store(tmp_path / "s.zarr", make_activations(6))
-    path = shard_path(store.path / "activations", 0)
+    path = store.path / shard_name(0)
     data = bytearray(path.read_bytes())
     data[3 * store.image_bytes + 7] ^= 1
     path.write_bytes(data)
@@ -335,7 +395,7 @@ def test_a_damaged_image_is_never_served(tmp_path):
 @pytest.mark.parametrize("damage", ["missing", "short", "index"])
 def test_a_damaged_shard_file_is_an_error(tmp_path, damage):
     store = make_store(tmp_path / "s.zarr", make_activations(6))
-    path = shard_path(store.path / "activations", 1)
+    path = store.path / shard_name(1)
     data = bytearray(path.read_bytes())
     if damage == "missing":
         path.unlink()
@@ -361,14 +421,33 @@ def test_more_shards_than_open_files(tmp_path):
     assert len(os.listdir("/proc/self/fd")) - before < 10
 
 
+def test_a_link_that_leads_out_of_the_store_is_not_followed(tmp_path):
+    store = make_store(tmp_path / "s.zarr", make_activations(6))
+    outside = tmp_path / "outside"
+    path = store.path / shard_name(0)
+    path.rename(outside)
+    path.symlink_to(outside)
+    with StoreReader(store) as reader, pytest.raises(StoreCorruptError, match="leads out of the store's folder"):
+        reader.read(np.array([0]))
+    assert not verify_store(store).sound
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "s.zarr").mkdir()
+    (tmp_path / "s.zarr" / "thesis.txt").write_text("mine")
+    with pytest.raises(StoreError, match=r"is not empty and holds no unfinished store \(found 'thesis.txt'\)"):
+        make_store(tmp_path / "s.zarr", make_activations(3))
+    assert (tmp_path / "s.zarr" / "thesis.txt").read_text() == "mine"
+
+
 def test_one_build_at_a_time(tmp_path):
     path = tmp_path / "s.zarr"
-    with store_lock(path):
+    with open_folder(path).lock():
         answers = []
 
         def other():
             try:
-                with store_lock(path):
+                with open_folder(path).lock():
                     answers.append("held")
             except StoreBusyError as error:
                 answers.append(str(error))
@@ -377,16 +456,16 @@ def test_one_build_at_a_time(tmp_path):
         thread.start()
         thread.join()
     assert "another process is building" in answers[0]
-    with store_lock(path):
+    with open_folder(path).lock():
         pass
 
 
 def test_a_crashed_build_leaves_no_lock(tmp_path):
     code = (
-        "import os,sys; from pathlib import Path; from cytosae_cache.writer import store_lock\n"
-        "with store_lock(Path(sys.argv[1])): print('held', flush=True); os.kill(os.getpid(), 9)"
+        "import os,sys; from pathlib import Path; from cytosae_cache.folder import is_aligned, open_folder\n"
+        "with open_folder(Path(sys.argv[1])).lock(): print('held', flush=True); os.kill(os.getpid(), 9)"
     )
     environment = {**os.environ, "PYTHONPATH": "cache"}
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "s.zarr")], env=environment, check=False)
-    with store_lock(tmp_path / "s.zarr"):
+    with open_folder(tmp_path / "s.zarr").lock():
         pass

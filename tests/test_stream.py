@@ -7,7 +7,7 @@ import pytest
 
 from cytosae_cache.errors import StoreCorruptError, StoreError, StoreMismatchError
 from cytosae_cache.reader import StoreReader
-from cytosae_cache.shard import shard_path
+from cytosae_cache.shard import shard_name
 from cytosae_cache.stream import ReadAhead, TrainingStream, iter_row_blocks
 from tests.stores import make_activations, make_spec, make_store
 
@@ -87,7 +87,7 @@ def test_row_blocks_cover_the_range_in_order(tmp_path, block_rows, bounds):
 
 def test_damage_met_while_reading_ahead_reaches_the_consumer(tmp_path):
     store = make_store(tmp_path / "s.zarr", make_activations(12))
-    shard_path(store.path / "activations", 1).unlink()
+    (store.path / shard_name(1)).unlink()
     with StoreReader(store) as reader, pytest.raises(StoreCorruptError, match="is missing"):
         _collect(TrainingStream([reader], batch_images=2, seed=0, stop=12))
 

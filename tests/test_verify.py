@@ -7,7 +7,7 @@ import pytest
 import zarr
 
 from cytosae_cache.errors import StoreCorruptError, StoreError
-from cytosae_cache.shard import shard_path
+from cytosae_cache.shard import shard_name
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.verify import verify_store
 from tests.stores import make_activations, make_store, seal
@@ -21,12 +21,12 @@ def test_a_sound_store(tmp_path, compression):
     assert report.sound
     assert report.n_shards == 3
     assert seen == [0, 1, 2]
-    assert report.n_bytes == sum(shard_path(store.path / "activations", shard).stat().st_size for shard in range(3))
+    assert report.n_bytes == sum((store.path / shard_name(shard)).stat().st_size for shard in range(3))
 
 
 def test_any_flipped_bit_of_a_shard_is_found(tmp_path):
     store = make_store(tmp_path / "s.zarr", make_activations(6))
-    path = shard_path(store.path / "activations", 1)
+    path = store.path / shard_name(1)
     sound = path.read_bytes()
     rng = np.random.default_rng(0)
     for bit in rng.choice(len(sound) * 8, size=40, replace=False):
@@ -41,7 +41,7 @@ def test_any_flipped_bit_of_a_shard_is_found(tmp_path):
 @pytest.mark.parametrize("damage", ["cut", "missing", "extra"])
 def test_files_cut_off_missing_or_too_many(tmp_path, damage):
     store = make_store(tmp_path / "s.zarr", make_activations(6))
-    path = shard_path(store.path / "activations", 1)
+    path = store.path / shard_name(1)
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-5])
     elif damage == "missing":

@@ -4,17 +4,18 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cytosae_cache.errors import StoreCorruptError, StoreNotFoundError
-from cytosae_cache.shard import write_file
+from cytosae_cache.folder import Folder
 from cytosae_cache.spec import FORMAT_VERSION, Compression, StoreSpec, canonical_json
 
 ATTRIBUTES_KEY = "cytosae_cache"
 """Name of the group attribute that holds everything of ours."""
 
-_MAX_METADATA_BYTES = 1 << 20
+MAX_METADATA_BYTES = 1 << 20
+"""Largest size of a JSON file of a store."""
+
 _MAX_IMAGES = 1 << 31
 
 
@@ -35,12 +36,12 @@ class Provenance:
 
 
 def write_attributes(
-    path: Path, spec: StoreSpec, provenance: Provenance, *, complete: bool, files: Mapping[str, str] | None = None
+    folder: Folder, spec: StoreSpec, provenance: Provenance, *, complete: bool, files: Mapping[str, str] | None = None
 ) -> None:
     """The group's own metadata file, in one step.
 
     Args:
-        path: Folder of the store.
+        folder: The store's.
         spec: What identifies the store.
         provenance: Where it comes from.
         complete: Whether everything else is on disk.
@@ -50,64 +51,63 @@ def write_attributes(
     ours["files"] = dict(sorted((files or {}).items()))
     ours["digest"] = _digest(ours)
     metadata = {"zarr_format": 3, "node_type": "group", "attributes": {ATTRIBUTES_KEY: ours}}
-    write_file(path / "zarr.json", (json.dumps(metadata, indent=1, ensure_ascii=False) + "\n").encode())
+    folder.write("zarr.json", [(json.dumps(metadata, indent=1, ensure_ascii=False) + "\n").encode()], sync=True)
+    folder.settle()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of bounded size."""
+def parse_json(data: bytes, where: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        StoreCorruptError: If the bytes are something else.
+    """
     try:
-        if path.stat().st_size > _MAX_METADATA_BYTES:
-            raise StoreCorruptError(
-                f"'{path}' is larger than any metadata of this format ({_MAX_METADATA_BYTES} bytes)"
-            )
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise StoreCorruptError(f"'{path}' is missing: the store was not copied whole") from error
+        value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, StoreCorruptError):
-            raise
-        raise StoreCorruptError(f"'{path}' is not JSON: {error}") from error
+        raise StoreCorruptError(f"'{where}' is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise StoreCorruptError(f"'{path}' must hold a JSON object, found {type(value).__name__}")
+        raise StoreCorruptError(f"'{where}' must hold a JSON object, found {type(value).__name__}")
     return value
 
 
-def read_attributes(path: Path) -> dict[str, Any]:
-    """Our attributes of the group at `path`, their format and digest checked."""
-    if not (path / "zarr.json").is_file():
+def read_attributes(folder: Folder) -> dict[str, Any]:
+    """Our attributes of the group in a folder, their format and digest checked.
+
+    Raises:
+        StoreNotFoundError: If there is no group.
+        StoreCorruptError: If it is not one of ours, of another format, or was changed.
+    """
+    try:
+        data = folder.read("zarr.json", max_bytes=MAX_METADATA_BYTES)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise StoreNotFoundError(
-            f"no activation store at '{path}' (no zarr.json there). "
+            f"no activation store at '{folder}' (no zarr.json there). "
             "List those there are with: cytosae-cache list; make one with: cytosae-cache build"
-        )
-    attributes = read_json(path / "zarr.json").get("attributes")
+        ) from error
+    attributes = parse_json(data, f"{folder}/zarr.json").get("attributes")
     ours = attributes.get(ATTRIBUTES_KEY) if isinstance(attributes, dict) else None
     if not isinstance(ours, dict):
-        raise StoreCorruptError(f"'{path}' is a Zarr group but no activation store (no '{ATTRIBUTES_KEY}' attribute)")
+        raise StoreCorruptError(f"'{folder}' is a Zarr group but no activation store (no '{ATTRIBUTES_KEY}' attribute)")
     if ours.get("format") != FORMAT_VERSION:
         raise StoreCorruptError(
-            f"store '{path}' has format {ours.get('format')!r}, this version reads format {FORMAT_VERSION}. "
+            f"store '{folder}' has format {ours.get('format')!r}, this version reads format {FORMAT_VERSION}. "
             "Update cytosae-cache, or build the store again"
         )
     files = ours.get("files")
     if ours.get("digest") != _digest(ours) or not isinstance(files, dict):
-        raise StoreCorruptError(f"the metadata of store '{path}' were changed after they were written")
+        raise StoreCorruptError(f"the metadata of store '{folder}' were changed after they were written")
     return ours
 
 
-def hash_tables(path: Path) -> dict[str, str]:
+def hash_tables(folder: Folder) -> dict[str, str]:
     """SHA-256 of every file of a store that is neither a shard, the group's own metadata, nor progress of a build."""
-    digests = {}
-    for item in sorted(path.rglob("*")):
-        relative = item.relative_to(path).as_posix()
-        if item.is_file() and relative != "zarr.json" and not relative.startswith(("activations/c/", "progress/")):
-            digests[relative] = hash_file(item)
-    return digests
+    return {name: hashlib.sha256(folder.read(name)).hexdigest() for name in table_names(folder)}
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def table_names(folder: Folder) -> list[str]:
+    """Every file of a store that is neither a shard, the group's own metadata, nor progress of a build."""
+    outside = ("activations/c/", "progress/")
+    return [name for name in folder.names() if name != "zarr.json" and not name.startswith(outside)]
 
 
 def _digest(attributes: Mapping[str, Any]) -> str:
@@ -124,7 +124,7 @@ def read_provenance(attributes: Mapping[str, Any]) -> Provenance:
     return Provenance(**values)
 
 
-def check_activations(array: Mapping[str, Any], spec: StoreSpec, path: Path) -> tuple[int, int, Compression]:
+def check_activations(array: Mapping[str, Any], spec: StoreSpec, where: str) -> tuple[int, int, Compression]:
     """Images, images a shard and codec, if the array is laid out as the format says."""
     try:
         n_images, *image_shape = array["shape"]
@@ -145,7 +145,7 @@ def check_activations(array: Mapping[str, Any], spec: StoreSpec, path: Path) -> 
         }
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise StoreCorruptError(
-            f"'{path}/activations' is not laid out as format {FORMAT_VERSION} says: {error!r}"
+            f"'{where}/activations' is not laid out as format {FORMAT_VERSION} says: {error!r}"
         ) from error
     expected = {
         "dtype": spec.store_dtype,
@@ -172,5 +172,5 @@ def check_activations(array: Mapping[str, Any], spec: StoreSpec, path: Path) -> 
         if type(value) is not int or not 0 <= value < top:
             wrong.append(f"{name}: found {value!r}, expected 0 to {top}")
     if wrong or shard_images < 1:
-        raise StoreCorruptError(f"'{path}/activations' is not laid out as its spec says: " + "; ".join(wrong))
+        raise StoreCorruptError(f"'{where}/activations' is not laid out as its spec says: " + "; ".join(wrong))
     return n_images, shard_images, codecs[tuple(names)]

@@ -1,6 +1,5 @@
 """Reading images of a store into memory that the caller owns, in parallel and checked."""
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -11,14 +10,13 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from cytosae_cache.codec import decode_into, make_codec
 from cytosae_cache.errors import StoreCorruptError
 from cytosae_cache.order import IntArray, Run, plan_runs
-from cytosae_cache.shard import MISSING, as_bytes, checksum, read_index, shard_path
+from cytosae_cache.shard import MISSING, as_bytes, checksum, read_index, shard_name
 from cytosae_cache.store import ActivationStore
 
-DEFAULT_THREADS = 4
-"""Threads a reader. In-process threads, not worker processes: a process would copy every image once more."""
-
+_PAGE_BYTES = 4096
 _OPEN_FILES = 128
 _RUN_IMAGES = 16
 
@@ -26,20 +24,34 @@ _RUN_IMAGES = 16
 class StoreReader:
     """Reads rows of a complete store straight into slots of a batch; use as a context manager or `close` it.
 
+    Threads of this process do the work, not worker processes: a process would copy every image once more.
+
     Args:
         store: A complete store.
-        n_threads: Threads that read at once.
+        n_threads: Threads that read at once; by default what suits the kind of folder.
         verify: Whether each image's CRC-32C is checked as it is read.
+        direct: Whether to read past the page cache where that is possible, for stores larger than memory. Raw images
+            of a multiple of 512 bytes come straight from the disk into memory that `make_buffer` made.
     """
 
-    def __init__(self, store: ActivationStore, *, n_threads: int = DEFAULT_THREADS, verify: bool = True) -> None:
+    def __init__(
+        self, store: ActivationStore, *, n_threads: int | None = None, verify: bool = True, direct: bool = False
+    ) -> None:
         self.store = store
-        self.n_threads = max(1, n_threads)
+        self.n_threads = max(1, store.folder.n_threads if n_threads is None else n_threads)
+        self._direct = direct
         self._checksums = store.image_checksums if verify else None
         self._pool = ThreadPoolExecutor(self.n_threads, thread_name_prefix="store-reader")
         self._files: OrderedDict[int, _ShardFile] = OrderedDict()
         self._lock = threading.Lock()
-        self._array = None if store.compression == "none" else store.zarr_array()
+
+    def make_buffer(self, n_images: int) -> npt.NDArray[Any]:
+        """Memory for a batch that every way of reading can fill, shape `(n_images, n_tokens, d_model)`."""
+        shape = (n_images, *self.store.spec.image_shape)
+        n_bytes = int(np.prod(shape)) * self.store.dtype.itemsize
+        memory = np.empty(n_bytes + _PAGE_BYTES, dtype=np.uint8)
+        start = -int(memory.ctypes.data) % _PAGE_BYTES
+        return memory[start : start + n_bytes].view(self.store.dtype).reshape(shape)
 
     def read_rows(self, rows: IntArray, out: npt.NDArray[Any]) -> None:
         """Fill a batch with the given rows.
@@ -74,7 +86,7 @@ class StoreReader:
     def read(self, rows: IntArray) -> npt.NDArray[Any]:
         """The given rows in new memory, shape `(n, n_tokens, d_model)`."""
         rows = np.asarray(rows, dtype=np.int64)
-        out = np.empty((len(rows), *self.store.spec.image_shape), dtype=self.store.dtype)
+        out = self.make_buffer(len(rows))
         self.read_rows(rows, out)
         return out
 
@@ -101,10 +113,7 @@ class StoreReader:
         """One run of neighbours, read and checked."""
         target = out[run.slot : run.slot + run.n_images]
         first = run.shard * self.store.shard_images + run.first
-        if self._array is not None:
-            self._read_encoded(first, target)
-        else:
-            self._file(run.shard).read(run.first, target)
+        self._file(run.shard).read(run.first, target)
         if self._checksums is None:
             return
         for offset, image in enumerate(target):
@@ -116,22 +125,12 @@ class StoreReader:
                     f"'{self.store.path}'; repair by building again with --overwrite"
                 )
 
-    def _read_encoded(self, first: int, target: npt.NDArray[Any]) -> None:
-        """Rows through zarr-python's codecs."""
-        assert self._array is not None
-        try:
-            target[...] = np.asarray(self._array[first : first + len(target)])
-        except (ValueError, RuntimeError, OSError) as error:
-            raise StoreCorruptError(
-                f"rows from {first} of store '{self.store.path}' cannot be decoded: {error}"
-            ) from error
-
     def _file(self, shard: int) -> "_ShardFile":
         """The open file of a shard; the least recently used is closed when there are too many."""
         with self._lock:
             file = self._files.pop(shard, None)
             if file is None:
-                file = _ShardFile(self.store, shard)
+                file = _ShardFile(self.store, shard, direct=self._direct)
             self._files[shard] = file
             if len(self._files) > _OPEN_FILES:
                 # A thread may still be reading from it: the descriptor closes when the last one lets go.
@@ -142,41 +141,37 @@ class StoreReader:
 class _ShardFile:
     """An open shard file and where its images lie."""
 
-    def __init__(self, store: ActivationStore, shard: int) -> None:
-        self.path = shard_path(store.path / "activations", shard)
+    def __init__(self, store: ActivationStore, shard: int, *, direct: bool) -> None:
+        self._where = f"{store.path}/{shard_name(shard)}"
+        self._codec = make_codec(store.compression, store.dtype.itemsize)
         try:
-            self._file = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            self._file = store.folder.open(shard_name(shard), direct=direct)
         except FileNotFoundError as error:
             raise StoreCorruptError(
-                f"shard file '{self.path}' is missing. Repair by building again with --overwrite"
+                f"shard file '{self._where}' is missing. Repair by building again with --overwrite"
             ) from error
-        index = read_index(self._file, os.fstat(self._file).st_size, store.shard_images, self.path)
-        self._offsets = index[:, 0]
-        lengths = index[: len(store.shard_rows(shard)), 1]
-        if np.any((lengths != store.image_bytes) & (self._offsets[: len(lengths)] != MISSING)):
-            raise StoreCorruptError(f"shard '{self.path}' holds images of another size than {store.image_bytes} bytes")
+        index = read_index(self._file, store.shard_images, self._where)
+        self._offsets, self._lengths = index[:, 0], index[:, 1]
+        lengths = self._lengths[: len(store.shard_rows(shard))]
+        if self._codec is None and np.any((lengths != store.image_bytes) & (self._offsets[: len(lengths)] != MISSING)):
+            raise StoreCorruptError(
+                f"shard '{self._where}' holds images of another size than {store.image_bytes} bytes"
+            )
 
     def read(self, first: int, target: npt.NDArray[Any]) -> None:
-        """Fill consecutive images: one read where they lie one after another, as ours always do."""
+        """Fill consecutive images: one read where raw ones lie one after another, as ours always do."""
         offsets = self._offsets[first : first + len(target)]
         step = np.uint64(target[0].nbytes)
-        if np.all(offsets != MISSING) and np.all(np.diff(offsets) == step):
-            self._read_at(int(offsets[0]), as_bytes(target))
+        if self._codec is None and np.all(offsets != MISSING) and np.all(np.diff(offsets) == step):
+            self._file.read_at(int(offsets[0]), as_bytes(target))
             return
-        for offset, image in zip(offsets, target, strict=True):
+        for slot, image in enumerate(target, start=first):
+            offset = int(self._offsets[slot])
             if offset == MISSING:
                 image[...] = np.nan
+            elif self._codec is None:
+                self._file.read_at(offset, as_bytes(image))
             else:
-                self._read_at(int(offset), as_bytes(image))
-
-    def _read_at(self, offset: int, view: memoryview) -> None:
-        while view:
-            count = os.preadv(self._file, [view], offset)
-            if not count:
-                raise StoreCorruptError(f"shard file '{self.path}' ends before byte {offset}: it was cut off")
-            view = view[count:]
-            offset += count
-
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            os.close(self._file)
+                data = memoryview(bytearray(int(self._lengths[slot])))
+                self._file.read_at(offset, data)
+                decode_into(self._codec, data, as_bytes(image), f"image {slot} of shard '{self._where}'")

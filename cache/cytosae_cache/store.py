@@ -1,7 +1,6 @@
-"""The activation store on disk: create, open, check, describe. The format is written down in docs/store-format.md."""
+"""The activation store: create, open, check, describe. The format is written down in docs/store-format.md."""
 
-import os
-import warnings
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,29 +9,31 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from cytosae_cache.errors import StoreCorruptError, StoreIncompleteError
+from cytosae_cache.errors import StoreCorruptError, StoreError, StoreIncompleteError
+from cytosae_cache.folder import Folder, Location, open_folder
 from cytosae_cache.metadata import (
+    MAX_METADATA_BYTES,
     Provenance,
     check_activations,
-    hash_file,
     hash_tables,
+    parse_json,
     read_attributes,
-    read_json,
     read_provenance,
     write_attributes,
 )
 from cytosae_cache.moments import Moments
-from cytosae_cache.shard import sync_folder
 from cytosae_cache.spec import FORMAT_VERSION, Compression, StoreSpec
+from cytosae_cache.tables import encode_hierarchy, read_table
 
 if TYPE_CHECKING:
     import dask.array
+    import xarray
     import zarr
 
 PROGRESS_FOLDER = "progress"
 """Folder of the marks of written shards while a store is being built; gone when it is complete."""
 
-_ROWS_PER_CHUNK = 1 << 16
+_OURS = ("activations/", "images/", "moments/", "shards/", f"{PROGRESS_FOLDER}/")
 
 
 class ImageTable(NamedTuple):
@@ -47,41 +48,45 @@ class ImageTable(NamedTuple):
 
 
 class ActivationStore:
-    """A store that exists on disk, opened for reading; cheap to make, tables are read when asked for.
+    """A store that exists, opened for reading; cheap to make, tables are read when asked for.
+
+    `store[row]` and `store[rows]` give activations as arrays and read only those images' bytes.
 
     Args:
-        path: Folder of the store.
+        location: Folder or URL of the store.
 
     Raises:
-        StoreNotFoundError: If there is no store at `path`.
+        StoreNotFoundError: If there is no store.
         StoreCorruptError: If its metadata is not that of a store of this format.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
-        attributes = read_attributes(self.path)
+    def __init__(self, location: Location) -> None:
+        self.folder = open_folder(location)
+        self.path = self.folder.location
+        """Where the store is: a path, or the URL of a remote one."""
+        attributes = read_attributes(self.folder)
         self.spec = StoreSpec.from_json(attributes.get("spec"))
         self.complete = attributes.get("complete") is True
         self.provenance = read_provenance(attributes)
         self.files: dict[str, str] = attributes["files"] if self.complete else {}
         """SHA-256 of every file that is neither a shard nor the group's metadata; empty until complete."""
-        self.check_files("activations/zarr.json")
-        array = read_json(self.path / "activations" / "zarr.json")
-        self.n_images, self.shard_images, self.compression = check_activations(array, self.spec, self.path)
+        name = "activations/zarr.json"
+        array = parse_json(self.read_file(name, max_bytes=MAX_METADATA_BYTES), f"{self.path}/{name}")
+        self.n_images, self.shard_images, self.compression = check_activations(array, self.spec, str(self.path))
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, location: Location) -> Self:
         """Open a store that is fit for use.
 
         Raises:
-            StoreNotFoundError: If there is no store at `path`.
+            StoreNotFoundError: If there is no store at `location`.
             StoreIncompleteError: If its build has not finished.
             StoreCorruptError: If its metadata is not that of a store of this format.
         """
-        store = cls(path)
+        store = cls(location)
         if not store.complete:
             raise StoreIncompleteError(
-                f"store '{path}' is unfinished: {store.n_finished_shards} of {store.n_shards} shards are written. "
+                f"store '{location}' is unfinished: {store.n_finished_shards} of {store.n_shards} shards are written. "
                 f"Type the same build command again to finish it: "
                 f"cytosae-cache build --dataset_name {store.provenance.dataset} ..."
             )
@@ -90,7 +95,7 @@ class ActivationStore:
     @classmethod
     def create(
         cls,
-        path: Path,
+        location: Location,
         spec: StoreSpec,
         images: ImageTable,
         provenance: Provenance,
@@ -101,7 +106,7 @@ class ActivationStore:
         """Lay out an empty, unfinished store: metadata and the table of images, no activations.
 
         Args:
-            path: Folder to make; must not hold a store.
+            location: Folder to make, or a URL; must hold neither a store nor anything else.
             spec: What identifies the store.
             images: One entry a row.
             provenance: Where the store comes from.
@@ -110,32 +115,23 @@ class ActivationStore:
 
         Raises:
             ValueError: If `shard_images` is below 1 or the table's columns differ in length.
+            StoreError: If the folder holds files of something else.
         """
-        n_images = len(images.path)
         if shard_images < 1 or len({len(column) for column in images}) != 1:
             raise ValueError(f"need shard_images >= 1 and equal columns, found {shard_images} and {images._fields}")
-        path.mkdir(parents=True, exist_ok=True)
-        group = _open_group(path, mode="w")
-        shape = (n_images, *spec.image_shape)
-        group.create_array(
-            "activations",
-            shape=shape,
-            dtype=spec.store_dtype,
-            shards=(shard_images, *spec.image_shape),
-            chunks=(1, *spec.image_shape),
-            fill_value=float("nan"),
-            filters=None,
-            compressors=_make_compressors(compression),
-            dimension_names=("image", "token", "channel"),
-        )
-        table = group.create_group("images")
-        for name, column in zip(images._fields, images, strict=True):
-            _write_array(table, name, np.array(list(column), dtype=np.dtypes.StringDType()))
-        sync_tree(path)
+        folder = open_folder(location)
+        clear_leftovers(folder)
+        tables = {
+            f"images/{name}": np.array(list(column), dtype=np.dtypes.StringDType())
+            for name, column in zip(images._fields, images, strict=True)
+        }
+        layout = (len(images.path), shard_images, compression)
+        for name, data in encode_hierarchy(tables, activations=(spec, *layout)).items():
+            folder.write(name, [data])
+        folder.settle()
         # Written last: a folder without it is not a store, so a build killed before this line starts anew.
-        write_attributes(path, spec, provenance, complete=False)
-        sync_folder(path.parent)
-        return cls(path)
+        write_attributes(folder, spec, provenance, complete=False)
+        return cls(location)
 
     def finish(self, columns: Mapping[str, npt.NDArray[np.generic]]) -> None:
         """Write the arrays known only after the build, then mark the store complete.
@@ -143,29 +139,45 @@ class ActivationStore:
         Args:
             columns: Arrays by their place in the store, for example `images/valid`.
         """
-        group = _open_group(self.path, mode="r+")
-        for place, values in columns.items():
-            folder, _, name = place.rpartition("/")
-            _write_array(group.require_group(folder), name, values)
-        sync_tree(self.path)
-        self.files = hash_tables(self.path)
-        write_attributes(self.path, self.spec, self.provenance, complete=True, files=self.files)
+        for name, data in encode_hierarchy(columns).items():
+            self.folder.write(name, [data])
+        self.folder.settle()
+        self.files = hash_tables(self.folder)
+        write_attributes(self.folder, self.spec, self.provenance, complete=True, files=self.files)
         self.complete = True
 
-    def check_files(self, prefix: str) -> None:
-        """Compare the files whose path begins with `prefix` with their recorded digests; shards have their own.
+    def read_file(self, name: str, *, max_bytes: int | None = None) -> bytes:
+        """A small file of the store, compared with its recorded digest; shards have their own.
 
         Raises:
-            StoreCorruptError: If one is missing or was changed.
+            StoreCorruptError: If it is missing or was changed.
         """
-        for relative in (name for name in self.files if name.startswith(prefix)):
-            path = self.path / relative
-            if not path.resolve().is_relative_to(self.path.resolve()) or not path.is_file():
-                raise StoreCorruptError(f"'{path}' is missing: the store was not copied whole")
-            if hash_file(path) != self.files[relative]:
-                raise StoreCorruptError(
-                    f"'{path}' was changed or damaged after it was written. Repair by building again with --overwrite"
-                )
+        where = f"{self.path}/{name}"
+        try:
+            data = self.folder.read(name, max_bytes=max_bytes)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise StoreCorruptError(f"'{where}' is missing: the store was not copied whole") from error
+        if self.complete and hashlib.sha256(data).hexdigest() != self.files.get(name):
+            raise StoreCorruptError(
+                f"'{where}' was changed or damaged after it was written. Repair by building again with --overwrite"
+            )
+        return data
+
+    def __getitem__(self, rows: "int | slice | Sequence[int] | npt.NDArray[np.integer[Any]]") -> npt.NDArray[Any]:
+        """Activations of one row, shape `(n_tokens, d_model)`, or of several, `(n, n_tokens, d_model)`; checked.
+
+        Raises:
+            IndexError: If a row is out of range.
+        """
+        from cytosae_cache.reader import StoreReader
+
+        wanted = np.arange(self.n_images)[rows]
+        with StoreReader(self, n_threads=min(self.folder.n_threads, max(wanted.size, 1))) as reader:
+            found = reader.read(np.atleast_1d(wanted))
+        return found if wanted.ndim else found[0]
+
+    def __len__(self) -> int:
+        return self.n_images
 
     @property
     def n_tokens(self) -> int:
@@ -195,7 +207,7 @@ class ActivationStore:
     @property
     def n_finished_shards(self) -> int:
         """Shards whose completion mark is there."""
-        return self.n_shards if self.complete else len(list((self.path / PROGRESS_FOLDER).glob("*.json")))
+        return self.n_shards if self.complete else len(self.folder.names(f"{PROGRESS_FOLDER}/"))
 
     def shard_rows(self, shard: int) -> range:
         """Rows that a shard holds."""
@@ -207,16 +219,9 @@ class ActivationStore:
         Raises:
             StoreCorruptError: If it is missing, was changed or cannot be decoded.
         """
-        self.check_files(f"{place}/")
-        try:
-            array: Any = _open_group(self.path, mode="r")[place]
-            if array.shape[:1] not in ((self.n_images,), (self.n_shards,)) or array.ndim > 2:
-                raise StoreCorruptError(f"array '{place}' of store '{self.path}' has shape {array.shape}")
-            return np.asarray(array[...])
-        except (KeyError, TypeError, RuntimeError, OSError, ValueError) as error:
-            if isinstance(error, StoreCorruptError):
-                raise
-            raise StoreCorruptError(f"array '{place}' of store '{self.path}' cannot be read: {error}") from error
+        names = self.files if self.complete else self.folder.names(f"{place}/")
+        files = {name: self.read_file(name) for name in names if name.startswith(f"{place}/")}
+        return read_table(files, place, lengths=(self.n_images, self.n_shards), where=str(self.path))
 
     @cached_property
     def images(self) -> ImageTable:
@@ -238,20 +243,32 @@ class ActivationStore:
         """CRC-32C of each image's stored bytes, shape `(n_images,)`."""
         return self.column("images/crc32c").astype(np.uint32)
 
-    @property
+    @cached_property
     def moments(self) -> Moments:
         """Exact sums a shard."""
         return Moments(*(self.column(f"moments/{name}") for name in Moments.__dataclass_fields__))
 
     def zarr_array(self) -> "zarr.Array[Any]":
         """The activations as zarr-python sees them, shape `(n_images, n_tokens, d_model)`."""
-        return _open_group(self.path, mode="r")["activations"]  # type: ignore[return-value]
+        import zarr
+
+        return zarr.open_array(str(self.path), path="activations", mode="r", zarr_format=3)
 
     def dask(self) -> "dask.array.Array":
         """The activations as a lazy dask array whose chunks are whole shards, `(n_images, n_tokens, d_model)`."""
         from cytosae_cache.views import dask_view
 
         return dask_view(self)
+
+    def xarray(self) -> "xarray.Dataset":
+        """The store as a lazy labelled data set: activations over `image`, `token`, `channel` with the image table.
+
+        Raises:
+            StoreError: If xarray is not installed.
+        """
+        from cytosae_cache.views import xarray_view
+
+        return xarray_view(self)
 
     def describe(self) -> dict[str, Any]:
         """Everything that `info` shows, as JSON values."""
@@ -273,50 +290,22 @@ class ActivationStore:
         }
 
 
-def sync_tree(path: Path) -> None:
-    """Sync a store's small files and all its folders, the shards' too; shards are synced as they are written."""
-    for folder, _, files in os.walk(path):
-        if "/activations/c/" not in f"{Path(folder).as_posix()}/":
-            for name in files:
-                with (Path(folder) / name).open("rb+") as file:
-                    os.fsync(file.fileno())
-        sync_folder(Path(folder))
+def clear_leftovers(folder: Folder) -> None:
+    """Remove what a build left that was killed before it made a store.
+
+    Raises:
+        StoreError: If there is anything else in the folder.
+    """
+    names = folder.names()
+    strangers = [name for name in names if not name.startswith(_OURS)]
+    if strangers:
+        raise StoreError(
+            f"'{folder}' is not empty and holds no unfinished store (found '{strangers[0]}'). Choose another place"
+        )
+    folder.remove(names)
 
 
 def iter_stores(folder: Path) -> Iterator[Path]:
     """Folders below `folder` (one level) that are named like stores, in order of name."""
     if folder.is_dir():
         yield from sorted(path for path in folder.iterdir() if path.suffix == ".zarr" and path.is_dir())
-
-
-def _open_group(path: Path, *, mode: str) -> "zarr.Group":
-    """The store's Zarr group; zarr is imported here because it takes a third of a second."""
-    import zarr
-
-    with warnings.catch_warnings():
-        # Object not recognised: our own progress folder in an unfinished store.
-        warnings.simplefilter("ignore")
-        return zarr.open_group(path, mode=mode, zarr_format=3)  # type: ignore[arg-type]
-
-
-def _make_compressors(compression: Compression) -> "tuple[Any, ...] | None":
-    """Codecs behind `bytes` inside every shard."""
-    from zarr.codecs import BloscCodec, BloscShuffle, ZstdCodec
-
-    match compression:
-        case "none":
-            return None
-        case "lz4":
-            return (BloscCodec(cname="lz4", clevel=5, typesize=2, shuffle=BloscShuffle.shuffle),)
-        case "zstd":
-            return (ZstdCodec(level=3),)
-    raise ValueError(f"compression must be none, lz4 or zstd, found {compression!r}")
-
-
-def _write_array(group: "zarr.Group", name: str, values: npt.NDArray[Any]) -> None:
-    """A small array, replacing one of the same name."""
-    chunks = tuple(max(1, min(size, _ROWS_PER_CHUNK)) for size in values.shape)
-    dtype: Any = str if values.dtype.kind == "T" else values.dtype
-    array = group.create_array(name, shape=values.shape, chunks=chunks, dtype=dtype, overwrite=True)
-    if values.size:
-        array[...] = values

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cytosae_cache.errors import StoreCorruptError
-from cytosae_cache.metadata import hash_tables
+from cytosae_cache.metadata import table_names
 from cytosae_cache.moments import image_sums
 from cytosae_cache.order import spread_rows
 from cytosae_cache.reader import StoreReader
-from cytosae_cache.shard import as_bytes, checksum, file_digest, shard_path
+from cytosae_cache.shard import ShardDigest, as_bytes, checksum, digest_file, shard_name
 from cytosae_cache.store import ActivationStore
 
 _SUMMED_SHARDS = 8
@@ -61,9 +61,9 @@ def verify_store(store: ActivationStore, *, on_shard: Callable[[int], None] = la
     """
     report = VerifyReport()
     try:
-        store.check_files("")
+        for name in store.files:
+            store.read_file(name)
         _check_tables(store, report)
-        n_bytes, checksums = store.column("shards/n_bytes"), store.column("shards/crc32c")
     except StoreCorruptError as error:
         report.problems.append(str(error))
         return report
@@ -71,18 +71,16 @@ def verify_store(store: ActivationStore, *, on_shard: Callable[[int], None] = la
         return report
     _check_files(store, report)
     summed = set(spread_rows(store.n_shards, _SUMMED_SHARDS).tolist())
+    recorded = zip(*(store.column(f"shards/{name}").tolist() for name in ShardDigest._fields), strict=True)
     with StoreReader(store, n_threads=1, verify=False) as reader:
-        for shard in range(store.n_shards):
-            path = shard_path(store.path / "activations", shard)
-            if path.is_file():
-                digest = file_digest(path)
-                report.n_shards, report.n_bytes = report.n_shards + 1, report.n_bytes + digest.n_bytes
-                if digest != (int(n_bytes[shard]), int(checksums[shard])):
-                    report.problems.append(
-                        f"shard '{path}': found {digest.n_bytes} bytes with checksum {digest.crc32c:08x}, "
-                        f"expected {n_bytes[shard]} with {checksums[shard]:08x}"
-                    )
+        for shard, digest in enumerate(map(ShardDigest._make, recorded)):
+            try:
+                _check_file(store, shard, digest, report)
                 _check_images(store, reader, shard, report, sums=shard in summed)
+            except FileNotFoundError:
+                pass  # reported with the missing files
+            except StoreCorruptError as error:
+                report.problems.append(str(error))
             on_shard(shard)
     return report
 
@@ -114,15 +112,23 @@ def _check_tables(store: ActivationStore, report: VerifyReport) -> None:
 
 def _check_files(store: ActivationStore, report: VerifyReport) -> None:
     """Shard files that are missing, and files that do not belong."""
-    folder = store.path / "activations" / "c"
-    expected = {shard_path(store.path / "activations", shard) for shard in range(store.n_shards)}
-    found = {path for path in folder.rglob("*") if path.is_file()}
-    report.problems += [f"shard '{path}' is missing" for path in sorted(expected - found)]
-    strangers = [
-        *sorted(found - expected),
-        *(store.path / name for name in hash_tables(store.path) if name not in store.files),
-    ]
-    report.problems += [f"'{path}' does not belong to the store" for path in strangers]
+    expected = {shard_name(shard) for shard in range(store.n_shards)}
+    found = set(store.folder.names("activations/c/"))
+    report.problems += [f"shard '{store.path}/{name}' is missing" for name in sorted(expected - found)]
+    strangers = [*sorted(found - expected), *(name for name in table_names(store.folder) if name not in store.files)]
+    report.problems += [f"'{store.path}/{name}' does not belong to the store" for name in strangers]
+
+
+def _check_file(store: ActivationStore, shard: int, expected: ShardDigest, report: VerifyReport) -> None:
+    """Length and checksum of a shard's file."""
+    file = store.folder.open(shard_name(shard))
+    found = digest_file(file)
+    report.n_shards, report.n_bytes = report.n_shards + 1, report.n_bytes + found.n_bytes
+    if found != expected:
+        report.problems.append(
+            f"shard '{store.path}/{shard_name(shard)}': found {found.n_bytes} bytes with checksum {found.crc32c:08x}, "
+            f"expected {expected.n_bytes} with {expected.crc32c:08x}"
+        )
 
 
 def _check_images(store: ActivationStore, reader: StoreReader, shard: int, report: VerifyReport, *, sums: bool) -> None:

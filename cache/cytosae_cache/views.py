@@ -1,16 +1,17 @@
 """Lazy views of a store for other tools: one task a shard, nothing read before it is asked for."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cytosae_cache.errors import StoreError
 from cytosae_cache.reader import StoreReader
 from cytosae_cache.store import ActivationStore
 
 if TYPE_CHECKING:
     import dask.array
+    import xarray
 
 
 def dask_view(store: ActivationStore) -> "dask.array.Array":
@@ -39,9 +40,36 @@ def dask_view(store: ActivationStore) -> "dask.array.Array":
     return da.concatenate(shards)
 
 
+def xarray_view(store: ActivationStore) -> "xarray.Dataset":
+    """The store as a labelled data set over `image`, `token` and `channel`; activations are lazy, a chunk a shard.
+
+    Args:
+        store: A complete store.
+
+    Returns:
+        `activations` with the coordinates `path`, `label`, `patient` and `valid` along `image`, and the provenance as
+        attributes.
+
+    Raises:
+        StoreError: If xarray is not installed.
+    """
+    try:
+        import xarray
+    except ImportError as error:
+        raise StoreError(
+            "xarray is not installed. Install it with: pip install 'cytosae-cache[xarray]', or use store.dask()"
+        ) from error
+    table = {name: ("image", np.array(column, dtype=object)) for name, column in store.images._asdict().items()}
+    return xarray.Dataset(
+        {"activations": (("image", "token", "channel"), dask_view(store))},
+        coords={**table, "valid": ("image", store.valid)},
+        attrs={**vars(store.provenance), "model_name": store.spec.model_name, "spec_hash": store.spec.hash},
+    )
+
+
 def read_shard(path: str, shard: int) -> npt.NDArray[Any]:
     """One shard of the store at `path`, checked, shape `(n, n_tokens, d_model)`."""
-    store = ActivationStore.open(Path(path))
+    store = ActivationStore.open(path)
     rows = store.shard_rows(shard)
     with StoreReader(store, n_threads=1) as reader:
         return reader.read(np.arange(rows.start, rows.stop))

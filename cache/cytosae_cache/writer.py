@@ -3,22 +3,21 @@
 import contextlib
 import json
 import queue
-import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from cytosae_cache.errors import StoreBusyError, StoreError
-from cytosae_cache.moments import image_sums
-from cytosae_cache.shard import as_bytes, checksum, file_digest, make_index, shard_path, write_file, write_shard
-from cytosae_cache.store import PROGRESS_FOLDER, ActivationStore, _make_compressors
+from cytosae_cache.codec import make_codec
+from cytosae_cache.errors import StoreError
+from cytosae_cache.moments import Widen, image_sums, widen
+from cytosae_cache.shard import as_bytes, checksum, digest_file, digest_parts, make_index, shard_name
+from cytosae_cache.store import PROGRESS_FOLDER, ActivationStore
 
 _QUEUED_SHARDS = 1
 
@@ -66,18 +65,18 @@ class ShardData:
 class StoreWriter:
     """Writes shards in a background thread; use as a context manager.
 
-    A shard's file is renamed into place before its mark is written, so a killed build leaves whole shards, and
-    `missing_shards` of the next one tells which are still to do.
+    A shard's file is whole before its mark is written, so a killed build leaves whole shards, and `missing_shards` of
+    the next one tells which are still to do.
 
     Args:
         store: The unfinished store.
+        widen: A faster way to convert numbers to float64, if there is one; any exact one gives the same store.
     """
 
-    def __init__(self, store: ActivationStore) -> None:
+    def __init__(self, store: ActivationStore, *, widen: Widen = widen) -> None:
         self.store = store
-        self._activations = store.path / "activations"
-        self._progress = store.path / PROGRESS_FOLDER
-        self._progress.mkdir(exist_ok=True)
+        self._folder, self._widen = store.folder, widen
+        self._codec = make_codec(store.compression, store.dtype.itemsize)
         self._queue: queue.Queue[ShardData | None] = queue.Queue(maxsize=_QUEUED_SHARDS)
         self._failure: BaseException | None = None
         self._summing = ThreadPoolExecutor(1, thread_name_prefix="shard-sums")
@@ -85,15 +84,10 @@ class StoreWriter:
         self._thread.start()
 
     def missing_shards(self) -> list[int]:
-        """Shards that are not on disk as their mark says, in order; their marks and stray files are removed."""
-        missing = []
-        for shard in range(self.store.n_shards):
-            if self._verify(shard):
-                continue
-            self._mark_path(shard).unlink(missing_ok=True)
-            missing.append(shard)
-        for stray in [*self._activations.rglob("*.partial"), *self._progress.glob("*.partial")]:
-            stray.unlink(missing_ok=True)
+        """Shards that are not there as their mark says, in order; their marks and stray files are removed."""
+        missing = [shard for shard in range(self.store.n_shards) if not self._verify(shard)]
+        self._folder.remove(_mark_name(shard) for shard in missing)
+        self._folder.sweep()
         return missing
 
     def submit(self, data: ShardData) -> None:
@@ -122,7 +116,7 @@ class StoreWriter:
         if None in marks:
             raise StoreError(f"shard {marks.index(None)} of store '{self.store.path}' was never written")
         self.store.finish(_make_tables([mark for mark in marks if mark is not None], self.store.d_model))
-        shutil.rmtree(self._progress)
+        self._folder.remove(self._folder.names(f"{PROGRESS_FOLDER}/"))
 
     def __enter__(self) -> Self:
         return self
@@ -159,96 +153,50 @@ class StoreWriter:
     def _write(self, data: ShardData) -> None:
         """One shard: checks, file, mark."""
         # The sums take about as long as the disk: they run beside it. Without a mark the file counts for nothing.
-        summary = self._summing.submit(_summarise, data, self.store)
+        summary = self._summing.submit(_summarise, data, self.store, self._widen)
         parts = self._encode(data)
-        digest = write_shard(shard_path(self._activations, data.shard), parts)
-        mark = ShardMark(n_bytes=digest.n_bytes, crc32c=digest.crc32c, **summary.result())
+        digest = self._summing.submit(digest_parts, parts)
+        self._folder.write(shard_name(data.shard), parts, sync=True)
+        n_bytes, crc = digest.result()
+        mark = ShardMark(n_bytes=n_bytes, crc32c=crc, **summary.result())
         # Not synced: a mark that a power cut takes away or cuts off only makes its shard count as missing.
-        write_file(self._mark_path(data.shard), json.dumps(asdict(mark)).encode(), durable=False)
+        self._folder.write(_mark_name(data.shard), [json.dumps(asdict(mark)).encode()])
 
     def _encode(self, data: ShardData) -> list[memoryview | bytes]:
-        """The bytes of the shard file."""
-        store = self.store
-        if store.compression == "none":
-            index = make_index(len(data.activations), store.shard_images, store.image_bytes)
-            return [as_bytes(data.activations), index]
-        return [encode_compressed(data.activations, store)]
-
-    def _mark_path(self, shard: int) -> Path:
-        return self._progress / f"{shard}.json"
+        """The bytes of the shard file, in parts."""
+        store, images = self.store, data.activations
+        if self._codec is None:
+            return [as_bytes(images), make_index([store.image_bytes] * len(images), store.shard_images)]
+        encoded = [self._codec.encode(image) for image in images]
+        return [*encoded, make_index([len(image) for image in encoded], store.shard_images)]
 
     def _read_mark(self, shard: int) -> ShardMark | None:
         """The mark of a shard; None if there is none that can be read."""
         try:
-            return ShardMark(**json.loads(self._mark_path(shard).read_bytes()))
-        except (OSError, ValueError, TypeError):
+            return ShardMark(**json.loads(self._folder.read(_mark_name(shard))))
+        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
             return None
 
     def _verify(self, shard: int) -> bool:
         """Whether the shard's file is what its mark says."""
-        mark, path = self._read_mark(shard), shard_path(self._activations, shard)
-        return mark is not None and path.is_file() and file_digest(path) == (mark.n_bytes, mark.crc32c)
+        mark, name = self._read_mark(shard), shard_name(shard)
+        if mark is None or self._folder.size(name) != mark.n_bytes:
+            return False
+        return not self._folder.checks_content or digest_file(self._folder.open(name)).crc32c == mark.crc32c
 
 
-@contextlib.contextmanager
-def store_lock(path: Path) -> Iterator[None]:
-    """Hold the right to build one store; a crashed process does not keep it.
-
-    Args:
-        path: Folder of the store; the lock is a file beside it.
-
-    Raises:
-        StoreBusyError: If another process holds it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_suffix(".lock")
-    with lock.open("w") as file:
-        try:
-            import fcntl
-        except ImportError:  # Windows: no advisory locks of this kind; two builds at once are the user's care there
-            yield
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreBusyError(
-                f"another process is building '{path}' now. Wait for it to end, then type the command again"
-            ) from None
-        yield
+def _mark_name(shard: int) -> str:
+    """File of a shard's completion mark."""
+    return f"{PROGRESS_FOLDER}/{shard}.json"
 
 
-def encode_compressed(activations: npt.NDArray[Any], store: ActivationStore) -> bytes:
-    """One shard through zarr-python's codec pipeline, in memory: the bytes that it would have written to disk."""
-    import zarr
-    from zarr.storage import MemoryStore
-
-    memory: dict[str, Any] = {}
-    shape = (store.shard_images, *store.spec.image_shape)
-    array = zarr.create_array(
-        MemoryStore(memory),
-        shape=shape,
-        dtype=store.spec.store_dtype,
-        shards=shape,
-        chunks=(1, *store.spec.image_shape),
-        fill_value=float("nan"),
-        filters=None,
-        compressors=_make_compressors(store.compression),
-        zarr_format=3,
-        config={"write_empty_chunks": False},
-    )
-    array[: len(activations)] = activations
-    encoded = memory.get("c/0/0/0")
-    # A shard of nothing but unreadable images is all fill value, which zarr-python leaves out.
-    return encoded.to_bytes() if encoded is not None else make_index(0, store.shard_images, store.image_bytes)
-
-
-def _summarise(data: ShardData, store: ActivationStore) -> dict[str, Any]:
+def _summarise(data: ShardData, store: ActivationStore, widen: Widen) -> dict[str, Any]:
     """Everything of a mark that follows from the shard's contents."""
     valid = np.array([not reason for reason in data.reason], dtype=bool)
     total, total_sq = (np.zeros(store.d_model) for _ in range(2))
     wide = np.empty(store.spec.image_shape)
     for slot in np.flatnonzero(valid):
-        sums, squares = image_sums(data.activations[slot], wide)
+        sums, squares = image_sums(data.activations[slot], wide, widen)
         if not np.isfinite(squares).all():
             row = store.shard_rows(data.shard)[slot]
             raise NotFiniteError(

@@ -16,12 +16,13 @@ import torch
 
 from cytosae.images import to_tensor
 from cytosae.vit import Backbone, BackboneInfo, describe_backbone, load_backbone
-from cytosae_cache.errors import StoreError, StoreMismatchError
+from cytosae_cache.durable import write_file
+from cytosae_cache.errors import StoreCorruptError, StoreError, StoreMismatchError, StoreNotFoundError
+from cytosae_cache.folder import Folder, Location, open_folder
 from cytosae_cache.metadata import Provenance
-from cytosae_cache.shard import write_file
 from cytosae_cache.spec import Precision, Preprocessing, StoreSpec, TokenLayout
-from cytosae_cache.store import ActivationStore, ImageTable
-from cytosae_cache.writer import ShardData, StoreWriter, store_lock
+from cytosae_cache.store import ActivationStore, ImageTable, clear_leftovers
+from cytosae_cache.writer import ShardData, StoreWriter
 from cytosae_pipeline import __version__
 from cytosae_pipeline.config import BuildConfig, UserError
 from cytosae_pipeline.datasets import ImageList, open_dataset
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _MOST_WORKERS = 8
+_TORCH_SINGLE_THREADED = 32_768
+"""Elements up to which torch stays in the calling thread."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +52,19 @@ class BuildPlan:
     """What the checkpoint holds."""
     spec: StoreSpec
     """What identifies the store."""
-    store: Path
+    store: Location
     """Where the store will lie."""
     n_bytes: int
     """Bytes of its activations, uncompressed."""
-    free_bytes: int
-    """Free disk where it will lie."""
+    free_bytes: int | None
+    """Free disk where it will lie; None on remote storage."""
     device: torch.device
     """Where the network will run."""
 
     def describe(self) -> str:
         """The plan for people."""
         first = self.images.rows[0]
+        free = "remote" if self.free_bytes is None else f"{format_bytes(self.free_bytes)} free"
         labels, patients = ({name for name in column if name} for column in (self.images.labels, self.images.patients))
         return (
             f"{len(self.images):,} images ({len(labels)} labels, {len(patients)} patients; layout "
@@ -68,7 +72,7 @@ class BuildPlan:
             f"for example '{first.path}': label '{first.label}', patient '{first.patient}'\n"
             f"{self.spec.model_name} block {self.spec.block} (of 0 to {self.spec.n_blocks - 1}), "
             f"{self.spec.tokens.n_tokens} tokens x {self.spec.d_model}, {self.spec.precision} on {self.device}\n"
-            f"store '{self.store}': {format_bytes(self.n_bytes)} ({format_bytes(self.free_bytes)} free)"
+            f"store '{self.store}': {format_bytes(self.n_bytes)} ({free})"
         )
 
 
@@ -76,7 +80,7 @@ class BuildPlan:
 class BuildResult:
     """What a build did."""
 
-    store: Path
+    store: Location
     """The complete store."""
     n_images: int
     """Rows of the store."""
@@ -110,10 +114,17 @@ def plan_build(config: BuildConfig) -> BuildPlan:
     info = describe_backbone(model_path, name=config.model_name, block=config.block_layer)
     device = choose_device(config.device)
     spec = make_spec(info, store_dtype=config.store_dtype, precision=choose_precision(config.precision, device))
-    store = workspace.store_path(name, spec.hash)
+    store = open_folder(config.store or workspace.store_path(name, spec.hash)).location
     n_bytes = len(images) * spec.tokens.n_tokens * spec.d_model * np.dtype(spec.store_dtype).itemsize
+    return BuildPlan(images, model_path, info, spec, store, n_bytes, _free_bytes(store), device)
+
+
+def _free_bytes(store: Location) -> int | None:
+    """Free disk where a store lies or will lie; None on remote storage."""
+    if isinstance(store, str):
+        return None
     existing = next(path for path in [store, *store.absolute().parents] if path.exists())
-    return BuildPlan(images, model_path, info, spec, store, n_bytes, shutil.disk_usage(existing).free, device)
+    return shutil.disk_usage(existing).free
 
 
 def make_spec(info: BackboneInfo, *, store_dtype: Literal["float16", "float32"], precision: Precision) -> StoreSpec:
@@ -143,13 +154,14 @@ def build_store(config: BuildConfig, report: Reporter) -> BuildResult:
     for note in plan.images.notes:
         report.say(note)
     report.say(plan.describe())
-    with store_lock(plan.store):
-        if config.overwrite and plan.store.exists():
-            shutil.rmtree(plan.store)
+    folder = open_folder(plan.store)
+    with folder.lock():
+        if config.overwrite:
+            _destroy(folder, chosen=config.store is not None)
         store, status = _open_or_create(config, plan)
         if status != "already complete":
             _fill(store, config, plan, report)
-    skipped = _write_skipped(store, Workspace(config.root_dir).skipped_path(store.path))
+    skipped = _write_skipped(store, Workspace(config.root_dir).skipped_path(store.path, require_dataset(config)))
     n_skipped = int((~store.valid).sum())
     seconds = time.monotonic() - started
     if status == "already complete":
@@ -159,17 +171,29 @@ def build_store(config: BuildConfig, report: Reporter) -> BuildResult:
     return BuildResult(store.path, store.n_images, n_skipped, skipped, status, seconds)
 
 
+def _destroy(folder: Folder, *, chosen: bool) -> None:
+    """Remove a store. At a place that the user chose, nothing but what can be opened as one, or a build's leftovers."""
+    try:
+        ActivationStore(folder.location)
+    except StoreNotFoundError:
+        clear_leftovers(folder)
+    except StoreCorruptError:
+        if chosen:
+            raise
+    folder.destroy()
+
+
 def _open_or_create(
     config: BuildConfig, plan: BuildPlan
 ) -> tuple[ActivationStore, Literal["built", "resumed", "already complete"]]:
     """The store to fill, and what it takes."""
     images = plan.images
     digest = images.digest()
-    if not (plan.store / "zarr.json").exists():
-        if plan.n_bytes > plan.free_bytes and config.compression == "none":
+    if open_folder(plan.store).size("zarr.json") is None:
+        if plan.free_bytes is not None and plan.n_bytes > plan.free_bytes and config.compression == "none":
             raise StoreError(
                 f"the store needs {format_bytes(plan.n_bytes)}, but only {format_bytes(plan.free_bytes)} are free at "
-                f"'{plan.store.parent}'. Free some, use another --root_dir, or --limit the number of images"
+                f"'{plan.store}'. Free some, use another --root_dir, or --limit the number of images"
             )
         stamp = int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
         created = datetime.fromtimestamp(stamp, UTC).isoformat()
@@ -203,7 +227,7 @@ def _open_or_create(
 def _fill(store: ActivationStore, config: BuildConfig, plan: BuildPlan, report: Reporter) -> None:
     """Compute and write the missing shards."""
     n_workers = config.workers if config.workers is not None else min(_MOST_WORKERS, os.cpu_count() or 1)
-    with StoreWriter(store) as writer:
+    with StoreWriter(store, widen=widen_with_torch) as writer:
         todo = writer.missing_shards()
         rows = [row for shard in todo for row in store.shard_rows(shard)]
         done = store.n_images - len(rows)
@@ -275,6 +299,17 @@ def compute_activations(
     return computed  # type: ignore[no-any-return]
 
 
+def widen_with_torch(out: "npt.NDArray[np.float64]", values: "npt.NDArray[Any]") -> None:
+    """Convert float16 to float64 with the processor's own instructions, which numpy does not use.
+
+    Works on slices too small for torch to spread over threads, which the network needs.
+    """
+    step = max(1, _TORCH_SINGLE_THREADED // values.shape[1])
+    for start in range(0, len(values), step):
+        part = torch.from_numpy(values[start : start + step])
+        torch.from_numpy(out[start : start + step]).copy_(part.float())
+
+
 def _write_skipped(store: ActivationStore, path: Path) -> Path | None:
     """List the unreadable images with reasons beside the store; None if there are none."""
     rows = np.flatnonzero(~store.valid).tolist()
@@ -285,5 +320,6 @@ def _write_skipped(store: ActivationStore, path: Path) -> Path | None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["row", "path", "reason"])
     writer.writerows([row, store.images.path[row], str(reasons[row])] for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, text.getvalue().encode())
     return path

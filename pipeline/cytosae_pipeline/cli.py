@@ -68,7 +68,7 @@ def verb(function: Callable[..., Any]) -> click.Command:
 
 
 @verb
-@config_options(BuildConfig, leave_out=("store",))
+@config_options(BuildConfig)
 def build(as_json: bool, **values: Any) -> None:
     """Run the vision transformer once: images to a store.
 
@@ -78,6 +78,7 @@ def build(as_json: bool, **values: Any) -> None:
     \b
     cytosae-cache build --dataset_name mll23 --images ./mll23 --model_path ./DinoBloom-B.pth
     cytosae-cache build --dataset_name try --images cells.csv --model_path embedded --limit 100 --dry-run
+    cytosae-cache build --dataset_name mll23 --model_path ./DinoBloom-B.pth --store s3://bucket/mll23.zarr
     """
     config = make_config(BuildConfig, values)
     from cytosae_pipeline.build import build_store, plan_build
@@ -190,12 +191,12 @@ def list_(root_dir: Path, as_json: bool) -> None:
 
 
 @verb
-@click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.argument("path", required=False)
 @config_options(StoreChoice, leave_out=("store",))
-def info(path: Path | None, as_json: bool, **values: Any) -> None:
+def info(path: str | None, as_json: bool, **values: Any) -> None:
     """Show a store's whole provenance.
 
-    Takes the PATH of the store, or --dataset_name.
+    Takes the PATH or URL of the store, or --dataset_name.
     """
     from cytosae_pipeline.stores import find_store
 
@@ -208,15 +209,15 @@ def info(path: Path | None, as_json: bool, **values: Any) -> None:
 
 
 @verb
-@click.argument("path", required=False, type=click.Path(path_type=Path))
+@click.argument("path", required=False)
 @click.option(
     "--deep", is_flag=True, help="Also compute some images' activations again, from --model_path and --images."
 )
 @config_options(StoreSource, leave_out=("store", "layout", "vit_type"))
-def verify(path: Path | None, deep: bool, as_json: bool, **values: Any) -> None:
+def verify(path: str | None, deep: bool, as_json: bool, **values: Any) -> None:
     """Check every file and checksum of a store.
 
-    Takes the PATH of the store, or --dataset_name. Ends with exit code 1 if anything is wrong.
+    Takes the PATH or URL of the store, or --dataset_name. Ends with exit code 1 if anything is wrong.
 
     \b
     cytosae-cache verify --dataset_name mll23

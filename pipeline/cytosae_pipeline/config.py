@@ -35,7 +35,9 @@ class StoreChoice:
 
     root_dir: Path = option(Path(), "Folder that holds dataset/ and out/.")
     dataset_name: str | None = option(None, "Name of the data set.", "dataset")
-    store: Path | None = option(None, "The store's own path, instead of a data set's name.")
+    store: str | None = option(
+        None, "The store's own path or URL (s3://...), instead of the place below root_dir named after the data set."
+    )
     model_name: str | None = option(
         None, "Backbone, such as dinov2_vits14, dinov2_vitb14, dinov2_vitl14 or dinov2_vitg14. Found out if not given."
     )

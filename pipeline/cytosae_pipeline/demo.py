@@ -29,7 +29,7 @@ _MARGIN = 0.25
 class DemoResult:
     """What the demo made and found."""
 
-    files: list[Path]
+    files: list[Path | str]
     """Everything written, folders for the stores and images."""
     n_images: int
     """Cells drawn."""

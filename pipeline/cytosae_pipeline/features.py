@@ -9,7 +9,7 @@ import torch
 
 from cytosae.checkpoint import write_torch_atomically
 from cytosae.statistics import FeatureResult, FeatureStatistics
-from cytosae_cache.shard import write_file
+from cytosae_cache.durable import write_file
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import StatisticsConfig
 from cytosae_pipeline.devices import accumulator_device

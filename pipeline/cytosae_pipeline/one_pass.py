@@ -12,9 +12,9 @@ import torch
 from cytosae.checkpoint import load_sae
 from cytosae.sae import SparseAutoencoder
 from cytosae.statistics import BLOCK_IMAGES, BlockEncoder, ImageReduction
+from cytosae_cache.durable import write_file
 from cytosae_cache.errors import StoreMismatchError
 from cytosae_cache.reader import StoreReader
-from cytosae_cache.shard import write_file
 from cytosae_cache.spec import StoreSpec
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.stream import iter_row_blocks

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from cytosae_pipeline.config import UserError
 
@@ -38,9 +38,11 @@ class Workspace:
         """One activation store."""
         return self.stores_dir(dataset) / f"{spec_hash}.zarr"
 
-    def skipped_path(self, store: Path) -> Path:
-        """List of a store's unreadable images, with reasons."""
-        return store.with_suffix(".skipped.csv")
+    def skipped_path(self, store: Path | str, dataset: str) -> Path:
+        """List of a store's unreadable images, with reasons; of a remote store it stays on this machine."""
+        if isinstance(store, Path):
+            return store.with_suffix(".skipped.csv")
+        return self.stores_dir(dataset) / f"{PurePosixPath(store).stem}.skipped.csv"
 
     def run_dir(self, run: str) -> Path:
         """One training run."""

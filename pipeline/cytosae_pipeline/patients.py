@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from cytosae.statistics import GroupCounts, ImageReduction, normalise_counts
-from cytosae_cache.shard import write_file
+from cytosae_cache.durable import write_file
 from cytosae_pipeline.config import StatisticsConfig, UserError
 from cytosae_pipeline.devices import accumulator_device
 from cytosae_pipeline.features import label_index, sorted_names

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cytosae_cache.shard import write_file
+from cytosae_cache.durable import write_file
 from cytosae_cache.spec import canonical_json
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline import __version__
@@ -141,7 +141,7 @@ def _resumed_config(config: TrainConfig, workspace: Workspace) -> TrainConfig:
             f"no run '{config.resume}' in '{workspace.checkpoints_dir}'. There are: {', '.join(there) or 'none'}"
         )
     options = json.loads(path.read_text())["options"]
-    for name in ("store", "model_path", "images"):
+    for name in ("model_path", "images"):
         options[name] = Path(options[name]) if options[name] is not None else None
     options |= {"root_dir": config.root_dir, "run_name": config.resume, "resume": None, "device": config.device}
     return TrainConfig(**options)

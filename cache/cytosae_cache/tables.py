@@ -1,0 +1,86 @@
+"""Small arrays of a store as the files that Zarr stores them in, made and read in memory.
+
+zarr-python does the encoding; the files travel as bytes, so that each can be checked against its digest before it is
+decoded, and written in one step wherever the store lies.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cytosae_cache.codec import make_compressors
+from cytosae_cache.errors import StoreCorruptError
+from cytosae_cache.spec import Compression, StoreSpec
+
+_ROWS_PER_CHUNK = 1 << 16
+
+
+def encode_hierarchy(
+    tables: Mapping[str, npt.NDArray[Any]], *, activations: tuple[StoreSpec, int, int, Compression] | None = None
+) -> dict[str, bytes]:
+    """The files of small arrays and of the groups they lie in.
+
+    Args:
+        tables: Arrays by their place in the store, for example `images/valid`.
+        activations: Spec, images, images a shard and codec, if the metadata of the large array is wanted, too.
+
+    Returns:
+        Bytes by file name. The outermost group's metadata is not among them.
+    """
+    import zarr
+    from zarr.storage import MemoryStore
+
+    files: dict[str, Any] = {}
+    root = zarr.open_group(MemoryStore(files), mode="w", zarr_format=3)
+    if activations is not None:
+        spec, n_images, shard_images, compression = activations
+        root.create_array(
+            "activations",
+            shape=(n_images, *spec.image_shape),
+            dtype=spec.store_dtype,
+            shards=(shard_images, *spec.image_shape),
+            chunks=(1, *spec.image_shape),
+            fill_value=float("nan"),
+            filters=None,
+            compressors=make_compressors(compression, np.dtype(spec.store_dtype).itemsize),
+            dimension_names=("image", "token", "channel"),
+        )
+    for place, values in tables.items():
+        folder, _, name = place.rpartition("/")
+        chunks = tuple(max(1, min(size, _ROWS_PER_CHUNK)) for size in values.shape)
+        dtype: Any = str if values.dtype.kind == "T" else values.dtype
+        array = root.require_group(folder).create_array(name, shape=values.shape, chunks=chunks, dtype=dtype)
+        if values.size:
+            array[...] = values
+    return {name: data.to_bytes() for name, data in files.items() if name != "zarr.json"}
+
+
+def read_table(files: Mapping[str, bytes], place: str, *, lengths: tuple[int, ...], where: str) -> npt.NDArray[Any]:
+    """One small array from its files.
+
+    Args:
+        files: Bytes by file name.
+        place: The array's place in the store.
+        lengths: Lengths of the first axis that it may have.
+        where: The store, for messages.
+
+    Raises:
+        StoreCorruptError: If it is missing, of another length, or cannot be decoded.
+    """
+    import zarr
+    from zarr.core.buffer import default_buffer_prototype
+    from zarr.storage import MemoryStore
+
+    make = default_buffer_prototype().buffer.from_bytes
+    try:
+        memory = MemoryStore({name: make(data) for name, data in files.items()}, read_only=True)
+        array: Any = zarr.open_array(memory, path=place, mode="r", zarr_format=3)
+        if array.shape[:1] not in ((length,) for length in lengths) or array.ndim > 2:
+            raise StoreCorruptError(f"array '{place}' of store '{where}' has shape {array.shape}")
+        return np.asarray(array[...])
+    except StoreCorruptError:
+        raise
+    except (KeyError, TypeError, RuntimeError, OSError, ValueError, AttributeError) as error:
+        raise StoreCorruptError(f"array '{place}' of store '{where}' cannot be read: {error}") from error
