@@ -1,7 +1,8 @@
 """Storage against bare file I/O of the same bytes: `python -m benchmarks.storage`.
 
 Names: `write` (baseline: write + fsync of the same bytes), `read` (baseline: readinto), `stream` and `random`
-(baseline: our sequential read), each with a warm cache.
+(baseline: our sequential pass). `cache` says how files are read: `warm` from the page cache, `direct` past it (O_DIRECT,
+both sides), `cold` through it after the files were dropped from it. The baseline of `read` is always the raw file.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import itertools
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from cytosae_cache.spec import StoreSpec, TokenLayout
 from cytosae_cache.store import ActivationStore, ImageTable
 from cytosae_cache.stream import TrainingStream, iter_row_blocks
 from cytosae_cache.writer import ShardData, StoreWriter
+from cytosae_pipeline.build import widen_with_torch
 
 
 def make_spec(d_model: int) -> StoreSpec:
@@ -35,7 +38,7 @@ def write_store(path: Path, spec: StoreSpec, shards: list[np.ndarray], compressi
     table = ImageTable([f"{row:08d}.png" for row in range(n)], [""] * n, [""] * n)
     provenance = Provenance("bench", "0" * 64, "0", "now")
     store = ActivationStore.create(path, spec, table, provenance, shard_images=len(shards[0]), compression=compression)
-    with StoreWriter(store) as writer:
+    with StoreWriter(store, widen=widen_with_torch) as writer:
         for number, shard in enumerate(shards):
             writer.submit(ShardData(number, shard, [b"0" * 32] * len(shard), [""] * len(shard)))
         writer.finish()
@@ -53,13 +56,25 @@ def write_bare(folder: Path, shards: list[np.ndarray]) -> None:
         os.close(file)
 
 
-def read_bare(store: ActivationStore, buffer: np.ndarray) -> None:
-    """`readinto` of the shard files, a buffer at a time."""
+def read_bare(store: ActivationStore, buffer: np.ndarray, *, flags: int = 0) -> None:
+    """The shard files' images, a buffer at a time, one file after another."""
     view = as_bytes(buffer)
     for shard in range(store.n_shards):
-        with (store.path / shard_name(shard)).open("rb", buffering=0) as file:
-            while file.readinto(view):
-                pass
+        file = os.open(store.path / shard_name(shard), os.O_RDONLY | flags)
+        try:
+            left, offset = len(store.shard_rows(shard)) * store.image_bytes, 0
+            while left:
+                count = os.preadv(file, [view[: min(left, len(view))]], offset)
+                left, offset = left - count, offset + count
+        finally:
+            os.close(file)
+
+
+def drop_cache(store: ActivationStore) -> None:
+    """Make the system forget the store's shards, so that the next read comes from the disk."""
+    for shard in range(store.n_shards):
+        with (store.path / shard_name(shard)).open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def read_sequentially(reader: StoreReader, batch: int) -> None:
@@ -94,37 +109,46 @@ def run(folder: Path, options: argparse.Namespace) -> None:
     shards = [rng.standard_normal(shape, dtype=np.float32).astype(np.float16) for _ in range(options.shards)]
     sizes = {"images": options.shards * options.shard_images, "megabytes": round(sum(s.nbytes for s in shards) / 1e6)}
     rounds = options.rounds
-    compare(
-        "write",
-        lambda: write_bare(folder / "bare", shards),
-        lambda: write_store(folder / "ours.zarr", spec, shards),
-        rounds=rounds,
-        **sizes,
-    )
+    bare = lambda: write_bare(folder / "bare", shards)  # noqa: E731
     for codec in options.codecs:
-        store = write_store(folder / f"{codec}.zarr", spec, shards, codec)
+        ours = lambda codec=codec: write_store(folder / "ours.zarr", spec, shards, codec)  # noqa: E731
+        compare("write", bare, ours, rounds=rounds, **sizes, codec=codec)
+    shutil.rmtree(folder / "bare")
+    shutil.rmtree(folder / "ours.zarr")
+    raw = write_store(folder / "raw.zarr", spec, shards)
+    for codec in options.codecs:
+        store = raw if codec == "none" else write_store(folder / f"{codec}.zarr", spec, shards, codec)
         store = ActivationStore.open(store.path)
-        buffer = np.empty((options.batch, *spec.image_shape), dtype=store.dtype)
+        more = {**sizes, "codec": codec}
         for verify in (True, False) if codec == "none" else (True,):
             with StoreReader(store, verify=verify, n_threads=options.threads) as reader:
-                more = {**sizes, "codec": codec, "verify": verify, "threads": options.threads}
-                measure_reading(store, reader, buffer, options, rng, more)
+                measure(reader, raw, options, {**more, "verify": verify, "cache": "warm", "threads": options.threads})
+        for cache in ("direct", "cold") if codec == "none" else ("cold",):
+            with StoreReader(store, n_threads=options.cold_threads, direct=cache == "direct") as reader:
+                measure(reader, raw, options, {**more, "verify": True, "cache": cache, "threads": options.cold_threads})
 
 
-def measure_reading(
-    store: ActivationStore,
-    reader: StoreReader,
-    buffer: np.ndarray,
-    options: argparse.Namespace,
-    rng: np.random.Generator,
-    sizes: dict[str, object],
-) -> None:
+def measure(reader: StoreReader, raw: ActivationStore, options: argparse.Namespace, sizes: dict[str, object]) -> None:
     """Sequential, shuffled and random reading of one store."""
-    rounds, epochs = options.rounds, itertools.count()
-    compare("read", lambda: read_bare(store, buffer), lambda: read_into(reader, buffer), rounds=rounds, **sizes)
-    sequential = lambda: read_sequentially(reader, options.batch)  # noqa: E731
-    compare("stream", sequential, lambda: stream_epoch(reader, options.batch, next(epochs)), rounds=rounds, **sizes)
-    compare("random", sequential, lambda: read_random(reader, buffer, rng), rounds=rounds, **sizes)
+    store, rounds, epochs = reader.store, options.rounds, itertools.count()
+    buffer, rng = reader.make_buffer(options.batch), np.random.default_rng(0)
+    flags = os.O_DIRECT if sizes["cache"] == "direct" and store.image_bytes % 512 == 0 else 0
+
+    def prepared(function: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            if sizes["cache"] == "cold":
+                drop_cache(store)
+                drop_cache(raw)
+            function()
+
+        return run
+
+    bare = prepared(lambda: read_bare(raw, buffer, flags=flags))
+    sequential = prepared(lambda: read_sequentially(reader, options.batch))
+    stream = prepared(lambda: stream_epoch(reader, options.batch, next(epochs)))
+    compare("read", bare, prepared(lambda: read_into(reader, buffer)), rounds=rounds, **sizes)
+    compare("stream", sequential, stream, rounds=rounds, **sizes)
+    compare("random", sequential, prepared(lambda: read_random(reader, buffer, rng)), rounds=rounds, **sizes)
 
 
 def main() -> None:
@@ -134,7 +158,8 @@ def main() -> None:
     parser.add_argument("--shard-images", type=int, default=256)
     parser.add_argument("--d-model", type=int, default=768)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=4, help="reading threads with a warm cache")
+    parser.add_argument("--cold-threads", type=int, default=8, help="reading threads without")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--codecs", nargs="*", default=["none", "lz4", "zstd"])
     options = parser.parse_args()

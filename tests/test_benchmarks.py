@@ -18,10 +18,12 @@ def test_storage_prints_a_line_a_measurement(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [line["name"] for line in lines] == ["write", *["read", "stream", "random"] * 3]
-    assert [line.get("codec") for line in lines[1::3]] == ["none", "none", "zstd"]
+    assert [line["name"] for line in lines] == ["write", "write", *["read", "stream", "random"] * 6]
+    found = [(line["codec"], line["verify"], line["cache"]) for line in lines[2::3]]
+    raw = [("none", True, "warm"), ("none", False, "warm"), ("none", True, "direct"), ("none", True, "cold")]
+    assert found == [*raw, ("zstd", True, "warm"), ("zstd", True, "cold")]
     for line in lines:
         assert line["images"] == 8
         assert line["ratio"] > 0
-        assert {"baseline_s", "ours_s", "ratio_min", "ratio_max", "rounds"} <= set(line)
+        assert {"baseline_s", "ours_s", "ratio_best", "ratio_min", "ratio_max", "rounds"} <= set(line)
     assert not list(tmp_path.iterdir())
