@@ -1,8 +1,8 @@
 """Every kind of training stream against our own sequential pass, warm: `python -m benchmarks.stream`.
 
-A round is some epochs of one stream, so that the memory made at its start counts as little as in a training run. Names:
-`stream` (whole images), `tokens` (token-mixed batches); `memory` says whether all activations were kept in memory, whose
-first reading is not timed.
+A round is some epochs of one stream, so that the memory made at its start counts as little as in a training run.
+Names: `stream` (whole images), `tokens` (token-mixed batches); `memory` says whether all activations were kept in
+memory, whose first reading is not timed.
 """
 
 import argparse
@@ -46,8 +46,8 @@ def run(folder: Path, options: argparse.Namespace) -> None:
                     )  # fmt: skip
                     compare(
                         "tokens" if batch_of == "tokens" else "stream",
-                        lambda: read_epochs(reader, options.batch, options.epochs),  # noqa: B023 - called at once
-                        lambda: serve(stream),  # noqa: B023
+                        lambda: read_epochs(reader, options.batch, options.epochs),
+                        lambda: serve(stream),  # noqa: B023 - called at once
                         rounds=options.rounds,
                         shuffle=shuffle,
                         memory=memory,

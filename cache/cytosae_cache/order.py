@@ -1,5 +1,6 @@
 """Which rows, in which order, from which files: pure functions on integers, no I/O."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -170,12 +171,12 @@ def plan_runs(rows: IntArray, shard_images: int, max_run: int | None = None) -> 
     if not len(rows):
         return []
     rows = np.asarray(rows, dtype=np.int64)
-    breaks = np.flatnonzero((np.diff(rows) != 1) | (np.diff(rows // shard_images) != 0)) + 1
-    starts = np.concatenate([[0], breaks])
-    ends = np.concatenate([breaks, [len(rows)]])
+    shards, firsts = np.divmod(rows, shard_images)
+    breaks = (np.flatnonzero((np.diff(rows) != 1) | (np.diff(shards) != 0)) + 1).tolist()
     longest = max_run or len(rows)
+    shard_of, first_of = shards.tolist(), firsts.tolist()  # plain integers: a numpy one costs more each
     return [
-        Run(int(rows[at] // shard_images), int(rows[at] % shard_images), int(min(longest, end - at)), int(at))
-        for start, end in zip(starts, ends, strict=True)
+        Run(shard_of[at], first_of[at], min(longest, end - at), at)
+        for start, end in itertools.pairwise([0, *breaks, len(rows)])
         for at in range(start, end, longest)
     ]
