@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.measure import compare
 from cytosae_cache.durable import write_all
 from cytosae_cache.metadata import Provenance
-from cytosae_cache.reader import StoreReader
+from cytosae_cache.reader import StoreReader, aligned_buffer
 from cytosae_cache.shard import as_bytes, shard_name
 from cytosae_cache.spec import StoreSpec, TokenLayout
 from cytosae_cache.store import ActivationStore, ImageTable
@@ -131,7 +131,7 @@ def run(folder: Path, options: argparse.Namespace) -> None:
 def measure(reader: StoreReader, raw: ActivationStore, options: argparse.Namespace, sizes: dict[str, object]) -> None:
     """Sequential, shuffled and random reading of one store."""
     store, rounds, epochs = reader.store, options.rounds, itertools.count()
-    buffer, rng = reader.make_buffer(options.batch), np.random.default_rng(0)
+    buffer, rng = aligned_buffer((options.batch, *store.spec.image_shape), store.dtype), np.random.default_rng(0)
     flags = os.O_DIRECT if sizes["cache"] == "direct" and store.image_bytes % 512 == 0 else 0
 
     def prepared(function: Callable[[], None]) -> Callable[[], None]:

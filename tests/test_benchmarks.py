@@ -6,7 +6,61 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
+
+from benchmarks import shuffle
+
 ROOT = Path(__file__).parents[1]
+
+
+def _run(module: str, *arguments: object) -> list[dict]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([".", "cache", "pipeline"])}
+    command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_stream_prints_a_line_a_kind(tmp_path):
+    lines = _run(
+        "stream", "--folder", tmp_path, "--shards", 3, "--shard-images", 2, "--d-model", 16, "--batch", 4,
+        "--rounds", 1, "--epochs", 2, "--codecs", "none", "zstd",
+    )  # fmt: skip
+    assert [line["name"] for line in lines] == [*["stream"] * 3, *["tokens"] * 3] * 2
+    assert [(line["shuffle"], line["memory"]) for line in lines[:3]] == [
+        ("global", False), ("windowed", False), ("global", True)
+    ]  # fmt: skip
+    assert [line["codec"] for line in lines] == ["none"] * 6 + ["zstd"] * 6
+    assert all(line["ratio"] > 0 and line["images"] == 6 for line in lines)
+    assert not list(tmp_path.iterdir())
+
+
+def test_shuffle_compares_orders_with_the_true_one():
+    sizes = ["--images", 400, "--classes", 4, "--shard-images", 10, "--batch", 20, "--tokens", 3, "--epochs", 2]
+    lines = _run("shuffle", *sizes, "--windows", 1, 8, 40)
+    assert [(line["batch_of"], line["shuffle"], line["window_shards"]) for line in lines] == [
+        (batch_of, *order)
+        for batch_of in ("images", "tokens")
+        for order in (("global", None), ("windowed", 1), ("windowed", 8), ("windowed", 40))
+    ]
+    true, one, eight, whole = lines[:4]
+    assert true["ratio"] == 1
+    # A batch from two shards of ten, each of one class.
+    assert one["classes_per_batch"] <= 2
+    assert one["class_distance"] >= 0.5
+    # A window that holds everything is a true shuffle.
+    assert one["ratio"] < eight["ratio"] < 0.95 < whole["ratio"] < 1.05
+
+
+def test_measures_of_mixing_are_those_of_their_definition():
+    rng = np.random.default_rng(0)
+    rows = rng.permutation(50)
+    n = len(rows)
+    # Spearman's formula without ties.
+    expected = 1 - 6 * ((rows - np.arange(n)) ** 2).sum() / (n * (n * n - 1))
+    assert shuffle.rank_correlation(rows) == pytest.approx(expected)
+    assert shuffle.class_distance(np.array([0, 0, 1, 1]), 3, np.array([0.25, 0.25, 0.5])) == pytest.approx(0.5)
 
 
 def test_storage_prints_a_line_a_measurement(tmp_path):

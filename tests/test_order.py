@@ -1,11 +1,13 @@
 """Orders are permutations, the same everywhere, and resume exactly."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cytosae_cache.order import epoch_order, iter_batches, plan_runs, spread_rows
+from cytosae_cache.order import cut_anew, epoch_order, epoch_windows, iter_batches, plan_runs, split_evenly, spread_rows
 
 
 @given(st.integers(0, 300), st.integers(0, 2**40), st.integers(0, 50))
@@ -82,3 +84,26 @@ def test_negative_arguments_are_refused(arguments):
 def test_empty_epochs_are_refused():
     with pytest.raises(ValueError, match="must be 1 or more"):
         next(iter_batches(0, batch_rows=1, seed=0, position=0, stop=1))
+
+
+def test_windows_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="window_shards must be 1 or more, found 0"):
+        epoch_windows(np.array([0, 3]), window_shards=0, seed=0, epoch=0)
+
+
+@given(st.lists(st.integers(0, 9), max_size=8), st.integers(1, 12))
+def test_cutting_anew_keeps_the_numbers(lengths, length):
+    bounds = np.cumsum([0, *lengths])
+    stretches = [np.arange(start, end) for start, end in itertools.pairwise(bounds)]
+    cut = list(cut_anew(stretches, length))
+    assert [number for stretch in cut for number in stretch] == list(range(bounds[-1]))
+    assert all(len(stretch) == length for stretch in cut[:-1])
+    assert all(0 < len(stretch) <= length for stretch in cut)
+
+
+@given(st.integers(0, 50), st.integers(1, 12))
+def test_an_even_split_is_even(n, longest):
+    lengths = [len(part) for part in split_evenly(np.arange(n), longest)]
+    assert sum(lengths) == n
+    assert len(lengths) == -(-n // longest)
+    assert not lengths or longest >= max(lengths) >= min(lengths) >= max(lengths) - 1

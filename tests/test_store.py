@@ -27,7 +27,7 @@ from cytosae_cache.errors import (
 from cytosae_cache.folder import is_aligned, open_folder
 from cytosae_cache.metadata import ATTRIBUTES_KEY
 from cytosae_cache.moments import widen
-from cytosae_cache.reader import StoreReader
+from cytosae_cache.reader import StoreReader, aligned_buffer
 from cytosae_cache.shard import as_bytes, make_index, shard_name
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.verify import verify_store
@@ -130,7 +130,7 @@ def test_reading_past_the_page_cache_gives_the_same_numbers(tmp_path, d_model):
     store = make_store(tmp_path / "s.zarr", activations, shard_images=9)
     rows = np.random.default_rng(0).integers(0, 40, size=64)
     with StoreReader(store, direct=True) as reader:
-        buffer = reader.make_buffer(64)
+        buffer = aligned_buffer((64, 5, d_model), store.dtype)
         assert is_aligned(as_bytes(buffer)[:512])
         assert is_aligned(as_bytes(buffer[1])) == (d_model == 256)
         reader.read_rows(rows, buffer)

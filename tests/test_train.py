@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,18 +17,21 @@ from cytosae.checkpoint import load_sae
 from cytosae.geometric_median import geometric_median
 from cytosae.objective import reference_loss
 from cytosae.sae import SparseAutoencoder
+from cytosae_cache.joined import JoinedReader
 from cytosae_cache.order import iter_batches
 from cytosae_cache.reader import StoreReader
+from cytosae_cache.sampling import Sampling
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.train import sample_tokens
-from tests.pictures import HEARING_MAIN, write_vit
+from cytosae_pipeline.train import WaitingTime, sample_tokens
+from tests.pictures import HEARING_MAIN, write_pictures, write_vit
+from tests.stores import make_store
 
 METRICS = {
     "losses/overall_loss", "losses/mse_loss", "losses/l1_loss", "losses/ghost_grad_loss", "metrics/explained_variance",
     "metrics/explained_variance_std", "metrics/l0", "metrics/mean_log10_feature_sparsity",
     "sparsity/mean_passes_since_fired", "sparsity/n_passes_since_fired_over_threshold", "sparsity/below_1e-5",
     "sparsity/below_1e-6", "sparsity/dead_features", "details/n_training_tokens", "details/current_learning_rate",
-    "details/images_per_s", "details/data_wait_s",
+    "details/images_per_s", "details/data_wait_share",
 }  # fmt: skip
 
 
@@ -62,7 +66,7 @@ def test_the_final_weights_are_those_of_a_plain_loop_over_the_definition(with_st
         activations = torch.from_numpy(reader.read(store.valid_rows)).float()
         sae = SparseAutoencoder(24, 96, seed=42)
         with torch.no_grad():
-            sae.b_dec.copy_(geometric_median(sample_tokens(reader)))
+            sae.b_dec.copy_(geometric_median(sample_tokens([reader])))
     optimizer = torch.optim.Adam(sae.parameters(), betas=(0.9, 0.999))
     since = torch.zeros(96)
     n_ghosts = 0
@@ -122,9 +126,23 @@ def test_a_runs_name_with_other_options_is_refused(with_sae):
     assert "--run_name" in output
 
 
-def test_an_interrupted_run_resumes_to_the_same_bits(with_sae, monkeypatch):
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--shuffle", "windowed"],
+        ["--batch_of", "tokens"],
+        ["--shuffle", "windowed", "--batch_of", "tokens"],
+        ["--resident", "ram"],
+        ["--with_dataset", "more"],
+    ],
+)
+def test_an_interrupted_run_resumes_to_the_same_bits(with_store, monkeypatch, options):
     from cytosae.train_step import TrainStep
 
+    if "--with_dataset" in options:
+        _build_further(with_store)
+    with_store.train("--run_name", "r", *options)
     original, calls = TrainStep.step, []
 
     def interrupted(self, x, lr):
@@ -134,21 +152,28 @@ def test_an_interrupted_run_resumes_to_the_same_bits(with_sae, monkeypatch):
         return original(self, x, lr)
 
     monkeypatch.setattr(TrainStep, "step", interrupted)
-    output = with_sae.train("--run_name", "broken", code=130).output
+    output = with_store.train("--run_name", "broken", *options, code=130).output
     assert "interrupted; what was finished is kept" in output
-    assert not list((with_sae.root / "out/checkpoints/broken").glob("final_*"))
-    assert "broken  96 latents  unfinished" in with_sae.run("list").output
+    assert not list((with_store.root / "out/checkpoints/broken").glob("final_*"))
+    assert "broken  96 latents  unfinished" in with_store.run("list").output
+    assert (with_store.root / "out/checkpoints/broken/training_state.pt").stat().st_size < 100_000
     monkeypatch.setattr(TrainStep, "step", original)
-    output = with_sae.run("train", "--resume", "broken").output
+    output = with_store.run("train", "--resume", "broken").output
     assert "going on with run 'broken' after 28 images" in output
     assert "(resumed, 15 steps" in output
-    _assert_same_weights(with_sae.sae("r"), with_sae.sae("broken"))
-    strip = {"details/images_per_s", "details/data_wait_s"}
-    for first, second in zip(_metrics(with_sae, "r"), _metrics(with_sae, "broken"), strict=True):
+    _assert_same_weights(with_store.sae("r"), with_store.sae("broken"))
+    strip = {"details/images_per_s", "details/data_wait_share"}
+    for first, second in zip(_metrics(with_store, "r"), _metrics(with_store, "broken"), strict=True):
         assert {key: value for key, value in first.items() if key not in strip} == {
             key: value for key, value in second.items() if key not in strip
         }
-    assert not (with_sae.root / "out/checkpoints/broken/training_state.pt").exists()
+    assert not (with_store.root / "out/checkpoints/broken/training_state.pt").exists()
+
+
+def _build_further(place, vit=None):
+    """A further data set in the workspace."""
+    write_pictures(place.root / "dataset" / "more", 17)
+    place.run("build", "--dataset_name", "more", "--model_path", vit or place.vit, "--workers", 0, "--shard_images", 4)
 
 
 @pytest.mark.slow
@@ -255,7 +280,7 @@ def test_other_starts_of_the_decoders_bias(with_store, method):
 def test_the_median_comes_from_tokens_spread_over_the_store(with_store):
     store = ActivationStore.open(with_store.store)
     with StoreReader(store) as reader:
-        tokens = sample_tokens(reader, n_images=4, n_tokens=7)
+        tokens = sample_tokens([reader], n_images=4, n_tokens=7)
         everything = reader.read(store.valid_rows).reshape(-1, 24)
     assert tokens.shape == (7, 24)
     for token in tokens.numpy():
@@ -317,3 +342,113 @@ def test_damage_on_disk_stops_training_and_keeps_the_state(with_store):
 def test_metrics_are_finite(with_sae):
     for line in _metrics(with_sae):
         assert all(value is not None and math.isfinite(value) for value in line.values())
+
+
+def test_activations_in_memory_give_the_same_bits(with_sae):
+    output = with_sae.train("--run_name", "ram", "--resident", "ram").output
+    assert "activations (5.3 kB) are read once and kept in memory" in output
+    _assert_same_weights(with_sae.sae("r"), with_sae.sae("ram"))
+    output = with_sae.train("--run_name", "none", "--resident", "none").output
+    assert "activations (5.3 kB) are read from disk every epoch: --resident none" in output
+    _assert_same_weights(with_sae.sae("r"), with_sae.sae("none"))
+
+
+def test_where_activations_are_kept_is_not_the_recipe(with_sae):
+    assert "already trained" in with_sae.train("--run_name", "r", "--resident", "ram").output
+
+
+def test_the_gpu_is_refused_where_there_is_none(with_store):
+    if not torch.cuda.is_available():
+        output = with_store.train("--resident", "gpu", code=1).output
+        assert "--resident gpu needs a CUDA device" in output
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "default"), [("shuffle", "windowed", "global"), ("batch_of", "tokens", "images")]
+)
+def test_another_order_is_another_recipe(with_sae, name, value, default):
+    output = with_sae.train("--run_name", "r", f"--{name}", value, code=1).output
+    assert f"exists with other options ({name}: '{default}' there, '{value}' now)" in output
+
+
+def test_the_orders_train_on_what_the_sampling_says(with_store, monkeypatch):
+    from cytosae.train_step import TrainStep
+
+    seen = []
+    original = TrainStep.step
+    monkeypatch.setattr(TrainStep, "step", lambda self, x, lr: (seen.append(x.clone()), original(self, x, lr))[1])
+    with_store.train("--run_name", "r", "--shuffle", "windowed", "--batch_of", "tokens")
+    with StoreReader(ActivationStore.open(with_store.store)) as reader:
+        images = JoinedReader([reader])
+        tokens = torch.from_numpy(images.read_all()).flatten(0, 1)
+        sampling = Sampling(images.layout, images.image_shape[0], 4, 42, "windowed", "tokens")
+    for x, parts in zip(seen, sampling.iter_batches(position=0, stop=60), strict=True):
+        assert torch.equal(x.flatten(0, 1), tokens[parts].float())
+
+
+@pytest.mark.parametrize("options", [["--class_token"], ["--mse_cls_coefficient", 2]])
+def test_mixed_tokens_have_no_class_token(with_store, options):
+    output = with_store.train("--batch_of", "tokens", *options, code=2).output
+    name = options[0].strip("-")
+    assert f"{name} needs batch_of images: under batch_of tokens the tokens are mixed" in output
+
+
+def test_several_data_sets_are_one(with_store):
+    _build_further(with_store)
+    with_store.train("--run_name", "both", "--with_dataset", "more", "--resident", "ram", "--batch_of", "tokens")
+    cfg = torch.load(with_store.sae("both"), weights_only=True)["cfg"]
+    (more,) = (with_store.root / "out/activations/more").glob("*.zarr")
+    assert (cfg["dataset_name"], cfg["with_dataset"]) == ("toy", ["more"])
+    assert cfg["list_digest"] == ActivationStore.open(with_store.store).provenance.list_digest
+    assert cfg["with_list_digest"] == [ActivationStore.open(more).provenance.list_digest]
+    result = json.loads(with_store.train("--with_dataset", "more", "--json").stdout)
+    assert "toy+more-" in result["sae"]
+    with_store.run("features", "--dataset_name", "more", "--sae_path", with_store.sae("both"))
+
+
+def test_a_data_set_twice_is_refused(with_store):
+    output = with_store.train("--with_dataset", "toy", code=1).output
+    assert "was given twice: leave one --with_dataset out" in output
+
+
+def test_data_sets_of_other_specs_are_refused(with_store):
+    vit = with_store.root / "other.pth"
+    write_vit(vit, seed=1)
+    _build_further(with_store, vit=vit)
+    output = with_store.train("--with_dataset", "more", code=1).output
+    assert "cannot be streamed as one: weights_sha256" in output
+    assert not (with_store.root / "out/checkpoints").exists()
+
+
+def test_a_further_data_set_that_is_missing_is_explained(with_store):
+    output = with_store.train("--with_dataset", "nothing", code=1).output
+    assert "no activation store for block_layer -2" in output
+    assert "--dataset_name nothing" in output
+
+
+def test_the_sample_is_spread_over_all_stores(tmp_path):
+    stores = [make_store(tmp_path / f"{n}.zarr", np.full((n, 5, 8), n, dtype="<f2")) for n in (10, 30)]
+    with StoreReader(stores[0]) as first, StoreReader(stores[1]) as second:
+        tokens = sample_tokens([first, second], n_images=8, n_tokens=40)
+    assert tokens[:, 0].tolist() == [10.0] * 10 + [30.0] * 30
+
+
+def test_the_share_of_waiting_is_said_and_logged(with_store):
+    output = with_store.train("--run_name", "r").output
+    share = float(re.search(r"waited for data (\d+\.\d)% of the time", output)[1])
+    assert 0 <= share <= 100
+    assert all(0 <= line["details/data_wait_share"] <= 1 for line in _metrics(with_store))
+
+
+def test_waiting_time_is_counted_from_its_start(monkeypatch):
+    class Batches:
+        waited_s = 1.0
+
+    now = [100.0]
+    monkeypatch.setattr("cytosae_pipeline.train.time.perf_counter", lambda: now[0])
+    waiting = WaitingTime(Batches())
+    assert waiting.share() == 0
+    now[0], Batches.waited_s = 110.0, 3.5
+    assert waiting.share() == 0.25
+    Batches.waited_s = 99.0
+    assert waiting.share() == 1

@@ -1,6 +1,7 @@
 """Which rows, in which order, from which files: pure functions on integers, no I/O."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -41,8 +42,70 @@ def epoch_order(n_rows: int, *, seed: int, epoch: int) -> IntArray:
     """
     if min(n_rows, seed, epoch) < 0:
         raise ValueError(f"n_rows, seed and epoch must be 0 or more, found {n_rows}, {seed} and {epoch}")
-    keys = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(n_rows)
-    return np.argsort(keys, kind="stable").astype(np.int64, copy=False)
+    return _permutation(n_rows, seed, epoch)
+
+
+def group_order(n_parts: int, *, seed: int, epoch: int, group: int) -> IntArray:
+    """Order in which the parts of one group of an epoch are served: a uniform permutation, the same on every machine.
+
+    Args:
+        n_parts: Images or tokens of the group.
+        seed: Fixed for the whole run; 0 or more.
+        epoch: Counted from 0.
+        group: Number of the group in its epoch, counted from 0.
+
+    Returns:
+        A permutation of `range(n_parts)`, shape `(n_parts,)`.
+    """
+    # From 1: a seed sequence is padded with zeros, so that a third word of 0 would repeat the order of the epoch.
+    return _permutation(n_parts, seed, epoch, group + 1)
+
+
+def epoch_windows(shard_bounds: IntArray, *, window_shards: int, seed: int, epoch: int) -> list[IntArray]:
+    """Rows that one epoch reads together: whole shards in a uniform random order, some at a time.
+
+    Args:
+        shard_bounds: First row of every shard, and the number of rows at the end, shape `(n_shards + 1,)`.
+        window_shards: Shards a window at the most; at least 1. All windows hold equally many shards, or one fewer.
+        seed: Fixed for the whole run; 0 or more.
+        epoch: Counted from 0.
+
+    Returns:
+        Increasing row numbers of each window; together every row once.
+
+    Raises:
+        ValueError: If `window_shards` is below 1, or `seed` or `epoch` is negative.
+    """
+    if window_shards < 1:
+        raise ValueError(f"window_shards must be 1 or more, found {window_shards}")
+    shards = epoch_order(len(shard_bounds) - 1, seed=seed, epoch=epoch)
+    return [
+        np.concatenate([np.arange(shard_bounds[shard], shard_bounds[shard + 1]) for shard in np.sort(window)])
+        for window in split_evenly(shards, window_shards)
+    ]
+
+
+def split_evenly(rows: IntArray, longest: int) -> list[IntArray]:
+    """Stretches of at most `longest` entries, as few as possible and equally long, or one shorter."""
+    n_parts = -(-len(rows) // longest)
+    return np.array_split(rows, n_parts) if n_parts else []
+
+
+def cut_anew(stretches: Iterable[IntArray], length: int) -> Iterator[IntArray]:
+    """The same numbers in stretches of another length, the last one shorter."""
+    held: list[IntArray] = []
+    n_held = 0
+    for stretch in stretches:
+        while n_held + len(stretch) >= length:
+            held.append(stretch[: length - n_held])
+            stretch = stretch[length - n_held :]
+            yield held[0] if len(held) == 1 else np.concatenate(held)
+            held, n_held = [], 0
+        if len(stretch):
+            held.append(stretch)
+            n_held += len(stretch)
+    if held:
+        yield np.concatenate(held)
 
 
 def iter_batches(n_rows: int, *, batch_rows: int, seed: int, position: int, stop: int) -> Iterator[IntArray]:
@@ -58,27 +121,30 @@ def iter_batches(n_rows: int, *, batch_rows: int, seed: int, position: int, stop
         position: Rows already visited, over all epochs.
         stop: Position at which to stop.
 
-    Yields:
-        Row numbers, shape `(batch_rows,)`.
+    Returns:
+        An iterator of row numbers, shape `(batch_rows,)` each.
 
     Raises:
         ValueError: If `n_rows` or `batch_rows` is below 1.
     """
     if n_rows < 1 or batch_rows < 1:
         raise ValueError(f"n_rows and batch_rows must be 1 or more, found {n_rows} and {batch_rows}")
-    epoch, order = -1, np.empty(0, dtype=np.int64)
+    return cut_anew(_epochs(n_rows, seed=seed, position=position, stop=stop), batch_rows)
+
+
+def _epochs(n_rows: int, *, seed: int, position: int, stop: int) -> Iterator[IntArray]:
+    """The orders of the epochs from one position to another, the first and last cut."""
     while position < stop:
-        wanted = min(batch_rows, stop - position)
-        parts: list[IntArray] = []
-        while wanted:
-            if position // n_rows != epoch:
-                epoch = position // n_rows
-                order = epoch_order(n_rows, seed=seed, epoch=epoch)
-            part = order[position % n_rows :][:wanted]
-            parts.append(part)
-            position += len(part)
-            wanted -= len(part)
-        yield parts[0] if len(parts) == 1 else np.concatenate(parts)
+        epoch, at = divmod(position, n_rows)
+        order = epoch_order(n_rows, seed=seed, epoch=epoch)[at : at + stop - position]
+        yield order
+        position += len(order)
+
+
+def _permutation(n: int, *words: int) -> IntArray:
+    """A uniform permutation of `range(n)` that the words decide."""
+    keys = np.random.Philox(np.random.SeedSequence(words)).random_raw(n)
+    return np.argsort(keys, kind="stable").astype(np.int64, copy=False)
 
 
 def spread_rows(n_rows: int, n_wanted: int) -> IntArray:
@@ -105,12 +171,12 @@ def plan_runs(rows: IntArray, shard_images: int, max_run: int | None = None) -> 
     if not len(rows):
         return []
     rows = np.asarray(rows, dtype=np.int64)
-    breaks = np.flatnonzero((np.diff(rows) != 1) | (np.diff(rows // shard_images) != 0)) + 1
-    starts = np.concatenate([[0], breaks])
-    ends = np.concatenate([breaks, [len(rows)]])
+    shards, firsts = np.divmod(rows, shard_images)
+    breaks = (np.flatnonzero((np.diff(rows) != 1) | (np.diff(shards) != 0)) + 1).tolist()
     longest = max_run or len(rows)
+    shard_of, first_of = shards.tolist(), firsts.tolist()  # plain integers: a numpy one costs more each
     return [
-        Run(int(rows[at] // shard_images), int(rows[at] % shard_images), int(min(longest, end - at)), int(at))
-        for start, end in zip(starts, ends, strict=True)
+        Run(shard_of[at], first_of[at], min(longest, end - at), at)
+        for start, end in itertools.pairwise([0, *breaks, len(rows)])
         for at in range(start, end, longest)
     ]

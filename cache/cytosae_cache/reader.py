@@ -1,5 +1,6 @@
 """Reading images of a store into memory that the caller owns, in parallel and checked."""
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -21,6 +22,14 @@ _OPEN_FILES = 128
 _RUN_IMAGES = 16
 
 
+def aligned_buffer(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> npt.NDArray[Any]:
+    """Uninitialised C-contiguous memory that begins at a page, so that a disk can write straight into it."""
+    n_bytes = math.prod(shape) * dtype.itemsize
+    memory = np.empty(n_bytes + _PAGE_BYTES, dtype=np.uint8)
+    start = -int(memory.ctypes.data) % _PAGE_BYTES
+    return memory[start : start + n_bytes].view(dtype).reshape(shape)
+
+
 class StoreReader:
     """Reads rows of a complete store straight into slots of a batch; use as a context manager or `close` it.
 
@@ -31,27 +40,21 @@ class StoreReader:
         n_threads: Threads that read at once; by default what suits the kind of folder.
         verify: Whether each image's CRC-32C is checked as it is read.
         direct: Whether to read past the page cache where that is possible, for stores larger than memory. Raw images
-            of a multiple of 512 bytes come straight from the disk into memory that `make_buffer` made.
+            of a multiple of 512 bytes come straight from the disk into memory that `aligned_buffer` made.
     """
 
     def __init__(
         self, store: ActivationStore, *, n_threads: int | None = None, verify: bool = True, direct: bool = False
     ) -> None:
         self.store = store
-        self.n_threads = max(1, store.folder.n_threads if n_threads is None else n_threads)
+        # Past the page cache nothing reads ahead: more requests at once keep the disk busy.
+        usual = store.folder.n_threads * (2 if direct else 1)
+        self.n_threads = max(1, usual if n_threads is None else n_threads)
         self._direct = direct
         self._checksums = store.image_checksums if verify else None
         self._pool = ThreadPoolExecutor(self.n_threads, thread_name_prefix="store-reader")
         self._files: OrderedDict[int, _ShardFile] = OrderedDict()
         self._lock = threading.Lock()
-
-    def make_buffer(self, n_images: int) -> npt.NDArray[Any]:
-        """Memory for a batch that every way of reading can fill, shape `(n_images, n_tokens, d_model)`."""
-        shape = (n_images, *self.store.spec.image_shape)
-        n_bytes = int(np.prod(shape)) * self.store.dtype.itemsize
-        memory = np.empty(n_bytes + _PAGE_BYTES, dtype=np.uint8)
-        start = -int(memory.ctypes.data) % _PAGE_BYTES
-        return memory[start : start + n_bytes].view(self.store.dtype).reshape(shape)
 
     def read_rows(self, rows: IntArray, out: npt.NDArray[Any]) -> None:
         """Fill a batch with the given rows.
@@ -86,7 +89,7 @@ class StoreReader:
     def read(self, rows: IntArray) -> npt.NDArray[Any]:
         """The given rows in new memory, shape `(n, n_tokens, d_model)`."""
         rows = np.asarray(rows, dtype=np.int64)
-        out = self.make_buffer(len(rows))
+        out = aligned_buffer((len(rows), *self.store.spec.image_shape), self.store.dtype)
         self.read_rows(rows, out)
         return out
 

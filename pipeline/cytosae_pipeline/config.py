@@ -12,6 +12,7 @@ from typing import Any, Literal
 Device = Literal["auto", "cpu", "cuda", "mps"]
 PrecisionChoice = Literal["auto", "fp32", "bf16", "fp16"]
 Layout = Literal["auto", "class", "patient", "class/patient"]
+Resident = Literal["auto", "none", "ram", "gpu"]
 
 
 class UserError(ValueError):
@@ -95,6 +96,9 @@ class TrainConfig(StoreSource):
         None, "Name of the run's folder under out/checkpoints. [default: made from the options]"
     )
     resume: str | None = option(None, "Go on with the interrupted run of this name.")
+    with_dataset: tuple[str, ...] = option(
+        (), "A further data set, streamed with the first as one; its store must have the same spec. Repeatable."
+    )
     arch: Literal["relu"] = option("relu", "Architecture of the autoencoder.")
     expansion_factor: int = option(64, "Latents a channel: S = expansion_factor x D.")
     b_dec_init_method: Literal["geometric_median", "mean", "zeros"] = option(
@@ -108,6 +112,17 @@ class TrainConfig(StoreSource):
     lr_warm_up_steps: int = option(500, "Steps over which the learning rate rises.")
     batch_size: int = option(16, "Images a step (the reference's own run used 64).")
     total_training_tokens: int = option(1_000_000, "Images to train on, over all epochs (the reference's name).")
+    shuffle: Literal["global", "windowed"] = option(
+        "global",
+        "global: every epoch a uniform permutation of all images. windowed: whole shards in random order, 8 at a time "
+        "mixed in memory, for disks and stores where random reads are dear.",
+    )
+    batch_of: Literal["images", "tokens"] = option(
+        "images", "What a batch is filled with: whole images, or as many tokens drawn from 8 batches' worth of images."
+    )
+    resident: Resident = option(
+        "auto", "Keep all activations in memory (ram) or on the GPU (gpu); batches are the same. auto: where it pays."
+    )
     mse_cls_coefficient: float = option(1.0, "Weight of the CLS token's reconstruction error.")
     use_ghost_grads: bool = option(False, "Revive dead latents with ghost gradients.")
     feature_sampling_window: int = option(64, "Steps over which latents' firing rates are measured.")
@@ -139,6 +154,12 @@ class TrainConfig(StoreSource):
             self, 0, "lr_warm_up_steps", "n_checkpoints", "seed", "l1_coefficient", "dead_feature_window", "lr",
             "mse_cls_coefficient", "dead_feature_threshold",
         )  # fmt: skip
+        if self.batch_of == "tokens" and (self.class_token or self.mse_cls_coefficient != 1):
+            name = "class_token" if self.class_token else "mse_cls_coefficient"
+            raise ValueError(
+                f"{name} needs batch_of images: under batch_of tokens the tokens are mixed, and none stands in the CLS "
+                "token's place"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

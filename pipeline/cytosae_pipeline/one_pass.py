@@ -21,8 +21,10 @@ from cytosae_cache.stream import iter_row_blocks
 from cytosae_pipeline import __version__
 from cytosae_pipeline.config import StatisticsConfig, UserError
 from cytosae_pipeline.devices import DTYPES, choose_device
+from cytosae_pipeline.memory import available_ram
 from cytosae_pipeline.paths import Workspace
 from cytosae_pipeline.progress import Reporter
+from cytosae_pipeline.residence import exceeds_page_cache
 from cytosae_pipeline.stores import ensure_store
 
 
@@ -113,7 +115,7 @@ def run_pass(
     encoder = BlockEncoder(inputs.sae, thresholds, dtype=dtype)
     block_rows = -(-config.batch_size // BLOCK_IMAGES) * BLOCK_IMAGES
     with (
-        StoreReader(store, verify=not config.no_verify) as reader,
+        StoreReader(store, verify=not config.no_verify, direct=exceeds_page_cache([store], available_ram())) as reader,
         report.progress(what, store.n_images, "images") as bar,
     ):
         for block in iter_row_blocks(reader, block_rows=block_rows):

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cytosae_cache.durable import write_file
+from cytosae_cache.joined import check_same_spec
 from cytosae_cache.spec import canonical_json
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline import __version__
@@ -20,7 +21,7 @@ from cytosae_pipeline.stores import ensure_store
 
 _NOT_THE_RECIPE = {
     "root_dir", "store", "model_path", "images", "layout", "vit_type", "run_name", "resume", "device", "no_verify",
-    "log_to_wandb", "wandb_project", "wandb_entity", "clip_dim",
+    "resident", "log_to_wandb", "wandb_project", "wandb_entity", "clip_dim",
 }  # fmt: skip
 """Options that do not change the numbers: left out of the run's identity and of everything that is shared."""
 
@@ -35,14 +36,19 @@ class Run:
 
     config: TrainConfig
     """Options."""
-    store: ActivationStore
-    """What it trains on."""
+    stores: tuple[ActivationStore, ...]
+    """What it trains on, as if it were one store."""
     folder: Path
     """Where everything goes."""
     recipe: dict[str, Any]
     """What decides the numbers, as plain JSON values; no path, label or patient in it."""
     device: torch.device
     """Where it runs."""
+
+    @property
+    def store(self) -> ActivationStore:
+        """The first of its stores; all have the same spec."""
+        return self.stores[0]
 
     @property
     def n_latents(self) -> int:
@@ -72,15 +78,17 @@ class Run:
 
 
 def plan_run(config: TrainConfig, report: Reporter) -> Run:
-    """Find the store, settle the run's name and write its config.
+    """Find the stores, settle the run's name and write its config.
 
     Raises:
-        TrainingError: If the options do not fit the store, or the run's name belongs to other options.
+        StoreMismatchError: If the stores' specs differ.
+        TrainingError: If the options do not fit the stores, or the run's name belongs to other options.
     """
     workspace = Workspace(config.root_dir)
     if config.resume is not None:
         config = _resumed_config(config, workspace)
-    store = ensure_store(config, report)
+    stores = _find_stores(config, report)
+    store, further = stores[0], stores[1:]
     if config.clip_dim not in (None, store.d_model):
         raise TrainingError(
             f"--clip_dim {config.clip_dim} was given, but store '{store.path}' holds activations of width "
@@ -98,10 +106,13 @@ def plan_run(config: TrainConfig, report: Reporter) -> Run:
         "spec": store.spec.to_json(),
         "spec_hash": store.spec.hash,
         "list_digest": store.provenance.list_digest,
+        "with_dataset": [store.provenance.dataset for store in further],
+        "with_list_digest": [store.provenance.list_digest for store in further],
     }
     digest = hashlib.sha256(canonical_json(recipe)).hexdigest()[:8]
-    folder = workspace.run_dir(config.run_name or f"{file_part(store.provenance.dataset)}-{digest}")
-    run = Run(config, store, folder, recipe, choose_device(config.device))
+    datasets = "+".join(file_part(store.provenance.dataset) for store in stores)
+    folder = workspace.run_dir(config.run_name or f"{datasets}-{digest}")
+    run = Run(config, stores, folder, recipe, choose_device(config.device))
     _write_config(run)
     return run
 
@@ -109,6 +120,23 @@ def plan_run(config: TrainConfig, report: Reporter) -> Run:
 def sae_cfg(run: Run) -> dict[str, Any]:
     """What an autoencoder's file says of itself."""
     return {**run.recipe, "package_version": __version__, "run_name": run.folder.name}
+
+
+def _find_stores(config: TrainConfig, report: Reporter) -> tuple[ActivationStore, ...]:
+    """The first store and those of the further data sets."""
+    first = ensure_store(config, report)
+    # Of several stores of a further data set, the one that fits the first.
+    further = [
+        ensure_store(replace(config, dataset_name=name, store=None, images=None), report, spec_hash=first.spec.hash)
+        for name in config.with_dataset
+    ]
+    stores = (first, *further)
+    paths = [store.path if isinstance(store.path, str) else store.path.resolve() for store in stores]
+    for store, path in zip(stores, paths, strict=True):
+        if paths.count(path) > 1:
+            raise TrainingError(f"store '{store.path}' was given twice: leave one --with_dataset out")
+    check_same_spec(stores)
+    return stores
 
 
 def _write_config(run: Run) -> None:
@@ -143,5 +171,6 @@ def _resumed_config(config: TrainConfig, workspace: Workspace) -> TrainConfig:
     options = json.loads(path.read_text())["options"]
     for name in ("model_path", "images"):
         options[name] = Path(options[name]) if options[name] is not None else None
+    options["with_dataset"] = tuple(options.get("with_dataset", ()))
     options |= {"root_dir": config.root_dir, "run_name": config.resume, "resume": None, "device": config.device}
     return TrainConfig(**options)

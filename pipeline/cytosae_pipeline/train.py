@@ -1,13 +1,15 @@
 """Stage two's training: the reference recipe, streamed from a store, seeded, and resumable at any step."""
 
+import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 from cytosae.checkpoint import read_torch, save_sae, write_torch_atomically
@@ -16,13 +18,16 @@ from cytosae.objective import explained_variance, l0, learning_rate_factor
 from cytosae.sae import SparseAutoencoder, make_sae
 from cytosae.train_step import StepResult, TrainStep
 from cytosae_cache.errors import StoreError
+from cytosae_cache.joined import JoinedReader
 from cytosae_cache.order import spread_rows
 from cytosae_cache.reader import StoreReader
 from cytosae_cache.spec import canonical_json
-from cytosae_cache.stream import Batch, TrainingStream
+from cytosae_pipeline.batches import Batches, open_batches
 from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.interrupts import HeldInterrupts
+from cytosae_pipeline.memory import available_ram
 from cytosae_pipeline.progress import Progress, Reporter
+from cytosae_pipeline.residence import choose_residence, exceeds_page_cache, find_needs, find_room
 from cytosae_pipeline.runs import Run, TrainingError, plan_run, sae_cfg
 from cytosae_pipeline.tracking import JsonLines, Tracker, Trackers, WandbTracker
 
@@ -62,8 +67,12 @@ def train(config: TrainConfig, report: Reporter) -> TrainResult:
         return TrainResult(
             run.final_path, run.folder, "already trained", run.n_steps, run.n_latents, _last_metrics(run)
         )
-    with StoreReader(run.store, verify=not config.no_verify) as reader:
-        loop = TrainingLoop(run, reader, report)
+    with contextlib.ExitStack() as stack:
+        direct = exceeds_page_cache(run.stores, available_ram())
+        readers = [
+            stack.enter_context(StoreReader(store, verify=not config.no_verify, direct=direct)) for store in run.stores
+        ]
+        loop = TrainingLoop(run, readers, report)
         resumed = loop.position > 0
         loop.run()
     loop.step.sae.normalise_decoder_()
@@ -79,13 +88,13 @@ class TrainingLoop:
 
     Args:
         run: The run.
-        reader: Reads its store.
+        readers: Read its stores, in order.
         report: Shows progress.
     """
 
-    def __init__(self, run: Run, reader: StoreReader, report: Reporter) -> None:
+    def __init__(self, run: Run, readers: Sequence[StoreReader], report: Reporter) -> None:
         config = run.config
-        self._run, self._reader, self._report = run, reader, report
+        self._run, self._readers, self._report = run, readers, report
         self.position = 0
         """Images trained on."""
         self._n_done = 0
@@ -103,21 +112,22 @@ class TrainingLoop:
         if run.state_path.exists():
             self._load_state()
         else:
-            _initialise_b_dec(sae, reader, config)
+            _initialise_b_dec(sae, readers, config)
 
     def run(self) -> None:
         """All remaining steps. On Ctrl-C or an error of the disk or store the state is saved first.
 
         Raises:
             TrainingError: If the loss stops being a finite number.
+            UserError: If `--resident` asks for a place without room.
         """
         run, config = self._run, self._run.config
         if self.position:
             self._report.say(f"going on with run '{run.folder.name}' after {self.position:,} images")
-        stream = TrainingStream(
-            [self._reader], batch_images=config.batch_size, seed=config.seed, position=self.position,
-            stop=config.total_training_tokens,
-        )  # fmt: skip
+        needs = find_needs(config, run.stores, n_latents=run.n_latents, position=self.position)
+        residence = choose_residence(config.resident, needs, find_room(run.device))
+        self._report.say(residence.text)
+        batches = open_batches(self._readers, config, position=self.position, device=run.device, place=residence.place)
         metrics_path = run.folder / "metrics.jsonl"
         trackers: list[Tracker] = [JsonLines(metrics_path, after_step=self._n_done)]
         if config.log_to_wandb:
@@ -126,20 +136,22 @@ class TrainingLoop:
         with HeldInterrupts() as interrupts:
             try:
                 with Trackers(*trackers) as tracker, progress:
-                    self._steps(stream, tracker, progress, interrupts)
+                    self._steps(batches, tracker, progress, interrupts)
             except (KeyboardInterrupt, OSError, StoreError):
                 # After a second Ctrl-C the parameters may be half-way through a step: the last state saved stands.
                 if not interrupts.torn:
                     self._save_state()
                 raise
 
-    def _steps(self, stream: TrainingStream, tracker: Tracker, progress: Progress, interrupts: HeldInterrupts) -> None:
+    def _steps(self, batches: Batches, tracker: Tracker, progress: Progress, interrupts: HeldInterrupts) -> None:
         config = self._run.config
         checkpoints = _checkpoint_positions(config, after=self.position)
         upcoming = next(checkpoints, None)
         note = ""
-        for batch in stream:
-            x = self._to_device(batch)
+        whole, interval = WaitingTime(batches), WaitingTime(batches)
+        for batch in batches:
+            n_images = len(batch.activations)
+            x = self._to_device(batch.activations)
             factor = learning_rate_factor(
                 self._n_done, scheduler=config.lr_scheduler_name, warm_up_steps=config.lr_warm_up_steps
             )
@@ -148,7 +160,8 @@ class TrainingLoop:
             self.position, self._n_done = batch.position, self._n_done + 1
             last = self.position >= config.total_training_tokens
             if self._n_done % config.wandb_log_frequency == 0 or last or self._n_done == 1:
-                metrics = self._measure(result, x, config.lr * factor, progress.rate, stream.waited_s)
+                metrics = self._measure(result, x, config.lr * factor, progress.rate, interval.share())
+                interval = WaitingTime(batches)
                 tracker.log(self._n_done, metrics)
                 note = f"loss {metrics['losses/overall_loss']:.4g}, EV {metrics['metrics/explained_variance']:.3f}"
             if self._n_done % config.feature_sampling_window == 0:
@@ -161,15 +174,16 @@ class TrainingLoop:
                     upcoming = next(checkpoints, None)
             elif time.monotonic() - self._last_save > _SECONDS_BETWEEN_SAVES:
                 self._save_state()
-            progress.advance(len(batch.rows), note)
+            progress.advance(n_images, note)
             interrupts.check()
+        self._report.say(f"waited for data {whole.share():.1%} of the time")
 
-    def _to_device(self, batch: Batch) -> torch.Tensor:
-        """The batch as float32 on the device, shape `(B, T, D)`."""
-        activations = torch.from_numpy(batch.activations)
+    def _to_device(self, activations: torch.Tensor) -> torch.Tensor:
+        """A batch as float32 on the device, shape `(B, T, D)`."""
         if self._run.config.class_token:
             activations = activations[:, :1]
-        return activations.to(device=self._run.device, dtype=torch.float32)
+        # Two steps: at once, torch would convert on the host and then copy twice the bytes.
+        return activations.to(self._run.device).to(torch.float32)
 
     def _count_firing(self, result: StepResult) -> None:
         """Add to the firing counts of the sampling window; stays on the device."""
@@ -179,7 +193,7 @@ class TrainingLoop:
 
     @torch.no_grad()
     def _measure(
-        self, result: StepResult, x: torch.Tensor, rate: float, images_per_s: float, waited_s: float
+        self, result: StepResult, x: torch.Tensor, rate: float, images_per_s: float, wait_share: float
     ) -> dict[str, float]:
         """Metrics of a step under the reference's names. CPU-GPU sync point, hence only every few steps.
 
@@ -213,7 +227,7 @@ class TrainingLoop:
             "details/n_training_tokens": self.position,
             "details/current_learning_rate": rate,
             "details/images_per_s": images_per_s,
-            "details/data_wait_s": waited_s,
+            "details/data_wait_share": wait_share,
         }
 
     def _save_state(self) -> None:
@@ -239,30 +253,48 @@ class TrainingLoop:
         self.step.load_state_dict(state["step"])
 
 
-def sample_tokens(
-    reader: StoreReader, *, n_images: int = _MEDIAN_IMAGES, n_tokens: int = _MEDIAN_TOKENS
-) -> torch.Tensor:
-    """Token vectors from a sample of images spread over the store.
+class WaitingTime:
+    """The share of the time since it was made that was spent waiting for data.
 
     Args:
-        reader: Reads the store.
+        batches: What is waited for.
+    """
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches, self._waited_s, self._start = batches, batches.waited_s, time.perf_counter()
+
+    def share(self) -> float:
+        """Between 0 and 1."""
+        passed = time.perf_counter() - self._start
+        return min(1.0, (self._batches.waited_s - self._waited_s) / passed) if passed > 0 else 0.0
+
+
+def sample_tokens(
+    readers: Sequence[StoreReader], *, n_images: int = _MEDIAN_IMAGES, n_tokens: int = _MEDIAN_TOKENS
+) -> torch.Tensor:
+    """Token vectors from a sample of images spread over all stores.
+
+    Args:
+        readers: Read the stores.
         n_images: Images to read at the most.
         n_tokens: Tokens to return at the most.
 
     Returns:
         Float32, shape `(n, D)`.
     """
-    valid = reader.store.valid_rows
-    rows = valid[spread_rows(len(valid), n_images)]
-    tokens = reader.read(rows).reshape(-1, reader.store.d_model)
+    images = JoinedReader(readers)
+    chosen = spread_rows(len(images), n_images)
+    values = np.empty((len(chosen), *images.image_shape), dtype=images.dtype)
+    images.read(chosen, values)
+    tokens = values.reshape(-1, images.image_shape[1])
     return torch.from_numpy(tokens[spread_rows(len(tokens), n_tokens)]).float()
 
 
-def _initialise_b_dec(sae: SparseAutoencoder, reader: StoreReader, config: TrainConfig) -> None:
+def _initialise_b_dec(sae: SparseAutoencoder, readers: Sequence[StoreReader], config: TrainConfig) -> None:
     """Start the decoder's bias where the activations are."""
     if config.b_dec_init_method == "zeros":
         return
-    tokens = sample_tokens(reader)
+    tokens = sample_tokens(readers)
     start = geometric_median(tokens) if config.b_dec_init_method == "geometric_median" else tokens.double().mean(dim=0)
     with torch.no_grad():
         sae.b_dec.copy_(start.float())

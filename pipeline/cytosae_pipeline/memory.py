@@ -1,0 +1,58 @@
+"""How much memory is free, with the limits of containers."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+
+def available_ram(root: Path = Path("/")) -> int | None:
+    """Bytes that this process can take without swapping or being killed, or None where the system does not say.
+
+    Args:
+        root: Where /proc and /sys lie.
+    """
+    found = [_machine(root), *_cgroups(root)]
+    known = [n_bytes for n_bytes in found if n_bytes is not None]
+    return max(0, min(known)) if known else None
+
+
+def _machine(root: Path) -> int | None:
+    """Free memory of the machine, the page cache counted as free."""
+    try:
+        fields = dict(line.split(":", 1) for line in (root / "proc/meminfo").read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        try:
+            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, OSError, ValueError):  # Windows has no sysconf, macOS not this name
+            return None
+
+
+def _cgroups(root: Path) -> Iterator[int | None]:
+    """What the control groups that this process is in leave free, version 2 and 1."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    base = root / "sys/fs/cgroup"
+    for line in lines:
+        _, controllers, place = line.split(":", 2)
+        # A limit may stand at any level above, and inside a container the path shown may not exist.
+        levels = [str(level).lstrip("/") for level in (PurePosixPath(place), *PurePosixPath(place).parents)]
+        if not controllers:
+            for level in levels:
+                yield _cgroup(base / level, "memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            for level in levels:
+                names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+                yield _cgroup(base / "memory" / level, *names)
+
+
+def _cgroup(folder: Path, limit: str, usage: str, cache: str) -> int | None:
+    """What one control group leaves free, its page cache counted as free; None without a limit."""
+    try:
+        statistics = dict(line.split(" ", 1) for line in (folder / "memory.stat").read_text().splitlines())
+        used = int((folder / usage).read_text()) - int(statistics.get(cache, 0))
+        return int((folder / limit).read_text()) - used
+    except (OSError, ValueError):  # no such group, or a limit of `max`
+        return None
