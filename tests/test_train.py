@@ -158,7 +158,8 @@ def test_an_interrupted_run_resumes_to_the_same_bits(with_store, monkeypatch, op
     assert "broken  96 latents  unfinished" in with_store.run("list").output
     assert (with_store.root / "out/checkpoints/broken/training_state.pt").stat().st_size < 100_000
     monkeypatch.setattr(TrainStep, "step", original)
-    output = with_store.run("train", "--resume", "broken").output
+    output = with_store.run("train", "--resume", "broken", "--resident", "none").output
+    assert "from disk every epoch: --resident none" in output
     assert "going on with run 'broken' after 28 images" in output
     assert "(resumed, 15 steps" in output
     _assert_same_weights(with_store.sae("r"), with_store.sae("broken"))
@@ -404,6 +405,9 @@ def test_several_data_sets_are_one(with_store):
     result = json.loads(with_store.train("--with_dataset", "more", "--json").stdout)
     assert "toy+more-" in result["sae"]
     with_store.run("features", "--dataset_name", "more", "--sae_path", with_store.sae("both"))
+    by_path = ["--store", with_store.store, "--with_dataset", "more", "--expansion_factor", 4]
+    output = with_store.run("train", *by_path, "--total_training_tokens", 8, "--json").stdout
+    assert "toy+more-" in json.loads(output)["sae"]
 
 
 def test_a_data_set_twice_is_refused(with_store):

@@ -57,7 +57,7 @@ def choose_residence(asked: Resident, needs: Needs, room: Room) -> Residence:
     """Decide where activations are kept. Every choice gives the same batches.
 
     `auto` keeps them on a CUDA device if they fit beside the training step, and in memory only if reading is dear: an
-    uncompressed local store is in the page cache anyway (docs/shuffling.md).
+    uncompressed local store is in the page cache anyway, which outruns a training step (docs/shuffling.md).
 
     Raises:
         UserError: If the place asked for has no room.
@@ -92,7 +92,7 @@ def choose_residence(asked: Resident, needs: Needs, room: Room) -> Residence:
     if fits("gpu"):
         return Residence("gpu", kept["gpu"])
     if not needs.dear:
-        return Residence("none", f"{read}: as fast as from memory once the system has cached them")
+        return Residence("none", f"{read}: an uncompressed store is quick to read")
     if fits("ram"):
         return Residence("ram", f"{kept['ram']}: fetching or decoding them every epoch takes longer")
     return Residence("none", f"{read}: there is no room for them in memory")

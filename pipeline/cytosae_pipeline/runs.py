@@ -172,5 +172,7 @@ def _resumed_config(config: TrainConfig, workspace: Workspace) -> TrainConfig:
     for name in ("model_path", "images"):
         options[name] = Path(options[name]) if options[name] is not None else None
     options["with_dataset"] = tuple(options.get("with_dataset", ()))
-    options |= {"root_dir": config.root_dir, "run_name": config.resume, "resume": None, "device": config.device}
+    # Another machine may have another device and other room.
+    options |= {"device": config.device, "resident": config.resident}
+    options |= {"root_dir": config.root_dir, "run_name": config.resume, "resume": None}
     return TrainConfig(**options)
