@@ -239,3 +239,20 @@ def test_too_little_disk_is_said_before_anything_is_written(with_images, monkeyp
     output = with_images.build(code=1).output
     assert "only 10 bytes are free" in output
     assert not list(with_images.root.glob("out/activations/toy/*.zarr"))
+
+
+def test_a_half_size_store_serves_every_verb(with_images):
+    place = with_images
+    place.build("--store_dtype", "int8", "--compression", "zstd")
+    store = ActivationStore.open(place.store)
+    assert store.spec.store_dtype == "int8"
+    assert "sound" in place.run("verify", place.store).output
+    arguments = ("--deep", "--model_path", place.vit, "--images", place.images)
+    assert "sound" in place.run("verify", place.store, *arguments).output
+    place.train("--run_name", "r")
+    place.run("features", "--dataset_name", "toy", "--sae_path", place.sae("r"))
+    halves = store[store.valid_rows]
+    place.build("--store", place.root / "whole.zarr")
+    whole = ActivationStore.open(place.root / "whole.zarr")[store.valid_rows]
+    np.testing.assert_allclose(halves, whole, atol=0.03 * float(np.abs(whole).max()))
+    place.run("features", "--store", place.root / "whole.zarr", "--sae_path", place.sae("r"))

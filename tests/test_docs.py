@@ -5,12 +5,14 @@ import shlex
 from pathlib import Path
 
 import click
+import numpy as np
+import pytest
 
 from cytosae_cache.metadata import Provenance
 from cytosae_cache.spec import StoreSpec
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.cli import cli
-from tests.stores import make_activations, make_store
+from tests.stores import make_activations, make_spec, make_store
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,10 +24,15 @@ def _rows(text: str, heading: str) -> dict[str, list[str]]:
     return {row[0].strip("`"): row[1:] for row in cells}
 
 
-def test_the_store_format_is_as_documented(tmp_path):
-    store = make_store(tmp_path / "s.zarr", make_activations(11), invalid=[3])
+@pytest.mark.parametrize("store_dtype", ["float16", "int8"])
+def test_the_store_format_is_as_documented(tmp_path, store_dtype):
+    spec = make_spec(store_dtype=store_dtype)
+    activations = make_activations(11).astype(np.float16)
+    store = make_store(tmp_path / "s.zarr", activations, invalid=[3], spec=spec)
     text = (ROOT / "docs" / "store-format.md").read_text()
     arrays = _rows(text, "| array |")
+    if store_dtype == "int8":
+        arrays |= _rows(text, "| array of int8 stores |")
     found = {
         str(path.parent.relative_to(store.path)): path
         for path in store.path.rglob("zarr.json")
@@ -36,7 +43,7 @@ def test_the_store_format_is_as_documented(tmp_path):
     for name, (shape, dtype, _) in arrays.items():
         array = store.zarr_array() if name == "activations" else None
         actual = array if array is not None else store.column(name)
-        expected = tuple(sizes.get(part) or int(part) for part in re.findall(r"\w+", shape))
+        expected = tuple(eval(part, sizes) for part in shape.strip("(),").split(","))
         assert actual.shape == expected, name
         assert dtype == ("string" if actual.dtype.kind == "T" else actual.dtype.name), name
     assert set(_rows(text, "| key |")) == {

@@ -48,7 +48,7 @@ def test_the_hash_is_frozen():
         ({"block": 4}, "block must lie in"),
         ({"d_model": 0}, "must be positive"),
         ({"weights_sha256": "xyz"}, "64 hex digits"),
-        ({"store_dtype": "int8"}, "store_dtype must be one of"),
+        ({"store_dtype": "int4"}, "store_dtype must be one of"),
         ({"precision": "fp8"}, "precision must be one of"),
     ],
 )

@@ -53,6 +53,80 @@ def test_round_trip_at_odd_sizes(tmp_path, n, shard_images, compression):
     assert store.valid_rows.tolist() == [row for row in range(n) if row not in invalid]
 
 
+def _int8_store(path, n=11, *, invalid=(), compression="none", shard_images=4):
+    spec = make_spec(d_model=16, store_dtype="int8")
+    activations = np.random.default_rng(0).normal(size=(n, *spec.image_shape)).astype(np.float16)
+    return activations, make_store(
+        path, activations, spec=spec, invalid=invalid, compression=compression, shard_images=shard_images
+    )
+
+
+@pytest.mark.parametrize("compression", CODECS)
+def test_int8_stores_halve_the_bytes_and_keep_the_numbers(tmp_path, compression):
+    activations, store = _int8_store(tmp_path / "s.zarr", invalid=[2, 7], compression=compression)
+    found = store[:]
+    assert found.dtype == np.float16
+    assert np.isnan(found[[2, 7]]).all()
+    kept = store.valid_rows
+    error = found[kept].astype(np.float64) - activations[kept].astype(np.float64)
+    assert np.sqrt((error**2).mean()) < 0.01
+    assert np.array_equal(store[[9, 0]], found[[9, 0]])
+    assert verify_store(store).sound
+    if compression == "none":
+        assert (store.path / shard_name(0)).stat().st_size == 4 * 5 * (16 + 4) + 4 * 16 + 4
+    total = found[kept].astype(np.float64).reshape(-1, 16).sum(axis=0)
+    np.testing.assert_allclose(store.moments.sum.sum(axis=0), total, rtol=1e-12)
+
+
+def test_codes_are_documented_well_enough_to_decode_them_without_us(tmp_path):
+    _, store = _int8_store(tmp_path / "s.zarr", invalid=[3])
+    group = zarr.open_group(store.path, mode="r")
+    records = group["activations"][...]
+    codes, scales = records[..., :16], np.ascontiguousarray(records[..., 16:]).view("<f4")
+    values = group["channels/mean"][...] + group["channels/std"][...] * (scales * codes)
+    assert np.array_equal(values.astype(np.float16), store[:], equal_nan=True)
+
+
+@pytest.mark.parametrize("n_before", [0, 1, 2])
+def test_an_int8_build_resumes_to_the_same_bytes(tmp_path, n_before):
+    activations, whole = _int8_store(tmp_path / "a" / "s.zarr")
+    path = tmp_path / "b" / "s.zarr"
+    store = ActivationStore.create(path, whole.spec, make_table(11), PROVENANCE, shard_images=4)
+    with StoreWriter(store) as writer:
+        for shard in range(n_before):
+            rows = store.shard_rows(shard)
+            writer.submit(make_shard(store, shard, activations[rows.start : rows.stop]))
+    fill_store(ActivationStore(path), activations)
+    assert _snapshot(path) == _snapshot(whole.path)
+
+
+def test_an_int8_store_without_a_readable_image_in_its_first_shard(tmp_path):
+    activations, store = _int8_store(tmp_path / "s.zarr", invalid=[0, 1, 2, 3])
+    assert np.isnan(store[:4]).all()
+    np.testing.assert_allclose(store[4:], activations[4:], atol=0.05)
+    assert verify_store(store).sound
+
+
+def test_infinity_stops_an_int8_build_and_leaves_it_resumable(tmp_path):
+    activations, whole = _int8_store(tmp_path / "a" / "s.zarr")
+    path = tmp_path / "b" / "s.zarr"
+    store = ActivationStore.create(path, whole.spec, make_table(11), PROVENANCE, shard_images=4)
+    broken = activations.copy()
+    broken[1, 0, 0] = np.inf
+    with pytest.raises(NotFiniteError, match=r"img_0001\.png.*NaN or infinity"):
+        fill_store(store, broken)
+    fill_store(ActivationStore(path), activations)
+    assert _snapshot(path) == _snapshot(whole.path)
+
+
+def test_channels_that_cannot_be(tmp_path):
+    _, store = _int8_store(tmp_path / "s.zarr")
+    zarr.open_group(store.path, mode="r+")["channels/std"][3] = 0
+    seal(store)
+    with pytest.raises(StoreCorruptError, match="channels of store .* must be 16 finite numbers"):
+        StoreReader(ActivationStore.open(store.path))
+
+
 def test_an_empty_store_round_trips(tmp_path):
     store = make_store(tmp_path / "s.zarr", make_activations(0))
     assert store.complete

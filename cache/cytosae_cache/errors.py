@@ -24,5 +24,9 @@ class StoreCorruptError(StoreError):
     """Bytes, shapes or checksums are not those that were written."""
 
 
+class ChecksumError(StoreCorruptError):
+    """An image's bytes are not those that were written."""
+
+
 class StoreBusyError(StoreError):
     """Another process is building the store right now."""

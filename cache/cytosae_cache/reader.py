@@ -12,12 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae_cache.codec import decode_into, make_codec
-from cytosae_cache.errors import StoreCorruptError
+from cytosae_cache.errors import ChecksumError, StoreCorruptError
 from cytosae_cache.order import IntArray, Run, plan_runs
+from cytosae_cache.quantise import dequantise
 from cytosae_cache.shard import MISSING, as_bytes, checksum, read_index, shard_name
 from cytosae_cache.store import ActivationStore
 
 _PAGE_BYTES = 4096
+_FILL = {"b": -128}
+"""What stands for a missing image, by the stored type; NaN where there is such a number."""
 _OPEN_FILES = 128
 _RUN_IMAGES = 16
 
@@ -52,6 +55,8 @@ class StoreReader:
         self.n_threads = max(1, usual if n_threads is None else n_threads)
         self._direct = direct
         self._checksums = store.image_checksums if verify else None
+        self._channels = store.channels
+        self._scratch = threading.local()
         self._pool = ThreadPoolExecutor(self.n_threads, thread_name_prefix="store-reader")
         self._files: OrderedDict[int, _ShardFile] = OrderedDict()
         self._lock = threading.Lock()
@@ -116,13 +121,33 @@ class StoreReader:
         """One run of neighbours, read and checked."""
         target = out[run.slot : run.slot + run.n_images]
         first = run.shard * self.store.shard_images + run.first
-        self._file(run.shard).read(run.first, target)
-        if self._checksums is None:
-            return
-        for offset, image in enumerate(target):
+        records = target if self._channels is None else self._make_records(len(target))
+        present = self._file(run.shard).read(run.first, records)
+        if self._checksums is not None:
+            self._check(first, records)
+        if self._channels is not None:
+            for record, image, there in zip(records, target, present, strict=True):
+                if there:
+                    dequantise(record, self._channels, image, self._scratch.wide)
+                else:
+                    image[...] = np.nan
+
+    def _make_records(self, n_images: int) -> npt.NDArray[np.int8]:
+        """This thread's memory for records, shape `(n_images, n_tokens, d_model + 4)`, and for one image as float32."""
+        spec = self.store.spec
+        if not hasattr(self._scratch, "records"):
+            self._scratch.records = aligned_buffer((_RUN_IMAGES, *spec.record_shape), np.dtype(np.int8))
+            self._scratch.wide = np.empty(spec.image_shape, dtype=np.float32)
+        records: npt.NDArray[np.int8] = self._scratch.records[:n_images]
+        return records
+
+    def _check(self, first: int, records: npt.NDArray[Any]) -> None:
+        """Compare checksums of consecutive rows."""
+        assert self._checksums is not None
+        for offset, image in enumerate(records):
             if checksum(as_bytes(image)) != self._checksums[first + offset]:
                 row = first + offset
-                raise StoreCorruptError(
+                raise ChecksumError(
                     f"row {row} ('{self.store.images.path[row]}') of store '{self.store.path}' fails its checksum: "
                     "its bytes changed on disk. Find all damage with: cytosae-cache verify "
                     f"'{self.store.path}'; repair by building again with --overwrite"
@@ -146,7 +171,7 @@ class _ShardFile:
 
     def __init__(self, store: ActivationStore, shard: int, *, direct: bool) -> None:
         self._where = f"{store.path}/{shard_name(shard)}"
-        self._codec = make_codec(store.compression, store.dtype.itemsize)
+        self._codec = make_codec(store.compression, np.dtype(store.spec.store_dtype).itemsize)
         try:
             self._file = store.folder.open(shard_name(shard), direct=direct)
         except FileNotFoundError as error:
@@ -155,25 +180,27 @@ class _ShardFile:
             ) from error
         index = read_index(self._file, store.shard_images, self._where)
         self._offsets, self._lengths = index[:, 0], index[:, 1]
-        n_images, size = len(store.shard_rows(shard)), store.image_bytes
+        n_images, size = len(store.shard_rows(shard)), store.spec.record_bytes
         offsets, lengths = self._offsets[:n_images], self._lengths[:n_images]
         if self._codec is None and np.any((lengths != size) & (offsets != MISSING)):
             raise StoreCorruptError(f"shard '{self._where}' holds images of another size than {size} bytes")
         # As ours always are: image i at byte i * size, so that neighbours are one read.
         self._is_plain = self._codec is None and np.array_equal(offsets, np.arange(n_images, dtype=np.uint64) * size)
 
-    def read(self, first: int, target: npt.NDArray[Any]) -> None:
-        """Fill consecutive images: one read where raw ones lie one after another."""
+    def read(self, first: int, target: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Fill consecutive images: one read where raw ones lie one after another. Returns which there are."""
+        present: npt.NDArray[np.bool_] = self._offsets[first : first + len(target)] != MISSING
         if self._is_plain:
             self._file.read_at(first * target[0].nbytes, as_bytes(target))
-            return
+            return present
         for slot, image in enumerate(target, start=first):
             offset = int(self._offsets[slot])
             if offset == MISSING:
-                image[...] = np.nan
+                image[...] = _FILL.get(image.dtype.char, np.nan)
             elif self._codec is None:
                 self._file.read_at(offset, as_bytes(image))
             else:
                 data = memoryview(bytearray(int(self._lengths[slot])))
                 self._file.read_at(offset, data)
                 decode_into(self._codec, data, as_bytes(image), f"image {slot} of shard '{self._where}'")
+        return present

@@ -2,16 +2,20 @@
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self, TypeVar, get_args
 
+import numpy as np
+
 from cytosae_cache.errors import StoreCorruptError
+from cytosae_cache.quantise import SCALE_BYTES
 
 FORMAT_VERSION = 1
 
 T = TypeVar("T")
 
-StoreDtype = Literal["float16", "float32"]
+StoreDtype = Literal["float16", "float32", "int8"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Compression = Literal["none", "lz4", "zstd"]
 
@@ -68,7 +72,7 @@ class StoreSpec:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     """How images were prepared."""
     store_dtype: StoreDtype = "float16"
-    """Type of the numbers on disk."""
+    """Type of the numbers on disk; int8 codes are read as float16 (`cytosae_cache.quantise`)."""
     precision: Precision = "fp32"
     """Type in which the network computed."""
 
@@ -129,6 +133,21 @@ class StoreSpec:
     def hash(self) -> str:
         """First 12 hex digits of the SHA-256 of the canonical JSON; the store's folder is named after it."""
         return hashlib.sha256(canonical_json(self.to_json())).hexdigest()[:12]
+
+    @property
+    def value_dtype(self) -> Literal["float16", "float32"]:
+        """Type in which activations are computed, handed over and read."""
+        return "float16" if self.store_dtype == "int8" else self.store_dtype
+
+    @property
+    def record_shape(self) -> tuple[int, int]:
+        """Shape of what is stored of one image: a token's codes have its scale behind them."""
+        return (self.tokens.n_tokens, self.d_model + (SCALE_BYTES if self.store_dtype == "int8" else 0))
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of what is stored of one image, uncompressed."""
+        return math.prod(self.record_shape) * np.dtype(self.store_dtype).itemsize
 
     @property
     def image_shape(self) -> tuple[int, int]:

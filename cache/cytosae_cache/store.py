@@ -22,6 +22,7 @@ from cytosae_cache.metadata import (
     write_attributes,
 )
 from cytosae_cache.moments import Moments
+from cytosae_cache.quantise import Channels
 from cytosae_cache.spec import FORMAT_VERSION, Compression, StoreSpec
 from cytosae_cache.tables import encode_hierarchy, read_table
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 PROGRESS_FOLDER = "progress"
 """Folder of the marks of written shards while a store is being built; gone when it is complete."""
 
-_OURS = ("activations/", "images/", "moments/", "shards/", f"{PROGRESS_FOLDER}/")
+_OURS = ("activations/", "channels/", "images/", "moments/", "shards/", f"{PROGRESS_FOLDER}/")
 
 
 class ImageTable(NamedTuple):
@@ -191,12 +192,12 @@ class ActivationStore:
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
-        """Little-endian type of the stored numbers."""
-        return np.dtype(self.spec.store_dtype).newbyteorder("<")
+        """Little-endian type of activations as they are read."""
+        return np.dtype(self.spec.value_dtype).newbyteorder("<")
 
     @property
     def image_bytes(self) -> int:
-        """Bytes of one image's activations, uncompressed."""
+        """Bytes of one image's activations as they are read."""
         return self.n_tokens * self.d_model * self.dtype.itemsize
 
     @property
@@ -221,7 +222,7 @@ class ActivationStore:
         """
         names = self.files if self.complete else self.folder.names(f"{place}/")
         files = {name: self.read_file(name) for name in names if name.startswith(f"{place}/")}
-        return read_table(files, place, lengths=(self.n_images, self.n_shards), where=str(self.path))
+        return read_table(files, place, lengths=(self.n_images, self.n_shards, self.d_model), where=str(self.path))
 
     @cached_property
     def images(self) -> ImageTable:
@@ -244,12 +245,35 @@ class ActivationStore:
         return self.column("images/crc32c").astype(np.uint32)
 
     @cached_property
+    def channels(self) -> Channels | None:
+        """What the codes of an int8 store are decoded with; None for other stores, and before the first shard is there.
+
+        Raises:
+            StoreCorruptError: If they cannot be read or are out of range.
+        """
+        if self.spec.store_dtype != "int8" or not (self.complete or self.folder.names("channels/")):
+            return None
+        channels = Channels(*(self.column(f"channels/{name}").astype(np.float32) for name in Channels._fields))
+        sound = np.isfinite(channels.mean).all() and np.isfinite(channels.std).all() and (channels.std > 0).all()
+        if {len(column) for column in channels} != {self.d_model} or not sound:
+            raise StoreCorruptError(f"channels of store '{self.path}' must be {self.d_model} finite numbers")
+        return channels
+
+    def set_channels(self, channels: Channels) -> None:
+        """Fix, before the first shard is written, what the codes of an int8 store are decoded with."""
+        columns = zip(Channels._fields, channels, strict=True)
+        for name, data in encode_hierarchy({f"channels/{name}": values for name, values in columns}).items():
+            self.folder.write(name, [data])
+        self.folder.settle()
+        self.channels = channels
+
+    @cached_property
     def moments(self) -> Moments:
         """Exact sums a shard."""
         return Moments(*(self.column(f"moments/{name}") for name in Moments.__dataclass_fields__))
 
     def zarr_array(self) -> "zarr.Array[Any]":
-        """The activations as zarr-python sees them, shape `(n_images, n_tokens, d_model)`."""
+        """The stored numbers as zarr-python sees them, shape `(n_images, n_tokens, d_model)`; records where int8."""
         import zarr
 
         return zarr.open_array(str(self.path), path="activations", mode="r", zarr_format=3)
@@ -286,7 +310,7 @@ class ActivationStore:
             "n_finished_shards": self.n_finished_shards,
             "compression": self.compression,
             "n_skipped": skipped,
-            "activation_bytes": self.n_images * self.image_bytes,
+            "activation_bytes": self.n_images * self.spec.record_bytes,
         }
 
 

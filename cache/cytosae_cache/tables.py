@@ -38,11 +38,12 @@ def encode_hierarchy(
         spec, n_images, shard_images, compression = activations
         root.create_array(
             "activations",
-            shape=(n_images, *spec.image_shape),
+            shape=(n_images, *spec.record_shape),
             dtype=spec.store_dtype,
-            shards=(shard_images, *spec.image_shape),
-            chunks=(1, *spec.image_shape),
-            fill_value=float("nan"),
+            shards=(shard_images, *spec.record_shape),
+            chunks=(1, *spec.record_shape),
+            # What is missing must never pass for data: no code is -128.
+            fill_value=-128 if spec.store_dtype == "int8" else float("nan"),
             filters=None,
             compressors=make_compressors(compression, np.dtype(spec.store_dtype).itemsize),
             dimension_names=("image", "token", "channel"),

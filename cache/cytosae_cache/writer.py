@@ -16,6 +16,7 @@ import numpy.typing as npt
 from cytosae_cache.codec import make_codec
 from cytosae_cache.errors import StoreError
 from cytosae_cache.moments import Widen, image_sums, widen
+from cytosae_cache.quantise import dequantise, measure_channels, quantise
 from cytosae_cache.shard import as_bytes, checksum, digest_file, digest_parts, make_index, shard_name
 from cytosae_cache.store import PROGRESS_FOLDER, ActivationStore
 
@@ -55,7 +56,7 @@ class ShardData:
     shard: int
     """Number of the shard."""
     activations: npt.NDArray[Any]
-    """Shape `(n, n_tokens, d_model)` in the store's dtype; rows of unreadable images hold NaN."""
+    """Shape `(n, n_tokens, d_model)` in the store's `dtype`; rows of unreadable images hold NaN."""
     sha256: Sequence[bytes | None]
     """SHA-256 of each source file."""
     reason: Sequence[str]
@@ -76,7 +77,7 @@ class StoreWriter:
     def __init__(self, store: ActivationStore, *, widen: Widen = widen) -> None:
         self.store = store
         self._folder, self._widen = store.folder, widen
-        self._codec = make_codec(store.compression, store.dtype.itemsize)
+        self._codec = make_codec(store.compression, np.dtype(store.spec.store_dtype).itemsize)
         self._queue: queue.Queue[ShardData | None] = queue.Queue(maxsize=_QUEUED_SHARDS)
         self._failure: BaseException | None = None
         self._summing = ThreadPoolExecutor(1, thread_name_prefix="shard-sums")
@@ -153,8 +154,9 @@ class StoreWriter:
     def _write(self, data: ShardData) -> None:
         """One shard: checks, file, mark."""
         # The sums take about as long as the disk: they run beside it. Without a mark the file counts for nothing.
-        summary = self._summing.submit(_summarise, data, self.store, self._widen)
-        parts = self._encode(data)
+        records, values = self._make_records(data)
+        summary = self._summing.submit(_summarise, data, records, values, self.store, self._widen)
+        parts = self._encode(records)
         digest = self._summing.submit(digest_parts, parts)
         self._folder.write(shard_name(data.shard), parts, sync=True)
         n_bytes, crc = digest.result()
@@ -162,12 +164,32 @@ class StoreWriter:
         # Not synced: a mark that a power cut takes away or cuts off only makes its shard count as missing.
         self._folder.write(_mark_name(data.shard), [json.dumps(asdict(mark)).encode()])
 
-    def _encode(self, data: ShardData) -> list[memoryview | bytes]:
+    def _make_records(self, data: ShardData) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """What is stored of a shard, and the activations that will be read from it."""
+        spec, images = self.store.spec, data.activations
+        if spec.store_dtype != "int8":
+            return images, images
+        if self.store.channels is None:
+            # Always the first shard: a resumed build without them has no finished shard either.
+            sample = images[[not reason for reason in data.reason]]
+            if not np.isfinite(sample).all():
+                return images, images  # the summary will name the image
+            self.store.set_channels(measure_channels(sample))
+        assert self.store.channels is not None
+        records = np.empty((len(images), *spec.record_shape), dtype=np.int8)
+        wide = np.empty(spec.image_shape, dtype=np.float32)
+        for image, record in zip(images, records, strict=True):
+            quantise(image, self.store.channels, record)
+            # In place: nobody else has the array any more, and the sums are those of what will be read.
+            dequantise(record, self.store.channels, image, wide)
+        return records, images
+
+    def _encode(self, records: npt.NDArray[Any]) -> list[memoryview | bytes]:
         """The bytes of the shard file, in parts."""
-        store, images = self.store, data.activations
+        store = self.store
         if self._codec is None:
-            return [as_bytes(images), make_index([store.image_bytes] * len(images), store.shard_images)]
-        encoded = [self._codec.encode(image) for image in images]
+            return [as_bytes(records), make_index([store.spec.record_bytes] * len(records), store.shard_images)]
+        encoded = [self._codec.encode(record) for record in records]
         return [*encoded, make_index([len(image) for image in encoded], store.shard_images)]
 
     def _read_mark(self, shard: int) -> ShardMark | None:
@@ -190,13 +212,15 @@ def _mark_name(shard: int) -> str:
     return f"{PROGRESS_FOLDER}/{shard}.json"
 
 
-def _summarise(data: ShardData, store: ActivationStore, widen: Widen) -> dict[str, Any]:
+def _summarise(
+    data: ShardData, records: npt.NDArray[Any], values: npt.NDArray[Any], store: ActivationStore, widen: Widen
+) -> dict[str, Any]:
     """Everything of a mark that follows from the shard's contents."""
     valid = np.array([not reason for reason in data.reason], dtype=bool)
     total, total_sq = (np.zeros(store.d_model) for _ in range(2))
     wide = np.empty(store.spec.image_shape)
     for slot in np.flatnonzero(valid):
-        sums, squares = image_sums(data.activations[slot], wide, widen)
+        sums, squares = image_sums(values[slot], wide, widen)
         if not np.isfinite(squares).all():
             row = store.shard_rows(data.shard)[slot]
             raise NotFiniteError(
@@ -206,7 +230,7 @@ def _summarise(data: ShardData, store: ActivationStore, widen: Widen) -> dict[st
         total += sums
         total_sq += squares
     return {
-        "image_crc32c": [checksum(as_bytes(image)) for image in data.activations],
+        "image_crc32c": [checksum(as_bytes(record)) for record in records],
         "sha256": [digest.hex() if digest is not None else "" for digest in data.sha256],
         "reason": list(data.reason),
         "count": int(valid.sum()) * store.n_tokens,

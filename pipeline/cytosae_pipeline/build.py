@@ -20,7 +20,7 @@ from cytosae_cache.durable import write_file
 from cytosae_cache.errors import StoreCorruptError, StoreError, StoreMismatchError, StoreNotFoundError
 from cytosae_cache.folder import Folder, Location, open_folder
 from cytosae_cache.metadata import Provenance
-from cytosae_cache.spec import Precision, Preprocessing, StoreSpec, TokenLayout
+from cytosae_cache.spec import Precision, Preprocessing, StoreDtype, StoreSpec, TokenLayout
 from cytosae_cache.store import ActivationStore, ImageTable, clear_leftovers
 from cytosae_cache.writer import ShardData, StoreWriter
 from cytosae_pipeline import __version__
@@ -115,7 +115,7 @@ def plan_build(config: BuildConfig) -> BuildPlan:
     device = choose_device(config.device)
     spec = make_spec(info, store_dtype=config.store_dtype, precision=choose_precision(config.precision, device))
     store = open_folder(config.store or workspace.store_path(name, spec.hash)).location
-    n_bytes = len(images) * spec.tokens.n_tokens * spec.d_model * np.dtype(spec.store_dtype).itemsize
+    n_bytes = len(images) * spec.record_bytes
     return BuildPlan(images, model_path, info, spec, store, n_bytes, _free_bytes(store), device)
 
 
@@ -127,7 +127,7 @@ def _free_bytes(store: Location) -> int | None:
     return shutil.disk_usage(existing).free
 
 
-def make_spec(info: BackboneInfo, *, store_dtype: Literal["float16", "float32"], precision: Precision) -> StoreSpec:
+def make_spec(info: BackboneInfo, *, store_dtype: StoreDtype, precision: Precision) -> StoreSpec:
     """The spec of a backbone's activations."""
     return StoreSpec(
         model_name=info.name,
@@ -292,7 +292,7 @@ def compute_activations(
     with torch.inference_mode(), autocast(spec.precision, device):
         tensor = to_tensor(pixels, mean=info.image_mean, std=info.image_std, device=device)
         # CPU-GPU sync point: the copy back waits for the forward pass. Decoding and writing go on meanwhile.
-        computed = backbone(tensor).to(getattr(torch, spec.store_dtype)).cpu().numpy()
+        computed = backbone(tensor).to(getattr(torch, spec.value_dtype)).cpu().numpy()
     for slot, image in enumerate(batch):
         if image.reason:
             computed[slot] = np.nan

@@ -76,7 +76,10 @@ class BuildConfig(StoreSource):
     compression: Literal["none", "lz4", "zstd"] = option(
         "none", "Lossless codec; saves 0-7 % of fp16 activations, so raw is the default."
     )
-    store_dtype: Literal["float16", "float32"] = option("float16", "Type of the stored numbers.")
+    store_dtype: Literal["float16", "float32", "int8"] = option(
+        "float16",
+        "Type of the stored numbers. int8 halves the store: codes with a scale a token, read as float16.",
+    )
     limit: int | None = option(None, "Build on this many images only, spread evenly over the list.")
     overwrite: bool = option(False, "Delete the store if it exists and build it anew.")
     strict_images: bool = option(False, "Stop at the first unreadable image instead of setting it aside.")

@@ -54,7 +54,7 @@ def _store_entry(path: Path) -> dict[str, Any]:
         "block_layer": store.spec.block - store.spec.n_blocks,
         "precision": store.spec.precision,
         "n_images": store.n_images,
-        "bytes": store.n_images * store.image_bytes,
+        "bytes": store.n_images * store.spec.record_bytes,
         "complete": store.complete,
         "n_finished_shards": store.n_finished_shards,
         "n_shards": store.n_shards,

@@ -31,7 +31,7 @@ class Needs:
     n_epochs: float
     """Epochs left; may be less than one."""
     dear: bool
-    """Whether reading takes far longer than copying, as with a compressed or remote store."""
+    """Whether reading takes far longer than copying, as with a compressed, int8 or remote store."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,10 @@ def find_needs(config: TrainConfig, stores: Sequence[ActivationStore], *, n_late
         store_bytes=n_images * stores[0].image_bytes,
         step_bytes=step,
         n_epochs=(config.total_training_tokens - position) / max(n_images, 1),
-        dear=any(store.compression != "none" or isinstance(store.path, str) for store in stores),
+        dear=any(
+            store.compression != "none" or store.spec.store_dtype == "int8" or isinstance(store.path, str)
+            for store in stores
+        ),
     )
 
 
@@ -126,7 +129,7 @@ def exceeds_page_cache(stores: Sequence[ActivationStore], ram: int | None) -> bo
         stores: What will be read, perhaps many times.
         ram: Free memory in bytes; None where the system does not say.
     """
-    return ram is not None and sum(store.n_images * store.image_bytes for store in stores) > ram
+    return ram is not None and sum(store.n_images * store.spec.record_bytes for store in stores) > ram
 
 
 def find_room(device: torch.device) -> Room:
