@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import shuffle
+from tests.stores import make_activations, make_spec, make_store
 
 ROOT = Path(__file__).parents[1]
 
@@ -81,3 +82,14 @@ def test_storage_prints_a_line_a_measurement(tmp_path):
         assert line["ratio"] > 0
         assert {"baseline_s", "ours_s", "ratio_best", "ratio_min", "ratio_max", "rounds"} <= set(line)
     assert not list(tmp_path.iterdir())
+
+
+def test_half_size_compares_ways_and_autoencoders(tmp_path):
+    store = make_store(tmp_path / "s.zarr", make_activations(40, make_spec(d_model=16)))
+    lines = _run("half_size", "--store", store.path, "--images", 40, "--expansion", 2, "--epochs", 1)
+    assert [line["name"] for line in lines] == [*["error"] * 4, "speed", *["same_sae"] * 2, *["own_sae"] * 3]
+    assert lines[4]["bytes_an_image"] == 5 * 20
+    assert lines[5]["top10_overlap"] == 1
+    assert lines[5]["ev_moved_percent"] == 0
+    assert {"ev", "l0", "dead"} <= set(lines[-1])
+    assert not (store.path / "channels").exists()
