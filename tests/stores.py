@@ -59,6 +59,7 @@ def make_shard(store, shard, activations, invalid=()) -> ShardData:
         values,
         [None if row in invalid else bytes([row % 256]) * 32 for row in rows],
         ["cannot be read" if row in invalid else "" for row in rows],
+        [0 if row in invalid else 100 + row for row in rows],
     )
 
 

@@ -57,7 +57,7 @@ def test_unreadable_images_are_listed_with_reasons(with_store):
         (row,) = list(csv.DictReader(file))
     assert row["path"] == BROKEN
     assert row["reason"]
-    assert "1, listed with reasons in" in with_store.build().output
+    assert "set aside as unreadable: 1 (1 " in with_store.build().output
 
 
 def test_a_second_build_returns_at_once_and_says_so(with_store):

@@ -1,8 +1,11 @@
 """Decoding in worker processes: the same rows in the same order, with a reason for what cannot be used."""
 
+import errno
 import hashlib
 import itertools
 import os
+import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -15,10 +18,11 @@ import pytest
 from PIL import Image
 
 from cytosae.images import decode_image
-from cytosae_pipeline import decoding
+from cytosae_pipeline import decoding, source_files
 from cytosae_pipeline.config import UserError
 from cytosae_pipeline.datasets import ImageList, ImageRow, open_dataset
 from cytosae_pipeline.decoding import Decoded, DecodingError, ImageDecoder, decode_files
+from cytosae_pipeline.source_files import SourceError
 
 ROOT = Path(__file__).parents[1]
 SIZE = 8
@@ -158,22 +162,124 @@ def test_file_without_permission(tmp_path):
     assert _one(tmp_path, "000.png").reason == "cannot be read: Permission denied"
 
 
-def test_failing_disk(tmp_path, monkeypatch):
-    def fail(self):
-        raise OSError(5, "Input/output error", str(self))
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT, errno.EMFILE])
+def test_failing_disk(tmp_path, monkeypatch, code):
+    def fail(*arguments):
+        attempts.append(arguments)
+        raise OSError(code, os.strerror(code))
 
+    attempts = []
     _write(tmp_path, 1)
-    monkeypatch.setattr(Path, "read_bytes", fail)
-    assert _one(tmp_path, "000.png") == Decoded(0, None, None, "cannot be read: Input/output error")
+    monkeypatch.setattr(source_files, "_RETRY_DELAYS_S", (0.0, 0.0))
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(
+        SourceError, match=r"image '000.png' cannot be read just now: .* \(3 attempts\).*type the command"
+    ):
+        _one(tmp_path, "000.png")
+    assert len(attempts) == 3
+
+
+@pytest.mark.parametrize("n_workers", [0, 1])
+def test_a_failure_that_passes_leaves_no_trace(tmp_path, monkeypatch, n_workers):
+    images = _write(tmp_path, 9)
+    once = tmp_path / "once"
+    once.touch()
+    monkeypatch.setattr(source_files, "_RETRY_DELAYS_S", (0.0,))
+    read = os.read
+
+    def fail_once(file, n):
+        if once.exists():
+            once.unlink()
+            raise OSError(errno.EIO, "Input/output error")
+        return read(file, n)
+
+    monkeypatch.setattr(os, "read", fail_once)
+    decoded = decode_files(images.root, list(enumerate(images.rows)), SIZE)
+    assert not once.exists()
+    monkeypatch.undo()
+    _assert_same(decoded, _decode(images, n_workers=n_workers))
+
+
+def test_a_failing_disk_reaches_the_caller_from_a_worker(tmp_path):
+    # It is pickled on its way.
+    error = pickle.loads(pickle.dumps(SourceError("image 'a' cannot be read just now")))
+    assert isinstance(error, UserError)
+    with ImageDecoder(_write(tmp_path, 1), n_workers=1, image_size=SIZE) as decoder:
+        with pytest.raises(SourceError, match="just now"):
+            list(decoder._iter_tasks(_fail, [0]))
+
+
+def _fail(root, items, size):
+    raise SourceError("image cannot be read just now")
+
+
+# The file is still the one that was listed
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda path: path.unlink(), "vanished while the build was running"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-100]),
+            r"changed while the build was running: \d+ bytes when it was listed, \d+ now",
+        ),
+        (
+            lambda path: path.write_bytes(path.read_bytes()),
+            "changed while the build was running: it was written to after it was listed",
+        ),
+        (lambda path: (path.unlink(), path.mkdir()), "cannot be read: not a file"),
+    ],
+    ids=["vanishes", "shrinks", "written", "folder"],
+)
+def test_a_file_that_is_not_the_one_listed(tmp_path, change, reason):
+    images = _write(tmp_path, 3)
+    change(tmp_path / "001.png")
+    decoded = _decode(images)
+    assert [bool(one.reason) for one in decoded] == [False, True, False]
+    assert re.fullmatch(reason, decoded[1].reason)
+    assert decoded[1][1:3] == (None, None)
+    assert decoded[1].n_bytes == 0
+    with ImageDecoder(images, n_workers=0) as decoder:
+        hashed = list(decoder.iter_hashes(range(3)))
+    assert [(one.sha256, one.reason) for one in hashed] == [(one.sha256, one.reason) for one in decoded]
+
+
+@pytest.mark.parametrize("appended", [b"", b"x"])
+def test_a_file_written_to_while_it_is_read(tmp_path, monkeypatch, appended):
+    images = _write(tmp_path, 1)
+    read = os.read
+
+    def write_meanwhile(file, n):
+        data = read(file, n)
+        with (tmp_path / "000.png").open("r+b") as other:
+            other.seek(0, os.SEEK_END)
+            other.write(appended)
+        os.utime(tmp_path / "000.png", ns=(0, 0))
+        return data
+
+    monkeypatch.setattr(os, "read", write_meanwhile)
+    assert _decode(images)[0].reason.startswith("changed while the build was running: ")
+
+
+def test_the_digest_is_of_the_bytes_that_were_decoded(tmp_path):
+    images = _write(tmp_path, 9)
+    with ImageDecoder(images, n_workers=2) as decoder:
+        hashed = list(decoder.iter_hashes(range(9)))
+    assert [one.row for one in hashed] == list(range(9))
+    decoded = _decode(images)
+    assert [one.sha256 for one in hashed] == [one.sha256 for one in decoded]
+    sizes = [(tmp_path / path).stat().st_size if (tmp_path / path).exists() else 0 for path in images.paths]
+    assert [one.n_bytes for one in decoded] == sizes
 
 
 def test_file_too_large_is_not_read(tmp_path, monkeypatch):
     _write(tmp_path, 1)
     size = (tmp_path / "000.png").stat().st_size
-    monkeypatch.setattr(decoding, "MAX_FILE_BYTES", size)
+    monkeypatch.setattr(source_files, "MAX_FILE_BYTES", size)
     assert _one(tmp_path, "000.png").reason == ""
-    monkeypatch.setattr(decoding, "MAX_FILE_BYTES", size - 1)
-    monkeypatch.setattr(Path, "read_bytes", lambda self: pytest.fail("was read"))
+    monkeypatch.setattr(source_files, "MAX_FILE_BYTES", size - 1)
+    monkeypatch.setattr(os, "read", lambda *arguments: pytest.fail("was read"))
     assert _one(tmp_path, "000.png") == Decoded(0, None, None, f"the file is larger than {size - 1} bytes")
 
 
@@ -185,7 +291,7 @@ def test_sparse_giant_is_refused_at_once(tmp_path):
 
 def test_decode_files_is_what_workers_do(tmp_path):
     images = _write(tmp_path, 9)
-    items = list(enumerate(images.paths))
+    items = list(enumerate(images.rows))
     _assert_same(decode_files(images.root, items, SIZE), _decode(images))
     assert decode_files(images.root, [], SIZE) == []
 
@@ -208,7 +314,7 @@ def test_plain_path(folder, plain):
     assert {decoded.row: decoded.reason for decoded in plain if decoded.reason} == {
         4: "not a JPEG, PNG, BMP, TIFF image",
         5: "the file is empty",
-        60: "file not found",
+        60: "vanished while the build was running",
     }
 
 

@@ -263,7 +263,7 @@ class ActivationStore:
         """Fix, before the first shard is written, what the codes of an int8 store are decoded with."""
         columns = zip(Channels._fields, channels, strict=True)
         for name, data in encode_hierarchy({f"channels/{name}": values for name, values in columns}).items():
-            self.folder.write(name, [data])
+            self.folder.write(name, [data], sync=True)
         self.folder.settle()
         self.channels = channels
 

@@ -24,6 +24,7 @@ _COLUMNS: dict[str, tuple[str, str]] = {
     "images/valid": ("n_images", "bool"),
     "images/crc32c": ("n_images", "uint32"),
     "images/sha256": ("n_images", "uint8"),
+    "images/n_bytes": ("n_images", "uint64"),
     "moments/count": ("n_shards", "int64"),
     "moments/sum": ("n_shards", "float64"),
     "moments/sum_sq": ("n_shards", "float64"),

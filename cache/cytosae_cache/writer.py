@@ -39,6 +39,8 @@ class ShardMark:
     """Checksum of each image's bytes."""
     sha256: list[str]
     """SHA-256 of each source file, 64 hex digits, '' where it could not be read."""
+    source_bytes: list[int]
+    """Length of each source file, 0 where it could not be read."""
     reason: list[str]
     """Why an image could not be read, '' for a valid one."""
     count: int
@@ -61,6 +63,8 @@ class ShardData:
     """SHA-256 of each source file."""
     reason: Sequence[str]
     """Why an image could not be read, '' for a valid one."""
+    source_bytes: Sequence[int] = ()
+    """Length of each source file, 0 where it could not be read; may be left out if there are no files."""
 
 
 class StoreWriter:
@@ -90,6 +94,21 @@ class StoreWriter:
         self._folder.remove(_mark_name(shard) for shard in missing)
         self._folder.sweep()
         return missing
+
+    def recorded_sources(self, shard: int) -> list[bytes | None]:
+        """SHA-256 of the source files that a finished shard was made from, None where one could not be read.
+
+        Raises:
+            StoreError: If the shard is not finished.
+        """
+        mark = self._read_mark(shard)
+        if mark is None:
+            raise StoreError(f"shard {shard} of store '{self.store.path}' is not finished")
+        return [bytes.fromhex(digest) or None for digest in mark.sha256]
+
+    def discard(self, shard: int) -> None:
+        """Take a finished shard for missing from now on."""
+        self._folder.remove([_mark_name(shard)])
 
     def submit(self, data: ShardData) -> None:
         """Queue a shard for writing; waits while the disk is behind. The caller gives the array away.
@@ -232,6 +251,7 @@ def _summarise(
     return {
         "image_crc32c": [checksum(as_bytes(record)) for record in records],
         "sha256": [digest.hex() if digest is not None else "" for digest in data.sha256],
+        "source_bytes": list(data.source_bytes) or [0] * len(data.reason),
         "reason": list(data.reason),
         "count": int(valid.sum()) * store.n_tokens,
         "sum": total.tolist(),
@@ -247,6 +267,7 @@ def _make_tables(marks: Sequence[ShardMark], d_model: int) -> dict[str, npt.NDAr
         "images/valid": np.array([not reason for reason in reasons], dtype=bool),
         "images/reason": np.array(reasons, dtype=np.dtypes.StringDType()),
         "images/sha256": np.frombuffer(digests, dtype=np.uint8).reshape(-1, 32),
+        "images/n_bytes": np.array([value for mark in marks for value in mark.source_bytes], dtype=np.uint64),
         "images/crc32c": np.array([value for mark in marks for value in mark.image_crc32c], dtype=np.uint32),
         "moments/count": np.array([mark.count for mark in marks], dtype=np.int64),
         "moments/sum": np.array([mark.sum for mark in marks], dtype=np.float64).reshape(-1, d_model),

@@ -1,6 +1,8 @@
 """Stage one: run the vision transformer once over a data set and write its activation store."""
 
+import contextlib
 import csv
+import errno
 import io
 import os
 import shutil
@@ -30,6 +32,8 @@ from cytosae_pipeline.decoding import Decoded, ImageDecoder
 from cytosae_pipeline.devices import autocast, choose_device, choose_precision
 from cytosae_pipeline.paths import Workspace
 from cytosae_pipeline.progress import Progress, Reporter, format_bytes, format_seconds
+from cytosae_pipeline.source_check import check_sizes, count_reasons, reopen_shards
+from cytosae_pipeline.source_files import VANISHED
 from cytosae_pipeline.stores import require_dataset, resolve_model_path
 
 if TYPE_CHECKING:
@@ -86,6 +90,8 @@ class BuildResult:
     """Rows of the store."""
     n_skipped: int
     """Images set aside as unreadable."""
+    skipped_reasons: dict[str, int]
+    """How many for each kind of reason."""
     skipped_csv: Path | None
     """Their list, if there are any."""
     status: Literal["built", "resumed", "already complete"]
@@ -123,8 +129,7 @@ def _free_bytes(store: Location) -> int | None:
     """Free disk where a store lies or will lie; None on remote storage."""
     if isinstance(store, str):
         return None
-    existing = next(path for path in [store, *store.absolute().parents] if path.exists())
-    return shutil.disk_usage(existing).free
+    return shutil.disk_usage(_existing(store)).free
 
 
 def make_spec(info: BackboneInfo, *, store_dtype: StoreDtype, precision: Precision) -> StoreSpec:
@@ -147,7 +152,8 @@ def build_store(config: BuildConfig, report: Reporter) -> BuildResult:
 
     Raises:
         ValueError: If the data set, checkpoint or an existing store does not fit; the message says what to do.
-        OSError: If the disk is full or cannot be written; what was finished is kept.
+        StoreError: If the disk is full or cannot be written; what was finished is kept.
+        SourceError: If the disk with the images fails; what was finished is kept.
     """
     started = time.monotonic()
     plan = plan_build(config)
@@ -155,20 +161,20 @@ def build_store(config: BuildConfig, report: Reporter) -> BuildResult:
         report.say(note)
     report.say(plan.describe())
     folder = open_folder(plan.store)
-    with folder.lock():
+    with _disk_messages(plan.store), folder.lock():
         if config.overwrite:
             _destroy(folder, chosen=config.store is not None)
         store, status = _open_or_create(config, plan)
         if status != "already complete":
             _fill(store, config, plan, report)
-    skipped = _write_skipped(store, Workspace(config.root_dir).skipped_path(store.path, require_dataset(config)))
+        skipped = _write_skipped(store, Workspace(config.root_dir).skipped_path(store.path, require_dataset(config)))
     n_skipped = int((~store.valid).sum())
     seconds = time.monotonic() - started
     if status == "already complete":
         report.say(f"store '{store.path}' is already complete: nothing to do")
     else:
         report.say(f"wrote store '{store.path}' in {format_seconds(seconds)}")
-    return BuildResult(store.path, store.n_images, n_skipped, skipped, status, seconds)
+    return BuildResult(store.path, store.n_images, n_skipped, count_reasons(store), skipped, status, seconds)
 
 
 def _destroy(folder: Folder, *, chosen: bool) -> None:
@@ -213,6 +219,7 @@ def _open_or_create(
             "to build it anew"
         )
     if store.complete:
+        check_sizes(store, images)
         return store, "already complete"
     wanted = (min(config.shard_images, len(images)), config.compression, plan.device.type)
     found = (store.shard_images, store.compression, store.provenance.device)
@@ -227,8 +234,16 @@ def _open_or_create(
 def _fill(store: ActivationStore, config: BuildConfig, plan: BuildPlan, report: Reporter) -> None:
     """Compute and write the missing shards."""
     n_workers = config.workers if config.workers is not None else min(_MOST_WORKERS, os.cpu_count() or 1)
-    with StoreWriter(store, widen=widen_with_torch) as writer:
+    with (
+        StoreWriter(store, widen=widen_with_torch) as writer,
+        ImageDecoder(plan.images, n_workers=n_workers, image_size=plan.info.image_size) as decoder,
+    ):
         todo = writer.missing_shards()
+        finished = sorted(set(range(store.n_shards)) - set(todo))
+        if finished:
+            for shard in reopen_shards(writer, finished, plan.images, decoder, report):
+                writer.discard(shard)
+                todo = sorted([*todo, shard])
         rows = [row for shard in todo for row in store.shard_rows(shard)]
         done = store.n_images - len(rows)
         if done:
@@ -237,10 +252,7 @@ def _fill(store: ActivationStore, config: BuildConfig, plan: BuildPlan, report: 
             backbone = load_backbone(
                 plan.model_path, name=config.model_name, block=config.block_layer, device=plan.device
             )
-            with (
-                ImageDecoder(plan.images, n_workers=n_workers, image_size=plan.info.image_size) as decoder,
-                report.progress("build", store.n_images, "images", done=done) as progress,
-            ):
+            with report.progress("build", store.n_images, "images", done=done) as progress:
                 decoded = decoder.iter_rows(rows)
                 for shard in todo:
                     writer.submit(_compute_shard(store, shard, decoded, backbone, config, plan, progress))
@@ -261,6 +273,7 @@ def _compute_shard(
     activations = np.empty((len(rows), *store.spec.image_shape), dtype=store.dtype)
     digests: list[bytes | None] = []
     reasons: list[str] = []
+    sizes: list[int] = []
     for start in range(0, len(rows), config.batch_size):
         batch = [next(decoded) for _ in rows[start : start + config.batch_size]]
         for image in batch:
@@ -273,8 +286,15 @@ def _compute_shard(
         activations[start : start + len(batch)] = computed
         digests += [image.sha256 for image in batch]
         reasons += [image.reason for image in batch]
+        sizes += [image.n_bytes for image in batch]
         progress.advance(len(batch))
-    return ShardData(shard, activations, digests, reasons)
+    if len(rows) > 1 and all(reason == VANISHED for reason in reasons):
+        raise StoreError(
+            f"{len(rows):,} images in a row are gone that were there when the build began, the first "
+            f"'{plan.images.rows[rows[0]].path}' in '{plan.images.root}': was a disk taken away? What was finished is "
+            "kept: type the command again to go on"
+        )
+    return ShardData(shard, activations, digests, reasons, sizes)
 
 
 def compute_activations(
@@ -323,3 +343,36 @@ def _write_skipped(store: ActivationStore, path: Path) -> Path | None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, text.getvalue().encode())
     return path
+
+
+@contextlib.contextmanager
+def _disk_messages(store: Location) -> Iterator[None]:
+    """Say of errors of the disk where they happened and what to do; those of remote storage say it themselves."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, StoreError) or isinstance(store, str) or not _concerns(error, store):
+            raise
+        reason = error.strerror or type(error).__name__
+        where = f"store '{store}' cannot be written: {reason}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            free = format_bytes(shutil.disk_usage(_existing(store)).free)
+            raise StoreError(
+                f"{where} ({free} free). What was finished is kept: make room, then type the command again to go on"
+            ) from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise StoreError(f"{where}. Make the folder writable, or use another --root_dir") from error
+        raise StoreError(f"{where}. What was finished is kept: type the command again to go on") from error
+
+
+def _concerns(error: OSError, store: Path) -> bool:
+    """Whether an error is one of the store's folder; those of writing to an open file name none."""
+    if not isinstance(error.filename, str):
+        return True
+    place = Path(error.filename).absolute()
+    return place.is_relative_to(store.absolute().parent) or store.absolute().is_relative_to(place)
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    return next(place for place in [path, *path.absolute().parents] if place.exists())

@@ -94,7 +94,8 @@ def build(as_json: bool, **values: Any) -> None:
         f"images: {result.n_images:,} in {format_seconds(result.seconds)}",
     ]
     if result.skipped_csv is not None:
-        lines.append(f"set aside as unreadable: {result.n_skipped:,}, listed with reasons in {result.skipped_csv}")
+        kinds = ", ".join(f"{count:,} {reason}" for reason, count in list(result.skipped_reasons.items())[:3])
+        lines.append(f"set aside as unreadable: {result.n_skipped:,} ({kinds}), listed in {result.skipped_csv}")
     _print(result, "\n".join(lines), as_json)
 
 

@@ -6,11 +6,12 @@ import io
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from cytosae_pipeline.config import Layout, UserError
+from cytosae_pipeline.source_files import FileStamp, stamp_file
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
 """Endings of image files, in any case."""
@@ -45,6 +46,8 @@ class ImageRow:
     """Class, '' where unknown."""
     patient: str
     """Patient, '' where unknown."""
+    seen: FileStamp | None = field(default=None, compare=False)
+    """The file's stamp when it was listed; None if there was no file, or nobody looked."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,8 @@ def scan_folder(root: Path, layout: Layout = "auto") -> ImageList:
         DatasetError: If there are no images, or they do not lie as deep as the layout says.
     """
     links: list[str] = []
-    paths = list(_iter_images(root, _resolve(root), links))
+    stamps = dict(_iter_images(root, _resolve(root), links))
+    paths = list(stamps)
     if not paths:
         raise DatasetError(
             f"no images below '{root}': looked for files ending in {', '.join(sorted(SUFFIXES))}"
@@ -154,7 +158,7 @@ def scan_folder(root: Path, layout: Layout = "auto") -> ImageList:
             f"--layout {layout} was given, but images lie directly in '{root}', for example '{sorted(shallow)[0]}', "
             "so there is no folder to go by"
         )
-    rows = tuple(_row_of(path, "flat" if depths == {0} else found) for path in paths)
+    rows = tuple(_row_of(path, "flat" if depths == {0} else found, seen) for path, seen in stamps.items())
     notes = (*links[:_NOTES], *([f"and {len(links) - _NOTES:,} more links not followed"] if links[_NOTES:] else []))
     return ImageList(root, rows, "flat" if depths == {0} else found, notes)
 
@@ -187,12 +191,12 @@ def read_manifest(path: Path) -> ImageList:
             row = _manifest_row(record, f"'{path}' line {reader.line_num}")
             if row.path in rows:
                 raise DatasetError(f"'{path}' line {reader.line_num}: '{row.path}' stands twice")
-            rows[row.path] = row
+            rows[row.path] = replace(row, seen=stamp_file(root / row.path))
     except csv.Error as error:
         raise DatasetError(f"'{path}' line {reader.line_num} is no CSV: {error}") from error
     if not rows:
         raise DatasetError(f"'{path}' lists no images")
-    if not any(_is_file(root / name) for name in rows):
+    if not any(row.seen for row in rows.values()):
         raise DatasetError(
             f"none of the {len(rows):,} images in '{path}' exists; the first would be '{root / next(iter(rows))}'. "
             "Paths start from the CSV's own folder"
@@ -219,31 +223,23 @@ def _resolve(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _is_file(path: Path) -> bool:
-    """Whether there is a file; a name that the file system cannot hold is none."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
-
-
 def _describe_depths(paths: list[str]) -> str:
     """How many folders deep the images lie, with one image for each."""
     examples = {path.count("/"): path for path in sorted(paths, reverse=True)}
     return " and ".join(f"{n} folder{'s' * (n != 1)} deep ('{examples[n]}')" for n in sorted(examples))
 
 
-def _row_of(path: str, layout: str) -> ImageRow:
+def _row_of(path: str, layout: str, seen: FileStamp) -> ImageRow:
     """Label and patient from the names of the folders above an image."""
     parts = PurePosixPath(path).parts
     match layout:
         case "class":
-            return ImageRow(path, parts[-2], "")
+            return ImageRow(path, parts[-2], "", seen)
         case "patient":
-            return ImageRow(path, "", parts[-2])
+            return ImageRow(path, "", parts[-2], seen)
         case "class/patient":
-            return ImageRow(path, parts[-3], parts[-2])
-    return ImageRow(path, "", "")
+            return ImageRow(path, parts[-3], parts[-2], seen)
+    return ImageRow(path, "", "", seen)
 
 
 def _manifest_row(record: dict[str | None, str | list[str] | None], where: str) -> ImageRow:
@@ -262,8 +258,8 @@ def _manifest_row(record: dict[str | None, str | list[str] | None], where: str) 
     return ImageRow(str(pure), cells.get("label", ""), cells.get("patient", ""))
 
 
-def _iter_images(folder: Path, root: Path, links: list[str], prefix: str = "") -> Iterator[str]:
-    """Relative paths of the images below a folder; why a link was not followed is added to `links`."""
+def _iter_images(folder: Path, root: Path, links: list[str], prefix: str = "") -> Iterator[tuple[str, FileStamp]]:
+    """Relative paths and stamps of the images below a folder; why a link was not followed is added to `links`."""
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name.startswith(".") or entry.name in _IGNORED:
@@ -275,9 +271,9 @@ def _iter_images(folder: Path, root: Path, links: list[str], prefix: str = "") -
                 links.append(f"link {relative!r} leads to a folder that is read anyway: not followed")
             elif entry.is_dir(follow_symlinks=False):
                 yield from _iter_images(Path(entry.path), root, links, relative + "/")
-            elif Path(entry.name).suffix.lower() in SUFFIXES and _is_file(Path(entry.path)):
+            elif Path(entry.name).suffix.lower() in SUFFIXES and (seen := stamp_file(Path(entry.path))) is not None:
                 try:
                     relative.encode()
                 except UnicodeEncodeError as error:
                     raise DatasetError(f"the file name {relative!r} is not UTF-8; rename it") from error
-                yield relative
+                yield relative, seen

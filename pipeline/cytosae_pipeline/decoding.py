@@ -3,29 +3,30 @@
 import hashlib
 import itertools
 import multiprocessing
+import os
 import signal
-import stat
 import sys
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from cytosae.images import IMAGE_SIZE, UnreadableImageError, decode_image
 from cytosae_pipeline.config import UserError
-from cytosae_pipeline.datasets import DatasetError, ImageList, resolve_inside
-
-MAX_FILE_BYTES = 1 << 30
-"""Larger files are refused unread."""
+from cytosae_pipeline.datasets import DatasetError, ImageList, ImageRow, resolve_inside
+from cytosae_pipeline.source_files import UnusableFileError, read_file
 
 _IMAGES_PER_TASK = 8
 _TASKS_AHEAD_PER_WORKER = 3
+
+T = TypeVar("T")
 
 
 class DecodingError(UserError):
@@ -43,6 +44,19 @@ class Decoded(NamedTuple):
     """Digest of the file's bytes, 32 bytes; None if they could not be read."""
     reason: str
     """Why it cannot be used; '' if it can."""
+    n_bytes: int = 0
+    """Length of the file; 0 if it could not be read."""
+
+
+class Hashed(NamedTuple):
+    """What a file holds, without looking at the picture."""
+
+    row: int
+    """Row number."""
+    sha256: bytes | None
+    """Digest of the file's bytes, 32 bytes; None if they cannot be read."""
+    reason: str
+    """Why not; '' if they can."""
 
 
 class ImageDecoder:
@@ -61,36 +75,25 @@ class ImageDecoder:
             # Not fork: the parent has threads (torch's among them), and forking those deadlocks.
             method = "spawn" if sys.platform in ("win32", "darwin") else "forkserver"
             context = multiprocessing.get_context(method)
-            self._pool = ProcessPoolExecutor(n_workers, mp_context=context, initializer=_ignore_interrupts)
+            self._pool = ProcessPoolExecutor(n_workers, mp_context=context, initializer=_prepare_worker)
 
     def iter_rows(self, rows: Iterable[int]) -> Iterator[Decoded]:
         """Decode rows in the order given.
 
         Raises:
             DecodingError: If a worker died.
+            SourceError: If the disk fails again and again.
         """
-        remaining = iter(rows)
-        tasks = iter(lambda: list(itertools.islice(remaining, _IMAGES_PER_TASK)), [])
-        if self._pool is None:
-            for task in tasks:
-                yield from self._decode(task)
-            return
-        pending: deque[Future[list[Decoded]]] = deque()
-        n_new = self._n_workers * _TASKS_AHEAD_PER_WORKER
-        while True:
-            try:  # a broken pool refuses new tasks, too
-                done = pending.popleft().result() if pending else []
-                for task in itertools.islice(tasks, n_new):
-                    pending.append(self._submit(task))
-            except BrokenProcessPool as error:
-                raise DecodingError(
-                    "a decoding process was killed, perhaps for lack of memory. Type the command again to go on, "
-                    f"with fewer processes: --workers {max(0, self._n_workers // 2)}"
-                ) from error
-            yield from done
-            if not pending:
-                return
-            n_new = 1
+        return self._iter_tasks(decode_files, rows)
+
+    def iter_hashes(self, rows: Iterable[int]) -> Iterator[Hashed]:
+        """Hash the files of rows in the order given.
+
+        Raises:
+            DecodingError: If a worker died.
+            SourceError: If the disk fails again and again.
+        """
+        return self._iter_tasks(hash_files, rows)
 
     def __enter__(self) -> Self:
         return self
@@ -101,48 +104,100 @@ class ImageDecoder:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def _submit(self, rows: Sequence[int]) -> "Future[list[Decoded]]":
-        assert self._pool is not None
-        items = [(row, self._images.rows[row].path) for row in rows]
-        return self._pool.submit(decode_files, self._images.root, items, self._size)
+    def _iter_tasks(
+        self, function: Callable[[Path, Sequence[tuple[int, ImageRow]], int], list[T]], rows: Iterable[int]
+    ) -> Iterator[T]:
+        """Results of a function of a few rows at a time, in order, a bounded number ahead."""
+        remaining = ((row, self._images.rows[row]) for row in rows)
+        tasks = iter(lambda: list(itertools.islice(remaining, _IMAGES_PER_TASK)), [])
+        root, size = self._images.root, self._size
+        if self._pool is None:
+            for task in tasks:
+                yield from function(root, task, size)
+            return
+        pending: deque[Future[list[T]]] = deque()
+        n_new = self._n_workers * _TASKS_AHEAD_PER_WORKER
+        while True:
+            try:  # a broken pool refuses new tasks, too
+                done = pending.popleft().result() if pending else []
+                for task in itertools.islice(tasks, n_new):
+                    pending.append(self._pool.submit(function, root, task, size))
+            except BrokenProcessPool as error:
+                raise DecodingError(
+                    "a decoding process was killed, perhaps for lack of memory. Type the command again to go on, "
+                    f"with fewer processes: --workers {max(0, self._n_workers // 2)}"
+                ) from error
+            yield from done
+            if not pending:
+                return
+            n_new = 1
 
-    def _decode(self, rows: Sequence[int]) -> list[Decoded]:
-        return decode_files(self._images.root, [(row, self._images.rows[row].path) for row in rows], self._size)
 
-
-def decode_files(root: Path, items: Sequence[tuple[int, str]], size: int) -> list[Decoded]:
+def decode_files(root: Path, items: Sequence[tuple[int, ImageRow]], size: int) -> list[Decoded]:
     """Read and decode files; runs in a worker process.
 
     Args:
         root: Folder that no file may lie outside of.
-        items: Row number and relative path of each.
+        items: Row number and row of each.
         size: Height and width wanted, in pixels.
+
+    Raises:
+        SourceError: If the disk fails again and again.
     """
-    return [_decode_file(root, row, relative, size) for row, relative in items]
+    return [_decode_file(root, number, row, size) for number, row in items]
 
 
-def _decode_file(root: Path, row: int, relative: str, size: int) -> Decoded:
+def hash_files(root: Path, items: Sequence[tuple[int, ImageRow]], size: int = 0) -> list[Hashed]:
+    """Read and hash files; runs in a worker process.
+
+    Args:
+        root: Folder that no file may lie outside of.
+        items: Row number and row of each.
+        size: Not used: there is no picture here.
+
+    Raises:
+        SourceError: If the disk fails again and again.
+    """
+    return [_hash_file(root, number, row) for number, row in items]
+
+
+def _decode_file(root: Path, number: int, row: ImageRow, size: int) -> Decoded:
     try:
-        path = resolve_inside(root, relative)
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            return Decoded(row, None, None, "cannot be read: not a file")
-        if status.st_size > MAX_FILE_BYTES:
-            return Decoded(row, None, None, f"the file is larger than {MAX_FILE_BYTES} bytes")
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return Decoded(row, None, None, "file not found")
-    except DatasetError:
-        return Decoded(row, None, None, "leads out of the data set's folder")
-    except OSError as error:
-        return Decoded(row, None, None, f"cannot be read: {error.strerror or type(error).__name__}")
+        data = _read_inside(root, row)
+    except UnusableFileError as error:
+        return Decoded(number, None, None, str(error))
     digest = hashlib.sha256(data).digest()
     try:
-        return Decoded(row, decode_image(data, size=size), digest, "")
+        return Decoded(number, decode_image(data, size=size), digest, "", len(data))
     except UnreadableImageError as error:
-        return Decoded(row, None, digest, str(error))
+        return Decoded(number, None, digest, str(error), len(data))
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches the whole group of processes; the parent decides what happens."""
+def _hash_file(root: Path, number: int, row: ImageRow) -> Hashed:
+    try:
+        return Hashed(number, hashlib.sha256(_read_inside(root, row)).digest(), "")
+    except UnusableFileError as error:
+        return Hashed(number, None, str(error))
+
+
+def _read_inside(root: Path, row: ImageRow) -> bytes:
+    """The bytes of a row's file, if it lies below the root and is the one that was listed."""
+    try:
+        path = resolve_inside(root, row.path)
+    except DatasetError as error:
+        raise UnusableFileError("leads out of the data set's folder") from error
+    return read_file(path, row.seen, row.path)
+
+
+def _prepare_worker() -> None:
+    """Ctrl-C reaches the whole group of processes, and the parent decides what happens; killed, it leaves nobody."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Without this a worker whose parent was killed would wait for its next task for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,4 +1,4 @@
-"""`verify --deep`: compute some images' activations again from the source, as the store's spec says, and compare."""
+"""`verify --deep`: hash all images again, compute some of their activations again as the spec says, and compare."""
 
 import dataclasses
 
@@ -18,6 +18,7 @@ from cytosae_pipeline.decoding import ImageDecoder
 from cytosae_pipeline.devices import choose_device
 from cytosae_pipeline.paths import Workspace
 from cytosae_pipeline.progress import Reporter
+from cytosae_pipeline.source_check import compare_source
 from cytosae_pipeline.stores import resolve_model_path
 
 N_IMAGES = 16
@@ -32,7 +33,7 @@ _TOLERANCE = {"fp32": 2e-3, "fp16": 1e-2, "bf16": 5e-2}
 
 
 def verify_against_source(store: ActivationStore, config: StoreSource, report: Reporter) -> list[str]:
-    """Compare stored activations with freshly computed ones.
+    """Compare the images with their recorded digests, and stored activations with freshly computed ones.
 
     Args:
         store: A complete store.
@@ -63,11 +64,11 @@ def verify_against_source(store: ActivationStore, config: StoreSource, report: R
     # Straight from the store's own table: its rows are sorted already.
     table = tuple(ImageRow(*names) for names in zip(*store.images, strict=True))
     images = ImageList(root.parent if root.is_file() else root, table, "store")
-    rows = store.valid_rows[spread_rows(len(store.valid_rows), N_IMAGES)]
+    problems = _compare_files(store, images, report)
+    sound = np.array([row for row in store.valid_rows.tolist() if row not in problems], dtype=np.int64)
+    rows = sound[spread_rows(len(sound), N_IMAGES)]
     device = choose_device(config.device)
     backbone = load_backbone(model_path, name=config.model_name, block=block, device=device)
-    digests = store.column("images/sha256")
-    problems = []
     with (
         StoreReader(store) as reader,
         ImageDecoder(images, n_workers=0, image_size=info.image_size) as decoder,
@@ -79,14 +80,28 @@ def verify_against_source(store: ActivationStore, config: StoreSource, report: R
             computed = compute_activations(backbone, batch, store.spec, info, device).astype(np.float64)
             stored = reader.read(np.array([image.row for image in batch])).astype(np.float64)
             for image, mine, theirs in zip(batch, computed, stored, strict=True):
-                name = f"row {image.row} ('{table[image.row].path}')"
                 if image.reason:
-                    problems.append(f"{name}: the image cannot be read any more: {image.reason}")
-                elif image.sha256 != bytes(digests[image.row]):
-                    problems.append(f"{name}: the image file changed since the store was built")
+                    problems[image.row] = f"the image cannot be read any more: {image.reason}"
                 elif _differ(mine, theirs, store.spec):
-                    problems.append(f"{name}: its activations differ from freshly computed ones")
+                    problems[image.row] = "its activations differ from freshly computed ones"
             bar.advance(len(batch))
+    return [f"row {row} ('{table[row].path}'): {problem}" for row, problem in sorted(problems.items())]
+
+
+def _compare_files(store: ActivationStore, images: ImageList, report: Reporter) -> dict[int, str]:
+    """Problem of every row whose file is not the one that was read."""
+    digests = store.column("images/sha256")
+    rows = np.flatnonzero(digests.any(axis=1)).tolist()
+    problems = {}
+    with (
+        ImageDecoder(images, n_workers=0) as decoder,
+        report.progress("compare images", len(rows), "images") as bar,
+    ):
+        for image in decoder.iter_hashes(rows):
+            problem = compare_source(bytes(digests[image.row]), image)
+            if problem:
+                problems[image.row] = problem
+            bar.advance()
     return problems
 
 

@@ -1,0 +1,134 @@
+"""One image file on disk: its stamp when it was listed, and its bytes if it is still that file."""
+
+import errno
+import os
+import stat
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from cytosae_pipeline.config import UserError
+
+MAX_FILE_BYTES = 1 << 30
+"""Larger files are refused unread."""
+
+CHANGED = "changed while the build was running"
+"""How the reason of a file begins that is not the one that was listed."""
+
+VANISHED = "vanished while the build was running"
+"""Reason of a file that was there when it was listed."""
+
+_RETRY_DELAYS_S = (0.1, 0.5, 2.0)
+_PERMANENT = frozenset(
+    {
+        errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
+        errno.EINVAL, errno.ENXIO, errno.ENODEV, errno.EILSEQ, errno.EOVERFLOW,
+    }
+)  # fmt: skip
+
+
+class FileStamp(NamedTuple):
+    """What tells a file from another one of the same name, as far as that can be known without reading it."""
+
+    n_bytes: int
+    """Length."""
+    mtime_ns: int
+    """Time of the last change, in nanoseconds."""
+
+
+class UnusableFileError(ValueError):
+    """A file can never be used as it is; the message is a short reason without its path."""
+
+
+class SourceError(UserError):
+    """A file cannot be read just now, though perhaps later."""
+
+
+def stamp_file(path: Path) -> FileStamp | None:
+    """The stamp of a plain file; None if there is none, links followed.
+
+    Raises:
+        OSError: If the disk does not say; whether there is a file is not known then.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        if _is_passing(error):
+            raise
+        return None
+    return _stamp(status) if stat.S_ISREG(status.st_mode) else None
+
+
+def read_file(path: Path, seen: FileStamp | None, name: str) -> bytes:
+    """The bytes of a file, read while nobody wrote to it. Errors that may pass are tried a few times.
+
+    Args:
+        path: The file.
+        seen: Its stamp when it was listed; None if it is not to be compared.
+        name: What the file is called in messages.
+
+    Raises:
+        UnusableFileError: If it is missing, no plain file, too large, may not be read, or is not the file listed.
+        SourceError: If the disk fails again and again.
+    """
+    for delay_s in (*_RETRY_DELAYS_S, None):
+        try:
+            return _read(path, seen)
+        except FileNotFoundError as error:
+            raise UnusableFileError(VANISHED if seen is not None else "file not found") from error
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            if not _is_passing(error):
+                raise UnusableFileError(f"cannot be read: {reason}") from error
+            if delay_s is None:
+                raise SourceError(
+                    f"image '{name}' cannot be read just now: {reason} ({len(_RETRY_DELAYS_S) + 1} attempts). What was "
+                    "finished is kept: type the command again to go on. To have the image set aside for good, put an "
+                    "empty file in its place"
+                ) from error
+            time.sleep(delay_s)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _read(path: Path, seen: FileStamp | None) -> bytes:
+    """One attempt."""
+    # Not blocking: opening a pipe would wait for ever.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    file = os.open(path, flags)
+    try:
+        before = os.fstat(file)
+        if not stat.S_ISREG(before.st_mode):
+            raise UnusableFileError("cannot be read: not a file")
+        if seen is not None:
+            _compare(seen, _stamp(before))
+        if before.st_size > MAX_FILE_BYTES:
+            raise UnusableFileError(f"the file is larger than {MAX_FILE_BYTES} bytes")
+        # One byte more than it has, so that a file that grows is noticed and never fills the memory.
+        parts, left = [], before.st_size + 1
+        while left and (part := os.read(file, left)):
+            parts.append(part)
+            left -= len(part)
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        _compare(_stamp(before), _stamp(os.fstat(file)))
+    finally:
+        os.close(file)
+    if len(data) != before.st_size:
+        _compare(_stamp(before), FileStamp(len(data), before.st_mtime_ns))
+    return data
+
+
+def _compare(then: FileStamp, now: FileStamp) -> None:
+    """Refuse a file that is not the one that was seen before."""
+    if now.n_bytes != then.n_bytes:
+        raise UnusableFileError(f"{CHANGED}: {then.n_bytes:,} bytes when it was listed, {now.n_bytes:,} now")
+    if now.mtime_ns != then.mtime_ns:
+        raise UnusableFileError(f"{CHANGED}: it was written to after it was listed")
+
+
+def _stamp(status: os.stat_result) -> FileStamp:
+    return FileStamp(status.st_size, status.st_mtime_ns)
+
+
+def _is_passing(error: OSError) -> bool:
+    """Whether an error may be gone at the next attempt: all that do not speak of the file itself."""
+    return error.errno is not None and error.errno not in _PERMANENT
