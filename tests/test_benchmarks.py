@@ -93,3 +93,12 @@ def test_half_size_compares_ways_and_autoencoders(tmp_path):
     assert lines[5]["ev_moved_percent"] == 0
     assert {"ev", "l0", "dead"} <= set(lines[-1])
     assert not (store.path / "channels").exists()
+
+
+def test_peak_memory_does_not_hold_the_images(tmp_path):
+    # 270 further images of 65,792 bytes are 18 MB; the noise of an allocator is a fraction of that.
+    build, epoch = _run("memory", "--folder", tmp_path, "--images", 30, "--shard-images", 5, "--batch", 4)
+    assert (build["name"], epoch["name"]) == ("memory_build", "memory_epoch")
+    for line in (build, epoch):
+        assert line["images"] == [30, 300]
+        assert line["growth_bytes_an_image"] < 0.75 * line["activation_bytes_an_image"]

@@ -72,3 +72,10 @@ def test_every_command_in_the_documents_is_one_that_the_program_has():
             for word in words[1:]:
                 if word.startswith("--"):
                     assert word.replace("_", "-") in known, (path.name, line)
+
+
+def test_every_fault_of_the_table_has_its_test():
+    names = re.findall(r"`(\w+\.py)::(\w+)`", (ROOT / "docs" / "faults.md").read_text())
+    assert len(names) > 20
+    for file, name in names:
+        assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text(), f"{file}::{name}"

@@ -501,7 +501,7 @@ def test_a_link_that_leads_out_of_the_store_is_not_followed(tmp_path):
     path = store.path / shard_name(0)
     path.rename(outside)
     path.symlink_to(outside)
-    with StoreReader(store) as reader, pytest.raises(StoreCorruptError, match="leads out of the store's folder"):
+    with StoreReader(store) as reader, pytest.raises(StoreCorruptError, match="leads out of the store: not followed"):
         reader.read(np.array([0]))
     assert not verify_store(store).sound
 

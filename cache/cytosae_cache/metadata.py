@@ -88,13 +88,17 @@ def read_attributes(folder: Folder) -> dict[str, Any]:
     ours = attributes.get(ATTRIBUTES_KEY) if isinstance(attributes, dict) else None
     if not isinstance(ours, dict):
         raise StoreCorruptError(f"'{folder}' is a Zarr group but no activation store (no '{ATTRIBUTES_KEY}' attribute)")
-    if ours.get("format") != FORMAT_VERSION:
+    if ours.get("format") != FORMAT_VERSION or type(ours["format"]) is not int:
         raise StoreCorruptError(
             f"store '{folder}' has format {ours.get('format')!r}, this version reads format {FORMAT_VERSION}. "
             "Update cytosae-cache, or build the store again"
         )
     files = ours.get("files")
-    if ours.get("digest") != _digest(ours) or not isinstance(files, dict):
+    try:
+        digest = _digest(ours)
+    except (ValueError, RecursionError) as error:
+        raise StoreCorruptError(f"the metadata of store '{folder}' hold what JSON cannot: {error}") from error
+    if ours.get("digest") != digest or not isinstance(files, dict):
         raise StoreCorruptError(f"the metadata of store '{folder}' were changed after they were written")
     return ours
 

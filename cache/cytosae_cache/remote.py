@@ -56,6 +56,12 @@ class RemoteFolder(Folder):
             raise StoreError(f"'{url}' is neither a path nor a URL that fsspec knows: {error}") from error
         self._root = str(root).rstrip("/")
 
+    def survey(self) -> int:
+        """Bytes of the files below `activations`; there are no links on object storage."""
+        start = self._path("activations")
+        found = self._try("list", "activations", lambda: self._system.find(start, detail=True))
+        return sum(int(entry["size"]) for entry in found.values())
+
     def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
         """A file's bytes."""
         if max_bytes is not None and (self.size(name) or 0) > max_bytes:

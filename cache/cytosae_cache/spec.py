@@ -15,6 +15,8 @@ FORMAT_VERSION = 1
 
 T = TypeVar("T")
 
+_MAX_IMAGE_VALUES = 1 << 30
+
 StoreDtype = Literal["float16", "float32", "int8"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Compression = Literal["none", "lz4", "zstd"]
@@ -86,6 +88,8 @@ class StoreSpec:
             raise ValueError(f"block must lie in 0..n_blocks-1, found block={self.block}, n_blocks={self.n_blocks}")
         if self.d_model < 1 or self.tokens.n_tokens < 1 or min(self.tokens.grid) < 0:
             raise ValueError(f"d_model and tokens must be positive, found d_model={self.d_model}, tokens={self.tokens}")
+        if self.d_model * self.tokens.n_tokens > _MAX_IMAGE_VALUES:
+            raise ValueError(f"an image of {self.tokens.n_tokens} tokens x {self.d_model} is beyond any network")
         if len(self.weights_sha256) != 64 or not set(self.weights_sha256) <= set("0123456789abcdef"):
             raise ValueError(f"weights_sha256 must be 64 hex digits, found {self.weights_sha256!r}")
         for name, value, known in (

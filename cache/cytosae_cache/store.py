@@ -24,7 +24,7 @@ from cytosae_cache.metadata import (
 from cytosae_cache.moments import Moments
 from cytosae_cache.quantise import Channels
 from cytosae_cache.spec import FORMAT_VERSION, Compression, StoreSpec
-from cytosae_cache.tables import encode_hierarchy, read_table
+from cytosae_cache.tables import BAD_METADATA, encode_hierarchy, read_table
 
 if TYPE_CHECKING:
     import dask.array
@@ -66,6 +66,7 @@ class ActivationStore:
         self.path = self.folder.location
         """Where the store is: a path, or the URL of a remote one."""
         attributes = read_attributes(self.folder)
+        n_bytes = self.folder.survey()
         self.spec = StoreSpec.from_json(attributes.get("spec"))
         self.complete = attributes.get("complete") is True
         self.provenance = read_provenance(attributes)
@@ -74,6 +75,12 @@ class ActivationStore:
         name = "activations/zarr.json"
         array = parse_json(self.read_file(name, max_bytes=MAX_METADATA_BYTES), f"{self.path}/{name}")
         self.n_images, self.shard_images, self.compression = check_activations(array, self.spec, str(self.path))
+        # Every image has 16 bytes in its shard's index, so a shape that no memory could hold is found out here.
+        if self.complete and n_bytes < 16 * self.n_images:
+            raise StoreCorruptError(
+                f"store '{self.path}' says that it holds {self.n_images:,} images, but its shard files have "
+                f"{n_bytes:,} bytes in all: they are missing or the shape is wrong"
+            )
 
     @classmethod
     def open(cls, location: Location) -> Self:
@@ -222,7 +229,8 @@ class ActivationStore:
         """
         names = self.files if self.complete else self.folder.names(f"{place}/")
         files = {name: self.read_file(name) for name in names if name.startswith(f"{place}/")}
-        return read_table(files, place, lengths=(self.n_images, self.n_shards, self.d_model), where=str(self.path))
+        lengths = (self.n_images, self.n_shards, self.d_model)
+        return read_table(files, place, lengths=lengths, widths=(32, self.d_model), where=str(self.path))
 
     @cached_property
     def images(self) -> ImageTable:
@@ -273,10 +281,17 @@ class ActivationStore:
         return Moments(*(self.column(f"moments/{name}") for name in Moments.__dataclass_fields__))
 
     def zarr_array(self) -> "zarr.Array[Any]":
-        """The stored numbers as zarr-python sees them, shape `(n_images, n_tokens, d_model)`; records where int8."""
+        """The stored numbers as zarr-python sees them, shape `(n_images, n_tokens, d_model)`; records where int8.
+
+        Raises:
+            StoreCorruptError: If zarr-python cannot make sense of its metadata.
+        """
         import zarr
 
-        return zarr.open_array(str(self.path), path="activations", mode="r", zarr_format=3)
+        try:
+            return zarr.open_array(str(self.path), path="activations", mode="r", zarr_format=3)
+        except BAD_METADATA as error:
+            raise StoreCorruptError(f"the activations of store '{self.path}' cannot be opened: {error}") from error
 
     def dask(self) -> "dask.array.Array":
         """The activations as a lazy dask array whose chunks are whole shards, `(n_images, n_tokens, d_model)`."""
@@ -320,6 +335,7 @@ def clear_leftovers(folder: Folder) -> None:
     Raises:
         StoreError: If there is anything else in the folder.
     """
+    folder.sweep()
     names = folder.names()
     strangers = [name for name in names if not name.startswith(_OURS)]
     if strangers:

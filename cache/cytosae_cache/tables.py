@@ -4,7 +4,7 @@ zarr-python does the encoding; the files travel as bytes, so that each can be ch
 decoded, and written in one step wherever the store lies.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,9 @@ import numpy.typing as npt
 from cytosae_cache.codec import make_compressors
 from cytosae_cache.errors import StoreCorruptError
 from cytosae_cache.spec import Compression, StoreSpec
+
+BAD_METADATA = (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, OSError, ValueError)
+"""What zarr-python raises for metadata that no Zarr writer wrote."""
 
 _ROWS_PER_CHUNK = 1 << 16
 
@@ -58,30 +61,36 @@ def encode_hierarchy(
     return {name: data.to_bytes() for name, data in files.items() if name != "zarr.json"}
 
 
-def read_table(files: Mapping[str, bytes], place: str, *, lengths: tuple[int, ...], where: str) -> npt.NDArray[Any]:
+def read_table(
+    files: Mapping[str, bytes], place: str, *, lengths: Sequence[int], widths: Sequence[int], where: str
+) -> npt.NDArray[Any]:
     """One small array from its files.
 
     Args:
         files: Bytes by file name.
         place: The array's place in the store.
         lengths: Lengths of the first axis that it may have.
+        widths: Lengths of the second axis that it may have, if there is one.
         where: The store, for messages.
 
     Raises:
-        StoreCorruptError: If it is missing, of another length, or cannot be decoded.
+        StoreCorruptError: If it is missing, of another shape or kind, or cannot be decoded.
     """
     import zarr
     from zarr.core.buffer import default_buffer_prototype
     from zarr.storage import MemoryStore
 
     make = default_buffer_prototype().buffer.from_bytes
+    known = [(length, *more) for length in lengths for more in ((), *((width,) for width in widths))]
     try:
         memory = MemoryStore({name: make(data) for name, data in files.items()}, read_only=True)
         array: Any = zarr.open_array(memory, path=place, mode="r", zarr_format=3)
-        if array.shape[:1] not in ((length,) for length in lengths) or array.ndim > 2:
-            raise StoreCorruptError(f"array '{place}' of store '{where}' has shape {array.shape}")
+        if array.shape not in known or array.dtype.itemsize > 16 or array.dtype.kind == "O":
+            raise StoreCorruptError(
+                f"array '{place}' of store '{where}' has shape {array.shape} and type {array.dtype}"
+            )
         return np.asarray(array[...])
     except StoreCorruptError:
         raise
-    except (KeyError, TypeError, RuntimeError, OSError, ValueError, AttributeError) as error:
+    except BAD_METADATA as error:
         raise StoreCorruptError(f"array '{place}' of store '{where}' cannot be read: {error}") from error

@@ -23,7 +23,7 @@ from cytosae_cache.errors import StoreCorruptError, StoreError, StoreMismatchErr
 from cytosae_cache.folder import Folder, Location, open_folder
 from cytosae_cache.metadata import Provenance
 from cytosae_cache.spec import Precision, Preprocessing, StoreDtype, StoreSpec, TokenLayout
-from cytosae_cache.store import ActivationStore, ImageTable, clear_leftovers
+from cytosae_cache.store import PROGRESS_FOLDER, ActivationStore, ImageTable, clear_leftovers
 from cytosae_cache.writer import ShardData, StoreWriter
 from cytosae_pipeline import __version__
 from cytosae_pipeline.config import BuildConfig, UserError
@@ -219,6 +219,8 @@ def _open_or_create(
             "to build it anew"
         )
     if store.complete:
+        # A build that was killed at its very end may have left its marks.
+        store.folder.remove(store.folder.names(f"{PROGRESS_FOLDER}/"))
         check_sizes(store, images)
         return store, "already complete"
     wanted = (min(config.shard_images, len(images)), config.compression, plan.device.type)

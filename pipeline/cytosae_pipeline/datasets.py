@@ -212,6 +212,8 @@ def resolve_inside(root: Path, relative: str) -> Path:
     Raises:
         DatasetError: If it leads out of the root.
     """
+    if "\0" in relative:
+        raise DatasetError(f"{relative!r} cannot be a file's name")
     path = _resolve(root / relative)
     if not path.is_relative_to(_resolve(root)):
         raise DatasetError(f"'{relative}' leads out of the data set's folder")
