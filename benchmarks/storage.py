@@ -1,8 +1,8 @@
 """Storage against bare file I/O of the same bytes: `python -m benchmarks.storage`.
 
-Names: `write` (baseline: write + fsync of the same bytes), `read` (baseline: readinto of the raw file), `stream` and
-`random` (baseline: our sequential pass). `cache` says how files are read: `warm` from the page cache, `direct` past it
-(O_DIRECT, both sides), `cold` through it after the files were dropped from it.
+Names: `write` (baseline: write + fsync of the same bytes), `read` (baseline: readinto of the raw file), `stream`, `tokens`
+(batches of tokens) and `random` (baseline: our sequential pass). `cache` says how files are read: `warm` from the page
+cache, `direct` past it (O_DIRECT, both sides), `cold` through it after the files were dropped from it.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from benchmarks.measure import compare
 from cytosae_cache.durable import write_all
 from cytosae_cache.metadata import Provenance
 from cytosae_cache.reader import StoreReader, aligned_buffer
+from cytosae_cache.sampling import BatchOf
 from cytosae_cache.shard import as_bytes, shard_name
 from cytosae_cache.spec import StoreSpec, TokenLayout
 from cytosae_cache.store import ActivationStore, ImageTable
@@ -90,9 +91,10 @@ def read_into(reader: StoreReader, buffer: np.ndarray) -> None:
         reader.read_rows(rows, buffer[: len(rows)])
 
 
-def stream_epoch(reader: StoreReader, batch: int, epoch: int) -> None:
+def stream_epoch(reader: StoreReader, batch: int, epoch: int, batch_of: BatchOf = "images") -> None:
     n = reader.store.n_images
-    for _ in TrainingStream([reader], batch_images=batch, seed=0, position=epoch * n, stop=(epoch + 1) * n):
+    position, stop = epoch * n, (epoch + 1) * n
+    for _ in TrainingStream([reader], batch_images=batch, seed=0, position=position, stop=stop, batch_of=batch_of):
         pass
 
 
@@ -146,8 +148,10 @@ def measure(reader: StoreReader, raw: ActivationStore, options: argparse.Namespa
     bare = prepared(lambda: read_bare(raw, buffer, flags=flags))
     sequential = prepared(lambda: read_sequentially(reader, options.batch))
     stream = prepared(lambda: stream_epoch(reader, options.batch, next(epochs)))
+    tokens = prepared(lambda: stream_epoch(reader, options.batch, next(epochs), "tokens"))
     compare("read", bare, prepared(lambda: read_into(reader, buffer)), rounds=rounds, **sizes)
     compare("stream", sequential, stream, rounds=rounds, **sizes)
+    compare("tokens", sequential, tokens, rounds=rounds, **sizes)
     compare("random", sequential, prepared(lambda: read_random(reader, buffer, rng)), rounds=rounds, **sizes)
 
 

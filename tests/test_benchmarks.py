@@ -73,8 +73,8 @@ def test_storage_prints_a_line_a_measurement(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [line["name"] for line in lines] == ["write", "write", *["read", "stream", "random"] * 6]
-    found = [(line["codec"], line["verify"], line["cache"]) for line in lines[2::3]]
+    assert [line["name"] for line in lines] == ["write", "write", *["read", "stream", "tokens", "random"] * 6]
+    found = [(line["codec"], line["verify"], line["cache"]) for line in lines[2::4]]
     raw = [("none", True, "warm"), ("none", False, "warm"), ("none", True, "direct"), ("none", True, "cold")]
     assert found == [*raw, ("zstd", True, "warm"), ("zstd", True, "cold")]
     for line in lines:

@@ -1,4 +1,4 @@
-"""A store's files on object storage or any other file system that fsspec knows: `s3://`, `gs://`, `https://` ..."""
+"""A store's files on object storage or any other file system that fsspec can write to: `s3://`, `gs://` ..."""
 
 import contextlib
 import random

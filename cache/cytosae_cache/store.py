@@ -215,7 +215,9 @@ class ActivationStore:
     @property
     def n_finished_shards(self) -> int:
         """Shards whose completion mark is there."""
-        return self.n_shards if self.complete else len(self.folder.names(f"{PROGRESS_FOLDER}/"))
+        if self.complete:
+            return self.n_shards
+        return sum(name.endswith(".json") for name in self.folder.names(f"{PROGRESS_FOLDER}/"))
 
     def shard_rows(self, shard: int) -> range:
         """Rows that a shard holds."""
