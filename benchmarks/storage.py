@@ -1,8 +1,8 @@
 """Storage against bare file I/O of the same bytes: `python -m benchmarks.storage`.
 
-Names: `write` (baseline: write + fsync of the same bytes), `read` (baseline: readinto of the raw file), `stream`, `tokens`
-(batches of tokens) and `random` (baseline: our sequential pass). `cache` says how files are read: `warm` from the page
-cache, `direct` past it (O_DIRECT, both sides), `cold` through it after the files were dropped from it.
+Names: `write` (baseline: write + fsync of the same bytes), `read` (baseline: readinto of the raw file), `stream`,
+`tokens` (batches of tokens) and `random` (baseline: our sequential pass). `cache` says how files are read: `warm` from
+the page cache, `direct` past it (O_DIRECT, both sides), `cold` through it after the files were dropped from it.
 """
 
 import argparse
