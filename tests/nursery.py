@@ -4,6 +4,7 @@ A child is forked from a parent that runs no threads, is the head of a session o
 the installed command. Starting an interpreter for each of some sixty builds would take minutes.
 """
 
+import faulthandler
 import json
 import os
 import resource
@@ -112,7 +113,7 @@ def _serve() -> None:
         elif task["after_s"] is not None or task["marks"]:
             _wait(child, task["after_s"], task["marks"])
             (os.killpg if task["group"] else os.kill)(child, task["number"])
-        _, status = os.waitpid(child, 0)
+        status = _reap(child)
         ended = Ended(
             os.waitstatus_to_exitcode(status), log.read_text(), time.monotonic() - started, _wait_for_session(child)
         )
@@ -130,6 +131,7 @@ def _be_child(main, task, log: Path) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    faulthandler.enable(file=2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.argv = ["cytosae-cache", *task["arguments"]]
     code = 70
@@ -147,6 +149,18 @@ def _be_child(main, task, log: Path) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _reap(child: int, timeout_s: float = 120) -> int:
+    """Wait for a child's end; one that hangs says where its threads are and is ended."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        number, status = os.waitpid(child, os.WNOHANG)
+        if number:
+            return status
+        time.sleep(0.002)
+    os.kill(child, signal.SIGABRT)
+    return os.waitpid(child, 0)[1]
 
 
 def _wait(child: int, seconds: float | None, marks: tuple[str, int] | None) -> None:

@@ -362,7 +362,7 @@ def _wait_until(condition, timeout_s: float = 20) -> None:
 
 
 def _kill_a_worker(decoder: ImageDecoder) -> None:
-    (process, *_) = decoder._pool._processes.values()
+    (process, *_) = decoder._pool.processes
     os.kill(process.pid, signal.SIGKILL)
     _wait_until(lambda: not process.is_alive())
 
@@ -382,28 +382,12 @@ def test_killed_worker_says_what_to_do(folder, n_workers, advice):
         assert "Type the command again" in str(caught.value)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-def test_killed_while_all_that_waits_is_done_already(folder):
-    # then it is handing in the next task that fails, not the result
-    with ImageDecoder(folder, n_workers=1, image_size=SIZE) as decoder:
-        results = decoder.iter_rows(row % 61 for row in itertools.count())
-        next(results)
-        _wait_until(lambda: not decoder._pool._pending_work_items)
-        _kill_a_worker(decoder)
-        _wait_until(lambda: decoder._pool._broken)
-        with pytest.raises(DecodingError, match="--workers"):
-            for _ in results:
-                pass
-        with pytest.raises(DecodingError, match="--workers"):
-            next(decoder.iter_rows([0]))
-
-
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_leaving_early_does_not_hang(folder, n_workers):
     with ImageDecoder(folder, n_workers=n_workers, image_size=SIZE) as decoder:
         results = decoder.iter_rows(row % 61 for row in itertools.count())
         next(results)
-        processes = list(decoder._pool._processes.values()) if n_workers else []
+        processes = decoder._pool.processes if n_workers else []
         started = time.monotonic()
     assert time.monotonic() - started < 10
     assert not any(process.is_alive() for process in processes)
@@ -420,24 +404,24 @@ def test_errors_of_the_caller_pass_through(folder, n_workers):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no process groups")
-def test_workers_ignore_ctrl_c(folder, plain):
+def test_workers_ignore_ctrl_c_and_polite_kills(folder, plain):
     with ImageDecoder(folder, n_workers=2, image_size=SIZE) as decoder:
         results = decoder.iter_rows(range(61))
         decoded = [next(results)]
-        for process in decoder._pool._processes.values():
-            _wait_until(lambda process=process: _ignores_interrupts(process.pid))
-            os.kill(process.pid, signal.SIGINT)
+        for process, number in itertools.product(decoder._pool.processes, (signal.SIGINT, signal.SIGTERM)):
+            _wait_until(lambda process=process, number=number: _ignores(process.pid, number))
+            os.kill(process.pid, number)
         decoded += results
     _assert_same(decoded, plain)
 
 
-def _ignores_interrupts(pid: int) -> bool:
+def _ignores(pid: int, number: int) -> bool:
     status = Path(f"/proc/{pid}/status")
     if not status.exists():
         time.sleep(1)
         return True
     (mask,) = (line.split()[1] for line in status.read_text().splitlines() if line.startswith("SigIgn"))
-    return bool(int(mask, 16) >> (signal.SIGINT - 1) & 1)
+    return bool(int(mask, 16) >> (number - 1) & 1)
 
 
 def test_in_a_program_of_its_own(tmp_path, folder):

@@ -2,18 +2,11 @@
 
 import hashlib
 import itertools
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +15,10 @@ from cytosae.images import IMAGE_SIZE, UnreadableImageError, decode_image
 from cytosae_pipeline.config import UserError
 from cytosae_pipeline.datasets import DatasetError, ImageList, ImageRow, resolve_inside
 from cytosae_pipeline.source_files import UnusableFileError, read_file
+from cytosae_pipeline.workers import WorkerDiedError, WorkerPool
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 _IMAGES_PER_TASK = 8
 _TASKS_AHEAD_PER_WORKER = 3
@@ -70,12 +67,7 @@ class ImageDecoder:
 
     def __init__(self, images: ImageList, *, n_workers: int, image_size: int = IMAGE_SIZE) -> None:
         self._images, self._size, self._n_workers = images, image_size, n_workers
-        self._pool: ProcessPoolExecutor | None = None
-        if n_workers:
-            # Not fork: the parent has threads (torch's among them), and forking those deadlocks.
-            method = "spawn" if sys.platform in ("win32", "darwin") else "forkserver"
-            context = multiprocessing.get_context(method)
-            self._pool = ProcessPoolExecutor(n_workers, mp_context=context, initializer=_prepare_worker)
+        self._pool = WorkerPool(n_workers) if n_workers else None
 
     def iter_rows(self, rows: Iterable[int]) -> Iterator[Decoded]:
         """Decode rows in the order given.
@@ -102,7 +94,7 @@ class ImageDecoder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+            self._pool.shutdown()
 
     def _iter_tasks(
         self, function: Callable[[Path, Sequence[tuple[int, ImageRow]], int], list[T]], rows: Iterable[int]
@@ -118,15 +110,15 @@ class ImageDecoder:
         pending: deque[Future[list[T]]] = deque()
         n_new = self._n_workers * _TASKS_AHEAD_PER_WORKER
         while True:
-            try:  # a broken pool refuses new tasks, too
+            try:
                 done = pending.popleft().result() if pending else []
-                for task in itertools.islice(tasks, n_new):
-                    pending.append(self._pool.submit(function, root, task, size))
-            except BrokenProcessPool as error:
+            except WorkerDiedError as error:
                 raise DecodingError(
                     "a decoding process was killed, perhaps for lack of memory. Type the command again to go on, "
                     f"with fewer processes: --workers {max(0, self._n_workers // 2)}"
                 ) from error
+            for task in itertools.islice(tasks, n_new):
+                pending.append(self._pool.submit(function, root, task, size))
             yield from done
             if not pending:
                 return
@@ -187,17 +179,3 @@ def _read_inside(root: Path, row: ImageRow) -> bytes:
     except DatasetError as error:
         raise UnusableFileError("leads out of the data set's folder") from error
     return read_file(path, row.seen, row.path)
-
-
-def _prepare_worker() -> None:
-    """Ctrl-C reaches the whole group of processes, and the parent decides what happens; killed, it leaves nobody."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Without this a worker whose parent was killed would wait for its next task for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

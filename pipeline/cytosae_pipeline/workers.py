@@ -1,0 +1,105 @@
+"""Worker processes that cannot hang the program, whenever and however they die."""
+
+import multiprocessing
+import queue
+import signal
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+    from multiprocessing.process import BaseProcess
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class WorkerDiedError(Exception):
+    """A worker process was killed, or ended by itself."""
+
+
+class WorkerPool:
+    """Processes that run functions, each over a pipe of its own whose far end nobody else holds.
+
+    The standard library's process pool shares one pipe among all its workers and holds both ends of it: if a worker is
+    killed in the middle of a long result, it waits for the rest for ever. Here that is the end of the pipe, at once;
+    and a worker whose parent was killed sees the same and ends.
+
+    Args:
+        n_workers: Number of processes, at least 1.
+    """
+
+    def __init__(self, n_workers: int) -> None:
+        # Not fork: the parent has threads (torch's among them), and forking those deadlocks.
+        on_linux = sys.platform not in ("win32", "darwin")
+        context = multiprocessing.get_context("forkserver") if on_linux else multiprocessing.get_context("spawn")
+        self.processes: list[BaseProcess] = []
+        """The workers."""
+        self._idle: queue.SimpleQueue[Connection] = queue.SimpleQueue()
+        self._threads = ThreadPoolExecutor(n_workers, "worker")
+        try:
+            for _ in range(n_workers):
+                here, there = context.Pipe()
+                process = context.Process(target=_serve, args=(there,))
+                process.start()
+                self.processes.append(process)
+                there.close()
+                self._idle.put(here)
+        except BaseException:
+            self.shutdown()
+            raise
+
+    def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
+        """Call a function in a worker process; it, its arguments and its result or error must be picklable.
+
+        The future raises `WorkerDiedError` if the process dies. That worker is not replaced.
+        """
+        return self._threads.submit(self._call, function, args, kwargs)
+
+    def shutdown(self) -> None:
+        """End the workers, whatever they are doing; what was not begun is cancelled."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for process in self.processes:
+            process.kill()
+        self._threads.shutdown()
+        for process in self.processes:
+            process.join()
+
+    def _call(self, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+        connection = self._idle.get()
+        try:
+            connection.send((function, args, kwargs))
+            result, error = connection.recv()
+        except (EOFError, OSError) as broken:
+            raise WorkerDiedError from broken
+        finally:
+            self._idle.put(connection)
+        if error is not None:
+            raise error
+        return result  # type: ignore[no-any-return]
+
+
+def _serve(connection: Connection) -> None:
+    """The worker: calls until the parent has gone.
+
+    Ctrl-C and a polite kill reach the whole group of processes, and the parent decides what happens.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    while True:
+        try:
+            function, args, kwargs = connection.recv()
+        except (EOFError, OSError):
+            return
+        answer: tuple[object, Exception | None]
+        try:
+            answer = function(*args, **kwargs), None
+        except Exception as error:  # noqa: BLE001 - raised in the parent
+            answer = None, error
+        try:
+            connection.send(answer)
+        except OSError:
+            return
