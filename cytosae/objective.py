@@ -9,7 +9,8 @@ from cytosae.sae import SaeOutput, SparseAutoencoder
 SCHEDULERS = ("constantwithwarmup", "constant")
 """Learning-rate schedules that `learning_rate_factor` knows."""
 
-_EPSILON = 1e-6
+EPSILON = 1e-6
+"""Keeps the quotients of the ghost term finite."""
 
 
 class LossTerms(NamedTuple):
@@ -64,7 +65,7 @@ def reference_loss(
     if x.ndim != 3 or x.shape[2] != sae.b_dec.shape[0]:
         raise ValueError(f"x must be (B, T, {sae.b_dec.shape[0]}), found {tuple(x.shape)}")
     output = sae(x)
-    error = (output.reconstruction - x).square() / _norm(x)
+    error = (output.reconstruction - x).square() / norm_as_divisor(x)
     ghost = x.new_zeros(())
     if dead_mask is not None:
         ghost = ghost_term(sae, x, output, error, dead_mask)
@@ -101,9 +102,9 @@ def ghost_term(
     residual = (x - output.reconstruction).detach()
     ghost = torch.exp(output.pre[..., dead]) @ sae.W_dec[dead]
     length = residual.norm(dim=-1, keepdim=True)
-    scale = length / (_EPSILON + 2 * ghost.norm(dim=-1, keepdim=True))
-    ghost_error = (ghost * scale.detach() - residual).square() / _norm(residual)
-    rescale = (error / (ghost_error + _EPSILON)).detach()
+    scale = length / (EPSILON + 2 * ghost.norm(dim=-1, keepdim=True))
+    ghost_error = (ghost * scale.detach() - residual).square() / norm_as_divisor(residual)
+    rescale = (error / (ghost_error + EPSILON)).detach()
     ghost_loss: torch.Tensor = (rescale * ghost_error).mean()
     return ghost_loss
 
@@ -145,7 +146,7 @@ def learning_rate_factor(step: int, *, scheduler: str, warm_up_steps: int) -> fl
     return min(1.0, (step + 1) / warm_up_steps)
 
 
-def _norm(x: torch.Tensor) -> torch.Tensor:
+def norm_as_divisor(x: torch.Tensor) -> torch.Tensor:
     """Norm over the last dimension, kept, as a divisor: 0 becomes infinity, so that quotient and gradient vanish.
 
     Not the smallest positive number: an error of 0.1 over that is 1e36, and one such token ruins the parameters.
