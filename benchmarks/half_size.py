@@ -14,9 +14,10 @@ from collections.abc import Callable  # noqa: TC003
 import numpy as np
 import torch
 
+from cytosae.architectures import make_sae
 from cytosae.geometric_median import geometric_median
 from cytosae.objective import learning_rate_factor
-from cytosae.sae import SparseAutoencoder, make_sae
+from cytosae.sae import SparseAutoencoder
 from cytosae.statistics import BlockEncoder, FeatureStatistics
 from cytosae.train_step import TrainStep
 from cytosae_cache.order import iter_batches, spread_rows

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from cytosae.architectures import ARCHITECTURES, SETTINGS, make_sae
 from cytosae.restricted_pickle import RestrictedPickleError, check_archive, read_restricted, to_plain
-from cytosae.sae import ARCHITECTURES, SparseAutoencoder
+from cytosae.sae import SparseAutoencoder
 
-_PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -42,12 +42,12 @@ def save_sae(path: Path, sae: SparseAutoencoder, cfg: Mapping[str, Any]) -> None
     Args:
         path: The file; replaced in one step.
         sae: The autoencoder.
-        cfg: JSON values.
+        cfg: JSON values; `arch` and `settings` are added.
 
     Raises:
         TypeError: If `cfg` holds anything but JSON values.
     """
-    plain = json.loads(json.dumps(dict(cfg)))
+    plain = json.loads(json.dumps({**cfg, "arch": sae.architecture, "settings": sae.settings}))
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
     write_torch_atomically(path, {"cfg": plain, "state_dict": state})
 
@@ -85,15 +85,17 @@ def load_sae(path: Path, *, device: torch.device | str = "cpu", encoder_only: bo
     state, cfg = value["state_dict"], _plain_cfg(path, value["cfg"])
     if not isinstance(cfg, dict):
         raise SaeCheckpointError(f"'cfg' in '{path}' must be a dict, found {type(cfg).__name__}")
-    if cfg.get("arch", "relu") not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise SaeCheckpointError(f"'{path}' has architecture {cfg['arch']!r}; this version knows: {known}")
-    d_in, n_latents = _check_state(path, state)
-    sae = SparseAutoencoder(d_in, n_latents, device="meta")
+    architecture = cfg.get("arch", "relu")
+    if architecture not in list(ARCHITECTURES):  # it may be anything, even a list
+        raise SaeCheckpointError(
+            f"'{path}' has architecture {architecture!r}; this version knows: {', '.join(ARCHITECTURES)}"
+        )
+    sae = _make_shell(path, architecture, state, cfg.get("settings"))
+    d_in = len(sae.b_dec)
     if encoder_only:
         state = {**state, "W_dec": torch.empty(0, d_in)}
         sae.W_dec = torch.nn.Parameter(torch.empty(0, d_in, device="meta"))
-    sae.load_state_dict({name: state[name].float() for name in _PARAMETERS}, assign=True)
+    sae.load_state_dict({name: state[name].float() for name in sae.state_dict()}, assign=True)
     return LoadedSae(sae.requires_grad_(False).eval().to(device), cfg)
 
 
@@ -151,27 +153,36 @@ def _sync_folder(folder: Path) -> None:
         os.close(file)
 
 
-def _check_state(path: Path, state: object) -> tuple[int, int]:
-    """Width D and latents S, if the four tensors are there and fit together."""
-    if not isinstance(state, dict) or set(state) != set(_PARAMETERS):
-        raise SaeCheckpointError(f"'state_dict' in '{path}' must hold {', '.join(_PARAMETERS)}, found {_names(state)}")
+def _make_shell(path: Path, architecture: str, state: object, settings: object) -> SparseAutoencoder:
+    """An autoencoder without memory for its numbers, if a file's tensors are there and fit it."""
+    wanted = list(make_sae(architecture, 1, 1, device="meta", k=1).state_dict())
+    if not isinstance(state, dict) or set(state) != set(wanted):
+        raise SaeCheckpointError(f"'state_dict' in '{path}' must hold {', '.join(wanted)}, found {_names(state)}")
     if not all(map(_is_usable, state.values())):
         raise SaeCheckpointError(f"'state_dict' in '{path}' must hold dense floating-point tensors of 16 to 64 bits")
-    shapes = {name: tuple(state[name].shape) for name in _PARAMETERS}
-    d_in, n_latents = shapes["W_enc"] if len(shapes["W_enc"]) == 2 else (0, 0)
-    expected = {"W_enc": (d_in, n_latents), "b_enc": (n_latents,), "W_dec": (n_latents, d_in), "b_dec": (d_in,)}
-    if shapes != expected or not d_in * n_latents:
-        raise SaeCheckpointError(
-            f"the tensors in '{path}' do not fit together: found {shapes}, expected (D,S), (S,), (S,D), (D,)"
+    found = {name: tuple(state[name].shape) for name in wanted}
+    d_in, n_latents = found["W_enc"] if len(found["W_enc"]) == 2 else (0, 0)
+    given = settings if isinstance(settings, dict) else {}
+    try:
+        sae = make_sae(
+            architecture, d_in, n_latents, device="meta", **{name: given[name] for name in SETTINGS if name in given}
         )
-    if max(state[name].nbytes for name in _PARAMETERS) > path.stat().st_size:
+        fits = found == {name: tuple(tensor.shape) for name, tensor in sae.state_dict().items()}
+    except (ValueError, TypeError) as error:
+        if d_in * n_latents:
+            raise SaeCheckpointError(f"'settings' in '{path}' cannot be used: {error}") from error
+        fits = False
+    if not fits:
+        expected = "(D,S), (S,), (S,D), (D,)" if len(wanted) == 4 else f"those of architecture {architecture}"
+        raise SaeCheckpointError(f"the tensors in '{path}' do not fit together: found {found}, expected {expected}")
+    if max(state[name].nbytes for name in wanted) > path.stat().st_size:
         # A stride of 0 makes a tensor of any size out of one number.
-        raise SaeCheckpointError(f"the tensors in '{path}' are larger than the file: found {shapes}")
+        raise SaeCheckpointError(f"the tensors in '{path}' are larger than the file: found {found}")
     # As float32, which a finite float64 may exceed.
-    bad = [name for name in _PARAMETERS if not torch.isfinite(state[name].float()).all()]
+    bad = [name for name in wanted if not torch.isfinite(state[name].float()).all()]
     if bad:
         raise SaeCheckpointError(f"{', '.join(bad)} in '{path}' hold NaN or infinity: the training had failed")
-    return d_in, n_latents
+    return sae
 
 
 def _is_usable(tensor: object) -> bool:

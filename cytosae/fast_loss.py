@@ -5,15 +5,15 @@ gradients in place, the ghost term touches dead latents alone, tokens are taken 
 where few latents are active all products but the encoder's run over the active ones.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
 from cytosae.nonzeros import Nonzeros
-from cytosae.objective import EPSILON, LossTerms, norm_as_divisor
-from cytosae.sae import SparseAutoencoder
+from cytosae.objective import EPSILON, norm_as_divisor
+from cytosae.sae import LossTerms, SaeLoss, SparseAutoencoder
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,6 @@ class Products:
         return max(1, self.max_bytes // (n_latents * self.dtype.itemsize))
 
 
-class ClosedForm(NamedTuple):
-    """What the fast path computes beside the parameters' gradients."""
-
-    terms: LossTerms
-    """The loss with its parts."""
-    n_fired: torch.Tensor
-    """Tokens on which each latent is active, int64, shape `(S,)`."""
-    reconstruction: torch.Tensor
-    """Reconstruction, shape `(B, T, D)`."""
-
-
 @torch.no_grad()
 def reference_gradients(
     sae: SparseAutoencoder,
@@ -51,8 +40,9 @@ def reference_gradients(
     l1_coefficient: float,
     dead_mask: torch.Tensor | None = None,
     mse_cls_coefficient: float = 1.0,
+    norm_weighted_l1: bool = False,
     products: Products | None = None,
-) -> ClosedForm:
+) -> SaeLoss:
     """`reference_loss` and its gradients, which replace the parameters' `grad`.
 
     Args:
@@ -61,28 +51,30 @@ def reference_gradients(
         l1_coefficient: Weight of the sparsity term.
         dead_mask: Latents that get ghost gradients, bool, shape `(S,)`; none by default.
         mse_cls_coefficient: Weight of token 0's error.
+        norm_weighted_l1: As for `reference_loss`.
         products: How products are computed; in the weights' own type by default.
     """
     products = products or Products(dtype=sae.W_enc.dtype)
     for parameter in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec):
-        parameter.grad = torch.zeros_like(parameter)
+        parameter.grad = None if parameter.ndim == 2 else torch.zeros_like(parameter)
     # CPU-GPU sync point: the number of dead latents decides a shape.
     dead = dead_mask.nonzero().squeeze(1) if dead_mask is not None else None
-    sums = _Sums(sae, dead if dead is not None and len(dead) else None, products)
+    norms = sae.W_dec.norm(dim=1) if norm_weighted_l1 else torch.ones_like(sae.b_enc)
+    sums = _Sums(sae, dead if dead is not None and len(dead) else None, norms * l1_coefficient, products)
     tokens = x.flatten(0, 1)
     weights = torch.ones(x.shape[:2], dtype=x.dtype, device=x.device)
     weights[:, 0] = mse_cls_coefficient
     reconstruction = torch.empty_like(tokens)
-    for part in _parts(len(tokens), products.n_tokens(sae.b_enc.shape[0])):
-        reconstruction[part] = sums.add(tokens[part], weights.view(-1, 1)[part], l1_coefficient, len(tokens))
-    return ClosedForm(sums.finish(), sums.n_fired, reconstruction.view(x.shape))
+    for part in iter_parts(len(tokens), products.n_tokens(sae.b_enc.shape[0])):
+        reconstruction[part] = sums.add(tokens[part], weights.view(-1, 1)[part], len(tokens))
+    return SaeLoss(sums.finish(norm_weighted_l1=norm_weighted_l1), sums.n_fired, reconstruction.view(x.shape))
 
 
-def _parts(n_tokens: int, longest: int) -> Iterator[slice]:
+def iter_parts(n_tokens: int, longest: int) -> Iterator[slice]:
     """Equal stretches of tokens, as few as possible."""
     n_parts = max(1, -(-n_tokens // longest))
     bounds = [n_tokens * number // n_parts for number in range(n_parts + 1)]
-    return (slice(start, end) for start, end in zip(bounds, bounds[1:], strict=False))
+    return (slice(start, end) for start, end in itertools.pairwise(bounds))
 
 
 class _Sums:
@@ -91,25 +83,27 @@ class _Sums:
     Args:
         sae: The autoencoder; its parameters' `grad` are added to.
         dead: Latents that get ghost gradients, int64; None for none.
+        l1: Weight of each latent's activation, shape `(S,)`.
         products: How products are computed.
     """
 
-    def __init__(self, sae: SparseAutoencoder, dead: torch.Tensor | None, products: Products) -> None:
-        self._sae, self._dead, self._products = sae, dead, products
+    def __init__(self, sae: SparseAutoencoder, dead: torch.Tensor | None, l1: torch.Tensor, products: Products) -> None:
+        self._sae, self._dead, self._l1, self._products = sae, dead, l1, products
+        self._n_tokens = 0
         dtype = products.dtype
         self._W_enc, self._b_enc = sae.W_enc.to(dtype), sae.b_enc.to(dtype)
         self._W_dec: torch.Tensor | None = None
-        wide = torch.float32 if x_is_mps(sae) else torch.float64
+        wide = torch.float32 if sae.b_enc.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
         self._terms = torch.zeros(3, dtype=wide, device=sae.b_enc.device)
+        self._sums = torch.zeros_like(sae.b_enc, dtype=wide)
         self.n_fired = torch.zeros_like(sae.b_enc, dtype=torch.int64)
 
-    def add(self, x: torch.Tensor, weights: torch.Tensor, l1_coefficient: float, n_all: int) -> torch.Tensor:
+    def add(self, x: torch.Tensor, weights: torch.Tensor, n_all: int) -> torch.Tensor:
         """Count tokens.
 
         Args:
             x: Shape `(n, D)`.
             weights: Weight of each token's error, shape `(n, 1)`.
-            l1_coefficient: Weight of the sparsity term.
             n_all: Tokens of the whole batch.
 
         Returns:
@@ -122,33 +116,41 @@ class _Sums:
         revived = acts[:, self._dead].exp() if self._dead is not None else None
         acts.relu_()
         # CPU-GPU sync point only where sparse products are wanted.
-        sparse = products.sparse_below > 0 and int(acts.count_nonzero()) < products.sparse_below * acts.numel()
+        sample = acts[::_SAMPLED_ROWS]
+        sparse = products.sparse_below > 0 and int(sample.count_nonzero()) < products.sparse_below * sample.numel()
         part: _SparsePart | _DensePart
         if sparse:
             part = _SparsePart(sae, Nonzeros.of(acts), centred)
             del acts
         else:
             part = _DensePart(sae, acts, factor, self._decoder())
+        self._n_tokens += len(x)
         reconstruction = part.decode().add_(sae.b_dec)
         residual = reconstruction - x
         over = 1 / norm_as_divisor(x)
         error = residual.square().mul_(over)
         scale = n_all * x.shape[1]
         self._terms[0] += (error * weights).sum(dtype=self._terms.dtype) / scale
-        self._terms[1] += part.total() * (l1_coefficient / n_all)
         g = residual * (over * weights * (2 / scale))
+        part.backward(g, self._l1 / n_all)
         if revived is not None:
             self._revive(revived, factor, residual.neg_(), error, scale)
-        part.backward(g, l1_coefficient / n_all, self.n_fired)
+        part.count(self._sums, self.n_fired)
         assert sae.b_dec.grad is not None
         sae.b_dec.grad += g.sum(dim=0)
         return reconstruction
 
-    def finish(self) -> LossTerms:
-        """The loss, once all tokens are counted; completes the gradient of `b_dec`."""
+    def finish(self, *, norm_weighted_l1: bool) -> LossTerms:
+        """The loss, once all tokens are counted; completes the gradients."""
         sae = self._sae
         assert sae.b_dec.grad is not None
         assert sae.b_enc.grad is not None
+        pressure = self._sums.to(self._l1.dtype) * self._l1 / self._n_tokens
+        self._terms[1] = pressure.sum()
+        if norm_weighted_l1:
+            assert sae.W_dec.grad is not None
+            lengths = sae.W_dec.square().sum(dim=1).clamp_min(torch.finfo(pressure.dtype).tiny)
+            sae.W_dec.grad.addcmul_((pressure / lengths)[:, None], sae.W_dec)
         sae.b_dec.grad -= sae.W_enc @ sae.b_enc.grad
         mse, l1, ghost = self._terms.to(sae.b_enc.dtype)
         return LossTerms(mse + l1 + ghost, mse, l1, ghost)
@@ -199,28 +201,28 @@ class _DensePart:
         """Reconstruction without `b_dec`, in the weights' type, shape `(n, D)`."""
         return (self._acts @ self._W_dec).to(self._sae.b_dec.dtype)
 
-    def total(self) -> torch.Tensor:
-        """Sum of all activations."""
-        return self._acts.sum(dim=1, dtype=self._sae.b_dec.dtype).sum()
-
-    def backward(self, g: torch.Tensor, l1: float, n_fired: torch.Tensor) -> None:
+    def backward(self, g: torch.Tensor, l1: torch.Tensor) -> None:
         """Add the gradients of `W_enc`, `b_enc` and `W_dec`.
 
         Args:
             g: Gradient of the reconstruction, shape `(n, D)`.
-            l1: Gradient of every active latent's sparsity.
-            n_fired: Counts to add to.
+            l1: Gradient of every active latent's sparsity, shape `(S,)`.
         """
         sae, acts = self._sae, self._acts
         g = g.to(acts.dtype)
-        pull = torch.addmm(acts.new_tensor(l1), g, self._W_dec.t())
+        pull = torch.addmm(l1.to(acts.dtype), g, self._W_dec.t())
         pull = torch.ops.aten.threshold_backward(pull, acts, 0)
-        _add_product(sae.W_dec.grad, acts.t(), g)
-        _add_product(sae.W_enc.grad, self._factor.t(), pull)
+        _add_product(sae.W_dec, acts.t(), g)
+        _add_product(sae.W_enc, self._factor.t(), pull)
         assert sae.b_enc.grad is not None
         sae.b_enc.grad += pull.sum(dim=0, dtype=sae.b_enc.dtype)
-        for rows in acts.split(_COUNTED_AT_ONCE):
-            n_fired += (rows > 0).to(torch.float32).sum(dim=0).to(torch.int64)
+
+    def count(self, sums: torch.Tensor, n_fired: torch.Tensor) -> None:
+        """Add each latent's activations, and on how many tokens it is active, shape `(S,)`."""
+        wide = self._sae.b_enc.dtype
+        for rows in torch.split(self._acts, _COUNTED_AT_ONCE):
+            sums += rows.sum(dim=0, dtype=wide)
+            n_fired += (rows > 0).to(wide).sum(dim=0).to(torch.int64)
 
 
 class _SparsePart:
@@ -240,38 +242,42 @@ class _SparsePart:
         """Reconstruction without `b_dec`, shape `(n, D)`."""
         return self._acts.decode(self._sae.W_dec)
 
-    def total(self) -> torch.Tensor:
-        """Sum of all activations."""
-        return self._acts.values.sum()
-
-    def backward(self, g: torch.Tensor, l1: float, n_fired: torch.Tensor) -> None:
+    def backward(self, g: torch.Tensor, l1: torch.Tensor) -> None:
         """Add the gradients of `W_enc`, `b_enc` and `W_dec`; see `_DensePart.backward`."""
         sae, acts = self._sae, self._acts
-        assert sae.W_enc.grad is not None
         assert sae.b_enc.grad is not None
-        assert sae.W_dec.grad is not None
-        pull = acts.with_values(acts.dots(g, sae.W_dec) + l1)
-        sae.W_dec.grad += acts.by_column().decode(g)
-        pull = pull.by_column()
-        sae.W_enc.grad += pull.decode(self._centred).t()
-        n_latents = pull.shape[0]
-        sae.b_enc.grad += torch.bincount(pull.rows, pull.values.double(), minlength=n_latents).to(sae.b_enc.dtype)
-        n_fired += torch.bincount(pull.rows, minlength=n_latents)
+        _add(sae.W_dec, acts.by_column().decode(g))
+        pull = acts.with_values(acts.dots(g, sae.W_dec) + l1[acts.columns]).by_column()
+        _add(sae.W_enc, pull.decode(self._centred).t())
+        sums = torch.bincount(pull.rows, pull.values.double(), minlength=pull.shape[0])
+        sae.b_enc.grad += sums.to(sae.b_enc.dtype)
+
+    def count(self, sums: torch.Tensor, n_fired: torch.Tensor) -> None:
+        """See `_DensePart.count`."""
+        columns, n_latents = self._acts.columns, len(sums)
+        sums += torch.bincount(columns, self._acts.values.to(sums.dtype), minlength=n_latents)
+        n_fired += torch.bincount(columns, minlength=n_latents)
 
 
 _COUNTED_AT_ONCE = 64
 """Tokens counted at once: a block stays in the processor's cache."""
 
 
-def _add_product(total: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor) -> None:
-    """`total += left @ right`, without a copy where the types are the same."""
-    assert total is not None
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
+_SAMPLED_ROWS = 8
+"""One token in so many is looked at to see how few latents are active."""
+
+
+def _add_product(parameter: torch.nn.Parameter, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Add `left @ right` to a parameter's gradient, without a copy where the types are the same."""
+    if parameter.grad is not None and parameter.grad.dtype == left.dtype:
+        parameter.grad.addmm_(left, right)
     else:
-        total.add_(left @ right)
+        _add(parameter, left @ right)
 
 
-def x_is_mps(sae: SparseAutoencoder) -> bool:
-    """Whether the autoencoder lies where there is no float64."""
-    return sae.b_enc.device.type == "mps"
+def _add(parameter: torch.nn.Parameter, gradient: torch.Tensor) -> None:
+    """Add to a parameter's gradient, which this may be the first part of."""
+    if parameter.grad is None:
+        parameter.grad = gradient.to(parameter.dtype).contiguous()
+    else:
+        parameter.grad.add_(gradient)

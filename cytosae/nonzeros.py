@@ -8,7 +8,7 @@ is `A.T @ g`.
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own usage
+import torch.nn.functional as F
 
 
 class Nonzeros(NamedTuple):
@@ -48,7 +48,8 @@ class Nonzeros(NamedTuple):
         places = torch.sparse_csr_tensor(
             ends, self.columns, left.new_zeros(len(self.rows)), self.shape, check_invariants=False
         )
-        return torch.sparse.sampled_addmm(places, left, right.t(), beta=0.0).values()
+        products: torch.Tensor = torch.sparse.sampled_addmm(places, left, right.t(), beta=0.0).values()
+        return products
 
     def by_column(self) -> "Nonzeros":
         """The entries of the transposed matrix."""
@@ -62,8 +63,6 @@ def _offsets(rows: torch.Tensor, n_rows: int) -> torch.Tensor:
     return counts.cumsum(0) - counts
 
 
-def _sum_rows(
-    table: torch.Tensor, numbers: torch.Tensor, weights: torch.Tensor, offsets: torch.Tensor
-) -> torch.Tensor:
+def _sum_rows(table: torch.Tensor, numbers: torch.Tensor, weights: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """Weighted sums of a table's rows, one for every stretch of numbers."""
     return F.embedding_bag(numbers, table, offsets, mode="sum", per_sample_weights=weights.to(table.dtype))

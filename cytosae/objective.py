@@ -4,26 +4,13 @@ from typing import NamedTuple
 
 import torch
 
-from cytosae.sae import SaeOutput, SparseAutoencoder
+from cytosae.sae import LossTerms, SaeOutput, SparseAutoencoder
 
 SCHEDULERS = ("constantwithwarmup", "constant")
 """Learning-rate schedules that `learning_rate_factor` knows."""
 
 EPSILON = 1e-6
 """Keeps the quotients of the ghost term finite."""
-
-
-class LossTerms(NamedTuple):
-    """The loss and its parts, 0-dimensional."""
-
-    loss: torch.Tensor
-    """Sum of the others."""
-    mse: torch.Tensor
-    """Squared error over the token's norm."""
-    l1: torch.Tensor
-    """Sparsity term, coefficient included."""
-    ghost: torch.Tensor
-    """Ghost-gradient term; 0 if no latent is dead."""
 
 
 class ExplainedVariance(NamedTuple):
@@ -42,6 +29,7 @@ def reference_loss(
     l1_coefficient: float,
     dead_mask: torch.Tensor | None = None,
     mse_cls_coefficient: float = 1.0,
+    norm_weighted_l1: bool = False,
 ) -> tuple[LossTerms, SaeOutput]:
     """The loss of definition 4.5.
 
@@ -55,6 +43,7 @@ def reference_loss(
         l1_coefficient: Weight of the sparsity term.
         dead_mask: Latents that get ghost gradients, bool, shape `(S,)`; none by default.
         mse_cls_coefficient: Weight of token 0's error.
+        norm_weighted_l1: Weigh each latent's activation by the norm of its decoder row, which then may have any.
 
     Returns:
         The loss with its parts, and the forward pass it was computed from.
@@ -74,7 +63,8 @@ def reference_loss(
         weights[0] = mse_cls_coefficient
         error = error * weights
     mse = error.mean()
-    l1 = l1_coefficient * output.acts.abs().sum(dim=-1).mean()
+    acts = output.acts * sae.W_dec.norm(dim=1) if norm_weighted_l1 else output.acts
+    l1 = l1_coefficient * acts.abs().sum(dim=-1).mean()
     return LossTerms(mse + l1 + ghost, mse, l1, ghost), output
 
 

@@ -1,12 +1,12 @@
-"""Sparse autoencoders: parameters, encoding and decoding. Architectures are made by name."""
+"""The sparse autoencoder of the reference, and what every architecture derived from it has in common."""
 
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
 
-ARCHITECTURES = ("relu",)
-"""Names that `make_sae` knows."""
+_ROWS_AT_ONCE = 2048
+"""Rows of `W_dec` that one pass over them takes at once: they stay in the processor's cache."""
 
 
 class SaeOutput(NamedTuple):
@@ -18,6 +18,41 @@ class SaeOutput(NamedTuple):
     """Latent activations a, shape `(..., S)`, at least 0."""
     reconstruction: torch.Tensor
     """Reconstruction x^, shape `(..., D)`."""
+
+
+class LossTerms(NamedTuple):
+    """The loss and its parts, 0-dimensional."""
+
+    loss: torch.Tensor
+    """Sum of the others."""
+    mse: torch.Tensor
+    """Reconstruction: squared error over the token's norm (`relu`), or the share of the variance left."""
+    l1: torch.Tensor
+    """Sparsity term, coefficient included: L1, or what the architecture has in its place."""
+    ghost: torch.Tensor
+    """Term that revives latents, coefficient included: ghost gradients, AuxK, or the gate's own error."""
+
+
+class LossWeights(NamedTuple):
+    """Weights of the training losses' terms."""
+
+    l1: float = 0.0
+    """Of the sum of activations a token (`relu`, `gated`)."""
+    aux: float = 1 / 32
+    """Of AuxK (`topk`, `batchtopk`, `matryoshka`)."""
+    l0: float = 1.0
+    """Of the squared relative distance between L0 and the one asked for (`jumprelu`)."""
+
+
+class SaeLoss(NamedTuple):
+    """A training loss and what it was computed from."""
+
+    terms: LossTerms
+    """The loss with its parts."""
+    n_fired: torch.Tensor
+    """Tokens on which each latent is active, int64, shape `(S,)`."""
+    reconstruction: torch.Tensor
+    """Reconstruction, of the activations' shape."""
 
 
 class SparseAutoencoder(nn.Module):
@@ -38,6 +73,13 @@ class SparseAutoencoder(nn.Module):
         ValueError: If `d_in` or `n_latents` is below 1.
     """
 
+    architecture: ClassVar[str] = "relu"
+    """Name, as options and files spell it."""
+    unit_rows: ClassVar[bool] = True
+    """Whether the training keeps the decoder's rows at unit norm."""
+    needs_whole_rows: ClassVar[bool] = False
+    """Whether a latent's activation depends on the other latents' of the same token."""
+
     def __init__(
         self,
         d_in: int,
@@ -50,23 +92,44 @@ class SparseAutoencoder(nn.Module):
         super().__init__()
         if d_in < 1 or n_latents < 1:
             raise ValueError(f"d_in and n_latents must be 1 or more, found {d_in} and {n_latents}")
-        generator = torch.Generator().manual_seed(seed)
-        W_enc, W_dec = torch.empty(d_in, n_latents), torch.empty(n_latents, d_in)
-        nn.init.kaiming_uniform_(W_enc, generator=generator)
-        nn.init.kaiming_uniform_(W_dec, generator=generator)
+        where = "meta" if device is not None and torch.device(device).type == "meta" else "cpu"
+        W_enc, W_dec = torch.empty(d_in, n_latents, device=where), torch.empty(n_latents, d_in, device=where)
+        if where == "cpu":
+            generator = torch.Generator().manual_seed(seed)
+            nn.init.kaiming_uniform_(W_enc, generator=generator)
+            nn.init.kaiming_uniform_(W_dec, generator=generator)
         self.W_enc = nn.Parameter(W_enc.to(device=device, dtype=dtype))
         self.b_enc = nn.Parameter(torch.zeros(n_latents, device=device, dtype=dtype))
         self.W_dec = nn.Parameter(W_dec.to(device=device, dtype=dtype))
         self.b_dec = nn.Parameter(torch.zeros(d_in, device=device, dtype=dtype))
         self.normalise_decoder_()
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Arguments beside the sizes that make the same architecture again: JSON values."""
+        return {}
+
+    @property
+    def encoder_bias(self) -> torch.Tensor:
+        """What `pre_activations` adds, shape `(S,)`."""
+        return self.b_enc
+
     def pre_activations(self, x: torch.Tensor) -> torch.Tensor:
         """Latents before the nonlinearity, shape `(..., S)`, of activations of shape `(..., D)`."""
-        return (x - self.b_dec) @ self.W_enc + self.b_enc
+        return (x - self.b_dec) @ self.W_enc + self.encoder_bias
+
+    def activate(self, pre: torch.Tensor, latents: slice = slice(None)) -> torch.Tensor:
+        """Latent activations from latents before the nonlinearity, as they are read once training is over.
+
+        Args:
+            pre: Shape `(..., n)`.
+            latents: Which latents these are, all by default; all are needed if `needs_whole_rows`.
+        """
+        return torch.relu(pre)
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Latent activations, shape `(..., S)`, of activations of shape `(..., D)`."""
-        return torch.relu(self.pre_activations(x))
+        return self.activate(self.pre_activations(x))
 
     def decode(self, acts: torch.Tensor) -> torch.Tensor:
         """Reconstruction, shape `(..., D)`, of latent activations of shape `(..., S)`.
@@ -81,14 +144,49 @@ class SparseAutoencoder(nn.Module):
     def forward(self, x: torch.Tensor) -> SaeOutput:
         """Encode and decode activations of shape `(..., D)`."""
         pre = self.pre_activations(x)
-        acts = torch.relu(pre)
+        acts = self.activate(pre)
         return SaeOutput(pre, acts, self.decode(acts))
+
+    def training_loss(
+        self,
+        x: torch.Tensor,
+        *,
+        variance: torch.Tensor,
+        share: float,
+        dead_mask: torch.Tensor | None,
+        weights: LossWeights,
+        dtype: torch.dtype,
+    ) -> SaeLoss:
+        """The loss of other architectures than the reference's, whose own is `objective.reference_loss`.
+
+        Args:
+            x: Tokens of a batch, or of a part of it, shape `(N, D)`; losses of parts add up.
+            variance: Sum of `||x - mean||^2` over the whole batch, 0-dimensional.
+            share: Share of the batch's tokens that these are.
+            dead_mask: Latents to revive, bool, shape `(S,)`; None for none.
+            weights: Weights of the terms.
+            dtype: Type of dense products.
+
+        Raises:
+            NotImplementedError: For the reference's architecture.
+        """
+        raise NotImplementedError("the reference's loss is objective.reference_loss")
+
+    def pre_activations_in(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """`pre_activations` of tokens of shape `(N, D)` by a product in a type, for training.
+
+        The gradient of `b_dec` needs only a column sum, which comes through a term that is 0: autograd would compute
+        a whole matrix for it.
+        """
+        centred = (x - self.b_dec.detach()).to(dtype)
+        bias = self.encoder_bias + (self.b_dec.detach() - self.b_dec) @ self.W_enc.detach()
+        return torch.addmm(bias.to(dtype), centred, self.W_enc.to(dtype))
 
     @torch.no_grad()
     def normalise_decoder_(self) -> None:
         """Scale every row of `W_dec` to unit norm, in place."""
-        norms = self.W_dec.norm(dim=1, keepdim=True)
-        self.W_dec.div_(norms.clamp_min(torch.finfo(self.W_dec.dtype).tiny))
+        for rows in torch.split(self.W_dec, _ROWS_AT_ONCE):
+            rows.div_(rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny))
 
     @torch.no_grad()
     def remove_parallel_gradient_(self) -> None:
@@ -101,18 +199,34 @@ class SparseAutoencoder(nn.Module):
         """
         if self.W_dec.grad is None:
             raise RuntimeError("W_dec has no gradient: call backward first")
-        parallel = (self.W_dec.grad * self.W_dec).sum(dim=1, keepdim=True)
-        self.W_dec.grad.addcmul_(parallel, self.W_dec, value=-1)
+        grads = torch.split(self.W_dec.grad, _ROWS_AT_ONCE)
+        for grad, rows in zip(grads, torch.split(self.W_dec, _ROWS_AT_ONCE), strict=True):
+            grad.addcmul_((grad * rows).sum(dim=1, keepdim=True), rows, value=-1)
 
+    @torch.no_grad()
+    def rescale_latents_(self, factor: torch.Tensor) -> None:
+        """Multiply every latent's activation by a positive factor and divide its decoder row by it, in place.
 
-def make_sae(
-    architecture: str, d_in: int, n_latents: int, *, seed: int = 42, device: torch.device | str | None = None
-) -> SparseAutoencoder:
-    """An untrained autoencoder of a named architecture.
+        Args:
+            factor: Shape `(S,)` or 0-dimensional; one factor for all latents if `needs_whole_rows`.
+        """
+        self.W_enc.mul_(factor)
+        self.W_dec.div_(factor[..., None] if factor.ndim else factor)
+        for bias in self._latent_units():
+            bias.mul_(factor)
 
-    Raises:
-        ValueError: If the name is unknown; the message lists those known.
-    """
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, found {architecture!r}")
-    return SparseAutoencoder(d_in, n_latents, seed=seed, device=device)
+    @torch.no_grad()
+    def fold_scaling_(self, mean: torch.Tensor, scale: float) -> None:
+        """Make an autoencoder of `(x - mean) / scale` one of `x`, in place; decoder rows keep their norm.
+
+        Args:
+            mean: Shape `(D,)`.
+            scale: Positive.
+        """
+        self.b_dec.mul_(scale).add_(mean)
+        for bias in self._latent_units():
+            bias.mul_(scale)
+
+    def _latent_units(self) -> tuple[torch.Tensor, ...]:
+        """Parameters and buffers measured in the unit of activations, shape `(S,)` or 0-dimensional."""
+        return (self.b_enc,)

@@ -58,16 +58,21 @@ class BlockEncoder:
     def __init__(
         self, sae: SparseAutoencoder, thresholds: Sequence[float] = (), *, dtype: torch.dtype = torch.float32
     ) -> None:
+        self._sae = sae
         self._b_dec = sae.b_dec.detach().float()
-        self._b_enc = sae.b_enc.detach().float()
-        self._chunks = [part.contiguous() for part in torch.split(sae.W_enc.detach().to(dtype), LATENT_CHUNK, dim=1)]
+        self._bias = sae.encoder_bias.detach().float()
+        # Where latents compete within a token, all are computed at once, for an image at a time.
+        whole = sae.needs_whole_rows
+        width = len(self._bias) if whole else LATENT_CHUNK
+        self._n_at_once = 1 if whole else BLOCK_IMAGES
+        self._chunks = [part.contiguous() for part in torch.split(sae.W_enc.detach().to(dtype), width, dim=1)]
         self._thresholds = [float(value) for value in thresholds]
         self._dtype = dtype
 
     @property
     def n_latents(self) -> int:
         """Latents S."""
-        return len(self._b_enc)
+        return len(self._bias)
 
     @torch.no_grad()
     def reduce(self, activations: torch.Tensor, first_row: int) -> ImageReduction:
@@ -81,19 +86,20 @@ class BlockEncoder:
             One entry an image, on the autoencoder's device.
         """
         n, n_tokens, width = activations.shape
-        device = self._b_enc.device
+        device = self._bias.device
         scores = torch.empty(n, self.n_latents, device=device)
         counts = torch.empty(len(self._thresholds), n, self.n_latents, dtype=torch.int32, device=device)
-        for start in range(-(first_row % BLOCK_IMAGES), n, BLOCK_IMAGES):
-            low, high = max(start, 0), min(start + BLOCK_IMAGES, n)
-            block = torch.zeros(BLOCK_IMAGES, n_tokens, width, device=device)
+        size = self._n_at_once
+        for start in range(-(first_row % size), n, size):
+            low, high = max(start, 0), min(start + size, n)
+            block = torch.zeros(size, n_tokens, width, device=device)
             inside = slice(low - start, high - start)
             block[inside] = activations[low:high].to(device=device, dtype=torch.float32)
             centred = (block - self._b_dec).to(self._dtype).view(-1, width)
             at = 0
             for chunk in self._chunks:
                 latents = slice(at, at + chunk.shape[1])
-                acts = self._encode(centred, chunk, latents).view(BLOCK_IMAGES, n_tokens, -1)
+                acts = self._encode(centred, chunk, latents).view(size, n_tokens, -1)
                 scores[low:high, latents] = acts.mean(dim=1)[inside]
                 for number, threshold in enumerate(self._thresholds):
                     above = (acts > threshold).sum(dim=1, dtype=torch.int32)
@@ -104,8 +110,12 @@ class BlockEncoder:
     def _encode(self, centred: torch.Tensor, weights: torch.Tensor, latents: slice) -> torch.Tensor:
         """Activations of some latents, float32."""
         if self._dtype == torch.float32:
-            return torch.addmm(self._b_enc[latents], centred, weights).relu_()
-        return (centred @ weights).float().add_(self._b_enc[latents]).relu_()
+            pre = torch.addmm(self._bias[latents], centred, weights)
+        else:
+            pre = (centred @ weights).float().add_(self._bias[latents])
+        if type(self._sae) is SparseAutoencoder:
+            return pre.relu_()
+        return self._sae.activate(pre, latents)
 
 
 class FeatureStatistics:

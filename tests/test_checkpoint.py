@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cytosae.architectures import ARCHITECTURES, make_sae
 from cytosae.checkpoint import (
     SaeCheckpointError,
     SaeNotFoundError,
@@ -34,21 +35,55 @@ def make_state(**changed) -> dict[str, torch.Tensor]:
 
 
 def assert_same(sae, state):
-    for name in NAMES:
-        assert torch.equal(getattr(sae, name), state[name]), name
+    assert list(sae.state_dict()) == list(state)
+    for name, tensor in state.items():
+        assert torch.equal(sae.state_dict()[name], tensor), name
 
 
-def test_round_trip_is_exact_and_opens_with_weights_only(tmp_path):
-    sae, path = SparseAutoencoder(D, S, seed=5), tmp_path / "sae.pt"
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_round_trip_is_exact_and_opens_with_weights_only(tmp_path, architecture):
+    sae, path = make_sae(architecture, D, S, seed=5, k=2, prefixes=(0.5, 1.0), bandwidth=0.3), tmp_path / "sae.pt"
+    for tensor in sae.state_dict().values():
+        tensor.add_(torch.rand(tensor.shape))
     save_sae(path, sae, CFG)
     loaded = load_sae(path)
-    assert loaded.cfg == CFG
+    assert loaded.cfg == {**CFG, "arch": architecture, "settings": sae.settings}
+    assert type(loaded.sae) is type(sae)
+    assert loaded.sae.settings == sae.settings
     assert_same(loaded.sae, sae.state_dict())
     x = torch.randn(2, 3, D)
     assert torch.equal(loaded.sae(x).reconstruction, sae(x).reconstruction)
+    encoder = load_sae(path, encoder_only=True).sae
+    assert torch.equal(encoder.encode(x), sae.encode(x))
     plain = torch.load(path, weights_only=True)
-    assert plain["cfg"] == CFG
+    assert plain["cfg"] == loaded.cfg
     assert_same(loaded.sae, plain["state_dict"])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "message"),
+    [
+        ("topk", {"k": 0}, "k must be a whole number from 1 to the 6 latents, found 0"),
+        ("topk", {"k": 1.5}, "k must be a whole number"),
+        ("topk", {"k": "many"}, "k must be a whole number"),
+        ("batchtopk", {"k": 7}, "k must be a whole number"),
+        ("matryoshka", {"k": 2, "prefixes": [0.5, 0.5, 1]}, "prefixes must be shares that rise"),
+        ("matryoshka", {"k": 2, "prefixes": "abc"}, "could not convert"),
+        ("jumprelu", {"k": -1}, "must be above 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(tmp_path, architecture, settings, message):
+    state = make_sae(architecture, D, S, k=2).state_dict()
+    path = save_raw(tmp_path / "sae.pt", cfg={"arch": architecture, "settings": settings}, state_dict=state)
+    with pytest.raises(SaeCheckpointError, match=f"'settings' in .* cannot be used: .*{message}"):
+        load_sae(path)
+
+
+def test_settings_cannot_reach_other_arguments(tmp_path):
+    settings = {"k": 2, "device": "nowhere", "seed": "x", "dtype": 3}
+    state = make_sae("topk", D, S, k=2).state_dict()
+    loaded = load_sae(save_raw(tmp_path / "sae.pt", cfg={"arch": "topk", "settings": settings}, state_dict=state))
+    assert loaded.sae.W_enc.device.type == "cpu"
 
 
 @pytest.mark.parametrize("value", [Path("x"), torch.ones(1), {1, 2}, object()])
@@ -215,8 +250,11 @@ def test_other_files_are_refused_by_what_they_hold(tmp_path):
             load_sae(path)
     with pytest.raises(SaeCheckpointError, match="'cfg' in .* must be a dict, found list"):
         load_sae(save_raw(path, cfg=[1]))
-    with pytest.raises(SaeCheckpointError, match="architecture 'topk'; this version knows: relu"):
-        load_sae(save_raw(path, cfg={"arch": "topk"}))
+    for name in ("gru", ["relu"], None):
+        with pytest.raises(SaeCheckpointError, match="has architecture .*; this version knows: relu, topk, batchtopk"):
+            load_sae(save_raw(path, cfg={"arch": name}))
+    with pytest.raises(SaeCheckpointError, match="must hold W_enc, b_enc, W_dec, b_dec, threshold, found"):
+        load_sae(save_raw(path, cfg={"arch": "batchtopk"}))
 
 
 @pytest.mark.parametrize("foreign", [True, False])

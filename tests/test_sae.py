@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from cytosae.sae import ARCHITECTURES, SparseAutoencoder, make_sae
+from cytosae.architectures import ARCHITECTURES, make_sae
+from cytosae.sae import SparseAutoencoder
 
 D, S = 5, 11
 
@@ -120,6 +121,6 @@ def test_sizes_below_one_are_refused(d_in, n_latents):
 
 def test_make_sae_knows_its_architectures():
     for name in ARCHITECTURES:
-        assert torch.equal(make_sae(name, D, S, seed=8).W_enc, SparseAutoencoder(D, S, seed=8).W_enc)
+        assert torch.equal(make_sae(name, D, S, seed=8, k=3).W_enc, SparseAutoencoder(D, S, seed=8).W_enc)
     with pytest.raises(ValueError, match=r"one of relu.*found 'tpok'"):
         make_sae("tpok", D, S)

@@ -12,10 +12,11 @@ from typing import Literal
 import numpy as np
 import torch
 
+from cytosae.architectures import make_sae
 from cytosae.checkpoint import read_torch, save_sae, write_torch_atomically
 from cytosae.geometric_median import geometric_median
 from cytosae.objective import explained_variance, l0, learning_rate_factor
-from cytosae.sae import SparseAutoencoder, make_sae
+from cytosae.sae import SparseAutoencoder
 from cytosae.train_step import StepResult, TrainStep
 from cytosae_cache.errors import StoreError
 from cytosae_cache.joined import JoinedReader
