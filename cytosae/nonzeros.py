@@ -5,6 +5,7 @@ last bit. Plain meanings: `decode(W)` is `A @ W`, `dots(g, W)` the entries of `g
 is `A.T @ g`.
 """
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -45,9 +46,11 @@ class Nonzeros(NamedTuple):
             right: Shape `(S, D)`, of the same type.
         """
         ends = torch.cat([_offsets(self.rows, self.shape[0]), self.rows.new_tensor([len(self.rows)])])
-        places = torch.sparse_csr_tensor(
-            ends, self.columns, left.new_zeros(len(self.rows)), self.shape, check_invariants=False
-        )
+        with warnings.catch_warnings():  # torch says once a program that its sparse tensors are young
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
+            places = torch.sparse_csr_tensor(
+                ends, self.columns, left.new_zeros(len(self.rows)), self.shape, check_invariants=False
+            )
         products: torch.Tensor = torch.sparse.sampled_addmm(places, left, right.t(), beta=0.0).values()
         return products
 

@@ -204,6 +204,11 @@ class SparseAutoencoder(nn.Module):
             grad.addcmul_((grad * rows).sum(dim=1, keepdim=True), rows, value=-1)
 
     @torch.no_grad()
+    def tie_(self) -> None:
+        """Start the encoder as the decoder's transpose, in place (Gao et al. 2024, arXiv:2406.04093)."""
+        self.W_enc.copy_(self.W_dec.T)
+
+    @torch.no_grad()
     def rescale_latents_(self, factor: torch.Tensor) -> None:
         """Multiply every latent's activation by a positive factor and divide its decoder row by it, in place.
 
