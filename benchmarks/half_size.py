@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from cytosae.architectures import make_sae
+from cytosae.fast_loss import Products
 from cytosae.geometric_median import geometric_median
-from cytosae.objective import learning_rate_factor
-from cytosae.sae import SparseAutoencoder
+from cytosae.sae import LossWeights, SparseAutoencoder
 from cytosae.statistics import BlockEncoder, FeatureStatistics
 from cytosae.train_step import TrainStep
 from cytosae_cache.order import iter_batches, spread_rows
@@ -123,11 +123,11 @@ def train(images: np.ndarray, options: argparse.Namespace, *, seed: int = 42, or
     with torch.no_grad():
         sae.b_dec.copy_(geometric_median(tokens[spread_rows(len(tokens), 4096)]))
     step = TrainStep(
-        sae, l1_coefficient=options.l1, use_ghost_grads=True, dead_feature_window=64, mse_cls_coefficient=1.0
+        sae, weights=LossWeights(l1=options.l1), use_ghost_grads=True, dead_feature_window=64, products=Products()
     )
     stop = int(options.epochs * len(images))
     for number, rows in enumerate(iter_batches(len(images), batch_rows=16, seed=1, position=0, stop=stop)):
-        factor = learning_rate_factor(number, scheduler="constantwithwarmup", warm_up_steps=50)
+        factor = min(1.0, (number + 1) / 50)
         step.step(torch.from_numpy(images[rows[::order]]).float(), 0.001 * factor)
     sae.normalise_decoder_()
     return sae

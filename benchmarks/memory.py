@@ -41,13 +41,14 @@ def build(images: Path, store: Path, shard_images: int, batch: int) -> None:
 
 
 def epoch(store: Path, batch: int) -> None:
+    from cytosae_cache.joined import JoinedReader
     from cytosae_cache.reader import StoreReader
     from cytosae_cache.store import ActivationStore
     from cytosae_cache.stream import TrainingStream
 
     with StoreReader(ActivationStore.open(store)) as reader:
         n = reader.store.n_images
-        for _ in TrainingStream([reader], batch_images=batch, seed=0, stop=n):
+        for _ in TrainingStream(JoinedReader([reader]), batch_images=batch, seed=0, stop=n):
             pass
 
 

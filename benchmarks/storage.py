@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks.measure import compare
 from cytosae_cache.durable import write_all
+from cytosae_cache.joined import JoinedReader
 from cytosae_cache.metadata import Provenance
 from cytosae_cache.reader import StoreReader, aligned_buffer
 from cytosae_cache.sampling import BatchOf
@@ -94,7 +95,9 @@ def read_into(reader: StoreReader, buffer: np.ndarray) -> None:
 def stream_epoch(reader: StoreReader, batch: int, epoch: int, batch_of: BatchOf = "images") -> None:
     n = reader.store.n_images
     position, stop = epoch * n, (epoch + 1) * n
-    for _ in TrainingStream([reader], batch_images=batch, seed=0, position=position, stop=stop, batch_of=batch_of):
+    for _ in TrainingStream(
+        JoinedReader([reader]), batch_images=batch, seed=0, position=position, stop=stop, batch_of=batch_of
+    ):
         pass
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from benchmarks.measure import compare
 from benchmarks.storage import make_spec, read_sequentially, write_store
+from cytosae_cache.joined import JoinedReader
 from cytosae_cache.reader import StoreReader
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.stream import TrainingStream
@@ -41,8 +42,8 @@ def run(folder: Path, options: argparse.Namespace) -> None:
             for batch_of in ("images", "tokens"):
                 for shuffle, memory in (("global", False), ("windowed", False), ("global", True)):
                     stream = TrainingStream(
-                        [reader], batch_images=options.batch, seed=0, stop=n * options.epochs, shuffle=shuffle,
-                        batch_of=batch_of, in_memory=memory,
+                        JoinedReader([reader]), batch_images=options.batch, seed=0, stop=n * options.epochs,
+                        shuffle=shuffle, batch_of=batch_of, in_memory=memory,
                     )  # fmt: skip
                     compare(
                         "tokens" if batch_of == "tokens" else "stream",

@@ -6,9 +6,6 @@ import torch
 
 from cytosae.sae import LossTerms, SaeOutput, SparseAutoencoder
 
-SCHEDULERS = ("constantwithwarmup", "constant")
-"""Learning-rate schedules that `learning_rate_factor` knows."""
-
 EPSILON = 1e-6
 """Keeps the quotients of the ghost term finite."""
 
@@ -116,24 +113,6 @@ def explained_variance(x: torch.Tensor, reconstruction: torch.Tensor) -> Explain
 def l0(acts: torch.Tensor) -> torch.Tensor:
     """Mean number of active latents a token, 0-dimensional, of activations of shape `(..., S)`."""
     return (acts > 0).sum(dim=-1).float().mean()
-
-
-def learning_rate_factor(step: int, *, scheduler: str, warm_up_steps: int) -> float:
-    """What the learning rate is multiplied by in a step.
-
-    Args:
-        step: Steps done before this one.
-        scheduler: `constantwithwarmup` rises linearly, `(step + 1) / warm_up_steps`, then stays at 1; `constant` is 1.
-        warm_up_steps: Steps of the rise; 0 for none.
-
-    Raises:
-        ValueError: If the scheduler is unknown.
-    """
-    if scheduler not in SCHEDULERS:
-        raise ValueError(f"lr_scheduler_name must be one of {', '.join(SCHEDULERS)}, found {scheduler!r}")
-    if scheduler == "constant" or warm_up_steps == 0:
-        return 1.0
-    return min(1.0, (step + 1) / warm_up_steps)
 
 
 def norm_as_divisor(x: torch.Tensor) -> torch.Tensor:

@@ -55,7 +55,8 @@ class Workplace:
     def train(self, *arguments: object, code: int = 0) -> Result:
         return self.run(
             "train", "--dataset_name", "toy", "--expansion_factor", 4, "--batch_size", 4, "--total_training_tokens", 60,
-            "--lr_warm_up_steps", 3, "--wandb_log_frequency", 5, "--n_checkpoints", 2, *arguments, code=code,
+            "--lr_warm_up_steps", 3, "--wandb_log_frequency", 5, "--n_checkpoints", 2,
+            "--precision", "fp32", *arguments, code=code,
         )  # fmt: skip
 
     @property

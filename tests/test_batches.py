@@ -33,7 +33,7 @@ def test_every_place_gives_the_same_batches(readers, shuffle, batch_of, position
     config = TrainConfig(batch_size=4, total_training_tokens=70, seed=3, shuffle=shuffle, batch_of=batch_of)
     # The place called gpu is a tensor on any device; here it lies on the CPU.
     found = [
-        _collect(open_batches(readers, config, position=position, device=CPU, place=place))
+        _collect(open_batches(JoinedReader(readers), config, position=position, device=CPU, place=place))
         for place in ("none", "ram", "gpu")
     ]
     assert len(found[0]) == -(-(70 - position) // 4)
@@ -60,7 +60,7 @@ def test_a_tensor_on_the_device_is_filled_block_by_block(readers, monkeypatch):
 def test_a_gpu_sees_the_same_batches(readers, place):
     config = TrainConfig(batch_size=4, total_training_tokens=70, seed=3)
     device = torch.device("cuda")
-    expected = _collect(open_batches(readers, config, position=0, device=CPU, place="none"))
-    found = _collect(open_batches(readers, config, position=0, device=device, place=place))
+    expected = _collect(open_batches(JoinedReader(readers), config, position=0, device=CPU, place="none"))
+    found = _collect(open_batches(JoinedReader(readers), config, position=0, device=device, place=place))
     for (values, _), (plain, _) in zip(found, expected, strict=True):
         assert torch.equal(values.cpu(), plain)

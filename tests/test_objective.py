@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cytosae.objective import SCHEDULERS, explained_variance, l0, learning_rate_factor, reference_loss
+from cytosae.objective import explained_variance, l0, reference_loss
 from cytosae.sae import SparseAutoencoder
 
 B, T, D, S = 2, 3, 4, 6
@@ -149,24 +149,6 @@ def test_zero_token_adds_nothing_and_the_others_count_as_before():
 def test_other_shapes_are_refused(shape):
     with pytest.raises(ValueError, match=rf"x must be \(B, T, {D}\), found \("):
         reference_loss(make_sae(), torch.zeros(shape, dtype=torch.float64), l1_coefficient=0.1)
-
-
-# --- learning rate
-
-
-def test_warm_up_rises_in_a_line_and_stays():
-    factors = [learning_rate_factor(step, scheduler="constantwithwarmup", warm_up_steps=4) for step in range(6)]
-    assert factors == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-
-
-@pytest.mark.parametrize(("scheduler", "warm_up_steps"), [("constant", 500), ("constantwithwarmup", 0)])
-def test_without_warm_up_the_rate_is_constant(scheduler, warm_up_steps):
-    assert learning_rate_factor(0, scheduler=scheduler, warm_up_steps=warm_up_steps) == 1.0
-
-
-def test_unknown_schedule_lists_the_known():
-    with pytest.raises(ValueError, match=f"{SCHEDULERS[0]}, {SCHEDULERS[1]}, found 'cosine'"):
-        learning_rate_factor(0, scheduler="cosine", warm_up_steps=4)
 
 
 # --- metrics

@@ -14,6 +14,7 @@ import pytest
 from cytosae_cache import remote
 from cytosae_cache.errors import StoreCorruptError, StoreError, StoreIncompleteError, StoreNotFoundError
 from cytosae_cache.folder import LocalFolder, open_folder
+from cytosae_cache.joined import JoinedReader
 from cytosae_cache.reader import StoreReader
 from cytosae_cache.remote import StoreUnreachableError
 from cytosae_cache.shard import shard_name
@@ -61,7 +62,7 @@ def test_streams_are_those_of_the_local_store(s3, tmp_path):
     batches = []
     for location in (URL, tmp_path / "s.zarr"):
         with StoreReader(make_store(location, activations)) as reader:
-            stream = TrainingStream([reader], batch_images=4, seed=1, stop=30)
+            stream = TrainingStream(JoinedReader([reader]), batch_images=4, seed=1, stop=30)
             batches.append([batch.activations.copy() for batch in stream])
     assert len(batches[0]) == len(batches[1]) == 8
     assert all(np.array_equal(first, second) for first, second in zip(*batches, strict=True))

@@ -9,6 +9,7 @@ import torch
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import TrainConfig, UserError
 from cytosae_pipeline.residence import Needs, Room, choose_residence, exceeds_page_cache, find_needs, find_room
+from cytosae_pipeline.runs import Run
 from tests.stores import make_activations, make_store
 
 GB = 10**9
@@ -59,16 +60,19 @@ def test_needs_are_those_of_all_stores(tmp_path):
         make_store(tmp_path / "a.zarr", make_activations(11), invalid=[2]),
         make_store(tmp_path / "b.zarr", make_activations(7), compression="zstd"),
     ]
-    stores = [ActivationStore.open(store.path) for store in stores]
-    config = TrainConfig(batch_size=4, total_training_tokens=51)
-    needs = find_needs(config, stores, n_latents=32, position=17)
+    stores = tuple(ActivationStore.open(store.path) for store in stores)
+    config = TrainConfig(batch_size=4, total_training_tokens=51, expansion_factor=4, precision="fp32")
+    run = Run(config, stores, tmp_path, {}, torch.device("cpu"))
+    needs = find_needs([run], position=17)
     assert needs.store_bytes == 17 * 5 * 8 * 2
     assert needs.n_epochs == 2.0
     assert needs.dear
-    assert not find_needs(config, stores[:1], n_latents=32, position=17).dear
+    assert not find_needs([dataclasses.replace(run, stores=stores[:1])], position=17).dear
     # Parameters W_enc and W_dec with gradients and two moments, and matrices of (tokens, latents).
-    assert needs.step_bytes >= 4 * (4 * 2 * 8 * 32 + 8 * 4 * 5 * 32)
-    small = find_needs(dataclasses.replace(config, class_token=True), stores, n_latents=32, position=0)
+    assert needs.step_bytes >= 4 * (4 * 2 * 8 * 32 + 4 * 4 * 5 * 32)
+    assert find_needs([run, run], position=17).step_bytes == 2 * needs.step_bytes
+    split = dataclasses.replace(config, max_memory=1e-6)
+    small = find_needs([dataclasses.replace(run, config=split)], position=17)
     assert small.step_bytes < needs.step_bytes
 
 

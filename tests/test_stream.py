@@ -22,7 +22,7 @@ def test_every_valid_image_once_an_epoch_and_its_own_numbers(tmp_path):
     activations = make_activations(11)
     store = make_store(tmp_path / "s.zarr", activations, invalid=[3])
     with StoreReader(store) as reader:
-        batches = _collect(TrainingStream([reader], batch_images=4, seed=1, stop=30))
+        batches = _collect(TrainingStream(JoinedReader([reader]), batch_images=4, seed=1, stop=30))
     rows = [row for part, _, _ in batches for row in part]
     for epoch in range(3):
         assert sorted(rows[epoch * 10 : epoch * 10 + 10]) == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10]
@@ -35,8 +35,8 @@ def test_every_valid_image_once_an_epoch_and_its_own_numbers(tmp_path):
 def test_a_stream_resumes_with_the_batches_that_would_have_come(tmp_path):
     store = make_store(tmp_path / "s.zarr", make_activations(11))
     with StoreReader(store) as reader:
-        whole = _collect(TrainingStream([reader], batch_images=4, seed=1, stop=40))
-        tail = _collect(TrainingStream([reader], batch_images=4, seed=1, position=whole[3][2], stop=40))
+        whole = _collect(TrainingStream(JoinedReader([reader]), batch_images=4, seed=1, stop=40))
+        tail = _collect(TrainingStream(JoinedReader([reader]), batch_images=4, seed=1, position=whole[3][2], stop=40))
     assert [part for part, _, _ in tail] == [part for part, _, _ in whole[4:]]
 
 
@@ -45,7 +45,7 @@ def test_several_stores_as_one(tmp_path):
     stores = [make_store(tmp_path / f"{number}.zarr", part, invalid=[1]) for number, part in enumerate(parts)]
     both = np.concatenate(parts)
     with StoreReader(stores[0]) as first, StoreReader(stores[1]) as second:
-        stream = TrainingStream([first, second], batch_images=4, seed=1, stop=10)
+        stream = TrainingStream(JoinedReader([first, second]), batch_images=4, seed=1, stop=10)
         batches = _collect(stream)
     assert sorted(row for part, _, _ in batches for row in part) == [0, 2, 3, 4, 5, 7, 8, 9, 10, 11]
     for part, values, _ in batches:
@@ -73,14 +73,16 @@ def test_every_way_of_serving_gives_the_plain_batches(readers, shuffle, batch_of
     sampling = Sampling(images.layout, 5, 4, 1, shuffle, batch_of)
     plain = list(sampling.iter_batches(position=0, stop=70))
     options = {"batch_images": 4, "seed": 1, "stop": 70, "shuffle": shuffle, "batch_of": batch_of}
-    batches = _collect(TrainingStream(readers, **options, in_memory=in_memory))
+    batches = _collect(TrainingStream(JoinedReader(readers), **options, in_memory=in_memory))
     assert len(batches) == len(plain)
     flat = everything.reshape(len(everything) * sampling.parts_per_row, -1)
     for (rows, values, _), parts in zip(batches, plain, strict=True):
         assert np.array_equal(values, flat[parts].reshape(values.shape))
         assert np.ravel(rows).tolist() == images.rows[parts // sampling.parts_per_row].tolist()
     for start in (3, 8):
-        tail = _collect(TrainingStream(readers, **options, in_memory=in_memory, position=batches[start - 1][2]))
+        tail = _collect(
+            TrainingStream(JoinedReader(readers), **options, in_memory=in_memory, position=batches[start - 1][2])
+        )
         assert len(tail) == len(batches) - start
         for (rows, values, position), expected in zip(tail, batches[start:], strict=True):
             assert (rows, position) == (expected[0], expected[2])
@@ -91,7 +93,7 @@ def test_every_token_once_an_epoch(tmp_path):
     activations = np.arange(11 * 5 * 2, dtype="<f2").reshape(11, 5, 2)
     store = make_store(tmp_path / "s.zarr", activations)
     with StoreReader(store) as reader:
-        batches = _collect(TrainingStream([reader], batch_images=3, seed=1, stop=11, batch_of="tokens"))
+        batches = _collect(TrainingStream(JoinedReader([reader]), batch_images=3, seed=1, stop=11, batch_of="tokens"))
     assert [values.shape for _, values, _ in batches] == [(3, 5, 2)] * 3 + [(2, 5, 2)]
     tokens = np.concatenate([values.reshape(-1, 2) for _, values, _ in batches])
     assert sorted(map(tuple, tokens)) == sorted(map(tuple, activations.reshape(-1, 2)))
@@ -110,7 +112,9 @@ def test_memory_is_bounded_by_the_window(tmp_path, n, monkeypatch):
         return array
 
     with StoreReader(store) as reader:
-        stream = TrainingStream([reader], batch_images=3, seed=1, stop=n, shuffle="windowed", make_buffer=counting)
+        stream = TrainingStream(
+            JoinedReader([reader]), batch_images=3, seed=1, stop=n, shuffle="windowed", make_buffer=counting
+        )
         monkeypatch.setattr("cytosae_cache.stream.aligned_buffer", counting)
         for _ in stream:
             pass
@@ -123,7 +127,7 @@ def test_a_window_is_read_from_its_start_to_its_end(tmp_path):
     with StoreReader(store) as reader:
         read_rows = reader.read_rows
         reader.read_rows = lambda rows, out: (asked.append(rows.tolist()), read_rows(rows, out))
-        _collect(TrainingStream([reader], batch_images=3, seed=1, stop=40, shuffle="windowed"))
+        _collect(TrainingStream(JoinedReader([reader]), batch_images=3, seed=1, stop=40, shuffle="windowed"))
     assert len(asked) == 2
     assert all(rows == sorted(rows) for rows in asked)
     assert sorted(row for rows in asked for row in rows) == list(range(40))
@@ -135,7 +139,7 @@ def test_a_batch_of_two_stores_is_two_reads(tmp_path):
     with StoreReader(stores[0]) as first, StoreReader(stores[1]) as second:
         for reader in (first, second):
             reader.read_rows = lambda rows, out, read=reader.read_rows: (calls.append(len(rows)), read(rows, out))
-        _collect(TrainingStream([first, second], batch_images=20, seed=1, stop=40))
+        _collect(TrainingStream(JoinedReader([first, second]), batch_images=20, seed=1, stop=40))
     assert len(calls) == 4
     assert sum(calls) == 40
 
@@ -143,14 +147,14 @@ def test_a_batch_of_two_stores_is_two_reads(tmp_path):
 def test_memory_is_read_once(tmp_path):
     store = make_store(tmp_path / "s.zarr", make_activations(11))
     with StoreReader(store) as reader:
-        stream = TrainingStream([reader], batch_images=4, seed=1, stop=55, in_memory=True)
+        stream = TrainingStream(JoinedReader([reader]), batch_images=4, seed=1, stop=55, in_memory=True)
     assert len(_collect(stream)) == 14  # the reader is closed
 
 
 def test_batches_of_nothing_are_refused(tmp_path):
     store = make_store(tmp_path / "s.zarr", make_activations(2))
     with StoreReader(store) as reader, pytest.raises(ValueError, match="batch_images .* must be 1 or more"):
-        TrainingStream([reader], batch_images=0, seed=0, stop=4)
+        TrainingStream(JoinedReader([reader]), batch_images=0, seed=0, stop=4)
 
 
 def test_stores_of_different_kinds_are_not_mixed(tmp_path):
@@ -159,13 +163,13 @@ def test_stores_of_different_kinds_are_not_mixed(tmp_path):
     second = make_store(tmp_path / "b.zarr", make_activations(4), spec=spec)
     with StoreReader(first) as one, StoreReader(second) as two:
         with pytest.raises(StoreMismatchError, match="cannot be streamed as one: .*weights_sha256"):
-            TrainingStream([one, two], batch_images=2, seed=0, stop=4)
+            TrainingStream(JoinedReader([one, two]), batch_images=2, seed=0, stop=4)
 
 
 def test_nothing_valid(tmp_path):
     store = make_store(tmp_path / "s.zarr", make_activations(2), invalid=[0, 1])
     with StoreReader(store) as reader, pytest.raises(StoreError, match="nothing to train on"):
-        TrainingStream([reader], batch_images=2, seed=0, stop=4)
+        TrainingStream(JoinedReader([reader]), batch_images=2, seed=0, stop=4)
 
 
 @pytest.mark.parametrize("block_rows", [1, 4, 8, 64])
@@ -193,14 +197,18 @@ def test_damage_met_while_reading_ahead_reaches_the_consumer(tmp_path, shuffle, 
     store = make_store(tmp_path / "s.zarr", make_activations(12))
     (store.path / shard_name(1)).unlink()
     with StoreReader(store) as reader, pytest.raises(StoreCorruptError, match="is missing"):
-        _collect(TrainingStream([reader], batch_images=2, seed=0, stop=12, shuffle=shuffle, batch_of=batch_of))
+        _collect(
+            TrainingStream(JoinedReader([reader]), batch_images=2, seed=0, stop=12, shuffle=shuffle, batch_of=batch_of)
+        )
 
 
 @pytest.mark.parametrize(("shuffle", "batch_of"), KINDS)
 def test_stopping_early_ends_the_threads(tmp_path, shuffle, batch_of):
     store = make_store(tmp_path / "s.zarr", make_activations(12))
     with StoreReader(store) as reader:
-        stream = TrainingStream([reader], batch_images=2, seed=0, stop=1000, shuffle=shuffle, batch_of=batch_of)
+        stream = TrainingStream(
+            JoinedReader([reader]), batch_images=2, seed=0, stop=1000, shuffle=shuffle, batch_of=batch_of
+        )
         iterator = iter(stream)
         next(iterator)
         iterator.close()

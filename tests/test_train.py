@@ -22,7 +22,8 @@ from cytosae_cache.order import iter_batches
 from cytosae_cache.reader import StoreReader
 from cytosae_cache.sampling import Sampling
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.train import WaitingTime, sample_tokens
+from cytosae_pipeline.start import sample_tokens
+from cytosae_pipeline.train import WaitingTime
 from tests.pictures import HEARING_MAIN, write_pictures, write_vit
 from tests.stores import make_store
 
@@ -66,7 +67,7 @@ def test_the_final_weights_are_those_of_a_plain_loop_over_the_definition(with_st
         activations = torch.from_numpy(reader.read(store.valid_rows)).float()
         sae = SparseAutoencoder(24, 96, seed=42)
         with torch.no_grad():
-            sae.b_dec.copy_(geometric_median(sample_tokens([reader])))
+            sae.b_dec.copy_(geometric_median(sample_tokens(JoinedReader([reader]), store.spec.tokens)))
     optimizer = torch.optim.Adam(sae.parameters(), betas=(0.9, 0.999))
     since = torch.zeros(96)
     n_ghosts = 0
@@ -145,11 +146,11 @@ def test_an_interrupted_run_resumes_to_the_same_bits(with_store, monkeypatch, op
     with_store.train("--run_name", "r", *options)
     original, calls = TrainStep.step, []
 
-    def interrupted(self, x, lr):
+    def interrupted(self, x, lr, **more):
         calls.append(1)
         if len(calls) == 8:
             raise KeyboardInterrupt
-        return original(self, x, lr)
+        return original(self, x, lr, **more)
 
     monkeypatch.setattr(TrainStep, "step", interrupted)
     output = with_store.train("--run_name", "broken", *options, code=130).output
@@ -185,7 +186,7 @@ def test_a_killed_run_resumes_to_the_same_bits(with_store, number):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([".", "cache", "pipeline"])}
     arguments = [
         "train", "--root_dir", with_store.root, "--dataset_name", "toy", "--expansion_factor", 4, "--batch_size", 4,
-        "--lr_warm_up_steps", 3, "--wandb_log_frequency", 5, "--run_name", "killed", *options,
+        "--lr_warm_up_steps", 3, "--wandb_log_frequency", 5, "--precision", "fp32", "--run_name", "killed", *options,
     ]  # fmt: skip
     command = [sys.executable, "-c", HEARING_MAIN, *map(str, arguments)]
     folder = with_store.root / "out" / "checkpoints" / "killed"
@@ -281,7 +282,7 @@ def test_other_starts_of_the_decoders_bias(with_store, method):
 def test_the_median_comes_from_tokens_spread_over_the_store(with_store):
     store = ActivationStore.open(with_store.store)
     with StoreReader(store) as reader:
-        tokens = sample_tokens([reader], n_images=4, n_tokens=7)
+        tokens = sample_tokens(JoinedReader([reader]), store.spec.tokens, n_images=4, n_tokens=7)
         everything = reader.read(store.valid_rows).reshape(-1, 24)
     assert tokens.shape == (7, 24)
     for token in tokens.numpy():
@@ -377,7 +378,9 @@ def test_the_orders_train_on_what_the_sampling_says(with_store, monkeypatch):
 
     seen = []
     original = TrainStep.step
-    monkeypatch.setattr(TrainStep, "step", lambda self, x, lr: (seen.append(x.clone()), original(self, x, lr))[1])
+    monkeypatch.setattr(
+        TrainStep, "step", lambda self, x, lr, **more: (seen.append(x.clone()), original(self, x, lr, **more))[1]
+    )
     with_store.train("--run_name", "r", "--shuffle", "windowed", "--batch_of", "tokens")
     with StoreReader(ActivationStore.open(with_store.store)) as reader:
         images = JoinedReader([reader])
@@ -433,7 +436,7 @@ def test_a_further_data_set_that_is_missing_is_explained(with_store):
 def test_the_sample_is_spread_over_all_stores(tmp_path):
     stores = [make_store(tmp_path / f"{n}.zarr", np.full((n, 5, 8), n, dtype="<f2")) for n in (10, 30)]
     with StoreReader(stores[0]) as first, StoreReader(stores[1]) as second:
-        tokens = sample_tokens([first, second], n_images=8, n_tokens=40)
+        tokens = sample_tokens(JoinedReader([first, second]), stores[0].spec.tokens, n_images=8, n_tokens=40)
     assert tokens[:, 0].tolist() == [10.0] * 10 + [30.0] * 30
 
 

@@ -6,7 +6,8 @@ import io
 import pytest
 import torch
 
-from cytosae.sae import SparseAutoencoder
+from cytosae.fast_loss import Products
+from cytosae.sae import LossWeights, SparseAutoencoder
 from cytosae.train_step import DeadLatentTracker, TrainStep
 from tests.test_objective import NAMES, D, S, length, loss_by_loops, make_sae, make_x
 
@@ -18,9 +19,7 @@ def test_tracker_counts_the_steps_since_each_latent_fired():
     fires = [[1, 0, 0], [0, 0, 1], [0, 0, 0], [1, 0, 0]]
     wanted = [[0, 1, 1], [1, 2, 0], [2, 3, 1], [0, 4, 2]]
     for row, counts in zip(fires, wanted, strict=True):
-        acts = torch.zeros(2, 2, 3)
-        acts[1, 0] = torch.tensor(row, dtype=torch.float32)  # one token of one image is enough
-        tracker.update(acts)
+        tracker.update(torch.tensor(row))
         assert tracker.n_steps_since_fired.tolist() == counts
     assert tracker.n_steps_since_fired.dtype == torch.int64
 
@@ -28,7 +27,7 @@ def test_tracker_counts_the_steps_since_each_latent_fired():
 def test_dead_means_more_than_the_window():
     tracker = DeadLatentTracker(2)
     for _ in range(4):
-        tracker.update(torch.zeros(1, 1, 2))
+        tracker.update(torch.zeros(2, dtype=torch.int64))
     assert tracker.dead(4).tolist() == [False, False]
     assert tracker.dead(3).tolist() == [True, True]
 
@@ -36,19 +35,21 @@ def test_dead_means_more_than_the_window():
 # --- training steps
 
 
-def make_step(seed=0, *, ghost=True, window=1, cls=2.0, dtype=torch.float32) -> TrainStep:
+def make_step(seed=0, *, ghost=True, window=1, cls=2.0, dtype=torch.float32, products=None, **more) -> TrainStep:
     sae = make_sae(seed, dtype)
     with torch.no_grad():
         sae.b_enc[1] = -20  # dead from the start
         sae.W_enc[:, 1] *= 0.1
     return TrainStep(
-        sae, l1_coefficient=0.05, use_ghost_grads=ghost, dead_feature_window=window, mse_cls_coefficient=cls
-    )
+        sae, weights=LossWeights(l1=0.05), use_ghost_grads=ghost, dead_feature_window=window, mse_cls_coefficient=cls,
+        products=products, **more,
+    )  # fmt: skip
 
 
+@pytest.mark.parametrize("products", [None, Products(torch.float64), Products(torch.float64, sparse_below=1.1)])
 @pytest.mark.parametrize("ghost", [True, False])
-def test_steps_are_those_of_a_loop_written_by_hand(ghost):
-    step = make_step(ghost=ghost, dtype=torch.float64)
+def test_steps_are_those_of_a_loop_written_by_hand(ghost, products):
+    step = make_step(ghost=ghost, dtype=torch.float64, products=products)
     sae = copy.deepcopy(step.sae)
     adam = torch.optim.Adam(sae.parameters(), lr=1.0, betas=(0.9, 0.999), fused=False, foreach=False)
     silent = [0] * S
@@ -83,9 +84,9 @@ def test_result_is_of_before_the_update_and_holds_no_graph():
     step, x = make_step(), make_x(dtype=torch.float32)
     before = copy.deepcopy(step.sae)
     result = step.step(x, 0.1)
-    torch.testing.assert_close(result.acts, before.encode(x).detach())
+    assert torch.equal(result.n_fired, (before.encode(x) > 0).sum(dim=(0, 1)))
     torch.testing.assert_close(result.reconstruction, before(x).reconstruction.detach())
-    assert not any(tensor.requires_grad for tensor in (*result.terms, result.acts, result.reconstruction))
+    assert not any(tensor.requires_grad for tensor in (*result.terms, result.reconstruction))
     assert not torch.equal(before.W_enc, step.sae.W_enc)
 
 
@@ -148,7 +149,7 @@ def test_training_is_repeatable_to_the_last_bit():
 
 def test_state_of_another_size_is_refused():
     other = TrainStep(
-        SparseAutoencoder(D, S + 1), l1_coefficient=0.1, use_ghost_grads=False, dead_feature_window=1
+        SparseAutoencoder(D, S + 1), weights=LossWeights(l1=0.1), use_ghost_grads=False, dead_feature_window=1
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="size mismatch for W_enc"):
         make_step().load_state_dict(other.state_dict())

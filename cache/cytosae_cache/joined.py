@@ -32,25 +32,31 @@ def check_same_spec(stores: Sequence[ActivationStore]) -> None:
 
 
 class JoinedReader:
-    """The valid images of one store or several, numbered one store after another from 0.
+    """The valid images of one store or several, or some of them, numbered one store after another from 0.
 
     Args:
         readers: Readers of stores with equal specs; they stay the caller's to close.
+        chosen: For every store which rows may be served, bool, shape `(n_images,)`; all by default.
 
     Raises:
         StoreError: If no image is valid.
         StoreMismatchError: If the stores' specs differ.
     """
 
-    def __init__(self, readers: Sequence[StoreReader]) -> None:
+    def __init__(self, readers: Sequence[StoreReader], chosen: Sequence[npt.NDArray[np.bool_]] | None = None) -> None:
         stores = [reader.store for reader in readers]
         check_same_spec(stores)
         self._readers = readers
         self._offsets = np.cumsum([0, *(store.n_images for store in stores)])
+        masks = [store.valid for store in stores]
+        if chosen is not None:
+            masks = [valid & mask for valid, mask in zip(masks, chosen, strict=True)]
         self.rows = np.concatenate(
-            [store.valid_rows + offset for store, offset in zip(stores, self._offsets, strict=False)]
-        )
-        """Row of every valid image, counted through all stores with the unreadable ones, shape `(n,)`."""
+            [np.flatnonzero(mask) + offset for mask, offset in zip(masks, self._offsets, strict=False)]
+        ).astype(np.int64)
+        """Row of every such image, counted through all stores with the unreadable ones, shape `(n,)`."""
+        if not len(self.rows) and any(store.valid.any() for store in stores):
+            raise StoreError(f"no image of store '{stores[0].path}' is left: give a smaller --held_out, or more images")
         if not len(self.rows):
             raise StoreError(f"no image of store '{stores[0].path}' could be read, so there is nothing to train on")
         starts = [

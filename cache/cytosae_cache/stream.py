@@ -4,7 +4,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -117,7 +117,7 @@ class TrainingStream:
     groups are in memory, however large the stores are.
 
     Args:
-        readers: Readers of stores with equal specs.
+        images: What is streamed.
         batch_images: Images a batch, or images' worth of tokens; at least 1.
         seed: Seed of the order.
         position: Images' worth already served, over all epochs.
@@ -129,14 +129,12 @@ class TrainingStream:
         make_buffer: Makes the memory of a batch from its shape and dtype, for example pinned memory.
 
     Raises:
-        StoreError: If no image is valid.
-        StoreMismatchError: If the stores' specs differ.
         ValueError: If `batch_images` is below 1.
     """
 
     def __init__(
         self,
-        readers: Sequence[StoreReader],
+        images: JoinedReader,
         *,
         batch_images: int,
         seed: int,
@@ -147,7 +145,7 @@ class TrainingStream:
         in_memory: bool = False,
         make_buffer: MakeBuffer = aligned_buffer,
     ) -> None:
-        self._images = images = JoinedReader(readers)
+        self._images = images
         n_tokens = images.image_shape[0]
         self._sampling = Sampling(images.layout, n_tokens, batch_images, seed, shuffle, batch_of)
         self._position, self._stop, self._make_buffer = position, stop, make_buffer

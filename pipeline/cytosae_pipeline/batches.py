@@ -1,6 +1,6 @@
 """Batches of a training run as tensors, from disk, from memory, or from a tensor on the device."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from cytosae_cache.joined import JoinedReader
-from cytosae_cache.reader import StoreReader, aligned_buffer
+from cytosae_cache.reader import aligned_buffer
 from cytosae_cache.sampling import Sampling
 from cytosae_cache.stream import TrainingStream
 from cytosae_pipeline.config import TrainConfig
@@ -93,12 +93,12 @@ class DeviceBatches:
 
 
 def open_batches(
-    readers: Sequence[StoreReader], config: TrainConfig, *, position: int, device: torch.device, place: Place
+    images: JoinedReader, config: TrainConfig, *, position: int, device: torch.device, place: Place
 ) -> Batches:
     """A run's batches from `position` on; the same wherever the activations are kept.
 
     Args:
-        readers: Readers of its stores, in order.
+        images: What it trains on.
         config: Its options.
         position: Images already trained on.
         device: Where training runs.
@@ -106,14 +106,13 @@ def open_batches(
     """
     stop = config.total_training_tokens
     if place == "gpu":
-        images = JoinedReader(readers)
         sampling = Sampling(
-            images.layout, images.image_shape[0], config.batch_size, config.seed, config.shuffle, config.batch_of
+            images.layout, images.image_shape[0], config.batch_size, config.order, config.shuffle, config.batch_of
         )
         return DeviceBatches(images, sampling, position=position, stop=stop, device=device)
     make_buffer = _make_pinned if device.type == "cuda" else aligned_buffer
     stream = TrainingStream(
-        readers, batch_images=config.batch_size, seed=config.seed, position=position, stop=stop, shuffle=config.shuffle,
+        images, batch_images=config.batch_size, seed=config.order, position=position, stop=stop, shuffle=config.shuffle,
         batch_of=config.batch_of, in_memory=place == "ram", make_buffer=make_buffer,
     )  # fmt: skip
     return HostBatches(stream)

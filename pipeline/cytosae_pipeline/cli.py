@@ -14,8 +14,16 @@ from typing import Any
 import click
 
 from cytosae_pipeline import __version__
-from cytosae_pipeline.config import BuildConfig, StatisticsConfig, StoreChoice, StoreSource, TrainConfig, UserError
-from cytosae_pipeline.options import CONTEXT_SETTINGS, config_options, make_config
+from cytosae_pipeline.config import (
+    PRESETS,
+    BuildConfig,
+    StatisticsConfig,
+    StoreChoice,
+    StoreSource,
+    TrainConfig,
+    UserError,
+)
+from cytosae_pipeline.options import CONTEXT_SETTINGS, config_options, given_options, make_config
 from cytosae_pipeline.progress import Reporter, format_bytes, format_seconds
 
 INTERRUPTED = 130
@@ -110,7 +118,9 @@ def train(as_json: bool, **values: Any) -> None:
     \b
     cytosae-cache train --dataset_name mll23 --batch_size 64 --use_ghost_grads --total_training_tokens 1000000
     """
-    config = make_config(TrainConfig, values)
+    given = given_options()
+    preset = {name: value for name, value in PRESETS.get(values["preset"], {}).items() if name not in given}
+    config = make_config(TrainConfig, {**values, **preset})
     from cytosae_pipeline.train import train as run_training
 
     result = run_training(config, Reporter(quiet=as_json))

@@ -102,17 +102,45 @@ class TrainConfig(StoreSource):
     with_dataset: tuple[str, ...] = option(
         (), "A further data set, streamed with the first as one; its store must have the same spec. Repeatable."
     )
-    arch: Literal["relu"] = option("relu", "Architecture of the autoencoder.")
+    preset: Literal["cytosae", "modern"] | None = option(
+        None,
+        "Values for options not given: cytosae = the published command's, modern = the best found on real blood cells "
+        "(docs/training.md).",
+    )
+    arch: Literal["relu", "topk", "batchtopk", "jumprelu", "gated", "matryoshka"] = option(
+        "relu", "Architecture of the autoencoder; relu is the reference's."
+    )
+    k: int = option(32, "Active latents a token that topk, batchtopk, matryoshka and jumprelu are to have.")
     expansion_factor: int = option(64, "Latents a channel: S = expansion_factor x D.")
     b_dec_init_method: Literal["geometric_median", "mean", "zeros"] = option(
         "geometric_median", "Where the decoder's bias starts, from a sample spread over the store."
     )
-    lr: float = option(0.0004, "Learning rate of Adam.")
-    l1_coefficient: float = option(0.00008, "Weight of the sparsity term.")
-    lr_scheduler_name: Literal["constantwithwarmup", "constant"] = option(
-        "constantwithwarmup", "Learning-rate schedule."
+    encoder_init: Literal["kaiming", "decoder"] = option(
+        "kaiming", "Where the encoder starts: random, or the decoder's transpose."
     )
+    standardise: bool = option(
+        False,
+        "Train on activations centred and scaled to a mean variance of 1, by the store's exact moments; folded into "
+        "the weights on saving.",
+    )
+    lr: float = option(0.0004, "Learning rate of Adam.")
+    l1_coefficient: float = option(0.00008, "Weight of the sparsity term (relu, gated).")
+    l1_warm_up_steps: int = option(0, "Steps over which the sparsity term's weight rises.")
+    norm_weighted_l1: bool = option(
+        False, "Weigh L1 by the norms of the decoder's rows and leave those free, instead of keeping them at 1 (relu)."
+    )
+    aux_coefficient: float = option(
+        0.03125, "Weight of the term that revives dead latents (topk, batchtopk, matryoshka)."
+    )
+    l0_coefficient: float = option(1.0, "Weight of the distance from k active latents a token (jumprelu).")
+    lr_scheduler_name: Literal[
+        "constantwithwarmup", "constant", "linearwarmupdecay", "cosineannealing", "cosineannealingwarmup",
+        "cosineannealingwarmrestarts",
+    ] = option("constantwithwarmup", "Learning-rate schedule.")  # fmt: skip
     lr_warm_up_steps: int = option(500, "Steps over which the learning rate rises.")
+    lr_decay_share: float = option(0.0, "Share of the steps, at the end, over which the rate falls to 0; often 0.2.")
+    lr_cycles: int = option(1, "Cycles of cosineannealingwarmrestarts.")
+    max_gradient_norm: float | None = option(None, "Norm to which gradients are clipped. [default: never]")
     batch_size: int = option(16, "Images a step (the reference's own run used 64).")
     total_training_tokens: int = option(1_000_000, "Images to train on, over all epochs (the reference's name).")
     shuffle: Literal["global", "windowed"] = option(
@@ -123,24 +151,45 @@ class TrainConfig(StoreSource):
     batch_of: Literal["images", "tokens"] = option(
         "images", "What a batch is filled with: whole images, or as many tokens drawn from 8 batches' worth of images."
     )
+    tokens: Literal["all", "patches", "cls"] = option("all", "Which tokens of an image to train on.")
+    class_token: bool = option(False, "The same as --tokens cls (the reference's name).")
+    held_out: float = option(0.0, "Share of images or patients kept apart for evaluation, chosen by a hash.")
+    held_out_by: Literal["image", "patient"] = option("image", "What is kept apart as a whole.")
     resident: Resident = option(
         "auto", "Keep all activations in memory (ram) or on the GPU (gpu); batches are the same. auto: where it pays."
     )
-    mse_cls_coefficient: float = option(1.0, "Weight of the CLS token's reconstruction error.")
-    use_ghost_grads: bool = option(False, "Revive dead latents with ghost gradients.")
+    mse_cls_coefficient: float = option(1.0, "Weight of the CLS token's reconstruction error (relu).")
+    use_ghost_grads: bool = option(False, "Revive dead latents with ghost gradients (relu).")
     feature_sampling_window: int = option(64, "Steps over which latents' firing rates are measured.")
-    dead_feature_window: int = option(64, "Steps without firing after which a latent gets ghost gradients.")
+    dead_feature_window: int = option(64, "Steps without firing after which a latent is to be revived.")
     dead_feature_threshold: float = option(1e-6, "Firing rate under which a latent is reported as dead.")
     seed: int = option(42, "Seed of the weights, the order and the samples.")
+    order_seed: int | None = option(None, "Seed of the order alone. [default: --seed]")
     n_checkpoints: int = option(20, "Checkpoints on the way, evenly spaced.")
     log_to_wandb: bool = option(False, "Log metrics to Weights & Biases as well (offline without a login).")
     wandb_project: str = option("cytosae-cache", "Weights & Biases project.")
     wandb_entity: str | None = option(None, "Weights & Biases entity.")
     wandb_log_frequency: int = option(20, "Steps between log lines, with or without Weights & Biases.")
     clip_dim: int | None = option(None, "Width D that the store must have. [default: not checked]")
-    class_token: bool = option(False, "Train on the CLS token alone.")
-    precision: Literal["fp32"] = option("fp32", "Type the autoencoder trains in.")
+    precision: Literal["auto", "fp32", "bf16"] = option(
+        "auto",
+        "Type of the matrix products' factors; weights and sums stay fp32. auto: bf16 on GPUs and processors that "
+        "have it, fp32 elsewhere.",
+    )
+    max_memory: float | None = option(
+        None, "GiB of the largest tensor of tokens x latents; a batch is split to fit. [default: 0.5, on a GPU 4]"
+    )
     no_verify: bool = option(False, "Do not check checksums while reading.")
+
+    @property
+    def order(self) -> int:
+        """Seed of the order."""
+        return self.seed if self.order_seed is None else self.order_seed
+
+    @property
+    def trained_on(self) -> Literal["all", "patches", "cls"]:
+        """Which tokens of an image are trained on."""
+        return "cls" if self.class_token else self.tokens
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -152,17 +201,63 @@ class TrainConfig(StoreSource):
             "total_training_tokens",
             "feature_sampling_window",
             "wandb_log_frequency",
+            "k",
+            "lr_cycles",
         )
         _check_at_least(
-            self, 0, "lr_warm_up_steps", "n_checkpoints", "seed", "l1_coefficient", "dead_feature_window", "lr",
-            "mse_cls_coefficient", "dead_feature_threshold",
+            self, 0, "lr_warm_up_steps", "n_checkpoints", "seed", "order_seed", "l1_coefficient", "l1_warm_up_steps",
+            "dead_feature_window", "lr", "mse_cls_coefficient", "dead_feature_threshold", "aux_coefficient",
+            "l0_coefficient", "lr_decay_share", "held_out", "max_gradient_norm",
         )  # fmt: skip
-        if self.batch_of == "tokens" and (self.class_token or self.mse_cls_coefficient != 1):
-            name = "class_token" if self.class_token else "mse_cls_coefficient"
+        for name, least in (("held_out", 0.9), ("lr_decay_share", 1.0)):
+            if getattr(self, name) > least:
+                raise ValueError(f"{name} must be at most {least}, found {getattr(self, name)}")
+        for name in ("max_memory", "max_gradient_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be above 0, found {value}")
+        self._check_tokens()
+        self._check_architecture()
+
+    def _check_tokens(self) -> None:
+        """Raise for options that no batch could follow."""
+        if self.class_token and self.tokens == "patches":
+            raise ValueError("class_token is tokens cls, but tokens patches was given: leave one out")
+        if self.batch_of == "tokens" and (self.trained_on != "all" or self.mse_cls_coefficient != 1):
+            name = "mse_cls_coefficient"
+            if self.trained_on != "all":
+                name = "class_token" if self.class_token else f"tokens {self.tokens}"
             raise ValueError(
                 f"{name} needs batch_of images: under batch_of tokens the tokens are mixed, and none stands in the CLS "
                 "token's place"
             )
+        if self.trained_on == "patches" and self.mse_cls_coefficient != 1:
+            raise ValueError("mse_cls_coefficient was given, but tokens patches trains on no CLS token")
+
+    def _check_architecture(self) -> None:
+        """Raise for options that the architecture does not have."""
+        relu_only = {
+            "use_ghost_grads": self.use_ghost_grads,
+            "norm_weighted_l1": self.norm_weighted_l1,
+            "mse_cls_coefficient": self.mse_cls_coefficient != 1,
+        }
+        for name, given in relu_only.items():
+            if given and self.arch != "relu":
+                raise ValueError(f"{name} is an option of arch relu, found arch {self.arch}")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "cytosae": {
+        "arch": "relu", "expansion_factor": 64, "b_dec_init_method": "geometric_median", "batch_size": 64,
+        "n_checkpoints": 20, "l1_coefficient": 0.00008, "lr": 0.0004, "seed": 42, "use_ghost_grads": True,
+        "total_training_tokens": 1_000_000,
+    },
+    "modern": {
+        "arch": "batchtopk", "k": 32, "standardise": True, "encoder_init": "decoder", "b_dec_init_method": "mean",
+        "batch_of": "tokens", "lr_decay_share": 0.2, "held_out": 0.05, "max_gradient_norm": 1.0,
+    },
+}  # fmt: skip
+"""What `train --preset` gives to options that the command line does not."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,13 @@ def config_options(record: type, *, leave_out: Sequence[str] = ()) -> Callable[[
     return decorate
 
 
+def given_options() -> set[str]:
+    """Parameters of the running command that stand on the command line."""
+    context = click.get_current_context()
+    source = click.core.ParameterSource.COMMANDLINE
+    return {name for name in context.params if context.get_parameter_source(name) is source}
+
+
 def make_config(record: type, values: dict[str, Any]) -> Any:  # noqa: ANN401 - an instance of `record`
     """The record from a command's parameters; a field out of range becomes a usage error (exit code 2).
 

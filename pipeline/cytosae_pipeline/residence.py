@@ -7,17 +7,19 @@ from typing import Literal, NamedTuple
 import torch
 
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.config import Resident, TrainConfig, UserError
+from cytosae_pipeline.config import Resident, UserError
+from cytosae_pipeline.devices import choose_products
 from cytosae_pipeline.memory import available_ram
 from cytosae_pipeline.progress import format_bytes
+from cytosae_pipeline.runs import Run
 
 Place = Literal["none", "ram", "gpu"]
 
 _SHARE = 0.8
 """Share of the free memory that may be taken."""
 
-_MATRICES = 12
-"""Matrices of (tokens, latents) float32 that a training step may need at once; measured steps need fewer."""
+_MATRICES = 6
+"""Matrices of (tokens, latents) that a training step may need at once; measured steps need fewer."""
 
 
 @dataclass(frozen=True)
@@ -98,28 +100,34 @@ def choose_residence(asked: Resident, needs: Needs, room: Room) -> Residence:
     return Residence("none", f"{read}: there is no room for them in memory")
 
 
-def find_needs(config: TrainConfig, stores: Sequence[ActivationStore], *, n_latents: int, position: int) -> Needs:
-    """What a run asks of memory.
+def find_needs(runs: Sequence[Run], *, position: int) -> Needs:
+    """What runs on the same stores ask of memory.
 
     Args:
-        config: Its options.
-        stores: What it trains on.
-        n_latents: Latents S.
+        runs: The runs, trained side by side.
         position: Images already trained on.
     """
+    stores, config = runs[0].stores, runs[0].config
     n_images = sum(len(store.valid_rows) for store in stores)
-    n_tokens = config.batch_size * (1 if config.class_token else stores[0].n_tokens)
-    # Parameters, gradients and two moments; then the step's matrices.
-    step = 4 * n_latents * (4 * 2 * stores[0].d_model + _MATRICES * n_tokens)
     return Needs(
         store_bytes=n_images * stores[0].image_bytes,
-        step_bytes=step,
+        step_bytes=sum(map(_step_bytes, runs)),
         n_epochs=(config.total_training_tokens - position) / max(n_images, 1),
         dear=any(
             store.compression != "none" or store.spec.store_dtype == "int8" or isinstance(store.path, str)
             for store in stores
         ),
     )
+
+
+def _step_bytes(run: Run) -> int:
+    """What an autoencoder and its step take on the device."""
+    products = choose_products(run.precision, run.device, run.config.max_memory)
+    n_weights = 2 * run.n_latents * run.store.d_model
+    n_tokens = run.config.batch_size * run.store.n_tokens
+    largest = min(products.max_bytes, n_tokens * run.n_latents * products.dtype.itemsize)
+    # Parameters, gradients, two moments and the products' copies; then the matrices.
+    return n_weights * (4 * 4 + products.dtype.itemsize) + _MATRICES * largest
 
 
 def exceeds_page_cache(stores: Sequence[ActivationStore], ram: int | None) -> bool:

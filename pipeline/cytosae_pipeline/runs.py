@@ -14,14 +14,14 @@ from cytosae_cache.spec import canonical_json
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline import __version__
 from cytosae_pipeline.config import TrainConfig, UserError
-from cytosae_pipeline.devices import choose_device
+from cytosae_pipeline.devices import TrainingPrecision, choose_device, choose_training_precision
 from cytosae_pipeline.paths import Workspace, checkpoint_name, file_part, final_name
 from cytosae_pipeline.progress import Reporter
 from cytosae_pipeline.stores import ensure_store
 
 _NOT_THE_RECIPE = {
     "root_dir", "store", "model_path", "images", "layout", "vit_type", "run_name", "resume", "device", "no_verify",
-    "resident", "log_to_wandb", "wandb_project", "wandb_entity", "clip_dim",
+    "resident", "log_to_wandb", "wandb_project", "wandb_entity", "clip_dim", "preset",
 }  # fmt: skip
 """Options that do not change the numbers: left out of the run's identity and of everything that is shared."""
 
@@ -61,9 +61,14 @@ class Run:
         return -(-self.config.total_training_tokens // self.config.batch_size)
 
     @property
-    def state_path(self) -> Path:
-        """Where an interrupted run goes on from."""
-        return self.folder / "training_state.pt"
+    def precision(self) -> TrainingPrecision:
+        """Type of the matrix products' factors."""
+        return choose_training_precision(self.config.precision, self.device)
+
+    @property
+    def state_paths(self) -> tuple[Path, Path]:
+        """Where an interrupted run goes on from: the newest state and the one before it."""
+        return self.folder / "training_state.pt", self.folder / "training_state.before.pt"
 
     @property
     def final_path(self) -> Path:
@@ -87,6 +92,9 @@ def plan_run(config: TrainConfig, report: Reporter) -> Run:
     workspace = Workspace(config.root_dir)
     if config.resume is not None:
         config = _resumed_config(config, workspace)
+    device = choose_device(config.device)
+    precision = choose_training_precision(config.precision, device)
+    config = replace(config, precision=precision)
     stores = _find_stores(config, report)
     store, further = stores[0], stores[1:]
     if config.clip_dim not in (None, store.d_model):
@@ -94,8 +102,15 @@ def plan_run(config: TrainConfig, report: Reporter) -> Run:
             f"--clip_dim {config.clip_dim} was given, but store '{store.path}' holds activations of width "
             f"{store.d_model} ({store.spec.model_name}). Leave --clip_dim out, or choose another store"
         )
-    if config.class_token and not store.spec.tokens.n_cls:
-        raise TrainingError(f"--class_token was given, but {store.spec.model_name} has no CLS token")
+    if config.trained_on == "cls" and not store.spec.tokens.n_cls:
+        name = "--class_token" if config.class_token else "--tokens cls"
+        raise TrainingError(f"{name} was given, but {store.spec.model_name} has no CLS token")
+    n_latents = config.expansion_factor * store.d_model
+    if config.k > n_latents and config.arch in ("topk", "batchtopk", "matryoshka"):
+        raise TrainingError(
+            f"--k {config.k} is more than the {n_latents} latents of --expansion_factor "
+            f"{config.expansion_factor} at width {store.d_model}"
+        )
     values = json.loads(json.dumps(asdict(config), default=str))
     recipe = {name: value for name, value in values.items() if name not in _NOT_THE_RECIPE}
     recipe |= {
@@ -112,7 +127,7 @@ def plan_run(config: TrainConfig, report: Reporter) -> Run:
     digest = hashlib.sha256(canonical_json(recipe)).hexdigest()[:8]
     datasets = "+".join(file_part(store.provenance.dataset) for store in stores)
     folder = workspace.run_dir(config.run_name or f"{datasets}-{digest}")
-    run = Run(config, stores, folder, recipe, choose_device(config.device))
+    run = Run(config, stores, folder, recipe, device)
     _write_config(run)
     return run
 
@@ -168,11 +183,13 @@ def _resumed_config(config: TrainConfig, workspace: Workspace) -> TrainConfig:
         raise TrainingError(
             f"no run '{config.resume}' in '{workspace.checkpoints_dir}'. There are: {', '.join(there) or 'none'}"
         )
-    options = json.loads(path.read_text())["options"]
+    record = json.loads(path.read_text())
+    options = record["options"]
     for name in ("model_path", "images"):
         options[name] = Path(options[name]) if options[name] is not None else None
     options["with_dataset"] = tuple(options.get("with_dataset", ()))
-    # Another machine may have another device and other room.
+    # Another machine may have another device and other room; its numbers are to be the same.
+    options["precision"] = record["recipe"].get("precision", "fp32")
     options |= {"device": config.device, "resident": config.resident}
     options |= {"root_dir": config.root_dir, "run_name": config.resume, "resume": None}
     return TrainConfig(**options)

@@ -1,0 +1,92 @@
+"""How well an autoencoder does on images that it was not trained on."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from cytosae.fast_loss import Products, iter_parts
+from cytosae.nonzeros import Nonzeros
+from cytosae.sae import SparseAutoencoder
+from cytosae_cache.joined import JoinedReader
+from cytosae_cache.order import spread_rows
+from cytosae_cache.spec import TokenLayout
+from cytosae_pipeline.start import choose_tokens
+
+_IMAGES_AT_ONCE = 32
+_SPARSE_BELOW = 0.1
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of held-out images."""
+
+    explained_variance: float
+    """`1 - sum ||x - x^||^2 / sum ||x - mean||^2`, the mean over the tokens looked at; sums in float64."""
+    l0: float
+    """Mean number of active latents a token."""
+    dead_share: float
+    """Share of latents that are active on no token looked at."""
+    cosine: float
+    """Mean cosine between tokens and their reconstructions."""
+    n_images: int
+    """Images looked at."""
+
+    def metrics(self) -> dict[str, float]:
+        """The same by the names that trackers get."""
+        return {f"eval/{name}": value for name, value in asdict(self).items()}
+
+
+@torch.no_grad()
+def evaluate(
+    sae: SparseAutoencoder,
+    images: JoinedReader,
+    layout: TokenLayout,
+    *,
+    choice: str = "all",
+    max_bytes: int = Products.max_bytes,
+    limit: int | None = None,
+) -> Evaluation:
+    """Evaluate an autoencoder of raw activations, in float32.
+
+    Args:
+        sae: The autoencoder, as it is saved.
+        images: Held-out images.
+        layout: What their tokens are.
+        choice: Which tokens.
+        max_bytes: Bytes of the largest tensor of tokens times latents.
+        limit: Images to look at, spread evenly; all by default.
+    """
+    device, n_latents = sae.b_enc.device, sae.b_enc.shape[0]
+    wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    rows = spread_rows(len(images), limit or len(images))
+    error, squares, cosine = (torch.zeros((), dtype=wide, device=device) for _ in range(3))
+    total = torch.zeros(sae.b_dec.shape[0], dtype=wide, device=device)
+    n_fired = torch.zeros(n_latents, dtype=torch.int64, device=device)
+    n_tokens = 0
+    longest = max(1, max_bytes // (4 * n_latents))
+    for start in range(0, len(rows), _IMAGES_AT_ONCE):
+        chosen = rows[start : start + _IMAGES_AT_ONCE]
+        values = np.empty((len(chosen), *images.image_shape), dtype=images.dtype)
+        images.read(chosen, values)
+        tokens = choose_tokens(torch.from_numpy(values), choice, layout).flatten(0, 1).to(device).float()
+        for part in iter_parts(len(tokens), longest):
+            x = tokens[part]
+            acts = sae.encode(x)
+            fired = torch.count_nonzero(acts, dim=0)
+            n_active, n_tokens = int(fired.sum()), n_tokens + len(x)
+            sparse = device.type == "cpu" and n_active < _SPARSE_BELOW * acts.numel()
+            again = Nonzeros.of(acts).decode(sae.W_dec) + sae.b_dec if sparse else sae.decode(acts)
+            n_fired += fired
+            error += (x - again).to(wide).square().sum()
+            squares += x.to(wide).square().sum()
+            total += x.sum(dim=0, dtype=wide)
+            cosine += torch.nn.functional.cosine_similarity(x, again, dim=1).sum(dtype=wide)
+    variance = squares - total.square().sum() / n_tokens
+    return Evaluation(
+        explained_variance=float(1 - error / variance.clamp_min(torch.finfo(wide).tiny)),
+        l0=float(n_fired.sum()) / n_tokens,
+        dead_share=float((n_fired == 0).double().mean()),
+        cosine=float(cosine) / n_tokens,
+        n_images=len(rows),
+    )
