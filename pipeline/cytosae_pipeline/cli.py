@@ -108,19 +108,38 @@ def build(as_json: bool, **values: Any) -> None:
 
 
 @verb
+@click.option(
+    "--sweep",
+    type=click.Path(path_type=Path),
+    help="TOML file with options as keys: lists make a run for each combination, all trained on one stream.",
+)
 @config_options(TrainConfig)
-def train(as_json: bool, **values: Any) -> None:
+def train(sweep: Path | None, as_json: bool, **values: Any) -> None:
     """Train a sparse autoencoder on a store.
 
     Needs neither the vision transformer nor the images. The same command typed again goes on with an interrupted
     run; so does --resume RUN.
 
     \b
-    cytosae-cache train --dataset_name mll23 --batch_size 64 --use_ghost_grads --total_training_tokens 1000000
+    cytosae-cache train --dataset_name mll23 --preset cytosae
+    cytosae-cache train --dataset_name mll23 --preset modern --k 64
+    cytosae-cache train --dataset_name mll23 --sweep grid.toml      (grid.toml: k = [16, 32, 64])
     """
     given = given_options()
     preset = {name: value for name, value in PRESETS.get(values["preset"], {}).items() if name not in given}
     config = make_config(TrainConfig, {**values, **preset})
+    if sweep is not None:
+        if config.resume is not None:
+            raise click.UsageError(
+                "--resume names one run; an interrupted sweep goes on when its command is typed again"
+            )
+        from cytosae_pipeline.sweep import run_sweep
+
+        table = run_sweep(config, sweep, Reporter(quiet=as_json))
+        _print(table, table.describe(), as_json)
+        if any(row.status == "failed" for row in table.rows):
+            raise SystemExit(1)
+        return
     from cytosae_pipeline.train import train as run_training
 
     result = run_training(config, Reporter(quiet=as_json))

@@ -67,7 +67,7 @@ def _make_option(field: "dataclasses.Field[Any]", hint: Any) -> Callable[[Comman
     return click.option(
         *names,
         field.name,
-        type=_click_type(hint),
+        type=click_type(hint),
         default=field.default,
         multiple=multiple,
         help=text,
@@ -75,7 +75,7 @@ def _make_option(field: "dataclasses.Field[Any]", hint: Any) -> Callable[[Comman
     )
 
 
-def _click_type(hint: Any) -> Any:  # noqa: ANN401 - whatever click takes
+def click_type(hint: Any) -> Any:  # noqa: ANN401 - whatever click takes
     """Click's type for an annotation."""
     if typing.get_origin(hint) in (Union, types.UnionType):
         (hint,) = (item for item in typing.get_args(hint) if item is not type(None))

@@ -19,7 +19,7 @@ from cytosae_pipeline.paths import Workspace, checkpoint_name, file_part, final_
 from cytosae_pipeline.progress import Reporter
 from cytosae_pipeline.stores import ensure_store
 
-_NOT_THE_RECIPE = {
+NOT_THE_RECIPE = {
     "root_dir", "store", "model_path", "images", "layout", "vit_type", "run_name", "resume", "device", "no_verify",
     "resident", "log_to_wandb", "wandb_project", "wandb_entity", "clip_dim", "preset",
 }  # fmt: skip
@@ -82,8 +82,13 @@ class Run:
         return self.folder / checkpoint_name(n_images, name, config.block_layer, config.module_name, self.n_latents)
 
 
-def plan_run(config: TrainConfig, report: Reporter) -> Run:
+def plan_run(config: TrainConfig, report: Reporter, stores: tuple[ActivationStore, ...] | None = None) -> Run:
     """Find the stores, settle the run's name and write its config.
+
+    Args:
+        config: Options.
+        report: Shows what happens.
+        stores: Its stores, if they have been found already.
 
     Raises:
         StoreMismatchError: If the stores' specs differ.
@@ -95,7 +100,7 @@ def plan_run(config: TrainConfig, report: Reporter) -> Run:
     device = choose_device(config.device)
     precision = choose_training_precision(config.precision, device)
     config = replace(config, precision=precision)
-    stores = _find_stores(config, report)
+    stores = stores or _find_stores(config, report)
     store, further = stores[0], stores[1:]
     if config.clip_dim not in (None, store.d_model):
         raise TrainingError(
@@ -112,7 +117,7 @@ def plan_run(config: TrainConfig, report: Reporter) -> Run:
             f"{config.expansion_factor} at width {store.d_model}"
         )
     values = json.loads(json.dumps(asdict(config), default=str))
-    recipe = {name: value for name, value in values.items() if name not in _NOT_THE_RECIPE}
+    recipe = {name: value for name, value in values.items() if name not in NOT_THE_RECIPE}
     recipe |= {
         "dataset_name": store.provenance.dataset,
         "model_name": store.spec.model_name,

@@ -1,6 +1,7 @@
 """Where a training run starts from: a sample of tokens, the scale of the activations, the decoder's bias."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -78,17 +79,46 @@ def sample_tokens(
     return tokens[torch.from_numpy(spread_rows(len(tokens), n_tokens))].float()
 
 
-@torch.no_grad()
-def initialise_(sae: SparseAutoencoder, tokens: torch.Tensor | None, config: TrainConfig) -> None:
-    """Start the decoder's bias where the activations are, and the encoder where it was asked for, in place.
+class StartingPoint:
+    """Where decoders' biases start, worked out once for all autoencoders that are trained on the same images.
 
     Args:
-        sae: A new autoencoder.
-        tokens: Sample of what it will be trained on, shape `(n, D)`; None if the bias starts at 0.
-        config: Options.
+        images: What they are trained on.
+        stores: The stores it lies in.
+        choice: Which tokens.
     """
-    if config.encoder_init == "decoder":
-        sae.tie_()
-    if tokens is not None:
-        median = config.b_dec_init_method == "geometric_median"
-        sae.b_dec.copy_((geometric_median(tokens) if median else tokens.double().mean(dim=0)).float())
+
+    def __init__(self, images: JoinedReader, stores: Sequence[ActivationStore], *, choice: str) -> None:
+        self._images, self._stores, self._choice = images, stores, choice
+        self._centres: dict[tuple[str, bool], torch.Tensor] = {}
+
+    @cached_property
+    def scaling(self) -> Scaling:
+        """The stores' scaling."""
+        return find_scaling(self._stores)
+
+    @cached_property
+    def _tokens(self) -> torch.Tensor:
+        return sample_tokens(self._images, self._stores[0].spec.tokens, choice=self._choice)
+
+    @torch.no_grad()
+    def initialise_(self, sae: SparseAutoencoder, config: TrainConfig) -> None:
+        """Start the decoder's bias where the activations are, and the encoder where it was asked for, in place.
+
+        Args:
+            sae: A new autoencoder.
+            config: Options.
+        """
+        if config.encoder_init == "decoder":
+            sae.tie_()
+        if config.b_dec_init_method != "zeros":
+            sae.b_dec.copy_(self._centre(config.b_dec_init_method, standardise=config.standardise))
+
+    def _centre(self, method: str, *, standardise: bool) -> torch.Tensor:
+        """Geometric median or mean of the sample, float32, shape `(D,)`."""
+        key = method, standardise
+        if key not in self._centres:
+            tokens = self.scaling.apply(self._tokens) if standardise else self._tokens
+            centre = geometric_median(tokens) if method == "geometric_median" else tokens.double().mean(dim=0)
+            self._centres[key] = centre.float()
+        return self._centres[key]

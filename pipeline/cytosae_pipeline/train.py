@@ -18,7 +18,7 @@ from cytosae_pipeline.progress import Progress, Reporter
 from cytosae_pipeline.residence import choose_residence, exceeds_page_cache, find_needs, find_room
 from cytosae_pipeline.runs import Run, TrainingError, plan_run
 from cytosae_pipeline.split import held_out
-from cytosae_pipeline.start import choose_tokens
+from cytosae_pipeline.start import StartingPoint, choose_tokens
 from cytosae_pipeline.trainer import Trainer, last_metrics
 
 
@@ -109,7 +109,8 @@ class TrainingLoop:
             apart = [held_out(store, config.held_out, config.held_out_by) for store in run.stores]
             images = JoinedReader(readers, [~mask for mask in apart])
             evaluated = JoinedReader(readers, apart) if config.held_out else None
-            trainers = [Trainer(one, images, evaluated, self._report) for one in self._runs]
+            start = StartingPoint(images, run.stores, choice=config.trained_on)
+            trainers = [Trainer(one, start, evaluated, self._report) for one in self._runs]
             return self._train(trainers, images)
 
     def _train(self, trainers: list[Trainer], images: JoinedReader) -> list[TrainingError | None]:

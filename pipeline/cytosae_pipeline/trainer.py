@@ -23,7 +23,7 @@ from cytosae_pipeline.devices import choose_products
 from cytosae_pipeline.evaluation import Evaluation, evaluate
 from cytosae_pipeline.progress import Reporter
 from cytosae_pipeline.runs import Run, TrainingError, sae_cfg
-from cytosae_pipeline.start import find_scaling, initialise_, sample_tokens
+from cytosae_pipeline.start import StartingPoint
 from cytosae_pipeline.tracking import JsonLines, Tracker, Trackers, WandbTracker
 
 _SECONDS_BETWEEN_SAVES = 300.0
@@ -36,12 +36,12 @@ class Trainer:
 
     Args:
         run: The run.
-        images: What it trains on.
+        start: Where it starts from.
         held_out: What it is evaluated on; None for nothing.
         report: Shows what happens.
     """
 
-    def __init__(self, run: Run, images: JoinedReader, held_out: JoinedReader | None, report: Reporter) -> None:
+    def __init__(self, run: Run, start: StartingPoint, held_out: JoinedReader | None, report: Reporter) -> None:
         self.run, self._held_out, self._report = run, held_out, report
         self.position = 0
         """Images trained on."""
@@ -50,7 +50,7 @@ class Trainer:
         self.note = ""
         """What the last log line says, in short."""
         config, layout = run.config, run.store.spec.tokens
-        self._scaling = find_scaling(run.stores) if config.standardise else None
+        self._scaling = start.scaling if config.standardise else None
         sae = make_sae(
             config.arch, run.store.d_model, run.n_latents, seed=config.seed, device=run.device, k=config.k
         )  # fmt: skip
@@ -77,11 +77,7 @@ class Trainer:
         self._last_save = time.monotonic()
         self._trackers = Trackers()
         if not self._load_state():
-            tokens = None
-            if config.b_dec_init_method != "zeros":
-                tokens = sample_tokens(images, layout, choice=config.trained_on)
-                tokens = self._scaling.apply(tokens) if self._scaling else tokens
-            initialise_(sae, tokens, config)
+            start.initialise_(sae, config)
         self._due = _checkpoint_positions(config, after=self.position)
         self._upcoming = next(self._due, None)
 
