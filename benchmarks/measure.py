@@ -37,5 +37,10 @@ def compare(
         **sizes,
         "machine": platform.machine(),
     }
-    print(json.dumps(line), flush=True)
+    print_line(line)
     return line
+
+
+def print_line(line: dict[str, object]) -> None:
+    """A JSON line on stdout."""
+    print(json.dumps(line), flush=True)

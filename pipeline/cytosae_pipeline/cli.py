@@ -130,9 +130,7 @@ def train(sweep: Path | None, as_json: bool, **values: Any) -> None:
     config = make_config(TrainConfig, {**values, **preset})
     if sweep is not None:
         if config.resume is not None:
-            raise click.UsageError(
-                "--resume names one run; an interrupted sweep goes on when its command is typed again"
-            )
+            raise click.UsageError("--resume names one run; to go on with a sweep, type its command again")
         from cytosae_pipeline.sweep import run_sweep
 
         table = run_sweep(config, sweep, Reporter(quiet=as_json))
