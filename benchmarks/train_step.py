@@ -62,7 +62,6 @@ def main() -> None:
             rounds=options.rounds,
             **sizes,
         )
-        del plain, ours
         baseline, found = (run_peak(options, density, precision, which) for which in ("plain", "ours"))
         state = 4 * 4 * 2 * options.d_in * options.latents
         print_line(

@@ -6,6 +6,7 @@ is `A.T @ g`.
 """
 
 import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -53,6 +54,14 @@ class Nonzeros(NamedTuple):
             )
         products: torch.Tensor = torch.sparse.sampled_addmm(places, left, right.t(), beta=0.0).values()
         return products
+
+    def iter_rows(self, n_rows: int) -> Iterator[tuple[slice, "Nonzeros"]]:
+        """The matrix in blocks of rows, with where each lies."""
+        for start in range(0, self.shape[0], n_rows):
+            end = min(start + n_rows, self.shape[0])
+            first, last = torch.searchsorted(self.rows, self.rows.new_tensor([start, end])).tolist()
+            rows, columns, values = self.rows[first:last] - start, self.columns[first:last], self.values[first:last]
+            yield slice(start, end), Nonzeros(rows, columns, values, (end - start, self.shape[1]))
 
     def by_column(self) -> "Nonzeros":
         """The entries of the transposed matrix."""
