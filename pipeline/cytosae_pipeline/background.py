@@ -53,6 +53,7 @@ class Background:
         self._calls: queue.SimpleQueue[tuple[object, ...] | None] = queue.SimpleQueue()
         self._notes: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._forward, args=(here, there), name=name, daemon=True)
+        self._ended = False
         self._thread.start()
 
     def log(self, step: int, metrics: "Metrics", histograms: "Histograms | None" = None) -> None:
@@ -75,6 +76,7 @@ class Background:
             elif self.n_dropped:
                 self._notes.put(f"{self._name} was too slow: {self.n_dropped} records were dropped. {self._advice}")
         finally:
+            self._ended = True
             if self._process.is_alive():
                 self._process.kill()
                 self._process.join(1)
@@ -92,6 +94,8 @@ class Background:
             here.send(None)
             self._hear(here)
         except Exception as error:  # noqa: BLE001 - whatever it was, training goes on
+            if self._ended:
+                return
             reason = "its process ended" if isinstance(error, EOFError | ConnectionError) else one_line(error)
             self._notes.put(f"{self._name} stopped: {reason}. Training goes on without it. {self._advice}")
 
@@ -118,7 +122,7 @@ def _serve(
 ) -> None:  # fmt: skip
     """The process: records until there are no more, or the tracker fails, or the parent has gone.
 
-    Ctrl-C reaches the whole group of processes, and the parent decides what happens. What the tracker prints is dropped.
+    Ctrl-C reaches the whole group of processes, and the parent decides what happens. What the tracker prints is lost.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.clear()

@@ -226,6 +226,7 @@ def _open_wandb(*, mode: str, settings: dict[str, Any], offline: str, **options:
         if mode != "online":
             raise
         reason = one_line(error)
+    wandb.teardown()  # its service holds on to the name of the run
     return init("offline"), f"wandb: the server cannot be used ({reason}), {offline}"
 
 
