@@ -251,7 +251,7 @@ class _SparsePart:
         if sae.W_enc.grad is None:
             sae.W_enc.grad = torch.zeros_like(sae.W_enc)
         # In blocks: the product comes out turned, and two whole ones would stand beside the gradient.
-        for latents, block in pull.iter_rows(_LATENTS_AT_ONCE):
+        for latents, block in pull.iter_rows():
             sae.W_enc.grad[:, latents] += block.decode(self._centred).t()
         sums = torch.bincount(pull.rows, pull.values.double(), minlength=pull.shape[0])
         sae.b_enc.grad += sums.to(sae.b_enc.dtype)
@@ -266,9 +266,6 @@ class _SparsePart:
 _COUNTED_AT_ONCE = 64
 """Tokens counted at once: a block stays in the processor's cache."""
 
-
-_LATENTS_AT_ONCE = 2048
-"""Latents whose part of `W_enc`'s gradient is made at once."""
 
 _SAMPLED_ROWS = 8
 """One token in so many is looked at to see how few latents are active."""

@@ -12,6 +12,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+_ROWS_AT_ONCE = 2048
+"""Rows whose products are small beside a weight matrix."""
+
 
 class Nonzeros(NamedTuple):
     """The entries of a matrix A, shape `(N, S)`, that are not zero, row by row."""
@@ -55,7 +58,7 @@ class Nonzeros(NamedTuple):
         products: torch.Tensor = torch.sparse.sampled_addmm(places, left, right.t(), beta=0.0).values()
         return products
 
-    def iter_rows(self, n_rows: int) -> Iterator[tuple[slice, "Nonzeros"]]:
+    def iter_rows(self, n_rows: int = _ROWS_AT_ONCE) -> Iterator[tuple[slice, "Nonzeros"]]:
         """The matrix in blocks of rows, with where each lies."""
         for start in range(0, self.shape[0], n_rows):
             end = min(start + n_rows, self.shape[0])

@@ -9,9 +9,6 @@ import torch
 from cytosae.nonzeros import Nonzeros
 from cytosae.sae import LossTerms, LossWeights, SaeLoss, SparseAutoencoder
 
-_LATENTS_AT_ONCE = 2048
-"""Latents whose part of `W_enc`'s gradient is made at once."""
-
 _THRESHOLD_MEMORY = 0.99
 """Share of the running threshold that a step keeps."""
 
@@ -250,7 +247,7 @@ class _Encode(torch.autograd.Function):
         pull = Nonzeros(rows, columns, torch.cat(grads), ctx.places[0].shape).by_column()
         grad_b_enc = torch.bincount(pull.rows, pull.values.double(), minlength=pull.shape[0]).to(W_enc.dtype)
         grad_W_enc = torch.empty_like(W_enc)
-        for latents, block in pull.iter_rows(_LATENTS_AT_ONCE):
+        for latents, block in pull.iter_rows():
             grad_W_enc[:, latents] = block.decode(centred).t()
         return None, -(W_enc @ grad_b_enc), grad_W_enc, grad_b_enc, None, None, None
 

@@ -167,6 +167,7 @@ class TrainConfig(StoreSource):
     order_seed: int | None = option(None, "Seed of the order alone. [default: --seed]")
     n_checkpoints: int = option(20, "Checkpoints on the way, evenly spaced.")
     log_to_wandb: bool = option(False, "Log metrics to Weights & Biases as well (offline without a login).")
+    tensorboard: bool = option(False, "Write TensorBoard's event files into the run's folder as well.")
     wandb_project: str = option("cytosae-cache", "Weights & Biases project.")
     wandb_entity: str | None = option(None, "Weights & Biases entity.")
     wandb_log_frequency: int = option(20, "Steps between log lines, with or without Weights & Biases.")

@@ -21,7 +21,7 @@ from cytosae_pipeline.stores import ensure_store
 
 NOT_THE_RECIPE = {
     "root_dir", "store", "model_path", "images", "layout", "vit_type", "run_name", "resume", "device", "no_verify",
-    "resident", "log_to_wandb", "wandb_project", "wandb_entity", "clip_dim", "preset",
+    "resident", "log_to_wandb", "tensorboard", "wandb_project", "wandb_entity", "clip_dim", "preset",
 }  # fmt: skip
 """Options that do not change the numbers: left out of the run's identity and of everything that is shared."""
 

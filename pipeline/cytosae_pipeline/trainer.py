@@ -24,7 +24,7 @@ from cytosae_pipeline.evaluation import Evaluation, evaluate
 from cytosae_pipeline.progress import Reporter
 from cytosae_pipeline.runs import Run, TrainingError, sae_cfg
 from cytosae_pipeline.start import StartingPoint
-from cytosae_pipeline.tracking import JsonLines, Tracker, Trackers, WandbTracker
+from cytosae_pipeline.tracking import JsonLines, TensorboardTracker, Tracker, Trackers, WandbTracker, make_histogram
 
 _SECONDS_BETWEEN_SAVES = 300.0
 _IMAGES_ON_THE_WAY = 512
@@ -87,6 +87,8 @@ class Trainer:
         trackers: list[Tracker] = [JsonLines(self.run.folder / "metrics.jsonl", after_step=self.n_done)]
         if config.log_to_wandb:
             trackers.append(_make_wandb(self.run))
+        if config.tensorboard:
+            trackers.append(TensorboardTracker(self.run.folder / "tensorboard", after_step=self.n_done))
         self._trackers = Trackers(*trackers)
         return self._trackers
 
@@ -122,7 +124,8 @@ class Trainer:
             if (due or last) and self._held_out is not None:
                 self._evaluation = self._evaluate(self._held_out, limit=None if last else _IMAGES_ON_THE_WAY)
                 metrics |= self._evaluation.metrics()
-            self._trackers.log(self.n_done, metrics)
+            histogram = make_histogram(self._log10_frequency().numpy())
+            self._trackers.log(self.n_done, metrics, {"plots/feature_density_line_chart": histogram})
             self.note = f"loss {metrics['losses/overall_loss']:.4g}, EV {metrics['metrics/explained_variance']:.3f}"
         if self.n_done % config.feature_sampling_window == 0:
             self._n_fired.zero_()
@@ -229,6 +232,10 @@ class Trainer:
             "with a smaller --lr, more --lr_warm_up_steps, --max_gradient_norm 1, or without --use_ghost_grads"
         )
 
+    def _log10_frequency(self) -> torch.Tensor:
+        """Log10 of the firing rates in the sampling window, float64 on the host, shape `(S,)`."""
+        return torch.log10(self._n_fired.cpu().double() / max(self._n_tokens, 1) + 1e-10)
+
     @torch.no_grad()
     def _measure(self, result: SaeLoss, x: torch.Tensor, rate: float) -> dict[str, float]:
         """Metrics of a step under the reference's names. CPU-GPU sync point, hence only every few steps."""
@@ -247,7 +254,7 @@ class Trainer:
             "metrics/explained_variance": float(variance.total),
             "metrics/explained_variance_std": float(variance.per_token_std),
             "metrics/l0": float(result.n_fired.sum()) / (x.shape[0] * x.shape[1]),
-            "metrics/mean_log10_feature_sparsity": float(torch.log10(frequency + 1e-10).mean()),
+            "metrics/mean_log10_feature_sparsity": float(self._log10_frequency().mean()),
             "sparsity/mean_passes_since_fired": float(since.double().mean()),
             "sparsity/n_passes_since_fired_over_threshold": int((since > config.dead_feature_window).sum()),
             "sparsity/below_1e-5": float((frequency < 1e-5).double().mean()),
