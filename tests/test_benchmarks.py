@@ -1,5 +1,6 @@
 """Benchmarks run and print what they promise; how fast anything is, no test says."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import shuffle
+from benchmarks import shuffle, train_step
+from cytosae.fast_loss import Products
 from tests.stores import make_activations, make_spec, make_store
 
 ROOT = Path(__file__).parents[1]
@@ -102,3 +105,53 @@ def test_peak_memory_does_not_hold_the_images(tmp_path):
     for line in (build, epoch):
         assert line["images"] == [30, 300]
         assert line["growth_bytes_an_image"] < 0.75 * line["activation_bytes_an_image"]
+
+
+SMALL_STEP = ["--d-in", 16, "--latents", 64, "--tokens", 40, "--rounds", 1]
+
+
+def test_train_step_prints_time_and_memory_for_every_density():
+    lines = _run("train_step", *SMALL_STEP, "--density", 0.5, "--density", 0.05, "--precision", "fp32")
+    assert [(line["name"], line["density"]) for line in lines] == [
+        (name, density) for density in (0.5, 0.05) for name in ("train_step", "memory")
+    ]
+    for line in lines:
+        assert line["ratio"] > 0
+        assert (line["d_in"], line["latents"], line["tokens"], line["precision"]) == (16, 64, 40, "fp32")
+    assert all(line["baseline_bytes"] > 0 and line["ours_bytes"] > 0 for line in lines[1::2])
+
+
+def test_train_step_compares_dense_and_sparse_products():
+    lines = _run("train_step", *SMALL_STEP, "--crossover", "--density", 0.3, "--density", 0.1)
+    assert [(line["name"], line["density"]) for line in lines] == [("crossover", 0.3), ("crossover", 0.1)]
+
+
+def test_the_benchmarks_densities_are_those_asked_for():
+    options = argparse.Namespace(d_in=32, latents=256, tokens=200, ghost_share=0.25)
+    cpu = torch.device("cpu")
+    x = train_step.make_batch(options, cpu)
+    for density in (0.5, 0.1, 0.01):
+        for products in (None, Products()):
+            step = train_step.make_step(options, cpu, density, products)
+            for _ in range(2):
+                train_step.run_step(step, x)
+            found = step.step(x, 0.0)
+            assert found.n_fired.sum().item() / (200 * 256) == pytest.approx(density, rel=0.25)
+            assert found.terms.ghost > 0
+
+
+@pytest.mark.slow
+def test_end_to_end_times_every_stage():
+    (line,) = _run("end_to_end", "--images", 24, "--epochs", 1, "--expansion", 2)
+    assert line["name"] == "end_to_end"
+    assert line["ratio"] > 0
+    assert set(line["stages_s"]) == {"build", "train", "features", "patients"}
+    assert line["images"] == 24
+
+
+@pytest.mark.slow
+def test_sweep_times_both_ways():
+    sizes = ["--runs", 2, "--images", 8, "--d-model", 8, "--epochs", 1, "--codecs", "zstd"]
+    (line,) = _run("sweep", *sizes)
+    assert (line["name"], line["runs"], line["codec"]) == ("sweep", 2, "zstd")
+    assert line["ratio"] > 0

@@ -98,7 +98,7 @@ def run_demo(root: Path, *, seed: int, report: Reporter) -> DemoResult:
     trained = train(
         TrainConfig(
             **source, expansion_factor=8, total_training_tokens=8 * len(cells), batch_size=16, l1_coefficient=0.0005,
-            lr=0.001, lr_warm_up_steps=50, use_ghost_grads=True, n_checkpoints=1,
+            lr=0.001, lr_warm_up_steps=50, use_ghost_grads=True, n_checkpoints=1, precision="fp32",
         ),
         report,
     )  # fmt: skip

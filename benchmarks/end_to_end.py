@@ -1,0 +1,157 @@
+"""The whole job against the vision transformer at every step, as the reference works. Prints a JSON line.
+
+    python -m benchmarks.end_to_end --images-path ../shared/data/bccd_cells --images 256 --epochs 24
+
+Baseline: every step of training decodes its images and runs the network on them, then a plain float32 autograd step;
+the feature data and the patients' counts run it once more each. Ours: `build`, `train`, `features` and `patients`, from
+nothing, with the default precision. Both decode in the same number of processes, and batches hold the same images.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.measure import print_line
+from cytosae.architectures import make_sae
+from cytosae.sae import LossWeights, SparseAutoencoder
+from cytosae.train_step import TrainStep
+from cytosae.vit import describe_backbone, load_backbone
+from cytosae_cache.order import epoch_order
+from cytosae_pipeline.build import build_store, compute_activations, make_spec
+from cytosae_pipeline.config import BuildConfig, StatisticsConfig, TrainConfig
+from cytosae_pipeline.datasets import ImageList, open_dataset
+from cytosae_pipeline.decoding import ImageDecoder
+from cytosae_pipeline.features import compute_features
+from cytosae_pipeline.patients import compute_counts
+from cytosae_pipeline.progress import Reporter
+from cytosae_pipeline.stores import resolve_model_path
+from cytosae_pipeline.synthetic import plan_cohort, write_cohort
+from cytosae_pipeline.train import train
+
+_BATCH = 16
+_N_WORKERS = 2
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images-path", type=Path, help="a data set with labels and patients; drawn cells by default")
+    parser.add_argument("--model-path", type=Path, default=Path("embedded"))
+    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--expansion", type=int, default=16)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        source = options.images_path or draw_cells(root / "cells", options.images)
+        images = open_dataset(source).head(options.images)
+        started = time.perf_counter()
+        ours = run_ours(root, source, options)
+        ours_s = time.perf_counter() - started
+        started = time.perf_counter()
+        run_reference(images, options)
+        baseline_s = time.perf_counter() - started
+    print_line(
+        {
+            "name": "end_to_end", "ratio": round(baseline_s / ours_s, 2), "baseline_s": round(baseline_s, 1),
+            "ours_s": round(ours_s, 1), "images": len(images), "epochs": options.epochs, "batch": _BATCH,
+            "expansion": options.expansion, "model": describe_backbone(_model(options), name=None, block=-2).name,
+            "stages_s": ours, "threads": torch.get_num_threads(),
+        }
+    )  # fmt: skip
+
+
+def run_ours(root: Path, source: Path, options: argparse.Namespace) -> dict[str, float]:
+    """The four verbs; how long each took."""
+    report, seconds = Reporter(quiet=True), {}
+    common = {"root_dir": root, "dataset_name": "job", "model_path": options.model_path}
+    started = time.perf_counter()
+
+    def lap(stage: str) -> None:
+        nonlocal started
+        seconds[stage] = round(time.perf_counter() - started, 2)
+        started = time.perf_counter()
+
+    build_store(BuildConfig(**common, images=source, limit=options.images, workers=_N_WORKERS), report)
+    lap("build")
+    trained = train(
+        TrainConfig(
+            **common, expansion_factor=options.expansion, batch_size=_BATCH, n_checkpoints=0, use_ghost_grads=True,
+            total_training_tokens=options.epochs * options.images,
+        ),
+        report,
+    )  # fmt: skip
+    lap("train")
+    statistics = StatisticsConfig(**common, sae_path=trained.sae)
+    compute_features(statistics, report)
+    lap("features")
+    compute_counts(statistics, "patient", report)
+    lap("patients")
+    return seconds
+
+
+def run_reference(images: ImageList, options: argparse.Namespace) -> None:
+    """The same work with the network at every step, everything in float32."""
+    info = describe_backbone(_model(options), name=None, block=-2)
+    backbone = load_backbone(_model(options), name=None, block=-2)
+    spec = make_spec(info, store_dtype="float32", precision="fp32")
+    cpu = torch.device("cpu")
+    sae = make_sae("relu", info.d_model, options.expansion * info.d_model)
+    step = TrainStep(sae, weights=LossWeights(l1=8e-5), use_ghost_grads=True, dead_feature_window=64)
+    step._optimizer = torch.optim.Adam(sae.parameters(), betas=(0.9, 0.999))
+    with ImageDecoder(images, n_workers=_N_WORKERS, image_size=info.image_size) as decoder:
+
+        def activations(rows: list[int]):  # noqa: ANN202 - a generator of float32 tensors
+            decoded = decoder.iter_rows(rows)
+            for start in range(0, len(rows), _BATCH):
+                batch = [next(decoded) for _ in rows[start : start + _BATCH]]
+                yield torch.from_numpy(compute_activations(backbone, batch, spec, info, cpu))
+
+        for epoch in range(options.epochs):
+            for x in activations(epoch_order(len(images), seed=0, epoch=epoch).tolist()):
+                step.step(x, 4e-4)
+        rows = list(range(len(images)))
+        read_features(sae, activations(rows))
+        count_patients(sae, activations(rows), images)
+
+
+@torch.no_grad()
+def read_features(sae: SparseAutoencoder, batches) -> None:  # noqa: ANN001 - of tensors
+    """Top images, means and sparsity from full forward passes with everything kept."""
+    scores = torch.cat([sae(x).acts.mean(dim=1) for x in batches])
+    scores.topk(min(10, len(scores)), dim=0)
+    scores.sum(dim=0) / (scores > 0).sum(dim=0).clamp(min=1)
+
+
+@torch.no_grad()
+def count_patients(sae: SparseAutoencoder, batches, images: ImageList) -> None:  # noqa: ANN001 - of tensors
+    """Tokens above a threshold of every patient."""
+    names, groups = np.unique(list(images.patients), return_inverse=True)
+    counts = torch.zeros(len(names), sae.b_enc.shape[0], dtype=torch.int64)
+    at = 0
+    for x in batches:
+        above = (sae(x).acts > 0.2).sum(dim=1)
+        counts.index_add_(0, torch.from_numpy(groups[at : at + len(x)]), above)
+        at += len(x)
+
+
+def draw_cells(folder: Path, n_images: int) -> Path:
+    """Drawn cells of patients."""
+    per_patient = 8
+    n_groups = -(-n_images // (3 * per_patient))
+    cells = plan_cohort(seed=0, n_patients_per_group=max(1, n_groups), cells_per_patient=per_patient)
+    return write_cohort(folder, cells, on_progress=lambda done, total: None)
+
+
+def _model(options: argparse.Namespace) -> Path:
+    path = resolve_model_path(options.model_path)
+    assert path is not None
+    return path
+
+
+if __name__ == "__main__":
+    main()
