@@ -111,6 +111,7 @@ def test_each_run_is_what_it_would_be_on_its_own(with_store, monkeypatch):
         assert float(row["explained_variance"]) == last["metrics/explained_variance"]
         assert float(row["l0"]) == last["metrics/l0"]
         assert row["status"] == "trained"
+        assert 0 < float(row["step_s"]) < 60
         assert row["run"] in output
         (with_store.root / "out/checkpoints/own/config.json").unlink()
         with_store.sae("own").unlink()
@@ -141,6 +142,7 @@ def test_the_same_sweep_again_goes_on_where_it_stopped(with_store, monkeypatch):
         assert broken["status"] == "resumed"
     output = with_store.train("--sweep", grid, "--run_name", "broken").output
     assert output.count("already trained") == 4
+    assert all(row["step_s"] == "" for row in _table(with_store, "broken"))
 
 
 def test_a_run_that_fails_leaves_the_others_alone(with_store):

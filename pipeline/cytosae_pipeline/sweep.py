@@ -47,6 +47,8 @@ class SweepRow:
     """Share of latents that are active on none of the same."""
     loss: float | None
     """Of the last logged step."""
+    step_s: float | None
+    """Mean time of a step; None if there was nothing to do."""
     sae: Path
     """The finished autoencoder."""
 
@@ -64,11 +66,11 @@ class SweepResult:
 
     def describe(self) -> str:
         """The table for people."""
-        head = ["run", "explained variance", "L0", "dead", "loss", "status"]
+        head = ["run", "explained variance", "L0", "dead", "loss", "ms a step", "status"]
         lines = [
             [
                 row.run, _show(row.explained_variance, ".4f"), _show(row.l0, ".1f"), _show(row.dead_share, ".1%"),
-                _show(row.loss, ".4g"), row.status,
+                _show(row.loss, ".4g"), _show(None if row.step_s is None else 1000 * row.step_s, ".0f"), row.status,
             ]
             for row in self.rows
         ]  # fmt: skip
@@ -194,6 +196,7 @@ def _make_row(run: Run, result: TrainResult, options: dict[str, Any]) -> SweepRo
         find("eval/l0", "metrics/l0"),
         find("eval/dead_share", "sparsity/dead_features"),
         find("losses/overall_loss"),
+        result.step_s,
         run.final_path,
     )
 
@@ -202,9 +205,9 @@ def _to_csv(rows: list[SweepRow], varying: list[str]) -> str:
     """The table."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", *varying, "explained_variance", "l0", "dead_share", "loss", "status", "sae"])
+    writer.writerow(["run", *varying, "explained_variance", "l0", "dead_share", "loss", "step_s", "status", "sae"])
     for row in rows:
-        values = [row.explained_variance, row.l0, row.dead_share, row.loss, row.status, row.sae]
+        values = [row.explained_variance, row.l0, row.dead_share, row.loss, row.step_s, row.status, row.sae]
         writer.writerow([row.run, *(row.options[name] for name in varying), *values])
     return text.getvalue()
 

@@ -21,6 +21,8 @@ from cytosae_pipeline.split import held_out
 from cytosae_pipeline.start import StartingPoint, choose_tokens
 from cytosae_pipeline.trainer import Trainer, last_metrics
 
+Status = Literal["trained", "resumed", "already trained", "failed"]
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -30,7 +32,7 @@ class TrainResult:
     """The finished autoencoder."""
     folder: Path
     """The run's folder."""
-    status: Literal["trained", "resumed", "already trained", "failed"]
+    status: Status
     """What had to be done."""
     n_steps: int
     """Steps of the whole run."""
@@ -38,6 +40,8 @@ class TrainResult:
     """Latents S."""
     metrics: dict[str, float]
     """Metrics of the last log line."""
+    step_s: float | None
+    """Mean time of a step without the wait for data; None if there was nothing to do. On a GPU, of giving it out."""
 
 
 def train(config: TrainConfig, report: Reporter) -> TrainResult:
@@ -50,12 +54,12 @@ def train(config: TrainConfig, report: Reporter) -> TrainResult:
     run = plan_run(config, report)
     if run.final_path.exists():
         report.say(f"run '{run.folder.name}' is already trained: nothing to do")
-        return _result(run, "already trained")
+        return _result(run, "already trained", None)
     loop = TrainingLoop([run], report)
     (failure,) = loop.run()
     if failure is not None:
         raise failure
-    return _result(run, "resumed" if loop.resumed else "trained")
+    return _result(run, "resumed" if loop.resumed else "trained", loop.step_s[run.folder])
 
 
 def train_together(runs: Sequence[Run], report: Reporter) -> list[TrainResult]:
@@ -66,14 +70,15 @@ def train_together(runs: Sequence[Run], report: Reporter) -> list[TrainResult]:
         report: Shows progress.
     """
     todo = [run for run in runs if not run.final_path.exists()]
-    statuses: dict[Path, Literal["trained", "resumed", "already trained", "failed"]] = {}
+    results = {run.folder: _result(run, "already trained", None) for run in runs if run not in todo}
     if todo:
         loop = TrainingLoop(todo, report)
         for run, failure in zip(todo, loop.run(), strict=True):
-            statuses[run.folder] = "failed" if failure else "resumed" if loop.resumed else "trained"
+            status: Status = "failed" if failure else "resumed" if loop.resumed else "trained"
+            results[run.folder] = _result(run, status, loop.step_s[run.folder])
             if failure:
                 report.say(str(failure))
-    return [_result(run, statuses.get(run.folder, "already trained")) for run in runs]
+    return [results[run.folder] for run in runs]
 
 
 class TrainingLoop:
@@ -88,6 +93,8 @@ class TrainingLoop:
         self._runs, self._report = runs, report
         self.resumed = False
         """Whether any run had been begun before."""
+        self.step_s: dict[Path, float | None] = {}
+        """Mean time of every run's steps, by its folder."""
 
     def run(self) -> list[TrainingError | None]:
         """All remaining steps. On Ctrl-C or an error of the disk or store the states are saved first.
@@ -140,6 +147,7 @@ class TrainingLoop:
                         trainer.save_state()
                 raise
         for trainer in trainers:
+            self.step_s[trainer.run.folder] = trainer.seconds / trainer.n_timed if trainer.n_timed else None
             if failures[trainer] is None:
                 trainer.finish()
         return list(failures.values())
@@ -190,6 +198,6 @@ class WaitingTime:
         return min(1.0, (self._batches.waited_s - self._waited_s) / passed) if passed > 0 else 0.0
 
 
-def _result(run: Run, status: Literal["trained", "resumed", "already trained", "failed"]) -> TrainResult:
+def _result(run: Run, status: Status, step_s: float | None) -> TrainResult:
     """The result of a run."""
-    return TrainResult(run.final_path, run.folder, status, run.n_steps, run.n_latents, last_metrics(run))
+    return TrainResult(run.final_path, run.folder, status, run.n_steps, run.n_latents, last_metrics(run), step_s)

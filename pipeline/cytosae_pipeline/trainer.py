@@ -47,6 +47,10 @@ class Trainer:
         """Images trained on."""
         self.n_done = 0
         """Steps done."""
+        self.seconds = 0.0
+        """Time its steps took, in this process."""
+        self.n_timed = 0
+        """How many those were."""
         self.note = ""
         """What the last log line says, in short."""
         config, layout = run.config, run.store.spec.tokens
@@ -107,6 +111,7 @@ class Trainer:
             TrainingError: If the loss stops being a finite number.
         """
         config = self.run.config
+        started = time.perf_counter()
         x = self._scaling.apply(x) if self._scaling else x
         rate = config.lr * self._schedule.factor
         warm = config.l1_warm_up_steps
@@ -114,6 +119,7 @@ class Trainer:
         self._n_fired += result.n_fired
         self._n_tokens += x.shape[0] * x.shape[1]
         self._schedule.advance()
+        self.seconds, self.n_timed = self.seconds + time.perf_counter() - started, self.n_timed + 1
         self.position, self.n_done = position, self.n_done + 1
         last = position >= config.total_training_tokens
         due = self._upcoming is not None and position >= self._upcoming
