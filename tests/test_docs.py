@@ -8,6 +8,8 @@ import click
 import numpy as np
 import pytest
 
+from cytosae.architectures import ARCHITECTURES
+from cytosae.schedule import SCHEDULERS
 from cytosae_cache.metadata import Provenance
 from cytosae_cache.spec import StoreSpec
 from cytosae_cache.store import ActivationStore
@@ -79,3 +81,10 @@ def test_every_fault_of_the_table_has_its_test():
     assert len(names) > 20
     for file, name in names:
         assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text(), f"{file}::{name}"
+
+
+def test_the_architectures_are_as_documented():
+    text = (ROOT / "docs" / "training.md").read_text()
+    assert set(_rows(text, "| `--arch` |")) == set(ARCHITECTURES)
+    for name in SCHEDULERS:
+        assert f"`{name}`" in text
