@@ -54,6 +54,16 @@ class JumpReluSae(SparseAutoencoder):
         """See `SparseAutoencoder`."""
         return torch.relu(pre) * (pre > self.threshold[latents].to(pre.dtype))
 
+    @torch.no_grad()
+    def start_from_(self, tokens: torch.Tensor) -> None:
+        """Start every threshold where k latents a token are active, in place.
+
+        From anywhere else Adam, whose steps are at most the learning rate long, may take thousands of steps.
+        """
+        pre = self.pre_activations(tokens).flatten()
+        n_active = min(len(pre), max(1, round(self.k * len(tokens))))
+        self.threshold.fill_(pre.topk(n_active).values[-1].clamp_min(0))
+
     def training_loss(
         self,
         x: torch.Tensor,

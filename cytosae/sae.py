@@ -208,6 +208,9 @@ class SparseAutoencoder(nn.Module):
         """Start the encoder as the decoder's transpose, in place (Gao et al. 2024, arXiv:2406.04093)."""
         self.W_enc.copy_(self.W_dec.T)
 
+    def start_from_(self, tokens: torch.Tensor) -> None:
+        """Fit what an architecture can to tokens of shape `(n, D)` before training, in place; nothing here."""
+
     @torch.no_grad()
     def rescale_latents_(self, factor: torch.Tensor) -> None:
         """Multiply every latent's activation by a positive factor and divide its decoder row by it, in place.

@@ -9,8 +9,8 @@ import torch
 from cytosae.nonzeros import Nonzeros
 from cytosae.sae import LossTerms, LossWeights, SaeLoss, SparseAutoencoder
 
-_THRESHOLD_MEMORY = 0.99
-"""Share of the running threshold that a step keeps."""
+_THRESHOLD_MEMORY = 0.95
+"""Share of the running threshold that a step keeps. A batch's own is exact to a percent; a longer memory lags behind."""
 
 Select = Callable[[torch.Tensor], Sequence[Nonzeros]]
 

@@ -224,6 +224,16 @@ def test_thresholds_learn_by_the_straight_through_estimator():
     assert torch.equal(found.n_fired, active.sum(dim=0).long())
 
 
+def test_jumprelu_starts_with_as_many_active_latents_as_asked():
+    sae, x = make_random("jumprelu"), make_tokens(200)
+    sae.start_from_(x)
+    assert (sae.encode(x) > 0).sum(dim=1).double().mean().item() == pytest.approx(K, abs=0.01)
+    assert len(sae.threshold.unique()) == 1
+    sae.k = S
+    sae.start_from_(x)
+    assert (sae.threshold == 0).all(), "a threshold below 0 would let negative latents through"
+
+
 def test_running_threshold_follows_the_smallest_activation_kept():
     sae = make_random("batchtopk")
     sae.threshold.zero_()
@@ -238,7 +248,7 @@ def test_running_threshold_follows_the_smallest_activation_kept():
         smallest.append(wanted[0].item())
         follows = smallest[0]
         for value in smallest[1:]:
-            follows = 0.99 * follows + 0.01 * value
+            follows = 0.95 * follows + 0.05 * value
         assert sae.threshold.item() == pytest.approx(follows)
 
 
@@ -294,6 +304,7 @@ def test_a_planted_dictionary_is_found_again(name, weights):
 
     sae = make_sae(name, PLANTED_WIDTH, PLANTED_LATENTS, seed=1, k=K, prefixes=(0.5, 1.0))
     sae.tie_()
+    sae.start_from_(draw(512)[0])
     step = TrainStep(sae, weights=weights, use_ghost_grads=False, dead_feature_window=30, products=Products())
     n_steps = 1000
     for number in range(n_steps):

@@ -17,6 +17,7 @@ from cytosae_pipeline.config import TrainConfig
 
 _MEDIAN_IMAGES = 256
 _MEDIAN_TOKENS = 16_384
+_FITTED_TOKENS = 1024
 
 
 class Scaling(NamedTuple):
@@ -113,6 +114,10 @@ class StartingPoint:
             sae.tie_()
         if config.b_dec_init_method != "zeros":
             sae.b_dec.copy_(self._centre(config.b_dec_init_method, standardise=config.standardise))
+        if config.arch == "jumprelu":
+            tokens = self._tokens[torch.from_numpy(spread_rows(len(self._tokens), _FITTED_TOKENS))]
+            tokens = self.scaling.apply(tokens) if config.standardise else tokens
+            sae.start_from_(tokens.to(sae.b_dec.device))
 
     def _centre(self, method: str, *, standardise: bool) -> torch.Tensor:
         """Geometric median or mean of the sample, float32, shape `(D,)`."""
