@@ -10,7 +10,7 @@ from cytosae.nonzeros import Nonzeros
 from cytosae.sae import LossTerms, LossWeights, SaeLoss, SparseAutoencoder
 
 _THRESHOLD_MEMORY = 0.95
-"""Share of the running threshold that a step keeps. A batch's own is exact to a percent; a longer memory lags behind."""
+"""Share of the running threshold that a step keeps: a batch's own is exact to a percent, and more would lag behind."""
 
 Select = Callable[[torch.Tensor], Sequence[Nonzeros]]
 
