@@ -10,6 +10,14 @@ from typing import Any, NamedTuple
 import torch
 
 from cytosae.architectures import ARCHITECTURES, SETTINGS, make_sae
+from cytosae.exchange import (
+    SAELENS_CONFIG,
+    SAELENS_WEIGHTS,
+    ExchangeError,
+    read_saelens,
+    read_safetensors,
+    unwrap_cfg,
+)
 from cytosae.restricted_pickle import RestrictedPickleError, check_archive, read_restricted, to_plain
 from cytosae.sae import SparseAutoencoder
 
@@ -53,10 +61,10 @@ def save_sae(path: Path, sae: SparseAutoencoder, cfg: Mapping[str, Any]) -> None
 
 
 def load_sae(path: Path, *, device: torch.device | str = "cpu", encoder_only: bool = False) -> LoadedSae:
-    """Read an autoencoder that this package or the reference wrote. Nothing in the file is executed.
+    """Read an autoencoder of this package, of the reference, or of SAELens. Nothing in the file is executed.
 
     Args:
-        path: The file.
+        path: A `.pt` or `.safetensors` file, or a folder with SAELens' `cfg.json`.
         device: Where the autoencoder goes.
         encoder_only: Leave `W_dec` out, shape `(0, D)`: half the memory, and `decode` raises.
 
@@ -64,20 +72,13 @@ def load_sae(path: Path, *, device: torch.device | str = "cpu", encoder_only: bo
         SaeNotFoundError: If there is no file.
         SaeCheckpointError: If it is no autoencoder, or its tensors do not fit together.
     """
-    if not path.is_file():
+    is_folder = path.is_dir() and (path / SAELENS_CONFIG).is_file()
+    if not is_folder and not path.is_file():
         raise SaeNotFoundError(
             f"no autoencoder at '{path}'. List those there are with: cytosae-cache list; "
             "train one with: cytosae-cache train"
         )
-    try:
-        check_archive(path)
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    except RestrictedPickleError as error:
-        raise SaeCheckpointError(str(error)) from error
-    except pickle.UnpicklingError:
-        value = _read_reference(path)
-    except Exception as error:
-        raise SaeCheckpointError(f"'{path}' is no torch checkpoint: {_first_line(error)}") from error
+    value = _read_exchanged(path) if is_folder or path.suffix == ".safetensors" else _read_checkpoint(path)
     if not isinstance(value, dict) or not {"cfg", "state_dict"} <= set(value):
         raise SaeCheckpointError(
             f"'{path}' must hold 'cfg' and 'state_dict', found {_names(value)}: it is no autoencoder's file"
@@ -97,6 +98,11 @@ def load_sae(path: Path, *, device: torch.device | str = "cpu", encoder_only: bo
         sae.W_dec = torch.nn.Parameter(torch.empty(0, d_in, device="meta"))
     sae.load_state_dict({name: state[name].float() for name in sae.state_dict()}, assign=True)
     return LoadedSae(sae.requires_grad_(False).eval().to(device), cfg)
+
+
+def weights_file(path: Path) -> Path:
+    """The file that holds an autoencoder's tensors: the path itself, or the one in a SAELens folder."""
+    return path / SAELENS_WEIGHTS if path.is_dir() else path
 
 
 def write_torch_atomically(path: Path, value: object) -> None:
@@ -126,6 +132,27 @@ def read_torch(path: Path, *, device: torch.device | str = "cpu") -> Any:  # noq
         raise SaeCheckpointError(f"'{path}' cannot be read: {_first_line(error)}") from error
 
 
+def _read_exchanged(path: Path) -> Any:  # noqa: ANN401
+    """A file or folder of another program's format."""
+    try:
+        return read_saelens(path) if path.is_dir() else read_safetensors(path)
+    except ExchangeError as error:
+        raise SaeCheckpointError(f"'{path}' cannot be used: {error}") from error
+
+
+def _read_checkpoint(path: Path) -> Any:  # noqa: ANN401
+    """A torch checkpoint, ours or the reference's."""
+    try:
+        check_archive(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except RestrictedPickleError as error:
+        raise SaeCheckpointError(str(error)) from error
+    except pickle.UnpicklingError:
+        return _read_reference(path)
+    except Exception as error:
+        raise SaeCheckpointError(f"'{path}' is no torch checkpoint: {_first_line(error)}") from error
+
+
 def _read_reference(path: Path) -> Any:  # noqa: ANN401
     """A checkpoint with a pickled config object, as the reference writes it."""
     try:
@@ -137,7 +164,7 @@ def _read_reference(path: Path) -> Any:  # noqa: ANN401
 def _plain_cfg(path: Path, cfg: object) -> Any:  # noqa: ANN401 - JSON values
     """The file's config as JSON values."""
     try:
-        return to_plain(cfg)
+        return unwrap_cfg(to_plain(cfg))
     except RestrictedPickleError as error:
         raise SaeCheckpointError(f"'cfg' in '{path}' cannot be used: {error}") from error
 
@@ -175,7 +202,7 @@ def _make_shell(path: Path, architecture: str, state: object, settings: object) 
     if not fits:
         expected = "(D,S), (S,), (S,D), (D,)" if len(wanted) == 4 else f"those of architecture {architecture}"
         raise SaeCheckpointError(f"the tensors in '{path}' do not fit together: found {found}, expected {expected}")
-    if max(state[name].nbytes for name in wanted) > path.stat().st_size:
+    if max(state[name].nbytes for name in wanted) > weights_file(path).stat().st_size:
         # A stride of 0 makes a tensor of any size out of one number.
         raise SaeCheckpointError(f"the tensors in '{path}' are larger than the file: found {found}")
     # As float32, which a finite float64 may exceed.

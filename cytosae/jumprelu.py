@@ -8,7 +8,7 @@ from torch import nn
 from cytosae.sae import LossTerms, LossWeights, SaeLoss, SparseAutoencoder
 
 _START = 0.1
-_BANDWIDTH = 0.1
+_BANDWIDTH = 1.0
 
 
 class JumpReluSae(SparseAutoencoder):

@@ -40,7 +40,10 @@ class Workplace:
         return self.root / "vit.pth"
 
     def run(self, verb: str, *arguments: object, code: int = 0) -> Result:
-        command = [verb, "--root_dir", str(self.root), *map(str, arguments)]
+        return self.run_plain(verb, "--root_dir", self.root, *arguments, code=code)
+
+    def run_plain(self, *arguments: object, code: int = 0) -> Result:
+        command = [*map(str, arguments)]
         result = CliRunner().invoke(cli, command, catch_exceptions=True)
         if result.exit_code != code:
             raise AssertionError(f"exit code {result.exit_code}: {result.output}") from result.exception

@@ -302,7 +302,7 @@ def test_a_planted_dictionary_is_found_again(name, weights):
         active = torch.rand(n, PLANTED_FEATURES, generator=generator) < K / PLANTED_FEATURES
         return ((active * (0.5 + torch.rand(active.shape, generator=generator))) @ planted)[None]
 
-    sae = make_sae(name, PLANTED_WIDTH, PLANTED_LATENTS, seed=1, k=K, prefixes=(0.5, 1.0))
+    sae = make_sae(name, PLANTED_WIDTH, PLANTED_LATENTS, seed=1, k=K, prefixes=(0.5, 1.0), bandwidth=0.1)
     sae.tie_()
     sae.start_from_(draw(512)[0])
     step = TrainStep(sae, weights=weights, use_ghost_grads=False, dead_feature_window=30, products=Products())

@@ -17,6 +17,7 @@ from cytosae_pipeline import __version__
 from cytosae_pipeline.config import (
     PRESETS,
     BuildConfig,
+    ExportConfig,
     StatisticsConfig,
     StoreChoice,
     StoreSource,
@@ -209,6 +210,29 @@ def _count(values: dict[str, Any], kind: Any, as_json: bool) -> None:
 
 
 @verb
+@config_options(ExportConfig)
+def export(as_json: bool, **values: Any) -> None:
+    """Write an autoencoder in another program's format.
+
+    Every format can be read again by the verbs here: give it as --sae_path. A file with a pickled config, as
+    `reference` writes it, runs code when other programs unpickle it; here it is read without.
+
+    \b
+    cytosae-cache export --sae_path out/checkpoints/RUN/final_....pt --format saelens
+    cytosae-cache export --sae_path out/checkpoints/RUN/final_....pt --format safetensors --out sae.safetensors
+    """
+    config = make_config(ExportConfig, values)
+    from cytosae_pipeline.export import export_sae
+
+    result = export_sae(config)
+    size = f"{result.d_in} -> {result.n_latents:,}"
+    text = f"wrote {result.architecture} autoencoder {size} as {result.format}: {result.path}"
+    if result.format == "saelens":
+        text += f"\nopen it with: from sae_lens import SAE; SAE.load_from_disk({str(result.path)!r})"
+    _print(result, text, as_json)
+
+
+@verb
 @click.option("--root-dir", type=click.Path(path_type=Path), default=Path(), help="Folder that holds out/.")
 def list_(root_dir: Path, as_json: bool) -> None:
     """List stores and training runs."""
@@ -333,6 +357,7 @@ def _is_expected(error: Exception) -> bool:
     if isinstance(error, UserError | StoreError | DatasetError | DecodingError | OSError):
         return True
     from cytosae.checkpoint import SaeCheckpointError
+    from cytosae.exchange import ExchangeError
     from cytosae.vit import BackboneError
 
-    return isinstance(error, SaeCheckpointError | BackboneError)
+    return isinstance(error, SaeCheckpointError | ExchangeError | BackboneError)

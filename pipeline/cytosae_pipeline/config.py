@@ -133,6 +133,9 @@ class TrainConfig(StoreSource):
         0.03125, "Weight of the term that revives dead latents (topk, batchtopk, matryoshka)."
     )
     l0_coefficient: float = option(1.0, "Weight of the distance from k active latents a token (jumprelu).")
+    bandwidth: float = option(
+        1.0, "Width of the kernel through which thresholds learn, in units of the activations (jumprelu)."
+    )
     lr_scheduler_name: Literal[
         "constantwithwarmup", "constant", "linearwarmupdecay", "cosineannealing", "cosineannealingwarmup",
         "cosineannealingwarmrestarts",
@@ -213,7 +216,7 @@ class TrainConfig(StoreSource):
         for name, least in (("held_out", 0.9), ("lr_decay_share", 1.0)):
             if getattr(self, name) > least:
                 raise ValueError(f"{name} must be at most {least}, found {getattr(self, name)}")
-        for name in ("max_memory", "max_gradient_norm"):
+        for name in ("max_memory", "max_gradient_norm", "bandwidth"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be above 0, found {value}")
@@ -254,8 +257,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "total_training_tokens": 1_000_000,
     },
     "modern": {
-        "arch": "batchtopk", "k": 32, "standardise": True, "encoder_init": "decoder", "b_dec_init_method": "mean",
-        "batch_of": "tokens", "lr_decay_share": 0.2, "held_out": 0.05, "max_gradient_norm": 1.0,
+        "arch": "batchtopk", "k": 32, "lr": 0.003, "standardise": True, "encoder_init": "decoder",
+        "b_dec_init_method": "mean", "batch_of": "tokens", "lr_decay_share": 0.2, "held_out": 0.05,
+        "max_gradient_norm": 1.0,
     },
 }  # fmt: skip
 """What `train --preset` gives to options that the command line does not."""
@@ -285,6 +289,20 @@ class StatisticsConfig(StoreSource):
             raise ValueError(f"threshold must be given as numbers of 0 or more, found {self.threshold}")
         if len(set(self.threshold)) != len(self.threshold):
             raise ValueError(f"threshold holds a value twice: {self.threshold}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Options of `export`."""
+
+    sae_path: Path | None = option(None, "The autoencoder: whatever the other verbs take.")
+    format: Literal["saelens", "safetensors", "reference"] = option(
+        "saelens",
+        "saelens: a folder for SAELens' SAE.load_from_disk. safetensors: one file of tensors. reference: a checkpoint "
+        "as CytoSAE's own code reads it (relu only).",
+    )
+    out: Path | None = option(None, "What to write. [default: beside the autoencoder, named after it]")
+    overwrite: bool = option(False, "Replace what is there.")
 
 
 def _check_at_least(config: object, least: int, *names: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cytosae.checkpoint import load_sae
+from cytosae.checkpoint import load_sae, weights_file
 from cytosae.sae import SparseAutoencoder
 from cytosae.statistics import BLOCK_IMAGES, BlockEncoder, ImageReduction
 from cytosae_cache.durable import write_file
@@ -65,7 +65,7 @@ def open_inputs(config: StatisticsConfig, report: Reporter) -> Inputs:
         report.say(f"ignoring a mismatch (store, autoencoder): {difference}")
     folder = Workspace(config.root_dir).feature_dir(config.sae_path, config.vit_type, store.provenance.dataset)
     folder.mkdir(parents=True, exist_ok=True)
-    with config.sae_path.open("rb") as file:
+    with weights_file(config.sae_path).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Inputs(store, sae, digest, folder)
 

@@ -56,7 +56,8 @@ class Trainer:
         config, layout = run.config, run.store.spec.tokens
         self._scaling = start.scaling if config.standardise else None
         sae = make_sae(
-            config.arch, run.store.d_model, run.n_latents, seed=config.seed, device=run.device, k=config.k
+            config.arch, run.store.d_model, run.n_latents, seed=config.seed, device=run.device, k=config.k,
+            bandwidth=config.bandwidth,
         )  # fmt: skip
         self.step = TrainStep(
             sae,
