@@ -17,11 +17,11 @@ from cytosae_cache.store import ActivationStore
 from cytosae_cache.verify import verify_store
 from cytosae_cache.writer import ShardData, StoreWriter
 from cytosae_pipeline.cli import cli
-from cytosae_pipeline.config import BuildConfig, StatisticsConfig, TrainConfig
+from cytosae_pipeline.config import BuildConfig, ExportConfig, StatisticsConfig, TrainConfig
 from tests.pictures import write_vit
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([".", "cache", "pipeline"])}
-VERBS = ["build", "train", "features", "classes", "patients", "list", "info", "verify", "demo"]
+VERBS = ["build", "train", "features", "classes", "patients", "export", "list", "info", "verify", "demo"]
 
 
 def _python(code: str, **options) -> subprocess.CompletedProcess[str]:
@@ -63,17 +63,18 @@ def test_the_help_lists_every_verb():
 
 
 @pytest.mark.parametrize(
-    ("verb", "record", "left_out"),
+    ("verb", "record", "left_out", "added"),
     [
-        ("build", BuildConfig, set()),
-        ("train", TrainConfig, set()),
-        ("features", StatisticsConfig, {"threshold", "normalize"}),
+        ("build", BuildConfig, set(), set()),
+        ("train", TrainConfig, set(), {"sweep"}),
+        ("features", StatisticsConfig, {"threshold", "normalize"}, set()),
+        ("export", ExportConfig, set(), set()),
     ],
 )
-def test_options_and_defaults_are_those_of_the_config(verb, record, left_out):
+def test_options_and_defaults_are_those_of_the_config(verb, record, left_out, added):
     options = {item.name: item for item in cli.commands[verb].params}
     fields = {name: field for name, field in record.__dataclass_fields__.items() if name not in left_out}
-    assert set(options) == set(fields) | {"as_json"}
+    assert set(options) == set(fields) | {"as_json"} | added
     for name, field in fields.items():
         assert options[name].default == field.default, name
 

@@ -15,7 +15,7 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 TrainingPrecision = Literal["fp32", "bf16"]
 
 _MAX_GIB_CPU, _MAX_GIB_GPU = 0.5, 4.0
-_SPARSE_BELOW: dict[TrainingPrecision, float] = {"fp32": 0.15, "bf16": 0.04}
+_SPARSE_BELOW: dict[TrainingPrecision, float] = {"fp32": 0.12, "bf16": 0.04}
 """Share of active latents below which products over those alone were faster on a CPU (docs/training.md)."""
 
 
