@@ -121,9 +121,9 @@ class _Sums:
         part: _SparsePart | _DensePart
         if sparse:
             part = _SparsePart(sae, Nonzeros.of(acts), centred)
-            del acts
         else:
             part = _DensePart(sae, acts, factor, self._decoder())
+        del acts, sample
         self._n_tokens += len(x)
         reconstruction = part.decode().add_(sae.b_dec)
         residual = reconstruction - x
@@ -132,10 +132,10 @@ class _Sums:
         scale = n_all * x.shape[1]
         self._terms[0] += (error * weights).sum(dtype=self._terms.dtype) / scale
         g = residual * (over * weights * (2 / scale))
+        part.count(self._sums, self.n_fired)
         part.backward(g, self._l1 / n_all)
         if revived is not None:
             self._revive(revived, factor, residual.neg_(), error, scale)
-        part.count(self._sums, self.n_fired)
         assert sae.b_dec.grad is not None
         sae.b_dec.grad += g.sum(dim=0)
         return reconstruction
@@ -202,17 +202,19 @@ class _DensePart:
         return (self._acts @ self._W_dec).to(self._sae.b_dec.dtype)
 
     def backward(self, g: torch.Tensor, l1: torch.Tensor) -> None:
-        """Add the gradients of `W_enc`, `b_enc` and `W_dec`.
+        """Add the gradients of `W_enc`, `b_enc` and `W_dec`; comes last, for it gives up the activations.
 
         Args:
             g: Gradient of the reconstruction, shape `(n, D)`.
             l1: Gradient of every active latent's sparsity, shape `(S,)`.
         """
         sae, acts = self._sae, self._acts
+        del self._acts
         g = g.to(acts.dtype)
-        pull = torch.addmm(l1.to(acts.dtype), g, self._W_dec.t())
-        pull = torch.ops.aten.threshold_backward(pull, acts, 0)
         _add_product(sae.W_dec, acts.t(), g)
+        pull = torch.addmm(l1.to(acts.dtype), g, self._W_dec.t())
+        torch.ops.aten.threshold_backward.grad_input(pull, acts, 0, grad_input=pull)
+        del acts
         _add_product(sae.W_enc, self._factor.t(), pull)
         assert sae.b_enc.grad is not None
         sae.b_enc.grad += pull.sum(dim=0, dtype=sae.b_enc.dtype)
