@@ -12,6 +12,10 @@ from cytosae.sae import LossTerms, LossWeights, SaeLoss, SparseAutoencoder
 _FUSED_DEVICES = ("cpu", "cuda")
 """Where every supported torch has a fused Adam."""
 
+_THRESHOLD_RATE = 10.0
+"""How much faster JumpReLU's thresholds move: one number each, measured in units of activations, while 2 D weights
+move what they are held against."""
+
 
 class DeadLatentTracker:
     """Counts, for every latent, the steps since it last fired.
@@ -80,7 +84,15 @@ class TrainStep:
         self._max_gradient = max_gradient
         self._products = products
         fused = sae.b_enc.device.type in _FUSED_DEVICES
-        self._optimizer = torch.optim.Adam(sae.parameters(), betas=(0.9, 0.999), fused=fused)
+        groups = [
+            {
+                "params": [part for name, part in sae.named_parameters() if name != "threshold"],
+            },
+            {"params": [part for name, part in sae.named_parameters() if name == "threshold"], "rate": _THRESHOLD_RATE},
+        ]
+        self._optimizer = torch.optim.Adam(
+            [group for group in groups if group["params"]], betas=(0.9, 0.999), fused=fused
+        )
 
     def step(self, x: torch.Tensor, lr: float, *, sparsity: float = 1.0) -> SaeLoss:
         """Train on one batch.
@@ -106,7 +118,7 @@ class TrainStep:
         if self._max_gradient is not None:
             torch.nn.utils.clip_grad_norm_(sae.parameters(), self._max_gradient)
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("rate", 1.0)
         self._optimizer.step()
         return loss
 

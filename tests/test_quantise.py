@@ -30,6 +30,15 @@ def test_no_number_is_off_by_more_than_half_a_step(image, seed):
     assert (np.abs(out.astype(np.float64) - image) <= allowed).all()
 
 
+def test_numbers_near_the_end_of_float16_stay_finite():
+    image = np.full((2, 6), 65_504, np.float16)
+    channels = Channels(np.zeros(6, np.float32), np.array([0.1, 1, 2, 3, 5, 9], np.float32))
+    for sign in (1, -1):
+        _, out = _round_trip(sign * image, channels)
+        assert np.isfinite(out).all()
+        assert (sign * out <= 65_504).all()
+
+
 def test_tokens_at_the_mean_and_tokens_that_are_not_finite():
     channels = Channels(np.full(3, 2, np.float32), np.ones(3, np.float32))
     image = np.array([[2, 2, 2], [np.nan] * 3, [1, np.inf, 0], [1, 2, 3]], np.float16)

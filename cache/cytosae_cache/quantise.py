@@ -79,4 +79,8 @@ def dequantise(record: Records, channels: Channels, out: npt.NDArray[Any], wide:
         np.multiply(record[:, :-SCALE_BYTES], scales, out=wide)
         wide *= channels.std
         wide += channels.mean
+        # Half a step above the largest number that was stored may lie beyond what float16 holds.
+        most = np.finfo(out.dtype).max
+        if not _TOP * scales.max() * channels.std.max() + np.abs(channels.mean).max() < most:
+            np.clip(wide, -most, most, out=wide)
         out[...] = wide
