@@ -84,15 +84,13 @@ class TrainStep:
         self._max_gradient = max_gradient
         self._products = products
         fused = sae.b_enc.device.type in _FUSED_DEVICES
-        groups = [
-            {
-                "params": [part for name, part in sae.named_parameters() if name != "threshold"],
-            },
-            {"params": [part for name, part in sae.named_parameters() if name == "threshold"], "rate": _THRESHOLD_RATE},
+        thresholds = [part for name, part in sae.named_parameters() if name == "threshold"]
+        groups: list[dict[str, Any]] = [
+            {"params": [part for name, part in sae.named_parameters() if name != "threshold"]}
         ]
-        self._optimizer = torch.optim.Adam(
-            [group for group in groups if group["params"]], betas=(0.9, 0.999), fused=fused
-        )
+        if thresholds:
+            groups.append({"params": thresholds, "rate": _THRESHOLD_RATE})
+        self._optimizer = torch.optim.Adam(groups, betas=(0.9, 0.999), fused=fused)
 
     def step(self, x: torch.Tensor, lr: float, *, sparsity: float = 1.0) -> SaeLoss:
         """Train on one batch.
