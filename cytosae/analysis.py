@@ -1,7 +1,13 @@
 """Reading the statistics: how specific latents are to labels, and how well patients' counts tell groups apart."""
 
+import re
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
+
+Range = tuple[float | None, float | None]
+"""Ends of a closed range; None is open."""
 
 _EPSILON = 1e-9
 
@@ -63,3 +69,152 @@ def leave_one_out_accuracy(features: npt.NDArray[np.floating], groups: npt.NDArr
         lengths = np.maximum(np.linalg.norm(centroids, axis=1), np.finfo(np.float64).tiny)
         hits += int(names[np.argmax(centroids @ scaled[row] / lengths)] == groups[row])
     return hits / len(scaled)
+
+
+def select_latents(
+    sparsity: npt.NDArray[np.floating],
+    mean_acts: npt.NDArray[np.floating],
+    entropy: npt.NDArray[np.floating],
+    *,
+    log10_sparsity: Range | None = None,
+    log10_mean: Range | None = None,
+    entropy_range: Range | None = None,
+) -> npt.NDArray[np.bool_]:
+    """Latents that lie in all of the given ranges, ends included; never those that are never active.
+
+    Args:
+        sparsity: Share of images where each latent is active, shape `(S,)`.
+        mean_acts: Mean activation where active, shape `(S,)`.
+        entropy: Label entropy in nats, shape `(S,)`; -1 where not defined.
+        log10_sparsity: Ends of the range of log10 sparsity; None is open.
+        log10_mean: The same of log10 mean activation.
+        entropy_range: The same of the entropy; latents without a defined one are then left out.
+
+    Returns:
+        Whether each latent is selected, shape `(S,)`.
+    """
+    chosen = sparsity > 0
+    for values, ends in ((_log10(sparsity), log10_sparsity), (_log10(mean_acts), log10_mean), (entropy, entropy_range)):
+        if ends is not None:
+            low, high = ends
+            chosen &= (values >= (-np.inf if low is None else low)) & (values <= (np.inf if high is None else high))
+    if entropy_range is not None:
+        chosen &= entropy >= 0
+    return chosen
+
+
+def best_latents(
+    sparsity: npt.NDArray[np.floating],
+    mean_acts: npt.NDArray[np.floating],
+    entropy: npt.NDArray[np.floating],
+    n: int,
+) -> npt.NDArray[np.int64]:
+    """The latents to look at first: lowest label entropy, then largest mean activation, then smallest number.
+
+    Latents without a defined entropy come last, never-active ones not at all.
+
+    Args:
+        sparsity: Share of images where each latent is active, shape `(S,)`.
+        mean_acts: Mean activation where active, shape `(S,)`.
+        entropy: Label entropy, shape `(S,)`; -1 where not defined.
+        n: How many are wanted.
+
+    Returns:
+        Latents, best first, int64, shape `(at most n,)`.
+    """
+    order = np.lexsort((np.arange(len(sparsity)), -mean_acts, np.where(entropy < 0, np.inf, entropy)))
+    return order[sparsity[order] > 0][:n].astype(np.int64)
+
+
+def cluster_latents(
+    mean_acts: npt.NDArray[np.floating], sparsity: npt.NDArray[np.floating], n_clusters: int, *, seed: int = 0
+) -> npt.NDArray[np.int64]:
+    """Clusters of latents by k-means on log10 mean activation and log10 sparsity, each standardised.
+
+    Args:
+        mean_acts: Mean activation where active, shape `(S,)`.
+        sparsity: Share of images where each latent is active, shape `(S,)`.
+        n_clusters: Clusters wanted; fewer if there are fewer different latents.
+        seed: Of the starting centres.
+
+    Returns:
+        Cluster of each latent, int64, shape `(S,)`, numbered by falling mean sparsity; -1 for never-active latents.
+    """
+    from sklearn.cluster import KMeans
+
+    clusters = np.full(len(sparsity), -1, dtype=np.int64)
+    active = np.flatnonzero((sparsity > 0) & (mean_acts > 0))
+    points = np.stack([_log10(mean_acts[active]), _log10(sparsity[active])], axis=1)
+    n_clusters = min(n_clusters, len(np.unique(points, axis=0)))
+    if not n_clusters:
+        return clusters
+    points -= points.mean(axis=0)
+    points /= np.maximum(points.std(axis=0), np.finfo(np.float64).tiny)
+    found = KMeans(n_clusters, n_init=10, random_state=seed).fit_predict(points)
+    means = [sparsity[active][found == cluster].mean() for cluster in range(n_clusters)]
+    place = np.empty(n_clusters, dtype=np.int64)
+    place[np.argsort(np.negative(means), kind="stable")] = np.arange(n_clusters)
+    clusters[active] = place[found]
+    return clusters
+
+
+def group_means(
+    counts: npt.NDArray[np.floating], groups: npt.NDArray[np.integer], n_groups: int
+) -> npt.NDArray[np.float64]:
+    """Mean barcode of each group.
+
+    Args:
+        counts: Counts of each patient, shape `(P, S)`.
+        groups: Group of each patient, 0-based, shape `(P,)`.
+        n_groups: Groups there are.
+
+    Returns:
+        Float64, shape `(n_groups, S)`; zeros for groups without patients.
+    """
+    sums: npt.NDArray[np.float64] = np.zeros((n_groups, counts.shape[1]))
+    np.add.at(sums, groups, counts)
+    n_patients = np.maximum(np.bincount(groups, minlength=n_groups), 1)
+    sums /= n_patients[:, None]
+    return sums
+
+
+def correlate(counts: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Pearson correlation between patients of `log(1 + count)` over all latents.
+
+    Args:
+        counts: Counts of each patient, at least 0, shape `(P, S)`.
+
+    Returns:
+        Float64, shape `(P, P)`, in -1..1; a patient without variance correlates 0 with others and 1 with itself.
+    """
+    rows = np.log1p(np.asarray(counts, dtype=np.float64))
+    rows -= rows.mean(axis=1, keepdims=True)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    rows = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+    found: npt.NDArray[np.float64] = np.clip(rows @ rows.T, -1, 1)
+    np.fill_diagonal(found, 1)
+    return found
+
+
+def order_by_group(groups: npt.NDArray[np.integer], names: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Order of patients by group, then by name as people count: P2 before P10. Those without a group come last.
+
+    Args:
+        groups: Group of each patient, shape `(P,)`; -1 for none.
+        names: Their names.
+
+    Returns:
+        A permutation of `range(P)`, int64.
+    """
+
+    def key(at: int) -> tuple[object, ...]:
+        parts = re.split(r"(\d+)", names[at])
+        return groups[at] < 0, groups[at], [(int(part), "") if part.isdigit() else (-1, part) for part in parts], at
+
+    return np.array(sorted(range(len(names)), key=key), dtype=np.int64)
+
+
+def _log10(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Logarithm; minus infinity for 0, without a warning."""
+    wide = np.asarray(values, dtype=np.float64)
+    return np.log10(wide, out=np.full(wide.shape, -np.inf), where=wide > 0)

@@ -28,7 +28,7 @@ class GatedSae(SparseAutoencoder):
         self.r_mag = nn.Parameter(torch.zeros_like(self.b_enc))
         self.b_mag = nn.Parameter(torch.zeros_like(self.b_enc))
 
-    def activate(self, pre: torch.Tensor, latents: slice = slice(None)) -> torch.Tensor:
+    def activate(self, pre: torch.Tensor, latents: slice | torch.Tensor = slice(None)) -> torch.Tensor:
         """See `SparseAutoencoder`."""
         b_enc, r_mag, b_mag = (part[latents].to(pre.dtype) for part in (self.b_enc, self.r_mag, self.b_mag))
         return torch.relu((pre - b_enc) * r_mag.exp() + b_mag) * (pre > 0)

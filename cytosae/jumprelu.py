@@ -50,7 +50,7 @@ class JumpReluSae(SparseAutoencoder):
         """See `SparseAutoencoder`."""
         return {"k": self.k, "bandwidth": self.bandwidth}
 
-    def activate(self, pre: torch.Tensor, latents: slice = slice(None)) -> torch.Tensor:
+    def activate(self, pre: torch.Tensor, latents: slice | torch.Tensor = slice(None)) -> torch.Tensor:
         """See `SparseAutoencoder`."""
         return torch.relu(pre) * (pre > self.threshold[latents].to(pre.dtype))
 

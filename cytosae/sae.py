@@ -118,12 +118,13 @@ class SparseAutoencoder(nn.Module):
         """Latents before the nonlinearity, shape `(..., S)`, of activations of shape `(..., D)`."""
         return (x - self.b_dec) @ self.W_enc + self.encoder_bias
 
-    def activate(self, pre: torch.Tensor, latents: slice = slice(None)) -> torch.Tensor:
+    def activate(self, pre: torch.Tensor, latents: slice | torch.Tensor = slice(None)) -> torch.Tensor:
         """Latent activations from latents before the nonlinearity, as they are read once training is over.
 
         Args:
             pre: Shape `(..., n)`.
-            latents: Which latents these are, all by default; all are needed if `needs_whole_rows`.
+            latents: Which latents these are, as a slice or their numbers; all by default, and all are needed if
+                `needs_whole_rows`.
         """
         return torch.relu(pre)
 

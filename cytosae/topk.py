@@ -44,7 +44,7 @@ class TopKSae(SparseAutoencoder):
         """See `SparseAutoencoder`."""
         return {"k": self.k}
 
-    def activate(self, pre: torch.Tensor, latents: slice = slice(None)) -> torch.Tensor:
+    def activate(self, pre: torch.Tensor, latents: slice | torch.Tensor = slice(None)) -> torch.Tensor:
         """See `SparseAutoencoder`; needs all latents."""
         least = pre.topk(self.k, dim=-1).values[..., -1:]
         return torch.relu(pre) * (pre >= least)
@@ -122,7 +122,7 @@ class BatchTopKSae(TopKSae):
         self.threshold: torch.Tensor
         self.register_buffer("threshold", torch.zeros_like(self.b_dec[0]))
 
-    def activate(self, pre: torch.Tensor, latents: slice = slice(None)) -> torch.Tensor:
+    def activate(self, pre: torch.Tensor, latents: slice | torch.Tensor = slice(None)) -> torch.Tensor:
         """See `SparseAutoencoder`."""
         return torch.relu(pre) * (pre > self.threshold.to(pre.dtype))
 

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from cytosae.analysis import label_entropy, leave_one_out_accuracy
+from cytosae.analysis import (
+    best_latents,
+    cluster_latents,
+    correlate,
+    group_means,
+    label_entropy,
+    leave_one_out_accuracy,
+    order_by_group,
+    select_latents,
+)
 
 
 def test_label_entropy_is_that_of_the_definition():
@@ -31,3 +40,64 @@ def test_groups_that_differ_are_recovered_and_others_are_not():
 def test_a_group_of_one_is_refused():
     with pytest.raises(ValueError, match="two rows a group"):
         leave_one_out_accuracy(np.zeros((3, 2)), np.array([0, 0, 1]))
+
+
+SPARSITY = np.array([0.5, 0.001, 0.0, 0.1, 0.1])
+MEANS = np.array([1.0, 0.01, 0.0, 2.0, 0.5])
+ENTROPY = np.array([0.9, -1.0, -1.0, 0.0, 0.0])
+
+
+def test_latents_are_selected_by_ranges():
+    def chosen(**ranges):
+        return np.flatnonzero(select_latents(SPARSITY, MEANS, ENTROPY, **ranges)).tolist()
+
+    assert chosen() == [0, 1, 3, 4]
+    assert chosen(log10_sparsity=(-1, None)) == [0, 3, 4]
+    assert chosen(log10_sparsity=(None, -2)) == [1]
+    assert chosen(log10_mean=(-1, 0)) == [0, 4]
+    assert chosen(entropy_range=(None, 0.5)) == [3, 4]
+    assert chosen(entropy_range=(None, None)) == [0, 3, 4]
+    assert chosen(log10_mean=(0, None), entropy_range=(0, 0)) == [3]
+
+
+def test_the_best_latents_are_specific_first_then_strong():
+    assert best_latents(SPARSITY, MEANS, ENTROPY, 10).tolist() == [3, 4, 0, 1]
+    assert best_latents(SPARSITY, MEANS, ENTROPY, 2).tolist() == [3, 4]
+    assert best_latents(np.zeros(3), np.zeros(3), -np.ones(3), 2).tolist() == []
+
+
+def test_clusters_are_those_planted_and_numbered_by_sparsity():
+    rng = np.random.default_rng(0)
+    centres = np.array([[-1.0, -3.0], [0.5, -1.0], [-2.0, -0.3]])
+    truth = np.repeat([0, 1, 2], 40)
+    points = 10 ** (centres[truth] + rng.normal(scale=0.05, size=(120, 2)))
+    means, sparsity = np.append(points[:, 0], 0), np.append(points[:, 1], 0)
+    found = cluster_latents(means, sparsity, 3, seed=1)
+    assert found[:-1].tolist() == [{0: 2, 1: 1, 2: 0}[number] for number in truth.tolist()]
+    assert found[-1] == -1
+    assert np.array_equal(found, cluster_latents(means, sparsity, 3, seed=1))
+
+
+def test_clusters_of_few_or_no_latents():
+    assert cluster_latents(np.zeros(3), np.zeros(3), 4).tolist() == [-1, -1, -1]
+    assert cluster_latents(np.array([1.0, 1.0, 0]), np.array([0.5, 0.5, 0]), 4).tolist() == [0, 0, -1]
+    assert sorted(cluster_latents(np.array([1.0, 2.0]), np.array([0.5, 0.1]), 4).tolist()) == [0, 1]
+
+
+def test_a_groups_barcode_is_the_mean_of_its_patients():
+    counts = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 0.0]])
+    assert group_means(counts, np.array([0, 0, 2]), 3).tolist() == [[2, 3], [0, 0], [5, 0]]
+
+
+def test_correlation_is_pearsons_of_log_counts():
+    counts = np.random.default_rng(0).poisson(3.0, size=(6, 50)).astype(float)
+    np.testing.assert_allclose(correlate(counts), np.corrcoef(np.log1p(counts)), atol=1e-12)
+    counts[2] = 4
+    found = correlate(counts)
+    assert found[2].tolist() == [0, 0, 1, 0, 0, 0]
+
+
+def test_patients_are_ordered_by_group_then_as_people_count():
+    names = ["P10", "P2", "x", "P1", "P02"]
+    assert order_by_group(np.array([1, 1, 0, -1, 0]), names).tolist() == [4, 2, 1, 0, 3]
+    assert order_by_group(np.zeros(3, dtype=int), ["b", "12", "a"]).tolist() == [1, 2, 0]

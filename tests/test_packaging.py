@@ -92,7 +92,7 @@ def test_every_dependency_is_used_and_every_import_is_declared():
     declared = {line.split(">")[0].strip() for line in options["install_requires"].split("\n") if line.strip()}
     used = {name for folder in SOURCES.values() for path in (ROOT / folder).rglob("*.py") for name in _imports(path)}
     third_party = {name for name in used if name not in sys.stdlib_module_names and name not in SOURCES}
-    names = {"PIL": "pillow"}
+    names = {"PIL": "pillow", "sklearn": "scikit-learn"}
     # Views that some users want, imported where they are asked for.
     extras = {line.split(">")[0].strip() for line in _setup()["options.extras_require"]["xarray"].split()}
     assert {names.get(name, name) for name in third_party} == declared | extras

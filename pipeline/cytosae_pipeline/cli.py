@@ -26,6 +26,7 @@ from cytosae_pipeline.config import (
 )
 from cytosae_pipeline.options import CONTEXT_SETTINGS, config_options, given_options, make_config
 from cytosae_pipeline.progress import Reporter, format_bytes, format_seconds
+from cytosae_pipeline.report.config import ReportConfig
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C or a request to end, as shells expect it."""
@@ -207,6 +208,32 @@ def _count(values: dict[str, Any], kind: Any, as_json: bool) -> None:
         f"wrote in {result.folder}: {', '.join(path.name for path in result.files)}"
     )
     _print(result, text, as_json)
+
+
+@verb
+@config_options(ReportConfig)
+def report(as_json: bool, **values: Any) -> None:
+    """Write a page of cells, latents and patients.
+
+    The page is a folder that opens from disk, offline, in any browser: a scatter of all latents, each latent's top
+    images with heat maps over the cells, images taken apart patch by patch, patients compared by group. What stage two
+    has not computed yet is computed first. The vision transformer is not needed; the images are, for the pictures.
+
+    \b
+    cytosae-cache report --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt
+    cytosae-cache report --dataset_name hehr --sae_path out/checkpoints/RUN/final_....pt --groups patients.csv
+    cytosae-cache report --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt --latents 12,500-520
+    """
+    config = make_config(ReportConfig, values)
+    from cytosae_pipeline.report.folder import write_report
+
+    result = write_report(config, Reporter(quiet=as_json))
+    lines = [f"{result.n_latents:,} latents and {result.n_images:,} images have a page each"]
+    if result.figures:
+        lines.append(f"figures: {result.figures[0].parent}")
+    if result.key is not None:
+        lines.append(f"key of the pseudonyms, not part of the report, keep it to yourself: {result.key}")
+    _print(result, "\n".join([*lines, f"open in a browser: {result.index}"]), as_json)
 
 
 @verb

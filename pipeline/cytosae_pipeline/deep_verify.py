@@ -13,13 +13,13 @@ from cytosae_cache.spec import StoreSpec
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.build import compute_activations, make_spec
 from cytosae_pipeline.config import StoreSource, UserError
-from cytosae_pipeline.datasets import ImageList, ImageRow
+from cytosae_pipeline.datasets import ImageList
 from cytosae_pipeline.decoding import ImageDecoder
 from cytosae_pipeline.devices import choose_device
 from cytosae_pipeline.paths import Workspace
 from cytosae_pipeline.progress import Reporter
 from cytosae_pipeline.source_check import compare_source
-from cytosae_pipeline.stores import resolve_model_path
+from cytosae_pipeline.stores import list_stored_images, resolve_model_path
 
 N_IMAGES = 16
 """Images computed again, spread over the store."""
@@ -58,12 +58,10 @@ def verify_against_source(store: ActivationStore, config: StoreSource, report: R
             f"'{model_path}' is not what store '{store.path}' was made with (store, checkpoint): "
             + "; ".join(store.spec.differences(spec))
         )
-    root = config.images or Workspace(config.root_dir).dataset_dir(store.provenance.dataset)
-    if not root.exists():
+    images = list_stored_images(store, config)
+    if images is None:
+        root = config.images or Workspace(config.root_dir).dataset_dir(store.provenance.dataset)
         raise UserError(f"no images at '{root}': say where they are with --images PATH")
-    # Straight from the store's own table: its rows are sorted already.
-    table = tuple(ImageRow(*names) for names in zip(*store.images, strict=True))
-    images = ImageList(root.parent if root.is_file() else root, table, "store")
     problems = _compare_files(store, images, report)
     sound = np.array([row for row in store.valid_rows.tolist() if row not in problems], dtype=np.int64)
     rows = sound[spread_rows(len(sound), N_IMAGES)]
@@ -85,7 +83,7 @@ def verify_against_source(store: ActivationStore, config: StoreSource, report: R
                 elif _differ(mine, theirs, store.spec):
                     problems[image.row] = "its activations differ from freshly computed ones"
             bar.advance(len(batch))
-    return [f"row {row} ('{table[row].path}'): {problem}" for row, problem in sorted(problems.items())]
+    return [f"row {row} ('{images.rows[row].path}'): {problem}" for row, problem in sorted(problems.items())]
 
 
 def _compare_files(store: ActivationStore, images: ImageList, report: Reporter) -> dict[int, str]:

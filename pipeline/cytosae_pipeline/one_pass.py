@@ -35,15 +35,22 @@ class Inputs:
     store: ActivationStore
     """A complete store."""
     sae: SparseAutoencoder
-    """The autoencoder, on its device; only the encoder is used."""
+    """The autoencoder, on its device; without its decoder unless that was asked for."""
+    sae_cfg: dict[str, Any]
+    """What its file says of it."""
     sae_sha256: str
     """Hash of its file."""
     folder: Path
     """Where the outputs go."""
 
 
-def open_inputs(config: StatisticsConfig, report: Reporter) -> Inputs:
+def open_inputs(config: StatisticsConfig, report: Reporter, *, encoder_only: bool = True) -> Inputs:
     """Open the autoencoder and the store it fits, building a missing store first if that can be done.
+
+    Args:
+        config: The verb's options.
+        report: Told what is going on.
+        encoder_only: Leave the decoder out, which most statistics do not need.
 
     Raises:
         ValueError: If no autoencoder was named, it cannot be read, or the store does not fit it.
@@ -51,7 +58,7 @@ def open_inputs(config: StatisticsConfig, report: Reporter) -> Inputs:
     if config.sae_path is None:
         raise UserError("say which autoencoder: --sae_path out/checkpoints/RUN/final_sparse_autoencoder_....pt")
     device = choose_device(config.device)
-    sae, cfg = load_sae(config.sae_path, device=device, encoder_only=True)
+    sae, cfg = load_sae(config.sae_path, device=device, encoder_only=encoder_only)
     spec_hash, block = cfg.get("spec_hash"), cfg.get("block_layer")
     store = ensure_store(config, report, spec_hash=spec_hash, default_block=block if isinstance(block, int) else None)
     differences = check_match(store, sae, cfg)
@@ -67,7 +74,7 @@ def open_inputs(config: StatisticsConfig, report: Reporter) -> Inputs:
     folder.mkdir(parents=True, exist_ok=True)
     with weights_file(config.sae_path).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Inputs(store, sae, digest, folder)
+    return Inputs(store, sae, cfg, digest, folder)
 
 
 def check_match(store: ActivationStore, sae: SparseAutoencoder, cfg: dict[str, Any]) -> list[str]:

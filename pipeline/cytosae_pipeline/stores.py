@@ -7,6 +7,7 @@ from cytosae_cache.errors import StoreMismatchError, StoreNotFoundError
 from cytosae_cache.spec import StoreSpec
 from cytosae_cache.store import ActivationStore, iter_stores
 from cytosae_pipeline.config import BuildConfig, StoreChoice, StoreSource, UserError
+from cytosae_pipeline.datasets import ImageList, ImageRow
 from cytosae_pipeline.paths import Workspace
 from cytosae_pipeline.progress import Reporter
 
@@ -96,6 +97,21 @@ def require_dataset(choice: StoreChoice) -> str:
     if choice.dataset_name is None:
         raise UserError("say which data set: --dataset_name NAME, or give a store's path (see: cytosae-cache list)")
     return choice.dataset_name
+
+
+def list_stored_images(store: ActivationStore, source: StoreSource) -> ImageList | None:
+    """The images of a store's own table where they lie now; None if that place is not there.
+
+    Args:
+        store: The store.
+        source: Says where the images are, if not in the data set's folder.
+    """
+    root = source.images or Workspace(source.root_dir).dataset_dir(store.provenance.dataset)
+    if not root.exists():
+        return None
+    # Straight from the store's own table: its rows are sorted already.
+    table = tuple(ImageRow(*names) for names in zip(*store.images, strict=True))
+    return ImageList(root.parent if root.is_file() else root, table, "store")
 
 
 def embedded_model_path() -> Path:

@@ -1,0 +1,83 @@
+"""How chosen latents behave over many images: histograms of activations and means by label, streamed."""
+
+from typing import NamedTuple
+
+import torch
+
+BINS_PER_OCTAVE = 2
+"""Histogram bins in which an activation doubles."""
+
+LOWEST_EXPONENT, HIGHEST_EXPONENT = -10, 8
+"""The histogram spans activations of 2^-10 to 2^8; what is below or above goes to the first or last bin."""
+
+N_BINS = (HIGHEST_EXPONENT - LOWEST_EXPONENT) * BINS_PER_OCTAVE
+
+
+class ProfileResult(NamedTuple):
+    """Profiles of M latents over n images with L labels, on the CPU."""
+
+    histogram: torch.Tensor
+    """Tokens by activation, int64, shape `(M, N_BINS)`: bin b holds `2^(-10 + b/2) <= a < 2^(-10 + (b+1)/2)`."""
+    n_zero: torch.Tensor
+    """Tokens on which the latent is not active, int64, shape `(M,)`."""
+    n_active: torch.Tensor
+    """Images of each label with a score above 0, int64, shape `(M, L)`."""
+    mean_scores: torch.Tensor
+    """Mean score of each label's images, active or not, float64, shape `(M, L)`; 0 for labels without images."""
+    n_images: torch.Tensor
+    """Images of each label, int64, shape `(L,)`."""
+
+
+class LatentProfiles:
+    """Accumulates profiles; any split of the images and any order of merging gives the same counts.
+
+    Args:
+        n_latents: Latents M.
+        n_labels: Labels L; images without one count in the histograms alone.
+    """
+
+    def __init__(self, n_latents: int, n_labels: int) -> None:
+        self._histogram = torch.zeros(n_latents, N_BINS, dtype=torch.int64)
+        self._n_zero = torch.zeros(n_latents, dtype=torch.int64)
+        self._n_active = torch.zeros(n_labels, n_latents, dtype=torch.int64)
+        self._sums = torch.zeros(n_labels, n_latents, dtype=torch.float64)
+        self._n_images = torch.zeros(n_labels, dtype=torch.int64)
+
+    def update(self, acts: torch.Tensor, labels: torch.Tensor) -> None:
+        """Count images.
+
+        Args:
+            acts: Activations of the chosen latents, float32, shape `(n, T, M)`, all at least 0.
+            labels: Label of each image, int64, shape `(n,)`; -1 for none.
+
+        Raises:
+            ValueError: If the shapes do not fit.
+        """
+        if acts.ndim != 3 or acts.shape[0] != len(labels) or acts.shape[2] != len(self._n_zero):
+            raise ValueError(
+                f"need acts (n, T, {len(self._n_zero)}) and labels (n,), found {tuple(acts.shape)} and "
+                f"{tuple(labels.shape)}"
+            )
+        acts = acts.cpu()
+        tokens = acts.flatten(0, 1)
+        at, latent = tokens.nonzero(as_tuple=True)
+        exponents = tokens[at, latent].log2().sub_(LOWEST_EXPONENT).mul_(BINS_PER_OCTAVE)
+        bins = exponents.floor_().clamp_(0, N_BINS - 1).to(torch.int64)
+        flat = torch.bincount(latent * N_BINS + bins, minlength=self._histogram.numel())
+        self._histogram += flat.view_as(self._histogram)
+        self._n_zero += len(tokens) - torch.bincount(latent, minlength=len(self._n_zero))
+        known = labels >= 0
+        scores = acts.mean(dim=1)[known]
+        self._n_active.index_add_(0, labels[known], (scores > 0).to(torch.int64))
+        self._sums.index_add_(0, labels[known], scores.double())
+        self._n_images += torch.bincount(labels[known], minlength=len(self._n_images))
+
+    def merge(self, other: "LatentProfiles") -> None:
+        """Add what another accumulator counted on other images."""
+        for name in ("_histogram", "_n_zero", "_n_active", "_sums", "_n_images"):
+            getattr(self, name).add_(getattr(other, name))
+
+    def result(self) -> ProfileResult:
+        """The profiles so far."""
+        means = self._sums / self._n_images.clamp(min=1)[:, None]
+        return ProfileResult(self._histogram.clone(), self._n_zero.clone(), self._n_active.T, means.T, self._n_images)

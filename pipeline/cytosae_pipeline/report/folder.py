@@ -1,0 +1,188 @@
+"""`report`: the page as a folder that opens from disk, without a server and without a network."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cytosae_cache.reader import StoreReader
+from cytosae_pipeline.config import UserError
+from cytosae_pipeline.progress import Reporter
+from cytosae_pipeline.report.config import ReportConfig
+from cytosae_pipeline.report.latents import (
+    TopMap,
+    encode_image,
+    image_record,
+    latent_records,
+    profile_all,
+    top_maps,
+)
+from cytosae_pipeline.report.material import KEY_NAME, Material, choose_latents, open_material
+from cytosae_pipeline.report.overview import overview_record
+from cytosae_pipeline.report.patients import comparison_record, patients_record, plan_comparisons
+from cytosae_pipeline.report.scripts import to_script
+from cytosae_pipeline.report.thumbnails import write_thumbnails
+from cytosae_pipeline.stores import list_stored_images
+
+MARK = "cytosae-report"
+"""Name of a file that says that a folder is a report, and may be replaced by a newer one."""
+
+
+@dataclass(frozen=True)
+class ReportResult:
+    """What `report` wrote."""
+
+    index: Path
+    """The page."""
+    n_latents: int
+    """Latents with a page."""
+    n_images: int
+    """Images with a page."""
+    n_without_picture: int
+    """Images of those whose file is missing or another one."""
+    figures: list[Path]
+    """Figures for papers."""
+    key: Path | None
+    """Key of the pseudonyms, which is not part of the report."""
+
+
+def write_report(config: ReportConfig, report: Reporter) -> ReportResult:
+    """Write the page, whole or not at all: an older one stays until the new one is ready.
+
+    Raises:
+        ValueError: If the autoencoder or store is missing, they do not fit, or an option does not fit them.
+    """
+    material = open_material(config, report, pseudonymous=config.pseudonymize)
+    latents, reason = choose_latents(material)
+    target = config.out or material.inputs.folder / "report"
+    if target.exists() and not (target / MARK).is_file():
+        raise UserError(f"'{target}' is there already and is no report. Give another --out")
+    folder = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        for name in ("data/latents", "data/images", "data/comparisons", "thumbnails"):
+            (folder / name).mkdir(parents=True)
+        copy_page(folder)
+        (folder / MARK).write_text("made by cytosae-cache report; it replaces this folder when it is run again\n")
+        rows = _top_image_rows(material, latents)
+        maps = _write_images(folder, material, latents, rows, report)
+        _write_latents(folder, material, latents, maps, report)
+        _write_patients(folder, material, latents, report)
+        missing, messages = _write_thumbnails(folder, material, rows, report)
+        overview = overview_record(
+            material, latents, reason, rows, thumbnails=len(missing) < len(rows), masking=None, messages=messages
+        )
+        _write_data(folder, "overview", overview)
+        figures: list[Path] = []
+        _replace_folder(folder, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    key = material.inputs.folder / KEY_NAME if config.pseudonymize and material.cohort else None
+    return ReportResult(target / "index.html", len(latents), len(rows), len(missing), figures, key)
+
+
+def copy_page(folder: Path) -> None:
+    """Copy the page's own files: `index.html`, and scripts and styles in `page/`."""
+    (folder / "page").mkdir(exist_ok=True)
+    for item in page_files():
+        data = (files("cytosae_pipeline.report") / "page" / item).read_bytes()
+        (folder / (item if item == "index.html" else f"page/{item}")).write_bytes(data)
+
+
+def page_files() -> list[str]:
+    """Names of the page's own files."""
+    return sorted(item.name for item in (files("cytosae_pipeline.report") / "page").iterdir())
+
+
+def _write_data(folder: Path, name: str, value: object) -> None:
+    """One data file."""
+    (folder / "data" / f"{name}.js").write_bytes(to_script(name, value))
+
+
+def _top_image_rows(material: Material, latents: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Rows of all top images of the latents, increasing."""
+    rows = np.unique(material.top_rows[latents])
+    return rows[rows >= 0]
+
+
+def _write_images(
+    folder: Path, material: Material, latents: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], report: Reporter
+) -> dict[tuple[int, int], TopMap]:
+    """Write the images' pages, and collect the maps of latents on their top images on the way."""
+    wanted: dict[int, list[int]] = {}
+    for latent in latents.tolist():
+        for row in material.top_rows[latent].tolist():
+            wanted.setdefault(row, []).append(latent)
+    maps: dict[tuple[int, int], TopMap] = {}
+    with (
+        StoreReader(material.store, verify=not material.config.no_verify) as reader,
+        report.progress("images", len(rows), "images") as bar,
+    ):
+        for row in rows.tolist():
+            acts = encode_image(material, torch.from_numpy(reader.read(np.array([row]))[0]))
+            here = top_maps(material, acts, np.array(wanted[row]))
+            for at, latent in enumerate(wanted[row]):
+                maps[latent, row] = here.levels[at], float(here.peaks[at])
+            _write_data(folder, f"images/{row}", image_record(material, acts, row))
+            bar.advance()
+    return maps
+
+
+def _write_latents(
+    folder: Path,
+    material: Material,
+    latents: npt.NDArray[np.int64],
+    maps: dict[tuple[int, int], TopMap],
+    report: Reporter,
+) -> None:
+    """Write the latents' pages."""
+    profiles = profile_all(material, latents, report)
+    for record in latent_records(material, latents, profiles, maps):
+        _write_data(folder, f"latents/{record['latent']}", record)
+
+
+def _write_patients(folder: Path, material: Material, latents: npt.NDArray[np.int64], report: Reporter) -> None:
+    """Write the patients' views."""
+    if material.cohort is None:
+        return
+    config = material.config
+    pairs = plan_comparisons(material.cohort)
+    with report.progress("patients", len(pairs) + 1, "views") as bar:
+        for number, pair in enumerate(pairs):
+            record = comparison_record(material.cohort, pair, test=config.group_test, seed=config.seed)
+            _write_data(folder, f"comparisons/{number}", record)
+            bar.advance()
+        _write_data(folder, "patients", patients_record(material.cohort, latents, pairs, seed=config.seed))
+        bar.advance()
+
+
+def _write_thumbnails(
+    folder: Path, material: Material, rows: npt.NDArray[np.int64], report: Reporter
+) -> tuple[list[int], list[str]]:
+    """Write the pictures; rows without one, and what the page should say of it."""
+    images = list_stored_images(material.store, material.config)
+    if images is None:
+        report.say("the images are not at hand, so the report shows maps without cells: say where with --images PATH")
+        return rows.tolist(), ["The images were not at hand when this report was made: maps are shown without cells."]
+    with report.progress("pictures", len(rows), "images") as bar:
+        missing = write_thumbnails(folder / "thumbnails", material.store, images, rows.tolist(), bar.advance)
+    if not missing:
+        return missing, []
+    text = f"{len(missing):,} of {len(rows):,} images have no picture: their files are missing or are other ones now"
+    report.say(text)
+    return missing, [text + "."]
+
+
+def _replace_folder(new: Path, target: Path) -> None:
+    """Put a finished folder in the place of an older one."""
+    old = target.with_name(f"{target.name}.{os.getpid()}.old")
+    if target.exists():
+        target.rename(old)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)

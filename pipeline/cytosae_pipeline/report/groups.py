@@ -1,0 +1,81 @@
+"""Which group each patient belongs to: from a CSV, or from labels where each patient has one only."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cytosae_cache.store import ImageTable
+from cytosae_pipeline.config import UserError
+
+
+class PatientGroups(NamedTuple):
+    """Groups of patients."""
+
+    names: tuple[str, ...]
+    """Groups, sorted; empty if there are none."""
+    of: npt.NDArray[np.int64]
+    """Group of each patient, shape `(P,)`; -1 for none."""
+    why_none: str
+    """What to do about it, if there are no groups."""
+
+
+def find_groups(patients: Sequence[str], images: ImageTable, path: Path | None) -> PatientGroups:
+    """The group of every patient.
+
+    Args:
+        patients: Patients, in the order wanted.
+        images: The store's table, whose labels are the groups if no file is given and each patient has one label only.
+        path: CSV with columns patient and group.
+
+    Raises:
+        UserError: If the file is no such table, names a patient twice, or none of the patients.
+    """
+    if path is not None:
+        of = _read_groups(path)
+        if not set(of) & set(patients):
+            raise UserError(
+                f"'{path}' names none of the {len(patients)} patients of the store, which are called such as "
+                f"{', '.join(map(repr, patients[:3]))}"
+            )
+    else:
+        labels: dict[str, set[str]] = {}
+        for patient, label in zip(images.patient, images.label, strict=True):
+            if patient and label:
+                labels.setdefault(patient, set()).add(label)
+        several = next((patient for patient, names in labels.items() if len(names) > 1), None)
+        if not labels or several is not None:
+            why = "the images have no labels" if not labels else "patients have images of several labels"
+            text = f"There are no groups of patients: {why}. Say which there are with --groups patients.csv "
+            return PatientGroups((), np.full(len(patients), -1), text + "(columns patient,group).")
+        of = {patient: min(names) for patient, names in labels.items()}
+    names = sorted({of[patient] for patient in patients if patient in of})
+    place = {name: number for number, name in enumerate(names)}
+    index = np.array([place[of[patient]] if patient in of else -1 for patient in patients], dtype=np.int64)
+    why = "" if len(names) > 1 else f"All patients are of one group, {names[0]!r}: there is nothing to compare."
+    return PatientGroups(tuple(names), index, why)
+
+
+def _read_groups(path: Path) -> dict[str, str]:
+    """Group by patient."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            columns = reader.fieldnames or []
+            if not {"patient", "group"} <= set(columns):
+                raise UserError(f"'{path}' must have the columns patient and group, found: {', '.join(columns)}")
+            rows = [(row["patient"], row["group"]) for row in reader]
+    except FileNotFoundError as error:
+        raise UserError(f"there is no '{path}': --groups takes a CSV with the columns patient,group") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"'{path}' is no CSV in UTF-8: {error}") from error
+    of: dict[str, str] = {}
+    for patient, group in rows:
+        if of.get(patient, group) != group:
+            raise UserError(f"'{path}' gives patient {patient!r} two groups, {of[patient]!r} and {group!r}")
+        if group:
+            of[patient] = group
+    return of

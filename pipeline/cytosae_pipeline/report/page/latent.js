@@ -1,0 +1,91 @@
+// One latent: what makes it active, on which labels and patients, and which latents are like it.
+"use strict";
+
+const latentView = (index) => {
+  const { overview, latents } = state;
+  if (!(index >= 0 && index < latents.n)) return h("p.notice", {}, `There is no latent ${index}: they are numbered 0 to ${latents.n - 1}.`);
+  const at = overview.held.indexOf(index);
+  const step = (by) => (at < 0 ? null : overview.held[(at + by + overview.held.length) % overview.held.length]);
+  state.step = (by) => { if (at >= 0) location.hash = `#/latent/${step(by)}`; };
+  return h("div", {},
+    h("div.title-row", {}, h("h1", {}, latentTitle(index)), at >= 0 && h("nav.steps", { "aria-label": "Latents with a page" },
+      h("a.button", { href: `#/latent/${step(-1)}`, title: "Left arrow" }, "← previous"), h("a.button", { href: `#/latent/${step(1)}`, title: "Right arrow" }, "next →"))),
+    h("div.tiles.compact", {},
+      h("div.tile", {}, h("b", {}, percent(latents.sparsity[index])), h("span", {}, "of images active (sparsity)")),
+      h("div.tile", {}, h("b", {}, format(latents.mean[index])), h("span", {}, "mean activation where active")),
+      h("div.tile", { title: "nats; 0 is one label only" }, h("b", {}, latents.entropy[index] < 0 ? "–" : format(latents.entropy[index])), h("span", {}, "label entropy of its top images")),
+      latents.cluster[index] >= 0 && h("div.tile", {}, h("b", {}, String(latents.cluster[index])), h("span", {}, "cluster"))),
+    later(cytosae.load(`latents/${index}`), latentBody,
+      `This report holds no page of latent ${index}. Make one that does: cytosae-cache report --latents ${index} …, or look at any latent with cytosae-cache explore.`));
+};
+
+function latentBody(latent) {
+  const { overview } = state;
+  const shown = latent.labels.filter((label) => label.n_images);
+  return h("div", {},
+    notePanel(latent.latent),
+    section("Images that activate it most", "The colour shows where on the cell: each patch's activation, as a share of the image's largest. Click a cell to take it apart.",
+      h("div.bar-row", {}, cells.toggle(), heatLegend()),
+      latent.top.length ? h("div.grid", {}, latent.top.map((item) => topImage(item))) : h("p.notice", {}, "It is active on no image of this store.")),
+    h("div.columns", {},
+      section("Labels", `Mean score of each label's images (${format(latent.n_images)} images read).`, shown.length
+        ? charts.bars(shown.map((label) => ({
+          name: cells.nameOfLabel(label.label), value: label.mean, text: `${format(label.mean)} · active on ${percent(label.n_active / label.n_images)}` }))
+          .sort((a, b) => b.value - a.value), { label: "Mean score a label" })
+        : h("p.quiet", {}, "The images have no labels.")),
+      section("Activations", null, activationHistogram(latent.histogram)),
+      section("Patients", latent.patients.length ? `Tokens above ${format(latent.threshold)} an image, the highest patients first.` : null, latent.patients.length
+        ? charts.bars(latent.patients.map((patient) => ({
+          name: cells.nameOfPatient(patient.patient), value: patient.per_image,
+          text: `${format(patient.per_image)} (${format(patient.count)} in ${format(patient.n_images)} images)` })), { label: "Counts a patient", color: "var(--second)" })
+        : h("p.quiet", {}, "The images have no patients.")),
+      section("Latents like it", "Cosine between decoder rows.", latent.neighbours.length ? table(["latent", "cosine", "active on"], latent.neighbours.map(([other, cosine]) => [
+        h("a", { href: `#/latent/${other}` }, latentTitle(other)), cosine.toFixed(3), percent(state.latents.sparsity[other])]), { numeric: [1, 2], caption: "Latents like it" })
+        : h("p.quiet", {}, "None."))));
+}
+
+/** A top image with its heat map, value, label and patient. */
+function topImage(item) {
+  const { overview } = state;
+  const at = state.imageAt.get(item.row);
+  const label = at === undefined ? item.label : overview.images.labels[at];
+  const patient = at === undefined ? item.patient : overview.images.patients[at];
+  const levels = item.map ? cytosae.decode(item.map) : null;
+  const text = `image ${item.row}, ${cells.nameOfLabel(label)}`;
+  return h("a.top-image", { href: `#/image/${item.row}`, "data-row": item.row }, cells.make(item.row, levels, { alt: text }),
+    h("span", {}, h("b", {}, format(item.value)), ` ${cells.nameOfLabel(label)}`), patient >= 0 && h("span.quiet", {}, cells.nameOfPatient(patient)));
+}
+
+function heatLegend() {
+  return h("div.legend", {}, h("span", {}, "0"), h("span.ramp", {}, colors.ramp(24).map((color) => h("i", { style: { background: color } }))), h("span", {}, "image's largest"));
+}
+
+function activationHistogram({ lowest, per_octave, counts, n_zero }) {
+  const used = counts.map((count, i) => (count ? i : -1)).filter((i) => i >= 0);
+  const total = n_zero + counts.reduce((sum, count) => sum + count, 0);
+  const zero = h("p.quiet", {}, `Active on ${percent(total ? 1 - n_zero / total : 0)} of ${format(total)} tokens.`);
+  if (!used.length) return h("div", {}, zero);
+  const [first, last] = [used[0], used[used.length - 1]];
+  const value = (bin) => 2 ** (lowest + bin / per_octave);
+  const bins = Array.from({ length: last - first + 1 }, (_, i) => first + i);
+  return h("div", {}, charts.histogram(bins.map((bin) => counts[bin]),
+    bins.map((bin) => `${format(value(bin))} to ${format(value(bin + 1))}: ${format(counts[bin])} tokens`),
+    { title: "Tokens by activation (log scale)", marks: [[0.5, format(value(first))], [bins.length - 0.5, format(value(last + 1))]] }), zero);
+}
+
+/** Name and note of a latent: read in a report, written in the explorer. */
+function notePanel(latent) {
+  const { overview } = state;
+  const note = overview.notes[latent] || {};
+  if (!overview.live) return note.note ? section("Note", null, h("p.lines", {}, note.note)) : null;
+  const name = h("input", { type: "text", maxlength: "200", value: note.name || "", "aria-label": "Name of this latent", placeholder: "Name, such as “nucleoli”" });
+  const text = h("textarea", { maxlength: "10000", rows: "2", "aria-label": "Note on this latent", placeholder: "What you see" }, note.note || "");
+  const saved = h("span.quiet", { role: "status" });
+  const save = async (event) => {
+    event.preventDefault();
+    const answer = await fetch(`notes/${latent}`, { method: "PUT", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ name: name.value, note: text.value }) });
+    saved.textContent = answer.ok ? "Saved." : `Not saved: ${await answer.text()}`;
+    if (answer.ok) { overview.notes[latent] = { name: name.value, note: text.value }; document.querySelector("h1").textContent = latentTitle(latent); }
+  };
+  return h("form.note", { onsubmit: save }, name, text, h("button", { type: "submit" }, "Save"), saved);
+}

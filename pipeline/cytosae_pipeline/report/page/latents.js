@@ -1,0 +1,123 @@
+// All latents: the scatter with its filters, and the latents that have a page.
+"use strict";
+
+const latentsView = () => {
+  const { overview, latents } = state;
+  const filters = state.filters;
+  const host = h("div.plot", {});
+  const panel = h("aside.side.panel", { "aria-live": "polite" }, h("p.quiet", {}, "Click a point to see what makes the latent active."));
+  const summary = h("p.quiet", { "aria-live": "polite" });
+  const cards = h("div.cards");
+  let scatter;
+
+  function apply() {
+    const visible = new Uint8Array(latents.n);
+    let count = 0;
+    for (let i = 0; i < latents.n; i++) {
+      visible[i] = passes(i) ? 1 : 0;
+      count += visible[i] && Number.isFinite(latents.x[i]) ? 1 : 0;
+    }
+    scatter.setVisible(visible);
+    const held = overview.held.filter((latent) => visible[latent]);
+    summary.textContent = `${format(count)} of ${format(overview.counts.active)} active latents shown, ${format(held.length)} of them with a page. `
+      + `${format(overview.counts.dead)} are active on no image and have no point.`;
+    cards.replaceChildren(...held.slice(0, 60).map(latentCard));
+    if (held.length > 60) cards.append(h("p.quiet", {}, `and ${format(held.length - 60)} more: narrow the filters`));
+  }
+
+  function passes(i) {
+    const inside = (value, [low, high]) => (low === null || value >= low) && (high === null || value <= high);
+    if (filters.held && !latents.isHeld[i]) return false;
+    if (filters.cluster !== "" && String(latents.cluster[i]) !== filters.cluster) return false;
+    if (!inside(latents.x[i], filters.sparsity) || !inside(latents.y[i], filters.mean)) return false;
+    const bounded = filters.entropy[0] !== null || filters.entropy[1] !== null;
+    return !bounded || (latents.entropy[i] >= 0 && inside(latents.entropy[i], filters.entropy));
+  }
+
+  function pick(index) {
+    panel.replaceChildren(latentSummary(index));
+  }
+
+  const view = h("div", {}, h("h1", {}, "Latents"),
+    filterBar(filters, apply, (by) => scatter.setColors(...latents.colorsBy(by))),
+    summary,
+    h("div.plot-and-side", {}, h("div.panel", {}, host, colorLegend()), panel),
+    h("h2", {}, "Latents with a page"), h("p.quiet", {}, overview.held_reason), cards);
+  queueMicrotask(() => {
+    const [bins, palette] = latents.colorsBy(filters.color);
+    scatter = new Scatter(host, {
+      xs: latents.x, ys: latents.y, bins, palette, marked: overview.held, label: "Scatter of all latents",
+      xLabel: "log10 sparsity (share of images where active)", yLabel: "log10 mean activation",
+      describe: describeLatent, onpick: pick });
+    state.scatter = scatter;
+    apply();
+  });
+  return view;
+};
+
+function describeLatent(i) {
+  const { sparsity, mean, entropy, isHeld } = state.latents;
+  const name = (state.overview.notes[i] || {}).name;
+  return `Latent ${i}${name ? ` “${name}”` : ""}\nactive on ${percent(sparsity[i])} of images\nmean activation ${format(mean[i])}\n`
+    + `label entropy ${entropy[i] < 0 ? "not defined" : format(entropy[i])}${isHeld[i] || state.overview.live ? "" : "\n(no page in this report)"}`;
+}
+
+/** What a click on a point shows. */
+function latentSummary(index) {
+  const { overview, latents } = state;
+  const heading = [h("h2", {}, latentTitle(index)), h("p.quiet.lines", {}, describeLatent(index))];
+  if (!latents.isHeld[index] && !overview.live) {
+    return h("div", {}, heading, h("p.notice", {},
+      `This report holds no page of latent ${index}. Make one that does: cytosae-cache report --latents ${index} …, or look at any latent with cytosae-cache explore.`));
+  }
+  return h("div", {}, heading, h("p", {}, h("a.button", { href: `#/latent/${index}` }, "Open its page")), cells.toggle(),
+    later(cytosae.load(`latents/${index}`), (latent) => h("div.grid-small", {}, latent.top.slice(0, 4).map((item) => topImage(item)))));
+}
+
+function latentTitle(index) {
+  const name = (state.overview.notes[index] || {}).name;
+  return name ? `Latent ${index}: ${name}` : `Latent ${index}`;
+}
+
+function latentCard(latent) {
+  const { overview, latents } = state;
+  const at = overview.held.indexOf(latent);
+  const label = overview.main_label[at];
+  return h("a.card", { href: `#/latent/${latent}`, "data-latent": latent },
+    h("div.card-images", {}, overview.cards[at].map((row) => cells.make(row))),
+    h("b", {}, latentTitle(latent)),
+    h("span.quiet", {}, label >= 0 ? `mostly ${cells.nameOfLabel(label)} · ` : "",
+      `${percent(latents.sparsity[latent])} of images`));
+}
+
+function filterBar(filters, apply, recolor) {
+  const range = (name, text, hint) => {
+    const input = (end, word) => h("input", {
+      type: "number", step: "any", "aria-label": `${text}, ${word}`, placeholder: word, value: filters[name][end] ?? "", title: hint,
+      oninput: (event) => { filters[name][end] = event.target.value === "" ? null : Number(event.target.value); apply(); } });
+    return h("label.range", {}, h("span", {}, text), input(0, "from"), input(1, "to"));
+  };
+  const clusters = [...new Set(state.latents.cluster)].filter((value) => value >= 0).sort((a, b) => a - b);
+  return h("form.filters", { role: "search", "aria-label": "Filter latents", onsubmit: (event) => event.preventDefault(),
+    onreset: () => { resetFilters(); setTimeout(() => route()); } },
+    range("sparsity", "log10 sparsity", "-2: active on 1 % of the images"), range("mean", "log10 mean"), range("entropy", "entropy", "0: one label only"),
+    h("label", {}, h("span", {}, "cluster"), h("select", { onchange: (event) => { filters.cluster = event.target.value; apply(); } },
+      h("option", { value: "" }, "all"), clusters.map((value) => h("option", { value, selected: String(value) === filters.cluster }, String(value))))),
+    h("label", {}, h("span", {}, "colour"), h("select", { onchange: (event) => { filters.color = event.target.value; recolor(event.target.value); } },
+      [["entropy", "label entropy"], ["cluster", "cluster"]].map(([value, text]) => h("option", { value, selected: value === filters.color }, text)))),
+    h("label.tick-box", {}, h("input", { type: "checkbox", checked: filters.held, onchange: (event) => { filters.held = event.target.checked; apply(); } }), "with a page only"),
+    h("button", { type: "reset" }, "Reset"));
+}
+
+function resetFilters() {
+  state.filters = { sparsity: [null, null], mean: [null, null], entropy: [null, null], cluster: "", color: "entropy", held: false };
+}
+
+function colorLegend() {
+  const { maxEntropy } = state.latents;
+  const ramp = colors.ramp(24);
+  return h("div.legend", {}, h("span", {}, "label entropy: 0 (one label)"),
+    h("span.ramp", {}, ramp.map((color) => h("i", { style: { background: color } }))), h("span", {}, `${format(maxEntropy)} (all alike)`),
+    h("span", {}, h("i", { style: { background: "var(--undefined)" } }), "not defined"),
+    h("span", {}, h("i.ring"), "has a page"));
+}

@@ -1,0 +1,114 @@
+// Patients: barcodes, two groups compared, how alike patients are, and whether their group can be told.
+"use strict";
+
+const PATIENT_TABS = [["barcodes", "Barcodes"], ["compare", "Compare groups"], ["correlation", "Correlation"], ["classification", "Classification"]];
+
+const patientsView = (tab = "barcodes", which = "0") => {
+  if (!state.overview.has_patients) {
+    return h("div", {}, h("h1", {}, "Patients"), h("p.notice", {}, "The store's images have no patients. Build it from a CSV with a patient column, or from folders with --layout patient or class/patient."));
+  }
+  const tabs = h("nav.tabs", { "aria-label": "Views of patients" }, PATIENT_TABS.map(([name, text]) =>
+    h("a", { href: `#/patients/${name}`, "aria-current": name === tab ? "page" : null }, text)));
+  const views = { barcodes: barcodesPanel, compare: (data) => comparePanel(data, Number(which)), correlation: correlationPanel, classification: classificationPanel };
+  return h("div", {}, h("h1", {}, "Patients"), tabs, later(cytosae.load("patients"), views[tab] || barcodesPanel));
+};
+
+const groupOf = (data, place) => (data.groups[place] >= 0 ? data.group_names[data.groups[place]] : "no group");
+const noGroups = (data) => h("p.notice", {}, data.no_groups);
+
+/** A narrow strip that shows where each group begins and ends. */
+function groupLegend(data) {
+  const used = [...new Set(data.groups)];
+  return h("div.legend", {}, used.map((group) => h("span", {}, h("i", { style: { background: group < 0 ? "var(--undefined)" : colors.kind(group) } }),
+    group < 0 ? "no group" : `${data.group_names[group]} (${data.groups.filter((other) => other === group).length})`)));
+}
+
+function groupStrip(data, vertical) {
+  return h(`div.strip${vertical ? "" : ".across"}`, { "aria-hidden": "true" }, data.groups.map((group) =>
+    h("i", { style: { background: group < 0 ? "var(--undefined)" : colors.kind(group) } })));
+}
+
+function barcodesPanel(data) {
+  const { latents, values, peaks, means } = data.barcodes;
+  const bytes = cytosae.decode(values);
+  const top = cytosae.decode(peaks);
+  const n = latents.length;
+  const height = Math.max(4, Math.min(16, Math.floor(520 / data.names.length)));
+  const read = (names, levels) => (row, column) => `${names[row]}, latent ${latents[column]}: ${format((levels[row * n + column] / 255) * top[column])} tokens an image`;
+  const pick = (row, column) => { location.hash = `#/latent/${latents[column]}`; };
+  const shade = (level) => colors.viridis(level / 255);
+  const patientNames = data.names.map((name, place) => `${name} (${groupOf(data, place)})`);
+  const parts = [section("Each patient's barcode", `Tokens above ${format(data.threshold)} an image, as a share of the latent's largest; one column a latent of this report, one row a patient, ordered by group. Click a column to open the latent.`,
+    groupLegend(data), h("div.with-strip", {}, groupStrip(data, true), charts.matrix({
+      values: bytes, rows: data.names.length, columns: n, color: shade, label: "Patients by latents", describe: read(patientNames, bytes), onpick: pick, cellHeight: height })))];
+  if (means) {
+    const levels = cytosae.decode(means);
+    parts.unshift(section("Each group's mean", null, charts.matrix({
+      values: levels, rows: data.group_names.length, columns: n, color: shade, label: "Groups by latents", cellHeight: 26, rowNames: data.group_names,
+      describe: read(data.group_names, levels), onpick: pick })));
+  }
+  return h("div", {}, parts);
+}
+
+function correlationPanel(data) {
+  const levels = cytosae.decode(data.correlation);
+  const n = data.names.length;
+  const value = (level) => level / 127 - 1;
+  const side = Math.max(2, Math.min(18, Math.floor(640 / n)));
+  return section("How alike patients are", "Pearson correlation of log(1 + count) over all latents, ordered by group: orange alike, blue opposite.", groupLegend(data),
+    h("div.square", { style: { width: `${side * n + 24}px` } }, h("div.with-strip", {}, groupStrip(data, true), charts.matrix({
+      values: levels, rows: n, columns: n, color: (level) => colors.diverging(value(level)), label: "Patients by patients", cellHeight: side,
+      describe: (row, column) => `${data.names[row]} (${groupOf(data, row)}) and ${data.names[column]} (${groupOf(data, column)}): ${value(levels[row * n + column]).toFixed(2)}` }))));
+}
+
+function comparePanel(data, which) {
+  if (!data.comparisons.length) return noGroups(data);
+  const chosen = data.comparisons[which] ? which : 0;
+  const select = h("select", { "aria-label": "Groups compared", onchange: (event) => { location.hash = `#/patients/compare/${event.target.value}`; } },
+    data.comparisons.map((item, i) => h("option", { value: i, selected: i === chosen }, `${item.first} (${item.n_first}) against ${item.second} (${item.n_second})`)));
+  return h("div", {}, h("p", {}, select), later(cytosae.load(`comparisons/${chosen}`), (result) => comparisonBody(result, data.comparisons[chosen])));
+}
+
+function comparisonBody(result, { first, second }) {
+  const latents = cytosae.decode(result.latents);
+  const [fold, effect, p, q] = ["log2_fold_change", "effect", "minus_log10_p", "minus_log10_q"].map((name) => cytosae.decode(result[name]));
+  const bins = Uint8Array.from(fold, (value, i) => (q[i] < 1.3010299 ? 0 : value > 0 ? 1 : 2));
+  const palette = ["rgb(140 140 150 / 0.55)", colors.kind(1), colors.kind(0)];
+  const significant = bins.reduce((sum, bin) => sum + (bin > 0), 0);
+  const host = h("div.plot.volcano", {});
+  const held = [];
+  latents.forEach((latent, i) => { if (state.latents.isHeld[latent]) held.push(i); });
+  const picked = h("div", { "aria-live": "polite" });
+  queueMicrotask(() => new Scatter(host, {
+    xs: fold, ys: p, bins, palette, marked: held, lines: [{ x: 0 }], label: "Volcano plot",
+    xLabel: `log2 fold change: more in ${second}  ←  →  more in ${first}`, yLabel: "−log10 p",
+    describe: (i) => `${latentTitle(latents[i])}\nfold change 2^${format(fold[i])}\neffect ${format(effect[i])}\np ${format(10 ** -p[i])}, q ${format(10 ** -q[i])}`,
+    onpick: (i) => picked.replaceChildren(h("div.panel", {}, latentSummary(latents[i]))) }));
+  const rows = (places) => places.map((i) => [h("a", { href: `#/latent/${latents[i]}` }, latentTitle(latents[i])), format(fold[i]), effect[i].toFixed(2), format(10 ** -p[i], 2), format(10 ** -q[i], 2)]);
+  const head = ["latent", "log2 fold", "effect", "p", "q"];
+  const sideTable = (title, places) => section(title, null, places.length ? table(head, rows(places), { numeric: [1, 2, 3, 4], caption: title }) : h("p.quiet", {}, "None."));
+  return h("div", {},
+    h("p.quiet", {}, `${format(latents.length)} of ${format(state.latents.n)} latents vary among these patients and were tested (${result.method}); ${format(significant)} differ at a false discovery rate of 5 % (Benjamini–Hochberg). Effect is the rank-biserial correlation.`),
+    h("div.plot-and-side", {}, h("div.panel", {}, host), h("div", {}, picked)),
+    h("div.columns", {}, sideTable(`More in ${first}`, result.more_in_first), sideTable(`More in ${second}`, result.more_in_second)));
+}
+
+function classificationPanel(data) {
+  const found = data.classification;
+  if (!found) return noGroups(data);
+  const largest = Math.max(...found.confusion.flat(), 1);
+  const matrix = h("table.confusion", {}, h("caption.quiet", {}, "Rows: the true group. Columns: the group told."),
+    h("thead", {}, h("tr", {}, h("td"), found.names.map((name) => h("th", { scope: "col" }, name)))),
+    h("tbody", {}, found.confusion.map((row, i) => h("tr", {}, h("th", { scope: "row" }, found.names[i]), row.map((count, j) =>
+      h("td", { class: i === j ? "right" : "", style: { "--share": count / largest } }, String(count)))))));
+  return h("div", {}, h("div.tiles.compact", {},
+    h("div.tile", {}, h("b", {}, percent(found.accuracy)), h("span", {}, "right")),
+    h("div.tile", {}, h("b", {}, percent(found.balanced_accuracy)), h("span", {}, "balanced accuracy")),
+    h("div.tile", {}, h("b", {}, percent(found.chance)), h("span", {}, "by always guessing the largest group"))),
+  h("div.columns", {},
+    section("Who is taken for whom", `${found.n_folds}-fold cross-validation over patients; the latents and the penalty are chosen inside each training part.`, h("div.scroll", {}, matrix)),
+    section("Latents that carry it", "Chosen in at least half of the folds, with their mean coefficient for each group.", found.latents.length
+      ? table(["latent", "folds", ...found.names], found.latents.map((item) => [h("a", { href: `#/latent/${item.latent}` }, latentTitle(item.latent)), percent(item.share), ...item.weights.map((weight) => weight.toFixed(2))]),
+        { numeric: [1, ...found.names.map((_, i) => i + 2)], caption: "Latents that carry it" })
+      : h("p.quiet", {}, "No latent was chosen in half of the folds."))));
+}

@@ -1,0 +1,255 @@
+// A scatter plot of up to some hundred thousand points on a canvas: wheel zooms, dragging moves, a click picks.
+"use strict";
+
+class Scatter {
+  /**
+   * @param host      element that takes the plot
+   * @param xs, ys    positions; a point with a NaN is not drawn
+   * @param bins      colour of each point: an index into `palette`
+   * @param palette   CSS colours
+   * @param marked    points drawn larger, with a rim (array of indices)
+   * @param lines     [{x}|{y}] dashed lines
+   * @param describe  index -> text of the tooltip
+   * @param onpick    called with the index of a clicked point
+   */
+  constructor(host, { xs, ys, bins, palette, marked = [], lines = [], xLabel, yLabel, label, describe, onpick }) {
+    Object.assign(this, { xs, ys, bins, palette, lines, xLabel, yLabel, describe, onpick });
+    this.isMarked = new Uint8Array(xs.length);
+    for (const index of marked) this.isMarked[index] = 1;
+    this.visible = new Uint8Array(xs.length).fill(1);
+    this.selected = -1;
+    this.canvas = h("canvas", { tabindex: "0", role: "img", "aria-label": `${label}. Plus and minus zoom, arrows move, 0 shows all.` });
+    this.tip = h("div.tip", { hidden: true });
+    this.host = host;
+    host.classList.add("scatter");
+    host.replaceChildren(this.canvas, this.tip);
+    this.sortByColor();
+    this.showAll(false);
+    this.listen();
+    this.resizer = new ResizeObserver(() => this.draw());
+    this.resizer.observe(host);
+  }
+
+  /** Points in order of their colour, so that drawing changes colour as seldom as can be. */
+  sortByColor() {
+    this.order = Uint32Array.from(this.xs, (_, i) => i)
+      .filter((i) => Number.isFinite(this.xs[i]) && Number.isFinite(this.ys[i]))
+      .sort((a, b) => this.isMarked[a] - this.isMarked[b] || this.bins[a] - this.bins[b]);
+  }
+
+  setColors(bins, palette) {
+    Object.assign(this, { bins, palette });
+    this.sortByColor();
+    this.draw();
+  }
+
+  setVisible(visible) {
+    this.visible = visible;
+    this.draw();
+  }
+
+  select(index) {
+    this.selected = index;
+    this.draw();
+  }
+
+  showAll(draw = true) {
+    let [x0, x1, y0, y1] = [Infinity, -Infinity, Infinity, -Infinity];
+    for (const i of this.order) {
+      x0 = Math.min(x0, this.xs[i]); x1 = Math.max(x1, this.xs[i]);
+      y0 = Math.min(y0, this.ys[i]); y1 = Math.max(y1, this.ys[i]);
+    }
+    if (!(x1 >= x0)) [x0, x1, y0, y1] = [0, 1, 0, 1];
+    const padX = 0.05 * (x1 - x0) || 0.5;
+    const padY = 0.05 * (y1 - y0) || 0.5;
+    this.view = { x0: x0 - padX, x1: x1 + padX, y0: y0 - padY, y1: y1 + padY };
+    if (draw) this.draw();
+  }
+
+  box() {
+    return { left: 58, top: 10, right: this.host.clientWidth - 12, bottom: this.host.clientHeight - 42 };
+  }
+
+  toScreen(x, y, box = this.box()) {
+    const { x0, x1, y0, y1 } = this.view;
+    return [box.left + ((x - x0) / (x1 - x0)) * (box.right - box.left), box.bottom - ((y - y0) / (y1 - y0)) * (box.bottom - box.top)];
+  }
+
+  draw() {
+    if (this.pending) return;
+    this.pending = requestAnimationFrame(() => { this.pending = 0; this.paint(); });
+  }
+
+  paint() {
+    const ratio = window.devicePixelRatio || 1;
+    const [width, height] = [this.host.clientWidth, this.host.clientHeight];
+    if (!width || !height) return;
+    if (this.canvas.width !== Math.round(width * ratio) || this.canvas.height !== Math.round(height * ratio)) {
+      this.canvas.width = Math.round(width * ratio);
+      this.canvas.height = Math.round(height * ratio);
+    }
+    const context = this.canvas.getContext("2d");
+    const style = getComputedStyle(this.host);
+    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    context.clearRect(0, 0, width, height);
+    const box = this.box();
+    this.paintAxes(context, box, style);
+    context.save();
+    context.beginPath();
+    context.rect(box.left, box.top, box.right - box.left, box.bottom - box.top);
+    context.clip();
+    this.paintPoints(context, box, style);
+    context.restore();
+  }
+
+  paintPoints(context, box, style) {
+    const { x0, x1, y0, y1 } = this.view;
+    const kx = (box.right - box.left) / (x1 - x0);
+    const ky = (box.bottom - box.top) / (y1 - y0);
+    const size = this.order.length > 20000 ? 2 : 3;
+    let bin = -1;
+    context.globalAlpha = 0.75;
+    for (const i of this.order) {
+      if (!this.visible[i]) continue;
+      const x = box.left + (this.xs[i] - x0) * kx;
+      const y = box.bottom - (this.ys[i] - y0) * ky;
+      if (x < box.left - 4 || x > box.right + 4 || y < box.top - 4 || y > box.bottom + 4) continue;
+      if (this.bins[i] !== bin) { bin = this.bins[i]; context.fillStyle = this.palette[bin]; }
+      if (!this.isMarked[i]) { context.fillRect(x - size / 2, y - size / 2, size, size); continue; }
+      context.globalAlpha = 1;
+      context.beginPath();
+      context.arc(x, y, 4.2, 0, 7);
+      context.fill();
+      context.lineWidth = 1;
+      context.strokeStyle = style.getPropertyValue("--ink");
+      context.stroke();
+    }
+    context.globalAlpha = 1;
+    if (this.selected >= 0 && Number.isFinite(this.xs[this.selected])) {
+      const [x, y] = this.toScreen(this.xs[this.selected], this.ys[this.selected], box);
+      context.beginPath();
+      context.arc(x, y, 9, 0, 7);
+      context.lineWidth = 2.5;
+      context.strokeStyle = style.getPropertyValue("--accent");
+      context.stroke();
+    }
+  }
+
+  paintAxes(context, box, style) {
+    const { x0, x1, y0, y1 } = this.view;
+    context.font = `12px ${style.fontFamily}`;
+    context.fillStyle = style.getPropertyValue("--quiet");
+    context.strokeStyle = style.getPropertyValue("--rule");
+    context.lineWidth = 1;
+    const line = (ax, ay, bx, by) => { context.beginPath(); context.moveTo(ax, ay); context.lineTo(bx, by); context.stroke(); };
+    context.textAlign = "center";
+    for (const value of charts.ticks(x0, x1, Math.max(2, (box.right - box.left) / 90))) {
+      const [x] = this.toScreen(value, y0, box);
+      line(x, box.top, x, box.bottom);
+      context.fillText(format(value), x, box.bottom + 16);
+    }
+    context.textAlign = "right";
+    for (const value of charts.ticks(y0, y1, Math.max(2, (box.bottom - box.top) / 60))) {
+      const [, y] = this.toScreen(x0, value, box);
+      line(box.left, y, box.right, y);
+      context.fillText(format(value), box.left - 6, y + 4);
+    }
+    context.setLineDash([5, 4]);
+    context.strokeStyle = style.getPropertyValue("--quiet");
+    for (const mark of this.lines) {
+      const [x, y] = this.toScreen(mark.x ?? x0, mark.y ?? y0, box);
+      if (mark.x !== undefined && x > box.left && x < box.right) line(x, box.top, x, box.bottom);
+      if (mark.y !== undefined && y > box.top && y < box.bottom) line(box.left, y, box.right, y);
+    }
+    context.setLineDash([]);
+    context.fillStyle = style.getPropertyValue("--ink");
+    context.textAlign = "center";
+    context.fillText(this.xLabel, (box.left + box.right) / 2, box.bottom + 35);
+    context.save();
+    context.translate(13, (box.top + box.bottom) / 2);
+    context.rotate(-Math.PI / 2);
+    context.fillText(this.yLabel, 0, 0);
+    context.restore();
+  }
+
+  /** The visible point nearest to a place on the screen, within 12 pixels; marked ones are preferred a little. */
+  nearest(px, py) {
+    const box = this.box();
+    let [best, least] = [-1, 144];
+    for (const i of this.order) {
+      if (!this.visible[i]) continue;
+      const [x, y] = this.toScreen(this.xs[i], this.ys[i], box);
+      const distance = (x - px) ** 2 + (y - py) ** 2 - (this.isMarked[i] ? 16 : 0);
+      if (distance < least) [best, least] = [i, distance];
+    }
+    return best;
+  }
+
+  zoom(factor, px, py) {
+    const box = this.box();
+    const { x0, x1, y0, y1 } = this.view;
+    const fx = (px - box.left) / (box.right - box.left);
+    const fy = (box.bottom - py) / (box.bottom - box.top);
+    const [x, y] = [x0 + fx * (x1 - x0), y0 + fy * (y1 - y0)];
+    const [w, t] = [(x1 - x0) * factor, (y1 - y0) * factor];
+    this.view = { x0: x - fx * w, x1: x + (1 - fx) * w, y0: y - fy * t, y1: y + (1 - fy) * t };
+    this.draw();
+  }
+
+  move(dx, dy) {
+    const box = this.box();
+    const mx = (dx / (box.right - box.left)) * (this.view.x1 - this.view.x0);
+    const my = (dy / (box.bottom - box.top)) * (this.view.y1 - this.view.y0);
+    this.view.x0 -= mx; this.view.x1 -= mx; this.view.y0 += my; this.view.y1 += my;
+    this.draw();
+  }
+
+  listen() {
+    const canvas = this.canvas;
+    let from = null;
+    let moved = false;
+    canvas.addEventListener("wheel", (event) => {
+      event.preventDefault();
+      this.zoom(Math.exp(Math.sign(event.deltaY) * 0.18), event.offsetX, event.offsetY);
+    }, { passive: false });
+    canvas.addEventListener("pointerdown", (event) => { from = [event.offsetX, event.offsetY]; moved = false; });
+    canvas.addEventListener("pointerup", (event) => {
+      if (from && !moved) {
+        const index = this.nearest(event.offsetX, event.offsetY);
+        if (index >= 0) { this.select(index); this.onpick(index); }
+      }
+      from = null;
+    });
+    canvas.addEventListener("pointerleave", () => { this.tip.hidden = true; from = null; });
+    canvas.addEventListener("pointermove", (event) => {
+      if (from) {
+        const [dx, dy] = [event.offsetX - from[0], event.offsetY - from[1]];
+        if (moved || Math.hypot(dx, dy) > 4) {
+          moved = true;
+          from = [event.offsetX, event.offsetY];
+          this.move(dx, dy);
+        }
+        return;
+      }
+      const index = this.nearest(event.offsetX, event.offsetY);
+      this.tip.hidden = index < 0;
+      canvas.style.cursor = index < 0 ? "grab" : "pointer";
+      if (index < 0) return;
+      this.tip.textContent = this.describe(index);
+      const left = Math.min(event.offsetX + 14, this.host.clientWidth - 230);
+      this.tip.style.transform = `translate(${left}px, ${event.offsetY + 14}px)`;
+    });
+    canvas.addEventListener("dblclick", () => this.showAll());
+    canvas.addEventListener("keydown", (event) => {
+      const [cx, cy] = [this.host.clientWidth / 2, this.host.clientHeight / 2];
+      const steps = { ArrowLeft: [40, 0], ArrowRight: [-40, 0], ArrowUp: [0, 40], ArrowDown: [0, -40] };
+      if (event.key in steps) this.move(...steps[event.key]);
+      else if (event.key === "+" || event.key === "=") this.zoom(0.8, cx, cy);
+      else if (event.key === "-") this.zoom(1.25, cx, cy);
+      else if (event.key === "0") this.showAll();
+      else return;
+      event.preventDefault();
+      event.stopPropagation();
+    });
+  }
+}
