@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 import torch
 
-from cytosae.probe import Probe, check_labels, check_shape
+from cytosae.probe import Probe, check_labels, check_shape, members_of
 
 Masking = Literal["kept", "removed", "random_removed", "class_kept", "class_removed"]
 """How latents are chosen; see `MaskingExperiment`."""
@@ -29,6 +29,7 @@ MASKINGS: tuple[Masking, ...] = get_args(Masking)
 """All of them, in the order of the results."""
 
 _IMAGES_AT_ONCE = 64
+_LATENTS_AT_ONCE = 4096
 _ROW_BITS = 32
 _ROW_MASK = (1 << _ROW_BITS) - 1
 
@@ -58,9 +59,9 @@ class ClassScores:
         """
         check_shape("scores", scores, (len(labels), self._sums.shape[1]))
         check_labels(labels, len(self._n_images))
-        labels = labels.to(self._sums.device)
-        self._sums.index_add_(0, labels, scores.to(self._sums))
-        self._n_images += torch.bincount(labels, minlength=len(self._n_images))
+        members = members_of(labels.to(self._sums.device), len(self._n_images))
+        self._sums.addmm_(members.to(self._sums), scores.to(self._sums))
+        self._n_images += members.sum(dim=1)
 
     def merge(self, other: "ClassScores") -> None:
         """Add what another one counted on other images."""
@@ -137,7 +138,7 @@ class MaskingExperiment:
         self._seed = seed
         self._probe = Probe(*(part.to(device) for part in probe))
         folded = self._probe.weights / self._probe.scale[:, None]
-        self._effects = W_dec.to(folded) @ folded
+        self._effects = torch.cat([part.to(folded) @ folded for part in torch.split(W_dec, _LATENTS_AT_ONCE)])
         self._base = (b_dec.to(folded) - self._probe.mean) @ folded + self._probe.intercept
         self._class_sets = _class_sets(differences.to(device), self.ks)
         self._n_images = torch.zeros(n_classes, dtype=torch.int64, device=device)

@@ -54,10 +54,10 @@ class LinearProbe:
         """
         check_shape("features", features, (len(labels), self._class_sums.shape[1]))
         check_labels(labels, len(self.n_images))
-        wide, labels = features.to(self._seconds), labels.to(self.n_images.device)
+        wide, members = features.to(self._seconds), members_of(labels.to(self.n_images.device), len(self.n_images))
         self._seconds.addmm_(wide.T, wide)
-        self._class_sums.index_add_(0, labels, wide)
-        self.n_images += torch.bincount(labels, minlength=len(self.n_images))
+        self._class_sums.addmm_(members.to(wide), wide)
+        self.n_images += members.sum(dim=1)
 
     def merge(self, other: "LinearProbe") -> None:
         """Add what another one counted on other images."""
@@ -95,6 +95,11 @@ class LinearProbe:
         gram.diagonal().add_(ridge * gram.trace() / len(mean))
         weights = torch.cholesky_solve(target, torch.linalg.cholesky(gram))
         return Probe(mean, scale, weights, self.n_images.double() / n)
+
+
+def members_of(labels: torch.Tensor, n_classes: int) -> torch.Tensor:
+    """Which images each class has, bool, shape `(C, n)`: by a product, sums over them have one order on any device."""
+    return torch.arange(n_classes, device=labels.device)[:, None] == labels
 
 
 def check_shape(name: str, tensor: torch.Tensor, expected: tuple[int, ...]) -> None:
