@@ -147,10 +147,17 @@ def test_all_latents_kept_is_the_reconstruction_and_none_is_left_when_all_are_re
 def test_ties_go_to_the_smaller_latent():
     case = Case()
     case.scores = torch.ones_like(case.scores)
+    # The first two latents speak for one class, the last two for another.
+    towards = (case.probe.weights * case.probe.scale[:, None]).T.float()
+    case.sae.W_dec.zero_()
+    case.sae.W_dec[:2], case.sae.W_dec[-2:] = 100 * (towards[0] - towards[1]), 100 * (towards[1] - towards[0])
+    labels = [
+        int(case.probe.logits(200 * (one - other)[None]).argmax()) for one, other in (towards[:2], towards[[1, 0]])
+    ]
+    assert labels[0] != labels[1]
     result = case.update(case.experiment(ks=(2,)), case.test).result()
-    only = (case.sae.W_dec[:2].double().sum(dim=0) + case.sae.b_dec)[None]
-    label = int(case.probe.logits(only).argmax())
-    assert result.masked["kept"][0].tolist() == [n if at == label else 0 for at, n in enumerate(result.n_images)]
+    for kind, label in (("kept", labels[0]), ("removed", labels[1])):
+        assert result.masked[kind][0].tolist() == [n if at == label else 0 for at, n in enumerate(result.n_images)]
 
 
 def test_hits_do_not_depend_on_order_split_or_merging():
