@@ -9,7 +9,7 @@ from cytosae_cache.errors import StoreError
 from cytosae_cache.joined import JoinedReader
 from cytosae_cache.reader import StoreReader
 from cytosae_pipeline.config import UserError
-from cytosae_pipeline.split import held_out
+from cytosae_pipeline.split import held_out, split_in_halves
 from tests.stores import make_activations, make_store, make_table
 
 
@@ -66,3 +66,35 @@ def test_nothing_left_to_train_on_is_explained(tmp_path):
     store = make(tmp_path / "s.zarr", 3)
     with StoreReader(store) as reader, pytest.raises(StoreError, match="is left: give a smaller --held_out"):
         JoinedReader([reader], [np.zeros(3, dtype=bool)])
+
+
+def test_halves_keep_groups_whole_and_labels_balanced():
+    rng = np.random.default_rng(0)
+    labels = rng.choice(4, size=500, p=[0.7, 0.2, 0.08, 0.02])
+    groups = rng.integers(0, 60, size=500)
+    training = split_in_halves(groups, labels, seed=0)
+    for group in range(60):
+        assert len(set(training[groups == group])) == 1
+    for label in range(4):
+        assert 0.4 <= training[labels == label].mean() <= 0.6
+    assert (training == split_in_halves(groups, labels, seed=0)).all()
+    assert (training != split_in_halves(groups, labels, seed=1)).any()
+
+
+def test_images_of_no_group_are_split_exactly():
+    labels = np.random.default_rng(0).choice(5, size=101)
+    for seed in range(5):
+        training = split_in_halves(np.arange(101), labels, seed=seed)
+        for label in range(5):
+            n = (labels == label).sum()
+            assert training[labels == label].sum() == -(-n // 2)
+    assert split_in_halves(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), seed=0).shape == (0,)
+
+
+def test_two_patients_of_a_class_are_on_two_sides():
+    groups = np.repeat([0, 1, 2, 3], [9, 5, 4, 8])
+    labels = np.repeat([0, 0, 1, 1], [9, 5, 4, 8])
+    for seed in range(5):
+        training = split_in_halves(groups, labels, seed=seed)
+        assert training[groups == 0][0] != training[groups == 1][0]
+        assert training[groups == 2][0] != training[groups == 3][0]

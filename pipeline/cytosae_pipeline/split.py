@@ -1,4 +1,4 @@
-"""Which images are held out of training: decided by a hash of what they are, the same in every run everywhere."""
+"""Which images are held out: of training by a hash, the same in every run everywhere; of a classifier by halves."""
 
 import hashlib
 from typing import Literal
@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from cytosae_cache.order import IntArray, epoch_order
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import UserError
 
@@ -39,6 +40,35 @@ def held_out(store: ActivationStore, share: float, by: HeldOutBy) -> npt.NDArray
         digests = [patient.encode() if patient else digest for patient, digest in zip(patients, digests, strict=True)]
     limit = int(share * _BUCKETS)
     return np.array([_bucket(digest) < limit for digest in digests], dtype=bool)
+
+
+def split_in_halves(groups: IntArray, labels: IntArray, *, seed: int) -> npt.NDArray[np.bool_]:
+    """Which images train a classifier and which test it: whole groups, and of every label about half of the images.
+
+    Groups with the largest shares of their labels' images are placed first, equals in an order drawn by the seed. Each
+    goes to the side that holds the smaller shares of its labels so far; to training if they are equal.
+
+    Args:
+        groups: Group of each image, 0-based, shape `(n,)`.
+        labels: Label of each image, 0-based, shape `(n,)`.
+        seed: Seed of the order; 0 or more.
+
+    Returns:
+        Whether each image is for training, shape `(n,)`.
+    """
+    if not len(labels):
+        return np.zeros(0, dtype=bool)
+    shares = np.zeros((groups.max() + 1, labels.max() + 1))
+    np.add.at(shares, (groups, labels), 1)
+    shares /= np.maximum(shares.sum(axis=0), 1)
+    order = epoch_order(len(shares), seed=seed, epoch=0)
+    order = order[np.argsort(-shares.sum(axis=1)[order], kind="stable")]
+    in_training = np.zeros(len(shares), dtype=bool)
+    surplus = np.zeros(shares.shape[1])
+    for group in order:
+        in_training[group] = surplus @ shares[group] <= 0
+        surplus += shares[group] if in_training[group] else -shares[group]
+    return in_training[groups]
 
 
 def _bucket(data: bytes) -> int:
