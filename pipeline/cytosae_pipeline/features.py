@@ -13,7 +13,7 @@ from cytosae_cache.durable import write_file
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import StatisticsConfig
 from cytosae_pipeline.devices import accumulator_device
-from cytosae_pipeline.one_pass import open_inputs, run_pass, write_record
+from cytosae_pipeline.one_pass import open_inputs, run_pass, withdraw_record, write_record
 from cytosae_pipeline.progress import Reporter
 
 
@@ -44,6 +44,7 @@ def compute_features(config: StatisticsConfig, report: Reporter) -> FeaturesResu
     statistics = FeatureStatistics(inputs.sae.W_enc.shape[1], config.top_k, device=device)
     run_pass(inputs, config, (), lambda rows, images: statistics.update(rows, images.scores), report, what="features")
     result = statistics.result()
+    withdraw_record(inputs, "features")
     files = write_features(inputs.folder, result, store)
     files.append(write_record(inputs, config, "features", top_k=config.top_k, n_images=statistics.n_images))
     n_active = int((result.sparsity > 0).sum())

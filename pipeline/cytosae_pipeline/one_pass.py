@@ -126,6 +126,11 @@ def run_pass(
             bar.advance(len(block.valid))
 
 
+def withdraw_record(inputs: Inputs, verb: str) -> None:
+    """Remove a verb's record before its outputs change, so that a record that is there tells of whole outputs."""
+    (inputs.folder / f"{verb}.json").unlink(missing_ok=True)
+
+
 def write_record(inputs: Inputs, config: StatisticsConfig, verb: str, **more: Any) -> Path:  # noqa: ANN401 - JSON values
     """Write beside the outputs what they were made from, as JSON."""
     path = inputs.folder / f"{verb}.json"

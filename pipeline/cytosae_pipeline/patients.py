@@ -14,12 +14,12 @@ from cytosae_cache.durable import write_file
 from cytosae_pipeline.config import StatisticsConfig, UserError
 from cytosae_pipeline.devices import accumulator_device
 from cytosae_pipeline.features import label_index, sorted_names
-from cytosae_pipeline.one_pass import Inputs, open_inputs, run_pass, write_record
+from cytosae_pipeline.one_pass import Inputs, open_inputs, run_pass, withdraw_record, write_record
 from cytosae_pipeline.progress import Reporter
 
 GroupKind = Literal["patient", "label"]
 
-_FILES: dict[GroupKind, tuple[str, str, str, str]] = {
+COUNT_FILES: dict[GroupKind, tuple[str, str, str, str]] = {
     "patient": ("patients", "cls_sae_cnt.npy", "patient_counts.npz", "patients.csv"),
     "label": ("classes", "class_sae_cnt.npy", "class_counts.npz", "classes.csv"),
 }
@@ -66,7 +66,7 @@ def compute_counts(config: StatisticsConfig, kind: GroupKind, report: Reporter) 
     groups = label_index(names, column)
     device = accumulator_device(inputs.sae.W_enc.device)
     counts = GroupCounts(len(names), inputs.sae.W_enc.shape[1], len(config.threshold), device=device)
-    verb = _FILES[kind][0]
+    verb = COUNT_FILES[kind][0]
 
     def consume(rows: torch.Tensor, images: ImageReduction) -> None:
         counts.update(groups[rows], images.counts)
@@ -91,9 +91,10 @@ def write_counts(
     Returns:
         The files' paths.
     """
-    verb, *file_names = _FILES[kind]
+    verb, *file_names = COUNT_FILES[kind]
     normalised_path, raw_path, groups_path = (inputs.folder / name for name in file_names)
     raw, n_images = counts.counts.cpu(), counts.n_images.cpu()
+    withdraw_record(inputs, verb)
     normalised = normalise_counts(raw[0], n_images, inputs.store.n_tokens, config.normalize)
     write_file(normalised_path, _to_npy(normalised.numpy()))
     arrays: dict[str, Any] = {
