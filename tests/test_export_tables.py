@@ -333,9 +333,9 @@ def test_no_text_of_a_csv_is_a_formula(own):
         for line in lines:
             for column in ("path", "label", "patient", "labels", "top_label", "top_labels"):
                 assert not line.get(column, "").startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
-    assert {line["patient"] for line in csv.DictReader((own.out / "table_patients.csv").open(newline=""))} >= {
-        "'=1+1", "'-x", "'@y", "''z", "plain",
-    }  # fmt: skip
+    with (own.out / "table_patients.csv").open(newline="", encoding="utf-8") as file:
+        patients = {line["patient"] for line in csv.DictReader(file)}
+    assert patients >= {"'=1+1", "'-x", "'@y", "''z", "plain"}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Results as AnnData on disk, in HDF5 or Zarr, the scores of images appended as they come.
 
 The format is anndata's documented one; frames, texts and the empty matrix are written by anndata itself. Zarr folders
-have Zarr's format 2, which every release of anndata reads.
+have Zarr's format 2, which older releases of anndata read too.
 """
 
 from collections.abc import Iterator, Sequence

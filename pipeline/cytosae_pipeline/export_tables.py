@@ -102,7 +102,7 @@ def _plan(config: ExportConfig, folder: Path, *, has_patients: bool) -> dict[str
     if config.format == "anndata":
         paths = {name: folder / f"{name}.{config.anndata_as}" for name in ("patients", "images")}
     else:
-        # `features` and `patients` have a images.csv and patients.csv of their own.
+        # `features` and `patients` have an images.csv and a patients.csv of their own.
         paths = {name: folder / f"table_{name}.{config.format}" for name in ("latents", "patients", "images")}
     if not has_patients:
         del paths["patients"]
