@@ -68,7 +68,7 @@ def test_the_help_lists_every_verb():
         ("build", BuildConfig, set(), set()),
         ("train", TrainConfig, set(), {"sweep"}),
         ("features", StatisticsConfig, {"threshold", "normalize"}, set()),
-        ("export", ExportConfig, set(), set()),
+        ("export", ExportConfig, {"model_path", "images", "layout", "top_k", "threshold", "normalize"}, set()),
     ],
 )
 def test_options_and_defaults_are_those_of_the_config(verb, record, left_out, added):

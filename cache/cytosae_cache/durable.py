@@ -1,7 +1,9 @@
 """Files of this machine that are there whole or not at all, also after a crash or a power cut."""
 
 import contextlib
+import glob
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,3 +59,74 @@ def sync_folder(folder: Path) -> None:
         os.fsync(file)
     finally:
         os.close(file)
+
+
+@contextlib.contextmanager
+def replacing_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, for a file or folder that another library writes and that takes its place.
+
+    Until the end nothing is under the name but what was there before. What a killed process left half-written is
+    removed. A file takes another's place in one step; a folder that is replaced is moved aside first.
+
+    Args:
+        path: The file or folder.
+    """
+    _sweep_beside(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    aside = path.with_name(f"{path.name}-old.{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        yield temporary
+        _sync_tree(temporary)
+        if path.is_dir():
+            path.rename(aside)
+        try:
+            temporary.replace(path)
+        except OSError:
+            if aside.exists():
+                aside.rename(path)
+            raise
+    except BaseException:
+        _remove(temporary)
+        raise
+    sync_folder(path.parent)
+    _remove(aside)
+
+
+def _sweep_beside(path: Path) -> None:
+    """Remove temporary files and folders of `path` whose process is gone, and our own."""
+    for stray in path.parent.glob(f"{glob.escape(path.name)}*.*{TEMPORARY_SUFFIX}"):
+        number = stray.name.removesuffix(TEMPORARY_SUFFIX).rpartition(".")[2]
+        ours = stray.name in (f"{path.name}.{number}{TEMPORARY_SUFFIX}", f"{path.name}-old.{number}{TEMPORARY_SUFFIX}")
+        if ours and number.isdecimal() and not _is_another_process(int(number)):
+            _remove(stray)
+
+
+def _is_another_process(number: int) -> bool:
+    """Whether a process of this number may be running, other than this one."""
+    if number == os.getpid():
+        return False
+    if os.name == "nt":  # asking with signal 0 would end it there
+        return True
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _sync_tree(path: Path) -> None:
+    """Put a file, or all files of a folder, on disk."""
+    files = [path] if path.is_file() else [item for item in path.rglob("*") if item.is_file()]
+    for item in files:
+        with item.open("r+b") as file:
+            os.fsync(file.fileno())
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -237,18 +237,32 @@ def report(as_json: bool, **values: Any) -> None:
 
 
 @verb
-@config_options(ExportConfig)
+@config_options(ExportConfig, leave_out=("model_path", "images", "layout", "top_k", "threshold", "normalize"))
 def export(as_json: bool, **values: Any) -> None:
-    """Write an autoencoder in another program's format.
+    """Write an autoencoder, or what it found in a data set, for other programs.
 
-    Every format can be read again by the verbs here: give it as --sae_path. A file with a pickled config, as
-    `reference` writes it, runs code when other programs unpickle it; here it is read without.
+    Autoencoders (saelens, safetensors, reference) can be read again by the verbs here: give them as --sae_path. A file
+    with a pickled config, as `reference` writes it, runs code when other programs unpickle it; here it is read without.
+
+    Statistics (anndata, csv, parquet) are those that `features` and `patients` have left for the autoencoder and the
+    data set, and the score of every image; what is missing is computed first.
 
     \b
     cytosae-cache export --sae_path out/checkpoints/RUN/final_....pt --format saelens
     cytosae-cache export --sae_path out/checkpoints/RUN/final_....pt --format safetensors --out sae.safetensors
+    cytosae-cache export --sae_path out/checkpoints/RUN/final_....pt --format anndata --dataset_name mll23
     """
     config = make_config(ExportConfig, values)
+    if config.of_statistics:
+        from cytosae_pipeline.export_tables import export_tables
+
+        tables = export_tables(config, Reporter(quiet=as_json))
+        text = (
+            f"{tables.n_images:,} images and {tables.n_patients:,} patients x {tables.n_latents:,} latents as "
+            f"{tables.format}\nwrote in {tables.folder}: {', '.join(path.name for path in tables.files)}"
+        )
+        _print(tables, text, as_json)
+        return
     from cytosae_pipeline.export import export_sae
 
     result = export_sae(config)

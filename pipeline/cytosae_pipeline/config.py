@@ -292,17 +292,39 @@ class StatisticsConfig(StoreSource):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
-    """Options of `export`."""
+class ExportConfig(StatisticsConfig):
+    """Options of `export`: an autoencoder, or with the options of the statistics what it found in a data set."""
 
-    sae_path: Path | None = option(None, "The autoencoder: whatever the other verbs take.")
-    format: Literal["saelens", "safetensors", "reference"] = option(
+    format: Literal["saelens", "safetensors", "reference", "anndata", "csv", "parquet"] = option(
         "saelens",
-        "saelens: a folder for SAELens' SAE.load_from_disk. safetensors: one file of tensors. reference: a checkpoint "
-        "as CytoSAE's own code reads it (relu only).",
+        "The autoencoder: saelens = a folder for SAELens' SAE.load_from_disk, safetensors = one file of tensors, "
+        "reference = a checkpoint as CytoSAE's own code reads it (relu only). Its statistics on a data set: anndata = "
+        "files for scanpy, csv and parquet = tables.",
     )
-    out: Path | None = option(None, "What to write. [default: beside the autoencoder, named after it]")
+    anndata_as: Literal["h5ad", "zarr"] = option("h5ad", "Container of anndata: one file, or a Zarr folder.")
+    out: Path | None = option(
+        None,
+        "What to write: a file or folder; for statistics the folder to write into. [default: beside the autoencoder, "
+        "named after it; for statistics where `features` writes]",
+    )
     overwrite: bool = option(False, "Replace what is there.")
+
+    @property
+    def of_statistics(self) -> bool:
+        """Whether statistics are exported, not the autoencoder."""
+        return self.format in ("anndata", "csv", "parquet")
+
+    def __post_init__(self) -> None:
+        """Check ranges and options that do not go together."""
+        super().__post_init__()
+        if self.anndata_as != "h5ad" and self.format != "anndata":
+            raise ValueError(f"anndata_as {self.anndata_as} needs format anndata, found format {self.format}")
+        name = "dataset_name" if self.dataset_name is not None else "store"
+        if not self.of_statistics and getattr(self, name) is not None:
+            raise ValueError(
+                f"format {self.format} writes the autoencoder alone, but {name} was given. For its statistics on a "
+                "data set give format anndata, csv or parquet"
+            )
 
 
 def _check_at_least(config: object, least: int, *names: str) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,9 +92,22 @@ def write_features(folder: Path, result: FeatureResult, store: ActivationStore) 
 
 def _images_csv(store: ActivationStore) -> bytes:
     """Row by row: path, label, patient, and whether the image could be read."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", "path", "label", "patient", "valid"])
     rows = zip(*store.images, store.valid, strict=True)
-    writer.writerows([row, *names, int(valid)] for row, (*names, valid) in enumerate(rows))
+    lines = [[row, *names, int(valid)] for row, (*names, valid) in enumerate(rows)]
+    return to_csv(["row", "path", "label", "patient", "valid"], lines)
+
+
+def to_csv(header: Sequence[str], lines: Sequence[Sequence[object]]) -> bytes:
+    """A table as the bytes of a CSV that every reader splits at the same places.
+
+    Args:
+        header: Names of the columns.
+        lines: Cells.
+    """
+    text = io.StringIO()
+    # Before Python 3.13 a lone carriage return is not quoted under this line end, and is read as another.
+    lone = any(isinstance(cell, str) and "\r" in cell for line in lines for cell in line)
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if lone else csv.QUOTE_MINIMAL)
+    writer.writerow(header)
+    writer.writerows(lines)
     return text.getvalue().encode()

@@ -1,6 +1,5 @@
 """`patients` and `classes`: thresholded counts of every latent, summed over the images of a patient or a class."""
 
-import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,10 @@ import torch
 
 from cytosae.statistics import GroupCounts, ImageReduction, normalise_counts
 from cytosae_cache.durable import write_file
+from cytosae_cache.store import ImageTable
 from cytosae_pipeline.config import StatisticsConfig, UserError
 from cytosae_pipeline.devices import accumulator_device
-from cytosae_pipeline.features import label_index, sorted_names
+from cytosae_pipeline.features import label_index, sorted_names, to_csv
 from cytosae_pipeline.one_pass import Inputs, open_inputs, run_pass, withdraw_record, write_record
 from cytosae_pipeline.progress import Reporter
 
@@ -124,13 +124,18 @@ def _to_npy(array: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]") -> bytes
 
 def _groups_csv(inputs: Inputs, kind: GroupKind, names: list[str], n_images: torch.Tensor) -> bytes:
     """Row by row: the group, its readable images and, for patients, the labels among them."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", kind, "n_images", "labels"] if kind == "patient" else ["row", kind, "n_images"])
-    labels: dict[str, set[str]] = {name: set() for name in names}
-    for patient, label in zip(inputs.store.images.patient, inputs.store.images.label, strict=True):
-        if kind == "patient" and patient and label:
+    groups = zip(names, n_images.tolist(), strict=True)
+    if kind == "label":
+        return to_csv(["row", kind, "n_images"], [[row, name, n] for row, (name, n) in enumerate(groups)])
+    labels = patient_labels(inputs.store.images)
+    lines = [[row, name, n, ";".join(labels[name])] for row, (name, n) in enumerate(groups)]
+    return to_csv(["row", kind, "n_images", "labels"], lines)
+
+
+def patient_labels(images: ImageTable) -> dict[str, list[str]]:
+    """The different labels among each patient's images, sorted."""
+    labels: dict[str, set[str]] = {name: set() for name in images.patient if name}
+    for patient, label in zip(images.patient, images.label, strict=True):
+        if patient and label:
             labels[patient].add(label)
-    for row, (name, n) in enumerate(zip(names, n_images.tolist(), strict=True)):
-        writer.writerow([row, name, n, *([";".join(sorted(labels[name]))] if kind == "patient" else [])])
-    return text.getvalue().encode()
+    return {patient: sorted(found) for patient, found in labels.items()}
