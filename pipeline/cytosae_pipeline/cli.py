@@ -2,18 +2,15 @@
 
 import dataclasses
 import functools
-import json
-import shlex
 import signal
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from cytosae_pipeline import __version__
+from cytosae_pipeline.answers import messages, print_result
 from cytosae_pipeline.config import (
     PRESETS,
     BuildConfig,
@@ -22,14 +19,10 @@ from cytosae_pipeline.config import (
     StoreChoice,
     StoreSource,
     TrainConfig,
-    UserError,
 )
 from cytosae_pipeline.options import CONTEXT_SETTINGS, config_options, given_options, make_config
 from cytosae_pipeline.progress import Reporter, format_bytes, format_seconds
 from cytosae_pipeline.report.config import ReportConfig
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C or a request to end, as shells expect it."""
 
 
 class _InOrder(click.Group):
@@ -71,7 +64,7 @@ def verb(function: Callable[..., Any]) -> click.Command:
 
     @functools.wraps(function)
     def run(**values: Any) -> None:
-        with _messages():
+        with messages():
             function(**values)
 
     return cli.command(function.__name__.rstrip("_"), context_settings=CONTEXT_SETTINGS)(json_option(run))
@@ -96,7 +89,7 @@ def build(as_json: bool, **values: Any) -> None:
     if config.dry_run:
         plan = plan_build(config)
         facts = {"images": len(plan.images), "bytes": plan.n_bytes, "free_bytes": plan.free_bytes, "store": plan.store}
-        _print(facts, plan.describe() + "\nnothing was written (--dry-run)", as_json)
+        print_result(facts, plan.describe() + "\nnothing was written (--dry-run)", as_json)
         return
     result = build_store(config, Reporter(quiet=as_json))
     lines = [
@@ -106,7 +99,7 @@ def build(as_json: bool, **values: Any) -> None:
     if result.skipped_csv is not None:
         kinds = ", ".join(f"{count:,} {reason}" for reason, count in list(result.skipped_reasons.items())[:3])
         lines.append(f"set aside as unreadable: {result.n_skipped:,} ({kinds}), listed in {result.skipped_csv}")
-    _print(result, "\n".join(lines), as_json)
+    print_result(result, "\n".join(lines), as_json)
 
 
 @verb
@@ -136,7 +129,7 @@ def train(sweep: Path | None, as_json: bool, **values: Any) -> None:
         from cytosae_pipeline.sweep import run_sweep
 
         table = run_sweep(config, sweep, Reporter(quiet=as_json))
-        _print(table, table.describe(), as_json)
+        print_result(table, table.describe(), as_json)
         if any(row.status == "failed" for row in table.rows):
             raise SystemExit(1)
         return
@@ -150,7 +143,7 @@ def train(sweep: Path | None, as_json: bool, **values: Any) -> None:
         f"last step: {metrics}\nmetrics and checkpoints: {result.folder}\n"
         f"next: cytosae-cache features --dataset_name {config.dataset_name or 'NAME'} --sae_path '{result.sae}'"
     )
-    _print(result, text, as_json)
+    print_result(result, text, as_json)
 
 
 @verb
@@ -169,7 +162,7 @@ def features(as_json: bool, **values: Any) -> None:
         f"{result.n_active:,} of {result.n_latents:,} latents are active on one of {result.n_images:,} images\n"
         f"wrote in {result.folder}: {', '.join(path.name for path in result.files)}"
     )
-    _print(result, text, as_json)
+    print_result(result, text, as_json)
 
 
 @verb
@@ -207,7 +200,7 @@ def _count(values: dict[str, Any], kind: Any, as_json: bool) -> None:
         f"{len(result.groups):,} {noun} x {result.n_latents:,} latents from {result.n_images:,} images\n"
         f"wrote in {result.folder}: {', '.join(path.name for path in result.files)}"
     )
-    _print(result, text, as_json)
+    print_result(result, text, as_json)
 
 
 @verb
@@ -233,7 +226,7 @@ def report(as_json: bool, **values: Any) -> None:
         lines.append(f"figures: {result.figures[0].parent}")
     if result.key is not None:
         lines.append(f"key of the pseudonyms, not part of the report, keep it to yourself: {result.key}")
-    _print(result, "\n".join([*lines, f"open in a browser: {result.index}"]), as_json)
+    print_result(result, "\n".join([*lines, f"open in a browser: {result.index}"]), as_json)
 
 
 @verb
@@ -261,7 +254,7 @@ def export(as_json: bool, **values: Any) -> None:
             f"{tables.n_images:,} images and {tables.n_patients:,} patients x {tables.n_latents:,} latents as "
             f"{tables.format}\nwrote in {tables.folder}: {', '.join(path.name for path in tables.files)}"
         )
-        _print(tables, text, as_json)
+        print_result(tables, text, as_json)
         return
     from cytosae_pipeline.export import export_sae
 
@@ -270,7 +263,7 @@ def export(as_json: bool, **values: Any) -> None:
     text = f"wrote {result.architecture} autoencoder {size} as {result.format}: {result.path}"
     if result.format == "saelens":
         text += f"\nopen it with: from sae_lens import SAE; SAE.load_from_disk({str(result.path)!r})"
-    _print(result, text, as_json)
+    print_result(result, text, as_json)
 
 
 @verb
@@ -280,7 +273,7 @@ def list_(root_dir: Path, as_json: bool) -> None:
     from cytosae_pipeline.inventory import take_inventory
 
     inventory = take_inventory(root_dir)
-    _print(inventory, inventory.describe(), as_json)
+    print_result(inventory, inventory.describe(), as_json)
 
 
 @verb
@@ -298,7 +291,7 @@ def info(path: str | None, as_json: bool, **values: Any) -> None:
     spec = facts.pop("spec")
     lines = [f"{name}: {format_bytes(value) if name == 'activation_bytes' else value}" for name, value in facts.items()]
     lines += ["spec:", *(f"  {name}: {value}" for name, value in spec.items())]
-    _print({**facts, "spec": spec}, "\n".join(lines), as_json)
+    print_result({**facts, "spec": spec}, "\n".join(lines), as_json)
 
 
 @verb
@@ -336,7 +329,7 @@ def verify(path: str | None, deep: bool, as_json: bool, **values: Any) -> None:
             f"sound: {report.n_shards} shards, {format_bytes(report.n_bytes)}, {store.n_images:,} images: {store.path}"
         ]
     )
-    _print({"path": store.path, "sound": report.sound, **dataclasses.asdict(report)}, text, as_json)
+    print_result({"path": store.path, "sound": report.sound, **dataclasses.asdict(report)}, text, as_json)
     if not report.sound:
         raise SystemExit(1)
 
@@ -360,45 +353,6 @@ def demo(root_dir: Path, seed: int, as_json: bool) -> None:
     from cytosae_pipeline.demo import run_demo
 
     result = run_demo(root_dir, seed=seed, report=Reporter(quiet=as_json))
-    _print(result, result.describe(), as_json)
+    print_result(result, result.describe(), as_json)
     if not result.recovered:
         raise SystemExit(1)
-
-
-def _print(result: Any, text: str, as_json: bool) -> None:
-    """The result on stdout."""
-    if as_json:
-        values = dataclasses.asdict(result) if dataclasses.is_dataclass(result) else result  # type: ignore[arg-type]
-        click.echo(json.dumps(values, default=str))
-    else:
-        click.echo(text)
-
-
-@contextmanager
-def _messages() -> Iterator[None]:
-    """Turn expected errors into one message and an exit code; bugs keep their traceback."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        command = shlex.join(["cytosae-cache", *sys.argv[1:]])
-        click.echo(f"\ninterrupted; what was finished is kept. Go on with:\n  {command}", err=True)
-        raise SystemExit(INTERRUPTED) from None
-    except (ValueError, OSError, RuntimeError) as error:
-        if not _is_expected(error):
-            raise
-        raise click.ClickException(str(error)) from error
-
-
-def _is_expected(error: Exception) -> bool:
-    """Whether an error is one that a user can put right."""
-    from cytosae_cache.errors import StoreError
-    from cytosae_pipeline.datasets import DatasetError
-    from cytosae_pipeline.decoding import DecodingError
-
-    if isinstance(error, UserError | StoreError | DatasetError | DecodingError | OSError):
-        return True
-    from cytosae.checkpoint import SaeCheckpointError
-    from cytosae.exchange import ExchangeError
-    from cytosae.vit import BackboneError
-
-    return isinstance(error, SaeCheckpointError | ExchangeError | BackboneError)

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ import torch
 
 from cytosae_cache.reader import StoreReader
 from cytosae_pipeline.config import UserError
+from cytosae_pipeline.masking import run_masking
 from cytosae_pipeline.progress import Reporter
 from cytosae_pipeline.report.config import ReportConfig
 from cytosae_pipeline.report.latents import (
@@ -23,7 +25,7 @@ from cytosae_pipeline.report.latents import (
     top_maps,
 )
 from cytosae_pipeline.report.material import KEY_NAME, Material, choose_latents, open_material
-from cytosae_pipeline.report.overview import overview_record
+from cytosae_pipeline.report.overview import masking_record, overview_record
 from cytosae_pipeline.report.patients import comparison_record, patients_record, plan_comparisons
 from cytosae_pipeline.report.scripts import to_script
 from cytosae_pipeline.report.thumbnails import write_thumbnails
@@ -74,8 +76,9 @@ def write_report(config: ReportConfig, report: Reporter) -> ReportResult:
         _write_latents(folder, material, latents, maps, report)
         _write_patients(folder, material, latents, report)
         missing, messages = _write_thumbnails(folder, material, rows, report)
+        masking = _run_masking(material, messages, report)
         overview = overview_record(
-            material, latents, reason, rows, thumbnails=len(missing) < len(rows), masking=None, messages=messages
+            material, latents, reason, rows, thumbnails=len(missing) < len(rows), masking=masking, messages=messages
         )
         _write_data(folder, "overview", overview)
         figures: list[Path] = []
@@ -176,6 +179,19 @@ def _write_thumbnails(
     text = f"{len(missing):,} of {len(rows):,} images have no picture: their files are missing or are other ones now"
     report.say(text)
     return missing, [text + "."]
+
+
+def _run_masking(material: Material, messages: list[str], report: Reporter) -> dict[str, Any] | None:
+    """The masking experiment; None, with a message, if the labels do not allow it."""
+    config = material.config
+    if not config.masking_images or len(material.features.labels) < 2:
+        return None
+    try:
+        result = run_masking(material.inputs, config, report, n_images=config.masking_images, seed=config.seed)
+    except UserError as error:
+        messages.append(f"The masking experiment was left out: {error}.")
+        return None
+    return masking_record(result)
 
 
 def _replace_folder(new: Path, target: Path) -> None:

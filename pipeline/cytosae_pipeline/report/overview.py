@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cytosae.masking import Masking
 from cytosae_pipeline import __version__
+from cytosae_pipeline.masking import MaskingResult
 from cytosae_pipeline.report.material import Material, label_counts, main_labels, read_training
 from cytosae_pipeline.report.scripts import finite, pack
 
@@ -19,6 +21,14 @@ _CURVES = (
     ("dead share", "sparsity/dead_features", 0.0, 1.0),
 )
 """Name on the page, name in metrics.jsonl, and the ends of the axis where they are known."""
+
+_MASKING_NAMES: dict[Masking, str] = {
+    "kept": "only the image's k strongest",
+    "removed": "without the image's k strongest",
+    "random_removed": "without k random active ones",
+    "class_kept": "only each label's k most typical",
+    "class_removed": "without each label's k most typical",
+}
 
 _SAE_FACTS = ("arch", "k", "expansion_factor", "l1_coefficient", "lr", "batch_size", "total_training_tokens", "seed")
 
@@ -114,6 +124,24 @@ def training_record(material: Material) -> dict[str, Any] | None:
         if any(value is not None for value in values):
             curves.append({"name": name, "values": values, "low": low, "high": high})
     return {"x": x, "curves": curves}
+
+
+def masking_record(result: MaskingResult) -> dict[str, Any]:
+    """The masking experiment as the page shows it: accuracy in which every label counts alike."""
+    accuracy = result.balanced_accuracy
+    return {
+        "ks": list(result.ks),
+        "n_train": result.n_train,
+        "n_test": result.n_test,
+        "left_out": result.left_out,
+        "original": accuracy.original,
+        "reconstruction": accuracy.reconstruction,
+        "chance": accuracy.chance,
+        "curves": [
+            {"name": text, "accuracy": accuracy.masked[kind].tolist(), "dashed": kind == "random_removed"}
+            for kind, text in _MASKING_NAMES.items()
+        ],
+    }
 
 
 def _number(value: object) -> float | None:

@@ -16,12 +16,12 @@ const charts = (() => {
   }
 
   /** Lines over a common x: `[{name, values, color}]`; gaps where a value is null. */
-  function lines(x, series, { title, xLabel = "", width = 360, height = 190, low = null, high = null } = {}) {
+  function lines(x, series, { title, xLabel = "", xTicks = null, width = 360, height = 190, low = null, high = null } = {}) {
     const all = series.flatMap((line) => line.values).filter((value) => value !== null && Number.isFinite(value));
     if (!all.length) return h("p.quiet", {}, `${title}: nothing was recorded.`);
     const bottom = low ?? Math.min(...all);
     const top = Math.max(high ?? Math.max(...all), bottom + 1e-9);
-    const box = { left: 52, right: width - 10, top: 10, bottom: height - 34 };
+    const box = { left: 52, right: width - 22, top: 10, bottom: height - 34 };
     const first = x[0];
     const last = Math.max(x[x.length - 1], first + 1e-9);
     const px = (value) => box.left + ((value - first) / (last - first)) * (box.right - box.left);
@@ -30,8 +30,8 @@ const charts = (() => {
       svg("line", { class: "grid", x1: box.left, x2: box.right, y1: py(value), y2: py(value) }),
       svg("text", { class: "tick", x: box.left - 6, y: py(value) + 4, "text-anchor": "end" }, format(value)),
     ]);
-    const below = ticks(first, last, 4).map((value) =>
-      svg("text", { class: "tick", x: px(value), y: box.bottom + 16, "text-anchor": "middle" }, format(value)));
+    const below = (xTicks || ticks(first, last, 4).map((value) => [value, format(value)])).map(([value, text]) =>
+      svg("text", { class: "tick", x: px(value), y: box.bottom + 16, "text-anchor": "middle" }, text));
     const paths = series.map((line) => {
       let open = false;
       const path = line.values.map((value, i) => {
@@ -67,7 +67,7 @@ const charts = (() => {
     const largest = Math.max(...values, 1e-12);
     const box = { left: 8, right: width - 8, top: 8, bottom: height - 24 };
     const step = (box.right - box.left) / Math.max(values.length, 1);
-    return h("figure.chart", {}, h("figcaption", {}, title),
+    return h("figure.chart.histogram", {}, h("figcaption", {}, title),
       svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title },
         values.map((value, i) => svg("rect", {
           class: "column", x: (box.left + i * step).toFixed(1), width: Math.max(step - 1.5, 1).toFixed(1),
@@ -82,7 +82,7 @@ const charts = (() => {
    * A matrix of bytes as a picture with a readout: rows x columns, `color(byte)` gives red, green, blue.
    * `describe(row, column)` is shown under the pointer, `onpick(row, column)` is called on a click.
    */
-  function matrix({ values, rows, columns, color, label, describe, onpick, cellHeight = 12, rowNames = null, className = "" }) {
+  function matrix({ values, rows, columns, color, label, describe, onpick, cellHeight = 12, rowNames = null, strip = null }) {
     const canvas = h("canvas", { class: "matrix", width: columns, height: rows, role: "img", "aria-label": label });
     const context = canvas.getContext("2d");
     const picture = context.createImageData(Math.max(columns, 1), Math.max(rows, 1));
@@ -107,7 +107,7 @@ const charts = (() => {
     }
     const names = rowNames && h("div.row-names", {}, rowNames.map((name) =>
       h("span", { title: name, style: { height: `${cellHeight}px`, "line-height": `${cellHeight}px` } }, name)));
-    return h(`div.matrix-host${className}`, {}, h("div.matrix-box", {}, names, canvas), readout);
+    return h("div.matrix-host", {}, h("div.matrix-box", {}, strip, names, canvas), readout);
   }
 
   return { ticks, lines, bars, histogram, matrix };

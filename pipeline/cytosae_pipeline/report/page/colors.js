@@ -15,13 +15,6 @@ const colors = (() => {
     return VIRIDIS[low].map((value, i) => Math.round(value + (at - low) * (VIRIDIS[low + 1][i] - value)));
   }
 
-  /** Red, green and blue of a number between -1 and 1: blue, paper, orange. */
-  function diverging(value) {
-    const end = value < 0 ? [0, 90, 160] : [200, 90, 0];
-    const share = Math.min(Math.abs(value), 1);
-    return end.map((part) => Math.round(245 + share * (part - 245)));
-  }
-
   const css = (rgb) => `rgb(${rgb.join(",")})`;
 
   /** `n` colours in order; the ends are left out, where they would vanish on dark or light ground. */
@@ -29,5 +22,5 @@ const colors = (() => {
 
   const kind = (index) => KINDS[index % KINDS.length];
 
-  return { viridis, diverging, css, ramp, kind, nKinds: KINDS.length };
+  return { viridis, css, ramp, kind, nKinds: KINDS.length };
 })();

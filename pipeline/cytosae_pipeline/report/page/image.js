@@ -13,9 +13,9 @@ function imageBody(image) {
   const maps = new Map(image.latents.map((item) => [item.latent, item]));
   const cell = typeof image.row === "number" ? cells.make(image.row, null, { smooth: false, alt: imageTitle(image) }) : uploadedCell(image);
   const about = h("p.quiet", { "aria-live": "polite" }, "Nothing is chosen yet.");
-  const patchList = h("div.patch-list", { "aria-live": "polite" });
+  const patchList = h("div.patch-list", { "aria-live": "polite" },
+    h("h3", {}, "A patch's latents"), h("p.quiet", {}, "Click a patch of the cell, or move with the arrow keys."));
   const latentButtons = new Map();
-  let patch = -1;
 
   function showLatent(latent) {
     const item = maps.get(latent);
@@ -28,7 +28,6 @@ function imageBody(image) {
       const peak = Math.max(1e-12, ...here.map((i) => tokenValues[i]));
       for (const i of here) levels[Math.floor(i / width) - prefix] = Math.ceil((255 * tokenValues[i]) / peak);
     }
-    cells.set("heat");
     cell.show(levels);
     about.replaceChildren("Map of ", h("a", { href: `#/latent/${latent}` }, latentTitle(latent)), item
       ? `: largest activation ${format(item.peak)}, score of the image ${format(item.score)}.`
@@ -44,7 +43,6 @@ function imageBody(image) {
   }
 
   function showToken(token, name) {
-    patch = token - prefix;
     for (const square of squares) square.setAttribute("aria-pressed", String(Number(square.dataset.token) === token));
     const items = [];
     for (let i = 0; i < width; i++) {
@@ -69,13 +67,14 @@ function imageBody(image) {
       event.preventDefault();
       event.stopPropagation();
     } }, squares);
+  const whole = image.latents.map((item) => latentRow(item.latent, item.score, item.score / image.latents[0].score));
+  if (image.latents.length) showLatent(image.latents[0].latent);
   return h("div", {}, h("h1", {}, imageTitle(image)),
     h("p.quiet", {}, image.patient >= 0 && `Patient ${cells.nameOfPatient(image.patient)}. `, image.path && `File ${image.path}. `, "Click a patch."),
     h("div.image-page", {},
       h("div", {}, h("div.large-cell", {}, cell, net), h("div.bar-row", {}, cells.toggle(), prefix > 0 && h("button", { type: "button", onclick: () => showToken(0, "CLS token") }, "CLS token")), about),
-      h("div.panel", {}, patchList.childNodes.length ? patchList : (patchList.append(h("h3", {}, "A patch's latents"), h("p.quiet", {}, "Click a patch of the cell, or move with the arrow keys.")), patchList)),
-      h("div.panel", {}, h("h3", {}, "The whole image's latents"), image.latents.length
-        ? image.latents.map((item) => latentRow(item.latent, item.score, item.score / image.latents[0].score)) : h("p.quiet", {}, "No latent is active."))));
+      h("div.panel", {}, patchList),
+      h("div.panel", {}, h("h3", {}, "The whole image's latents"), whole.length ? whole : h("p.quiet", {}, "No latent is active."))));
 }
 
 function imageTitle(image) {

@@ -61,9 +61,9 @@ function maskingPanel(masking) {
   const series = masking.curves.map((curve, i) => ({ name: curve.name, values: curve.accuracy, color: colors.kind(i), dash: curve.dashed ? "5 4" : null }));
   const x = masking.ks.map((k) => Math.log10(k));
   return section("What the labels hang on",
-    `A linear probe of the label on mean activations, trained on ${format(masking.n_train)} images and tested on ${format(masking.n_test)} `
-    + "of other patients. Test images are reconstructed from some latents only: each image's own k strongest (kept), or all others (removed).",
-    charts.lines(x, series, { title: "Accuracy", xLabel: `k latents: ${masking.ks.join(", ")} (log scale)`, low: 0, high: 1, width: 520, height: 240 }),
-    h("p.quiet", {}, `Original activations ${percent(masking.original)}, full reconstruction ${percent(masking.reconstruction)}, `
-      + `guessing ${percent(masking.chance)}.`));
+    `A linear probe tells the label from an image's mean activation: trained on ${format(masking.n_train)} images, tested on ${format(masking.n_test)} `
+    + "of other patients, which are reconstructed from some of their latents only.",
+    charts.lines(x, series, { title: "Balanced accuracy by k", xTicks: masking.ks.map((k) => [Math.log10(k), String(k)]), xLabel: "k latents", low: 0, high: 1, width: 520, height: 250 }),
+    h("p.quiet", {}, `Original activations ${percent(masking.original)}, reconstruction from all latents ${percent(masking.reconstruction)}, `
+      + `guessing ${percent(masking.chance)}.`, masking.left_out.length > 0 && ` Left out, with too few images: ${masking.left_out.join(", ")}.`));
 }

@@ -23,8 +23,8 @@ function groupLegend(data) {
     group < 0 ? "no group" : `${data.group_names[group]} (${data.groups.filter((other) => other === group).length})`)));
 }
 
-function groupStrip(data, vertical) {
-  return h(`div.strip${vertical ? "" : ".across"}`, { "aria-hidden": "true" }, data.groups.map((group) =>
+function groupStrip(data) {
+  return h("div.strip", { "aria-hidden": "true" }, data.groups.map((group) =>
     h("i", { style: { background: group < 0 ? "var(--undefined)" : colors.kind(group) } })));
 }
 
@@ -33,14 +33,14 @@ function barcodesPanel(data) {
   const bytes = cytosae.decode(values);
   const top = cytosae.decode(peaks);
   const n = latents.length;
-  const height = Math.max(4, Math.min(16, Math.floor(520 / data.names.length)));
+  const height = Math.max(1, Math.min(16, 560 / data.names.length));
   const read = (names, levels) => (row, column) => `${names[row]}, latent ${latents[column]}: ${format((levels[row * n + column] / 255) * top[column])} tokens an image`;
   const pick = (row, column) => { location.hash = `#/latent/${latents[column]}`; };
   const shade = (level) => colors.viridis(level / 255);
   const patientNames = data.names.map((name, place) => `${name} (${groupOf(data, place)})`);
   const parts = [section("Each patient's barcode", `Tokens above ${format(data.threshold)} an image, as a share of the latent's largest; one column a latent of this report, one row a patient, ordered by group. Click a column to open the latent.`,
-    groupLegend(data), h("div.with-strip", {}, groupStrip(data, true), charts.matrix({
-      values: bytes, rows: data.names.length, columns: n, color: shade, label: "Patients by latents", describe: read(patientNames, bytes), onpick: pick, cellHeight: height })))];
+    groupLegend(data), charts.matrix({ strip: groupStrip(data),
+      values: bytes, rows: data.names.length, columns: n, color: shade, label: "Patients by latents", describe: read(patientNames, bytes), onpick: pick, cellHeight: height }))];
   if (means) {
     const levels = cytosae.decode(means);
     parts.unshift(section("Each group's mean", null, charts.matrix({
@@ -51,14 +51,19 @@ function barcodesPanel(data) {
 }
 
 function correlationPanel(data) {
+  if (!data.correlation) return h("p.notice", {}, `${format(data.names.length)} patients are too many for a matrix of all pairs.`);
   const levels = cytosae.decode(data.correlation);
   const n = data.names.length;
   const value = (level) => level / 127 - 1;
-  const side = Math.max(2, Math.min(18, Math.floor(640 / n)));
-  return section("How alike patients are", "Pearson correlation of log(1 + count) over all latents, ordered by group: orange alike, blue opposite.", groupLegend(data),
-    h("div.square", { style: { width: `${side * n + 24}px` } }, h("div.with-strip", {}, groupStrip(data, true), charts.matrix({
-      values: levels, rows: n, columns: n, color: (level) => colors.diverging(value(level)), label: "Patients by patients", cellHeight: side,
-      describe: (row, column) => `${data.names[row]} (${groupOf(data, row)}) and ${data.names[column]} (${groupOf(data, column)}): ${value(levels[row * n + column]).toFixed(2)}` }))));
+  let [low, high] = [254, 0];
+  levels.forEach((level, i) => { if (i % n !== Math.floor(i / n)) { low = Math.min(low, level); high = Math.max(high, level); } });
+  if (low >= high) [low, high] = [0, 254];
+  const side = Math.max(1, Math.min(18, 640 / n));
+  return section("How alike patients are", "Pearson correlation of log(1 + count) over all latents, ordered by group.", groupLegend(data),
+    h("div.legend", {}, h("span", {}, value(low).toFixed(2)), h("span.ramp", {}, colors.ramp(24).map((color) => h("i", { style: { background: color } }))), h("span", {}, value(high).toFixed(2))),
+    h("div.square", { style: { width: `${side * n + 24}px` } }, charts.matrix({ strip: groupStrip(data),
+      values: levels, rows: n, columns: n, color: (level) => colors.viridis((level - low) / (high - low)), label: "Patients by patients", cellHeight: side,
+      describe: (row, column) => `${data.names[row]} (${groupOf(data, row)}) and ${data.names[column]} (${groupOf(data, column)}): ${value(levels[row * n + column]).toFixed(2)}` })));
 }
 
 function comparePanel(data, which) {
