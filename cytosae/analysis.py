@@ -39,6 +39,11 @@ def label_entropy(
     return np.where((labels >= 0).all(axis=1), entropy, -1.0)
 
 
+def is_defined(entropy: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
+    """Whether each label entropy is defined; one label only gives `-ln(1 + 1e-9)`, a little below 0, and not -1."""
+    return entropy > -0.5
+
+
 def leave_one_out_accuracy(features: npt.NDArray[np.floating], groups: npt.NDArray[np.integer]) -> float:
     """Share of rows whose group's centroid, computed without the row itself, is the nearest by cosine.
 
@@ -99,7 +104,7 @@ def select_latents(
             low, high = ends
             chosen &= (values >= (-np.inf if low is None else low)) & (values <= (np.inf if high is None else high))
     if entropy_range is not None:
-        chosen &= entropy >= 0
+        chosen &= is_defined(entropy)
     return chosen
 
 
@@ -122,7 +127,7 @@ def best_latents(
     Returns:
         Latents, best first, int64, shape `(at most n,)`.
     """
-    order = np.lexsort((np.arange(len(sparsity)), -mean_acts, np.where(entropy < 0, np.inf, entropy)))
+    order = np.lexsort((np.arange(len(sparsity)), -mean_acts, np.where(is_defined(entropy), entropy, np.inf)))
     return order[sparsity[order] > 0][:n].astype(np.int64)
 
 

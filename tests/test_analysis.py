@@ -44,7 +44,8 @@ def test_a_group_of_one_is_refused():
 
 SPARSITY = np.array([0.5, 0.001, 0.0, 0.1, 0.1])
 MEANS = np.array([1.0, 0.01, 0.0, 2.0, 0.5])
-ENTROPY = np.array([0.9, -1.0, -1.0, 0.0, 0.0])
+ENTROPY = np.array([0.9, -1.0, -1.0, -1e-9, 0.0])
+"""One label only gives -1e-9 by the definition: lower than 0, but defined."""
 
 
 def test_latents_are_selected_by_ranges():
@@ -57,7 +58,7 @@ def test_latents_are_selected_by_ranges():
     assert chosen(log10_mean=(-1, 0)) == [0, 4]
     assert chosen(entropy_range=(None, 0.5)) == [3, 4]
     assert chosen(entropy_range=(None, None)) == [0, 3, 4]
-    assert chosen(log10_mean=(0, None), entropy_range=(0, 0)) == [3]
+    assert chosen(log10_mean=(0, None), entropy_range=(None, 0)) == [3]
 
 
 def test_the_best_latents_are_specific_first_then_strong():

@@ -9,18 +9,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from cytosae.analysis import label_entropy, leave_one_out_accuracy
+from cytosae.analysis import is_defined, label_entropy, leave_one_out_accuracy
 from cytosae_pipeline.build import build_store
 from cytosae_pipeline.config import BuildConfig, StatisticsConfig, TrainConfig
 from cytosae_pipeline.features import compute_features
 from cytosae_pipeline.patients import compute_counts
 from cytosae_pipeline.progress import Reporter, format_seconds
+from cytosae_pipeline.report.config import ReportConfig
+from cytosae_pipeline.report.folder import write_report
 from cytosae_pipeline.synthetic import plan_cohort, write_cohort
 from cytosae_pipeline.train import train
 
 DATASET = "demo"
 _N_PATIENTS_PER_GROUP = 12
 _N_CELLS_PER_PATIENT = 20
+_N_LATENTS = 60
 _MARGIN = 0.25
 """Accuracy above chance from which the groups count as recovered: far outside chance's spread with 36 patients."""
 
@@ -45,6 +48,8 @@ class DemoResult:
     """Leave-one-out accuracy of telling a patient's group from its latent counts."""
     chance: float
     """Accuracy of guessing."""
+    report: Path
+    """The page to open in a browser."""
     seconds: float
     """Time it took."""
     root: Path
@@ -71,7 +76,9 @@ class DemoResult:
             "  cytosae-cache train    --dataset_name mine --batch_size 64 --use_ghost_grads\n"
             "  cytosae-cache features --dataset_name mine --sae_path out/checkpoints/RUN/final_....pt\n"
             "  cytosae-cache patients --dataset_name mine --sae_path out/checkpoints/RUN/final_....pt\n"
-            f"Look around in what the demo made:  cytosae-cache list --root_dir '{self.root}'"
+            "  cytosae-cache report   --dataset_name mine --sae_path out/checkpoints/RUN/final_....pt\n"
+            f"Look around in what the demo made:  cytosae-cache list --root_dir '{self.root}'\n\n"
+            f"Cells, latents and patients to look at, in any browser: {self.report}"
         )
 
 
@@ -106,9 +113,13 @@ def run_demo(root: Path, *, seed: int, report: Reporter) -> DemoResult:
     found = compute_features(statistics, report)
     classes = compute_counts(statistics, "label", report)
     patients = compute_counts(statistics, "patient", report)
+    page = write_report(
+        ReportConfig(**source, sae_path=trained.sae, groups=images / "patients.csv", n_latents=_N_LATENTS), report
+    )
     accuracy, chance = recover_groups(patients.folder, images / "patients.csv")
     return DemoResult(
-        files=[images, built.store, trained.folder, *found.files, *classes.files, *patients.files],
+        files=[images, built.store, trained.folder, *found.files, *classes.files, *patients.files, page.index.parent],
+        report=page.index,
         n_images=found.n_images,
         explained_variance=trained.metrics["metrics/explained_variance"],
         l0=trained.metrics["metrics/l0"],
@@ -147,4 +158,4 @@ def count_specific(folder: Path) -> int:
     )
     names = (folder / "labels.txt").read_text().splitlines()
     entropy = label_entropy(values, labels, len(names))
-    return int(((entropy > -1) & (entropy < 0.1)).sum())
+    return int((is_defined(entropy) & (entropy < 0.1)).sum())

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cytosae.analysis import is_defined
 from cytosae.masking import Masking
 from cytosae_pipeline import __version__
 from cytosae_pipeline.masking import MaskingResult
@@ -30,7 +31,7 @@ _MASKING_NAMES: dict[Masking, str] = {
     "class_removed": "without each label's k most typical",
 }
 
-_SAE_FACTS = ("arch", "k", "expansion_factor", "l1_coefficient", "lr", "batch_size", "total_training_tokens", "seed")
+_SAE_FACTS = ("expansion_factor", "l1_coefficient", "lr", "batch_size", "total_training_tokens", "seed")
 
 
 def overview_record(
@@ -85,7 +86,9 @@ def overview_record(
         "latents": {
             "sparsity": pack(features.sparsity),
             "mean_acts": pack(features.mean_acts),
-            "entropy": pack(material.entropy.astype(np.float32)),
+            "entropy": pack(
+                np.where(is_defined(material.entropy), material.entropy.clip(min=0), -1).astype(np.float32)
+            ),
             "cluster": pack(material.clusters.astype(np.int8)),
         },
         "held": latents.tolist(),
@@ -172,7 +175,10 @@ def _sae_facts(material: Material) -> list[list[str]]:
     facts = [["architecture", sae.architecture], ["size", f"{d_in} → {n_latents:,}"]]
     if isinstance(cfg.get("run_name"), str):
         facts.append(["run", cfg["run_name"]])
-    facts += [[name, str(cfg[name])] for name in _SAE_FACTS[1:] if isinstance(cfg.get(name), int | float)]
+    facts += [[name, str(value)] for name, value in sae.settings.items()]
+    has_l1 = sae.architecture in ("relu", "gated")
+    names = [name for name in _SAE_FACTS if has_l1 or name != "l1_coefficient"]
+    facts += [[name, str(cfg[name])] for name in names if isinstance(cfg.get(name), int | float)]
     return [
         *facts,
         ["file (SHA-256)", material.inputs.sae_sha256[:16] + "…"],

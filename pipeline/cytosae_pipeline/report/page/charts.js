@@ -62,7 +62,7 @@ const charts = (() => {
         h("span.bar-text", {}, item.text))));
   }
 
-  /** Upright bars of a histogram: `[{value, title}]` with a few words below. */
+  /** Upright bars of a histogram, with what stands at its two ends. */
   function histogram(values, titles, { title, marks, width = 360, height = 150 } = {}) {
     const largest = Math.max(...values, 1e-12);
     const box = { left: 8, right: width - 8, top: 8, bottom: height - 24 };
@@ -74,8 +74,8 @@ const charts = (() => {
           y: (box.bottom - (value / largest) * (box.bottom - box.top)).toFixed(1),
           height: ((value / largest) * (box.bottom - box.top)).toFixed(1) }, svg("title", {}, titles[i]))),
         svg("line", { class: "grid", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom }),
-        marks.map(([at, text]) => svg("text", {
-          class: "tick", x: box.left + at * step, y: height - 8, "text-anchor": "middle" }, text))));
+        svg("text", { class: "tick", x: box.left, y: height - 8 }, marks[0]),
+        svg("text", { class: "tick", x: box.right, y: height - 8, "text-anchor": "end" }, marks[1])));
   }
 
   /**

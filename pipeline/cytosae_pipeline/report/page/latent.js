@@ -70,7 +70,7 @@ function activationHistogram({ lowest, per_octave, counts, n_zero }) {
   const bins = Array.from({ length: last - first + 1 }, (_, i) => first + i);
   return h("div", {}, charts.histogram(bins.map((bin) => counts[bin]),
     bins.map((bin) => `${format(value(bin))} to ${format(value(bin + 1))}: ${format(counts[bin])} tokens`),
-    { title: "Tokens by activation (log scale)", marks: [[0.5, format(value(first))], [bins.length - 0.5, format(value(last + 1))]] }), zero);
+    { title: "Tokens by activation (log scale)", marks: [format(value(first)), format(value(last + 1))] }), zero);
 }
 
 /** Name and note of a latent: read in a report, written in the explorer. */

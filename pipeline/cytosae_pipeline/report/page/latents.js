@@ -87,7 +87,7 @@ function latentCard(latent) {
     h("div.card-images", {}, overview.cards[at].map((row) => cells.make(row))),
     h("b", {}, latentTitle(latent)),
     h("span.quiet", {}, label >= 0 ? `mostly ${cells.nameOfLabel(label)} · ` : "",
-      `${percent(latents.sparsity[latent])} of images`));
+      `active on ${percent(latents.sparsity[latent])}`));
 }
 
 function filterBar(filters, apply, recolor) {
