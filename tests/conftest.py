@@ -110,3 +110,25 @@ def with_store(_pristine, tmp_path) -> Workplace:
 @pytest.fixture
 def with_sae(_pristine, tmp_path) -> Workplace:
     return _copy(_pristine["sae"], tmp_path)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What `cytosae-cache demo` made and said."""
+
+    root: Path
+    output: str
+
+    @property
+    def report(self) -> Path:
+        (path,) = self.root.glob("out/feature_data/*/custom/*/report")
+        return path
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory) -> Demo:
+    """The demo, run once for all tests that look at it."""
+    root = tmp_path_factory.mktemp("demo")
+    result = CliRunner().invoke(cli, ["demo", "--root_dir", str(root)])
+    assert result.exit_code == 0, result.output
+    return Demo(root, result.output)

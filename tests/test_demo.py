@@ -11,15 +11,15 @@ from cytosae_pipeline.cli import cli
 
 
 @pytest.mark.slow
-def test_the_demo_recovers_the_planted_groups_and_names_everything(tmp_path):
-    result = CliRunner().invoke(cli, ["demo", "--root_dir", str(tmp_path)])
-    assert result.exit_code == 0, result.output
-    assert "the planted groups are recovered" in result.output
-    assert "With your own images" in result.output
-    for line in result.output.splitlines():
+def test_the_demo_recovers_the_planted_groups_and_names_everything(demo_run):
+    output = demo_run.output
+    assert "the planted groups are recovered" in output
+    assert "With your own images" in output
+    for line in output.splitlines():
         if line.startswith("  /"):
-            assert (tmp_path / line.strip()).exists()
-    again = CliRunner().invoke(cli, ["demo", "--root_dir", str(tmp_path), "--json"])
+            assert (demo_run.root / line.strip()).exists()
+    assert output.strip().endswith(f"in any browser: {demo_run.report / 'index.html'}")
+    again = CliRunner().invoke(cli, ["demo", "--root_dir", str(demo_run.root), "--json"])
     facts = json.loads(again.stdout)
     assert facts["accuracy"] > facts["chance"] + 0.25
     assert facts["explained_variance"] > 0.8

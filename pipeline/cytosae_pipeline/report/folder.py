@@ -189,7 +189,9 @@ def _run_masking(material: Material, messages: list[str], report: Reporter) -> d
     try:
         result = run_masking(material.inputs, config, report, n_images=config.masking_images, seed=config.seed)
     except UserError as error:
-        messages.append(f"The masking experiment was left out: {error}.")
+        # The error names the store's place, which has no business on a page that may be passed on.
+        report.say(f"the masking experiment is left out: {error}")
+        messages.append("The masking experiment was left out: it needs two labels with enough images on each side.")
         return None
     return masking_record(result)
 

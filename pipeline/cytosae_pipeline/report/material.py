@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cytosae.analysis import best_latents, cluster_latents, label_entropy, order_by_group, select_latents
+from cytosae.analysis import best_latents, cluster_latents, is_defined, label_entropy, order_by_group, select_latents
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import UserError
 from cytosae_pipeline.feature_data import Counts, Features, ensure_counts, ensure_features
@@ -54,7 +54,7 @@ class Material:
     features: Features
     """Feature data of definition 4.6."""
     entropy: npt.NDArray[np.float64]
-    """Label entropy of definition 4.8, shape `(S,)`."""
+    """Label entropy of definition 4.8, shape `(S,)`; 0 for one label only, -1 where not defined."""
     clusters: npt.NDArray[np.int64]
     """Cluster of each latent, shape `(S,)`; -1 for those never active."""
     labels: npt.NDArray[np.int64]
@@ -112,7 +112,7 @@ def open_material(config: PageConfig, report: Reporter, *, pseudonymous: bool = 
         inputs=inputs,
         sae_cfg=inputs.sae_cfg,
         features=features,
-        entropy=label_entropy(features.values, features.label_indices, len(features.labels)),
+        entropy=_clean_entropy(features),
         clusters=cluster_latents(features.mean_acts, features.sparsity, config.clusters, seed=config.seed),
         labels=labels,
         patients=patients,
@@ -171,6 +171,12 @@ def main_labels(material: Material, latents: npt.NDArray[np.int64]) -> list[int]
     np.add.at(mass, (np.arange(len(latents))[:, None], labels), np.where(labels >= 0, values, 0))
     best = mass[:, :-1].argmax(axis=1) if mass.shape[1] > 1 else np.full(len(latents), -1)
     return [int(label) if mass[at].any() else -1 for at, label in enumerate(best)]
+
+
+def _clean_entropy(features: Features) -> npt.NDArray[np.float64]:
+    """Label entropy without the definition's rounding, by which one label only gives a little less than 0."""
+    entropy = label_entropy(features.values, features.label_indices, len(features.labels))
+    return np.where(is_defined(entropy), np.maximum(entropy, 0), -1)
 
 
 def _make_cohort(

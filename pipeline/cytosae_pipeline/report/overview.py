@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cytosae.analysis import is_defined
 from cytosae.masking import Masking
 from cytosae_pipeline import __version__
 from cytosae_pipeline.masking import MaskingResult
@@ -86,9 +85,7 @@ def overview_record(
         "latents": {
             "sparsity": pack(features.sparsity),
             "mean_acts": pack(features.mean_acts),
-            "entropy": pack(
-                np.where(is_defined(material.entropy), material.entropy.clip(min=0), -1).astype(np.float32)
-            ),
+            "entropy": pack(material.entropy.astype(np.float32)),
             "cluster": pack(material.clusters.astype(np.int8)),
         },
         "held": latents.tolist(),

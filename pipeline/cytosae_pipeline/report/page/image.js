@@ -15,9 +15,12 @@ function imageBody(image) {
   const about = h("p.quiet", { "aria-live": "polite" }, "Nothing is chosen yet.");
   const patchList = h("div.patch-list", { "aria-live": "polite" },
     h("h3", {}, "A patch's latents"), h("p.quiet", {}, "Click a patch of the cell, or move with the arrow keys."));
-  const latentButtons = new Map();
+  const buttons = new Set();
+
+  let shown = -1;
 
   function showLatent(latent) {
+    shown = latent;
     const item = maps.get(latent);
     let levels;
     if (item) levels = cytosae.decode(item.map);
@@ -32,13 +35,13 @@ function imageBody(image) {
     about.replaceChildren("Map of ", h("a", { href: `#/latent/${latent}` }, latentTitle(latent)), item
       ? `: largest activation ${format(item.peak)}, score of the image ${format(item.score)}.`
       : `: only where it is among the ${width} strongest of a patch.`);
-    for (const [other, button] of latentButtons) button.setAttribute("aria-pressed", String(other === latent));
+    for (const button of buttons) button.setAttribute("aria-pressed", String(Number(button.dataset.latent) === latent));
   }
 
   function latentRow(latent, value, share) {
-    const button = h("button.map-button", { type: "button", "aria-pressed": "false", title: "Show its map", onclick: () => showLatent(latent) },
+    const button = h("button.map-button", { type: "button", "aria-pressed": String(latent === shown), "data-latent": latent, title: "Show its map", onclick: () => showLatent(latent) },
       h("span.bar-track", {}, h("span.bar-fill", { style: { width: `${100 * share}%` } })), h("span", {}, format(value)));
-    latentButtons.set(latent, button);
+    buttons.add(button);
     return h("div.latent-row", {}, h("a", { href: `#/latent/${latent}` }, latentTitle(latent)), button);
   }
 
