@@ -261,7 +261,7 @@ def explore(as_json: bool, **values: Any) -> None:
 
     n_notes = run_explore(config, Reporter(quiet=as_json), on_ready)
     if not as_json:
-        click.echo(f"\nended; {n_notes:,} latents have a name or a note, kept in {started[0].notes}")
+        click.echo(f"\nended; names and notes of latents ({n_notes:,} now) are kept in {started[0].notes}")
 
 
 @verb

@@ -238,7 +238,10 @@ class LivePage:
     def _make_latent(self, latent: int) -> dict[str, Any]:
         """A latent's record."""
         material, one = self._material, np.array([latent])
-        profiles = profile_sample(material, self._reader, one, profile_images(material))
+        sae, n_images = material.inputs.sae, PROFILE_IMAGES
+        if sae.needs_whole_rows and sae.W_enc.device.type == "cpu":
+            n_images = profile_images(material.store.n_tokens, sae.W_enc.numel())
+        profiles = profile_sample(material, self._reader, one, n_images)
         maps = maps_of_latent(material, self._reader, latent)
         return next(latent_records(material, one, profiles, maps))
 
@@ -254,10 +257,12 @@ class LivePage:
             raise MissingError
 
 
-def profile_images(material: Material) -> int:
-    """Images from which a latent's profile is taken: fewer where all latents must be computed to know one."""
-    sae = material.inputs.sae
-    if not sae.needs_whole_rows or sae.W_enc.device.type != "cpu":
-        return PROFILE_IMAGES
-    operations = 2 * material.store.n_tokens * sae.W_enc.numel()
-    return min(PROFILE_IMAGES, max(_LEAST_PROFILE_IMAGES, int(_PROFILE_OPERATIONS / operations)))
+def profile_images(n_tokens: int, encoder_size: int) -> int:
+    """Images of a profile where a CPU must compute all latents to know one: fewer, so that nobody waits for minutes.
+
+    Args:
+        n_tokens: Tokens of an image.
+        encoder_size: Numbers in the encoder's matrix.
+    """
+    affordable = int(_PROFILE_OPERATIONS / (2 * n_tokens * encoder_size))
+    return min(PROFILE_IMAGES, max(_LEAST_PROFILE_IMAGES, affordable))
