@@ -245,23 +245,13 @@ def explore(as_json: bool, **values: Any) -> None:
     From a server elsewhere:  ssh -L 8080:127.0.0.1:8080 SERVER   and there   cytosae-cache explore --port 8080 ...
     """
     config = make_config(ExploreConfig, values)
-    from cytosae_pipeline.report.explore import Serving
     from cytosae_pipeline.report.explore import explore as run_explore
 
-    started: list[Serving] = []
-
-    def on_ready(serving: Serving) -> None:
-        started.append(serving)
-        uploads = "" if serving.can_upload else "; with --model_path CHECKPOINT also images of your own"
-        text = (
-            f"{serving.n_latents:,} latents and {serving.n_images:,} images to look at{uploads}\n"
-            f"open in a browser on this machine: {serving.url}\nCtrl-C ends it"
-        )
-        print_result(serving, text, as_json)
-
-    n_notes = run_explore(config, Reporter(quiet=as_json), on_ready)
+    ended = run_explore(
+        config, Reporter(quiet=as_json), lambda serving: print_result(serving, serving.describe(), as_json)
+    )
     if not as_json:
-        click.echo(f"\nended; names and notes of latents ({n_notes:,} now) are kept in {started[0].notes}")
+        click.echo(f"\nended; names and notes of latents ({ended.n_notes:,} now) are kept in {ended.notes}")
 
 
 @verb

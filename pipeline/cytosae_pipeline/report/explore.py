@@ -40,17 +40,32 @@ class Serving:
     notes: Path
     """Where names and notes are kept."""
 
+    def describe(self) -> str:
+        """The same for people."""
+        uploads = "" if self.can_upload else "; with --model_path CHECKPOINT also images of your own"
+        return (
+            f"{self.n_latents:,} latents and {self.n_images:,} images to look at{uploads}\n"
+            f"open in a browser on this machine: {self.url}\nCtrl-C ends it"
+        )
 
-def explore(config: ExploreConfig, report: Reporter, on_ready: Callable[[Serving], None]) -> int:
+
+@dataclass(frozen=True)
+class Ended:
+    """What `explore` leaves."""
+
+    n_notes: int
+    """Latents with a name or a note."""
+    notes: Path
+    """Where these are kept."""
+
+
+def explore(config: ExploreConfig, report: Reporter, on_ready: Callable[[Serving], None]) -> Ended:
     """Serve the page until Ctrl-C or a request to end.
 
     Args:
         config: Options.
         report: Told what is going on.
         on_ready: Called once the address is answered.
-
-    Returns:
-        Latents with a name or a note at the end.
 
     Raises:
         ValueError: If the autoencoder or store is missing, they do not fit, or an option does not fit them.
@@ -88,7 +103,7 @@ def explore(config: ExploreConfig, report: Reporter, on_ready: Callable[[Serving
                 notes=material.notes_path,
             )
             _serve(page, listener, port, token, lambda: on_ready(serving))
-    return len(read_notes(material.notes_path, material.n_latents))
+    return Ended(len(read_notes(material.notes_path, material.n_latents)), material.notes_path)
 
 
 def make_server(page: LivePage, listener: socket.socket, port: int, token: str) -> Any:  # noqa: ANN401 - waitress's
