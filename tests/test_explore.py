@@ -14,6 +14,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ N_LATENTS = 96
 
 
 class Server:
-    """`cytosae-cache explore` in a child; every answer is checked for paths of this machine."""
+    """`cytosae-cache explore` in a child, ended at the latest with the context; answers are checked for local paths."""
 
     def __init__(self, place: Workplace, *arguments: object) -> None:
         self.place = place
@@ -89,6 +90,13 @@ class Server:
         out, error = self._child.communicate(timeout=60)
         return self._child.returncode, out, error
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._child:
+            self._child.kill()  # a test that failed has not ended it
+
 
 def read_script(text: str, name: str):
     found = re.fullmatch(r"cytosae\.receive\((\"[^\"]+\"),(.*)\);\n", text, re.DOTALL)
@@ -129,9 +137,10 @@ def place(_pristine, tmp_path_factory) -> Workplace:
 
 @pytest.fixture(scope="module")
 def server(place):
-    server = Server(place, "--model_path", place.vit, "--n_latents", 3, "--groups", place.root / "groups.csv")
-    yield server
-    code, out, error = server.end()
+    options = ("--model_path", place.vit, "--n_latents", 3, "--groups", place.root / "groups.csv")
+    with Server(place, *options) as server:
+        yield server
+        code, out, error = server.end()
     assert code == 0, error
     assert str(place.features() / "latent_notes.json") in out
     assert "Traceback" not in error
@@ -380,56 +389,56 @@ def test_notes_are_checked(server):
 
 
 def test_two_servers_and_many_tabs_lose_no_note_and_a_restart_keeps_them(server, place):
-    other = Server(place, "--n_latents", 1)
-    latents = range(40, 80)
-    with ThreadPoolExecutor(8) as pool:
-        jobs = [
-            pool.submit((server, other)[latent % 2].put, latent, {"name": f"n{latent}", "note": "x"})
-            for latent in latents
-        ] + [pool.submit((server, other)[i % 2].put, 39, {"name": f"tab {i}", "note": ""}) for i in range(10)]
-        assert {job.result() for job in jobs} == {200}
-    for one in (server, other):
-        notes = one.get("overview")["notes"]
-        assert {str(latent): f"n{latent}" for latent in latents}.items() <= {
-            latent: note["name"] for latent, note in notes.items()
-        }.items()
-        assert re.fullmatch(r"tab \d", notes["39"]["name"])
-    code, out, error = other.end(signal.SIGTERM)
-    assert (code, error) == (0, "")
-    assert "(41 now)" in out
-    again = Server(place, "--n_latents", 1)
-    assert again.url != other.url
-    assert again.token != other.token
-    assert again.get("overview")["notes"]["40"] == {"name": "n40", "note": "x"}
-    assert again.end()[0] == 0
+    with Server(place, "--n_latents", 1) as other:
+        latents = range(40, 80)
+        with ThreadPoolExecutor(8) as pool:
+            jobs = [
+                pool.submit((server, other)[latent % 2].put, latent, {"name": f"n{latent}", "note": "x"})
+                for latent in latents
+            ] + [pool.submit((server, other)[i % 2].put, 39, {"name": f"tab {i}", "note": ""}) for i in range(10)]
+            assert {job.result() for job in jobs} == {200}
+        for one in (server, other):
+            notes = one.get("overview")["notes"]
+            assert {str(latent): f"n{latent}" for latent in latents}.items() <= {
+                latent: note["name"] for latent, note in notes.items()
+            }.items()
+            assert re.fullmatch(r"tab \d", notes["39"]["name"])
+        code, out, error = other.end(signal.SIGTERM)
+        assert (code, error) == (0, "")
+        assert "(41 now)" in out
+    with Server(place, "--n_latents", 1) as again:
+        assert again.url != other.url
+        assert again.token != other.token
+        assert again.get("overview")["notes"]["40"] == {"name": "n40", "note": "x"}
+        assert again.end()[0] == 0
     assert not list(place.features().glob("*.partial"))
 
 
-def test_without_a_vision_transformer_and_without_images(place, with_sae):
+def test_without_a_vision_transformer_and_without_images(with_sae):
     shutil.rmtree(with_sae.images)
-    server = Server(with_sae)
-    overview = server.get("overview")
-    assert (overview["can_upload"], overview["thumbnails"]) == (False, False)
-    assert "--images" in overview["messages"][0]
-    status, _, body = server.ask("upload", "POST", b"x")
-    assert status == 400
-    assert b"--model_path CHECKPOINT" in body
-    assert server.ask("thumbnails/0.jpg")[0] == 404
-    assert server.get("images/0")["row"] == 0
-    path = with_sae.features() / "latent_notes.json"
-    path.write_text("no notes")
-    for status, _, body in (
-        server.ask("data/overview.js"),
-        server.ask("notes/1", "PUT", b'{"name": "x", "note": ""}'),
-    ):
-        assert status == 500
-        assert body.startswith(b"This could not be done.")
-    assert path.read_text() == "no notes"
-    path.unlink()
-    assert server.put(1, {"name": "x", "note": ""}) == 200
-    code, _, error = server.end()
-    assert code == 0
-    assert f"'{path}' holds no notes on latents" in error
+    with Server(with_sae) as server:
+        overview = server.get("overview")
+        assert (overview["can_upload"], overview["thumbnails"]) == (False, False)
+        assert "--images" in overview["messages"][0]
+        status, _, body = server.ask("upload", "POST", b"x")
+        assert status == 400
+        assert b"--model_path CHECKPOINT" in body
+        assert server.ask("thumbnails/0.jpg")[0] == 404
+        assert server.get("images/0")["row"] == 0
+        path = with_sae.features() / "latent_notes.json"
+        path.write_text("no notes")
+        for status, _, body in (
+            server.ask("data/overview.js"),
+            server.ask("notes/1", "PUT", b'{"name": "x", "note": ""}'),
+        ):
+            assert status == 500
+            assert body.startswith(b"This could not be done.")
+        assert path.read_text() == "no notes"
+        path.unlink()
+        assert server.put(1, {"name": "x", "note": ""}) == 200
+        code, _, error = server.end()
+        assert code == 0
+        assert f"'{path}' holds no notes on latents" in error
 
 
 def test_a_changed_image_has_no_picture(with_sae):
