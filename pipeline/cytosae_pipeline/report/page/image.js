@@ -73,7 +73,7 @@ function imageBody(image) {
     } }, squares);
   const whole = image.latents.map((item) => latentRow(item.latent, item.score, item.score / image.latents[0].score));
   if (image.latents.length) showLatent(image.latents[0].latent);
-  return h("div", {}, h("h1", {}, imageTitle(image)),
+  return h("div", {}, h(typeof image.row === "number" ? "h1" : "h2", {}, imageTitle(image)),
     h("p.quiet", {}, image.patient >= 0 && `Patient ${cells.nameOfPatient(image.patient)}. `, image.path && `File ${image.path}. `, "Click a patch."),
     h("div.image-page", {},
       h("div", {}, h("div.large-cell", {}, cell, net), h("div.bar-row", {}, cells.toggle(), prefix > 0 && h("button", { type: "button", onclick: () => showToken(0, "CLS token") }, "CLS token")), about),
