@@ -1,7 +1,5 @@
 """`report`: the page as a folder that opens from disk, without a server and without a network."""
 
-import os
-import shutil
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cytosae_cache.durable import replacing_path
 from cytosae_cache.reader import StoreReader
 from cytosae_pipeline.config import UserError
 from cytosae_pipeline.masking import run_masking
@@ -64,13 +63,13 @@ def write_report(config: ReportConfig, report: Reporter) -> ReportResult:
     target = config.out or material.inputs.folder / "report"
     if target.exists() and not (target / MARK).is_file():
         raise UserError(f"'{target}' is there already and is no report. Give another --out")
-    folder = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Not synced to disk: thousands of small files, all of which the same command makes again.
+    with replacing_path(target, durable=False) as folder:
         for name in ("data/latents", "data/images", "data/comparisons", "thumbnails"):
             (folder / name).mkdir(parents=True)
         copy_page(folder)
-        (folder / MARK).write_text("made by cytosae-cache report; it replaces this folder when it is run again\n")
+        (folder / MARK).write_text("made by cytosae-cache report, which replaces this folder when it is run again\n")
         rows = _top_image_rows(material, latents)
         maps = _write_images(folder, material, latents, rows, report)
         _write_latents(folder, material, latents, maps, report)
@@ -82,9 +81,6 @@ def write_report(config: ReportConfig, report: Reporter) -> ReportResult:
         )
         _write_data(folder, "overview", overview)
         figures: list[Path] = []
-        _replace_folder(folder, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     key = material.inputs.folder / KEY_NAME if config.pseudonymize and material.cohort else None
     return ReportResult(target / "index.html", len(latents), len(rows), len(missing), figures, key)
 
@@ -194,13 +190,3 @@ def _run_masking(material: Material, messages: list[str], report: Reporter) -> d
         messages.append("The masking experiment was left out: it needs two labels with enough images on each side.")
         return None
     return masking_record(result)
-
-
-def _replace_folder(new: Path, target: Path) -> None:
-    """Put a finished folder in the place of an older one."""
-    old = target.with_name(f"{target.name}.{os.getpid()}.old")
-    if target.exists():
-        target.rename(old)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    new.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
