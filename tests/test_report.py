@@ -205,6 +205,19 @@ def test_the_latents_asked_for(with_sae):
     assert "--log10_mean 9:" in text
 
 
+def test_latents_of_a_cluster(with_sae):
+    report, _ = _report(with_sae, "--clusters", 3, "--cluster", 2)
+    overview = _data(report, "overview")
+    clusters, sparsity = (_unpack(overview["latents"][name]) for name in ("cluster", "sparsity"))
+    assert set(clusters[overview["held"]].tolist()) == {2}
+    assert len(overview["held"]) == (clusters == 2).sum() < (sparsity > 0).sum()
+    means = [sparsity[clusters == number].mean() for number in range(3)]
+    assert means == sorted(means, reverse=True)
+    assert "cluster must lie in 0..2, as clusters is 3, found 3" in _report(
+        with_sae, "--clusters", 3, "--cluster", 3, code=2
+    )[1].replace("\n", " ")
+
+
 def test_missing_statistics_are_computed_and_present_ones_are_not(with_sae):
     output = _report(with_sae)[1]
     assert "no results of `features`" in output
