@@ -21,7 +21,20 @@ from cytosae_pipeline.config import BuildConfig, ExportConfig, StatisticsConfig,
 from tests.pictures import write_vit
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([".", "cache", "pipeline"])}
-VERBS = ["build", "train", "features", "classes", "patients", "export", "list", "info", "verify", "demo"]
+VERBS = [
+    "build",
+    "train",
+    "features",
+    "classes",
+    "patients",
+    "report",
+    "explore",
+    "export",
+    "list",
+    "info",
+    "verify",
+    "demo",
+]
 
 
 def _python(code: str, **options) -> subprocess.CompletedProcess[str]:

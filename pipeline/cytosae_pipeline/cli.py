@@ -22,7 +22,7 @@ from cytosae_pipeline.config import (
 )
 from cytosae_pipeline.options import CONTEXT_SETTINGS, config_options, given_options, make_config
 from cytosae_pipeline.progress import Reporter, format_bytes, format_seconds
-from cytosae_pipeline.report.config import ReportConfig
+from cytosae_pipeline.report.config import ExploreConfig, ReportConfig
 
 
 class _InOrder(click.Group):
@@ -227,6 +227,31 @@ def report(as_json: bool, **values: Any) -> None:
     if result.key is not None:
         lines.append(f"key of the pseudonyms, not part of the report, keep it to yourself: {result.key}")
     print_result(result, "\n".join([*lines, f"open in a browser: {result.index}"]), as_json)
+
+
+@verb
+@config_options(ExploreConfig)
+def explore(as_json: bool, **values: Any) -> None:
+    """Serve the page live: any latent, any image, your own ones.
+
+    The page of `report`, answered by this machine to this machine only, until Ctrl-C. Every latent and every image can
+    be opened; latents take names and notes, which are kept beside the feature data and are part of later reports. With
+    --model_path it takes new images apart, too; they are kept nowhere. The printed address holds a secret that is new
+    each time: whoever does not know it gets no answer. Needs: pip install "cytosae-cache[explore]"
+
+    \b
+    cytosae-cache explore --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt
+    cytosae-cache explore --dataset_name mll23 --sae_path SAE.pt --model_path ./DinoBloom-B.pth --images ./mll23
+    From a server elsewhere:  ssh -L 8080:127.0.0.1:8080 SERVER   and there   cytosae-cache explore --port 8080 ...
+    """
+    config = make_config(ExploreConfig, values)
+    from cytosae_pipeline.report.explore import explore as run_explore
+
+    ended = run_explore(
+        config, Reporter(quiet=as_json), lambda serving: print_result(serving, serving.describe(), as_json)
+    )
+    if not as_json:
+        click.echo(f"\nended; names and notes of latents ({ended.n_notes:,} now) are kept in {ended.notes}")
 
 
 @verb

@@ -1,12 +1,13 @@
 """`verify --deep`: hash all images again, compute some of their activations again as the spec says, and compare."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from cytosae.vit import describe_backbone, load_backbone
+from cytosae.vit import BackboneInfo, describe_backbone, load_backbone
 from cytosae_cache.order import spread_rows
 from cytosae_cache.reader import StoreReader
 from cytosae_cache.spec import StoreSpec
@@ -49,15 +50,7 @@ def verify_against_source(store: ActivationStore, config: StoreSource, report: R
     model_path = resolve_model_path(config.model_path)
     if model_path is None:
         raise UserError("--deep computes activations again: say from what with --model_path CHECKPOINT")
-    block = store.spec.block - store.spec.n_blocks
-    info = describe_backbone(model_path, name=config.model_name, block=block)
-    spec = make_spec(info, store_dtype=store.spec.store_dtype, precision=store.spec.precision)
-    spec = dataclasses.replace(spec, model_name=store.spec.model_name)
-    if spec != store.spec:
-        raise UserError(
-            f"'{model_path}' is not what store '{store.path}' was made with (store, checkpoint): "
-            + "; ".join(store.spec.differences(spec))
-        )
+    info = describe_own_backbone(store, model_path, config.model_name)
     images = list_stored_images(store, config)
     if images is None:
         root = config.images or Workspace(config.root_dir).dataset_dir(store.provenance.dataset)
@@ -66,7 +59,7 @@ def verify_against_source(store: ActivationStore, config: StoreSource, report: R
     sound = np.array([row for row in store.valid_rows.tolist() if row not in problems], dtype=np.int64)
     rows = sound[spread_rows(len(sound), N_IMAGES)]
     device = choose_device(config.device)
-    backbone = load_backbone(model_path, name=config.model_name, block=block, device=device)
+    backbone = load_backbone(model_path, name=config.model_name, block=info.block, device=device)
     with (
         StoreReader(store) as reader,
         ImageDecoder(images, n_workers=0, image_size=info.image_size) as decoder,
@@ -84,6 +77,29 @@ def verify_against_source(store: ActivationStore, config: StoreSource, report: R
                     problems[image.row] = "its activations differ from freshly computed ones"
             bar.advance(len(batch))
     return [f"row {row} ('{images.rows[row].path}'): {problem}" for row, problem in sorted(problems.items())]
+
+
+def describe_own_backbone(store: ActivationStore, model_path: Path, name: str | None) -> BackboneInfo:
+    """What a checkpoint holds, if it is the one that the store was made with.
+
+    Args:
+        store: The store.
+        model_path: The checkpoint.
+        name: Name of its architecture; found out from the shapes if None.
+
+    Raises:
+        BackboneError: If there is no such checkpoint or it cannot be read.
+        UserError: If it is another one.
+    """
+    info = describe_backbone(model_path, name=name, block=store.spec.block - store.spec.n_blocks)
+    spec = make_spec(info, store_dtype=store.spec.store_dtype, precision=store.spec.precision)
+    spec = dataclasses.replace(spec, model_name=store.spec.model_name)
+    if spec != store.spec:
+        raise UserError(
+            f"'{model_path}' is not what store '{store.path}' was made with (store, checkpoint): "
+            + "; ".join(store.spec.differences(spec))
+        )
+    return info
 
 
 def _compare_files(store: ActivationStore, images: ImageList, report: Reporter) -> dict[int, str]:

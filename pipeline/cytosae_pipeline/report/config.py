@@ -67,6 +67,7 @@ class ReportConfig(PageConfig):
 class ExploreConfig(PageConfig):
     """Options of `explore`."""
 
+    masking_images: int = option(0, "Images of the masking experiment, done before the page opens; 0 leaves it out.")
     port: int = option(0, "Port on 127.0.0.1; 0 takes a free one.")
 
     def __post_init__(self) -> None:

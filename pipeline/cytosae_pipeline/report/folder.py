@@ -70,12 +70,12 @@ def write_report(config: ReportConfig, report: Reporter) -> ReportResult:
             (folder / name).mkdir(parents=True)
         copy_page(folder)
         (folder / MARK).write_text("made by cytosae-cache report, which replaces this folder when it is run again\n")
-        rows = _top_image_rows(material, latents)
+        rows = top_image_rows(material, latents)
         maps = _write_images(folder, material, latents, rows, report)
         _write_latents(folder, material, latents, maps, report)
         _write_patients(folder, material, latents, report)
         missing, messages = _write_thumbnails(folder, material, rows, report)
-        masking = _run_masking(material, messages, report)
+        masking = measure_masking(material, messages, report)
         overview = overview_record(
             material, latents, reason, rows, thumbnails=len(missing) < len(rows), masking=masking, messages=messages
         )
@@ -103,7 +103,7 @@ def _write_data(folder: Path, name: str, value: object) -> None:
     (folder / "data" / f"{name}.js").write_bytes(to_script(name, value))
 
 
-def _top_image_rows(material: Material, latents: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def top_image_rows(material: Material, latents: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Rows of all top images of the latents, increasing."""
     rows = np.unique(material.top_rows[latents])
     return rows[rows >= 0]
@@ -177,7 +177,7 @@ def _write_thumbnails(
     return missing, [text + "."]
 
 
-def _run_masking(material: Material, messages: list[str], report: Reporter) -> dict[str, Any] | None:
+def measure_masking(material: Material, messages: list[str], report: Reporter) -> dict[str, Any] | None:
     """The masking experiment; None, with a message, if the labels do not allow it."""
     config = material.config
     if not config.masking_images or len(material.features.labels) < 2:

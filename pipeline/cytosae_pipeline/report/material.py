@@ -122,8 +122,12 @@ def open_material(config: PageConfig, report: Reporter, *, pseudonymous: bool = 
     )
 
 
-def choose_latents(material: Material) -> tuple[npt.NDArray[np.int64], str]:
+def choose_latents(material: Material, *, live: bool = False) -> tuple[npt.NDArray[np.int64], str]:
     """The latents that get a page, and a sentence that says which they are.
+
+    Args:
+        material: What the page is made of.
+        live: Whether all others can be looked at too, so that these are a choice to begin with.
 
     Raises:
         UserError: If one is out of range, or none is left.
@@ -133,7 +137,9 @@ def choose_latents(material: Material) -> tuple[npt.NDArray[np.int64], str]:
         chosen = np.array(parse_latents(config.latents), dtype=np.int64)
         if chosen.max() >= n_latents:
             raise UserError(f"--latents names {chosen.max()}, the autoencoder's latents are 0..{n_latents - 1}")
-        return chosen, f"This report holds the {len(chosen):,} latents that were asked for, of {n_latents:,}."
+        held = "The cards show" if live else "This report holds"
+        more = " Any other opens by a click or by its number." if live else ""
+        return chosen, f"{held} the {len(chosen):,} latents that were asked for, of {n_latents:,}.{more}"
     sparsity, mean = material.features.sparsity, material.features.mean_acts
     selected = select_latents(
         sparsity,
@@ -155,9 +161,11 @@ def choose_latents(material: Material) -> tuple[npt.NDArray[np.int64], str]:
         )
     ranges = "" if selected.sum() == (sparsity > 0).sum() else f" {int(selected.sum()):,} selected of the"
     n_active = int((sparsity > 0).sum())
+    held = "The cards show" if live else "This report holds pages of"
+    more = "Any other opens by a click or by its number." if live else "More with --n_latents, others with --latents."
     return chosen, (
-        f"This report holds pages of {len(chosen):,} of{ranges} {n_active:,} active latents: those with the lowest "
-        "label entropy, then the strongest. More with --n_latents, others with --latents."
+        f"{held} {len(chosen):,} of{ranges} {n_active:,} active latents: those with the lowest "
+        f"label entropy, then the strongest. {more}"
     )
 
 

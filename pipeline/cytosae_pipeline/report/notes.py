@@ -1,6 +1,9 @@
 """Names and notes that people give to latents, in a JSON file beside the feature data."""
 
+import contextlib
 import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -9,6 +12,8 @@ from cytosae_pipeline.config import UserError
 
 FILE_NAME = "latent_notes.json"
 MAX_NAME, MAX_NOTE = 200, 10_000
+
+_thread_lock = threading.Lock()
 
 
 class LatentNote(TypedDict):
@@ -44,6 +49,27 @@ def write_notes(path: Path, notes: dict[int, LatentNote]) -> None:
     write_file(path, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
 
 
+def save_note(path: Path, n_latents: int, latent: int, note: LatentNote) -> None:
+    """Keep one latent's note; those of other latents stay as they are in the file, whoever wrote them meanwhile.
+
+    Args:
+        path: The file.
+        n_latents: Latents of the autoencoder.
+        latent: The latent.
+        note: Its note; one without any text is taken out.
+
+    Raises:
+        UserError: If the file holds something else; it is left alone.
+    """
+    with _locked(path):
+        notes = read_notes(path, n_latents)
+        if note["name"] or note["note"]:
+            notes[latent] = note
+        else:
+            notes.pop(latent, None)
+        write_notes(path, notes)
+
+
 def check_note(value: Any) -> LatentNote:  # noqa: ANN401 - whatever a file or a browser sends
     """A note of the right kind and length.
 
@@ -55,4 +81,20 @@ def check_note(value: Any) -> LatentNote:  # noqa: ANN401 - whatever a file or a
     name, note = value.get("name", ""), value.get("note", "")
     if not isinstance(name, str) or not isinstance(note, str) or len(name) > MAX_NAME or len(note) > MAX_NOTE:
         raise ValueError(f"name and note must be text of at most {MAX_NAME} and {MAX_NOTE:,} characters")
+    try:
+        (name + note).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("name and note must be whole characters, found half of a surrogate pair") from error
     return LatentNote(name=name, note=note)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep other threads, and other processes where the system has such locks, from writing meanwhile."""
+    with _thread_lock, path.with_suffix(".lock").open("w") as file:
+        # Windows has no such module and some network folders no such locks: there, one server at a time writes notes.
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

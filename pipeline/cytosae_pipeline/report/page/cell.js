@@ -26,10 +26,10 @@ const cells = (() => {
     context.drawImage(small, 0, 0, side, side);
   }
 
-  /** A cell of the store; `levels` are the bytes of a map over its patches, or null. */
-  function make(row, levels = null, { smooth = true, alt = "" } = {}) {
+  /** A cell of the store, or of another picture; `levels` are the bytes of a map over its patches, or null. */
+  function make(row, levels = null, { smooth = true, alt = "", picture = null } = {}) {
     const canvas = h("canvas", { "aria-hidden": "true" });
-    const source = state.overview.thumbnails ? `thumbnails/${row}.jpg` : null;
+    const source = picture || (state.overview.thumbnails ? `thumbnails/${row}.jpg` : null);
     const host = h("div.cell", {}, source
       ? h("img", { src: source, alt: alt || `image ${row}`, loading: "lazy", decoding: "async" })
       : h("div.no-picture", { role: "img", "aria-label": alt || `image ${row}, no picture` }), canvas);

@@ -1,6 +1,11 @@
 // Data files are scripts that call `cytosae.receive`: a page opened from disk may run scripts beside it, but not fetch.
 "use strict";
 
+const UNANSWERED = "No answer: has cytosae-cache explore ended? The terminal in which it runs says more.";
+
+/** The live page's server asked for something; where there is no server any more, an answer that says so. */
+const ask = (address, options) => fetch(address, options).catch(() => new Response(UNANSWERED, { status: 503 }));
+
 const cytosae = (() => {
   const received = new Map();
   const waiting = new Map();

@@ -1,8 +1,9 @@
 // One image: click a patch to see its strongest latents, click a latent to see its map.
 "use strict";
 
-const imageView = (row) => h("div", {}, later(cytosae.load(`images/${row}`), imageBody,
-  `This report holds no page of image ${row}: it holds the top images of its latents. Look at any image with cytosae-cache explore.`));
+const imageView = (row) => h("div", {}, later(cytosae.load(`images/${row}`), imageBody, state.overview.live
+  ? `There is no readable image ${row}, or cytosae-cache explore has ended.`
+  : `This report holds no page of image ${row}: it holds the top images of its latents. Look at any image with cytosae-cache explore.`));
 
 function imageBody(image) {
   const { overview } = state;

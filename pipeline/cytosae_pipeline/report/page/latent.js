@@ -16,7 +16,8 @@ const latentView = (index) => {
       h("div.tile", { title: "nats; 0 is one label only" }, h("b", {}, latents.entropy[index] < 0 ? "–" : format(latents.entropy[index])), h("span", {}, "label entropy of its top images")),
       latents.cluster[index] >= 0 && h("div.tile", {}, h("b", {}, String(latents.cluster[index])), h("span", {}, "cluster"))),
     later(cytosae.load(`latents/${index}`), latentBody,
-      `This report holds no page of latent ${index}. Make one that does: cytosae-cache report --latents ${index} …, or look at any latent with cytosae-cache explore.`));
+      overview.live ? UNANSWERED
+        : `This report holds no page of latent ${index}. Make one that does: cytosae-cache report --latents ${index} …, or look at any latent with cytosae-cache explore.`));
 };
 
 function latentBody(latent) {
@@ -83,7 +84,7 @@ function notePanel(latent) {
   const saved = h("span.quiet", { role: "status" });
   const save = async (event) => {
     event.preventDefault();
-    const answer = await fetch(`notes/${latent}`, { method: "PUT", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ name: name.value, note: text.value }) });
+    const answer = await ask(`notes/${latent}`, { method: "PUT", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ name: name.value, note: text.value }) });
     saved.textContent = answer.ok ? "Saved." : `Not saved: ${await answer.text()}`;
     if (answer.ok) { overview.notes[latent] = { name: name.value, note: text.value }; document.querySelector("h1").textContent = latentTitle(latent); }
   };

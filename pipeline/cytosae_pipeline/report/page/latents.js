@@ -19,7 +19,7 @@ const latentsView = () => {
     }
     scatter.setVisible(visible);
     const held = overview.held.filter((latent) => visible[latent]);
-    summary.textContent = `${format(count)} of ${format(overview.counts.active)} active latents shown, ${format(held.length)} of them with a page. `
+    summary.textContent = `${format(count)} of ${format(overview.counts.active)} active latents shown, ${format(held.length)} of them with a ${heldWord()}. `
       + `${format(overview.counts.dead)} are active on no image and have no point.`;
     cards.replaceChildren(...held.slice(0, 60).map(latentCard));
     if (held.length > 60) cards.append(h("p.quiet", {}, `and ${format(held.length - 60)} more: narrow the filters`));
@@ -42,7 +42,7 @@ const latentsView = () => {
     filterBar(filters, apply, (by) => scatter.setColors(...latents.colorsBy(by))),
     summary,
     h("div.plot-and-side", {}, h("div.panel", {}, host, colorLegend()), panel),
-    h("h2", {}, "Latents with a page"), h("p.quiet", {}, overview.held_reason), cards);
+    h("h2", {}, `Latents with a ${heldWord()}`), h("p.quiet", {}, overview.held_reason), cards);
   queueMicrotask(() => {
     const [bins, palette] = latents.colorsBy(filters.color);
     scatter = new Scatter(host, {
@@ -54,6 +54,9 @@ const latentsView = () => {
   });
   return view;
 };
+
+/** What a report has of some latents only: their pages. The explorer has every page, but cards of some only. */
+const heldWord = () => (state.overview.live ? "card" : "page");
 
 function describeLatent(i) {
   const { sparsity, mean, entropy, isHeld } = state.latents;
@@ -71,7 +74,8 @@ function latentSummary(index) {
       `This report holds no page of latent ${index}. Make one that does: cytosae-cache report --latents ${index} …, or look at any latent with cytosae-cache explore.`));
   }
   return h("div", {}, heading, h("p", {}, h("a.button", { href: `#/latent/${index}` }, "Open its page")), cells.toggle(),
-    later(cytosae.load(`latents/${index}`), (latent) => h("div.grid-small", {}, latent.top.slice(0, 4).map((item) => topImage(item)))));
+    later(cytosae.load(`latents/${index}`), (latent) => h("div.grid-small", {}, latent.top.slice(0, 4).map((item) => topImage(item))),
+    overview.live && UNANSWERED));
 }
 
 function latentTitle(index) {
@@ -105,7 +109,7 @@ function filterBar(filters, apply, recolor) {
       h("option", { value: "" }, "all"), clusters.map((value) => h("option", { value, selected: String(value) === filters.cluster }, String(value))))),
     h("label", {}, h("span", {}, "colour"), h("select", { onchange: (event) => { filters.color = event.target.value; recolor(event.target.value); } },
       [["entropy", "label entropy"], ["cluster", "cluster"]].map(([value, text]) => h("option", { value, selected: value === filters.color }, text)))),
-    h("label.tick-box", {}, h("input", { type: "checkbox", checked: filters.held, onchange: (event) => { filters.held = event.target.checked; apply(); } }), "with a page only"),
+    h("label.tick-box", {}, h("input", { type: "checkbox", checked: filters.held, onchange: (event) => { filters.held = event.target.checked; apply(); } }), `with a ${heldWord()} only`),
     h("button", { type: "reset" }, "Reset"));
 }
 
@@ -119,5 +123,5 @@ function colorLegend() {
   return h("div.legend", {}, h("span", {}, "label entropy: 0 (one label)"),
     h("span.ramp", {}, ramp.map((color) => h("i", { style: { background: color } }))), h("span", {}, `${format(maxEntropy)} (all alike)`),
     h("span", {}, h("i", { style: { background: "var(--undefined)" } }), "not defined"),
-    h("span", {}, h("i.ring"), "has a page"));
+    h("span", {}, h("i.ring"), `has a ${heldWord()}`));
 }

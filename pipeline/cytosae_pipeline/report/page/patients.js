@@ -83,7 +83,7 @@ function comparisonBody(result, { first, second }) {
   const host = h("div.plot.volcano", {});
   const held = [];
   latents.forEach((latent, i) => { if (state.latents.isHeld[latent]) held.push(i); });
-  const picked = h("div", { "aria-live": "polite" }, h("div.panel.quiet", {}, "Click a point to see the latent. Ringed points have a page in this report."));
+  const picked = h("div", { "aria-live": "polite" }, h("div.panel.quiet", {}, `Click a point to see the latent. Ringed points have a ${heldWord()}.`));
   queueMicrotask(() => new Scatter(host, {
     xs: fold, ys: p, bins, palette, marked: held, lines: [{ x: 0 }], label: "Volcano plot",
     xLabel: `log2 fold change: more in ${second}  ←  →  more in ${first}`, yLabel: "−log10 p",

@@ -1,6 +1,7 @@
 // The explorer's own: an image of the user's, sent to this machine's server and read there.
 "use strict";
 
+const MAX_UPLOAD = 64 * 2 ** 20;
 let uploaded = null;
 
 const uploadView = () => {
@@ -12,9 +13,10 @@ const uploadView = () => {
   const send = async (event) => {
     const [file] = event.target.files;
     if (!file) return;
+    if (file.size > MAX_UPLOAD) { said.textContent = `${file.name} is larger than 64 MB.`; return; }
     said.textContent = "Reading…";
-    const answer = await fetch("upload", { method: "POST", headers: { "Content-Type": "application/octet-stream" }, body: file });
-    if (!answer.ok) { said.textContent = await answer.text(); return; }
+    const answer = await ask("upload", { method: "POST", headers: { "Content-Type": "application/octet-stream" }, body: file });
+    if (!answer.ok) { said.textContent = `Not read: ${await answer.text()}`; return; }
     uploaded = await answer.json();
     said.textContent = `Read ${file.name}.`;
     result.replaceChildren(imageBody(uploaded));
@@ -23,7 +25,5 @@ const uploadView = () => {
 };
 
 function uploadedCell(image) {
-  const host = cells.make(0, null, { smooth: false, alt: "your image" });
-  host.firstChild.replaceWith(h("img", { src: `data:image/jpeg;base64,${image.picture}`, alt: "your image" }));
-  return host;
+  return cells.make(null, null, { smooth: false, alt: "your image", picture: `data:image/jpeg;base64,${image.picture}` });
 }
