@@ -9,12 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cytosae.comparison import GroupComparison
 from cytosae_cache.durable import replacing_path
 from cytosae_cache.reader import StoreReader
 from cytosae_pipeline.config import UserError
+from cytosae_pipeline.datasets import ImageList
 from cytosae_pipeline.masking import run_masking
 from cytosae_pipeline.progress import Reporter
 from cytosae_pipeline.report.config import ReportConfig
+from cytosae_pipeline.report.figures import require_matplotlib, write_figures
 from cytosae_pipeline.report.latents import (
     TopMap,
     encode_image,
@@ -25,7 +28,13 @@ from cytosae_pipeline.report.latents import (
 )
 from cytosae_pipeline.report.material import KEY_NAME, Material, choose_latents, open_material
 from cytosae_pipeline.report.overview import masking_record, overview_record
-from cytosae_pipeline.report.patients import comparison_record, patients_record, plan_comparisons
+from cytosae_pipeline.report.patients import (
+    GroupPair,
+    compare_pair,
+    comparison_record,
+    patients_record,
+    plan_comparisons,
+)
 from cytosae_pipeline.report.scripts import to_script
 from cytosae_pipeline.report.thumbnails import write_thumbnails
 from cytosae_pipeline.stores import list_stored_images
@@ -58,6 +67,8 @@ def write_report(config: ReportConfig, report: Reporter) -> ReportResult:
     Raises:
         ValueError: If the autoencoder or store is missing, they do not fit, or an option does not fit them.
     """
+    if config.figures:
+        require_matplotlib()
     material = open_material(config, report, pseudonymous=config.pseudonymize)
     latents, reason = choose_latents(material)
     target = config.out or material.inputs.folder / "report"
@@ -73,15 +84,22 @@ def write_report(config: ReportConfig, report: Reporter) -> ReportResult:
         rows = _top_image_rows(material, latents)
         maps = _write_images(folder, material, latents, rows, report)
         _write_latents(folder, material, latents, maps, report)
-        _write_patients(folder, material, latents, report)
-        missing, messages = _write_thumbnails(folder, material, rows, report)
+        comparisons = _write_patients(folder, material, latents, report, keep=config.figures)
+        images = list_stored_images(material.store, config)
+        missing, messages = _write_thumbnails(folder, material, images, rows, report)
         masking = _run_masking(material, messages, report)
         overview = overview_record(
             material, latents, reason, rows, thumbnails=len(missing) < len(rows), masking=masking, messages=messages
         )
         _write_data(folder, "overview", overview)
         figures: list[Path] = []
+        if config.figures:
+            figures = write_figures(
+                folder / "figures", material, latents, images, report, comparisons=comparisons, masking=masking
+            )
     key = material.inputs.folder / KEY_NAME if config.pseudonymize and material.cohort else None
+    # Written where the folder was made; it has its own name by now.
+    figures = [target / path.relative_to(folder) for path in figures]
     return ReportResult(target / "index.html", len(latents), len(rows), len(missing), figures, key)
 
 
@@ -145,26 +163,31 @@ def _write_latents(
         _write_data(folder, f"latents/{record['latent']}", record)
 
 
-def _write_patients(folder: Path, material: Material, latents: npt.NDArray[np.int64], report: Reporter) -> None:
-    """Write the patients' views."""
+def _write_patients(
+    folder: Path, material: Material, latents: npt.NDArray[np.int64], report: Reporter, *, keep: bool
+) -> list[tuple[GroupPair, GroupComparison]]:
+    """Write the patients' views; the comparisons, if they are kept for figures."""
     if material.cohort is None:
-        return
+        return []
     config = material.config
     pairs = plan_comparisons(material.cohort)
+    made = []
     with report.progress("patients", len(pairs) + 1, "views") as bar:
         for number, pair in enumerate(pairs):
-            record = comparison_record(material.cohort, pair, test=config.group_test, seed=config.seed)
-            _write_data(folder, f"comparisons/{number}", record)
+            found = compare_pair(material.cohort, pair, test=config.group_test, seed=config.seed)
+            _write_data(folder, f"comparisons/{number}", comparison_record(found, config.group_test))
+            if keep:
+                made.append((pair, found))
             bar.advance()
         _write_data(folder, "patients", patients_record(material.cohort, latents, pairs, seed=config.seed))
         bar.advance()
+    return made
 
 
 def _write_thumbnails(
-    folder: Path, material: Material, rows: npt.NDArray[np.int64], report: Reporter
+    folder: Path, material: Material, images: ImageList | None, rows: npt.NDArray[np.int64], report: Reporter
 ) -> tuple[list[int], list[str]]:
     """Write the pictures; rows without one, and what the page should say of it."""
-    images = list_stored_images(material.store, material.config)
     if images is None:
         report.say("the images are not at hand, so the report shows maps without cells: say where with --images PATH")
         return rows.tolist(), ["The images were not at hand when this report was made: maps are shown without cells."]
