@@ -9,7 +9,8 @@ from matplotlib.ticker import EngFormatter, FixedLocator, MaxNLocator, NullLocat
 from cytosae_pipeline.report.figure_style import KINDS, QUIET, TWO_COLUMNS_MM, make_figure
 
 _PANELS_A_LINE = 4
-_ROOM_ABOVE = 1.02
+_ROOM = 0.02
+"""Room beyond known ends of an axis, as a share of its length, so that lines on them are seen whole."""
 
 
 def draw_training(record: dict[str, Any]) -> Figure:
@@ -27,9 +28,11 @@ def draw_training(record: dict[str, Any]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.yaxis.set_major_locator(MaxNLocator(5))
+        bottom, top = axes.get_ylim()
         low, high = curve["low"], curve["high"]
-        # An explained variance far below 0, as at the very start, is clipped as on the page.
-        axes.set_ylim(low, None if high is None else high * _ROOM_ABOVE)
+        # An explained variance far below 0, as at the very start, is cut off as on the page.
+        bottom, top = bottom if low is None else low, top if high is None else high
+        axes.set_ylim(bottom - _ROOM * (top - bottom), top + _ROOM * (top - bottom))
         axes.set_xlim(left=min(0.0, float(x.min())))
     return figure
 
@@ -56,6 +59,6 @@ def draw_masking(record: dict[str, Any]) -> Figure:
     axes.set_xticklabels([str(k) for k in ks])
     axes.set_xlabel("latents kept or removed, k")
     axes.set_ylabel("balanced accuracy")
-    axes.set_ylim(0, 1)
+    axes.set_ylim(-_ROOM, 1 + _ROOM)
     figure.legend(loc="outside right center")
     return figure

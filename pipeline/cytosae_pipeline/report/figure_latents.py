@@ -22,6 +22,7 @@ from cytosae_pipeline.report.figure_style import (
     fit_text,
     make_figure,
     make_sheet,
+    widest_mm,
 )
 from cytosae_pipeline.report.latents import maps_of_latent
 from cytosae_pipeline.report.material import Material
@@ -35,7 +36,10 @@ COLUMNS = 8
 _RINGS_AS_LINES = 500
 """Ringed latents up to which the rings stay lines in the SVG."""
 
-_CELL_MM, _GAP_MM, _TEXT_MM, _NAME_MM, _EDGE_MM = 18.6, 1.2, 3.6, 15.0, 1.5
+_CELL_MM, _GAP_MM, _TEXT_MM, _EDGE_MM = 18.6, 1.2, 3.6, 1.5
+_NUMBER_MM, _NOTE_MM = 9.0, 18.0
+"""Room for a latent's number, and for the name that somebody gave it."""
+
 _NO_PICTURE = 205
 """Grey of a cell whose picture is not at hand."""
 
@@ -94,27 +98,30 @@ def draw_reference_images(material: Material, latents: npt.NDArray[np.int64], im
     shown = material.top_rows[latents, :n_columns]
     pictures = read_pictures(material, images, np.unique(shown[shown >= 0]))
     pitch_x, pitch_y = _CELL_MM + _GAP_MM, _CELL_MM + _TEXT_MM + _GAP_MM
+    notes = {latent: material.notes[latent]["name"] for latent in latents.tolist() if latent in material.notes}
+    before = _EDGE_MM + max(_NUMBER_MM, widest_mm(notes.values(), SMALL, _NOTE_MM) + _EDGE_MM)
     figure = make_figure(
-        _NAME_MM + n_columns * pitch_x - _GAP_MM + _EDGE_MM, _EDGE_MM + len(latents) * pitch_y, arranged=False
+        before + n_columns * pitch_x - _GAP_MM + _EDGE_MM, _EDGE_MM + len(latents) * pitch_y, arranged=False
     )
     sheet = make_sheet(figure)
     grid = material.store.spec.tokens.grid
     with StoreReader(material.store, verify=not material.config.no_verify) as reader:
         for line, latent in enumerate(latents.tolist()):
             top = _EDGE_MM + line * pitch_y
-            note = material.notes.get(latent)
-            sheet.text(_EDGE_MM, top + _CELL_MM / 2, str(latent), va="bottom", weight="bold")
-            if note is not None:
-                text = fit_text(note["name"], _NAME_MM - 2 * _EDGE_MM, SMALL)
-                sheet.text(_EDGE_MM, top + _CELL_MM / 2 + 0.8, text, va="top", size=SMALL, color=QUIET)
+            for shift, text, look in (
+                (-3.0, "latent", {"size": SMALL, "color": QUIET}),
+                (0.0, str(latent), {"weight": "bold"}),
+                (2.6, fit_text(notes.get(latent, ""), _NOTE_MM, SMALL), {"size": SMALL}),
+            ):
+                sheet.text(_EDGE_MM, top + _CELL_MM / 2 + shift, text, va="center_baseline", **look)
             maps = maps_of_latent(material, reader, latent)
             for column, row in enumerate(shown[line].tolist()):
                 if row < 0:
                     continue
-                left = _NAME_MM + column * pitch_x
+                left = before + column * pitch_x
                 cell = overlay(pictures.get(row), maps[latent, row][0].reshape(grid), _side(material))
                 sheet.imshow(cell, extent=(left, left + _CELL_MM, top + _CELL_MM, top), aspect="auto")
-                value = f"{material.features.values[latent, column]:.3g}"
+                value = f"{material.features.values[latent, column]:#.3g}".rstrip(".")
                 below: dict[str, Any] = {"y": top + _CELL_MM + 0.5, "va": "top", "size": SMALL}
                 sheet.text(left, s=value, **below)
                 name = fit_text(_label(material, row), _CELL_MM - 1.2 * len(value) - 1, SMALL)

@@ -1,6 +1,7 @@
 """Figures of patients: barcodes, groups compared latent by latent, and how alike patients are."""
 
 import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,11 +21,11 @@ from cytosae_pipeline.report.figure_style import (
     SMALL,
     TWO_COLUMNS_MM,
     UNDEFINED,
-    clean_text,
     fit_text,
     make_figure,
     make_sheet,
     place_axes,
+    widest_mm,
 )
 from cytosae_pipeline.report.material import Cohort
 from cytosae_pipeline.report.patients import GroupPair
@@ -40,18 +41,21 @@ _LEAST_P = 1e-300
 _NUMBER_APART = 0.055
 """Distance of two numbers above each other, as a share of the axes' height."""
 
-_NAME_MM, _BAR_MM, _EDGE_MM, _HEAD_MM = 20.0, 2.0, 2.0, 3.4
+_NAME_MM, _BAR_MM, _EDGE_MM, _HEAD_MM, _APART_MM = 22.0, 2.0, 2.0, 3.4, 0.6
 _READABLE_MM = 1.9
 """Height from which a row has room for a name."""
 
 _MATRIX_MM = 84.0
 
 
+_ALL = -2
+
+
 class _Block(NamedTuple):
     """Patients of one group, who lie side by side."""
 
     group: int
-    """The group; -1 for patients of none."""
+    """The group; -1 for patients of none, `_ALL` if there are no groups."""
     first: int
     """First patient."""
     end: int
@@ -77,9 +81,11 @@ def draw_barcodes(cohort: Cohort, latents: npt.NDArray[np.int64]) -> Figure:
     height = 7 + mean_mm * len(names) + gap_mm * len(blocks) + row_mm * len(shares) + (9 if numbered else 6)
     figure = make_figure(TWO_COLUMNS_MM, height, arranged=False)
     sheet = make_sheet(figure)
-    left = _EDGE_MM + _NAME_MM + _BAR_MM + 0.6
+    left = _left_of_matrix(
+        [*(names if mean_mm >= _READABLE_MM else ()), *(cohort.names if row_mm >= _READABLE_MM else ())]
+    )
     width = TWO_COLUMNS_MM - left - _EDGE_MM
-    _scale(figure, left + width - 40, "count as a share of the latent's largest", 0, 1)
+    _scale(figure, left + width, "count as a share of the latent's largest", 0, 1)
     top = 7.0
     if mean_mm:
         known = cohort.groups.of >= 0
@@ -87,22 +93,22 @@ def draw_barcodes(cohort: Cohort, latents: npt.NDArray[np.int64]) -> Figure:
         _picture(place_axes(figure, left, top, width, mean_mm * len(names)), means, 0, 1)
         sheet.text(left, top - 0.8, "group means", va="bottom")
         for group, name in enumerate(names):
-            _bar(sheet, left - _BAR_MM - 0.6, top + group * mean_mm, mean_mm, group)
+            _group_bar(sheet, left - _BAR_MM - _APART_MM, top + group * mean_mm, mean_mm, group)
             if mean_mm >= _READABLE_MM:
-                _name(sheet, top + (group + 0.5) * mean_mm, name)
+                _name(sheet, left, top + (group + 0.5) * mean_mm, name)
         top += mean_mm * len(names)
     for block in blocks:
         top += gap_mm
         n_rows = block.end - block.first
         axes = place_axes(figure, left, top, width, n_rows * row_mm)
         _picture(axes, shares[block.first : block.end], 0, 1)
-        _bar(sheet, left - _BAR_MM - 0.6, top, n_rows * row_mm, block.group)
+        _group_bar(sheet, left - _BAR_MM - _APART_MM, top, n_rows * row_mm, block.group)
         if gap_mm >= _HEAD_MM:
-            text = "patients" if not names else names[block.group] if block.group >= 0 else "no group"
+            text = names[block.group] if block.group >= 0 else {-1: "no group", _ALL: "patients"}[block.group]
             sheet.text(left, top - 0.5, fit_text(f"{text} ({n_rows:,})", width, 7), va="bottom")
         if row_mm >= _READABLE_MM:
             for row in range(n_rows):
-                _name(sheet, top + (row + 0.5) * row_mm, cohort.names[block.first + row])
+                _name(sheet, left, top + (row + 0.5) * row_mm, cohort.names[block.first + row])
         top += n_rows * row_mm
     of_all = "" if len(shown) == len(latents) else f" of {len(latents):,}"
     axes.set_xlabel(f"{len(shown):,}{of_all} chosen latents, in the order of the page", labelpad=2)
@@ -124,7 +130,7 @@ def draw_comparison(cohort: Cohort, pair: GroupPair, found: GroupComparison) -> 
     axes = figure.subplots()
     names = cohort.groups.names
     first = names[pair.first], KINDS[pair.first % len(KINDS)]
-    second = ("all others", QUIET) if pair.second is None else (names[pair.second], KINDS[pair.second % len(KINDS)])
+    second = ("all others", "black") if pair.second is None else (names[pair.second], KINDS[pair.second % len(KINDS)])
     x, y = found.log2_fold_change, -np.log10(np.maximum(found.p_value, _LEAST_P))
     significant = found.tested & (found.q_value <= SIGNIFICANT_Q)
     quiet = np.flatnonzero(found.tested & ~significant)
@@ -144,8 +150,9 @@ def draw_comparison(cohort: Cohort, pair: GroupPair, found: GroupComparison) -> 
             0.5 + 0.5 * sign, 1.02, f"{text} →" if sign > 0 else f"← {text}", color=color, transform=axes.transAxes,
             ha="right" if sign > 0 else "left",
         )  # fmt: skip
+        axes.scatter(x[most], y[most], s=9, facecolors="none", edgecolors="black", linewidths=0.4)
         _number(axes, x[most], y[most], most, sign)
-    axes.set_xlabel("log2 fold change")
+    axes.set_xlabel(f"log2 fold change (coloured: q \N{LESS-THAN OR EQUAL TO} {SIGNIFICANT_Q:g}, Benjamini-Hochberg)")
     axes.set_ylabel("\N{MINUS SIGN}log10 p")
     if not found.tested.any():
         axes.text(0.5, 0.5, "no latent varies among these patients", transform=axes.transAxes, ha="center")
@@ -157,26 +164,26 @@ def draw_correlation(cohort: Cohort) -> Figure:
     values = correlate(cohort.counts)
     n_patients, names = len(values), cohort.groups.names
     cell = _MATRIX_MM / n_patients
-    left, top = _EDGE_MM + _NAME_MM + _BAR_MM + 0.6, 8.0 + _BAR_MM
-    beside = left + _MATRIX_MM + 4
-    figure = make_figure(beside + 30, top + _MATRIX_MM + _EDGE_MM, arranged=False)
+    left, top = _left_of_matrix(cohort.names if cell >= _READABLE_MM else ()), 8.0 + _BAR_MM
+    beside, room = left + _MATRIX_MM + _BAR_MM, int(_MATRIX_MM // _HEAD_MM)
+    legend = widest_mm(names[:room], 6, _NAME_MM) + _BAR_MM + 1 if names else 0
+    figure = make_figure(beside + legend + _EDGE_MM, top + _MATRIX_MM + _EDGE_MM, arranged=False)
     sheet = make_sheet(figure)
     # To the full tenth below, so that figures of several cohorts can be compared.
     low = float(np.floor(10 * values.min()) / 10)
     _picture(place_axes(figure, left, top, _MATRIX_MM, _MATRIX_MM), values, low, 1)
-    _scale(figure, left + _MATRIX_MM - 40, "Pearson correlation of log(1 + count)", low, 1)
+    _scale(figure, left + _MATRIX_MM, "Pearson correlation of log(1 + count)", low, 1)
     for block in _blocks(cohort):
         start, length = cell * block.first, cell * (block.end - block.first)
-        _bar(sheet, left - _BAR_MM - 0.6, top + start, length, block.group)
-        _bar(sheet, left + start, top - _BAR_MM - 0.6, _BAR_MM, block.group, width=length)
+        _group_bar(sheet, left - _BAR_MM - _APART_MM, top + start, length, block.group)
+        _group_bar(sheet, left + start, top - _BAR_MM - _APART_MM, _BAR_MM, block.group, width=length)
     if cell >= _READABLE_MM:
         for row, name in enumerate(cohort.names):
-            _name(sheet, top + (row + 0.5) * cell, name)
-    room = int(_MATRIX_MM // _HEAD_MM)
+            _name(sheet, left, top + (row + 0.5) * cell, name)
     for group, name in enumerate(names[:room]):
-        _bar(sheet, beside, top + group * _HEAD_MM, _BAR_MM, group)
+        _group_bar(sheet, beside, top + group * _HEAD_MM, _BAR_MM, group)
         y = top + group * _HEAD_MM + _BAR_MM / 2
-        sheet.text(beside + _BAR_MM + 1, y, fit_text(name, 26, 6), va="center", size=6)
+        sheet.text(beside + _BAR_MM + 1, y, fit_text(name, _NAME_MM, 6), va="center", size=6)
     return figure
 
 
@@ -204,7 +211,8 @@ def _number(
     axes: Axes, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], latents: npt.NDArray[np.int64], sign: int
 ) -> None:
     """Numbers of latents above each other at the edge, a thin line from each to its point."""
-    order = np.lexsort((latents, -y))
+    # Of points at one height the nearest to the middle first: lines that start further down then cross none.
+    order = np.lexsort((latents, sign * x, -y))
     heights = spread_out(y[order] / axes.get_ylim()[1], _NUMBER_APART)
     for at, height in zip(order.tolist(), heights.tolist(), strict=True):
         axes.annotate(
@@ -220,6 +228,8 @@ def _number(
 def _blocks(cohort: Cohort) -> list[_Block]:
     """Runs of patients of one group; the cohort is ordered by group."""
     of = cohort.groups.of
+    if not cohort.groups.names:
+        return [_Block(_ALL, 0, len(of))]
     starts = [0, *(np.flatnonzero(np.diff(of)) + 1).tolist(), len(of)]
     return [_Block(int(of[first]), first, end) for first, end in itertools.pairwise(starts) if end > first]
 
@@ -231,9 +241,9 @@ def _picture(axes: Axes, values: npt.NDArray[np.float64], low: float, high: floa
     axes.set_yticks([])
 
 
-def _scale(figure: Figure, left: float, text: str, low: float, high: float) -> None:
-    """The colours' scale, 40 mm long, above what it is of."""
-    axes = place_axes(figure, left, 4.2, 40, 1.6)
+def _scale(figure: Figure, right: float, text: str, low: float, high: float) -> None:
+    """The colours' scale, above what it is of, up to its right edge."""
+    axes = place_axes(figure, right - 43, 4.2, 40, 1.6)
     bar = figure.colorbar(ScalarMappable(Normalize(low, high), "viridis"), cax=axes, orientation="horizontal")
     bar.outline.set_visible(False)
     axes.set_title(text, size=6, pad=2)
@@ -242,13 +252,20 @@ def _scale(figure: Figure, left: float, text: str, low: float, high: float) -> N
         axes.text(at, 0.5, f"{value:g}", transform=axes.transAxes, ha=side, va="center", size=6)
 
 
-def _bar(sheet: Axes, left: float, top: float, height: float, group: int, *, width: float = _BAR_MM) -> None:
-    """A patch of a group's colour."""
+def _group_bar(sheet: Axes, left: float, top: float, height: float, group: int, *, width: float = _BAR_MM) -> None:
+    """A patch of a group's colour; none if there are no groups."""
+    if group == _ALL:
+        return
     color = KINDS[group % len(KINDS)] if group >= 0 else UNDEFINED
     sheet.add_patch(Rectangle((left, top), width, height, color=color, linewidth=0))
 
 
-def _name(sheet: Axes, middle: float, text: str) -> None:
-    """A name at the left of a row."""
-    text = fit_text(clean_text(text), _NAME_MM - 0.6, SMALL)
-    sheet.text(_EDGE_MM + _NAME_MM - 0.6, middle, text, ha="right", va="center_baseline", size=SMALL)
+def _left_of_matrix(names: Sequence[str]) -> float:
+    """Where a matrix begins that has names and groups' colours at its left, in mm."""
+    return _EDGE_MM + widest_mm(names, SMALL, _NAME_MM) + _BAR_MM + 2 * _APART_MM
+
+
+def _name(sheet: Axes, left: float, middle: float, text: str) -> None:
+    """A name at the left of a row of a matrix that begins at `left`."""
+    right = left - _BAR_MM - 2 * _APART_MM
+    sheet.text(right, middle, fit_text(text, _NAME_MM, SMALL), ha="right", va="center_baseline", size=SMALL)

@@ -5,7 +5,7 @@ Sizes are millimetres, as journals give them. No pyplot, no display; matplotlib'
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,12 @@ def fit_text(text: str, width_mm: float, size: float) -> str:
         kept -= 1
         shown = text[:kept].rstrip() + "…"
     return shown
+
+
+def widest_mm(texts: Iterable[str], size: float, most_mm: float) -> float:
+    """Room in mm that the widest of some texts takes, each cut by `fit_text` to `most_mm`; 0 if there is none."""
+    font = FontProperties(size=size)
+    return max((_width_mm(fit_text(text, most_mm, size), font) for text in texts), default=0.0)
 
 
 def _width_mm(text: str, font: FontProperties) -> float:
