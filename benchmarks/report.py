@@ -2,10 +2,11 @@
 
     python -m benchmarks.report --latents 49152 --images 1000 10000
 
-Feature data and patients' counts are planted, as another verb makes them; `report` itself runs in a process of its own.
-Prints a JSON line for each number of images: `ratio` is the first line's peak over this line's; `peak_mb` of resident memory, `page_mb` without thumbnails, and, where
-Chromium and playwright are there, `first_paint_s`, `scatter_s` (the scatter of all latents drawn for the first time
-after its address was followed) and `redraw_ms` (drawn again, as while zooming; mean of 20).
+Feature data and patients' counts are planted, as other verbs make them; `report` itself runs in a process of its own.
+Prints a JSON line for each number of images: `peak_mb` of resident memory and, as `ratio`, the first line's peak over
+this one's; `page_mb` without thumbnails; and, where Chromium and playwright are there, `first_paint_s`, `heading_s`
+(contents ready), `scatter_s` (the scatter of all latents drawn after its address was followed) and `redraw_ms` (drawn
+again, as while zooming; mean of 20).
 """
 
 import argparse

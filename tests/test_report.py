@@ -187,8 +187,7 @@ def test_groups_of_a_file_are_compared_and_classified(with_sae):
     assert patients["names"] == ["p0", "p2", "p1", "p3"]
     assert patients["group_names"] == ["ill", "well"]
     assert patients["comparisons"] == [{"first": "ill", "second": "well", "n_first": 2, "n_second": 2}]
-    assert patients["classification"] is None
-    assert "three to be told from each other" in patients["no_groups"]
+    assert np.sum(patients["classification"]["confusion"], axis=1).tolist() == [2, 2]
     record = _data(report, "comparisons/0")
     assert record["method"].startswith("permutations")
     p = 10 ** -_unpack(record["minus_log10_p"])
@@ -204,6 +203,19 @@ def test_the_latents_asked_for(with_sae):
     text = _report(with_sae, "--log10_mean", "9:", code=1)[1]
     assert "no latent is left" in text
     assert "--log10_mean 9:" in text
+
+
+def test_latents_of_a_cluster(with_sae):
+    report, _ = _report(with_sae, "--clusters", 3, "--cluster", 2)
+    overview = _data(report, "overview")
+    clusters, sparsity = (_unpack(overview["latents"][name]) for name in ("cluster", "sparsity"))
+    assert set(clusters[overview["held"]].tolist()) == {2}
+    assert len(overview["held"]) == (clusters == 2).sum() < (sparsity > 0).sum()
+    means = [sparsity[clusters == number].mean() for number in range(3)]
+    assert means == sorted(means, reverse=True)
+    assert "cluster must lie in 0..2, as clusters is 3, found 3" in _report(
+        with_sae, "--clusters", 3, "--cluster", 3, code=2
+    )[1].replace("\n", " ")
 
 
 def test_missing_statistics_are_computed_and_present_ones_are_not(with_sae):

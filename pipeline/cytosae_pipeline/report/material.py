@@ -143,12 +143,15 @@ def choose_latents(material: Material) -> tuple[npt.NDArray[np.int64], str]:
         log10_mean=parse_range("log10_mean", config.log10_mean),
         entropy_range=parse_range("entropy", config.entropy),
     )
+    if config.cluster:
+        selected &= np.isin(material.clusters, config.cluster)
     chosen = best_latents(np.where(selected, sparsity, 0), mean, material.entropy, config.n_latents)
     if not len(chosen):
         n_active = int((sparsity > 0).sum())
         raise UserError(
             f"no latent is left of {n_active:,} active ones by --log10_sparsity {config.log10_sparsity or ':'}, "
-            f"--log10_mean {config.log10_mean or ':'} and --entropy {config.entropy or ':'}: widen a range"
+            f"--log10_mean {config.log10_mean or ':'}, --entropy {config.entropy or ':'} and --cluster "
+            f"{', '.join(map(str, config.cluster)) or 'any'}: widen a range"
         )
     ranges = "" if selected.sum() == (sparsity > 0).sum() else f" {int(selected.sum()):,} selected of the"
     n_active = int((sparsity > 0).sum())

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae.analysis import correlate, group_means
-from cytosae.classification import MIN_PATIENTS, classify_groups
+from cytosae.classification import classify_groups
 from cytosae.comparison import GroupComparison, Method, compare_groups, largest_differences
 from cytosae_pipeline.report.material import Cohort
 from cytosae_pipeline.report.scripts import pack
@@ -103,8 +103,7 @@ def patients_record(
         "groups": groups.tolist(),
         "n_images": cohort.n_images.tolist(),
         "threshold": cohort.threshold,
-        "no_groups": cohort.groups.why_none
-        or "Groups need two patients each to be compared, and three to be told from each other.",
+        "no_groups": cohort.groups.why_none or "Groups need two patients each to be compared.",
         "barcodes": _barcodes(cohort, latents),
         "correlation": _correlation(cohort),
         "comparisons": [_describe(cohort, pair) for pair in comparisons],
@@ -115,7 +114,7 @@ def patients_record(
 def classification_record(cohort: Cohort, *, seed: int) -> dict[str, Any] | None:
     """Cross-validated classification of the groups that have enough patients; None if fewer than two have."""
     sizes = np.bincount(cohort.groups.of[cohort.groups.of >= 0], minlength=len(cohort.groups.names))
-    kept = np.flatnonzero(sizes >= MIN_PATIENTS)
+    kept = np.flatnonzero(sizes >= 2)
     if len(kept) < 2:
         return None
     rows = np.flatnonzero(np.isin(cohort.groups.of, kept))
