@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from cytosae.analysis import correlate, group_means
 from cytosae.classification import classify_groups
-from cytosae.comparison import compare_groups, largest_differences
+from cytosae.comparison import GroupComparison, Method, compare_groups, largest_differences
 from cytosae_pipeline.report.material import Cohort
 from cytosae_pipeline.report.scripts import pack
 
@@ -42,18 +42,27 @@ def plan_comparisons(cohort: Cohort) -> list[GroupPair]:
     return rest + pairs
 
 
-def comparison_record(cohort: Cohort, pair: GroupPair, *, test: Any, seed: int) -> dict[str, Any]:  # noqa: ANN401
-    """One comparison: every latent that varies, with effect, p and q, and the largest differences each way.
+def compare_pair(cohort: Cohort, pair: GroupPair, *, test: Method, seed: int) -> GroupComparison:
+    """Every latent compared between two groups.
 
     Args:
         cohort: The patients.
         pair: The groups.
-        test: `mann-whitney` or `permutation`.
+        test: The test.
         seed: Of the permutations.
     """
     rows = _rows(cohort, pair)
     in_first = cohort.groups.of[rows] == pair.first
-    found = compare_groups(cohort.counts[rows], in_first, method=test, seed=seed)
+    return compare_groups(cohort.counts[rows], in_first, method=test, seed=seed)
+
+
+def comparison_record(found: GroupComparison, test: Method) -> dict[str, Any]:
+    """One comparison: every latent that varies, with effect, p and q, and the largest differences each way.
+
+    Args:
+        found: The comparison.
+        test: How it was made.
+    """
     tested = np.flatnonzero(found.tested)
     place = {latent: at for at, latent in enumerate(tested.tolist())}
     more = [[place[latent] for latent in side.tolist()] for side in largest_differences(found, _LARGEST)]
@@ -63,8 +72,12 @@ def comparison_record(cohort: Cohort, pair: GroupPair, *, test: Any, seed: int) 
         "minus_log10_p": -np.log10(np.maximum(found.p_value, _LEAST_P)),
         "minus_log10_q": -np.log10(np.maximum(found.q_value, _LEAST_P)),
     }
+    names: dict[Method, str] = {
+        "mann-whitney": "Mann-Whitney",
+        "permutation": "permutations of the difference of means",
+    }
     return {
-        "method": {"mann-whitney": "Mann-Whitney", "permutation": "permutations of the difference of means"}[test],
+        "method": names[test],
         "latents": pack(tested.astype(np.int32)),
         **{name: pack(np.asarray(values)[tested].astype(np.float32)) for name, values in columns.items()},
         "more_in_first": more[0],
