@@ -1,40 +1,50 @@
-"""Two groups of patients compared, latent by latent: there are tens of thousands of latents and few patients."""
+"""Which latents differ between two groups of patients: tests, effects and fold changes, latent by latent.
+
+A patient is one row of counts, so the tests ask whether *patients* differ, not cells: a thousand cells of one patient
+are one observation. Everything works on blocks of latents, so that memory stays bounded however wide the autoencoder.
+"""
 
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.stats import false_discovery_control, mannwhitneyu, rankdata
+
+LATENT_BLOCK = 2048
+"""Latents tested at once."""
+
+PERMUTATION_BLOCK = 1024
+"""Permutations evaluated at once."""
+
+EXACT_BELOW = 9
+"""Mann-Whitney is exact, ties apart, where a group has fewer patients than this: scipy's own rule."""
+
+_TOLERANCE = 1e-12
+"""Sums of one patient set added in another order differ by less than this share of the latent's total."""
 
 Method = Literal["mann-whitney", "permutation"]
-
-_LATENTS_AT_ONCE = 2048
-_PERMUTATIONS_AT_ONCE = 256
-_EXACT_UP_TO = 8
-"""Patients of the smaller group up to whom the exact distribution of ranks is used, where there are no ties."""
-
-_ROUNDING = 1e-9
-"""Relative slack within which two differences of means count as equal: sums in another order differ by rounding."""
+Floats = npt.NDArray[np.float64]
 
 
 class GroupComparison(NamedTuple):
-    """Every latent compared between two groups of patients; arrays of shape `(S,)`."""
+    """How each latent differs between two groups; every array has shape `(S,)`."""
 
-    mean_first: npt.NDArray[np.float64]
-    """Mean count of the first group."""
-    mean_second: npt.NDArray[np.float64]
-    """Mean count of the second group."""
-    log2_fold_change: npt.NDArray[np.float64]
-    """`log2((mean_first + c) / (mean_second + c))`; c is 1 % of the mean of all positive counts."""
-    effect: npt.NDArray[np.float64]
-    """Rank-biserial correlation `2 U / (n1 n2) - 1` (Wendt 1972): 1 if all of the first group are above all of the
-    second, -1 the other way round, ties count half."""
-    p_value: npt.NDArray[np.float64]
+    mean_first: Floats
+    """Mean count of the first group's patients."""
+    mean_second: Floats
+    """Mean count of the second group's patients."""
+    log2_fold_change: Floats
+    """`log2((mean_first + c) / (mean_second + c))` with c of `fold_change_pseudocount`."""
+    effect: Floats
+    """Rank-biserial correlation, -1 to 1: the share of patient pairs in which the first group's patient has the larger
+    count, minus the share in which it has the smaller. Equal to `2 AUC - 1`."""
+    p_value: Floats
     """Two-sided; 1 where not tested."""
-    q_value: npt.NDArray[np.float64]
-    """Benjamini-Hochberg adjusted (1995) over the tested latents; 1 where not tested."""
+    q_value: Floats
+    """Benjamini-Hochberg adjusted p over the tested latents; 1 where not tested."""
     tested: npt.NDArray[np.bool_]
     """Whether the latent varies among these patients at all."""
 
@@ -47,109 +57,183 @@ def compare_groups(
     n_permutations: int = 10_000,
     seed: int = 0,
 ) -> GroupComparison:
-    """Compare two groups of patients in every latent.
+    """Test every latent for a difference between two groups of patients.
 
-    `mann-whitney` is the rank-sum test: exact for latents without ties if the smaller group has at most 8 patients,
-    else the normal approximation with tie correction and continuity. `permutation` tests the difference of means: all
-    assignments if there are at most `n_permutations`, else random ones, where `p = (b + 1) / (n + 1)` (Phipson & Smyth
-    2010).
+    `mann-whitney` compares ranks (Mann & Whitney 1947): exact where a group has at most 8 patients and the latent's
+    counts are all different, else the normal approximation with corrections for ties and continuity. Which of the two
+    is chosen latent by latent, because many counts are tied at zero.
+
+    `permutation` compares means. The statistic is `|mean_first - mean_second|`, and p is the share of assignments of
+    the patients to two groups of these sizes in which it is at least as large as observed. All assignments are taken
+    where there are at most `n_permutations`; else as many are drawn at random, and `p = (1 + hits) / (1 + drawn)`
+    (Phipson & Smyth 2010). The same draws serve all latents. No p can be below `1 / (1 + n_permutations)`, which after
+    the adjustment for thousands of latents may be too coarse to find one latent that stands alone.
 
     Args:
-        counts: Normalised counts of each patient, at least 0, shape `(P, S)`.
-        in_first: Whether each patient is of the first group, shape `(P,)`; the others are of the second.
+        counts: Normalised counts of patients, finite and not negative, shape `(P, S)`.
+        in_first: True for the first group's patients, False for the second's, shape `(P,)`.
         method: The test.
-        n_permutations: Assignments looked at by `permutation`, the observed one aside.
-        seed: Of random assignments.
+        n_permutations: Most assignments looked at; `permutation` only.
+        seed: Seed of the random assignments; `permutation` only.
+
+    Returns:
+        The comparison, one entry a latent.
 
     Raises:
-        ValueError: If the shapes do not fit, a group has fewer than two patients, or the method is unknown.
+        ValueError: If the shapes do not fit, a count is negative or not finite, a group has fewer than two patients, or
+            the method is unknown.
     """
-    wide: npt.NDArray[np.float64] = np.asarray(counts, dtype=np.float64)
-    if wide.ndim != 2 or in_first.shape != wide.shape[:1]:
-        raise ValueError(f"need counts (P, S) and in_first (P,), found {wide.shape} and {in_first.shape}")
-    n_first, n_second = int(in_first.sum()), int((~in_first).sum())
-    if min(n_first, n_second) < 2:
-        raise ValueError(f"each group needs two patients, found {n_first} and {n_second}")
+    first = _check(counts, in_first)
     if method not in ("mann-whitney", "permutation"):
-        raise ValueError(f"method must be mann-whitney or permutation, found {method!r}")
-    tested = wide.min(axis=0) < wide.max(axis=0)
-    effect, p_value = np.zeros(wide.shape[1]), np.ones(wide.shape[1])
-    latents = np.flatnonzero(tested)
-    for start in range(0, len(latents), _LATENTS_AT_ONCE):
-        part = latents[start : start + _LATENTS_AT_ONCE]
-        values = wide[:, part]
-        effect[part], by_rank = _rank_test(values[in_first], values[~in_first])
-        permuted = method == "permutation"
-        p_value[part] = _permutation_test(values, in_first, n_permutations, seed) if permuted else by_rank
-    q_value = np.ones(len(tested))
-    if len(latents):
-        q_value[tested] = stats.false_discovery_control(p_value[tested])
-    means = wide[in_first].mean(axis=0), wide[~in_first].mean(axis=0)
-    positive = wide[wide > 0]
-    pseudocount = 0.01 * positive.mean() if positive.size else 1.0
-    fold = np.log2((means[0] + pseudocount) / (means[1] + pseudocount))
-    return GroupComparison(*means, fold, effect, p_value, q_value, tested)
+        raise ValueError(f"method must be 'mann-whitney' or 'permutation', found {method!r}")
+    if n_permutations < 1:
+        raise ValueError(f"n_permutations must be at least 1, found {n_permutations}")
+    tested = np.asarray(counts.max(axis=0) > counts.min(axis=0))
+    varying = np.flatnonzero(tested)
+    p_value, q_value, effect = np.ones(len(tested)), np.ones(len(tested)), np.zeros(len(tested))
+    for latents in _blocks(varying):
+        block = np.asarray(counts[:, latents], dtype=np.float64)
+        effect[latents] = rank_biserial(block, first)
+        if method == "mann-whitney":
+            p_value[latents] = _mann_whitney(block, first)
+    if method == "permutation":
+        p_value[varying] = _permutation(counts, varying, first, n_permutations, seed)
+    if len(varying):
+        q_value[varying] = false_discovery_control(p_value[varying], method="bh")
+    mean_first = counts[first].mean(axis=0, dtype=np.float64)
+    mean_second = counts[~first].mean(axis=0, dtype=np.float64)
+    extra = fold_change_pseudocount(counts)
+    fold = np.log2(mean_first + extra) - np.log2(mean_second + extra)
+    return GroupComparison(mean_first, mean_second, fold, effect, p_value, q_value, tested)
+
+
+def fold_change_pseudocount(counts: npt.NDArray[np.floating]) -> float:
+    """What is added to both means of a fold change: half the smallest positive count in the table.
+
+    Half of what can just be measured is the usual stand-in for "not seen". It scales with the counts, so a fold change
+    is the same whether they are normalised by images, by tokens or not at all.
+
+    Args:
+        counts: Counts of all patients compared, shape `(P, S)`.
+
+    Returns:
+        The pseudocount, in the unit of the counts; 1 where no count is positive.
+    """
+    return float(np.min(counts, where=counts > 0, initial=np.inf)) / 2 if np.any(counts > 0) else 1.0
 
 
 def largest_differences(comparison: GroupComparison, n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Tested latents that differ most each way: by p, then size of the effect, then number.
+    """The latents that differ most, by direction.
 
     Args:
-        comparison: A comparison.
-        n: Latents wanted on each side.
+        comparison: Of two groups.
+        n: Most latents returned a direction.
 
     Returns:
-        Latents with more in the first group, and with more in the second, int64, most different first.
+        Indices of the latents higher in the first group (effect above 0) and of those higher in the second (below 0),
+        int64, each of shape `(at most n,)`, ordered by rising q value, then falling |effect|, then index.
     """
-    latents = np.arange(len(comparison.tested))
-    order = np.lexsort((latents, -np.abs(comparison.effect), comparison.p_value))
-    order = order[comparison.tested[order]]
+    order = np.lexsort((-np.abs(comparison.effect), comparison.q_value)).astype(np.int64)
     effect = comparison.effect[order]
     return order[effect > 0][:n], order[effect < 0][:n]
 
 
-def _rank_test(
-    first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Rank-biserial correlation and two-sided p of each column."""
-    both = np.sort(np.concatenate([first, second]), axis=0)
-    tied = (both[1:] == both[:-1]).any(axis=0)
-    found = stats.mannwhitneyu(first, second, axis=0, method="asymptotic")
-    p_value = np.array(found.pvalue)
-    if min(len(first), len(second)) <= _EXACT_UP_TO and not tied.all():
-        exact = stats.mannwhitneyu(first[:, ~tied], second[:, ~tied], axis=0, method="exact")
-        p_value[~tied] = exact.pvalue
-    return 2 * found.statistic / (len(first) * len(second)) - 1, np.clip(p_value, 0, 1)
+def rank_biserial(counts: npt.NDArray[np.floating], in_first: npt.NDArray[np.bool_]) -> Floats:
+    """Rank-biserial correlation of each latent with being in the first group (Cureton 1956), ties counted half.
+
+    Args:
+        counts: Shape `(P, S)`.
+        in_first: True for the first group, shape `(P,)`.
+
+    Returns:
+        `2 U / (n_first n_second) - 1` with U of Mann and Whitney, float64, shape `(S,)`.
+    """
+    n_first, n_second = int(in_first.sum()), int((~in_first).sum())
+    u = rankdata(counts, axis=0)[in_first].sum(axis=0) - n_first * (n_first + 1) / 2
+    return np.asarray(2 * u / (n_first * n_second) - 1)
 
 
-def _permutation_test(
-    values: npt.NDArray[np.float64], in_first: npt.NDArray[np.bool_], n_permutations: int, seed: int
-) -> npt.NDArray[np.float64]:
-    """Two-sided p of the difference of means of each column."""
-    n_first, n_all = int(in_first.sum()), len(in_first)
-    # With everything fixed but the assignment, the difference of means moves with the first group's sum alone.
-    centre = values.mean(axis=0) * n_first
-    observed = np.abs(values[in_first].sum(axis=0) - centre)
-    least = observed - _ROUNDING * np.maximum(np.abs(centre), observed)
-    n_extreme = np.zeros(values.shape[1], dtype=np.int64)
-    n_exact = math.comb(n_all, n_first)
-    exact = n_exact <= n_permutations
-    if exact:
-        chosen = itertools.combinations(range(n_all), n_first)
-        batches = iter(lambda: list(itertools.islice(chosen, _PERMUTATIONS_AT_ONCE)), [])
-        masks = (_masks(np.array(batch), n_all) for batch in batches)
-    else:
-        rng = np.random.default_rng(seed)
-        sizes = [_PERMUTATIONS_AT_ONCE] * (n_permutations // _PERMUTATIONS_AT_ONCE)
-        sizes += [n_permutations % _PERMUTATIONS_AT_ONCE]
-        masks = (_masks(rng.random((size, n_all)).argsort(axis=1)[:, :n_first], n_all) for size in sizes if size)
-    for mask in masks:
-        n_extreme += (np.abs(mask @ values - centre) >= least).sum(axis=0)
-    return n_extreme / n_exact if exact else (n_extreme + 1) / (n_permutations + 1)
+def _check(counts: npt.NDArray[np.floating], in_first: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """The first group as a checked mask.
+
+    Raises:
+        ValueError: As `compare_groups` says.
+    """
+    first = np.asarray(in_first)
+    if counts.ndim != 2 or first.shape != counts.shape[:1] or first.dtype != np.bool_:
+        raise ValueError(
+            f"counts must be (P, S) and in_first bool of shape (P,), found {counts.shape} and {first.dtype} of shape "
+            f"{first.shape}"
+        )
+    sizes = int(first.sum()), int((~first).sum())
+    if min(sizes) < 2:
+        raise ValueError(
+            f"a comparison needs at least 2 patients in each group, found {sizes[0]} in the first and {sizes[1]} in "
+            "the second"
+        )
+    if counts.size and not (counts.min() >= 0 and counts.max() < np.inf):
+        raise ValueError("counts must be finite and not negative")
+    return first
 
 
-def _masks(chosen: npt.NDArray[np.int64], n_all: int) -> npt.NDArray[np.float64]:
-    """One row of zeros and ones for each choice of patients."""
-    masks = np.zeros((len(chosen), n_all))
-    masks[np.arange(len(chosen))[:, None], chosen] = 1
-    return masks
+def _blocks(latents: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
+    """The latents in blocks of at most `LATENT_BLOCK`."""
+    for start in range(0, len(latents), LATENT_BLOCK):
+        yield latents[start : start + LATENT_BLOCK]
+
+
+def _mann_whitney(block: Floats, first: npt.NDArray[np.bool_]) -> Floats:
+    """Two-sided p of each latent, shape `(n,)`; every latent must vary."""
+    small = min(first.sum(), (~first).sum()) < EXACT_BELOW
+    ordered = np.sort(block, axis=0) if small else block
+    exact = (np.diff(ordered, axis=0) > 0).all(axis=0) if small else np.zeros(block.shape[1], dtype=np.bool_)
+    p_value = np.ones(block.shape[1])
+    for which, how in ((exact, "exact"), (~exact, "asymptotic")):
+        if which.any():
+            chosen = block[:, which]
+            p_value[which] = mannwhitneyu(chosen[first], chosen[~first], axis=0, method=how).pvalue
+    return p_value
+
+
+def _permutation(
+    counts: npt.NDArray[np.floating],
+    latents: npt.NDArray[np.int64],
+    first: npt.NDArray[np.bool_],
+    n_permutations: int,
+    seed: int,
+) -> Floats:
+    """Two-sided p of the difference of means of some latents, shape `(n,)`.
+
+    With each latent centred, the difference of means is the first group's sum times a constant, whichever patients
+    are in it: a block of assignments is one matrix product.
+    """
+    n_all = math.comb(len(first), int(first.sum()))
+    complete = n_all <= n_permutations
+    n_drawn = n_all if complete else n_permutations
+    hits = np.zeros(len(latents), dtype=np.int64)
+    for members in _all_assignments(first) if complete else _random_assignments(first, n_drawn, seed):
+        for start in range(0, len(latents), LATENT_BLOCK):
+            chosen = slice(start, start + LATENT_BLOCK)
+            block = np.asarray(counts[:, latents[chosen]], dtype=np.float64)
+            slack = _TOLERANCE * block.sum(axis=0)
+            block -= block.mean(axis=0)
+            observed = np.abs(block[first].sum(axis=0)) - slack
+            hits[chosen] += (np.abs(members @ block) >= observed).sum(axis=0)
+    return hits / n_drawn if complete else (1 + hits) / (1 + n_drawn)
+
+
+def _all_assignments(first: npt.NDArray[np.bool_]) -> Iterator[Floats]:
+    """Every choice of the first group, 1 for its members, in blocks of shape `(n, P)`."""
+    chosen = itertools.combinations(range(len(first)), int(first.sum()))
+    while rows := list(itertools.islice(chosen, PERMUTATION_BLOCK)):
+        members = np.zeros((len(rows), len(first)))
+        np.put_along_axis(members, np.array(rows), 1.0, axis=1)
+        yield members
+
+
+def _random_assignments(first: npt.NDArray[np.bool_], n_permutations: int, seed: int) -> Iterator[Floats]:
+    """Random choices of the first group, 1 for its members, in blocks of shape `(n, P)`."""
+    rng = np.random.default_rng(seed)
+    for start in range(0, n_permutations, PERMUTATION_BLOCK):
+        n_rows = min(PERMUTATION_BLOCK, n_permutations - start)
+        yield rng.permuted(np.tile(first.astype(np.float64), (n_rows, 1)), axis=1)

@@ -98,13 +98,14 @@ def read_image(acts: torch.Tensor, *, n_latents: int, n_per_token: int) -> Image
 def _largest(values: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The n largest of each row, falling, ties to the smaller index."""
     n = min(n, values.shape[1])
-    # topk does not say which of equals it takes. Only equals of the n-th can be missing; zeros are left out later.
-    largest, at = values.topk(n, dim=1)
-    last = largest[:, -1:]
-    n_tied, n_taken = (values == last).sum(dim=1), (largest == last).sum(dim=1)
-    if bool(((n_tied > n_taken) & (last[:, 0] > 0)).any()):
-        largest, at = values.sort(dim=1, descending=True, stable=True)
-        return largest[:, :n], at[:, :n]
+    # topk does not say which of equals it takes. One more tells where the n-th has an equal that was left out; equals
+    # of 0 do not matter, they are left out later.
+    largest, at = values.topk(min(n + 1, values.shape[1]), dim=1)
+    tied = (largest[:, n - 1] == largest[:, -1]) & (largest[:, -1] > 0)
+    largest, at = largest[:, :n], at[:, :n]
+    if bool(tied.any()) and n < values.shape[1]:
+        found = values[tied].sort(dim=1, descending=True, stable=True)
+        largest[tied], at[tied] = found.values[:, :n], found.indices[:, :n]
     at, order = at.sort(dim=1)
     largest, order = largest.gather(1, order).sort(dim=1, descending=True, stable=True)
     return largest, at.gather(1, order)

@@ -155,3 +155,11 @@ def test_sweep_times_both_ways():
     (line,) = _run("sweep", *sizes)
     assert (line["name"], line["runs"], line["codec"]) == ("sweep", 2, "zstd")
     assert line["ratio"] > 0
+
+
+def test_report_measures_memory_and_size():
+    lines = _run("report", "--images", 12, 40, "--latents", 64, "--d-model", 8, "--pages", 5)
+    assert [line["images"] for line in lines] == [12, 40]
+    assert lines[0]["ratio"] == 1
+    assert all(line["peak_mb"] > 50 and line["page_mb"] > 0.05 for line in lines)
+    assert lines[1]["image_pages"] <= 40

@@ -62,21 +62,24 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing_path(path: Path) -> Iterator[Path]:
+def replacing_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """A temporary path beside `path`, for a file or folder that another library writes and that takes its place.
 
     Until the end nothing is under the name but what was there before. What a killed process left half-written is
-    removed. A file takes another's place in one step; a folder that is replaced is moved aside first.
+    removed. A file takes another's place in one step; a folder that is replaced is moved aside first, and moved back by
+    the next call if this process is killed in that instant.
 
     Args:
         path: The file or folder.
+        durable: Whether all bytes are on disk before they get the name.
     """
     _sweep_beside(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     aside = path.with_name(f"{path.name}-old.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
         yield temporary
-        _sync_tree(temporary)
+        if durable:
+            _sync_tree(temporary)
         if path.is_dir():
             path.rename(aside)
         try:
@@ -98,7 +101,10 @@ def _sweep_beside(path: Path) -> None:
         number = stray.name.removesuffix(TEMPORARY_SUFFIX).rpartition(".")[2]
         ours = stray.name in (f"{path.name}.{number}{TEMPORARY_SUFFIX}", f"{path.name}-old.{number}{TEMPORARY_SUFFIX}")
         if ours and number.isdecimal() and not _is_another_process(int(number)):
-            _remove(stray)
+            if stray.name.startswith(f"{path.name}-old.") and not path.exists():
+                stray.rename(path)
+            else:
+                _remove(stray)
 
 
 def _is_another_process(number: int) -> bool:

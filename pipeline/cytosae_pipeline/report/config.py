@@ -25,6 +25,9 @@ class PageConfig(StatisticsConfig):
     log10_mean: str | None = option(None, "Only latents whose log10 mean activation lies in LO:HI.")
     entropy: str | None = option(None, "Only latents whose label entropy lies in LO:HI; 0 is one label only.")
     clusters: int = option(5, "Clusters of latents by mean and sparsity (k-means).")
+    cluster: tuple[int, ...] = option(
+        (), "Only latents of this cluster, numbered from 0 by falling sparsity; may be given several times."
+    )
     groups: Path | None = option(
         None, "CSV with columns patient,group. [default: the label, where each patient has one only]"
     )
@@ -42,6 +45,11 @@ class PageConfig(StatisticsConfig):
             parse_range(name, getattr(self, name))
         if self.latents is not None:
             parse_latents(self.latents)
+        wrong = [number for number in self.cluster if not 0 <= number < self.clusters]
+        if wrong:
+            raise ValueError(
+                f"cluster must lie in 0..{self.clusters - 1}, as clusters is {self.clusters}, found {wrong[0]}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,11 @@ from typing import Any
 
 from cytosae_pipeline.config import UserError
 from cytosae_pipeline.progress import Reporter
+from cytosae_pipeline.report.choice import choose_latents
 from cytosae_pipeline.report.config import ExploreConfig
 from cytosae_pipeline.report.folder import measure_masking, top_image_rows
 from cytosae_pipeline.report.live import LivePage
-from cytosae_pipeline.report.material import choose_latents, open_material
+from cytosae_pipeline.report.material import open_material
 from cytosae_pipeline.report.notes import read_notes
 from cytosae_pipeline.report.overview import overview_record
 from cytosae_pipeline.report.uploads import open_uploads

@@ -1,7 +1,6 @@
 """`report`: the page as a folder that opens from disk, without a server and without a network."""
 
-import os
-import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -11,11 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cytosae.comparison import GroupComparison
+from cytosae_cache.durable import replacing_path
 from cytosae_cache.reader import StoreReader
 from cytosae_pipeline.config import UserError
+from cytosae_pipeline.datasets import ImageList
 from cytosae_pipeline.masking import run_masking
 from cytosae_pipeline.progress import Reporter
+from cytosae_pipeline.report.choice import choose_latents
 from cytosae_pipeline.report.config import ReportConfig
+from cytosae_pipeline.report.figures import require_matplotlib, write_figures
 from cytosae_pipeline.report.latents import (
     TopMap,
     encode_image,
@@ -24,12 +28,21 @@ from cytosae_pipeline.report.latents import (
     profile_all,
     top_maps,
 )
-from cytosae_pipeline.report.material import KEY_NAME, Material, choose_latents, open_material
+from cytosae_pipeline.report.material import KEY_NAME, Material, open_material
 from cytosae_pipeline.report.overview import masking_record, overview_record
-from cytosae_pipeline.report.patients import comparison_record, patients_record, plan_comparisons
+from cytosae_pipeline.report.patients import (
+    GroupPair,
+    compare_pair,
+    comparison_record,
+    patients_record,
+    plan_comparisons,
+)
 from cytosae_pipeline.report.scripts import to_script
 from cytosae_pipeline.report.thumbnails import write_thumbnails
 from cytosae_pipeline.stores import list_stored_images
+
+Comparison = tuple[GroupPair, GroupComparison]
+"""Two groups, and how they compare."""
 
 MARK = "cytosae-report"
 """Name of a file that says that a folder is a report, and may be replaced by a newer one."""
@@ -59,33 +72,40 @@ def write_report(config: ReportConfig, report: Reporter) -> ReportResult:
     Raises:
         ValueError: If the autoencoder or store is missing, they do not fit, or an option does not fit them.
     """
+    if config.figures:
+        require_matplotlib()
     material = open_material(config, report, pseudonymous=config.pseudonymize)
-    latents, reason = choose_latents(material)
+    comparisons = _compare(material, report)
+    latents, reason = choose_latents(material, [found for _, found in comparisons])
     target = config.out or material.inputs.folder / "report"
     if target.exists() and not (target / MARK).is_file():
         raise UserError(f"'{target}' is there already and is no report. Give another --out")
-    folder = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Not synced to disk: thousands of small files, all of which the same command makes again.
+    with replacing_path(target, durable=False) as folder:
         for name in ("data/latents", "data/images", "data/comparisons", "thumbnails"):
             (folder / name).mkdir(parents=True)
         copy_page(folder)
-        (folder / MARK).write_text("made by cytosae-cache report; it replaces this folder when it is run again\n")
+        (folder / MARK).write_text("made by cytosae-cache report, which replaces this folder when it is run again\n")
         rows = top_image_rows(material, latents)
         maps = _write_images(folder, material, latents, rows, report)
         _write_latents(folder, material, latents, maps, report)
-        _write_patients(folder, material, latents, report)
-        missing, messages = _write_thumbnails(folder, material, rows, report)
+        _write_patients(folder, material, latents, comparisons, report)
+        images = list_stored_images(material.store, config)
+        missing, messages = _write_thumbnails(folder, material, images, rows, report)
         masking = measure_masking(material, messages, report)
         overview = overview_record(
             material, latents, reason, rows, thumbnails=len(missing) < len(rows), masking=masking, messages=messages
         )
         _write_data(folder, "overview", overview)
         figures: list[Path] = []
-        _replace_folder(folder, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if config.figures:
+            figures = write_figures(
+                folder / "figures", material, latents, images, report, comparisons=comparisons, masking=masking
+            )
     key = material.inputs.folder / KEY_NAME if config.pseudonymize and material.cohort else None
+    # Written where the folder was made; it has its own name by now.
+    figures = [target / path.relative_to(folder) for path in figures]
     return ReportResult(target / "index.html", len(latents), len(rows), len(missing), figures, key)
 
 
@@ -149,26 +169,43 @@ def _write_latents(
         _write_data(folder, f"latents/{record['latent']}", record)
 
 
-def _write_patients(folder: Path, material: Material, latents: npt.NDArray[np.int64], report: Reporter) -> None:
+def _compare(material: Material, report: Reporter) -> list[Comparison]:
+    """All groups compared."""
+    if material.cohort is None:
+        return []
+    pairs = plan_comparisons(material.cohort)
+    test, seed = material.config.group_test, material.config.seed
+    made = []
+    with report.progress("compare groups", len(pairs), "comparisons") as bar:
+        for pair in pairs:
+            made.append((pair, compare_pair(material.cohort, pair, test=test, seed=seed)))
+            bar.advance()
+    return made
+
+
+def _write_patients(
+    folder: Path,
+    material: Material,
+    latents: npt.NDArray[np.int64],
+    comparisons: Sequence[Comparison],
+    report: Reporter,
+) -> None:
     """Write the patients' views."""
     if material.cohort is None:
         return
     config = material.config
-    pairs = plan_comparisons(material.cohort)
-    with report.progress("patients", len(pairs) + 1, "views") as bar:
-        for number, pair in enumerate(pairs):
-            record = comparison_record(material.cohort, pair, test=config.group_test, seed=config.seed)
-            _write_data(folder, f"comparisons/{number}", record)
-            bar.advance()
-        _write_data(folder, "patients", patients_record(material.cohort, latents, pairs, seed=config.seed))
-        bar.advance()
+    for number, (_, found) in enumerate(comparisons):
+        _write_data(folder, f"comparisons/{number}", comparison_record(found, config.group_test))
+    if comparisons:
+        report.say("patients: telling groups apart by nested cross-validation")
+    pairs = [pair for pair, _ in comparisons]
+    _write_data(folder, "patients", patients_record(material.cohort, latents, pairs, seed=config.seed))
 
 
 def _write_thumbnails(
-    folder: Path, material: Material, rows: npt.NDArray[np.int64], report: Reporter
+    folder: Path, material: Material, images: ImageList | None, rows: npt.NDArray[np.int64], report: Reporter
 ) -> tuple[list[int], list[str]]:
     """Write the pictures; rows without one, and what the page should say of it."""
-    images = list_stored_images(material.store, material.config)
     if images is None:
         report.say("the images are not at hand, so the report shows maps without cells: say where with --images PATH")
         return rows.tolist(), ["The images were not at hand when this report was made: maps are shown without cells."]
@@ -194,13 +231,3 @@ def measure_masking(material: Material, messages: list[str], report: Reporter) -
         messages.append("The masking experiment was left out: it needs two labels with enough images on each side.")
         return None
     return masking_record(result)
-
-
-def _replace_folder(new: Path, target: Path) -> None:
-    """Put a finished folder in the place of an older one."""
-    old = target.with_name(f"{target.name}.{os.getpid()}.old")
-    if target.exists():
-        target.rename(old)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    new.rename(target)
-    shutil.rmtree(old, ignore_errors=True)

@@ -22,7 +22,7 @@ from cytosae_pipeline.report.latents import (
 )
 from cytosae_pipeline.report.material import Material
 from cytosae_pipeline.report.notes import check_note, read_notes, save_note
-from cytosae_pipeline.report.patients import comparison_record, patients_record, plan_comparisons
+from cytosae_pipeline.report.patients import compare_pair, comparison_record, patients_record, plan_comparisons
 from cytosae_pipeline.report.scripts import to_script
 from cytosae_pipeline.report.thumbnails import encode_jpeg, is_same
 from cytosae_pipeline.report.uploads import UploadReader
@@ -166,7 +166,9 @@ class LivePage:
         return self._once(
             f"comparisons/{number}",
             self._comparing,
-            lambda: comparison_record(cohort, pair, test=config.group_test, seed=config.seed),
+            lambda: comparison_record(
+                compare_pair(cohort, pair, test=config.group_test, seed=config.seed), config.group_test
+            ),
         )
 
     def thumbnail(self, row: int) -> bytes:

@@ -9,13 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cytosae.analysis import best_latents, cluster_latents, is_defined, label_entropy, order_by_group, select_latents
+from cytosae.analysis import cluster_latents, is_defined, label_entropy, order_by_group
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.config import UserError
 from cytosae_pipeline.feature_data import Counts, Features, ensure_counts, ensure_features
 from cytosae_pipeline.one_pass import Inputs, open_inputs
 from cytosae_pipeline.progress import Reporter
-from cytosae_pipeline.report.config import PageConfig, parse_latents, parse_range
+from cytosae_pipeline.report.config import PageConfig
 from cytosae_pipeline.report.groups import PatientGroups, find_groups
 from cytosae_pipeline.report.notes import FILE_NAME, LatentNote, read_notes
 from cytosae_pipeline.report.pseudonyms import pseudonymise, read_key
@@ -119,50 +118,6 @@ def open_material(config: PageConfig, report: Reporter, *, pseudonymous: bool = 
         cohort=cohort,
         notes=read_notes(inputs.folder / FILE_NAME, len(features.sparsity)),
         pseudonymous=pseudonymous,
-    )
-
-
-def choose_latents(material: Material, *, live: bool = False) -> tuple[npt.NDArray[np.int64], str]:
-    """The latents that get a page, and a sentence that says which they are.
-
-    Args:
-        material: What the page is made of.
-        live: Whether all others can be looked at too, so that these are a choice to begin with.
-
-    Raises:
-        UserError: If one is out of range, or none is left.
-    """
-    config, n_latents = material.config, material.n_latents
-    if config.latents is not None:
-        chosen = np.array(parse_latents(config.latents), dtype=np.int64)
-        if chosen.max() >= n_latents:
-            raise UserError(f"--latents names {chosen.max()}, the autoencoder's latents are 0..{n_latents - 1}")
-        held = "The cards show" if live else "This report holds"
-        more = " Any other opens by a click or by its number." if live else ""
-        return chosen, f"{held} the {len(chosen):,} latents that were asked for, of {n_latents:,}.{more}"
-    sparsity, mean = material.features.sparsity, material.features.mean_acts
-    selected = select_latents(
-        sparsity,
-        mean,
-        material.entropy,
-        log10_sparsity=parse_range("log10_sparsity", config.log10_sparsity),
-        log10_mean=parse_range("log10_mean", config.log10_mean),
-        entropy_range=parse_range("entropy", config.entropy),
-    )
-    chosen = best_latents(np.where(selected, sparsity, 0), mean, material.entropy, config.n_latents)
-    if not len(chosen):
-        n_active = int((sparsity > 0).sum())
-        raise UserError(
-            f"no latent is left of {n_active:,} active ones by --log10_sparsity {config.log10_sparsity or ':'}, "
-            f"--log10_mean {config.log10_mean or ':'} and --entropy {config.entropy or ':'}: widen a range"
-        )
-    ranges = "" if selected.sum() == (sparsity > 0).sum() else f" {int(selected.sum()):,} selected of the"
-    n_active = int((sparsity > 0).sum())
-    held = "The cards show" if live else "This report holds pages of"
-    more = "Any other opens by a click or by its number." if live else "More with --n_latents, others with --latents."
-    return chosen, (
-        f"{held} {len(chosen):,} of{ranges} {n_active:,} active latents: those with the lowest "
-        f"label entropy, then the strongest. {more}"
     )
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae.analysis import correlate, group_means
-from cytosae.classification import MIN_PATIENTS, classify_groups
-from cytosae.comparison import compare_groups, largest_differences
+from cytosae.classification import classify_groups
+from cytosae.comparison import GroupComparison, Method, compare_groups, largest_differences
 from cytosae_pipeline.report.material import Cohort
 from cytosae_pipeline.report.scripts import pack
 
@@ -42,18 +42,27 @@ def plan_comparisons(cohort: Cohort) -> list[GroupPair]:
     return rest + pairs
 
 
-def comparison_record(cohort: Cohort, pair: GroupPair, *, test: Any, seed: int) -> dict[str, Any]:  # noqa: ANN401
-    """One comparison: every latent that varies, with effect, p and q, and the largest differences each way.
+def compare_pair(cohort: Cohort, pair: GroupPair, *, test: Method, seed: int) -> GroupComparison:
+    """Every latent compared between two groups.
 
     Args:
         cohort: The patients.
         pair: The groups.
-        test: `mann-whitney` or `permutation`.
+        test: The test.
         seed: Of the permutations.
     """
     rows = _rows(cohort, pair)
     in_first = cohort.groups.of[rows] == pair.first
-    found = compare_groups(cohort.counts[rows], in_first, method=test, seed=seed)
+    return compare_groups(cohort.counts[rows], in_first, method=test, seed=seed)
+
+
+def comparison_record(found: GroupComparison, test: Method) -> dict[str, Any]:
+    """One comparison: every latent that varies, with effect, p and q, and the largest differences each way.
+
+    Args:
+        found: The comparison.
+        test: How it was made.
+    """
     tested = np.flatnonzero(found.tested)
     place = {latent: at for at, latent in enumerate(tested.tolist())}
     more = [[place[latent] for latent in side.tolist()] for side in largest_differences(found, _LARGEST)]
@@ -63,8 +72,12 @@ def comparison_record(cohort: Cohort, pair: GroupPair, *, test: Any, seed: int) 
         "minus_log10_p": -np.log10(np.maximum(found.p_value, _LEAST_P)),
         "minus_log10_q": -np.log10(np.maximum(found.q_value, _LEAST_P)),
     }
+    names: dict[Method, str] = {
+        "mann-whitney": "Mann-Whitney",
+        "permutation": "permutations of the difference of means",
+    }
     return {
-        "method": {"mann-whitney": "Mann-Whitney", "permutation": "permutations of the difference of means"}[test],
+        "method": names[test],
         "latents": pack(tested.astype(np.int32)),
         **{name: pack(np.asarray(values)[tested].astype(np.float32)) for name, values in columns.items()},
         "more_in_first": more[0],
@@ -90,8 +103,7 @@ def patients_record(
         "groups": groups.tolist(),
         "n_images": cohort.n_images.tolist(),
         "threshold": cohort.threshold,
-        "no_groups": cohort.groups.why_none
-        or "Groups need two patients each to be compared, and three to be told from each other.",
+        "no_groups": cohort.groups.why_none or "Groups need two patients each to be compared.",
         "barcodes": _barcodes(cohort, latents),
         "correlation": _correlation(cohort),
         "comparisons": [_describe(cohort, pair) for pair in comparisons],
@@ -102,7 +114,7 @@ def patients_record(
 def classification_record(cohort: Cohort, *, seed: int) -> dict[str, Any] | None:
     """Cross-validated classification of the groups that have enough patients; None if fewer than two have."""
     sizes = np.bincount(cohort.groups.of[cohort.groups.of >= 0], minlength=len(cohort.groups.names))
-    kept = np.flatnonzero(sizes >= MIN_PATIENTS)
+    kept = np.flatnonzero(sizes >= 2)
     if len(kept) < 2:
         return None
     rows = np.flatnonzero(np.isin(cohort.groups.of, kept))

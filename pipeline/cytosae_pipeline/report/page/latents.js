@@ -68,7 +68,7 @@ function describeLatent(i) {
 /** What a click on a point shows. */
 function latentSummary(index) {
   const { overview, latents } = state;
-  const heading = [h("h2", {}, latentTitle(index)), h("p.quiet.lines", {}, describeLatent(index))];
+  const heading = [h("h2", {}, latentTitle(index)), h("p.quiet.lines", {}, describeLatent(index).split("\n").slice(1).join("\n"))];
   if (!latents.isHeld[index] && !overview.live) {
     return h("div", {}, heading, h("p.notice", {},
       `This report holds no page of latent ${index}. Make one that does: cytosae-cache report --latents ${index} …, or look at any latent with cytosae-cache explore.`));

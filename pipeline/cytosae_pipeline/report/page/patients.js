@@ -112,8 +112,8 @@ function classificationPanel(data) {
     h("div.tile", {}, h("b", {}, percent(found.chance)), h("span", {}, "by always guessing the largest group"))),
   h("div.columns", {},
     section("Who is taken for whom", `${found.n_folds}-fold cross-validation over patients; the latents and the penalty are chosen inside each training part.`, h("div.scroll", {}, matrix)),
-    section("Latents that carry it", "Chosen in at least half of the folds, with their mean coefficient for each group.", found.latents.length
+    section("Latents that carry it", "Chosen in more than half of the folds, with their mean coefficient for each group.", found.latents.length
       ? table(["latent", "folds", ...found.names], found.latents.map((item) => [h("a", { href: `#/latent/${item.latent}` }, latentTitle(item.latent)), percent(item.share), ...item.weights.map((weight) => weight.toFixed(2))]),
         { numeric: [1, ...found.names.map((_, i) => i + 2)], caption: "Latents that carry it" })
-      : h("p.quiet", {}, "No latent was chosen in half of the folds."))));
+      : h("p.quiet", {}, "No latent was chosen in more than half of the folds."))));
 }

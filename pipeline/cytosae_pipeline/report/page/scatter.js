@@ -175,11 +175,15 @@ class Scatter {
   /** The visible point nearest to a place on the screen, within 12 pixels; marked ones are preferred a little. */
   nearest(px, py) {
     const box = this.box();
+    const { x0, x1, y0, y1 } = this.view;
+    const kx = (box.right - box.left) / (x1 - x0);
+    const ky = (box.bottom - box.top) / (y1 - y0);
     let [best, least] = [-1, 144];
     for (const i of this.order) {
       if (!this.visible[i]) continue;
-      const [x, y] = this.toScreen(this.xs[i], this.ys[i], box);
-      const distance = (x - px) ** 2 + (y - py) ** 2 - (this.isMarked[i] ? 16 : 0);
+      const dx = box.left + (this.xs[i] - x0) * kx - px;
+      const dy = box.bottom - (this.ys[i] - y0) * ky - py;
+      const distance = dx * dx + dy * dy - (this.isMarked[i] ? 16 : 0);
       if (distance < least) [best, least] = [i, distance];
     }
     return best;
