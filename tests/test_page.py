@@ -212,6 +212,12 @@ def test_patients_are_compared(visit, demo_run):
     first = _data(demo_run.report, "comparisons/0")
     latents = page.evaluate("array => Array.from(cytosae.decode(array))", first["latents"])
     assert head[0] == f"Latent {latents[first['more_in_first'][0]]}"
+    # Latents that differ are what people click next: the report holds their pages.
+    page.locator("main table").first.locator("tbody a").first.click()
+    page.wait_for_selector(".grid .top-image img")
+    assert page.inner_text("h1") == head[0]
+    assert "that differ most between groups of patients" in _data(demo_run.report, "overview")["held_reason"]
+    visit.go("patients/compare")
     page.select_option("main select", "4")
     page.wait_for_function("() => location.hash.endsWith('compare/4')")
     visit.go("patients/correlation")

@@ -3,24 +3,31 @@
 import base64
 import csv
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import torch
 
 from cytosae.checkpoint import load_sae
+from cytosae.comparison import compare_groups
 from cytosae_cache.reader import StoreReader
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import UserError
+from cytosae_pipeline.report.choice import most_different
 from cytosae_pipeline.report.config import PageConfig, parse_latents, parse_range
 from cytosae_pipeline.report.folder import page_files
 from cytosae_pipeline.report.groups import find_groups
 from cytosae_pipeline.report.notes import check_note, read_notes, write_notes
 from cytosae_pipeline.report.pseudonyms import pseudonymise, read_key
 from cytosae_pipeline.report.scripts import pack, to_script
-from tests.nursery import Nursery
+from tests.pictures import HEARING_MAIN
 
 TYPES = {"f4": "<f4", "u1": "u1", "u2": "<u2", "i4": "<i4", "i1": "i1"}
 
@@ -205,6 +212,23 @@ def test_the_latents_asked_for(with_sae):
     assert "--log10_mean 9:" in text
 
 
+def test_latents_that_differ_between_groups_get_pages_in_turn():
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(3.0, size=(60, 40)).astype(float)
+    groups = np.repeat([0, 1, 2], 20)
+    for group in range(3):
+        counts[groups == group, 5 * group : 5 * group + 5] += 9 - np.arange(5)
+    comparisons = [compare_groups(counts, groups == group) for group in range(3)]
+    allowed = np.ones(40, dtype=bool)
+    chosen = most_different(comparisons, allowed, 6).tolist()
+    assert {latent // 5 for latent in chosen[:6]} == {0, 1, 2}
+    assert set(most_different(comparisons, allowed, 40).tolist()) >= set(range(15))
+    allowed[:10] = False
+    assert set(most_different(comparisons, allowed, 40).tolist()) & set(range(15)) == set(range(10, 15))
+    assert most_different([], allowed, 5).tolist() == []
+    assert most_different(comparisons, allowed, 0).tolist() == []
+
+
 def test_latents_of_a_cluster(with_sae):
     report, _ = _report(with_sae, "--clusters", 3, "--cluster", 2)
     overview = _data(report, "overview")
@@ -251,17 +275,20 @@ def test_changed_and_missing_images_get_no_picture(with_sae):
 def test_a_killed_report_leaves_the_older_one(with_sae):
     report, _ = _report(with_sae)
     (report / "data" / "of-the-older-one").touch()
-    where = ["--root_dir", with_sae.root, "--dataset_name", "toy", "--sae_path", with_sae.sae(), "--out", report]
-    begun = 0
-    with Nursery() as nursery:
-        usual_s = nursery.run("report", *where, "--json", "--out", report.with_name("other")).seconds
-        for delay_s in np.linspace(max(usual_s - 0.7, 0.01), usual_s, 8):
-            nursery.run("report", *where, kill_after_s=float(delay_s))
-            assert (report / "index.html").is_file()
-            assert _data(report, "overview")["store"]["valid"] == 22
-            begun += any(report.parent.glob("page.*.partial"))
-        assert begun, "some were killed in the middle of writing"
-        assert nursery.run("report", *where).code == 0
+    arguments = [
+        "report", "--root_dir", with_sae.root, "--dataset_name", "toy", "--sae_path", with_sae.sae(), "--out", report
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((".", "cache", "pipeline")), "OMP_NUM_THREADS": "1"}
+    for later_s in (0, 0.01, 0.03, 0.06):
+        child = subprocess.Popen([sys.executable, "-c", HEARING_MAIN, *map(str, arguments)], env=environment)
+        while not any(report.parent.glob(f"page.{child.pid}.partial")) and child.poll() is None:
+            time.sleep(0.002)
+        time.sleep(later_s)
+        child.kill()
+        assert child.wait() == -signal.SIGKILL, "it was killed in the middle of writing"
+        assert (report / "data" / "of-the-older-one").exists()
+        assert _data(report, "overview")["store"]["valid"] == 22
+    _report(with_sae)
     assert not (report / "data" / "of-the-older-one").exists()
     assert [path.name for path in report.parent.iterdir() if path.name.startswith("page.")] == []
 

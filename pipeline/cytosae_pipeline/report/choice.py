@@ -59,8 +59,8 @@ def choose_latents(
     some = f"{n_selected:,} selected of the " if n_selected < n_active else ""
     groups = f"{len(differing):,} that differ most between groups of patients, then " if len(differing) else ""
     return chosen, (
-        f"{held} {len(chosen):,} of {some}{n_active:,} active latents: {groups}those with the lowest label entropy, then "
-        f"the strongest. {more}"
+        f"{held} {len(chosen):,} of {some}{n_active:,} active latents: {groups}those with the lowest label entropy, "
+        f"then the strongest. {more}"
     )
 
 
@@ -72,10 +72,11 @@ def most_different(comparisons: Sequence[GroupComparison], allowed: npt.NDArray[
         allowed: Whether a latent may be chosen, shape `(S,)`.
         n: Latents wanted at most.
     """
-    sides = []
-    for found in comparisons:
-        for side in largest_differences(found, len(allowed)):
-            sides.append(side[(found.q_value[side] < _SIGNIFICANT) & allowed[side]][:n].tolist())
+    sides = [
+        side[(found.q_value[side] < _SIGNIFICANT) & allowed[side]][:n].tolist()
+        for found in comparisons
+        for side in largest_differences(found, len(allowed))
+    ]
     rounds = itertools.zip_longest(*sides)
     turns = dict.fromkeys(latent for turn in rounds for latent in turn if latent is not None)
     return np.array(list(itertools.islice(turns, n)), dtype=np.int64)
