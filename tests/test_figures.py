@@ -411,7 +411,7 @@ def test_hostile_names_are_drawn_as_they_are(with_images):
         f"patient,group\np0,{HOSTILE[0]}\np1,{HOSTILE[1]}\np2,{HOSTILE[0]}\np3,{HOSTILE[1]}\n", encoding="utf-8"
     )
     place.features().mkdir(parents=True)
-    notes = {"format": 1, "notes": {"0": {"name": "<b>$\\sum$", "note": ""}, "1": {"name": "\x00\x08\n", "note": ""}}}
+    notes = {"format": 1, "notes": {"0": {"name": "<b>$\\sum$", "note": ""}, "1": {"name": "\x00\n", "note": ""}}}
     (place.features() / "latent_notes.json").write_text(json.dumps(notes))
     folder, _result = _figures(place, "--groups", groups)
     texts = {path.stem: _texts(path) for path in folder.glob("*.svg")}
@@ -420,7 +420,7 @@ def test_hostile_names_are_drawn_as_they_are(with_images):
     assert any(text.startswith(f"more in {HOSTILE[0]}") for text in texts["comparison_0"])
     assert {"$x^2$", "a & b", "芽球"} & set(texts["reference_images_0"])
     assert "<b>$\\sum$" in texts["reference_images_0"]
-    assert "\ufffd\ufffd\ufffd" in texts["reference_images_0"]
+    assert "\ufffd\ufffd" in texts["reference_images_0"]
     for path in folder.glob("*.svg"):
         assert b"<script" not in path.read_bytes()
 
