@@ -1,7 +1,6 @@
 """Autoencoder files `{'cfg': plain dict, 'state_dict': tensors}`: written whole or not at all, never unpickled."""
 
 import json
-import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cytosae.architectures import ARCHITECTURES, SETTINGS, make_sae
+from cytosae.atomic import write_torch_atomically
 from cytosae.exchange import (
     SAELENS_CONFIG,
     SAELENS_WEIGHTS,
@@ -105,21 +105,6 @@ def weights_file(path: Path) -> Path:
     return path / SAELENS_WEIGHTS if path.is_dir() else path
 
 
-def write_torch_atomically(path: Path, value: object) -> None:
-    """`torch.save` to a temporary name in the same folder, synced and renamed: never a half-written file."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(value, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
 def read_torch(path: Path, *, device: torch.device | str = "cpu") -> Any:  # noqa: ANN401 - tensors and plain values
     """`torch.load` of a file of tensors and plain values.
 
@@ -167,17 +152,6 @@ def _plain_cfg(path: Path, cfg: object) -> Any:  # noqa: ANN401 - JSON values
         return unwrap_cfg(to_plain(cfg))
     except RestrictedPickleError as error:
         raise SaeCheckpointError(f"'cfg' in '{path}' cannot be used: {error}") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename inside a folder durable. Windows has no such call and needs none."""
-    if os.name == "nt":
-        return
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 def _make_shell(path: Path, architecture: str, state: object, settings: object) -> SparseAutoencoder:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import sys
 import types
 from collections import OrderedDict
@@ -14,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from cytosae.atomic import write_atomically, write_torch_atomically
 from cytosae.sae import SparseAutoencoder
 
 SAELENS_CONFIG, SAELENS_WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -118,19 +118,33 @@ def write_saelens(folder: Path, sae: SparseAutoencoder, cfg: Mapping[str, Any]) 
     """Write a folder that SAELens 6 opens with `SAE.load_from_disk`; the config comes last and completes it."""
     config, state = to_saelens(sae, cfg)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / SAELENS_WEIGHTS, save(state))
-    _write(folder / SAELENS_CONFIG, (json.dumps(config, indent=1) + "\n").encode())
+    text = json.dumps(config, indent=1) + "\n"
+    write_atomically(folder / SAELENS_WEIGHTS, lambda file: file.write(save(state)))
+    write_atomically(folder / SAELENS_CONFIG, lambda file: file.write(text.encode()))
 
 
 def write_safetensors(path: Path, sae: SparseAutoencoder, cfg: Mapping[str, Any]) -> None:
     """Write one safetensors file: tensors under our own names, the config as JSON in its metadata."""
     plain = {**cfg, "arch": sae.architecture, "settings": sae.settings}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
-    _write(path, save(state, metadata={_CFG_KEY: json.dumps(plain)}))
+    write_atomically(path, lambda file: file.write(save(state, metadata={_CFG_KEY: json.dumps(plain)})))
+
+
+def write_reference(path: Path, sae: SparseAutoencoder, cfg: Mapping[str, Any]) -> None:
+    """Write a checkpoint as CytoSAE's own code unpickles it.
+
+    Raises:
+        ExchangeError: If the architecture is not the reference's.
+    """
+    checkpoint = reference_checkpoint(sae, cfg)
+    with _reference_class() as kind:
+        record = kind()
+        vars(record).update(checkpoint["cfg"])
+        write_torch_atomically(path, {**checkpoint, "cfg": record})
 
 
 def reference_checkpoint(sae: SparseAutoencoder, cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """What the reference's checkpoint holds, but for the config's class; `reference_class` lends it one.
+    """What the reference's checkpoint holds, but for the config's class; `write_reference` adds it.
 
     Raises:
         ExchangeError: If the architecture is not the reference's.
@@ -158,7 +172,7 @@ def reference_checkpoint(sae: SparseAutoencoder, cfg: Mapping[str, Any]) -> dict
 
 
 @contextlib.contextmanager
-def reference_class() -> Iterator[type]:
+def _reference_class() -> Iterator[type]:
     """The class of the reference's config, known to the pickler by its name for as long as this lasts."""
     parts = _REFERENCE_MODULE.split(".")
     kind = type(_REFERENCE_CLASS, (), {"__module__": _REFERENCE_MODULE})
@@ -225,17 +239,3 @@ def _read_tensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
             return file.metadata() or {}, state
     except (OSError, SafetensorError, ValueError) as error:
         raise ExchangeError(f"{path.name} cannot be read: {error}") from error
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

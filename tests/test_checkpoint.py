@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from cytosae.architectures import ARCHITECTURES, make_sae
+from cytosae.atomic import write_torch_atomically
 from cytosae.checkpoint import (
     SaeCheckpointError,
     SaeNotFoundError,
     load_sae,
     read_torch,
     save_sae,
-    write_torch_atomically,
 )
 from cytosae.sae import SparseAutoencoder
 

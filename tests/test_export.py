@@ -237,7 +237,7 @@ def test_only_relu_has_a_place_in_the_reference():
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("cytosae.exchange.os.fsync", lambda number: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr("cytosae.atomic.os.fsync", lambda number: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
         write_safetensors(tmp_path / "x.safetensors", make_random("relu"), CFG)
     assert not list(tmp_path.iterdir())

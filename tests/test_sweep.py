@@ -65,6 +65,7 @@ def test_lists_make_all_combinations_and_run_tables_single_ones(tmp_path):
         ("lr = [[1]]", "'lr' in .* is no single value"),
         ("k = []", "describes 0 runs; there must be 1 to 256"),
         (f"seed = {list(range(300))}", "describes 300 runs"),
+        ("\n".join(f"{name} = {list(range(1, 200))}" for name in ("seed", "k", "lr")), "7,880,599"),
         ("run = 3", r"must be written as \[\[run\]\] tables"),
         ("[[run]]\nnothing = 1", "has 'nothing'"),
     ],

@@ -1,6 +1,5 @@
 """A tracker in a process of its own, so that it can neither stop nor slow nor outlive the training."""
 
-import multiprocessing
 import os
 import queue
 import signal
@@ -9,6 +8,8 @@ import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from cytosae_pipeline.workers import process_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,9 +45,7 @@ class Background:
         self._name, self._advice, self._close_s, self._n_pending = name, advice, close_s, n_pending
         self.n_dropped = 0
         """Records that were dropped."""
-        # Not fork: the parent has threads (torch's among them), and forking those deadlocks.
-        on_linux = sys.platform not in ("win32", "darwin")
-        context = multiprocessing.get_context("forkserver") if on_linux else multiprocessing.get_context("spawn")
+        context = process_context()
         here, there = context.Pipe()
         # The environment is passed on, since a fork server keeps the one it was started with.
         self._process = context.Process(target=_serve, args=(there, dict(os.environ), make), daemon=True)

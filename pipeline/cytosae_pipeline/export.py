@@ -5,11 +5,12 @@ from pathlib import Path
 
 import torch
 
-from cytosae.checkpoint import LoadedSae, load_sae, write_torch_atomically
-from cytosae.exchange import reference_checkpoint, reference_class, write_saelens, write_safetensors
+from cytosae.checkpoint import load_sae
+from cytosae.exchange import write_reference, write_saelens, write_safetensors
 from cytosae_pipeline.config import ExportConfig, UserError
 
 _ENDINGS = {"saelens": ".saelens", "safetensors": ".safetensors", "reference": ".reference.pt"}
+_WRITERS = {"saelens": write_saelens, "safetensors": write_safetensors, "reference": write_reference}
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def export_sae(config: ExportConfig) -> ExportResult:
     if path.exists() and path.is_dir() != (config.format == "saelens"):
         raise UserError(f"'{path}' is not what --format {config.format} writes. Give another --out")
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(loaded, path, config)
+    _WRITERS[config.format](path, *loaded)
     again = load_sae(path).sae.state_dict()
     for name, tensor in loaded.sae.state_dict().items():
         wanted = torch.relu(tensor) if name == "threshold" and config.format == "saelens" else tensor
@@ -55,17 +56,3 @@ def export_sae(config: ExportConfig) -> ExportResult:
             raise UserError(f"'{path}' holds another {name} than was written: is the disk sound?")
     d_in, n_latents = loaded.sae.W_enc.shape
     return ExportResult(path, config.format, loaded.sae.architecture, d_in, n_latents)
-
-
-def _write(loaded: LoadedSae, path: Path, config: ExportConfig) -> None:
-    """Write one format."""
-    if config.format == "saelens":
-        write_saelens(path, *loaded)
-    elif config.format == "safetensors":
-        write_safetensors(path, *loaded)
-    else:
-        checkpoint = reference_checkpoint(*loaded)
-        with reference_class() as kind:
-            record = kind()
-            vars(record).update(checkpoint["cfg"])
-            write_torch_atomically(path, {**checkpoint, "cfg": record})

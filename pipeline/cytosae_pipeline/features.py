@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from cytosae.checkpoint import write_torch_atomically
+from cytosae.atomic import write_torch_atomically
 from cytosae.statistics import FeatureResult, FeatureStatistics
 from cytosae_cache.durable import write_file
 from cytosae_cache.store import ActivationStore

@@ -3,6 +3,7 @@
 import csv
 import io
 import itertools
+import math
 import tomllib
 import typing
 from dataclasses import dataclass, fields, replace
@@ -103,7 +104,12 @@ def read_grid(path: Path) -> list[dict[str, Any]]:
         values = {name: value if isinstance(value, list) else [value] for name, value in {**grid, **table}.items()}
         for name, choices in values.items():
             _check_name(path, name)
-            values[name] = [_convert(path, name, value, hints[name]) for value in choices]
+            converted = [_convert(path, name, value, hints[name]) for value in choices]
+            values[name] = list(dict.fromkeys(converted))
+        # Counted before they are made: lists of moderate length make more combinations than fit into memory.
+        n_runs = math.prod(map(len, values.values()))
+        if n_runs > _MOST_RUNS:
+            raise UserError(f"'{path}' describes {n_runs:,} runs; there must be 1 to {_MOST_RUNS}")
         runs += [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
     runs = [run for number, run in enumerate(runs) if run not in runs[:number]]
     if not 1 <= len(runs) <= _MOST_RUNS:

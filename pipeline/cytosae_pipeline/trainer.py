@@ -11,7 +11,8 @@ from dataclasses import asdict
 import torch
 
 from cytosae.architectures import make_sae
-from cytosae.checkpoint import SaeCheckpointError, read_torch, save_sae, write_torch_atomically
+from cytosae.atomic import write_torch_atomically
+from cytosae.checkpoint import SaeCheckpointError, read_torch, save_sae
 from cytosae.objective import explained_variance
 from cytosae.sae import LossWeights, SaeLoss, SparseAutoencoder
 from cytosae.schedule import LearningRate
@@ -28,6 +29,8 @@ from cytosae_pipeline.tracking import JsonLines, TensorboardTracker, Tracker, Tr
 
 _SECONDS_BETWEEN_SAVES = 300.0
 _IMAGES_ON_THE_WAY = 512
+_LEAST_FREQUENCY = 1e-10
+"""Added before the logarithm, as the reference does; a latent that never fired is at -10."""
 """Held-out images that an evaluation on the way looks at; the last one looks at all."""
 
 
@@ -239,15 +242,19 @@ class Trainer:
             "with a smaller --lr, more --lr_warm_up_steps, --max_gradient_norm 1, or without --use_ghost_grads"
         )
 
+    def _frequency(self) -> torch.Tensor:
+        """Firing rates in the sampling window, float64 on the host, shape `(S,)`. CPU-GPU sync point."""
+        return self._n_fired.cpu().double() / max(self._n_tokens, 1)
+
     def _log10_frequency(self) -> torch.Tensor:
         """Log10 of the firing rates in the sampling window, float64 on the host, shape `(S,)`."""
-        return torch.log10(self._n_fired.cpu().double() / max(self._n_tokens, 1) + 1e-10)
+        return torch.log10(self._frequency() + _LEAST_FREQUENCY)
 
     @torch.no_grad()
     def _measure(self, result: SaeLoss, x: torch.Tensor, rate: float) -> dict[str, float]:
         """Metrics of a step under the reference's names. CPU-GPU sync point, hence only every few steps."""
         variance = explained_variance(x, result.reconstruction)
-        frequency = self._n_fired.cpu().double() / max(self._n_tokens, 1)
+        frequency = self._frequency()
         config = self.run.config
         loss = float(result.terms.loss)
         if not math.isfinite(loss):
@@ -261,7 +268,7 @@ class Trainer:
             "metrics/explained_variance": float(variance.total),
             "metrics/explained_variance_std": float(variance.per_token_std),
             "metrics/l0": float(result.n_fired.sum()) / (x.shape[0] * x.shape[1]),
-            "metrics/mean_log10_feature_sparsity": float(self._log10_frequency().mean()),
+            "metrics/mean_log10_feature_sparsity": float(torch.log10(frequency + _LEAST_FREQUENCY).mean()),
             "sparsity/mean_passes_since_fired": float(since.double().mean()),
             "sparsity/n_passes_since_fired_over_threshold": int((since > config.dead_feature_window).sum()),
             "sparsity/below_1e-5": float((frequency < 1e-5).double().mean()),

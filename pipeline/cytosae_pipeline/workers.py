@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
+    from multiprocessing.context import ForkServerContext, SpawnContext
     from multiprocessing.process import BaseProcess
 
 P = ParamSpec("P")
@@ -33,9 +34,7 @@ class WorkerPool:
     """
 
     def __init__(self, n_workers: int) -> None:
-        # Not fork: the parent has threads (torch's among them), and forking those deadlocks.
-        on_linux = sys.platform not in ("win32", "darwin")
-        context = multiprocessing.get_context("forkserver") if on_linux else multiprocessing.get_context("spawn")
+        context = process_context()
         self.processes: list[BaseProcess] = []
         """The workers."""
         self._idle: queue.SimpleQueue[Connection] = queue.SimpleQueue()
@@ -80,6 +79,12 @@ class WorkerPool:
         if error is not None:
             raise error
         return result  # type: ignore[no-any-return]
+
+
+def process_context() -> "ForkServerContext | SpawnContext":
+    """How child processes are started. Not by fork: the parent has threads, torch's among them, and would deadlock."""
+    on_linux = sys.platform not in ("win32", "darwin")
+    return multiprocessing.get_context("forkserver") if on_linux else multiprocessing.get_context("spawn")
 
 
 def _serve(connection: Connection) -> None:
