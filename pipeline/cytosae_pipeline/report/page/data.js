@@ -37,11 +37,6 @@ const cytosae = (() => {
     return promise;
   }
 
-  /** Forget data that has changed on the server. */
-  function forget(name) {
-    received.delete(name);
-  }
-
   const TYPES = { f4: Float32Array, u1: Uint8Array, u2: Uint16Array, i4: Int32Array, i1: Int8Array };
 
   /** A typed array from `{dtype, shape, data}`; little-endian, as every browser's machine is. */
@@ -52,5 +47,5 @@ const cytosae = (() => {
     return new TYPES[dtype](bytes.buffer);
   }
 
-  return { receive, load, forget, decode };
+  return { receive, load, decode };
 })();
