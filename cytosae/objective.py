@@ -109,12 +109,6 @@ def explained_variance(x: torch.Tensor, reconstruction: torch.Tensor) -> Explain
     return ExplainedVariance(1 - error.sum() / variance.sum().clamp_min(tiny), spread)
 
 
-@torch.no_grad()
-def l0(acts: torch.Tensor) -> torch.Tensor:
-    """Mean number of active latents a token, 0-dimensional, of activations of shape `(..., S)`."""
-    return (acts > 0).sum(dim=-1).float().mean()
-
-
 def norm_as_divisor(x: torch.Tensor) -> torch.Tensor:
     """Norm over the last dimension, kept, as a divisor: 0 becomes infinity, so that quotient and gradient vanish.
 

@@ -75,8 +75,6 @@ class SparseAutoencoder(nn.Module):
 
     architecture: ClassVar[str] = "relu"
     """Name, as options and files spell it."""
-    unit_rows: ClassVar[bool] = True
-    """Whether the training keeps the decoder's rows at unit norm."""
     needs_whole_rows: ClassVar[bool] = False
     """Whether a latent's activation depends on the other latents' of the same token."""
 
@@ -109,14 +107,9 @@ class SparseAutoencoder(nn.Module):
         """Arguments beside the sizes that make the same architecture again: JSON values."""
         return {}
 
-    @property
-    def encoder_bias(self) -> torch.Tensor:
-        """What `pre_activations` adds, shape `(S,)`."""
-        return self.b_enc
-
     def pre_activations(self, x: torch.Tensor) -> torch.Tensor:
         """Latents before the nonlinearity, shape `(..., S)`, of activations of shape `(..., D)`."""
-        return (x - self.b_dec) @ self.W_enc + self.encoder_bias
+        return (x - self.b_dec) @ self.W_enc + self.b_enc
 
     def activate(self, pre: torch.Tensor, latents: slice | torch.Tensor = slice(None)) -> torch.Tensor:
         """Latent activations from latents before the nonlinearity, as they are read once training is over.
@@ -180,7 +173,7 @@ class SparseAutoencoder(nn.Module):
         a whole matrix for it.
         """
         centred = (x - self.b_dec.detach()).to(dtype)
-        bias = self.encoder_bias + (self.b_dec.detach() - self.b_dec) @ self.W_enc.detach()
+        bias = self.b_enc + (self.b_dec.detach() - self.b_dec) @ self.W_enc.detach()
         return torch.addmm(bias.to(dtype), centred, self.W_enc.to(dtype))
 
     @torch.no_grad()
@@ -208,9 +201,6 @@ class SparseAutoencoder(nn.Module):
     def tie_(self) -> None:
         """Start the encoder as the decoder's transpose, in place (Gao et al. 2024, arXiv:2406.04093)."""
         self.W_enc.copy_(self.W_dec.T)
-
-    def start_from_(self, tokens: torch.Tensor) -> None:
-        """Fit what an architecture can to tokens of shape `(n, D)` before training, in place; nothing here."""
 
     @torch.no_grad()
     def rescale_latents_(self, factor: torch.Tensor) -> None:

@@ -60,7 +60,7 @@ class BlockEncoder:
     ) -> None:
         self._sae = sae
         self._b_dec = sae.b_dec.detach().float()
-        self._bias = sae.encoder_bias.detach().float()
+        self._bias = sae.b_enc.detach().float()
         # Where latents compete within a token, all are computed at once, for an image at a time.
         whole = sae.needs_whole_rows
         width = len(self._bias) if whole else LATENT_CHUNK

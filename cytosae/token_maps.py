@@ -31,7 +31,7 @@ class LatentEncoder:
         self._latents = torch.from_numpy(np.ascontiguousarray(latents)).to(sae.W_enc.device)
         if not sae.needs_whole_rows:
             self._weights = sae.W_enc.detach()[:, self._latents]
-            self._bias = sae.encoder_bias.detach()[self._latents]
+            self._bias = sae.b_enc.detach()[self._latents]
 
     @torch.no_grad()
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

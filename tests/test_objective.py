@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cytosae.objective import explained_variance, l0, reference_loss
+from cytosae.objective import explained_variance, reference_loss
 from cytosae.sae import SparseAutoencoder
 
 B, T, D, S = 2, 3, 4, 6
@@ -175,8 +175,3 @@ def test_explained_variance_of_the_ends_of_its_scale():
     assert perfect.total == 1
     assert perfect.per_token_std == 0
     assert mean.total.item() == pytest.approx(0)
-
-
-def test_l0_counts_active_latents_a_token():
-    acts = torch.tensor([[[0.0, 2.0, 0.1], [0.0, 0.0, 0.0]], [[1.0, 1.0, 1.0], [0.0, 0.0, 5.0]]])
-    assert l0(acts).item() == pytest.approx((2 + 0 + 3 + 1) / 4)

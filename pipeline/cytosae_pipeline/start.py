@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from cytosae.geometric_median import geometric_median
+from cytosae.jumprelu import JumpReluSae
 from cytosae.sae import SparseAutoencoder
 from cytosae_cache.joined import JoinedReader
 from cytosae_cache.order import spread_rows
@@ -114,7 +115,7 @@ class StartingPoint:
             sae.tie_()
         if config.b_dec_init_method != "zeros":
             sae.b_dec.copy_(self._centre(config.b_dec_init_method, standardise=config.standardise))
-        if config.arch == "jumprelu":
+        if isinstance(sae, JumpReluSae):
             tokens = self._tokens[torch.from_numpy(spread_rows(len(self._tokens), _FITTED_TOKENS))]
             tokens = self.scaling.apply(tokens) if config.standardise else tokens
             sae.start_from_(tokens.to(sae.b_dec.device))
