@@ -44,6 +44,7 @@ def cli() -> None:
       cytosae-cache train    --dataset_name mll23 --use_ghost_grads --batch_size 64
       cytosae-cache features --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt
       cytosae-cache patients --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt
+      cytosae-cache report   --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt
 
     Option names may be written with _ or -. Every verb explains itself with --help.
     """
@@ -158,9 +159,11 @@ def features(as_json: bool, **values: Any) -> None:
     from cytosae_pipeline.features import compute_features
 
     result = compute_features(config, Reporter(quiet=as_json))
+    where = f"--dataset_name {config.dataset_name or 'NAME'} --sae_path '{config.sae_path}'"
     text = (
         f"{result.n_active:,} of {result.n_latents:,} latents are active on one of {result.n_images:,} images\n"
-        f"wrote in {result.folder}: {', '.join(path.name for path in result.files)}"
+        f"wrote in {result.folder}: {', '.join(path.name for path in result.files)}\n"
+        f"look at it: cytosae-cache report {where}"
     )
     print_result(result, text, as_json)
 

@@ -18,7 +18,9 @@ class PageConfig(StatisticsConfig):
     latents: str | None = option(
         None, "Latents that get a page, as numbers and ranges: 12,77,500-520. [default: the best by the options below]"
     )
-    n_latents: int = option(200, "How many get a page: those with the lowest label entropy, then the strongest.")
+    n_latents: int = option(
+        200, "How many get a page: up to half differ between groups of patients, the others are the most specific."
+    )
     log10_sparsity: str | None = option(
         None, "Only latents in this range, LO:HI with either end left out: -3:-1 = active on 0.1 to 10 % of the images."
     )
