@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from cytosae.sae import LossTerms, LossWeights, SaeLoss, SparseAutoencoder
+from cytosae.sae import LossInputs, LossTerms, SaeLoss, SparseAutoencoder
 
 
 class GatedSae(SparseAutoencoder):
@@ -33,25 +33,16 @@ class GatedSae(SparseAutoencoder):
         b_enc, r_mag, b_mag = (part[latents].to(pre.dtype) for part in (self.b_enc, self.r_mag, self.b_mag))
         return torch.relu((pre - b_enc) * r_mag.exp() + b_mag) * (pre > 0)
 
-    def training_loss(
-        self,
-        x: torch.Tensor,
-        *,
-        variance: torch.Tensor,
-        share: float,
-        dead_mask: torch.Tensor | None,
-        weights: LossWeights,
-        dtype: torch.dtype,
-    ) -> SaeLoss:
+    def training_loss(self, x: torch.Tensor, inputs: LossInputs) -> SaeLoss:
         """Share of the variance left, L1 of the gate, and the error of decoding the gate; see `SparseAutoencoder`."""
-        pre = self.pre_activations_in(x, dtype)
+        pre = self.pre_activations_in(x, inputs.dtype)
         acts, gate = self.activate(pre), torch.relu(pre)
-        W_dec = self.W_dec.to(dtype)
+        W_dec = self.W_dec.to(inputs.dtype)
         reconstruction = (acts @ W_dec).to(x.dtype) + self.b_dec
-        mse = (reconstruction - x).square().sum() / variance
-        l1 = weights.l1 * share * gate.sum(dim=1, dtype=x.dtype).mean()
+        mse = (reconstruction - x).square().sum() / inputs.variance
+        l1 = inputs.weights.l1 * inputs.share * gate.sum(dim=1, dtype=x.dtype).mean()
         again = (gate @ W_dec.detach()).to(x.dtype) + self.b_dec.detach()
-        aux = (again - x).square().sum() / variance
+        aux = (again - x).square().sum() / inputs.variance
         n_fired = (acts.detach() > 0).to(x.dtype).sum(dim=0).round().to(torch.int64)
         return SaeLoss(LossTerms(mse + l1 + aux, mse, l1, aux), n_fired, reconstruction)
 

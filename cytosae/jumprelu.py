@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from cytosae.sae import LossTerms, LossWeights, SaeLoss, SparseAutoencoder
+from cytosae.sae import LossInputs, LossTerms, SaeLoss, SparseAutoencoder
 
 _START = 0.1
 _BANDWIDTH = 1.0
@@ -64,25 +64,16 @@ class JumpReluSae(SparseAutoencoder):
         n_active = min(len(pre), max(1, round(self.k * len(tokens))))
         self.threshold.fill_(pre.topk(n_active).values[-1].clamp_min(0))
 
-    def training_loss(
-        self,
-        x: torch.Tensor,
-        *,
-        variance: torch.Tensor,
-        share: float,
-        dead_mask: torch.Tensor | None,
-        weights: LossWeights,
-        dtype: torch.dtype,
-    ) -> SaeLoss:
+    def training_loss(self, x: torch.Tensor, inputs: LossInputs) -> SaeLoss:
         """Share of the variance left, and the distance from the L0 asked for; see `SparseAutoencoder`."""
-        pre = self.pre_activations_in(x, dtype)
+        pre = self.pre_activations_in(x, inputs.dtype)
         # Thresholds below 0 would let negative latents through.
         threshold = torch.relu(self.threshold)
         acts, active = _Jump.apply(pre, threshold, self.bandwidth)  # type: ignore[no-untyped-call]
-        reconstruction = (acts @ self.W_dec.to(dtype)).to(x.dtype) + self.b_dec
-        mse = (reconstruction - x).square().sum() / variance
+        reconstruction = (acts @ self.W_dec.to(inputs.dtype)).to(x.dtype) + self.b_dec
+        mse = (reconstruction - x).square().sum() / inputs.variance
         l0 = active.sum(dim=1, dtype=x.dtype).mean()
-        sparsity = weights.l0 * share * (l0 / self.k - 1).square()
+        sparsity = inputs.weights.l0 * inputs.share * (l0 / self.k - 1).square()
         n_fired = active.detach().sum(dim=0, dtype=x.dtype).round().to(torch.int64)
         return SaeLoss(LossTerms(mse + sparsity, mse, sparsity, x.new_zeros(())), n_fired, reconstruction)
 

@@ -44,6 +44,21 @@ class LossWeights(NamedTuple):
     """Of the squared relative distance between L0 and the one asked for (`jumprelu`)."""
 
 
+class LossInputs(NamedTuple):
+    """What a training loss of some tokens depends on beside them."""
+
+    variance: torch.Tensor
+    """Sum of `||x - mean||^2` over the whole batch, 0-dimensional."""
+    share: float
+    """Share of the batch's tokens that these are."""
+    dead_mask: torch.Tensor | None
+    """Latents to revive, bool, shape `(S,)`; None for none."""
+    weights: LossWeights
+    """Weights of the terms."""
+    dtype: torch.dtype
+    """Type of dense products."""
+
+
 class SaeLoss(NamedTuple):
     """A training loss and what it was computed from."""
 
@@ -141,25 +156,12 @@ class SparseAutoencoder(nn.Module):
         acts = self.activate(pre)
         return SaeOutput(pre, acts, self.decode(acts))
 
-    def training_loss(
-        self,
-        x: torch.Tensor,
-        *,
-        variance: torch.Tensor,
-        share: float,
-        dead_mask: torch.Tensor | None,
-        weights: LossWeights,
-        dtype: torch.dtype,
-    ) -> SaeLoss:
+    def training_loss(self, x: torch.Tensor, inputs: LossInputs) -> SaeLoss:
         """The loss of other architectures than the reference's, whose own is `objective.reference_loss`.
 
         Args:
             x: Tokens of a batch, or of a part of it, shape `(N, D)`; losses of parts add up.
-            variance: Sum of `||x - mean||^2` over the whole batch, 0-dimensional.
-            share: Share of the batch's tokens that these are.
-            dead_mask: Latents to revive, bool, shape `(S,)`; None for none.
-            weights: Weights of the terms.
-            dtype: Type of dense products.
+            inputs: What else it depends on.
 
         Raises:
             NotImplementedError: For the reference's architecture.

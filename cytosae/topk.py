@@ -7,7 +7,7 @@ from typing import Any, ClassVar, cast
 import torch
 
 from cytosae.nonzeros import Nonzeros
-from cytosae.sae import LossTerms, LossWeights, SaeLoss, SparseAutoencoder
+from cytosae.sae import LossInputs, LossTerms, SaeLoss, SparseAutoencoder
 
 _THRESHOLD_MEMORY = 0.95
 """Share of the running threshold that a step keeps: a batch's own is exact to a percent, and more would lag behind."""
@@ -59,22 +59,13 @@ class TopKSae(SparseAutoencoder):
         reconstruction = decoded(self.W_dec.shape[0]) + self.b_dec
         return reconstruction, (reconstruction - x).square().sum() / variance
 
-    def training_loss(
-        self,
-        x: torch.Tensor,
-        *,
-        variance: torch.Tensor,
-        share: float,
-        dead_mask: torch.Tensor | None,
-        weights: LossWeights,
-        dtype: torch.dtype,
-    ) -> SaeLoss:
+    def training_loss(self, x: torch.Tensor, inputs: LossInputs) -> SaeLoss:
         """Share of the variance left, and AuxK: dead latents learn to explain the residual.
 
         The auxiliary term (Gao et al. 2024, appendix A.2) is `||e - e^||^2 / ||e||^2` with the residual `e = x - x^`
         detached and `e^` decoded without `b_dec` from the D/2 largest dead latents; its gradient reaches their encoder.
-        See `SparseAutoencoder.training_loss` for the arguments.
         """
+        dead_mask, weights = inputs.dead_mask, inputs.weights
         dead = dead_mask.nonzero().squeeze(1) if dead_mask is not None and weights.aux else x.new_zeros(0)
         k_aux = min(x.shape[1] // 2, len(dead))
 
@@ -86,16 +77,16 @@ class TopKSae(SparseAutoencoder):
             return chosen
 
         selected: list[Nonzeros] = []
-        values = _Encode.apply(x, self.b_dec, self.W_enc, self.b_enc, select, dtype, selected)  # type: ignore[no-untyped-call]
+        values = _Encode.apply(x, self.b_dec, self.W_enc, self.b_enc, select, inputs.dtype, selected)  # type: ignore[no-untyped-call]
         places = selected[0]
         decoded = _Decoded(values[0], self.W_dec, places)
-        reconstruction, mse = self.losses(x, decoded, variance)
+        reconstruction, mse = self.losses(x, decoded, inputs.variance)
         aux = x.new_zeros(())
         if k_aux:
             residual = (x - reconstruction).detach()
             again = _Decode.apply(values[1], self.W_dec, selected[1])  # type: ignore[no-untyped-call]
             left = (again - residual).square().sum() / residual.square().sum().clamp_min(torch.finfo(x.dtype).tiny)
-            aux = weights.aux * share * left
+            aux = weights.aux * inputs.share * left
         n_fired = torch.bincount(places.columns, minlength=self.W_dec.shape[0])
         zero = x.new_zeros(())
         return SaeLoss(LossTerms(mse + aux, mse, zero, aux), n_fired, reconstruction)

@@ -7,7 +7,7 @@ import torch
 
 from cytosae.fast_loss import Products, iter_parts, reference_gradients
 from cytosae.objective import reference_loss
-from cytosae.sae import LossTerms, LossWeights, SaeLoss, SparseAutoencoder
+from cytosae.sae import LossInputs, LossTerms, LossWeights, SaeLoss, SparseAutoencoder
 
 _FUSED_DEVICES = ("cpu", "cuda")
 """Where every supported torch has a fused Adam."""
@@ -151,10 +151,8 @@ class TrainStep:
         total = torch.zeros(len(LossTerms._fields), device=x.device, dtype=x.dtype)
         n_fired = torch.zeros_like(self.tracker.n_steps_since_fired)
         for part in iter_parts(len(tokens), products.n_tokens(len(n_fired))):
-            loss = self.sae.training_loss(
-                tokens[part], variance=variance, share=(part.stop - part.start) / len(tokens), dead_mask=dead,
-                weights=weights, dtype=products.dtype,
-            )  # fmt: skip
+            share = (part.stop - part.start) / len(tokens)
+            loss = self.sae.training_loss(tokens[part], LossInputs(variance, share, dead, weights, products.dtype))
             loss.terms.loss.backward()  # type: ignore[no-untyped-call]
             total += torch.stack([term.detach() for term in loss.terms])
             n_fired += loss.n_fired

@@ -8,7 +8,7 @@ import torch
 from cytosae.architectures import ARCHITECTURES, make_sae
 from cytosae.fast_loss import Products
 from cytosae.jumprelu import JumpReluSae
-from cytosae.sae import LossWeights, SparseAutoencoder
+from cytosae.sae import LossInputs, LossWeights, SparseAutoencoder
 from cytosae.statistics import BlockEncoder
 from cytosae.topk import BatchTopKSae, MatryoshkaSae, TopKSae
 from cytosae.train_step import TrainStep
@@ -36,7 +36,7 @@ def make_tokens(n: int = N, dtype: torch.dtype = torch.float64) -> torch.Tensor:
 def loss_of(sae, x, *, dead=None, weights=None, share=1.0):
     variance = (x - x.mean(dim=0)).square().sum()
     weights = weights or LossWeights(l1=0.1)
-    return sae.training_loss(x, variance=variance, share=share, dead_mask=dead, weights=weights, dtype=x.dtype)
+    return sae.training_loss(x, LossInputs(variance, share, dead, weights, x.dtype))
 
 
 # --- what they compute
