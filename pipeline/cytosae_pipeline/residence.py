@@ -8,7 +8,6 @@ import torch
 
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import Resident, UserError
-from cytosae_pipeline.devices import choose_products
 from cytosae_pipeline.memory import available_ram
 from cytosae_pipeline.progress import format_bytes
 from cytosae_pipeline.runs import Run
@@ -122,7 +121,7 @@ def find_needs(runs: Sequence[Run], *, position: int) -> Needs:
 
 def _step_bytes(run: Run) -> int:
     """What an autoencoder and its step take on the device."""
-    products = choose_products(run.precision, run.device, run.config.max_memory)
+    products = run.products
     n_weights = 2 * run.n_latents * run.store.d_model
     n_tokens = run.config.batch_size * run.store.n_tokens
     largest = min(products.max_bytes, n_tokens * run.n_latents * products.dtype.itemsize)

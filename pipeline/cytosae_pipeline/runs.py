@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
+from cytosae.fast_loss import Products
 from cytosae_cache.durable import write_file
 from cytosae_cache.joined import check_same_spec
 from cytosae_cache.spec import canonical_json
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline import __version__
 from cytosae_pipeline.config import TrainConfig, UserError
-from cytosae_pipeline.devices import TrainingPrecision, choose_device, choose_training_precision
+from cytosae_pipeline.devices import choose_device, choose_products, choose_training_precision
 from cytosae_pipeline.paths import Workspace, checkpoint_name, file_part, final_name
 from cytosae_pipeline.progress import Reporter
 from cytosae_pipeline.stores import ensure_store
@@ -35,7 +36,7 @@ class Run:
     """A training run: everything fixed before the first step."""
 
     config: TrainConfig
-    """Options."""
+    """Options, with their precision settled."""
     stores: tuple[ActivationStore, ...]
     """What it trains on, as if it were one store."""
     folder: Path
@@ -61,9 +62,11 @@ class Run:
         return -(-self.config.total_training_tokens // self.config.batch_size)
 
     @property
-    def precision(self) -> TrainingPrecision:
-        """Type of the matrix products' factors."""
-        return choose_training_precision(self.config.precision, self.device)
+    def products(self) -> Products:
+        """How a step computes its matrix products."""
+        precision = self.config.precision
+        assert precision != "auto", "plan_run settles it"
+        return choose_products(precision, self.device, self.config.max_memory)
 
     @property
     def state_paths(self) -> tuple[Path, Path]:
@@ -98,8 +101,7 @@ def plan_run(config: TrainConfig, report: Reporter, stores: tuple[ActivationStor
     if config.resume is not None:
         config = _resumed_config(config, workspace)
     device = choose_device(config.device)
-    precision = choose_training_precision(config.precision, device)
-    config = replace(config, precision=precision)
+    config = replace(config, precision=choose_training_precision(config.precision, device))
     stores = stores or _find_stores(config, report)
     store, further = stores[0], stores[1:]
     if config.clip_dim not in (None, store.d_model):

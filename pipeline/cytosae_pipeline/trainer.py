@@ -70,7 +70,7 @@ class Trainer:
             mse_cls_coefficient=config.mse_cls_coefficient if layout.n_cls else 1.0,
             norm_weighted_l1=config.norm_weighted_l1,
             max_gradient=config.max_gradient_norm,
-            products=choose_products(run.precision, run.device, config.max_memory),
+            products=run.products,
         )
         self._schedule = LearningRate(
             config.lr_scheduler_name,
