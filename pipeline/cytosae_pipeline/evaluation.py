@@ -14,7 +14,6 @@ from cytosae_cache.spec import TokenLayout
 from cytosae_pipeline.start import choose_tokens
 
 _IMAGES_AT_ONCE = 32
-_SPARSE_BELOW = 0.1
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,8 @@ def evaluate(
     images: JoinedReader,
     layout: TokenLayout,
     *,
+    products: Products,
     choice: str = "all",
-    max_bytes: int = Products.max_bytes,
     limit: int | None = None,
 ) -> Evaluation:
     """Evaluate an autoencoder of raw activations, in float32.
@@ -53,8 +52,8 @@ def evaluate(
         sae: The autoencoder, as it is saved.
         images: Held-out images.
         layout: What their tokens are.
+        products: How products are computed, of type float32.
         choice: Which tokens.
-        max_bytes: Bytes of the largest tensor of tokens times latents.
         limit: Images to look at, spread evenly; all by default.
     """
     device, n_latents = sae.b_enc.device, sae.b_enc.shape[0]
@@ -64,18 +63,17 @@ def evaluate(
     total = torch.zeros(sae.b_dec.shape[0], dtype=wide, device=device)
     n_fired = torch.zeros(n_latents, dtype=torch.int64, device=device)
     n_tokens = 0
-    longest = max(1, max_bytes // (4 * n_latents))
     for start in range(0, len(rows), _IMAGES_AT_ONCE):
         chosen = rows[start : start + _IMAGES_AT_ONCE]
         values = np.empty((len(chosen), *images.image_shape), dtype=images.dtype)
         images.read(chosen, values)
         tokens = choose_tokens(torch.from_numpy(values), choice, layout).flatten(0, 1).to(device).float()
-        for part in iter_parts(len(tokens), longest):
+        for part in iter_parts(len(tokens), products.n_tokens(n_latents)):
             x = tokens[part]
             acts = sae.encode(x)
             fired = torch.count_nonzero(acts, dim=0)
             n_active, n_tokens = int(fired.sum()), n_tokens + len(x)
-            sparse = device.type == "cpu" and n_active < _SPARSE_BELOW * acts.numel()
+            sparse = n_active < products.sparse_below * acts.numel()
             again = Nonzeros.of(acts).decode(sae.W_dec) + sae.b_dec if sparse else sae.decode(acts)
             n_fired += fired
             error += (x - again).to(wide).square().sum()

@@ -214,10 +214,9 @@ class Trainer:
         return {**sae_cfg(self.run), "evaluation": evaluation}
 
     def _evaluate(self, held_out: JoinedReader, *, limit: int | None) -> Evaluation:
-        return evaluate(
-            self.finished_sae(), held_out, self.run.store.spec.tokens, choice=self.run.config.trained_on,
-            max_bytes=choose_products("fp32", self.run.device, self.run.config.max_memory).max_bytes, limit=limit,
-        )  # fmt: skip
+        config, layout = self.run.config, self.run.store.spec.tokens
+        products = choose_products("fp32", self.run.device, config.max_memory)
+        return evaluate(self.finished_sae(), held_out, layout, products=products, choice=config.trained_on, limit=limit)
 
     def _check_sound(self, result: SaeLoss) -> None:
         """Before anything is saved: a state of NaN would replace the last good one.
