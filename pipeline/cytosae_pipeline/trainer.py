@@ -29,9 +29,9 @@ from cytosae_pipeline.tracking import JsonLines, TensorboardTracker, Tracker, Tr
 
 _SECONDS_BETWEEN_SAVES = 300.0
 _IMAGES_ON_THE_WAY = 512
+"""Held-out images that an evaluation on the way looks at; the last one looks at all."""
 _LEAST_FREQUENCY = 1e-10
 """Added before the logarithm, as the reference does; a latent that never fired is at -10."""
-"""Held-out images that an evaluation on the way looks at; the last one looks at all."""
 
 
 class Trainer:
@@ -130,11 +130,13 @@ class Trainer:
         logs = self.n_done % config.wandb_log_frequency == 0 or last or self.n_done == 1
         logs = logs or (due and self._held_out is not None)
         if logs:
-            metrics = {**self._measure(result, x, rate), **pace}
+            # CPU-GPU sync point.
+            frequency = self._n_fired.cpu().double() / max(self._n_tokens, 1)
+            metrics = {**self._measure(result, x, rate, frequency), **pace}
             if (due or last) and self._held_out is not None:
                 self._evaluation = self._evaluate(self._held_out, limit=None if last else _IMAGES_ON_THE_WAY)
                 metrics |= self._evaluation.metrics()
-            histogram = make_histogram(self._log10_frequency().numpy())
+            histogram = make_histogram(torch.log10(frequency + _LEAST_FREQUENCY).numpy())
             self._trackers.log(self.n_done, metrics, {"plots/feature_density_line_chart": histogram})
             self.note = f"loss {metrics['losses/overall_loss']:.4g}, EV {metrics['metrics/explained_variance']:.3f}"
         if self.n_done % config.feature_sampling_window == 0:
@@ -241,19 +243,17 @@ class Trainer:
             "with a smaller --lr, more --lr_warm_up_steps, --max_gradient_norm 1, or without --use_ghost_grads"
         )
 
-    def _frequency(self) -> torch.Tensor:
-        """Firing rates in the sampling window, float64 on the host, shape `(S,)`. CPU-GPU sync point."""
-        return self._n_fired.cpu().double() / max(self._n_tokens, 1)
-
-    def _log10_frequency(self) -> torch.Tensor:
-        """Log10 of the firing rates in the sampling window, float64 on the host, shape `(S,)`."""
-        return torch.log10(self._frequency() + _LEAST_FREQUENCY)
-
     @torch.no_grad()
-    def _measure(self, result: SaeLoss, x: torch.Tensor, rate: float) -> dict[str, float]:
-        """Metrics of a step under the reference's names. CPU-GPU sync point, hence only every few steps."""
+    def _measure(self, result: SaeLoss, x: torch.Tensor, rate: float, frequency: torch.Tensor) -> dict[str, float]:
+        """Metrics of a step under the reference's names. CPU-GPU sync point, hence only every few steps.
+
+        Args:
+            result: What the step computed.
+            x: Its activations, shape `(B, T, D)`.
+            rate: Its learning rate.
+            frequency: Firing rates in the sampling window, float64 on the host, shape `(S,)`.
+        """
         variance = explained_variance(x, result.reconstruction)
-        frequency = self._frequency()
         config = self.run.config
         loss = float(result.terms.loss)
         if not math.isfinite(loss):
