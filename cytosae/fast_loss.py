@@ -15,6 +15,11 @@ from cytosae.nonzeros import Nonzeros
 from cytosae.objective import EPSILON, norm_as_divisor
 from cytosae.sae import LossTerms, SaeLoss, SparseAutoencoder
 
+_COUNTED_AT_ONCE = 64
+"""Tokens counted at once: a block stays in the processor's cache."""
+_SAMPLED_ROWS = 8
+"""One token in so many is looked at to see how few latents are active."""
+
 
 @dataclass(frozen=True)
 class Products:
@@ -250,27 +255,14 @@ class _SparsePart:
         assert sae.b_enc.grad is not None
         _add(sae.W_dec, acts.by_column().decode(g))
         pull = acts.with_values(acts.dots(g, sae.W_dec) + l1[acts.columns]).by_column()
-        if sae.W_enc.grad is None:
-            sae.W_enc.grad = torch.zeros_like(sae.W_enc)
-        # In blocks: the product comes out turned, and two whole ones would stand beside the gradient.
-        for latents, block in pull.iter_rows():
-            sae.W_enc.grad[:, latents] += block.decode(self._centred).t()
-        sums = torch.bincount(pull.rows, pull.values.double(), minlength=pull.shape[0])
-        sae.b_enc.grad += sums.to(sae.b_enc.dtype)
+        sae.W_enc.grad = pull.transposed_product(self._centred, sae.W_enc.grad)
+        sae.b_enc.grad += pull.row_sums().to(sae.b_enc.dtype)
 
     def count(self, sums: torch.Tensor, n_fired: torch.Tensor) -> None:
         """See `_DensePart.count`."""
         columns, n_latents = self._acts.columns, len(sums)
         sums += torch.bincount(columns, self._acts.values.to(sums.dtype), minlength=n_latents)
         n_fired += torch.bincount(columns, minlength=n_latents)
-
-
-_COUNTED_AT_ONCE = 64
-"""Tokens counted at once: a block stays in the processor's cache."""
-
-
-_SAMPLED_ROWS = 8
-"""One token in so many is looked at to see how few latents are active."""
 
 
 def _add_product(parameter: torch.nn.Parameter, left: torch.Tensor, right: torch.Tensor) -> None:

@@ -1,8 +1,8 @@
 """Products with matrices that are mostly zeros, for latent activations of which few are active.
 
 Each costs in proportion to the entries that are not zero, and sums in a fixed order, so that results repeat to the
-last bit. Plain meanings: `decode(W)` is `A @ W`, `dots(g, W)` the entries of `g @ W.T` at A's places, `transposed(g)`
-is `A.T @ g`.
+last bit. Plain meanings: `decode(W)` is `A @ W`, `dots(g, W)` the entries of `g @ W.T` at A's places, and
+`by_column().decode(g)` is `A.T @ g`.
 """
 
 import warnings
@@ -65,6 +65,29 @@ class Nonzeros(NamedTuple):
             first, last = torch.searchsorted(self.rows, self.rows.new_tensor([start, end])).tolist()
             rows, columns, values = self.rows[first:last] - start, self.columns[first:last], self.values[first:last]
             yield slice(start, end), Nonzeros(rows, columns, values, (end - start, self.shape[1]))
+
+    def transposed_product(self, weights: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
+        """`(A @ weights).T`, shape `(D, N)`.
+
+        In blocks: the product comes out turned, and a whole one would stand beside the result.
+
+        Args:
+            weights: Shape `(S, D)`.
+            onto: What it is added to, in place; shape `(D, N)`, of the same type.
+        """
+        out = weights.new_empty(weights.shape[1], self.shape[0]) if onto is None else onto
+        for rows, block in self.iter_rows():
+            product = block.decode(weights).t()
+            if onto is None:
+                out[:, rows] = product
+            else:
+                out[:, rows] += product
+        return out
+
+    def row_sums(self) -> torch.Tensor:
+        """Sum of every row, in float64, shape `(N,)`."""
+        sums = torch.bincount(self.rows, self.values.double(), minlength=self.shape[0])
+        return sums.double()  # whole numbers where there are no entries
 
     def by_column(self) -> "Nonzeros":
         """The entries of the transposed matrix."""

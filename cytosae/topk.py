@@ -236,11 +236,8 @@ class _Encode(torch.autograd.Function):
         rows = torch.cat([places.rows for places in ctx.places])
         columns = torch.cat([places.columns for places in ctx.places])
         pull = Nonzeros(rows, columns, torch.cat(grads), ctx.places[0].shape).by_column()
-        grad_b_enc = torch.bincount(pull.rows, pull.values.double(), minlength=pull.shape[0]).to(W_enc.dtype)
-        grad_W_enc = torch.empty_like(W_enc)
-        for latents, block in pull.iter_rows():
-            grad_W_enc[:, latents] = block.decode(centred).t()
-        return None, -(W_enc @ grad_b_enc), grad_W_enc, grad_b_enc, None, None, None
+        grad_b_enc = pull.row_sums().to(W_enc.dtype)
+        return None, -(W_enc @ grad_b_enc), pull.transposed_product(centred), grad_b_enc, None, None, None
 
 
 class _Decode(torch.autograd.Function):

@@ -25,6 +25,17 @@ def test_products_are_those_of_the_dense_matrix(density):
     assert turned.shape == (S, N)
     torch.testing.assert_close(turned.decode(left), matrix.T @ left)
     torch.testing.assert_close(turned.values, matrix.T[matrix.T != 0])
+    torch.testing.assert_close(entries.row_sums(), matrix.sum(dim=1))
+
+
+@pytest.mark.parametrize("n_rows", [1, 7, 2048, 2049, 4100])
+def test_a_transposed_product_is_made_or_added_in_blocks(n_rows):
+    matrix = torch.randn(n_rows, S, dtype=torch.float64) * (torch.rand(n_rows, S) < 0.3)
+    right, before = torch.randn(S, D, dtype=torch.float64), torch.randn(D, n_rows, dtype=torch.float64)
+    entries, onto = Nonzeros.of(matrix), before.clone()
+    torch.testing.assert_close(entries.transposed_product(right), (matrix @ right).T)
+    assert entries.transposed_product(right, onto) is onto
+    torch.testing.assert_close(onto, before + (matrix @ right).T)
 
 
 def test_results_repeat_to_the_last_bit():
