@@ -19,7 +19,8 @@ def label_entropy(
 
     Args:
         values: Scores of the top-k images, shape `(S, k)`; 0 in empty slots.
-        labels: Their label indices, shape `(S, k)`; -1 in empty slots and for images without a label.
+        labels: Their label indices, shape `(S, k)`; -1 in empty slots and for images without a label, which count as
+            empty.
         n_labels: Labels there are.
 
     Returns:
@@ -213,8 +214,12 @@ def order_by_group(groups: npt.NDArray[np.integer], names: Sequence[str]) -> npt
     """
 
     def key(at: int) -> tuple[object, ...]:
-        parts = re.split(r"(\d+)", names[at])
-        return groups[at] < 0, groups[at], [(int(part), "") if part.isdigit() else (-1, part) for part in parts], at
+        parts: list[tuple[int, str]] = []
+        for place, part in enumerate(re.split(r"(\d+)", names[at])):
+            # Every second part is a number; by its length, then its digits, is by its value, however long it is.
+            digits = part.lstrip("0")
+            parts.append((len(digits), digits) if place % 2 else (-1, part))
+        return groups[at] < 0, groups[at], parts, at
 
     return np.array(sorted(range(len(names)), key=key), dtype=np.int64)
 

@@ -102,3 +102,6 @@ def test_patients_are_ordered_by_group_then_as_people_count():
     names = ["P10", "P2", "x", "P1", "P02"]
     assert order_by_group(np.array([1, 1, 0, -1, 0]), names).tolist() == [4, 2, 1, 0, 3]
     assert order_by_group(np.zeros(3, dtype=int), ["b", "12", "a"]).tolist() == [1, 2, 0]
+    # Digits that are no decimals, and more of them than a number may have.
+    odd = ["²", "9" * 5000, "8" * 5000, "③x", ""]
+    assert order_by_group(np.zeros(5, dtype=int), odd).tolist() == [4, 2, 1, 0, 3]

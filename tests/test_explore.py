@@ -606,6 +606,18 @@ def test_in_a_browser(server, place):
         page.wait_for_selector("textarea")
         assert page.inner_text("h1") == f"Latent {latent}: nucleoli <b>"
         assert page.input_value("textarea") == "seen twice"
+        # Whoever walks away without a click on Save has lost nothing, and the next latent keeps its own title.
+        page.fill("textarea", "seen again")
+        with page.expect_response(lambda response: response.request.method == "PUT"):
+            page.locator(".columns table a").first.click()
+        page.wait_for_function("latent => !location.hash.endsWith(`/${latent}`)", arg=latent)
+        assert server.get("overview")["notes"][str(latent)]["note"] == "seen again"
+        page.wait_for_selector(".top-image img")
+        assert page.inner_text("h1") == f"Latent {page.evaluate('() => location.hash').rsplit('/')[-1]}"
+        page.go_back()
+        page.wait_for_function(
+            "name => document.querySelector('h1').textContent === name", arg=f"Latent {latent}: nucleoli <b>"
+        )
         page.locator(".top-image").last.click()
         page.wait_for_selector(".large-cell .patch")
         assert f"Image {expected[-1]}" in page.inner_text("h1")

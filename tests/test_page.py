@@ -146,7 +146,15 @@ def test_filters_and_search(visit, demo_run):
     page.wait_for_function("() => document.querySelectorAll('.card').length === 60")
     page.check("text=with a page only")
     assert page.locator("main > div > p.quiet").first.inner_text().startswith("60 of ")
+    assert "label entropy: 0 (one label)" in page.inner_text(".plot-and-side .legend")
     page.select_option("select >> nth=1", "cluster")
+    clusters = sorted({cluster for cluster in page.evaluate("() => [...state.latents.cluster]") if cluster >= 0})
+    legend = page.locator(".plot-and-side .legend > span").all_inner_texts()
+    assert legend == [*(f"cluster {number}" for number in clusters), "has a page"]
+    # The legend says what the points have: the colour of a latent's own cluster.
+    assert page.evaluate(
+        "() => state.scatter.palette[state.latents.cluster[0]] === colors.kind(state.latents.cluster[0])"
+    )
     page.keyboard.press("Escape")
     page.fill("#search", "17")
     page.press("#search", "Enter")
@@ -166,6 +174,61 @@ def test_a_latent_without_a_page_says_how_to_get_one(visit, demo_run):
     assert "There is no latent 5000: they are numbered 0 to 1023" in visit.page.inner_text("#view")
 
 
+@pytest.mark.parametrize(
+    ("route", "words"),
+    [
+        ("latent/1.5", "There is no latent 1.5: they are numbered 0 to 1023."),
+        ("latent/-1", "There is no latent -1"),
+        ("latent/<b>x", "There is no latent %3Cb%3Ex"),
+        ("latent", "There is no latent without a number: they are numbered 0 to 1023"),
+        ("image/720", "There is no image 720: they are numbered 0 to 719."),
+        ("image/x", "There is no image x"),
+        ("constructor", "There is no view “constructor”. Choose one above."),
+    ],
+)
+def test_addresses_that_lead_nowhere_say_so(visit, route, words):
+    visit.go(route)
+    assert words in visit.page.inner_text("#view")
+
+
+def test_plots_work_with_keys_alone(visit, demo_run):
+    page = visit.page
+    visit.go("latents")
+    page.wait_for_function("() => state.scatter")
+    page.locator(".scatter canvas").focus()
+    view = page.evaluate("() => state.scatter.view")
+    for key in ("+", "+", "ArrowRight"):
+        page.keyboard.press(key)
+    assert page.evaluate("() => state.scatter.view") != view
+    page.keyboard.press("Enter")
+    chosen = page.evaluate("() => state.scatter.selected")
+    middle = page.evaluate(
+        """() => {
+            const { xs, ys, host } = state.scatter;
+            const far = (i) => {
+                const [x, y] = state.scatter.toScreen(xs[i], ys[i]);
+                return Math.hypot(x - host.clientWidth / 2, y - host.clientHeight / 2);
+            };
+            return [far(state.scatter.selected), Math.min(...Array.from(xs, (_, i) => far(i)).filter(Number.isFinite))];
+        }"""
+    )
+    assert middle[0] <= middle[1] + 4  # points with a page are preferred a little
+    page.wait_for_selector(".side h2")
+    assert page.inner_text(".side h2") == f"Latent {chosen}"
+    page.keyboard.press("0")
+    assert page.evaluate("() => state.scatter.view") == view
+
+    visit.go("patients")
+    held = _data(demo_run.report, "patients")["barcodes"]["latents"]
+    page.locator("canvas.matrix").last.focus()
+    assert f"latent {held[0]}:" in page.locator(".readout").last.inner_text()
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown", "ArrowUp", "ArrowUp", "ArrowLeft"):
+        page.keyboard.press(key)
+    assert f"latent {held[1]}:" in page.locator(".readout").last.inner_text()
+    page.keyboard.press("Enter")
+    page.wait_for_function("latent => location.hash === `#/latent/${latent}`", arg=held[1])
+
+
 def test_the_theme_switches_and_stays(visit):
     page = visit.page
 
@@ -181,6 +244,29 @@ def test_the_theme_switches_and_stays(visit):
     assert ground() == dark
     page.click("#theme")
     assert ground() == light
+
+
+def test_a_switch_of_theme_loses_nothing(visit):
+    page = visit.page
+    visit.go("latents")
+    page.wait_for_function("() => state.scatter")
+    page.locator(".scatter canvas").focus()
+    for key in ("+", "Enter"):
+        page.keyboard.press(key)
+    kept = "() => [state.scatter.view, state.scatter.selected, document.querySelector('.side h2').textContent]"
+    before = page.evaluate(kept)
+    pixels = "canvas => canvas.toDataURL()"
+    light = page.locator(".scatter canvas").evaluate(pixels)
+    page.keyboard.press("t")
+    page.wait_for_function("before => document.querySelector('.scatter canvas').toDataURL() !== before", arg=light)
+    assert page.evaluate(kept) == before
+    dark = page.locator(".scatter canvas").evaluate(pixels)
+    # The system's own switch is followed, too, until somebody has chosen.
+    page.evaluate("() => { delete document.documentElement.dataset.theme; }")
+    page.emulate_media(color_scheme="dark")
+    page.emulate_media(color_scheme="light")
+    page.wait_for_function("before => document.querySelector('.scatter canvas').toDataURL() !== before", arg=dark)
+    assert page.evaluate(kept) == before
 
 
 def test_keys_reach_every_view(visit):
@@ -226,7 +312,7 @@ def test_patients_are_compared(visit, demo_run):
     visit.go("patients/classification")
     cells = page.locator(".confusion td").all_inner_texts()
     assert sum(int(text) for text in cells if text.strip()) == 36
-    assert page.locator(".tile b").first.inner_text() == f"{100 * patients['classification']['accuracy']:.1f} %"
+    assert page.locator(".tile b").first.inner_text() == f"{100 * patients['classification']['accuracy']:.1f}\u00a0%"
     assert patients["classification"]["accuracy"] > 0.6
 
 

@@ -189,7 +189,8 @@ def test_barcodes_and_correlation(made):
 def test_groups_of_a_file_are_compared_and_classified(with_sae):
     path = with_sae.root / "groups.csv"
     path.write_text("patient,group\np0,ill\np1,well\np2,ill\np3,well\nsomebody,else\n")
-    report, _ = _report(with_sae, "--groups", path, "--group_test", "permutation")
+    report, output = _report(with_sae, "--groups", path, "--group_test", "permutation")
+    assert "names 1 that the store does not have, such as 'somebody'" in output
     patients = _data(report, "patients")
     assert patients["names"] == ["p0", "p2", "p1", "p3"]
     assert patients["group_names"] == ["ill", "well"]
@@ -332,6 +333,11 @@ def test_groups_from_files_and_labels(tmp_path, made):
     found = groups("patient,group,age\np3,b,4\np0,a,5\np1,,6\n")
     assert found.names == ("a", "b")
     assert found.of.tolist() == [0, -1, 1]
+    assert found.gaps == f"'{path}' has no group for 1 of 3 patients, such as 'p1'"
+    assert groups("patient,group\np3,b\np0,a\np1,a\nq9,a\nq10,b\n").gaps == (
+        f"'{path}' names 2 that the store does not have, such as 'q10'"
+    )
+    assert groups("patient,group\np3,b\np0,a\np1,a\n").gaps == ""
     assert (
         groups("patient,group\np0,a\np1,a\n").why_none
         == "All patients are of one group, 'a': there is nothing to compare."
@@ -351,6 +357,8 @@ def test_groups_from_files_and_labels(tmp_path, made):
         find_groups(["p0"], images, path)
     with pytest.raises(UserError, match="--groups takes a CSV"):
         find_groups(["p0"], images, tmp_path / "none.csv")
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\): --groups takes a CSV"):
+        find_groups(["p0"], images, tmp_path)
     one_each = images._replace(label=[f"of-{patient}" if patient else "" for patient in images.patient])
     assert find_groups(["p0", "p1"], one_each, None).names == ("of-p0", "of-p1")
     assert "the images have no labels" in find_groups(["p0"], images._replace(label=[""] * 23), None).why_none

@@ -375,8 +375,8 @@ def demo(root_dir: Path, seed: int, as_json: bool) -> None:
     """Run the whole program on a made-up cohort.
 
     No data, no download, no GPU, about a minute. Draws blood cells of patients in three groups that differ in cell
-    composition, builds the store with the embedded
-    vision transformer, trains an autoencoder, computes all statistics, and checks that the groups are found again.
+    composition, builds the store with the embedded vision transformer, trains an autoencoder, computes all statistics,
+    checks that the groups are found again, and writes a report to open in a browser.
     """
     from cytosae_pipeline.demo import run_demo
 

@@ -21,6 +21,8 @@ class PatientGroups(NamedTuple):
     """Group of each patient, shape `(P,)`; -1 for none."""
     why_none: str
     """What to do about it, if there are no groups."""
+    gaps: str = ""
+    """Which patients a file leaves out, and whom it names that the store does not have."""
 
 
 def find_groups(patients: Sequence[str], images: ImageTable, path: Path | None) -> PatientGroups:
@@ -52,11 +54,24 @@ def find_groups(patients: Sequence[str], images: ImageTable, path: Path | None) 
             text = f"There are no groups of patients: {why}. Say which there are with --groups patients.csv "
             return PatientGroups((), np.full(len(patients), -1), text + "(columns patient,group).")
         of = {patient: min(names) for patient, names in labels.items()}
+    gaps = _find_gaps(patients, of, path) if path is not None else ""
     names = sorted({of[patient] for patient in patients if patient in of})
     place = {name: number for number, name in enumerate(names)}
     index = np.array([place[of[patient]] if patient in of else -1 for patient in patients], dtype=np.int64)
     why = "" if len(names) > 1 else f"All patients are of one group, {names[0]!r}: there is nothing to compare."
-    return PatientGroups(tuple(names), index, why)
+    return PatientGroups(tuple(names), index, why, gaps)
+
+
+def _find_gaps(patients: Sequence[str], of: dict[str, str], path: Path) -> str:
+    """What of a file and the store does not meet; empty if all does."""
+    without = [patient for patient in patients if patient not in of]
+    unknown = sorted(set(of) - set(patients))
+    parts = [
+        without and f"has no group for {len(without)} of {len(patients)} patients, such as {without[0]!r}",
+        unknown and f"names {len(unknown)} that the store does not have, such as {unknown[0]!r}",
+    ]
+    found = " and ".join(part for part in parts if part)
+    return f"'{path}' {found}" if found else ""
 
 
 def _read_groups(path: Path) -> dict[str, str]:
@@ -70,6 +85,10 @@ def _read_groups(path: Path) -> dict[str, str]:
             rows = [(row["patient"], row["group"]) for row in reader]
     except FileNotFoundError as error:
         raise UserError(f"there is no '{path}': --groups takes a CSV with the columns patient,group") from error
+    except OSError as error:
+        raise UserError(
+            f"'{path}' cannot be read ({error.strerror}): --groups takes a CSV with the columns patient,group"
+        ) from error
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"'{path}' is no CSV in UTF-8: {error}") from error
     of: dict[str, str] = {}

@@ -106,6 +106,8 @@ def open_material(config: PageConfig, report: Reporter, *, pseudonymous: bool = 
     place = {name: number for number, name in enumerate(features.labels)}
     labels = np.array([place.get(name, -1) for name in store.images.label], dtype=np.int64)
     cohort, patients = _make_cohort(counts, inputs, config, pseudonymous=pseudonymous)
+    if cohort is not None and cohort.groups.gaps:
+        report.say(cohort.groups.gaps)
     return Material(
         config=config,
         inputs=inputs,

@@ -15,9 +15,9 @@ function prepareLatents(overview) {
   const steps = 24;
   const byEntropy = () => [
     Uint8Array.from(entropy, (value) => (value < 0 ? steps : Math.min(steps - 1, Math.max(0, Math.floor((value / maxEntropy) * steps))))),
-    [...colors.ramp(steps), getComputedStyle(document.documentElement).getPropertyValue("--undefined")]];
+    [...colors.ramp(steps), "--undefined"]];
   const byCluster = () => [Uint8Array.from(cluster, (value) => (value < 0 ? colors.nKinds : value % colors.nKinds)),
-    [...Array.from({ length: colors.nKinds }, (_, i) => colors.kind(i)), getComputedStyle(document.documentElement).getPropertyValue("--undefined")]];
+    [...Array.from({ length: colors.nKinds }, (_, i) => colors.kind(i)), "--undefined"]];
   const [bins, palette] = byEntropy();
   return { n, sparsity, mean, entropy, cluster, isHeld, maxEntropy, x: log(sparsity), y: log(mean), bins, palette,
     colorsBy: (name) => (name === "cluster" ? byCluster() : byEntropy()) };
@@ -49,33 +49,41 @@ function header() {
 
 function showKeys() {
   const keys = [["o, l, p", "overview, latents, patients"], ["/", "go to a latent"], ["← →", "previous or next latent"], ["h, m, c", "heat map, mask, plain cell"],
-    ["arrows", "on an image: move over the patches"], ["+ − 0", "on a scatter: zoom, show all"], ["t", "dark or light"]];
+    ["arrows", "on an image or a barcode: move over its patches or cells"], ["+ − 0", "on a scatter: zoom, show all"], ["Enter", "on a scatter: choose the point nearest to its middle"], ["t", "dark or light"]];
   const dialog = h("dialog", { onclose: () => dialog.remove() }, h("h2", {}, "Keys"), h("dl.facts", {}, keys.flatMap(([key, text]) => [h("dt", {}, h("kbd", {}, key)), h("dd", {}, text)])),
     h("form", { method: "dialog" }, h("button", { autofocus: true }, "Close")));
   document.body.append(dialog);
   dialog.showModal();
 }
 
+const systemIsDark = matchMedia("(prefers-color-scheme: dark)");
 const remember = (value) => { try { localStorage.setItem("cytosae-theme", value); } catch { /* a private window keeps nothing */ } };
 const remembered = () => { try { return localStorage.getItem("cytosae-theme"); } catch { return null; } };
 
 function switchTheme() {
   const root = document.documentElement;
-  const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  const dark = root.dataset.theme ? root.dataset.theme === "dark" : systemIsDark.matches;
   root.dataset.theme = dark ? "light" : "dark";
   remember(root.dataset.theme);
-  route();
+  repaint();
+}
+
+/** Canvases do not follow the style sheet by themselves; what is chosen, zoomed or written stays as it is. */
+function repaint() {
+  for (const host of document.querySelectorAll(".scatter, .mini")) host.repaint();
 }
 
 function route() {
   const [name = "", ...rest] = location.hash.replace(/^#\/?/, "").split("/");
   state.step = null;
-  const views = {
-    "": overviewView, latents: latentsView, latent: () => latentView(Number(rest[0])), image: () => imageView(Number(rest[0])),
-    patients: () => patientsView(...rest), upload: uploadView };
+  const number = /^\d+$/.test(rest[0]) ? Number(rest[0]) : NaN;
+  const views = new Map(Object.entries({
+    "": overviewView, latents: latentsView, latent: () => latentView(number, rest[0] || "without a number"), image: () => imageView(number, rest[0] || "without a number"),
+    patients: () => patientsView(...rest), upload: uploadView }));
   const view = document.getElementById("view");
   if (state.scatter) { state.scatter.resizer.disconnect(); state.scatter = null; }
-  view.replaceChildren((views[name] || (() => h("p.notice", {}, "There is no such view.")))());
+  view.replaceChildren((views.get(name) || (() => h("div", {}, h("h1", {}, "Nothing here"),
+    h("p.notice", {}, `There is no view “${name}”. Choose one above.`))))());
   for (const link of document.querySelectorAll("header nav a")) {
     if (link.dataset.path === name || (name === "latent" && link.dataset.path === "latents")) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
@@ -111,6 +119,7 @@ async function start() {
   document.getElementById("top").replaceChildren(...header());
   addEventListener("hashchange", route);
   addEventListener("keydown", onKey);
+  systemIsDark.addEventListener("change", repaint);
   route();
 }
 

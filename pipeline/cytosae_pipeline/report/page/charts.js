@@ -80,10 +80,11 @@ const charts = (() => {
 
   /**
    * A matrix of bytes as a picture with a readout: rows x columns, `color(byte)` gives red, green, blue.
-   * `describe(row, column)` is shown under the pointer, `onpick(row, column)` is called on a click.
+   * `describe(row, column)` of the cell under the pointer or reached by arrow keys is shown below, `onpick(row, column)` is
+   * called on a click or Enter.
    */
   function matrix({ values, rows, columns, color, label, describe, onpick, cellHeight = 12, rowNames = null, strip = null }) {
-    const canvas = h("canvas", { class: "matrix", width: columns, height: rows, role: "img", "aria-label": label });
+    const canvas = h("canvas", { class: "matrix", width: columns, height: rows, tabindex: "0", role: "img", "aria-label": `${label}. Arrows move from cell to cell.` });
     const context = canvas.getContext("2d");
     const picture = context.createImageData(Math.max(columns, 1), Math.max(rows, 1));
     const lookup = Array.from({ length: 256 }, (_, level) => color(level));
@@ -93,14 +94,29 @@ const charts = (() => {
     }
     context.putImageData(picture, 0, 0);
     canvas.style.height = `${rows * cellHeight}px`;
-    const readout = h("p.readout.quiet", { "aria-live": "polite" }, "Point at a cell to read it.");
+    const readout = h("p.readout.quiet", { "aria-live": "polite" }, "Point at a cell, or move with the arrow keys, to read it.");
     const at = (event) => {
       const box = canvas.getBoundingClientRect();
       const column = Math.min(columns - 1, Math.max(0, Math.floor(((event.clientX - box.left) / box.width) * columns)));
       const row = Math.min(rows - 1, Math.max(0, Math.floor(((event.clientY - box.top) / box.height) * rows)));
       return [row, column];
     };
-    canvas.addEventListener("pointermove", (event) => { readout.textContent = describe(...at(event)); });
+    let place = [0, 0];
+    const read = ([row, column]) => {
+      if (!rows || !columns) return;
+      place = [row, column];
+      readout.textContent = describe(row, column);
+    };
+    canvas.addEventListener("pointermove", (event) => read(at(event)));
+    canvas.addEventListener("focus", () => read(place));
+    canvas.addEventListener("keydown", (event) => {
+      const by = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
+      if (by) read([Math.min(rows - 1, Math.max(0, place[0] + by[0])), Math.min(columns - 1, Math.max(0, place[1] + by[1]))]);
+      else if (event.key === "Enter" && onpick) onpick(...place);
+      else return;
+      event.preventDefault();
+      event.stopPropagation();
+    });
     if (onpick) {
       canvas.classList.add("pickable");
       canvas.addEventListener("click", (event) => onpick(...at(event)));

@@ -22,5 +22,15 @@ const colors = (() => {
 
   const kind = (index) => KINDS[index % KINDS.length];
 
-  return { viridis, css, ramp, kind, nKinds: KINDS.length };
+  /** A palette with the names of CSS variables replaced by their values in the theme of now. */
+  function inTheme(palette) {
+    const style = getComputedStyle(document.documentElement);
+    return palette.map((color) => (color.startsWith("--") ? style.getPropertyValue(color) : color));
+  }
+
+  /** Parts of a legend: the scale between two words, and a single colour with its meaning. */
+  const scale = (low, high) => [h("span", {}, low), h("span.ramp", {}, ramp(24).map((color) => h("i", { style: { background: color } }))), h("span", {}, high)];
+  const key = (color, text) => h("span", {}, h("i", { style: { background: color } }), text);
+
+  return { viridis, css, ramp, kind, inTheme, scale, key, nKinds: KINDS.length };
 })();

@@ -35,8 +35,8 @@ function format(value, digits = 3) {
 }
 
 function percent(value) {
-  if (value > 0 && value < 0.001) return "< 0.1 %";
-  return `${(100 * value).toFixed(1).replace(/\.0$/, "")} %`;
+  if (value > 0 && value < 0.001) return "< 0.1\u00a0%";
+  return `${(100 * value).toFixed(1).replace(/\.0$/, "")}\u00a0%`;
 }
 
 /** A section with a heading and, if wanted, a line that explains it. */

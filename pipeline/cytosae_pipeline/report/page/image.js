@@ -1,9 +1,13 @@
 // One image: click a patch to see its strongest latents, click a latent to see its map.
 "use strict";
 
-const imageView = (row) => h("div", {}, later(cytosae.load(`images/${row}`), imageBody, state.overview.live
-  ? `There is no readable image ${row}, or cytosae-cache explore has ended.`
-  : `This report holds no page of image ${row}: it holds the top images of its latents. Look at any image with cytosae-cache explore.`));
+const imageView = (row, text) => {
+  const { store, live } = state.overview;
+  if (!(row < store.images)) return h("div", {}, h("h1", {}, "No such image"), h("p.notice", {}, `There is no image ${text}: they are numbered 0 to ${store.images - 1}.`));
+  return h("div", {}, later(cytosae.load(`images/${row}`), imageBody, live
+    ? `Image ${row} is not readable, or cytosae-cache explore has ended.`
+    : `This report holds no page of image ${row}: it holds the top images of its latents. Look at any image with cytosae-cache explore.`));
+};
 
 function imageBody(image) {
   const { overview } = state;

@@ -1,9 +1,9 @@
 // One latent: what makes it active, on which labels and patients, and which latents are like it.
 "use strict";
 
-const latentView = (index) => {
+const latentView = (index, text) => {
   const { overview, latents } = state;
-  if (!(index >= 0 && index < latents.n)) return h("p.notice", {}, `There is no latent ${index}: they are numbered 0 to ${latents.n - 1}.`);
+  if (!(index < latents.n)) return h("div", {}, h("h1", {}, "No such latent"), h("p.notice", {}, `There is no latent ${text}: they are numbered 0 to ${latents.n - 1}.`));
   const at = overview.held.indexOf(index);
   const step = (by) => (at < 0 ? null : overview.held[(at + by + overview.held.length) % overview.held.length]);
   state.step = (by) => { if (at >= 0) location.hash = `#/latent/${step(by)}`; };
@@ -28,21 +28,22 @@ function latentBody(latent) {
     section("Images that activate it most", "The colour shows where on the cell: each patch's activation, as a share of the image's largest. Click a cell to take it apart.",
       h("div.bar-row", {}, cells.toggle(), heatLegend()),
       latent.top.length ? h("div.grid", {}, latent.top.map((item) => topImage(item))) : h("p.notice", {}, "It is active on no image of this store.")),
-    h("div.columns", {},
+    h("div.columns", {}, h("div.stack", {},
       section("Labels", `Mean score of each label's images (${format(latent.n_images)} images read).`, shown.length
         ? charts.bars(shown.map((label) => ({
           name: cells.nameOfLabel(label.label), value: label.mean, text: `${format(label.mean)} · active on ${percent(label.n_active / label.n_images)}` }))
           .sort((a, b) => b.value - a.value), { label: "Mean score a label" })
         : h("p.quiet", {}, "The images have no labels.")),
-      section("Activations", null, activationHistogram(latent.histogram)),
       section("Patients", latent.patients.length ? `Tokens above ${format(latent.threshold)} an image, the highest patients first.` : null, latent.patients.length
         ? charts.bars(latent.patients.map((patient) => ({
           name: cells.nameOfPatient(patient.patient), value: patient.per_image,
           text: `${format(patient.per_image)} (${format(patient.count)} in ${format(patient.n_images)} images)` })), { label: "Counts a patient", color: "var(--second)" })
-        : h("p.quiet", {}, "The images have no patients.")),
+        : h("p.quiet", {}, "The images have no patients."))),
+    h("div.stack", {},
+      section("Activations", null, activationHistogram(latent.histogram)),
       section("Latents like it", "Cosine between decoder rows.", latent.neighbours.length ? table(["latent", "cosine", "active on"], latent.neighbours.map(([other, cosine]) => [
         h("a", { href: `#/latent/${other}` }, latentTitle(other)), cosine.toFixed(3), percent(state.latents.sparsity[other])]), { numeric: [1, 2], caption: "Latents like it" })
-        : h("p.quiet", {}, "None."))));
+        : h("p.quiet", {}, "None.")))));
 }
 
 /** A top image with its heat map, value, label and patient. */
@@ -58,7 +59,7 @@ function topImage(item) {
 }
 
 function heatLegend() {
-  return h("div.legend", {}, h("span", {}, "0"), h("span.ramp", {}, colors.ramp(24).map((color) => h("i", { style: { background: color } }))), h("span", {}, "image's largest"));
+  return h("div.legend", {}, colors.scale("0", "image's largest"));
 }
 
 function activationHistogram({ lowest, per_octave, counts, n_zero }) {
@@ -84,9 +85,13 @@ function notePanel(latent) {
   const saved = h("span.quiet", { role: "status" });
   const save = async (event) => {
     event.preventDefault();
+    const form = event.currentTarget;
     const answer = await ask(`notes/${latent}`, { method: "PUT", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ name: name.value, note: text.value }) });
     saved.textContent = answer.ok ? "Saved." : `Not saved: ${await answer.text()}`;
-    if (answer.ok) { overview.notes[latent] = { name: name.value, note: text.value }; document.querySelector("h1").textContent = latentTitle(latent); }
+    if (!answer.ok) return;
+    overview.notes[latent] = { name: name.value, note: text.value };
+    if (form.isConnected) document.querySelector("h1").textContent = latentTitle(latent);
   };
-  return h("form.note", { onsubmit: save }, name, text, h("button", { type: "submit" }, "Save"), saved);
+  // Kept when a field is left, too: whoever goes on to the next latent has not lost what they wrote.
+  return h("form.note", { onsubmit: save, onchange: save }, name, text, h("button", { type: "submit" }, "Save"), saved);
 }

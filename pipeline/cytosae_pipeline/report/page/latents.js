@@ -8,6 +8,7 @@ const latentsView = () => {
   const panel = h("aside.side.panel", { "aria-live": "polite" }, h("p.quiet", {}, "Click a point to see what makes the latent active."));
   const summary = h("p.quiet", { "aria-live": "polite" });
   const cards = h("div.cards");
+  const legend = h("div.legend", {}, legendOf(filters.color));
   let scatter;
 
   function apply() {
@@ -20,7 +21,7 @@ const latentsView = () => {
     scatter.setVisible(visible);
     const held = overview.held.filter((latent) => visible[latent]);
     summary.textContent = `${format(count)} of ${format(overview.counts.active)} active latents shown, ${format(held.length)} of them with a ${heldWord()}. `
-      + `${format(overview.counts.dead)} are active on no image and have no point.`;
+      + (overview.counts.dead ? `Dead latents (${format(overview.counts.dead)}), which are active on no image, have no point.` : "");
     cards.replaceChildren(...held.slice(0, 60).map(latentCard));
     if (held.length > 60) cards.append(h("p.quiet", {}, `and ${format(held.length - 60)} more: narrow the filters`));
   }
@@ -39,9 +40,9 @@ const latentsView = () => {
   }
 
   const view = h("div", {}, h("h1", {}, "Latents"),
-    filterBar(filters, apply, (by) => scatter.setColors(...latents.colorsBy(by))),
+    filterBar(filters, apply, (by) => { scatter.setColors(...latents.colorsBy(by)); legend.replaceChildren(...legendOf(by)); }),
     summary,
-    h("div.plot-and-side", {}, h("div.panel", {}, host, colorLegend()), panel),
+    h("div.plot-and-side", {}, h("div.panel", {}, host, legend), panel),
     h("h2", {}, `Latents with a ${heldWord()}`), h("p.quiet", {}, overview.held_reason), cards);
   queueMicrotask(() => {
     const [bins, palette] = latents.colorsBy(filters.color);
@@ -101,12 +102,11 @@ function filterBar(filters, apply, recolor) {
       oninput: (event) => { filters[name][end] = event.target.value === "" ? null : Number(event.target.value); apply(); } });
     return h("label.range", {}, h("span", {}, text), input(0, "from"), input(1, "to"));
   };
-  const clusters = [...new Set(state.latents.cluster)].filter((value) => value >= 0).sort((a, b) => a - b);
   return h("form.filters", { role: "search", "aria-label": "Filter latents", onsubmit: (event) => event.preventDefault(),
     onreset: () => { resetFilters(); setTimeout(() => route()); } },
     range("sparsity", "log10 sparsity", "-2: active on 1 % of the images"), range("mean", "log10 mean"), range("entropy", "entropy", "0: one label only"),
     h("label", {}, h("span", {}, "cluster"), h("select", { onchange: (event) => { filters.cluster = event.target.value; apply(); } },
-      h("option", { value: "" }, "all"), clusters.map((value) => h("option", { value, selected: String(value) === filters.cluster }, String(value))))),
+      h("option", { value: "" }, "all"), clusterNumbers().map((value) => h("option", { value, selected: String(value) === filters.cluster }, String(value))))),
     h("label", {}, h("span", {}, "colour"), h("select", { onchange: (event) => { filters.color = event.target.value; recolor(event.target.value); } },
       [["entropy", "label entropy"], ["cluster", "cluster"]].map(([value, text]) => h("option", { value, selected: value === filters.color }, text)))),
     h("label.tick-box", {}, h("input", { type: "checkbox", checked: filters.held, onchange: (event) => { filters.held = event.target.checked; apply(); } }), `with a ${heldWord()} only`),
@@ -117,11 +117,11 @@ function resetFilters() {
   state.filters = { sparsity: [null, null], mean: [null, null], entropy: [null, null], cluster: "", color: "entropy", held: false };
 }
 
-function colorLegend() {
-  const { maxEntropy } = state.latents;
-  const ramp = colors.ramp(24);
-  return h("div.legend", {}, h("span", {}, "label entropy: 0 (one label)"),
-    h("span.ramp", {}, ramp.map((color) => h("i", { style: { background: color } }))), h("span", {}, `${format(maxEntropy)} (all alike)`),
-    h("span", {}, h("i", { style: { background: "var(--undefined)" } }), "not defined"),
-    h("span", {}, h("i.ring"), `has a ${heldWord()}`));
+/** What the points' colours mean. */
+function legendOf(by) {
+  const held = h("span", {}, h("i.ring"), `has a ${heldWord()}`);
+  if (by === "cluster") return [...clusterNumbers().map((value) => colors.key(colors.kind(value), `cluster ${value}`)), held];
+  return [...colors.scale("label entropy: 0 (one label)", `${format(state.latents.maxEntropy)} (all alike)`), colors.key("var(--undefined)", "not defined"), held];
 }
+
+const clusterNumbers = () => [...new Set(state.latents.cluster)].filter((value) => value >= 0).sort((a, b) => a - b);

@@ -19,16 +19,16 @@ const overviewView = () => {
       tile(percent(counts.dead / sae.latents), "dead", `${format(counts.dead)} latents that are active on no image of this store`),
       tile(format(last("explained variance")), "explained variance", "at the last step of training"),
       tile(format(last("L0")), "L0", "active latents a token, at the last step of training")),
-    h("div.columns", {},
+    h("div.columns", {}, h("div.stack", {},
       section("Latents", "Each point is a latent: how often it is active, how strongly, and how specific it is to a label.",
         h("a.picture-link", { href: "#/latents", "aria-label": "All latents" }, miniScatter()),
         h("p", {}, h("a", { href: "#/latents" }, "Look at the latents")), h("p.quiet", {}, overview.held_reason)),
-      overview.training ? section("Training", null, h("div.small-charts", {},
+      labelsPanel(), section("Store", null, facts(store.facts))),
+    h("div.stack", {}, overview.training ? section("Training", null, h("div.small-charts", {},
         overview.training.curves.map((curve) => charts.lines(overview.training.x, [{ name: curve.name, values: curve.values }], {
           title: curve.name, xLabel: "images seen", low: curve.low, high: curve.high, width: 300, height: 170 }))))
-        : section("Training", "No metrics.jsonl lies beside the autoencoder, so there are no training curves.")),
-    h("div.columns", {}, labelsPanel(), overview.masking ? maskingPanel(overview.masking) : null),
-    h("div.columns", {}, section("Autoencoder", null, facts(sae.facts)), section("Store", null, facts(store.facts))));
+        : section("Training", "No metrics.jsonl lies beside the autoencoder, so there are no training curves."),
+      overview.masking ? maskingPanel(overview.masking) : null, section("Autoencoder", null, facts(sae.facts)))));
 };
 
 const facts = (pairs) => h("dl.facts", {}, pairs.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))]));
@@ -43,17 +43,22 @@ function labelsPanel() {
 function miniScatter() {
   const canvas = h("canvas.mini", { width: "640", height: "300", role: "img", "aria-label": "Scatter of all latents" });
   const { x, y, bins, palette } = state.latents;
-  const context = canvas.getContext("2d");
   const shown = [];
   for (let i = 0; i < x.length; i++) if (Number.isFinite(x[i]) && Number.isFinite(y[i])) shown.push(i);
   const range = (values) => shown.reduce(([low, high], i) => [Math.min(low, values[i]), Math.max(high, values[i])], [Infinity, -Infinity]);
   const [x0, x1] = range(x);
   const [y0, y1] = range(y);
   const size = shown.length > 20000 ? 2 : 4;
-  for (const i of shown) {
-    context.fillStyle = palette[bins[i]];
-    context.fillRect(8 + ((x[i] - x0) / (x1 - x0 || 1)) * 620, 290 - ((y[i] - y0) / (y1 - y0 || 1)) * 280, size, size);
-  }
+  canvas.repaint = () => {
+    const context = canvas.getContext("2d");
+    context.clearRect(0, 0, canvas.width, canvas.height);
+    const fills = colors.inTheme(palette);
+    for (const i of shown) {
+      context.fillStyle = fills[bins[i]];
+      context.fillRect(8 + ((x[i] - x0) / (x1 - x0 || 1)) * 620, 290 - ((y[i] - y0) / (y1 - y0 || 1)) * 280, size, size);
+    }
+  };
+  canvas.repaint();
   return canvas;
 }
 

@@ -19,8 +19,8 @@ const noGroups = (data) => h("p.notice", {}, data.no_groups);
 /** A narrow strip that shows where each group begins and ends. */
 function groupLegend(data) {
   const used = [...new Set(data.groups)];
-  return h("div.legend", {}, used.map((group) => h("span", {}, h("i", { style: { background: group < 0 ? "var(--undefined)" : colors.kind(group) } }),
-    group < 0 ? "no group" : `${data.group_names[group]} (${data.groups.filter((other) => other === group).length})`)));
+  return h("div.legend", {}, used.map((group) => (group < 0 ? colors.key("var(--undefined)", "no group")
+    : colors.key(colors.kind(group), `${data.group_names[group]} (${data.groups.filter((other) => other === group).length})`))));
 }
 
 function groupStrip(data) {
@@ -39,7 +39,7 @@ function barcodesPanel(data) {
   const shade = (level) => colors.viridis(level / 255);
   const patientNames = data.names.map((name, place) => `${name} (${groupOf(data, place)})`);
   const parts = [section("Each patient's barcode", `Tokens above ${format(data.threshold)} an image, as a share of the latent's largest; one column a latent of this report, one row a patient, ordered by group. Click a column to open the latent.`,
-    groupLegend(data), charts.matrix({ strip: groupStrip(data),
+    groupLegend(data), h("div.legend", {}, colors.scale("0", "latent's largest")), charts.matrix({ strip: groupStrip(data),
       values: bytes, rows: data.names.length, columns: n, color: shade, label: "Patients by latents", describe: read(patientNames, bytes), onpick: pick, cellHeight: height }))];
   if (means) {
     const levels = cytosae.decode(means);
@@ -60,7 +60,7 @@ function correlationPanel(data) {
   if (low >= high) [low, high] = [0, 254];
   const side = Math.max(1, Math.min(18, 640 / n));
   return section("How alike patients are", "Pearson correlation of log(1 + count) over all latents, ordered by group.", groupLegend(data),
-    h("div.legend", {}, h("span", {}, value(low).toFixed(2)), h("span.ramp", {}, colors.ramp(24).map((color) => h("i", { style: { background: color } }))), h("span", {}, value(high).toFixed(2))),
+    h("div.legend", {}, colors.scale(value(low).toFixed(2), value(high).toFixed(2))),
     h("div.square", { style: { width: `${side * n + 24}px` } }, charts.matrix({ strip: groupStrip(data),
       values: levels, rows: n, columns: n, color: (level) => colors.viridis((level - low) / (high - low)), label: "Patients by patients", cellHeight: side,
       describe: (row, column) => `${data.names[row]} (${groupOf(data, row)}) and ${data.names[column]} (${groupOf(data, column)}): ${value(levels[row * n + column]).toFixed(2)}` })));
@@ -83,18 +83,19 @@ function comparisonBody(result, { first, second }) {
   const host = h("div.plot.volcano", {});
   const held = [];
   latents.forEach((latent, i) => { if (state.latents.isHeld[latent]) held.push(i); });
-  const picked = h("div", { "aria-live": "polite" }, h("div.panel.quiet", {}, `Click a point to see the latent. Ringed points have a ${heldWord()}.`));
+  const picked = h("div", { "aria-live": "polite" }, h("div.panel.quiet", {}, "Click a point to see the latent."));
   queueMicrotask(() => new Scatter(host, {
     xs: fold, ys: p, bins, palette, marked: held, lines: [{ x: 0 }], label: "Volcano plot",
     xLabel: `log2 fold change: more in ${second}  ←  →  more in ${first}`, yLabel: "−log10 p",
     describe: (i) => `${latentTitle(latents[i])}\nfold change 2^${format(fold[i])}\neffect ${format(effect[i])}\np ${format(10 ** -p[i])}, q ${format(10 ** -q[i])}`,
     onpick: (i) => picked.replaceChildren(h("div.panel", {}, latentSummary(latents[i]))) }));
-  const rows = (places) => places.map((i) => [h("a", { href: `#/latent/${latents[i]}` }, latentTitle(latents[i])), format(fold[i]), effect[i].toFixed(2), format(10 ** -p[i], 2), format(10 ** -q[i], 2)]);
+  const rows = (places) => places.map((i) => [h("a", { href: `#/latent/${latents[i]}` }, latentTitle(latents[i])), fold[i].toFixed(2), effect[i].toFixed(2), format(10 ** -p[i], 2), format(10 ** -q[i], 2)]);
   const head = ["latent", "log2 fold", "effect", "p", "q"];
   const sideTable = (title, places) => section(title, null, places.length ? table(head, rows(places), { numeric: [1, 2, 3, 4], caption: title }) : h("p.quiet", {}, "None."));
   return h("div", {},
     h("p.quiet", {}, `${format(latents.length)} of ${format(state.latents.n)} latents vary among these patients and were tested (${result.method}); ${format(significant)} differ at a false discovery rate of 5 % (Benjamini–Hochberg). Effect is the rank-biserial correlation.`),
-    h("div.plot-and-side", {}, h("div.panel", {}, host), h("div", {}, picked)),
+    h("div.plot-and-side", {}, h("div.panel", {}, host, h("div.legend", {}, colors.key(palette[1], `q < 0.05, more in ${first}`), colors.key(palette[2], `q < 0.05, more in ${second}`),
+      colors.key(palette[0], "q ≥ 0.05"), h("span", {}, h("i.ring"), `has a ${heldWord()}`))), h("div", {}, picked)),
     h("div.columns", {}, sideTable(`More in ${first}`, result.more_in_first), sideTable(`More in ${second}`, result.more_in_second)));
 }
 

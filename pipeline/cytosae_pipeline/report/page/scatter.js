@@ -18,10 +18,11 @@ class Scatter {
     for (const index of marked) this.isMarked[index] = 1;
     this.visible = new Uint8Array(xs.length).fill(1);
     this.selected = -1;
-    this.canvas = h("canvas", { tabindex: "0", role: "img", "aria-label": `${label}. Plus and minus zoom, arrows move, 0 shows all.` });
+    this.canvas = h("canvas", { tabindex: "0", role: "img", "aria-label": `${label}. Plus and minus zoom, arrows move, 0 shows all, Enter chooses the point nearest to the middle.` });
     this.tip = h("div.tip", { hidden: true });
     this.host = host;
     host.classList.add("scatter");
+    host.repaint = () => this.draw();
     host.replaceChildren(this.canvas, this.tip);
     this.sortByColor();
     this.showAll(false);
@@ -107,6 +108,7 @@ class Scatter {
     const kx = (box.right - box.left) / (x1 - x0);
     const ky = (box.bottom - box.top) / (y1 - y0);
     const size = this.order.length > 20000 ? 2 : 3;
+    const palette = colors.inTheme(this.palette);
     let bin = -1;
     context.globalAlpha = 0.75;
     for (const i of this.order) {
@@ -114,7 +116,7 @@ class Scatter {
       const x = box.left + (this.xs[i] - x0) * kx;
       const y = box.bottom - (this.ys[i] - y0) * ky;
       if (x < box.left - 4 || x > box.right + 4 || y < box.top - 4 || y > box.bottom + 4) continue;
-      if (this.bins[i] !== bin) { bin = this.bins[i]; context.fillStyle = this.palette[bin]; }
+      if (this.bins[i] !== bin) { bin = this.bins[i]; context.fillStyle = palette[bin]; }
       if (!this.isMarked[i]) { context.fillRect(x - size / 2, y - size / 2, size, size); continue; }
       context.globalAlpha = 1;
       context.beginPath();
@@ -172,13 +174,13 @@ class Scatter {
     context.restore();
   }
 
-  /** The visible point nearest to a place on the screen, within 12 pixels; marked ones are preferred a little. */
-  nearest(px, py) {
+  /** The visible point nearest to a place on the screen, within some pixels; marked ones are preferred a little. */
+  nearest(px, py, within = 12) {
     const box = this.box();
     const { x0, x1, y0, y1 } = this.view;
     const kx = (box.right - box.left) / (x1 - x0);
     const ky = (box.bottom - box.top) / (y1 - y0);
-    let [best, least] = [-1, 144];
+    let [best, least] = [-1, within * within];
     for (const i of this.order) {
       if (!this.visible[i]) continue;
       const dx = box.left + (this.xs[i] - x0) * kx - px;
@@ -208,6 +210,12 @@ class Scatter {
     this.draw();
   }
 
+  pick(index) {
+    if (index < 0) return;
+    this.select(index);
+    this.onpick(index);
+  }
+
   listen() {
     const canvas = this.canvas;
     let from = null;
@@ -218,10 +226,7 @@ class Scatter {
     }, { passive: false });
     canvas.addEventListener("pointerdown", (event) => { from = [event.offsetX, event.offsetY]; moved = false; });
     canvas.addEventListener("pointerup", (event) => {
-      if (from && !moved) {
-        const index = this.nearest(event.offsetX, event.offsetY);
-        if (index >= 0) { this.select(index); this.onpick(index); }
-      }
+      if (from && !moved) this.pick(this.nearest(event.offsetX, event.offsetY));
       from = null;
     });
     canvas.addEventListener("pointerleave", () => { this.tip.hidden = true; from = null; });
@@ -251,6 +256,7 @@ class Scatter {
       else if (event.key === "+" || event.key === "=") this.zoom(0.8, cx, cy);
       else if (event.key === "-") this.zoom(1.25, cx, cy);
       else if (event.key === "0") this.showAll();
+      else if (event.key === "Enter") this.pick(this.nearest(cx, cy, Infinity));
       else return;
       event.preventDefault();
       event.stopPropagation();
