@@ -434,6 +434,32 @@ def test_without_images_maps_are_shown_alone(browser, demo_run, tmp_path):
     visit.close()
 
 
+def test_all_cards_can_be_shown_and_patients_without_groups_are_just_patients(browser, with_sae):
+    out = with_sae.root / "page"
+    output = with_sae.run(
+        "report", "--dataset_name", "toy", "--sae_path", with_sae.sae(), "--n_latents", 200, "--out", out
+    ).output
+    assert "There are no groups of patients: patients have images of several labels. Say which there are" in output
+    assert "compare groups" not in output
+    held = _data(out, "overview")["held"]
+    assert len(held) > 60, "too few latents to hide any"
+    visit = Visit(browser, file_url(out))
+    page = visit.page
+    visit.go("latents")
+    cards = "all => all.map(one => Number(one.dataset.latent))"
+    assert page.locator(".card").evaluate_all(cards) == held[:60]
+    page.click(f"text=Show {len(held) - 60} more")
+    assert page.locator(".card").evaluate_all(cards) == held
+    assert page.evaluate("() => Number(document.activeElement.dataset.latent)") == held[60]
+    visit.go("patients")
+    page.locator("canvas.matrix").hover()
+    assert re.match(r"p\d, latent \d+: ", page.inner_text(".readout"))
+    assert "group" not in page.inner_text("main section")
+    visit.go("patients/compare")
+    assert "--groups patients.csv" in page.inner_text("#view")
+    visit.close()
+
+
 def test_the_report_of_real_cells(browser, test_data, tmp_path):
     where = ["--root_dir", tmp_path, "--dataset_name", "bccd"]
     source = ["--images", test_data / "bccd_cells" / "manifest.csv", "--model_path", "embedded"]

@@ -34,6 +34,7 @@ from cytosae_pipeline.report.patients import (
     GroupPair,
     compare_pair,
     comparison_record,
+    no_groups,
     patients_record,
     plan_comparisons,
 )
@@ -174,6 +175,9 @@ def _compare(material: Material, report: Reporter) -> list[Comparison]:
     if material.cohort is None:
         return []
     pairs = plan_comparisons(material.cohort)
+    if not pairs:
+        report.say(no_groups(material.cohort))
+        return []
     test, seed = material.config.group_test, material.config.seed
     made = []
     with report.progress("compare groups", len(pairs), "comparisons") as bar:

@@ -42,6 +42,11 @@ def plan_comparisons(cohort: Cohort) -> list[GroupPair]:
     return rest + pairs
 
 
+def no_groups(cohort: Cohort) -> str:
+    """Why no groups can be compared."""
+    return cohort.groups.why_none or "Groups need two patients each to be compared."
+
+
 def compare_pair(cohort: Cohort, pair: GroupPair, *, test: Method, seed: int) -> GroupComparison:
     """Every latent compared between two groups.
 
@@ -103,7 +108,7 @@ def patients_record(
         "groups": groups.tolist(),
         "n_images": cohort.n_images.tolist(),
         "threshold": cohort.threshold,
-        "no_groups": cohort.groups.why_none or "Groups need two patients each to be compared.",
+        "no_groups": no_groups(cohort),
         "barcodes": _barcodes(cohort, latents),
         "correlation": _correlation(cohort),
         "comparisons": [_describe(cohort, pair) for pair in comparisons],

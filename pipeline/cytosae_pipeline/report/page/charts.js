@@ -30,7 +30,7 @@ const charts = (() => {
       svg("line", { class: "grid", x1: box.left, x2: box.right, y1: py(value), y2: py(value) }),
       svg("text", { class: "tick", x: box.left - 6, y: py(value) + 4, "text-anchor": "end" }, format(value)),
     ]);
-    const below = (xTicks || ticks(first, last, 4).map((value) => [value, format(value)])).map(([value, text]) =>
+    const below = (xTicks || ticks(first, last).map((value) => [value, format(value)])).map(([value, text]) =>
       svg("text", { class: "tick", x: px(value), y: box.bottom + 16, "text-anchor": "middle" }, text));
     const paths = series.map((line) => {
       let open = false;

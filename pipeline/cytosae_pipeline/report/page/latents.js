@@ -1,6 +1,8 @@
 // All latents: the scatter with its filters, and the latents that have a page.
 "use strict";
 
+const CARDS_AT_FIRST = 60;
+
 const latentsView = () => {
   const { overview, latents } = state;
   const filters = state.filters;
@@ -22,8 +24,11 @@ const latentsView = () => {
     const held = overview.held.filter((latent) => visible[latent]);
     summary.textContent = `${format(count)} of ${format(overview.counts.active)} active latents shown, ${format(held.length)} of them with a ${heldWord()}. `
       + (overview.counts.dead ? `Dead latents (${format(overview.counts.dead)}), which are active on no image, have no point.` : "");
-    cards.replaceChildren(...held.slice(0, 60).map(latentCard));
-    if (held.length > 60) cards.append(h("p.quiet", {}, `and ${format(held.length - 60)} more: narrow the filters`));
+    const [first, others] = [held.slice(0, CARDS_AT_FIRST), held.slice(CARDS_AT_FIRST)];
+    cards.replaceChildren(...first.map(latentCard));
+    if (!others.length) return;
+    const more = h("button", { type: "button", onclick: () => { more.replaceWith(...others.map(latentCard)); cards.children[CARDS_AT_FIRST].focus(); } }, `Show ${format(others.length)} more`);
+    cards.append(more);
   }
 
   function passes(i) {

@@ -13,17 +13,25 @@ const patientsView = (tab = "barcodes", which = "0") => {
   return h("div", {}, h("h1", {}, "Patients"), tabs, later(cytosae.load("patients"), views[tab] || barcodesPanel));
 };
 
-const groupOf = (data, place) => (data.groups[place] >= 0 ? data.group_names[data.groups[place]] : "no group");
+/** A patient, with the group where there are any. */
+function patientText(data, place) {
+  if (!data.group_names.length) return data.names[place];
+  return `${data.names[place]} (${data.groups[place] >= 0 ? data.group_names[data.groups[place]] : "no group"})`;
+}
+
 const noGroups = (data) => h("p.notice", {}, data.no_groups);
 
-/** A narrow strip that shows where each group begins and ends. */
+/** What the colours of the strip mean; nothing where there are no groups. */
 function groupLegend(data) {
+  if (!data.group_names.length) return null;
   const used = [...new Set(data.groups)];
   return h("div.legend", {}, used.map((group) => (group < 0 ? colors.key("var(--undefined)", "no group")
     : colors.key(colors.kind(group), `${data.group_names[group]} (${data.groups.filter((other) => other === group).length})`))));
 }
 
+/** A narrow strip that shows where each group begins and ends. */
 function groupStrip(data) {
+  if (!data.group_names.length) return null;
   return h("div.strip", { "aria-hidden": "true" }, data.groups.map((group) =>
     h("i", { style: { background: group < 0 ? "var(--undefined)" : colors.kind(group) } })));
 }
@@ -37,8 +45,8 @@ function barcodesPanel(data) {
   const read = (names, levels) => (row, column) => `${names[row]}, latent ${latents[column]}: ${format((levels[row * n + column] / 255) * top[column])} tokens an image`;
   const pick = (row, column) => { location.hash = `#/latent/${latents[column]}`; };
   const shade = (level) => colors.viridis(level / 255);
-  const patientNames = data.names.map((name, place) => `${name} (${groupOf(data, place)})`);
-  const parts = [section("Each patient's barcode", `Tokens above ${format(data.threshold)} an image, as a share of the latent's largest; one column a latent of this report, one row a patient, ordered by group. Click a column to open the latent.`,
+  const patientNames = data.names.map((_, place) => patientText(data, place));
+  const parts = [section("Each patient's barcode", `Tokens above ${format(data.threshold)} an image, as a share of the latent's largest; one column a latent of this report, one row a patient${data.group_names.length ? ", ordered by group" : ""}. Click a column to open the latent.`,
     groupLegend(data), h("div.legend", {}, colors.scale("0", "latent's largest")), charts.matrix({ strip: groupStrip(data),
       values: bytes, rows: data.names.length, columns: n, color: shade, label: "Patients by latents", describe: read(patientNames, bytes), onpick: pick, cellHeight: height }))];
   if (means) {
@@ -59,11 +67,11 @@ function correlationPanel(data) {
   levels.forEach((level, i) => { if (i % n !== Math.floor(i / n)) { low = Math.min(low, level); high = Math.max(high, level); } });
   if (low >= high) [low, high] = [0, 254];
   const side = Math.max(1, Math.min(18, 640 / n));
-  return section("How alike patients are", "Pearson correlation of log(1 + count) over all latents, ordered by group.", groupLegend(data),
+  return section("How alike patients are", `Pearson correlation of log(1 + count) over all latents${data.group_names.length ? ", ordered by group" : ""}.`, groupLegend(data),
     h("div.legend", {}, colors.scale(value(low).toFixed(2), value(high).toFixed(2))),
     h("div.square", { style: { width: `${side * n + 24}px` } }, charts.matrix({ strip: groupStrip(data),
       values: levels, rows: n, columns: n, color: (level) => colors.viridis((level - low) / (high - low)), label: "Patients by patients", cellHeight: side,
-      describe: (row, column) => `${data.names[row]} (${groupOf(data, row)}) and ${data.names[column]} (${groupOf(data, column)}): ${value(levels[row * n + column]).toFixed(2)}` })));
+      describe: (row, column) => `${patientText(data, row)} and ${patientText(data, column)}: ${value(levels[row * n + column]).toFixed(2)}` })));
 }
 
 function comparePanel(data, which) {
