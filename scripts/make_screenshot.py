@@ -38,8 +38,7 @@ def main() -> None:
         page.wait_for_timeout(500)
         picture = Image.open(io.BytesIO(page.screenshot()))
         browser.close()
-    colours = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    colours.save(options.out, optimize=True)
+    picture.convert("RGB").save(options.out, optimize=True)
     print(f"{options.out}: {options.out.stat().st_size / 1000:.0f} kB")
 
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
@@ -386,6 +387,56 @@ def test_notes_are_checked(server):
     for latent in (7, 8):
         assert server.put(latent, {"name": "", "note": ""}) == 200
     assert not {"7", "8"} & server.get("overview")["notes"].keys()
+
+
+def test_a_window_that_is_behind_replaces_no_note(server, place):
+    nothing, first, second = ({"name": name, "note": note} for name, note in (("", ""), ("a", "b"), ("c", "")))
+
+    def put(wanted, before):
+        status, _, answer = server.ask("notes/9", "PUT", json.dumps({**wanted, "before": before}).encode())
+        return status, answer
+
+    def kept():
+        return json.loads(server.ask("data/notes/9.json")[2])
+
+    assert kept() == nothing
+    assert put(first, nothing)[0] == 200
+    status, answer = put(second, nothing)
+    assert (status, json.loads(answer)) == (409, first)
+    assert kept() == first == read_notes(place.features() / "latent_notes.json", N_LATENTS)[9]
+    assert put(first, nothing)[0] == 200, "what is there already is no conflict"
+    assert put(second, first)[0] == 200
+    assert kept() == second
+    assert put(second, {"name": 1})[0] == 400
+    assert put(nothing, second)[0] == 200
+    assert server.ask(f"data/notes/{N_LATENTS}.json")[0] == 404
+
+
+def test_who_may_not_ask_sends_no_body(server):
+    """It is refused when its headers are read: a body that never ends would wait in memory for its end."""
+    for host, token, status in (
+        ("evil.example", server.token, 403),
+        (f"127.0.0.1:{server.port}", "wrong", 404),
+        (f"127.0.0.1:{server.port}", "", 404),
+    ):
+        for length in ({"Content-Length": str(60 << 20)}, {"Transfer-Encoding": "chunked"}):
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+            connection.putrequest("POST", f"/{token}/upload", skip_host=True)
+            for name, value in {"Host": host, "Expect": "100-continue", **length}.items():
+                connection.putheader(name, value)
+            connection.endheaders(b"GET /%s/index.html HTTP/1.1\r\n\r\n" % server.token.encode())
+            response = connection.getresponse()
+            assert response.status == status
+            assert response.headers["Connection"] == "close"
+            assert b"<html" not in response.read()
+            connection.close()
+
+
+def test_connections_that_say_nothing_keep_nobody_out(server):
+    with ExitStack() as stack:
+        for _ in range(150):
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))
+        assert server.ask("index.html")[0] == 200
 
 
 def test_two_servers_and_many_tabs_lose_no_note_and_a_restart_keeps_them(server, place):

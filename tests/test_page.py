@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -153,7 +154,7 @@ def test_filters_and_search(visit, demo_run):
     assert legend == [*(f"cluster {number}" for number in clusters), "has a page"]
     # The legend says what the points have: the colour of a latent's own cluster.
     assert page.evaluate(
-        "() => state.scatter.palette[state.latents.cluster[0]] === colors.kind(state.latents.cluster[0])"
+        "() => state.scatter.palette()[state.latents.cluster[0]] === colors.kind(state.latents.cluster[0])"
     )
     page.keyboard.press("Escape")
     page.fill("#search", "17")
@@ -184,6 +185,9 @@ def test_a_latent_without_a_page_says_how_to_get_one(visit, demo_run):
         ("image/720", "There is no image 720: they are numbered 0 to 719."),
         ("image/x", "There is no image x"),
         ("constructor", "There is no view “constructor”. Choose one above."),
+        ("patients/constructor", "There is no view “constructor” of patients. Choose one above."),
+        ("patients/__proto__", "There is no view “__proto__” of patients."),
+        ("patients/compare/99", "There is no comparison 99: they are numbered 0 to 5."),
     ],
 )
 def test_addresses_that_lead_nowhere_say_so(visit, route, words):
@@ -262,10 +266,12 @@ def test_a_switch_of_theme_loses_nothing(visit):
     assert page.evaluate(kept) == before
     dark = page.locator(".scatter canvas").evaluate(pixels)
     # The system's own switch is followed, too, until somebody has chosen.
+    page.keyboard.press("t")
+    same = "before => document.querySelector('.scatter canvas').toDataURL() === before"
+    page.wait_for_function(same, arg=light)
     page.evaluate("() => { delete document.documentElement.dataset.theme; }")
     page.emulate_media(color_scheme="dark")
-    page.emulate_media(color_scheme="light")
-    page.wait_for_function("before => document.querySelector('.scatter canvas').toDataURL() !== before", arg=dark)
+    page.wait_for_function(same, arg=dark)
     assert page.evaluate(kept) == before
 
 
@@ -280,6 +286,151 @@ def test_keys_reach_every_view(visit):
     page.wait_for_selector("dialog", state="detached")
     page.keyboard.press("/")
     assert page.evaluate("() => document.activeElement.id") == "search"
+
+
+def test_what_matters_most_stands_out_on_every_ground(visit):
+    """Contrast (WCAG 2.2) of the ends of the entropy scale, of texts and of fields with what is behind them."""
+    script = """() => {
+        const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+        const light = (color) => {
+            canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);
+            const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map((v) => v / 255)
+                .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+            return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+        };
+        const contrast = (one, other) => {
+            const [a, b] = [light(one), light(other)].sort((x, y) => y - x);
+            return (a + 0.05) / (b + 0.05);
+        };
+        const of = (name) => colors.inTheme(name);
+        return { low: contrast(colors.point(0), of("--surface")), high: contrast(colors.point(1), of("--surface")),
+            quiet: contrast(of("--quiet"), of("--paper")), edge: contrast(of("--edge"), of("--surface")),
+            accent: contrast(of("--accent-ink"), of("--accent")) };
+    }"""
+    for _ in range(2):
+        found = visit.page.evaluate(script)
+        assert found["low"] > 2.5, found
+        assert found["high"] > 1.7, found
+        assert min(found["quiet"], found["accent"]) > 4.5, found
+        assert found["edge"] > 3, found
+        visit.page.keyboard.press("t")
+
+
+def test_zoom_ends_before_numbers_do(visit):
+    page = visit.page
+    visit.go("latents")
+    page.wait_for_function("() => state.scatter")
+    width = "() => state.scatter.view.x1 - state.scatter.view.x0"
+    whole = page.evaluate(width)
+    page.evaluate("() => { for (let i = 0; i < 400; i++) state.scatter.zoom(0.8, 300, 200); }")
+    assert page.evaluate(width) == pytest.approx(whole * 1e-5)
+    assert page.evaluate("() => charts.ticks(state.scatter.view.x0, state.scatter.view.x1).length") < 10
+    assert page.evaluate("() => charts.ticks(1, 1 + 1e-16)") == [1]
+    assert page.evaluate("() => charts.ticks(-1, 1)") == [-1, -0.5, 0, 0.5, 1]
+    page.evaluate("() => { for (let i = 0; i < 400; i++) state.scatter.zoom(1.25, 300, 200); }")
+    assert page.evaluate(width) == pytest.approx(whole * 10)
+    page.evaluate("() => state.scatter.showAll()")
+    # Small steps of a touchpad zoom a little, a notch of a wheel more.
+    page.mouse.move(400, 500)
+    page.mouse.wheel(0, -2)
+    page.wait_for_function(f"whole => ({width})() < whole", arg=whole)
+    assert page.evaluate(width) > 0.99 * whole
+    page.mouse.wheel(0, -100)
+    page.wait_for_function(f"whole => ({width})() < 0.9 * whole", arg=whole)
+
+
+def test_the_keyboard_comes_where_it_should(visit, demo_run):
+    page, held = visit.page, _data(demo_run.report, "overview")["held"]
+    visit.go("latents")
+    page.wait_for_function("() => document.activeElement.id === 'view'")
+    page.evaluate("() => document.querySelector('.skip').focus()")
+    page.keyboard.press("Enter")
+    assert page.evaluate("() => [document.activeElement.id, location.hash]") == ["view", "#/latents"]
+    visit.go(f"latent/{held[0]}")
+    page.wait_for_selector(".scroll")
+    page.locator(".scroll").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("() => location.hash") == f"#/latent/{held[0]}"
+    # The choice of groups keeps the focus, so that arrows go on through it.
+    visit.go("patients/compare")
+    page.locator("#compared").focus()
+    page.select_option("#compared", "2")
+    page.wait_for_function("() => location.hash.endsWith('/2') && document.activeElement.id === 'compared'")
+    row = _data(demo_run.report, "overview")["images"]["rows"][0]
+    visit.go(f"image/{row}")
+    page.locator(".patch").nth(20).click()
+    assert page.locator(".patch[tabindex='0']").evaluate_all("all => all.map(one => Number(one.dataset.token))") == [21]
+    name = page.locator(".patch-list .map-button").first.get_attribute("aria-label")
+    assert re.fullmatch(r"Latent \d+: .*\. Show its map\.", name)
+
+
+def test_the_scatter_is_found_as_it_was_left(visit, demo_run):
+    page, held = visit.page, _data(demo_run.report, "overview")["held"]
+    visit.go("latents")
+    latent = _click_point(page, held[0])
+    page.evaluate("() => state.scatter.zoom(0.5, 300, 200)")
+    view = page.evaluate("() => state.scatter.view")
+    page.click(".side a.button")
+    page.wait_for_selector("section .grid .top-image")
+    page.go_back()
+    page.wait_for_function("() => state.scatter && state.scatter.selected >= 0")
+    assert page.evaluate("() => [state.scatter.view, state.scatter.selected]") == [view, latent]
+    assert page.inner_text(".side h2") == f"Latent {latent}"
+
+
+def test_equal_lengths_mean_equal_values(visit, demo_run):
+    page, held = visit.page, _data(demo_run.report, "overview")["held"]
+    visit.go(f"latent/{held[0]}")
+    page.wait_for_selector(".bars")
+    widths = "all => all.map(one => one.getBoundingClientRect().width)"
+    for number in range(page.locator(".bars").count()):
+        tracks = page.locator(".bars").nth(number).locator(".bar-track").evaluate_all(widths)
+        assert max(tracks) - min(tracks) < 0.5
+    visit.go(f"image/{_data(demo_run.report, 'overview')['images']['rows'][0]}")
+    tracks = page.locator(".map-button .bar-track").evaluate_all(widths)
+    assert max(tracks) - min(tracks) < 0.5
+
+
+def test_legends_say_what_is_shown(visit, demo_run):
+    page, held = visit.page, _data(demo_run.report, "overview")["held"]
+    visit.go(f"latent/{held[0]}")
+    page.wait_for_selector(".heat-legend")
+    steps = page.locator(".heat-legend .ramp i").evaluate_all("all => all.map(one => one.style.background)")
+    assert re.fullmatch(r"rgba\(.*, 0\)", steps[0]), "nothing is drawn where nothing is active"
+    assert steps[-1] == page.evaluate("() => `rgba(${colors.heat(1).join(', ')})`")
+    page.keyboard.press("m")
+    assert page.locator(".heat-legend").is_hidden()
+    page.keyboard.press("h")
+    assert page.locator(".heat-legend").is_visible()
+    visit.go("patients/compare")
+    page.wait_for_selector(".volcano canvas")
+    names = _data(demo_run.report, "patients")["group_names"]
+    grounds = "all => all.map(one => one.style.background)"
+    kinds = page.evaluate(
+        "() => [0, 1, 2].map((group) => h('i', { style: { background: colors.kind(group) } }).style.background)"
+    )
+    legend = page.locator(".plot-and-side .legend i").evaluate_all(grounds)
+    assert legend[:2] == [kinds[names.index("AML-like")], "var(--ink)"]
+    page.select_option("#compared", "3")
+    page.wait_for_function(
+        "kind => (document.querySelectorAll('.plot-and-side .legend i')[1] || h('i')).style.background === kind",
+        arg=kinds[1],
+    )
+
+
+def test_a_picture_that_is_gone_leaves_its_map(browser, demo_run, tmp_path):
+    report = tmp_path / "copy"
+    shutil.copytree(demo_run.report, report)
+    overview = _data(report, "overview")
+    row = _data(report, f"latents/{overview['held'][0]}")["top"][0]["row"]
+    (report / f"thumbnails/{row}.jpg").unlink()
+    visit = Visit(browser, file_url(report))
+    visit.go(f"image/{row}")
+    visit.page.wait_for_selector(".large-cell .no-picture")
+    assert visit.page.locator(".large-cell canvas").evaluate(PAINTED) > 0
+    assert visit.page.title().startswith(f"Image {row}: ")
+    visit.complaints = [text for text in visit.complaints if "ERR_FILE_NOT_FOUND" not in text]
+    visit.close()
 
 
 def test_patients_are_compared(visit, demo_run):

@@ -194,7 +194,9 @@ def test_groups_of_a_file_are_compared_and_classified(with_sae):
     patients = _data(report, "patients")
     assert patients["names"] == ["p0", "p2", "p1", "p3"]
     assert patients["group_names"] == ["ill", "well"]
-    assert patients["comparisons"] == [{"first": "ill", "second": "well", "n_first": 2, "n_second": 2}]
+    assert patients["comparisons"] == [
+        {"first": "ill", "second": "well", "n_first": 2, "n_second": 2, "groups": [0, 1]}
+    ]
     assert np.sum(patients["classification"]["confusion"], axis=1).tolist() == [2, 2]
     record = _data(report, "comparisons/0")
     assert record["method"].startswith("permutations")

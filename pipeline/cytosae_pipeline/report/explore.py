@@ -117,12 +117,34 @@ def make_server(page: LivePage, listener: socket.socket, port: int, token: str) 
         token: First part of every path.
     """
     import waitress
+    from waitress.channel import HTTPChannel
+    from waitress.parser import HTTPRequestParser
 
-    from cytosae_pipeline.report.web import MAX_UPLOAD, make_app
+    from cytosae_pipeline.report.web import MAX_UPLOAD, find_refusal, make_app
+
+    class Parser(HTTPRequestParser):  # type: ignore[misc]
+        """Takes no body from whoever may not ask: it would fill memory before the application could refuse it."""
+
+        completed: bool
+
+        def received(self, data: bytes) -> int:
+            n_used = int(super().received(data))
+            refused = not self.completed and self.headers_finished and find_refusal(
+                self.headers.get("HOST", ""), self.path, port=port, token=token
+            )  # fmt: skip
+            if not refused:
+                return n_used
+            self.completed = self.connection_close = True
+            self.body_rcv, self.chunked, self.expect_continue = None, False, False
+            self.headers |= {"CONTENT_LENGTH": "0", "CONNECTION": "close"}
+            return len(data)
+
+    class Channel(HTTPChannel):  # type: ignore[misc]
+        parser_class = Parser
 
     # It warns of requests that wait, and of those that are cut off at the end: here both are usual.
     logging.getLogger("waitress").setLevel(logging.ERROR)
-    return waitress.create_server(
+    server = waitress.create_server(
         make_app(page, port=port, token=token),
         sockets=[listener],
         threads=_THREADS,
@@ -131,7 +153,14 @@ def make_server(page: LivePage, listener: socket.socket, port: int, token: str) 
         inbuf_overflow=2 * MAX_UPLOAD,
         # Twice the limit, so that a file somewhat too large still gets an answer that says so.
         max_request_body_size=2 * MAX_UPLOAD,
+        # Connections that send nothing must not keep others out for long; select() could not hold so many.
+        connection_limit=1000,
+        channel_timeout=20,
+        cleanup_interval=5,
+        asyncore_use_poll=True,
     )
+    server.channel_class = Channel
+    return server
 
 
 def _serve(page: LivePage, listener: socket.socket, port: int, token: str, on_ready: Callable[[], None]) -> None:

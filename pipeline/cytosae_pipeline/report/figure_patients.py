@@ -132,7 +132,7 @@ def draw_comparison(cohort: Cohort, pair: GroupPair, found: GroupComparison) -> 
     first = names[pair.first], KINDS[pair.first % len(KINDS)]
     second = ("all others", "black") if pair.second is None else (names[pair.second], KINDS[pair.second % len(KINDS)])
     x, y = found.log2_fold_change, -np.log10(np.maximum(found.p_value, _LEAST_P))
-    significant = found.tested & (found.q_value <= SIGNIFICANT_Q)
+    significant = found.tested & (found.q_value < SIGNIFICANT_Q)
     quiet = np.flatnonzero(found.tested & ~significant)
     axes.scatter(x[quiet], y[quiet], s=2, c=UNDEFINED, linewidths=0, rasterized=True)
     largest = float(np.abs(x[found.tested]).max(initial=0)) or 1.0
@@ -152,7 +152,7 @@ def draw_comparison(cohort: Cohort, pair: GroupPair, found: GroupComparison) -> 
         )  # fmt: skip
         axes.scatter(x[most], y[most], s=9, facecolors="none", edgecolors="black", linewidths=0.4)
         _number(axes, x[most], y[most], most, sign)
-    axes.set_xlabel(f"log2 fold change (coloured: q \N{LESS-THAN OR EQUAL TO} {SIGNIFICANT_Q:g}, Benjamini-Hochberg)")
+    axes.set_xlabel(f"log2 fold change (coloured: q < {SIGNIFICANT_Q:g}, Benjamini-Hochberg)")
     axes.set_ylabel("\N{MINUS SIGN}log10 p")
     if not found.tested.any():
         axes.text(0.5, 0.5, "no latent varies among these patients", transform=axes.transAxes, ha="center")

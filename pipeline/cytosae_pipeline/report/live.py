@@ -21,7 +21,7 @@ from cytosae_pipeline.report.latents import (
     profile_sample,
 )
 from cytosae_pipeline.report.material import Material
-from cytosae_pipeline.report.notes import check_note, read_notes, save_note
+from cytosae_pipeline.report.notes import LatentNote, check_note, read_notes, save_note
 from cytosae_pipeline.report.patients import compare_pair, comparison_record, patients_record, plan_comparisons
 from cytosae_pipeline.report.scripts import to_script
 from cytosae_pipeline.report.thumbnails import encode_jpeg, is_same
@@ -193,8 +193,26 @@ class LivePage:
             self._pictures.put(str(row), data)
         return data
 
-    def keep_note(self, latent: int, value: object) -> None:
+    def note(self, latent: int) -> LatentNote:
+        """Name and note of a latent as they are now, empty where there are none.
+
+        Raises:
+            MissingError: If there is no such latent.
+        """
+        if not 0 <= latent < self._material.n_latents:
+            raise MissingError
+        notes = read_notes(self._material.notes_path, self._material.n_latents)
+        return notes.get(latent, LatentNote(name="", note=""))
+
+    def keep_note(self, latent: int, value: object) -> LatentNote | None:
         """Keep what somebody wrote of a latent; it is on disk when this returns.
+
+        Args:
+            latent: The latent.
+            value: Its name and note and, under `before`, what the writer saw of both, if that must still be there.
+
+        Returns:
+            None if it is kept; else what somebody else wrote meanwhile, which stays.
 
         Raises:
             MissingError: If there is no such latent.
@@ -204,9 +222,10 @@ class LivePage:
             raise MissingError
         try:
             note = check_note(value)
+            before = check_note(value["before"]) if isinstance(value, dict) and "before" in value else None
         except ValueError as error:
             raise RefusedError(str(error)) from error
-        save_note(self._material.notes_path, self._material.n_latents, latent, note)
+        return save_note(self._material.notes_path, self._material.n_latents, latent, note, before=before)
 
     def upload(self, data: bytes) -> dict[str, Any]:
         """The record of an image that is not in the store, and its picture as a JPEG file in base64.

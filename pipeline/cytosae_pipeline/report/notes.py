@@ -49,7 +49,9 @@ def write_notes(path: Path, notes: dict[int, LatentNote]) -> None:
     write_file(path, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def save_note(path: Path, n_latents: int, latent: int, note: LatentNote) -> None:
+def save_note(
+    path: Path, n_latents: int, latent: int, note: LatentNote, *, before: LatentNote | None = None
+) -> LatentNote | None:
     """Keep one latent's note; those of other latents stay as they are in the file, whoever wrote them meanwhile.
 
     Args:
@@ -57,17 +59,25 @@ def save_note(path: Path, n_latents: int, latent: int, note: LatentNote) -> None
         n_latents: Latents of the autoencoder.
         latent: The latent.
         note: Its note; one without any text is taken out.
+        before: What the writer believes to replace; by default, whatever is there.
+
+    Returns:
+        None if it is kept; else what somebody wrote meanwhile, which stays.
 
     Raises:
         UserError: If the file holds something else; it is left alone.
     """
     with _locked(path):
         notes = read_notes(path, n_latents)
+        here = notes.get(latent, LatentNote(name="", note=""))
+        if before is not None and here not in (before, note):
+            return here
         if note["name"] or note["note"]:
             notes[latent] = note
         else:
             notes.pop(latent, None)
         write_notes(path, notes)
+    return None
 
 
 def check_note(value: Any) -> LatentNote:  # noqa: ANN401 - whatever a file or a browser sends

@@ -157,6 +157,7 @@ def _describe(cohort: Cohort, pair: GroupPair) -> dict[str, Any]:
     return {
         "first": names[pair.first],
         "second": "all others" if pair.second is None else names[pair.second],
+        "groups": [pair.first, pair.second],
         "n_first": n_first,
         "n_second": len(_rows(cohort, pair)) - n_first,
     }

@@ -42,8 +42,6 @@ def make_app(page: LivePage, *, port: int, token: str) -> Flask:
     """
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False
-    # Browsers leave out port 80.
-    hosts = {name if port == 80 else f"{name}:{port}" for name in (HOST, "localhost")}
     headers = {
         "Content-Security-Policy": read_policy(),
         "X-Content-Type-Options": "nosniff",
@@ -56,12 +54,9 @@ def make_app(page: LivePage, *, port: int, token: str) -> Flask:
     @app.before_request
     def guard() -> Response | None:
         host = request.headers.get("Host", "")
-        # A page of another site whose name was made to point to this machine sends that name (DNS rebinding).
-        if host not in hosts:
-            return _refuse(HTTPStatus.FORBIDDEN)
-        given = request.path.split("/", 2)[1] if request.path.startswith("/") else ""
-        if not hmac.compare_digest(given.encode("utf-8", "replace"), token.encode()):
-            return _refuse(HTTPStatus.NOT_FOUND)
+        refusal = find_refusal(host, request.path, port=port, token=token)
+        if refusal is not None:
+            return _refuse(refusal)
         if request.method not in _READING and not _is_same_origin(host):
             return _refuse(HTTPStatus.FORBIDDEN)
         return None
@@ -91,6 +86,25 @@ def make_app(page: LivePage, *, port: int, token: str) -> Flask:
     return app
 
 
+def find_refusal(host: str, path: str, *, port: int, token: str) -> HTTPStatus | None:
+    """Why a request is not answered, whatever it asks; None if it may ask.
+
+    Args:
+        host: Its header Host.
+        path: Its path.
+        port: Port on 127.0.0.1.
+        token: First part of every path.
+    """
+    # Browsers leave out port 80.
+    hosts = {name if port == 80 else f"{name}:{port}" for name in (HOST, "localhost")}
+    # A page of another site whose name was made to point to this machine sends that name (DNS rebinding).
+    if host not in hosts:
+        return HTTPStatus.FORBIDDEN
+    given = path.split("/", 2)[1] if path.startswith("/") else ""
+    known = hmac.compare_digest(given.encode("utf-8", "replace"), token.encode())
+    return None if known else HTTPStatus.NOT_FOUND
+
+
 def _add_routes(app: Flask, page: LivePage) -> None:
     """What there is."""
     own = {name: (files("cytosae_pipeline.report") / "page" / name).read_bytes() for name in page_files()}
@@ -116,7 +130,9 @@ def _add_routes(app: Flask, page: LivePage) -> None:
             value = json.loads(body)
         except (ValueError, RecursionError):
             return _answer("txt", "A note must be JSON", HTTPStatus.BAD_REQUEST)
-        page.keep_note(_number(name, ""), value)
+        other = page.keep_note(_number(name, ""), value)
+        if other is not None:
+            return _answer("json", json.dumps(other), HTTPStatus.CONFLICT)
         return _answer("txt", "saved")
 
     def post_upload() -> Response:
@@ -135,6 +151,7 @@ def _add_routes(app: Flask, page: LivePage) -> None:
     add("data/comparisons/<name>", numbered(page.comparison, "js"))
     add("thumbnails/<name>", numbered(page.thumbnail, "jpg"))
     add("notes/<name>", put_note, "PUT")
+    add("data/notes/<name>", lambda name: _answer("json", json.dumps(page.note(_number(name, ".json")))))
     add("upload", post_upload, "POST")
 
 

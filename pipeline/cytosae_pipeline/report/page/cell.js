@@ -16,9 +16,8 @@ const cells = (() => {
     const picture = new ImageData(columns, rows);
     for (let i = 0; i < rows * columns; i++) {
       const share = patches[i] / 255;
-      const heat = mode === "heat" ? colors.viridis(0.15 + 0.85 * share) : [22, 22, 28];
-      const alpha = mode === "heat" ? (share === 0 ? 0 : 0.2 + 0.6 * share) : 0.93 * (1 - Math.sqrt(share));
-      picture.data.set([...heat, Math.round(255 * alpha)], 4 * i);
+      const [red, green, blue, alpha] = mode === "heat" ? colors.heat(share) : [22, 22, 28, 0.93 * (1 - Math.sqrt(share))];
+      picture.data.set([red, green, blue, Math.round(255 * alpha)], 4 * i);
     }
     small.getContext("2d").putImageData(picture, 0, 0);
     context.imageSmoothingEnabled = smooth;
@@ -30,22 +29,25 @@ const cells = (() => {
   function make(row, levels = null, { smooth = true, alt = "", picture = null } = {}) {
     const canvas = h("canvas", { "aria-hidden": "true" });
     const source = picture || (state.overview.thumbnails ? `thumbnails/${row}.jpg` : null);
+    const nothing = () => h("div.no-picture", { role: "img", "aria-label": `${alt || `image ${row}`}, no picture` });
     const host = h("div.cell", {}, source
-      ? h("img", { src: source, alt: alt || `image ${row}`, loading: "lazy", decoding: "async" })
-      : h("div.no-picture", { role: "img", "aria-label": alt || `image ${row}, no picture` }), canvas);
+      ? h("img", { src: source, alt: alt || `image ${row}`, loading: "lazy", decoding: "async", onerror: (event) => event.target.replaceWith(nothing()) })
+      : nothing(), canvas);
     host.show = (bytes) => { levels = bytes; host.repaint(); };
     host.repaint = () => paint(canvas, levels, smooth);
     host.repaint();
     return host;
   }
 
-  /** Buttons that choose how all cells on the page look. */
+  /** Buttons that choose how all cells on the page look, and what the colours of heat maps mean. */
   function toggle() {
-    return choice("How cells are shown", MODES, mode, set);
+    return h("div.bar-row", {}, choice("How cells are shown", MODES, mode, set),
+      h("div.legend.heat-legend", { hidden: mode !== "heat" }, colors.scale("0", "image's largest", (share) => `rgb(${colors.heat(share).join(" ").replace(/ ([^ ]+)$/, " / $1")})`)));
   }
 
   function set(value) {
     mode = value;
+    for (const legend of document.querySelectorAll(".heat-legend")) legend.hidden = mode !== "heat";
     for (const host of document.querySelectorAll(".cell")) if (host.repaint) host.repaint();
     for (const button of document.querySelectorAll(".choice[aria-label='How cells are shown'] button")) {
       button.setAttribute("aria-pressed", String(button.dataset.value === value));

@@ -8,11 +8,9 @@ const charts = (() => {
     const rough = (high - low) / wanted;
     const power = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough);
-    const result = [];
-    for (let value = Math.ceil(low / step) * step; value <= high + step * 1e-9; value += step) {
-      result.push(Math.abs(value) < step * 1e-9 ? 0 : value);
-    }
-    return result;
+    const first = Math.ceil(low / step);
+    const n = Math.max(0, Math.floor(high / step + 1e-9) - first + 1);
+    return Array.from({ length: Math.min(n, 100) }, (_, i) => (first + i) * step);
   }
 
   /** Lines over a common x: `[{name, values, color}]`; gaps where a value is null. */
@@ -36,7 +34,7 @@ const charts = (() => {
       let open = false;
       const path = line.values.map((value, i) => {
         if (value === null || !Number.isFinite(value)) { open = false; return ""; }
-        const step = `${open ? "L" : "M"}${px(x[i]).toFixed(1)},${py(Math.min(Math.max(value, bottom), top)).toFixed(1)}`;
+        const step = `${open ? "L" : "M"}${px(x[i]).toFixed(1)},${py(value).toFixed(1)}`;
         open = true;
         return step;
       }).join("");
@@ -45,10 +43,13 @@ const charts = (() => {
     });
     const end = series.length === 1 ? format(series[0].values[series[0].values.length - 1]) : "";
     return h("figure.chart", {}, h("figcaption", {}, title, end && h("b", {}, ` ${end}`)),
-      svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title} ${end}` }, grid, below, paths,
+      svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title} ${end}` }, grid, below,
+        // What lies outside the scale is cut off by a picture of the plot's size, and not moved to the edge.
+        svg("svg", { x: box.left, y: box.top - 2, width: box.right - box.left, height: box.bottom - box.top + 4,
+          viewBox: `${box.left} ${box.top - 2} ${box.right - box.left} ${box.bottom - box.top + 4}`, overflow: "hidden" }, paths),
         svg("text", { class: "tick", x: (box.left + box.right) / 2, y: height - 3, "text-anchor": "middle" }, xLabel)),
       series.length > 1 && h("div.legend", {}, series.map((line) =>
-        h("span", {}, h("i", { style: { background: line.color } }), line.name))));
+        h("span", {}, line.dash ? h("i.dashed", { style: { "border-color": line.color } }) : h("i", { style: { background: line.color } }), line.name))));
   }
 
   /** Horizontal bars: `[{name, value, text, href}]`. */
@@ -80,7 +81,7 @@ const charts = (() => {
 
   /**
    * A matrix of bytes as a picture with a readout: rows x columns, `color(byte)` gives red, green, blue.
-   * `describe(row, column)` of the cell under the pointer or reached by arrow keys is shown below, `onpick(row, column)` is
+   * `describe(row, column)` of the cell under the pointer or reached by arrow keys is shown above, `onpick(row, column)` is
    * called on a click or Enter.
    */
   function matrix({ values, rows, columns, color, label, describe, onpick, cellHeight = 12, rowNames = null, strip = null }) {
@@ -102,9 +103,13 @@ const charts = (() => {
       return [row, column];
     };
     let place = [0, 0];
+    const mark = h("div.mark", { hidden: true });
     const read = ([row, column]) => {
       if (!rows || !columns) return;
       place = [row, column];
+      mark.hidden = false;
+      for (const [name, at, n] of [["left", column, columns], ["top", row, rows]]) mark.style.setProperty(name, `${(100 * at) / n}%`);
+      for (const [name, n] of [["width", columns], ["height", rows]]) mark.style.setProperty(name, `${100 / n}%`);
       readout.textContent = describe(row, column);
     };
     canvas.addEventListener("pointermove", (event) => read(at(event)));
@@ -123,7 +128,7 @@ const charts = (() => {
     }
     const names = rowNames && h("div.row-names", {}, rowNames.map((name) =>
       h("span", { title: name, style: { height: `${cellHeight}px`, "line-height": `${cellHeight}px` } }, name)));
-    return h("div.matrix-host", {}, h("div.matrix-box", {}, strip, names, canvas), readout);
+    return h("div.matrix-host", {}, readout, h("div.matrix-box", {}, strip, names, h("div.matrix-picture", {}, canvas, mark)));
   }
 
   return { ticks, lines, bars, histogram, matrix };

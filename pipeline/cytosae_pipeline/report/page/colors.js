@@ -17,20 +17,29 @@ const colors = (() => {
 
   const css = (rgb) => `rgb(${rgb.join(",")})`;
 
-  /** `n` colours in order; the ends are left out, where they would vanish on dark or light ground. */
-  const ramp = (n) => Array.from({ length: n }, (_, i) => css(viridis(0.08 + (0.84 * i) / Math.max(n - 1, 1))));
+  const systemIsDark = matchMedia("(prefers-color-scheme: dark)");
+  const isDark = () => (document.documentElement.dataset.theme ? document.documentElement.dataset.theme === "dark" : systemIsDark.matches);
+
+  /** Colour of a point by a share between 0 and 1: the end of viridis that would vanish on the ground is left out. */
+  const point = (share) => css(viridis(isDark() ? 0.35 + 0.65 * share : 0.85 * share));
+
+  /** Colour over a cell's patch, with alpha from 0 to 1, by its share of the image's largest activation. */
+  const heat = (share) => [...viridis(0.15 + 0.85 * share), share === 0 ? 0 : 0.2 + 0.6 * share];
 
   const kind = (index) => KINDS[index % KINDS.length];
 
-  /** A palette with the names of CSS variables replaced by their values in the theme of now. */
-  function inTheme(palette) {
-    const style = getComputedStyle(document.documentElement);
-    return palette.map((color) => (color.startsWith("--") ? style.getPropertyValue(color) : color));
-  }
+  /** Value of a CSS variable in the theme of now. */
+  const inTheme = (name) => getComputedStyle(document.documentElement).getPropertyValue(name);
 
-  /** Parts of a legend: the scale between two words, and a single colour with its meaning. */
-  const scale = (low, high) => [h("span", {}, low), h("span.ramp", {}, ramp(24).map((color) => h("i", { style: { background: color } }))), h("span", {}, high)];
+  /** Parts of a legend: the scale between two words, drawn with its own `color(share)`, and a single colour with its meaning. */
+  function scale(low, high, color) {
+    const steps = Array.from({ length: 24 }, () => h("i"));
+    const host = h("span.ramp", {}, steps);
+    host.repaint = () => steps.forEach((step, i) => step.style.setProperty("background", color(i / (steps.length - 1))));
+    host.repaint();
+    return [h("span", {}, low), host, h("span", {}, high)];
+  }
   const key = (color, text) => h("span", {}, h("i", { style: { background: color } }), text);
 
-  return { viridis, css, ramp, kind, inTheme, scale, key, nKinds: KINDS.length };
+  return { viridis, css, point, heat, kind, inTheme, isDark, systemIsDark, scale, key, nKinds: KINDS.length };
 })();

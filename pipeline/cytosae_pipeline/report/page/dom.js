@@ -68,6 +68,6 @@ function choice(label, options, chosen, onchoose) {
 function later(promise, make, unavailable) {
   const host = h("div", { "aria-busy": "true" }, h("p.quiet", {}, "Loading…"));
   promise.then((value) => host.replaceChildren(make(value)), (error) => host.replaceChildren(
-    h("p.notice", {}, unavailable || error.message))).finally(() => host.removeAttribute("aria-busy"));
+    h("p.notice", {}, unavailable || error.message))).finally(() => { host.removeAttribute("aria-busy"); retitle(); });
   return host;
 }

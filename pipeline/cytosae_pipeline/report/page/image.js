@@ -44,14 +44,18 @@ function imageBody(image) {
   }
 
   function latentRow(latent, value, share) {
-    const button = h("button.map-button", { type: "button", "aria-pressed": String(latent === shown), "data-latent": latent, title: "Show its map", onclick: () => showLatent(latent) },
+    const button = h("button.map-button", { type: "button", "aria-pressed": String(latent === shown), "data-latent": latent, title: "Show its map", "aria-label": `${latentTitle(latent)}: ${format(value)}. Show its map.`, onclick: () => showLatent(latent) },
       h("span.bar-track", {}, h("span.bar-fill", { style: { width: `${100 * share}%` } })), h("span", {}, format(value)));
     buttons.add(button);
     return h("div.latent-row", {}, h("a", { href: `#/latent/${latent}` }, latentTitle(latent)), button);
   }
 
   function showToken(token, name) {
-    for (const square of squares) square.setAttribute("aria-pressed", String(Number(square.dataset.token) === token));
+    for (const square of squares) {
+      const here = Number(square.dataset.token) === token;
+      square.setAttribute("aria-pressed", String(here));
+      square.setAttribute("tabindex", here || (token < prefix && square === squares[0]) ? "0" : "-1");
+    }
     const items = [];
     for (let i = 0; i < width; i++) {
       const latent = tokenLatents[token * width + i];

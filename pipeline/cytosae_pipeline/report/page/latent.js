@@ -25,8 +25,8 @@ function latentBody(latent) {
   const shown = latent.labels.filter((label) => label.n_images);
   return h("div", {},
     notePanel(latent.latent),
-    section("Images that activate it most", "The colour shows where on the cell: each patch's activation, as a share of the image's largest. Click a cell to take it apart.",
-      h("div.bar-row", {}, cells.toggle(), heatLegend()),
+    section("Images that activate it most", "Where on the cell: each patch's activation, as a share of the image's largest. Click a cell to take it apart.",
+      cells.toggle(),
       latent.top.length ? h("div.grid", {}, latent.top.map((item) => topImage(item))) : h("p.notice", {}, "It is active on no image of this store.")),
     h("div.columns", {}, h("div.stack", {},
       section("Labels", `Mean score of each label's images (${format(latent.n_images)} images read).`, shown.length
@@ -38,7 +38,7 @@ function latentBody(latent) {
         ? charts.bars(latent.patients.map((patient) => ({
           name: cells.nameOfPatient(patient.patient), value: patient.per_image,
           text: `${format(patient.per_image)} (${format(patient.count)} in ${format(patient.n_images)} images)` })), { label: "Counts a patient", color: "var(--second)" })
-        : h("p.quiet", {}, "The images have no patients."))),
+        : h("p.quiet", {}, overview.has_patients ? `No patient has a token above ${format(latent.threshold)}.` : "The images have no patients."))),
     h("div.stack", {},
       section("Activations", null, activationHistogram(latent.histogram)),
       section("Latents like it", "Cosine between decoder rows.", latent.neighbours.length ? table(["latent", "cosine", "active on"], latent.neighbours.map(([other, cosine]) => [
@@ -58,10 +58,6 @@ function topImage(item) {
     h("span", {}, h("b", {}, format(item.value)), ` ${cells.nameOfLabel(label)}`), patient >= 0 && h("span.quiet", {}, cells.nameOfPatient(patient)));
 }
 
-function heatLegend() {
-  return h("div.legend", {}, colors.scale("0", "image's largest"));
-}
-
 function activationHistogram({ lowest, per_octave, counts, n_zero }) {
   const used = counts.map((count, i) => (count ? i : -1)).filter((i) => i >= 0);
   const total = n_zero + counts.reduce((sum, count) => sum + count, 0);
@@ -72,26 +68,44 @@ function activationHistogram({ lowest, per_octave, counts, n_zero }) {
   const bins = Array.from({ length: last - first + 1 }, (_, i) => first + i);
   return h("div", {}, charts.histogram(bins.map((bin) => counts[bin]),
     bins.map((bin) => `${format(value(bin))} to ${format(value(bin + 1))}: ${format(counts[bin])} tokens`),
-    { title: "Tokens by activation (log scale)", marks: [format(value(first)), format(value(last + 1))] }), zero);
+    { title: "Tokens by activation, from left to right on a log scale", marks: [format(value(first)), format(value(last + 1))] }), zero);
 }
 
 /** Name and note of a latent: read in a report, written in the explorer. */
 function notePanel(latent) {
   const { overview } = state;
-  const note = overview.notes[latent] || {};
-  if (!overview.live) return note.note ? section("Note", null, h("p.lines", {}, note.note)) : null;
-  const name = h("input", { type: "text", maxlength: "200", value: note.name || "", "aria-label": "Name of this latent", placeholder: "Name, such as “nucleoli”" });
-  const text = h("textarea", { maxlength: "10000", rows: "2", "aria-label": "Note on this latent", placeholder: "What you see" }, note.note || "");
+  let before = { name: "", note: "", ...overview.notes[latent] };
+  if (!overview.live) return before.note ? section("Note", null, h("p.lines", {}, before.note)) : null;
+  const name = h("input", { type: "text", maxlength: "200", value: before.name, "aria-label": "Name of this latent", placeholder: "Name, such as “nucleoli”" });
+  const text = h("textarea", { maxlength: "10000", rows: "2", "aria-label": "Note on this latent", placeholder: "What you see" }, before.note);
   const saved = h("span.quiet", { role: "status" });
+  const show = (kept) => {
+    before = kept;
+    overview.notes[latent] = kept;
+    if (form.isConnected) { document.querySelector("h1").textContent = latentTitle(latent); retitle(); }
+  };
+  const refuse = (why, wanted) => {
+    saved.textContent = why;
+    // Who went on meanwhile would not see that.
+    if (!form.isConnected) document.getElementById("view").prepend(h("p.notice", { role: "alert" }, `${latentTitle(latent)}, “${[wanted.name, wanted.note].join(": ")}”: ${why}`));
+  };
   const save = async (event) => {
     event.preventDefault();
-    const form = event.currentTarget;
-    const answer = await ask(`notes/${latent}`, { method: "PUT", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ name: name.value, note: text.value }) });
-    saved.textContent = answer.ok ? "Saved." : `Not saved: ${await answer.text()}`;
-    if (!answer.ok) return;
-    overview.notes[latent] = { name: name.value, note: text.value };
-    if (form.isConnected) document.querySelector("h1").textContent = latentTitle(latent);
+    const wanted = { name: name.value, note: text.value };
+    const answer = await ask(`notes/${latent}`, { method: "PUT", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ ...wanted, before }) });
+    if (answer.ok) { show(wanted); saved.textContent = "Saved."; return; }
+    if (answer.status !== 409) { refuse(`Not saved: ${await answer.text()}`, wanted); return; }
+    const theirs = await answer.json();
+    show(theirs);
+    refuse(`Not saved: another window wrote meanwhile “${[theirs.name, theirs.note].filter(Boolean).join(": ")}”. Save again to replace it.`, wanted);
   };
   // Kept when a field is left, too: whoever goes on to the next latent has not lost what they wrote.
-  return h("form.note", { onsubmit: save, onchange: save }, name, text, h("button", { type: "submit" }, "Save"), saved);
+  const form = h("form.note", { onsubmit: save, onchange: save }, name, text, h("button", { type: "submit" }, "Save"), saved);
+  // Another window may have written since this page was opened.
+  ask(`data/notes/${latent}.json`).then(async (answer) => {
+    if (!answer.ok) return;
+    const kept = await answer.json();
+    if (name.value === before.name && text.value === before.note) { name.value = kept.name; text.value = kept.note; show(kept); }
+  });
+  return form;
 }

@@ -56,6 +56,10 @@ const latentsView = () => {
       xLabel: "log10 sparsity (share of images where active)", yLabel: "log10 mean activation",
       describe: describeLatent, onpick: pick });
     state.scatter = scatter;
+    if (state.left) {
+      scatter.view = state.left.view;
+      scatter.pick(state.left.selected);
+    }
     apply();
   });
   return view;
@@ -125,8 +129,9 @@ function resetFilters() {
 /** What the points' colours mean. */
 function legendOf(by) {
   const held = h("span", {}, h("i.ring"), `has a ${heldWord()}`);
+  if (by === "entropy" && !state.overview.labels.length) return [colors.key("var(--undefined)", "without labels, there is no label entropy"), held];
   if (by === "cluster") return [...clusterNumbers().map((value) => colors.key(colors.kind(value), `cluster ${value}`)), held];
-  return [...colors.scale("label entropy: 0 (one label)", `${format(state.latents.maxEntropy)} (all alike)`), colors.key("var(--undefined)", "not defined"), held];
+  return [...colors.scale("label entropy: 0 (one label)", `${format(state.latents.maxEntropy)} (all alike)`, colors.point), colors.key("var(--undefined)", "not defined"), held];
 }
 
 const clusterNumbers = () => [...new Set(state.latents.cluster)].filter((value) => value >= 0).sort((a, b) => a - b);

@@ -52,7 +52,7 @@ function miniScatter() {
   canvas.repaint = () => {
     const context = canvas.getContext("2d");
     context.clearRect(0, 0, canvas.width, canvas.height);
-    const fills = colors.inTheme(palette);
+    const fills = palette();
     for (const i of shown) {
       context.fillStyle = fills[bins[i]];
       context.fillRect(8 + ((x[i] - x0) / (x1 - x0 || 1)) * 620, 290 - ((y[i] - y0) / (y1 - y0 || 1)) * 280, size, size);

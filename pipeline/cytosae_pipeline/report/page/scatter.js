@@ -6,7 +6,7 @@ class Scatter {
    * @param host      element that takes the plot
    * @param xs, ys    positions; a point with a NaN is not drawn
    * @param bins      colour of each point: an index into `palette`
-   * @param palette   CSS colours
+   * @param palette   gives CSS colours for the theme of now
    * @param marked    points drawn larger, with a rim (array of indices)
    * @param lines     [{x}|{y}] dashed lines
    * @param describe  index -> text of the tooltip
@@ -64,6 +64,7 @@ class Scatter {
     const padX = 0.05 * (x1 - x0) || 0.5;
     const padY = 0.05 * (y1 - y0) || 0.5;
     this.view = { x0: x0 - padX, x1: x1 + padX, y0: y0 - padY, y1: y1 + padY };
+    this.wholeWidth = this.view.x1 - this.view.x0;
     if (draw) this.draw();
   }
 
@@ -108,9 +109,9 @@ class Scatter {
     const kx = (box.right - box.left) / (x1 - x0);
     const ky = (box.bottom - box.top) / (y1 - y0);
     const size = this.order.length > 20000 ? 2 : 3;
-    const palette = colors.inTheme(this.palette);
+    const palette = this.palette();
     let bin = -1;
-    context.globalAlpha = 0.75;
+    context.globalAlpha = 0.85;
     for (const i of this.order) {
       if (!this.visible[i]) continue;
       const x = box.left + (this.xs[i] - x0) * kx;
@@ -194,6 +195,9 @@ class Scatter {
   zoom(factor, px, py) {
     const box = this.box();
     const { x0, x1, y0, y1 } = this.view;
+    // No further than numbers can tell points apart, and not so far out that all are one.
+    const range = (x1 - x0) / this.wholeWidth;
+    factor = Math.min(Math.max(factor, 1e-5 / range), 10 / range);
     const fx = (px - box.left) / (box.right - box.left);
     const fy = (box.bottom - py) / (box.bottom - box.top);
     const [x, y] = [x0 + fx * (x1 - x0), y0 + fy * (y1 - y0)];
@@ -222,7 +226,9 @@ class Scatter {
     let moved = false;
     canvas.addEventListener("wheel", (event) => {
       event.preventDefault();
-      this.zoom(Math.exp(Math.sign(event.deltaY) * 0.18), event.offsetX, event.offsetY);
+      // A wheel's notch is about 100 pixels or 3 lines; touchpads send many small steps.
+      const pixels = event.deltaY * [1, 33, 400][event.deltaMode];
+      this.zoom(Math.exp(Math.min(Math.max(pixels * 0.0018, -0.5), 0.5)), event.offsetX, event.offsetY);
     }, { passive: false });
     canvas.addEventListener("pointerdown", (event) => { from = [event.offsetX, event.offsetY]; moved = false; });
     canvas.addEventListener("pointerup", (event) => {
@@ -246,7 +252,8 @@ class Scatter {
       if (index < 0) return;
       this.tip.textContent = this.describe(index);
       const left = Math.min(event.offsetX + 14, this.host.clientWidth - 230);
-      this.tip.style.transform = `translate(${left}px, ${event.offsetY + 14}px)`;
+      const below = event.offsetY + 14 + this.tip.offsetHeight <= this.host.clientHeight;
+      this.tip.style.transform = `translate(${left}px, ${below ? event.offsetY + 14 : event.offsetY - 14 - this.tip.offsetHeight}px)`;
     });
     canvas.addEventListener("dblclick", () => this.showAll());
     canvas.addEventListener("keydown", (event) => {
@@ -256,6 +263,7 @@ class Scatter {
       else if (event.key === "+" || event.key === "=") this.zoom(0.8, cx, cy);
       else if (event.key === "-") this.zoom(1.25, cx, cy);
       else if (event.key === "0") this.showAll();
+      else if (event.key === "Escape") this.tip.hidden = true;
       else if (event.key === "Enter") this.pick(this.nearest(cx, cy, Infinity));
       else return;
       event.preventDefault();

@@ -15,6 +15,8 @@ const uploadView = () => {
     if (!file) return;
     if (file.size > MAX_UPLOAD) { said.textContent = `${file.name} is larger than 64 MB.`; return; }
     said.textContent = "Reading…";
+    uploaded = null;
+    result.replaceChildren();
     const answer = await ask("upload", { method: "POST", headers: { "Content-Type": "application/octet-stream" }, body: file });
     if (!answer.ok) { said.textContent = `Not read: ${await answer.text()}`; return; }
     uploaded = await answer.json();
