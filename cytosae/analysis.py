@@ -10,6 +10,7 @@ Range = tuple[float | None, float | None]
 """Ends of a closed range; None is open."""
 
 _EPSILON = 1e-9
+_SLACK = 1e-6
 
 
 def label_entropy(
@@ -66,8 +67,9 @@ def leave_one_out_accuracy(features: npt.NDArray[np.floating], groups: npt.NDArr
             f"need one group a row and two rows a group, found {len(features)} rows, sizes {sizes.tolist()}"
         )
     scaled = np.log1p(np.asarray(features, dtype=np.float64))
+    scaled = scaled[:, scaled.max(axis=0) > scaled.min(axis=0)]
     scaled -= scaled.mean(axis=0)
-    scaled /= np.maximum(scaled.std(axis=0), np.finfo(np.float64).tiny)
+    scaled /= scaled.std(axis=0)
     hits = 0
     for row in range(len(scaled)):
         others = np.arange(len(scaled)) != row
@@ -100,10 +102,13 @@ def select_latents(
         Whether each latent is selected, shape `(S,)`.
     """
     chosen = sparsity > 0
+    # Values are float32: 1 % on disk has log10 -2.00000001, and is meant by an end of -2.
     for values, ends in ((_log10(sparsity), log10_sparsity), (_log10(mean_acts), log10_mean), (entropy, entropy_range)):
         if ends is not None:
             low, high = ends
-            chosen &= (values >= (-np.inf if low is None else low)) & (values <= (np.inf if high is None else high))
+            chosen &= (values >= (-np.inf if low is None else low - _SLACK)) & (
+                values <= (np.inf if high is None else high + _SLACK)
+            )
     if entropy_range is not None:
         chosen &= is_defined(entropy)
     return chosen
@@ -194,9 +199,10 @@ def correlate(counts: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
         Float64, shape `(P, P)`, in -1..1; a patient without variance correlates 0 with others and 1 with itself.
     """
     rows = np.log1p(np.asarray(counts, dtype=np.float64))
+    varies = rows.max(axis=1, keepdims=True, initial=0) > rows.min(axis=1, keepdims=True, initial=np.inf)
     rows -= rows.mean(axis=1, keepdims=True)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    rows = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+    rows = np.divide(rows, lengths, out=np.zeros_like(rows), where=varies)
     found: npt.NDArray[np.float64] = np.clip(rows @ rows.T, -1, 1)
     np.fill_diagonal(found, 1)
     return found

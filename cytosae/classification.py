@@ -58,7 +58,8 @@ class GroupClassification(NamedTuple):
     """Share of the folds that chose each of `latents`, shape `(n,)`."""
     latent_weight: npt.NDArray[np.float64]
     """Coefficient of each of `latents` for each group, mean over the folds that chose it, shape `(n, G)`: what one
-    standard deviation of `log1p(count)` adds to the group's log-odds. Each row adds up to 0."""
+    standard deviation of `log1p(count)` adds to the group's logit, whose softmax is the prediction. Each row adds up
+    to 0."""
     settings: tuple[Setting, ...]
     """The setting chosen in each fold."""
 
@@ -75,8 +76,9 @@ def classify_groups(
     """Predict the group of every row by a model fitted on other patients.
 
     The model: `log1p`, the latents with the largest analysis-of-variance F, standardisation, logistic regression with
-    an L2 penalty. Folds are stratified by group and keep a patient's rows together. How many latents and how strong a
-    penalty is chosen by accuracy in an inner cross-validation of each fold's training part (Varma & Simon 2006).
+    an L2 penalty, in which all groups weigh the same, however many patients they have. Folds are stratified by group
+    and keep a patient's rows together. How many latents and how strong a penalty is chosen by balanced accuracy in an
+    inner cross-validation of each fold's training part (Varma & Simon 2006).
 
     Args:
         counts: Normalised counts, finite and not negative, shape `(P, S)`.
@@ -215,7 +217,7 @@ def _fit(
         [
             ("select", SelectKBest(variance_share)),
             ("scale", StandardScaler()),
-            ("regress", LogisticRegression(max_iter=1000)),
+            ("regress", LogisticRegression(max_iter=1000, class_weight="balanced")),
         ]
     )
     splits = _splits(groups, ids, N_INNER_FOLDS, seed)
@@ -225,7 +227,7 @@ def _fit(
     if splits is None:
         return model.set_params(**_parameters(settings[0])).fit(features, groups), settings[0]
     grid = [{name: [value] for name, value in _parameters(setting).items()} for setting in settings]
-    search = GridSearchCV(model, grid, scoring="accuracy", cv=splits, error_score="raise")
+    search = GridSearchCV(model, grid, scoring="balanced_accuracy", cv=splits, error_score="raise")
     search.fit(features, groups)
     return search.best_estimator_, settings[search.best_index_]
 

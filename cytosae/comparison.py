@@ -7,10 +7,12 @@ are one observation. Everything works on blocks of latents, so that memory stays
 import itertools
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import gammaln
 from scipy.stats import false_discovery_control, mannwhitneyu, rankdata
 
 LATENT_BLOCK = 2048
@@ -20,7 +22,17 @@ PERMUTATION_BLOCK = 1024
 """Permutations evaluated at once."""
 
 EXACT_BELOW = 9
-"""Mann-Whitney is exact, ties apart, where a group has fewer patients than this: scipy's own rule."""
+"""Mann-Whitney is exact where a group has fewer patients than this: scipy's own rule, here for ties as well."""
+
+EXPECTED_BELOW = 10
+"""With ties, it is also exact where fewer than this many of the patients who differ from the most frequent count are
+expected in the smaller group: the rule of thumb for normal approximations of counts."""
+
+REFINED_BELOW = 0.25
+"""Above this p, an approximation stays as it is: nothing is decided there."""
+
+LARGEST_TABLE = 3e7
+"""Additions that an exact distribution may take; beyond, it is sampled."""
 
 _TOLERANCE = 1e-12
 """Sums of one patient set added in another order differ by less than this share of the latent's total."""
@@ -38,6 +50,8 @@ class GroupComparison(NamedTuple):
     """Mean count of the second group's patients."""
     log2_fold_change: Floats
     """`log2((mean_first + c) / (mean_second + c))` with c of `fold_change_pseudocount`."""
+    direction: npt.NDArray[np.int8]
+    """1 where the first group has more by what the test compares (ranks or means), -1 where less, 0 where neither."""
     effect: Floats
     """Rank-biserial correlation, -1 to 1: the share of patient pairs in which the first group's patient has the larger
     count, minus the share in which it has the smaller. Equal to `2 AUC - 1`."""
@@ -59,9 +73,12 @@ def compare_groups(
 ) -> GroupComparison:
     """Test every latent for a difference between two groups of patients.
 
-    `mann-whitney` compares ranks (Mann & Whitney 1947): exact where a group has at most 8 patients and the latent's
-    counts are all different, else the normal approximation with corrections for ties and continuity. Which of the two
-    is chosen latent by latent, because many counts are tied at zero.
+    `mann-whitney` compares ranks (Mann & Whitney 1947), latent by latent: by the normal approximation with corrections
+    for ties and continuity or, where that may be far off, by the exact distribution of the smaller group's rank sum
+    over all assignments of these patients, ties included (Streitberg & Roehmel 1986). That is where a group has at
+    most 8 patients, and where few patients differ from the most frequent count: most are tied at zero, and one of
+    three patients against sixty zeros is no find, though the approximation says p = 1e-5. Where the exact distribution
+    would take too long, it is sampled with `n_permutations` random assignments, as in `permutation`.
 
     `permutation` compares means. The statistic is `|mean_first - mean_second|`, and p is the share of assignments of
     the patients to two groups of these sizes in which it is at least as large as observed. All assignments are taken
@@ -73,8 +90,8 @@ def compare_groups(
         counts: Normalised counts of patients, finite and not negative, shape `(P, S)`.
         in_first: True for the first group's patients, False for the second's, shape `(P,)`.
         method: The test.
-        n_permutations: Most assignments looked at; `permutation` only.
-        seed: Seed of the random assignments; `permutation` only.
+        n_permutations: Most assignments looked at.
+        seed: Seed of the random assignments.
 
     Returns:
         The comparison, one entry a latent.
@@ -95,7 +112,7 @@ def compare_groups(
         block = np.asarray(counts[:, latents], dtype=np.float64)
         effect[latents] = rank_biserial(block, first)
         if method == "mann-whitney":
-            p_value[latents] = _mann_whitney(block, first)
+            p_value[latents] = _mann_whitney(block, first, n_permutations, seed)
     if method == "permutation":
         p_value[varying] = _permutation(counts, varying, first, n_permutations, seed)
     if len(varying):
@@ -104,7 +121,8 @@ def compare_groups(
     mean_second = counts[~first].mean(axis=0, dtype=np.float64)
     extra = fold_change_pseudocount(counts)
     fold = np.log2(mean_first + extra) - np.log2(mean_second + extra)
-    return GroupComparison(mean_first, mean_second, fold, effect, p_value, q_value, tested)
+    direction = np.sign(effect if method == "mann-whitney" else mean_first - mean_second).astype(np.int8)
+    return GroupComparison(mean_first, mean_second, fold, direction, effect, p_value, q_value, tested)
 
 
 def fold_change_pseudocount(counts: npt.NDArray[np.floating]) -> float:
@@ -119,7 +137,8 @@ def fold_change_pseudocount(counts: npt.NDArray[np.floating]) -> float:
     Returns:
         The pseudocount, in the unit of the counts; 1 where no count is positive.
     """
-    return float(np.min(counts, where=counts > 0, initial=np.inf)) / 2 if np.any(counts > 0) else 1.0
+    positive = counts[counts > 0]
+    return float(positive.min()) / 2 if len(positive) else 1.0
 
 
 def largest_differences(comparison: GroupComparison, n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -130,12 +149,12 @@ def largest_differences(comparison: GroupComparison, n: int) -> tuple[npt.NDArra
         n: Most latents returned a direction.
 
     Returns:
-        Indices of the latents higher in the first group (effect above 0) and of those higher in the second (below 0),
-        int64, each of shape `(at most n,)`, ordered by rising q value, then falling |effect|, then index.
+        Indices of the latents higher in the first group and of those higher in the second, by `direction`, int64, each
+        of shape `(at most n,)`, ordered by rising q value, then falling |effect|, then index.
     """
     order = np.lexsort((-np.abs(comparison.effect), comparison.q_value)).astype(np.int64)
-    effect = comparison.effect[order]
-    return order[effect > 0][:n], order[effect < 0][:n]
+    direction = comparison.direction[order]
+    return order[direction > 0][:n], order[direction < 0][:n]
 
 
 def rank_biserial(counts: npt.NDArray[np.floating], in_first: npt.NDArray[np.bool_]) -> Floats:
@@ -182,17 +201,105 @@ def _blocks(latents: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
         yield latents[start : start + LATENT_BLOCK]
 
 
-def _mann_whitney(block: Floats, first: npt.NDArray[np.bool_]) -> Floats:
+def _mann_whitney(block: Floats, first: npt.NDArray[np.bool_], n_permutations: int, seed: int) -> Floats:
     """Two-sided p of each latent, shape `(n,)`; every latent must vary."""
     small = min(first.sum(), (~first).sum()) < EXACT_BELOW
-    ordered = np.sort(block, axis=0) if small else block
-    exact = (np.diff(ordered, axis=0) > 0).all(axis=0) if small else np.zeros(block.shape[1], dtype=np.bool_)
+    ordered = np.sort(block, axis=0)
+    distinct = (np.diff(ordered, axis=0) > 0).all(axis=0) & small
     p_value = np.ones(block.shape[1])
-    for which, how in ((exact, "exact"), (~exact, "asymptotic")):
+    for which, how in ((distinct, "exact"), (~distinct, "asymptotic")):
         if which.any():
             chosen = block[:, which]
             p_value[which] = mannwhitneyu(chosen[first], chosen[~first], axis=0, method=how).pvalue
+    doubtful = np.flatnonzero(~distinct & (p_value < REFINED_BELOW))
+    ranks = rankdata(block[:, doubtful], axis=0)
+    sampled = []
+    for column, latent in enumerate(doubtful.tolist()):
+        ties = _Ties.of(ranks[:, column], first)
+        if not (small or ties.n_expected < EXPECTED_BELOW):
+            continue
+        if ties.n_additions <= LARGEST_TABLE:
+            p_value[latent] = ties.p_value()
+        else:
+            sampled.append(column)
+    if sampled:
+        latents = np.arange(len(sampled))
+        p_value[doubtful[sampled]] = _permutation(ranks[:, sampled], latents, first, n_permutations, seed)
     return p_value
+
+
+class _Ties(NamedTuple):
+    """A latent's midranks as whole numbers: twice their distance from the midrank of the most frequent count."""
+
+    offsets: tuple[int, ...]
+    """Of the patients with other counts, rising, shape `(m,)`."""
+    n_patients: int
+    """All patients P."""
+    n_chosen: int
+    """Patients of the smaller group."""
+    observed: int
+    """Sum of the smaller group's offsets."""
+
+    @classmethod
+    def of(cls, ranks: Floats, first: npt.NDArray[np.bool_]) -> "_Ties":
+        """Those of one latent's midranks, shape `(P,)`."""
+        values, counts = np.unique(ranks, return_counts=True)
+        offsets = np.rint(2 * (ranks - values[counts.argmax()])).astype(np.int64)
+        chosen = first if 2 * first.sum() <= len(first) else ~first
+        others = tuple(np.sort(offsets[offsets != 0]).tolist())
+        return cls(others, len(ranks), int(chosen.sum()), int(offsets[chosen].sum()))
+
+    @property
+    def n_expected(self) -> float:
+        """How many of the patients with other counts chance puts into the smaller group."""
+        return len(self.offsets) * self.n_chosen / self.n_patients
+
+    @property
+    def n_additions(self) -> float:
+        """Additions that the exact distribution takes."""
+        low, high = _sum_range(self.offsets, self.n_chosen)
+        return len(self.offsets) * min(self.n_chosen, len(self.offsets)) * float(high - low + 1)
+
+    def p_value(self) -> float:
+        """Share of all assignments in which the sum is at least as far from its expectation as observed."""
+        shares, low = _sum_distribution(self.offsets, self.n_patients, self.n_chosen)
+        # Times P, so that everything is a whole number.
+        expected = self.n_chosen * sum(self.offsets)
+        distance = np.abs(self.n_patients * (low + np.arange(len(shares))) - expected)
+        return min(1.0, float(shares[distance >= abs(self.n_patients * self.observed - expected)].sum()))
+
+
+def _sum_range(offsets: tuple[int, ...], n_chosen: int) -> tuple[int, int]:
+    """The smallest and largest sum of at most `n_chosen` of some offsets, rising."""
+    low = sum(offset for offset in offsets[:n_chosen] if offset < 0)
+    return low, sum(offset for offset in offsets[-n_chosen:] if offset > 0)
+
+
+@lru_cache(maxsize=256)
+def _sum_distribution(offsets: tuple[int, ...], n_patients: int, n_chosen: int) -> tuple[Floats, int]:
+    """Probability of each sum of `n_chosen` patients' offsets, drawn without replacement, and the smallest sum.
+
+    The shift algorithm of Streitberg and Roehmel: row k of a table counts the choices of k of the m patients whose
+    offset is not 0, by their sum, patient after patient; the others of the group are drawn from those with offset 0.
+    """
+    low, high = _sum_range(offsets, n_chosen)
+    k = np.arange(min(n_chosen, len(offsets)) + 1)
+    table = np.zeros((len(k), high - low + 1))
+    table[0, -low] = 1
+    for offset in offsets:
+        if offset > 0:
+            table[1:, offset:] += table[:-1, :-offset]
+        else:
+            table[1:, :offset] += table[:-1, -offset:]
+    n_zero = n_patients - len(offsets)
+    possible = k[(n_chosen - k >= 0) & (n_chosen - k <= n_zero)]
+    weights = np.exp(_log_choices(n_zero, n_chosen - possible) - _log_choices(n_patients, np.array(n_chosen)))
+    return np.asarray(weights @ table[possible]), low
+
+
+def _log_choices(n: int, k: npt.NDArray[np.integer]) -> Floats:
+    """Logarithm of the ways to choose k of n."""
+    return np.asarray(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1))
 
 
 def _permutation(

@@ -80,4 +80,6 @@ class LatentProfiles:
     def result(self) -> ProfileResult:
         """The profiles so far."""
         means = self._sums / self._n_images.clamp(min=1)[:, None]
-        return ProfileResult(self._histogram.clone(), self._n_zero.clone(), self._n_active.T, means.T, self._n_images)
+        return ProfileResult(
+            self._histogram.clone(), self._n_zero.clone(), self._n_active.T.clone(), means.T, self._n_images.clone()
+        )

@@ -105,3 +105,22 @@ def test_patients_are_ordered_by_group_then_as_people_count():
     # Digits that are no decimals, and more of them than a number may have.
     odd = ["²", "9" * 5000, "8" * 5000, "③x", ""]
     assert order_by_group(np.zeros(5, dtype=int), odd).tolist() == [4, 2, 1, 0, 3]
+
+
+def test_ends_of_ranges_are_included_though_values_are_float32():
+    values = np.array([0.001, 0.01, 0.1, 1.0], dtype=np.float32)
+    chosen = select_latents(values, np.ones(4, np.float32), np.zeros(4), log10_sparsity=(-2, -1))
+    assert chosen.tolist() == [False, True, True, False]
+    chosen = select_latents(np.ones(4, np.float32), values, np.zeros(4), log10_mean=(-3, -2))
+    assert chosen.tolist() == [True, True, False, False]
+
+
+def test_constant_rows_and_columns_decide_nothing():
+    counts = np.full((3, 1000), 4.1)
+    counts[2] = np.arange(1000)
+    assert correlate(counts).tolist() == np.eye(3).tolist()
+    rng = np.random.default_rng(1)
+    groups = np.arange(40) % 2
+    features = rng.poisson(3.0, (40, 30)) + 2.0 * groups[:, None]
+    with_constant = np.concatenate([features, np.full((40, 1), 5.0)], axis=1)
+    assert leave_one_out_accuracy(with_constant, groups) == leave_one_out_accuracy(features, groups) > 0.7

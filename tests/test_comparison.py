@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from scipy.stats import false_discovery_control, kstest, mannwhitneyu
+from scipy.stats import false_discovery_control, kstest, mannwhitneyu, rankdata
 
 import cytosae.comparison
 from cytosae.comparison import (
@@ -31,7 +31,8 @@ def _first(n_first: int, n_second: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("n_first", "n_second"), [(2, 2), (3, 30), (8, 9), (9, 8), (9, 9), (14, 20)])
-def test_mann_whitney_is_scipys_latent_by_latent(n_first, n_second, monkeypatch):
+def test_where_ties_do_not_matter_mann_whitney_is_scipys(n_first, n_second, monkeypatch):
+    monkeypatch.setattr(cytosae.comparison, "REFINED_BELOW", 0)
     monkeypatch.setattr(cytosae.comparison, "LATENT_BLOCK", 7)
     counts, first = _counts(n_first + n_second, 40, seed=n_first), _first(n_first, n_second)
     result = compare_groups(counts, first)
@@ -42,11 +43,65 @@ def test_mann_whitney_is_scipys_latent_by_latent(n_first, n_second, monkeypatch)
         assert result.effect[latent] == pytest.approx(2 * plain.statistic / (n_first * n_second) - 1, abs=1e-12)
 
 
-def test_ties_decide_latent_by_latent_whether_the_test_is_exact():
+def test_with_ties_too_the_test_is_exact():
     counts = np.array([[1.0, 1], [2, 2], [3, 3], [4, 4], [5, 5], [6, 5]])
-    p_value = compare_groups(counts, np.arange(6) < 3).p_value
-    assert p_value[0] == pytest.approx(2 / math.comb(6, 3))
-    assert p_value[1] == pytest.approx(mannwhitneyu([1, 2, 3], [4, 5, 5], method="asymptotic").pvalue)
+    assert compare_groups(counts, np.arange(6) < 3).p_value == pytest.approx(2 / math.comb(6, 3))
+    one_of_three = np.zeros((63, 1))
+    one_of_three[0] = 1
+    assert compare_groups(one_of_three, np.arange(63) < 3).p_value == pytest.approx(3 / 63)
+
+
+@pytest.mark.parametrize("n_first", [2, 3, 5, 8])
+def test_the_exact_distribution_of_ties_is_brute_force(n_first, monkeypatch):
+    monkeypatch.setattr(cytosae.comparison, "REFINED_BELOW", 2.0)
+    n = 11
+    rng = np.random.default_rng(n_first)
+    counts = np.concatenate([rng.poisson(rate, (n, 12)) for rate in (0.1, 0.4, 1.0, 3.0)], axis=1).astype(float)
+    counts[:, -1] = 1 - np.eye(n)[0]  # the most frequent count may be the largest
+    first = _first(n_first, n - n_first, seed=n_first)
+    result = compare_groups(counts, first)
+    members = [list(chosen) for chosen in itertools.combinations(range(n), n_first)]
+    for latent in np.flatnonzero(result.tested):
+        # Twice the midranks are whole numbers.
+        ranks = np.rint(2 * rankdata(counts[:, latent])).astype(int)
+        middle = n_first * int(ranks.sum())
+        far = [abs(n * int(ranks[chosen].sum()) - middle) for chosen in members]
+        observed = abs(n * int(ranks[first].sum()) - middle)
+        expected = sum(value >= observed for value in far) / len(far)
+        assert result.p_value[latent] == pytest.approx(expected, rel=1e-9), latent
+
+
+def test_a_distribution_too_large_to_compute_is_sampled(monkeypatch):
+    counts, first = _counts(30, 40, seed=9), _first(6, 24)
+    exact = compare_groups(counts, first).p_value
+    monkeypatch.setattr(cytosae.comparison, "LARGEST_TABLE", 0)
+    sampled = compare_groups(counts, first, n_permutations=4000).p_value
+    tied = np.array([len(np.unique(column)) < 30 for column in counts.T]) & (exact < 0.2)
+    assert tied.sum() > 2
+    np.testing.assert_allclose(sampled[tied], exact[tied], atol=0.03)
+    steps = sampled[tied] * 4001
+    np.testing.assert_allclose(steps, np.round(steps), atol=1e-8)
+
+
+@pytest.mark.parametrize(("n_first", "n_second"), [(3, 60), (5, 184), (10, 100), (30, 150)])
+def test_counts_that_are_mostly_zero_and_groups_of_unequal_size_give_no_find_where_there_is_none(n_first, n_second):
+    rng = np.random.default_rng(n_first)
+    n, n_latents = n_first + n_second, 3000
+    counts = rng.poisson(rng.gamma(0.3, 0.3, n_latents), (n, n_latents)) * rng.gamma(1, 1, (n, n_latents))
+    result = compare_groups(counts, np.arange(n) < n_first)
+    assert (result.q_value > 0.05).all()
+    for level in (0.001, 0.01, 0.05):
+        share = (result.p_value[result.tested] <= level).mean()
+        assert share < level + 4 * math.sqrt(level / result.tested.sum()), level
+
+
+def test_the_side_is_that_of_what_is_tested():
+    counts, first = np.array([[0.0, 0]] * 5 + [[100, 60]] + [[1, 20]] * 6), np.arange(12) < 6
+    by_rank, by_mean = compare_groups(counts, first), compare_groups(counts, first, method="permutation")
+    assert (by_rank.effect < 0).all()
+    assert by_rank.direction.tolist() == [-1, -1]
+    assert by_mean.direction.tolist() == [1, -1]
+    assert largest_differences(by_mean, 5)[0].tolist() == [0]
 
 
 def test_effect_is_the_difference_of_pairs_won_and_lost():
@@ -186,7 +241,8 @@ def test_nothing_to_test(method, shape):
 def test_largest_differences_are_ordered_by_q_then_effect_then_index():
     effect = np.array([0.5, -0.5, 0.9, 0.5, 0.0, -0.5, -1.0, 0.7])
     q_value = np.array([0.1, 0.2, 0.3, 0.1, 0.0, 0.2, 0.2, 0.1])
-    result = GroupComparison(*(np.zeros(8),) * 3, effect, q_value, q_value, q_value < 1)
+    direction = np.sign(effect).astype(np.int8)
+    result = GroupComparison(*(np.zeros(8),) * 3, direction, effect, q_value, q_value, q_value < 1)
     more_first, more_second = largest_differences(result, 10)
     assert more_first.tolist() == [7, 0, 3, 2]
     assert more_second.tolist() == [6, 1, 5]

@@ -47,6 +47,21 @@ def test_files_come_back_as_they_are_and_are_not_made_again(filled, capsys):
     assert counts.record["normalize"] == "token"
 
 
+def test_options_that_come_too_late_are_named(filled, capsys):
+    late = config(filled, top_k=7, threshold=(0.9, 0.8), normalize="none")
+    assert ensure_features(late, Reporter()).values.shape == (96, 3)
+    ensure_counts(late, "patient", Reporter())
+    said = capsys.readouterr().err
+    assert (
+        f"--top_k 7 has no effect: the results of `features` in '{filled.features()}' are there, made with 3." in said
+    )
+    assert "--threshold 0.9 0.8 has no effect" in said
+    assert "made with 0.5 0.1. To make them anew, give it to: cytosae-cache patients" in said
+    assert "--normalize none has no effect" in said
+    ensure_counts(config(filled, threshold=(0.5, 0.1), normalize="token"), "patient", Reporter())
+    assert capsys.readouterr().err == ""
+
+
 def test_what_is_missing_is_made_first(with_sae, capsys):
     features = ensure_features(config(with_sae, top_k=4), Reporter())
     assert "no results of `features`" in capsys.readouterr().err

@@ -463,7 +463,10 @@ def test_patients_are_compared(visit, demo_run):
     visit.go("patients/classification")
     cells = page.locator(".confusion td").all_inner_texts()
     assert sum(int(text) for text in cells if text.strip()) == 36
-    assert page.locator(".tile b").first.inner_text() == f"{100 * patients['classification']['accuracy']:.1f}\u00a0%"
+    balanced, plain = page.locator(".tile b").all_inner_texts()
+    assert balanced == f"{100 * patients['classification']['balanced_accuracy']:.1f}\u00a0%"
+    assert plain == f"{100 * patients['classification']['accuracy']:.1f}\u00a0%"
+    assert "guessing: 33.3\u00a0%" in page.inner_text(".tiles")
     assert patients["classification"]["accuracy"] > 0.6
 
 

@@ -204,6 +204,41 @@ def test_groups_of_a_file_are_compared_and_classified(with_sae):
     assert p.min() >= 1 / 3 - 1e-6, "with 2 against 2 there are 6 assignments, and none is more extreme than 2 of them"
 
 
+def test_patients_without_a_readable_image_are_no_patients(with_images):
+    ghost = with_images.images / "blast" / "ghost" / "x.png"
+    ghost.parent.mkdir()
+    ghost.write_bytes(b"no image")
+    with_images.build()
+    with_images.train("--run_name", "r")
+    path = with_images.root / "groups.csv"
+    path.write_text("patient,group\np0,ill\np1,well\np2,ill\np3,well\nghost,well\n")
+    report, output = _report(with_images, "--groups", path)
+    assert "1 of 5 patients have no readable image and are left out, such as 'ghost'" in output
+    patients = _data(report, "patients")
+    assert patients["names"] == ["p0", "p2", "p1", "p3"]
+    assert patients["comparisons"][0]["n_second"] == 2
+    assert min(patients["n_images"]) > 0
+
+
+def test_without_patients_and_with_few_labels(with_images):
+    files = sorted(path for path in with_images.images.rglob("*.png") if "broken" not in path.name)[:20]
+    manifest = with_images.root / "m.csv"
+    rows = [f"{path.relative_to(with_images.root)},{'blast' if at < 3 else ''}" for at, path in enumerate(files)]
+    manifest.write_text("path,label\n" + "\n".join(rows) + "\n")
+    with_images.build("--images", manifest)
+    with_images.train("--run_name", "r")
+    report, output = _report(with_images, "--images", manifest)
+    assert "the masking experiment is left out: it needs images of two labels or more" in output
+    held = _data(report, "overview")["held"][0]
+    record = _data(report, f"latents/{held}")
+    assert record["n_images"] == 20, "all images were read, with a label or without"
+    assert [label["n_images"] for label in record["labels"]] == [3]
+    groups = with_images.root / "groups.csv"
+    groups.write_text("patient,group\n")
+    text = _report(with_images, "--images", manifest, "--groups", groups, code=1)[1]
+    assert "has nobody to group: no image of the store has a patient. Build it from a CSV" in text
+
+
 def test_the_latents_asked_for(with_sae):
     report, output = _report(with_sae, "--latents", "5, 80-82,5")
     assert _data(report, "overview")["held"] == [5, 80, 81, 82]
@@ -320,6 +355,8 @@ def test_ranges_and_lists_of_latents():
             parse_latents(wrong)
     with pytest.raises(ValueError, match="more than 100,000 latents"):
         parse_latents("0-999999999")
+    with pytest.raises(ValueError, match="clusters must be at most 100, found 101"):
+        PageConfig(clusters=101)
     with pytest.raises(ValueError, match="n_latents must be at least 1, found 0"):
         PageConfig(n_latents=0)
 
@@ -340,12 +377,13 @@ def test_groups_from_files_and_labels(tmp_path, made):
         f"'{path}' names 2 that the store does not have, such as 'q10'"
     )
     assert groups("patient,group\np3,b\np0,a\np1,a\n").gaps == ""
+    assert groups("patient,group\n p3 ,b \np0,a\np1, b\n").names == ("a", "b"), "spaces at the ends are none's"
     assert (
         groups("patient,group\np0,a\np1,a\n").why_none
         == "All patients are of one group, 'a': there is nothing to compare."
     )
     for text, message in (
-        ("id,group\np0,a\n", "must have the columns patient and group, found: id, group"),
+        ("id,group\np0,a\n", "must have the columns patient and group, separated by a comma, found: id, group"),
         ("patient,group\np0,a\np0,b\n", "gives patient 'p0' two groups, 'a' and 'b'"),
         (
             "patient,group\nx,a\n",

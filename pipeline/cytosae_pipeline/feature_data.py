@@ -8,6 +8,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -157,7 +158,9 @@ def ensure_features(config: StatisticsConfig, report: Reporter, inputs: Inputs |
     if _is_current(inputs, "features", names, report) and (
         _read_record(inputs.folder, "features").get("n_images") == n_valid
     ):
-        return read_features(inputs.folder)
+        found = read_features(inputs.folder)
+        _say_unused(config, "features", {"top_k": found.values.shape[1]}, inputs, report)
+        return found
     compute_features(config, report)
     return read_features(inputs.folder)
 
@@ -182,10 +185,25 @@ def ensure_counts(config: StatisticsConfig, kind: GroupKind, report: Reporter, i
         here, n_images = np.unique(column[inputs.store.valid & (column != "")], return_counts=True)
         counted = {name: n for name, n in zip(found.names, found.n_images.tolist(), strict=True) if n}
         if counted == dict(zip(map(str, here), n_images.tolist(), strict=True)):
+            made = {"threshold": tuple(found.thresholds.tolist()), "normalize": found.record.get("normalize")}
+            _say_unused(config, verb, made, inputs, report)
             return found
         report.say(f"the counts in '{inputs.folder}' are of other images: computing them anew")
     compute_counts(config, kind, report)
     return read_counts(inputs.folder, kind)
+
+
+def _say_unused(config: StatisticsConfig, verb: str, made: dict[str, object], inputs: Inputs, report: Reporter) -> None:
+    """Name the options that were asked for, but with which the results at hand were not made."""
+    defaults = {field.name: field.default for field in fields(config)}
+    for name, value in made.items():
+        wanted = getattr(config, name)
+        if wanted not in (value, defaults[name]):
+            text, there = (" ".join(map(str, item)) if isinstance(item, tuple) else item for item in (wanted, value))
+            report.say(
+                f"--{name} {text} has no effect: the results of `{verb}` in '{inputs.folder}' are there, made with "
+                f"{there}. To make them anew, give it to: cytosae-cache {verb}"
+            )
 
 
 def _is_current(inputs: Inputs, verb: str, names: list[str], report: Reporter) -> bool:

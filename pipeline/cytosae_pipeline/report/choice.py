@@ -94,6 +94,8 @@ def _asked_for(text: str, n_latents: int, *, live: bool) -> tuple[Latents, str]:
 
 def _nothing_left(config: PageConfig, n_active: int) -> str:
     """What to do when the ranges leave no latent."""
+    if not n_active:
+        return "no latent of this autoencoder is active on any image of the store: there is nothing to show"
     return (
         f"no latent is left of {n_active:,} active ones by --log10_sparsity {config.log10_sparsity or ':'}, "
         f"--log10_mean {config.log10_mean or ':'}, --entropy {config.entropy or ':'} and --cluster "

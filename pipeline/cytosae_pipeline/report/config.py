@@ -10,6 +10,8 @@ from cytosae_pipeline.config import StatisticsConfig, option
 Range = tuple[float | None, float | None]
 """A closed range, as `cytosae.analysis` takes it; None leaves an end open."""
 
+_MAX_CLUSTERS = 100
+
 
 @dataclass(frozen=True, kw_only=True)
 class PageConfig(StatisticsConfig):
@@ -43,6 +45,8 @@ class PageConfig(StatisticsConfig):
         for name, least in (("n_latents", 1), ("clusters", 1), ("masking_images", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, found {getattr(self, name)}")
+        if self.clusters > _MAX_CLUSTERS:
+            raise ValueError(f"clusters must be at most {_MAX_CLUSTERS}, found {self.clusters}")
         for name in ("log10_sparsity", "log10_mean", "entropy"):
             parse_range(name, getattr(self, name))
         if self.latents is not None:

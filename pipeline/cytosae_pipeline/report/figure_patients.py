@@ -142,7 +142,7 @@ def draw_comparison(cohort: Cohort, pair: GroupPair, found: GroupComparison) -> 
     axes.axvline(0, color=UNDEFINED, linewidth=0.5, zorder=0)
     sides = zip((first, second), (1, -1), largest_differences(found, ANNOTATED), strict=True)
     for (name, color), sign, most in sides:
-        here = np.flatnonzero(significant & (sign * found.effect > 0))
+        here = np.flatnonzero(significant & (found.direction == sign))
         axes.scatter(x[here], y[here], s=5, c=color, linewidths=0, rasterized=True)
         tail = f" ({len(here):,})"
         text = fit_text(f"more in {name}", 0.4 * ONE_COLUMN_MM - len(tail), 7) + tail

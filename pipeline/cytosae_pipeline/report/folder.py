@@ -225,7 +225,10 @@ def _write_thumbnails(
 def measure_masking(material: Material, messages: list[str], report: Reporter) -> dict[str, Any] | None:
     """The masking experiment; None, with a message, if the labels do not allow it."""
     config = material.config
-    if not config.masking_images or len(material.features.labels) < 2:
+    if not config.masking_images:
+        return None
+    if len(material.features.labels) < 2:
+        report.say("the masking experiment is left out: it needs images of two labels or more")
         return None
     try:
         result = run_masking(material.inputs, config, report, n_images=config.masking_images, seed=config.seed)

@@ -30,7 +30,7 @@ def find_groups(patients: Sequence[str], images: ImageTable, path: Path | None) 
 
     Args:
         patients: Patients, in the order wanted.
-        images: The store's table, whose labels are the groups if no file is given and each patient has one label only.
+        images: The readable images, whose labels are the groups if no file is given and each patient has one label.
         path: CSV with columns patient and group.
 
     Raises:
@@ -81,8 +81,12 @@ def _read_groups(path: Path) -> dict[str, str]:
             reader = csv.DictReader(file, strict=True)
             columns = reader.fieldnames or []
             if not {"patient", "group"} <= set(columns):
-                raise UserError(f"'{path}' must have the columns patient and group, found: {', '.join(columns)}")
-            rows = [(row["patient"], row["group"]) for row in reader]
+                raise UserError(
+                    f"'{path}' must have the columns patient and group, separated by a comma, found: "
+                    f"{', '.join(columns)}"
+                )
+            # Without spaces at their ends, as in manifests.
+            rows = [((row["patient"] or "").strip(), (row["group"] or "").strip()) for row in reader]
     except FileNotFoundError as error:
         raise UserError(f"there is no '{path}': --groups takes a CSV with the columns patient,group") from error
     except OSError as error:
@@ -90,7 +94,7 @@ def _read_groups(path: Path) -> dict[str, str]:
             f"'{path}' cannot be read ({error.strerror}): --groups takes a CSV with the columns patient,group"
         ) from error
     except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"'{path}' is no CSV in UTF-8: {error}") from error
+        raise UserError(f"'{path}' is no CSV in UTF-8: {error}. Save it as comma-separated UTF-8 text") from error
     of: dict[str, str] = {}
     for patient, group in rows:
         if of.get(patient, group) != group:

@@ -77,7 +77,8 @@ def latent_records(
         maps: Map of (latent, row) for their top images.
     """
     neighbours = decoder_neighbours(material, latents, _NEIGHBOURS)
-    n_images = int(profiles.n_images.sum()) if len(profiles.n_images) else int(material.store.valid.sum())
+    # Every token of every image read is in the histogram or a zero.
+    n_images = int(profiles.histogram[:1].sum() + profiles.n_zero[:1].sum()) // material.store.n_tokens
     for at, latent in enumerate(latents.tolist()):
         yield {
             "latent": latent,

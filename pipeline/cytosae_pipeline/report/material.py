@@ -10,7 +10,8 @@ import numpy.typing as npt
 import torch
 
 from cytosae.analysis import cluster_latents, is_defined, label_entropy, order_by_group
-from cytosae_cache.store import ActivationStore
+from cytosae_cache.store import ActivationStore, ImageTable
+from cytosae_pipeline.config import UserError
 from cytosae_pipeline.feature_data import Counts, Features, ensure_counts, ensure_features
 from cytosae_pipeline.one_pass import Inputs, open_inputs
 from cytosae_pipeline.progress import Reporter
@@ -105,9 +106,7 @@ def open_material(config: PageConfig, report: Reporter, *, pseudonymous: bool = 
     counts = ensure_counts(config, "patient", report, inputs) if any(store.images.patient) else None
     place = {name: number for number, name in enumerate(features.labels)}
     labels = np.array([place.get(name, -1) for name in store.images.label], dtype=np.int64)
-    cohort, patients = _make_cohort(counts, inputs, config, pseudonymous=pseudonymous)
-    if cohort is not None and cohort.groups.gaps:
-        report.say(cohort.groups.gaps)
+    cohort, patients = _make_cohort(counts, inputs, config, report, pseudonymous=pseudonymous)
     return Material(
         config=config,
         inputs=inputs,
@@ -145,24 +144,42 @@ def _clean_entropy(features: Features) -> npt.NDArray[np.float64]:
 
 
 def _make_cohort(
-    counts: Counts | None, inputs: Inputs, config: PageConfig, *, pseudonymous: bool
+    counts: Counts | None, inputs: Inputs, config: PageConfig, report: Reporter, *, pseudonymous: bool
 ) -> tuple[Cohort | None, npt.NDArray[np.int64]]:
     """The patients in the page's order, and each image's place among them."""
     images = inputs.store.images
     if counts is None:
+        if config.groups is not None:
+            raise UserError(
+                f"--groups '{config.groups}' has nobody to group: no image of the store has a patient. Build it from a "
+                "CSV with a patient column, or from folders with --layout patient or class/patient"
+            )
         return None, np.full(len(images.patient), -1)
-    groups = find_groups(counts.names, images, config.groups)
-    shown = list(counts.names)
+    # Without a readable image there are no counts, and none is not zero.
+    seen = np.flatnonzero(counts.n_images > 0)
+    names = [counts.names[at] for at in seen.tolist()]
+    if len(names) < len(counts.names):
+        unseen = next(name for name in counts.names if name not in set(names))
+        report.say(
+            f"{len(counts.names) - len(names)} of {len(counts.names)} patients have no readable image and are left "
+            f"out, such as {unseen!r}"
+        )
+    rows = inputs.store.valid_rows.tolist()
+    readable = ImageTable(*([column[row] for row in rows] for column in images))
+    groups = find_groups(names, readable, config.groups)
+    if groups.gaps:
+        report.say(groups.gaps)
+    shown = list(names)
     if pseudonymous:
         shown = pseudonymise(shown, read_key(inputs.folder / KEY_NAME))
     # By the names shown: the order of the true ones would say something about them.
     order = order_by_group(groups.of, shown)
-    place = {counts.names[at]: number for number, at in enumerate(order.tolist())}
+    place = {names[at]: number for number, at in enumerate(order.tolist())}
     patients = np.array([place.get(name, -1) for name in images.patient], dtype=np.int64)
-    raw, n_images = counts.counts[0][order], counts.n_images[order]
+    raw, n_images = counts.counts[0][seen[order]], counts.n_images[seen[order]]
     return Cohort(
         names=[shown[at] for at in order],
-        counts=raw / np.maximum(n_images, 1)[:, None],
+        counts=raw / n_images[:, None],
         raw=raw,
         n_images=n_images,
         threshold=float(counts.thresholds[0]),

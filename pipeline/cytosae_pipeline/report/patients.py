@@ -84,6 +84,7 @@ def comparison_record(found: GroupComparison, test: Method) -> dict[str, Any]:
     return {
         "method": names[test],
         "latents": pack(tested.astype(np.int32)),
+        "direction": pack(found.direction[tested]),
         **{name: pack(np.asarray(values)[tested].astype(np.float32)) for name, values in columns.items()},
         "more_in_first": more[0],
         "more_in_second": more[1],

@@ -95,8 +95,8 @@ const short = (name) => (name.length > 24 ? `${name.slice(0, 23)}…` : name);
 function comparisonBody(result, { first, second, groups }) {
   const latents = cytosae.decode(result.latents);
   const [fold, effect, p, q] = ["log2_fold_change", "effect", "minus_log10_p", "minus_log10_q"].map((name) => cytosae.decode(result[name]));
-  // A side is the side of the tables: that of the effect. Groups have their own colours, all others together none.
-  const bins = Uint8Array.from(effect, (value, i) => (q[i] <= -Math.log10(0.05) || value === 0 ? 0 : value > 0 ? 1 : 2));
+  // Groups have their own colours, all others together none.
+  const bins = Uint8Array.from(cytosae.decode(result.direction), (side, i) => (q[i] <= -Math.log10(0.05) || side === 0 ? 0 : side > 0 ? 1 : 2));
   const palette = () => [colors.inTheme("--undefined"), ...groups.map((group) => (group === null ? colors.inTheme("--ink") : colors.kind(group)))];
   const key = (group, name) => colors.key(group === null ? "var(--ink)" : colors.kind(group), `q < 0.05, more in ${name}`);
   const significant = bins.reduce((sum, bin) => sum + (bin > 0), 0);
@@ -128,9 +128,8 @@ function classificationPanel(data) {
     h("tbody", {}, found.confusion.map((row, i) => h("tr", {}, h("th", { scope: "row" }, found.names[i]), row.map((count, j) =>
       h("td", { class: i === j ? "right" : "", style: { "--share": count / largest } }, String(count)))))));
   return h("div", {}, h("div.tiles.compact", {},
-    h("div.tile", {}, h("b", {}, percent(found.accuracy)), h("span", {}, "right")),
-    h("div.tile", {}, h("b", {}, percent(found.balanced_accuracy)), h("span", {}, "balanced accuracy")),
-    h("div.tile", {}, h("b", {}, percent(found.chance)), h("span", {}, "by always guessing the largest group"))),
+    h("div.tile", {}, h("b", {}, percent(found.balanced_accuracy)), h("span", {}, `balanced accuracy (guessing: ${percent(1 / found.names.length)})`)),
+    h("div.tile", {}, h("b", {}, percent(found.accuracy)), h("span", {}, `of patients right (always naming the largest group: ${percent(found.chance)})`))),
   h("div.columns", {},
     section("Who is taken for whom", `${found.n_folds}-fold cross-validation over patients; the latents and the penalty are chosen inside each training part.`, h("div.scroll", {}, matrix)),
     section("Latents that carry it", "Chosen in more than half of the folds, with their mean coefficient for each group.", found.latents.length
