@@ -25,6 +25,15 @@ def _planted(n_rows: int, n_groups: int, n_latents: int = 400, seed: int = 0) ->
     return counts, groups
 
 
+def test_a_small_group_is_not_given_up_for_a_large_one():
+    counts = _noise(128, 400, seed=3)
+    groups = np.random.default_rng(4).permutation(np.arange(128) < 8).astype(np.int64)
+    counts[np.ix_(groups == 1, [3, 4, 5, 6])] += 0.04
+    result = classify_groups(counts, groups, ["many", "few"])
+    assert result.balanced_accuracy > 0.8
+    assert result.chance == 120 / 128
+
+
 @pytest.mark.parametrize("n_groups", [2, 3, 4])
 def test_planted_groups_and_latents_are_found(n_groups):
     counts, groups = _planted(36, n_groups)

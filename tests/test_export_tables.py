@@ -110,11 +110,11 @@ def test_anndata_holds_what_the_plain_computation_gives(with_sae, container):
     assert "broken" not in "".join(images.obs["path"])
 
     with np.load(folder / "patient_counts.npz") as raw:
-        np.testing.assert_array_equal(patients.layers["counts"], raw["counts"][0])
+        np.testing.assert_array_equal(patients.layers["counts"].toarray(), raw["counts"][0])
         assert patients.layers["counts"].dtype == np.int64
         assert list(patients.obs_names) == raw["patients"].tolist()
         assert patients.obs["n_images"].tolist() == raw["n_images"].tolist()
-    np.testing.assert_array_equal(patients.X, np.load(folder / "cls_sae_cnt.npy"))
+    np.testing.assert_array_equal(patients.X.toarray(), np.load(folder / "cls_sae_cnt.npy"))
     with (folder / "patients.csv").open(newline="") as file:
         assert patients.obs["labels"].tolist() == [row["labels"] for row in csv.DictReader(file)]
 

@@ -239,6 +239,33 @@ def test_without_patients_and_with_few_labels(with_images):
     assert "has nobody to group: no image of the store has a patient. Build it from a CSV" in text
 
 
+def test_numbers_of_images_say_nothing_of_the_order_of_names(with_sae):
+    plain = shutil.copytree(_report(with_sae)[0], with_sae.root / "plain")
+    shuffled, _ = _report(with_sae, "--pseudonymize")
+    one, other = _data(plain, "overview"), _data(shuffled, "overview")
+    assert one["held"] == other["held"]
+    pairs = {}
+    for latent in one["held"]:
+        records = _data(plain, f"latents/{latent}"), _data(shuffled, f"latents/{latent}")
+        for item, again in zip(records[0]["top"], records[1]["top"], strict=True):
+            assert (item["value"], item["label"], item["map"]) == (again["value"], again["label"], again["map"])
+            pairs[item["row"]] = again["row"]
+    rows = sorted(pairs)
+    assert len(rows) > 15
+    assert one["images"]["rows"] == rows
+    assert other["images"]["rows"] == sorted(pairs.values())
+    order = np.argsort([pairs[row] for row in rows])
+    assert abs(np.corrcoef(order, np.arange(len(order)))[0, 1]) < 0.9
+    for row, number in pairs.items():
+        assert (plain / f"thumbnails/{row}.jpg").read_bytes() == (shuffled / f"thumbnails/{number}.jpg").read_bytes()
+        record, again = _data(plain, f"images/{row}"), _data(shuffled, f"images/{number}")
+        assert (again["row"], again["path"]) == (number, None)
+        assert record["token_values"] == again["token_values"]
+        assert one["patients"][record["patient"]] not in json.dumps(again)
+    again, _ = _report(with_sae, "--pseudonymize")
+    assert _data(again, "overview")["images"] == other["images"], "the same key gives the same numbers"
+
+
 def test_the_latents_asked_for(with_sae):
     report, output = _report(with_sae, "--latents", "5, 80-82,5")
     assert _data(report, "overview")["held"] == [5, 80, 81, 82]

@@ -66,13 +66,14 @@ def open_group(path: Path, container: Container) -> Iterator[Any]:
 
 
 def write_patients(path: Path, container: Container, tables: Tables) -> None:
-    """Write patients x latents: X the normalised counts of the first threshold, layer `counts` the raw ones.
+    """Write patients x latents, sparse: X the normalised counts of the first threshold, layer `counts` the raw ones.
 
     Raises:
         ValueError: If there are no patients.
     """
     from anndata import AnnData
     from anndata.io import write_elem
+    from scipy.sparse import csr_matrix
 
     if tables.patients is None or tables.counts is None:
         raise ValueError("there are no patients")
@@ -80,8 +81,8 @@ def write_patients(path: Path, container: Container, tables: Tables) -> None:
     obs = _frame({name: column for name, column in tables.patients.items() if name != "patient"}, names, "patient")
     with open_group(path, container) as group:
         data = AnnData(
-            tables.counts.normalised, obs=obs, var=_latent_frame(tables), layers={"counts": tables.counts.counts[0]},
-            uns=_uns(tables),
+            csr_matrix(tables.counts.normalised), obs=obs, var=_latent_frame(tables),
+            layers={"counts": csr_matrix(tables.counts.counts[0])}, uns=_uns(tables),
         )  # fmt: skip
         write_elem(group, "/", data)
 

@@ -3,7 +3,6 @@
 import csv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +19,9 @@ IMAGE_COLUMNS = ("row", "path", "label", "patient", "latent", "score")
 
 LINES_AT_ONCE = 1 << 17
 """Lines of the table of images that are in memory at once, and in a row group of Parquet."""
+
+_CELLS_AT_ONCE = 1 << 18
+"""Cells of a CSV that are in memory as texts and numbers of Python at once."""
 
 _FORMULA = ("=", "+", "-", "@", "'", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """What makes a spreadsheet take a cell for a formula (the last four are full-width signs), and the sign against it."""
@@ -106,9 +108,11 @@ class CsvWriter:
 
     def write(self, table: Table) -> None:
         """Write further lines."""
-        lines = zip(*map(_cells, table.values()), strict=True)
-        while some := list(islice(lines, 1 << 12)):
-            self._writer.writerows(some)
+        n_lines = len(next(iter(table.values()), ()))
+        step = max(1, _CELLS_AT_ONCE // max(1, len(table)))
+        for start in range(0, n_lines, step):
+            parts = (_cells(column[start : start + step]) for column in table.values())
+            self._writer.writerows(zip(*parts, strict=True))
 
 
 @contextmanager

@@ -129,9 +129,10 @@ def _write_data(folder: Path, name: str, value: object) -> None:
 
 
 def top_image_rows(material: Material, latents: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Rows of all top images of the latents, increasing."""
+    """Rows of all top images of the latents, in the order of the page's numbers."""
     rows = np.unique(material.top_rows[latents])
-    return rows[rows >= 0]
+    rows = rows[rows >= 0]
+    return rows[np.argsort(material.numbers[rows])]
 
 
 def _write_images(
@@ -152,7 +153,7 @@ def _write_images(
             here = top_maps(material, acts, np.array(wanted[row]))
             for at, latent in enumerate(wanted[row]):
                 maps[latent, row] = here.levels[at], float(here.peaks[at])
-            _write_data(folder, f"images/{row}", image_record(material, acts, row))
+            _write_data(folder, f"images/{material.numbers[row]}", image_record(material, acts, row))
             bar.advance()
     return maps
 
@@ -214,7 +215,9 @@ def _write_thumbnails(
         report.say("the images are not at hand, so the report shows maps without cells: say where with --images PATH")
         return rows.tolist(), ["The images were not at hand when this report was made: maps are shown without cells."]
     with report.progress("pictures", len(rows), "images") as bar:
-        missing = write_thumbnails(folder / "thumbnails", material.store, images, rows.tolist(), bar.advance)
+        missing = write_thumbnails(
+            folder / "thumbnails", material.store, images, rows.tolist(), material.numbers, bar.advance
+        )
     if not missing:
         return missing, []
     text = f"{len(missing):,} of {len(rows):,} images have no picture: their files are missing or are other ones now"

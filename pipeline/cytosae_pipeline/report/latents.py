@@ -127,7 +127,7 @@ def image_record(material: Material, acts: torch.Tensor, row: int | None) -> dic
     maps = make_byte_maps(acts[material.n_prefix :, chosen])
     images = material.store.images
     return {
-        "row": row,
+        "row": None if row is None else int(material.numbers[row]),
         "label": -1 if row is None else int(material.labels[row]),
         "patient": -1 if row is None else int(material.patients[row]),
         "path": None if row is None or material.pseudonymous else images.path[row],
@@ -170,7 +170,10 @@ def _top_images(material: Material, latent: int, maps: dict[tuple[int, int], Top
             continue
         levels, peak = maps[latent, row]
         label, patient = int(material.labels[row]), int(material.patients[row])
-        top.append({"row": row, "value": value, "peak": peak, "label": label, "patient": patient, "map": pack(levels)})
+        number = int(material.numbers[row])
+        top.append(
+            {"row": number, "value": value, "peak": peak, "label": label, "patient": patient, "map": pack(levels)}
+        )
     return top
 
 

@@ -18,7 +18,7 @@ from cytosae_pipeline.progress import Reporter
 from cytosae_pipeline.report.config import PageConfig
 from cytosae_pipeline.report.groups import PatientGroups, find_groups
 from cytosae_pipeline.report.notes import FILE_NAME, LatentNote, read_notes
-from cytosae_pipeline.report.pseudonyms import pseudonymise, read_key
+from cytosae_pipeline.report.pseudonyms import pseudonymise, read_key, shuffled_numbers
 
 KEY_NAME = "pseudonym.key"
 
@@ -61,6 +61,8 @@ class Material:
     """Label of each image, shape `(n_images,)`; -1 for none."""
     patients: npt.NDArray[np.int64]
     """Place of each image's patient in the cohort, shape `(n_images,)`; -1 for none."""
+    numbers: npt.NDArray[np.int64]
+    """Number by which the page calls each image, shape `(n_images,)`: its row, or under pseudonyms a shuffled one."""
     cohort: Cohort | None
     """The patients, if the images have any."""
     notes: dict[int, LatentNote]
@@ -107,6 +109,9 @@ def open_material(config: PageConfig, report: Reporter, *, pseudonymous: bool = 
     place = {name: number for number, name in enumerate(features.labels)}
     labels = np.array([place.get(name, -1) for name in store.images.label], dtype=np.int64)
     cohort, patients = _make_cohort(counts, inputs, config, report, pseudonymous=pseudonymous)
+    numbers = np.arange(store.n_images)
+    if pseudonymous and cohort is not None:
+        numbers = shuffled_numbers(store.n_images, read_key(inputs.folder / KEY_NAME))
     return Material(
         config=config,
         inputs=inputs,
@@ -116,6 +121,7 @@ def open_material(config: PageConfig, report: Reporter, *, pseudonymous: bool = 
         clusters=cluster_latents(features.mean_acts, features.sparsity, config.clusters, seed=config.seed),
         labels=labels,
         patients=patients,
+        numbers=numbers,
         cohort=cohort,
         notes=read_notes(inputs.folder / FILE_NAME, len(features.sparsity)),
         pseudonymous=pseudonymous,

@@ -51,7 +51,7 @@ def overview_record(
         material: What the page is made of.
         latents: Latents with a page.
         reason: Which these are, in a sentence.
-        rows: Images with a page, increasing.
+        rows: Images with a page.
         thumbnails: Whether there are pictures.
         masking: The masking experiment, if it was done.
         messages: What readers should know first.
@@ -90,13 +90,13 @@ def overview_record(
         },
         "held": latents.tolist(),
         "held_reason": reason,
-        "cards": [[row for row in top if row >= 0] for top in material.top_rows[latents, :_CARD_IMAGES].tolist()],
+        "cards": [material.numbers[top[top >= 0]].tolist() for top in material.top_rows[latents, :_CARD_IMAGES]],
         "main_label": main_labels(material, latents),
         "labels": [
             {"name": name, "images": count} for name, count in zip(features.labels, labels.tolist(), strict=True)
         ],
         "images": {
-            "rows": rows.tolist(),
+            "rows": material.numbers[rows].tolist(),
             "labels": material.labels[rows].tolist(),
             "patients": material.patients[rows].tolist(),
         },

@@ -7,6 +7,9 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from cytosae_cache.durable import sync_folder
 from cytosae_pipeline.config import UserError
 
@@ -36,6 +39,23 @@ def read_key(path: Path) -> bytes:
         os.fsync(stream.fileno())
     sync_folder(path.parent)
     return key
+
+
+def shuffled_numbers(n: int, key: bytes) -> npt.NDArray[np.int64]:
+    """Numbers 0 to n - 1 in an order that the key alone decides: rows of a store are in the order of paths and names.
+
+    Args:
+        n: Rows.
+        key: The secret key.
+
+    Returns:
+        Number of each row, shape `(n,)`.
+    """
+    digests = (hmac.digest(key, b"image %d" % row, "sha256")[:8] for row in range(n))
+    drawn = np.fromiter((int.from_bytes(digest, "big") for digest in digests), dtype=np.uint64, count=n)
+    numbers = np.empty(n, dtype=np.int64)
+    numbers[np.argsort(drawn, kind="stable")] = np.arange(n)
+    return numbers
 
 
 def pseudonymise(names: Sequence[str], key: bytes) -> list[str]:

@@ -27,15 +27,17 @@ def write_thumbnails(
     store: ActivationStore,
     images: ImageList,
     rows: Sequence[int],
+    numbers: npt.NDArray[np.int64],
     on_image: Callable[[], None],
 ) -> list[int]:
-    """Write `<row>.jpg` for each row whose file still is the one that the store was made from.
+    """Write `<number>.jpg` for each row whose file still is the one that the store was made from.
 
     Args:
         folder: Where they go.
         store: The store.
         images: Where its images lie.
         rows: Rows wanted.
+        numbers: By which the page calls each row, shape `(n_images,)`.
         on_image: Called after each.
 
     Returns:
@@ -51,7 +53,7 @@ def write_thumbnails(
         for image in decoder.iter_rows(rows):
             if is_same(image, digests[image.row]):
                 assert image.pixels is not None
-                (folder / f"{image.row}.jpg").write_bytes(encode_jpeg(image.pixels))
+                (folder / f"{numbers[image.row]}.jpg").write_bytes(encode_jpeg(image.pixels))
             else:
                 missing.append(image.row)
             on_image()
