@@ -1,4 +1,7 @@
-"""Files that are there whole or not at all, also after a crash or a power cut."""
+"""Files that are there whole or not at all, also after a crash or a power cut.
+
+`cytosae_cache.durable` does the same for stores: neither package knows the other.
+"""
 
 import os
 from collections.abc import Callable

@@ -204,8 +204,9 @@ def _blocks(latents: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
 def _mann_whitney(block: Floats, first: npt.NDArray[np.bool_], n_permutations: int, seed: int) -> Floats:
     """Two-sided p of each latent, shape `(n,)`; every latent must vary."""
     small = min(first.sum(), (~first).sum()) < EXACT_BELOW
-    ordered = np.sort(block, axis=0)
-    distinct = (np.diff(ordered, axis=0) > 0).all(axis=0) & small
+    distinct = np.zeros(block.shape[1], dtype=np.bool_)
+    if small:
+        distinct[:] = (np.diff(np.sort(block, axis=0), axis=0) > 0).all(axis=0)
     p_value = np.ones(block.shape[1])
     for which, how in ((distinct, "exact"), (~distinct, "asymptotic")):
         if which.any():

@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("report", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "report.png")
-    parser.add_argument("--card", type=int, default=2, help="which of the latents with a page is chosen")
+    parser.add_argument("--card", type=int, default=16, help="which of the latents with a page is chosen")
     options = parser.parse_args()
     with sync_playwright() as playwright:
         program = os.environ.get("CYTOSAE_TEST_CHROMIUM") or shutil.which("chromium")

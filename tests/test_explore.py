@@ -669,6 +669,26 @@ def test_in_a_browser(server, place):
         page.wait_for_function(
             "name => document.querySelector('h1').textContent === name", arg=f"Latent {latent}: nucleoli <b>"
         )
+        # Another window writes meanwhile: nothing is replaced unasked, and whoever has gone on is told, too.
+        theirs = {"name": "theirs", "note": ""}
+        assert server.put(latent, theirs) == 200
+        page.fill("textarea", "mine")
+        page.click("text=Save")
+        page.wait_for_selector("text=Not saved: another window wrote meanwhile “theirs”. Save again to replace it.")
+        assert server.get("overview")["notes"][str(latent)] == theirs
+        page.click("text=Save")
+        page.wait_for_selector("text=Saved.")
+        assert server.get("overview")["notes"][str(latent)]["note"] == "mine"
+        assert server.put(latent, theirs) == 200
+        page.fill("textarea", "mine again")
+        page.locator(".columns table a").first.click()
+        page.wait_for_selector("[role=alert] >> text=mine again")
+        assert "Not saved: another window wrote meanwhile “theirs”" in page.inner_text("[role=alert]")
+        assert server.get("overview")["notes"][str(latent)] == theirs
+        visit.complaints = [text for text in visit.complaints if "409" not in text]
+        page.go_back()
+        page.wait_for_function(f"document.querySelector('h1').textContent === 'Latent {latent}: theirs'")
+        page.wait_for_selector(".top-image img")
         page.locator(".top-image").last.click()
         page.wait_for_selector(".large-cell .patch")
         assert f"Image {expected[-1]}" in page.inner_text("h1")

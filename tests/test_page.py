@@ -1,5 +1,6 @@
 """The page in a real browser, opened from disk: what people click, and that nothing goes wrong or off the machine."""
 
+import base64
 import csv
 import json
 import re
@@ -187,6 +188,7 @@ def test_a_latent_without_a_page_says_how_to_get_one(visit, demo_run):
         ("constructor", "There is no view “constructor”. Choose one above."),
         ("patients/constructor", "There is no view “constructor” of patients. Choose one above."),
         ("patients/__proto__", "There is no view “__proto__” of patients."),
+        ("patients/compare/-1", "There is no comparison -1"),
         ("patients/compare/99", "There is no comparison 99: they are numbered 0 to 5."),
     ],
 )
@@ -303,7 +305,8 @@ def test_what_matters_most_stands_out_on_every_ground(visit):
             return (a + 0.05) / (b + 0.05);
         };
         const of = (name) => colors.inTheme(name);
-        return { low: contrast(colors.point(0), of("--surface")), high: contrast(colors.point(1), of("--surface")),
+        const end = (share) => contrast(colors.css(colors.point(share)), of("--surface"));
+        return { low: end(0), high: end(1),
             quiet: contrast(of("--quiet"), of("--paper")), edge: contrast(of("--edge"), of("--surface")),
             accent: contrast(of("--accent-ink"), of("--accent")) };
     }"""
@@ -356,6 +359,11 @@ def test_the_keyboard_comes_where_it_should(visit, demo_run):
     page.locator("#compared").focus()
     page.select_option("#compared", "2")
     page.wait_for_function("() => location.hash.endsWith('/2') && document.activeElement.id === 'compared'")
+    page.fill("#search", str(held[1]))
+    page.press("#search", "Enter")
+    page.wait_for_function("() => document.activeElement.id === 'view'")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("latent => location.hash === `#/latent/${latent}`", arg=held[2])
     row = _data(demo_run.report, "overview")["images"]["rows"][0]
     visit.go(f"image/{row}")
     page.locator(".patch").nth(20).click()
@@ -416,6 +424,48 @@ def test_legends_say_what_is_shown(visit, demo_run):
         "kind => (document.querySelectorAll('.plot-and-side .legend i')[1] || h('i')).style.background === kind",
         arg=kinds[1],
     )
+
+
+def _rewrite(report, name, change):
+    value = _data(report, name)
+    change(value)
+    text = f"cytosae.receive({json.dumps(name)},{json.dumps(value)});\n"
+    (report / "data" / f"{name}.js").write_text(text)
+
+
+def test_what_is_not_there_is_said(browser, demo_run, tmp_path):
+    report = tmp_path / "copy"
+    shutil.copytree(demo_run.report, report)
+    latent = _data(report, "overview")["held"][0]
+    comparison = _data(report, "comparisons/0")
+    _rewrite(report, "overview", lambda overview: overview.update(counts={"active": 1000, "dead": 24}))
+    _rewrite(report, f"latents/{latent}", lambda record: record.update(patients=[]))
+    zeros = {
+        **comparison["minus_log10_q"],
+        "data": base64.b64encode(bytes(4 * comparison["latents"]["shape"][0])).decode(),
+    }
+    _rewrite(report, "comparisons/0", lambda record: record.update(minus_log10_q=zeros))
+    visit = Visit(browser, file_url(report))
+    page = visit.page
+    visit.go("latents")
+    assert "Dead latents (24), which are active on no image, have no point." in page.inner_text("#view")
+    page.press("#search", "Enter")
+    message = page.locator("#search").evaluate("input => input.validationMessage")
+    assert message == "Numbers go from 0 to 1023; a part of a name does, too."
+    visit.go(f"latent/{latent}")
+    assert "No patient has a token above 0.2." in page.inner_text("#view")
+    visit.go("patients/compare")
+    page.wait_for_function("() => document.activeElement.id === 'view'")
+    text = page.inner_text("#view")
+    assert "0 differ at a false discovery rate" in text
+    assert "None does; the tables name the largest differences all the same." in text
+    page.keyboard.press("?")
+    assert "label entropy" in page.inner_text("dialog")
+    page.keyboard.press("Escape")
+    page.evaluate("() => { state.overview.labels = []; state.overview.main_label.fill(-1); }")
+    visit.go("latents")
+    assert "without labels, there is no label entropy" in page.inner_text(".plot-and-side .legend")
+    visit.close()
 
 
 def test_a_picture_that_is_gone_leaves_its_map(browser, demo_run, tmp_path):

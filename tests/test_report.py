@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from cytosae.checkpoint import load_sae
+from cytosae.checkpoint import load_sae, save_sae
 from cytosae.comparison import compare_groups
 from cytosae_cache.reader import StoreReader
 from cytosae_cache.store import ActivationStore
@@ -266,6 +266,30 @@ def test_numbers_of_images_say_nothing_of_the_order_of_names(with_sae):
     assert _data(again, "overview")["images"] == other["images"], "the same key gives the same numbers"
 
 
+def test_dead_autoencoders_and_stores_of_strangers_are_said(with_images):
+    with_images.build()
+    with_images.train("--run_name", "r")
+    sae, cfg = load_sae(with_images.sae())
+    with torch.no_grad():
+        sae.b_enc.fill_(-1000)
+    save_sae(with_images.sae(), sae, cfg)
+    text = _report(with_images, code=1)[1]
+    assert "no latent of this autoencoder is active on any image of the store: there is nothing to show" in text
+
+
+def test_a_store_whose_patients_were_never_seen_has_none(with_images):
+    files = sorted(path for path in with_images.images.rglob("*.png") if "broken" not in path.name)[:20]
+    (with_images.root / "junk.png").write_bytes(b"no image")
+    rows = [f"{path.relative_to(with_images.root)},blast," for path in files] + ["junk.png,blast,ghost"]
+    manifest = with_images.root / "m.csv"
+    manifest.write_text("path,label,patient\n" + "\n".join(rows) + "\n")
+    with_images.build("--images", manifest)
+    with_images.train("--run_name", "r")
+    report, _ = _report(with_images, "--images", manifest, "--pseudonymize")
+    assert _data(report, "overview")["has_patients"] is False
+    assert _data(report, "overview")["patients"] == []
+
+
 def test_the_latents_asked_for(with_sae):
     report, output = _report(with_sae, "--latents", "5, 80-82,5")
     assert _data(report, "overview")["held"] == [5, 80, 81, 82]
@@ -419,6 +443,8 @@ def test_groups_from_files_and_labels(tmp_path, made):
     ):
         with pytest.raises(UserError, match=re.escape(message)):
             groups(text)
+    with pytest.raises(UserError, match="separated by a comma, found: nothing"):
+        groups("")
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="is no CSV in UTF-8"):
         find_groups(["p0"], images, path)

@@ -47,6 +47,11 @@ class ImageTable(NamedTuple):
     patient: Sequence[str]
     """Patient identifiers, '' where unknown."""
 
+    def take(self, rows: npt.NDArray[np.integer]) -> "ImageTable":
+        """The table of some rows only, in their order."""
+        wanted = rows.tolist()
+        return ImageTable(*([column[row] for row in wanted] for column in self))
+
 
 class ActivationStore:
     """A store that exists, opened for reading; cheap to make, tables are read when asked for.

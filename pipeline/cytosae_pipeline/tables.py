@@ -103,7 +103,7 @@ def make_latent_table(features: Features) -> Table:
 def make_image_texts(store: ActivationStore) -> ImageTexts:
     """Who the readable images of a store are."""
     rows = store.valid_rows
-    return ImageTexts(rows, *(_texts([column[row] for row in rows.tolist()]) for column in store.images))
+    return ImageTexts(rows, *map(_texts, store.images.take(rows)))
 
 
 def make_provenance(inputs: Inputs, features: Features, counts: Counts | None) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from cytosae.comparison import GroupComparison, largest_differences
 from cytosae_pipeline.config import UserError
 from cytosae_pipeline.report.config import PageConfig, parse_latents, parse_range
 from cytosae_pipeline.report.material import Material
-
-_SIGNIFICANT = 0.05
+from cytosae_pipeline.report.patients import SIGNIFICANT_Q
 
 Latents = npt.NDArray[np.int64]
 
@@ -73,7 +72,7 @@ def most_different(comparisons: Sequence[GroupComparison], allowed: npt.NDArray[
         n: Latents wanted at most.
     """
     sides = [
-        side[(found.q_value[side] < _SIGNIFICANT) & allowed[side]][:n].tolist()
+        side[(found.q_value[side] < SIGNIFICANT_Q) & allowed[side]][:n].tolist()
         for found in comparisons
         for side in largest_differences(found, len(allowed))
     ]

@@ -28,16 +28,14 @@ from cytosae_pipeline.report.figure_style import (
     widest_mm,
 )
 from cytosae_pipeline.report.material import Cohort
-from cytosae_pipeline.report.patients import GroupPair
+from cytosae_pipeline.report.patients import LEAST_P, SIGNIFICANT_Q, GroupPair
 
-SIGNIFICANT_Q = 0.05
 ANNOTATED = 5
 """Latents named on each side of a comparison."""
 
 MAX_COLUMNS = 500
 """Latents of the barcodes; more would be thinner than a printed line."""
 
-_LEAST_P = 1e-300
 _NUMBER_APART = 0.055
 """Distance of two numbers above each other, as a share of the axes' height."""
 
@@ -131,7 +129,7 @@ def draw_comparison(cohort: Cohort, pair: GroupPair, found: GroupComparison) -> 
     names = cohort.groups.names
     first = names[pair.first], KINDS[pair.first % len(KINDS)]
     second = ("all others", "black") if pair.second is None else (names[pair.second], KINDS[pair.second % len(KINDS)])
-    x, y = found.log2_fold_change, -np.log10(np.maximum(found.p_value, _LEAST_P))
+    x, y = found.log2_fold_change, -np.log10(np.maximum(found.p_value, LEAST_P))
     significant = found.tested & (found.q_value < SIGNIFICANT_Q)
     quiet = np.flatnonzero(found.tested & ~significant)
     axes.scatter(x[quiet], y[quiet], s=2, c=UNDEFINED, linewidths=0, rasterized=True)

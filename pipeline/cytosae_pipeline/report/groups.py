@@ -83,7 +83,7 @@ def _read_groups(path: Path) -> dict[str, str]:
             if not {"patient", "group"} <= set(columns):
                 raise UserError(
                     f"'{path}' must have the columns patient and group, separated by a comma, found: "
-                    f"{', '.join(columns)}"
+                    f"{', '.join(columns) or 'nothing'}"
                 )
             # Without spaces at their ends, as in manifests.
             rows = [((row["patient"] or "").strip(), (row["group"] or "").strip()) for row in reader]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from cytosae.analysis import cluster_latents, is_defined, label_entropy, order_by_group
-from cytosae_cache.store import ActivationStore, ImageTable
+from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import UserError
 from cytosae_pipeline.feature_data import Counts, Features, ensure_counts, ensure_features
 from cytosae_pipeline.one_pass import Inputs, open_inputs
@@ -108,10 +108,8 @@ def open_material(config: PageConfig, report: Reporter, *, pseudonymous: bool = 
     counts = ensure_counts(config, "patient", report, inputs) if any(store.images.patient) else None
     place = {name: number for number, name in enumerate(features.labels)}
     labels = np.array([place.get(name, -1) for name in store.images.label], dtype=np.int64)
-    cohort, patients = _make_cohort(counts, inputs, config, report, pseudonymous=pseudonymous)
-    numbers = np.arange(store.n_images)
-    if pseudonymous and cohort is not None:
-        numbers = shuffled_numbers(store.n_images, read_key(inputs.folder / KEY_NAME))
+    key = read_key(inputs.folder / KEY_NAME) if pseudonymous and counts is not None else None
+    cohort, patients = _make_cohort(counts, inputs, config, report, key)
     return Material(
         config=config,
         inputs=inputs,
@@ -121,7 +119,7 @@ def open_material(config: PageConfig, report: Reporter, *, pseudonymous: bool = 
         clusters=cluster_latents(features.mean_acts, features.sparsity, config.clusters, seed=config.seed),
         labels=labels,
         patients=patients,
-        numbers=numbers,
+        numbers=np.arange(store.n_images) if key is None else shuffled_numbers(store.n_images, key),
         cohort=cohort,
         notes=read_notes(inputs.folder / FILE_NAME, len(features.sparsity)),
         pseudonymous=pseudonymous,
@@ -150,11 +148,11 @@ def _clean_entropy(features: Features) -> npt.NDArray[np.float64]:
 
 
 def _make_cohort(
-    counts: Counts | None, inputs: Inputs, config: PageConfig, report: Reporter, *, pseudonymous: bool
+    counts: Counts | None, inputs: Inputs, config: PageConfig, report: Reporter, key: bytes | None
 ) -> tuple[Cohort | None, npt.NDArray[np.int64]]:
-    """The patients in the page's order, and each image's place among them."""
+    """The patients in the page's order, under pseudonyms if there is a key, and each image's place among them."""
     images = inputs.store.images
-    if counts is None:
+    if counts is None or not counts.n_images.any():
         if config.groups is not None:
             raise UserError(
                 f"--groups '{config.groups}' has nobody to group: no image of the store has a patient. Build it from a "
@@ -163,21 +161,17 @@ def _make_cohort(
         return None, np.full(len(images.patient), -1)
     # Without a readable image there are no counts, and none is not zero.
     seen = np.flatnonzero(counts.n_images > 0)
+    unseen = np.flatnonzero(counts.n_images == 0)
     names = [counts.names[at] for at in seen.tolist()]
-    if len(names) < len(counts.names):
-        unseen = next(name for name in counts.names if name not in set(names))
+    if len(unseen):
         report.say(
-            f"{len(counts.names) - len(names)} of {len(counts.names)} patients have no readable image and are left "
-            f"out, such as {unseen!r}"
+            f"{len(unseen)} of {len(counts.names)} patients have no readable image and are left out, such as "
+            f"{counts.names[unseen[0]]!r}"
         )
-    rows = inputs.store.valid_rows.tolist()
-    readable = ImageTable(*([column[row] for row in rows] for column in images))
-    groups = find_groups(names, readable, config.groups)
+    groups = find_groups(names, images.take(inputs.store.valid_rows), config.groups)
     if groups.gaps:
         report.say(groups.gaps)
-    shown = list(names)
-    if pseudonymous:
-        shown = pseudonymise(shown, read_key(inputs.folder / KEY_NAME))
+    shown = names if key is None else pseudonymise(names, key)
     # By the names shown: the order of the true ones would say something about them.
     order = order_by_group(groups.of, shown)
     place = {names[at]: number for number, at in enumerate(order.tolist())}

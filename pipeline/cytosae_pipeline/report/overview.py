@@ -70,15 +70,7 @@ def overview_record(
         "can_upload": can_upload,
         "pseudonymous": material.pseudonymous,
         "messages": messages,
-        "store": {
-            "dataset": store.provenance.dataset,
-            "images": store.n_images,
-            "valid": int(store.valid.sum()),
-            "tokens": store.n_tokens,
-            "grid": list(store.spec.tokens.grid),
-            "prefix": material.n_prefix,
-            "facts": _store_facts(material),
-        },
+        "store": _store_record(material),
         "sae": {"latents": material.n_latents, "facts": _sae_facts(material)},
         "training": training_record(material),
         "counts": {"active": n_active, "dead": material.n_latents - n_active},
@@ -147,6 +139,20 @@ def masking_record(result: MaskingResult) -> dict[str, Any]:
 def _number(value: object) -> float | None:
     """A finite number, or None."""
     return finite(value) if isinstance(value, int | float) else None
+
+
+def _store_record(material: Material) -> dict[str, Any]:
+    """What the page needs of the store."""
+    store = material.store
+    return {
+        "dataset": store.provenance.dataset,
+        "images": store.n_images,
+        "valid": int(store.valid.sum()),
+        "tokens": store.n_tokens,
+        "grid": list(store.spec.tokens.grid),
+        "prefix": material.n_prefix,
+        "facts": _store_facts(material),
+    }
 
 
 def _store_facts(material: Material) -> list[list[str]]:

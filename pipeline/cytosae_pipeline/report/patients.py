@@ -18,7 +18,11 @@ MAX_CORRELATED = 2000
 
 _PAIRS_UP_TO = 4
 _LARGEST = 15
-_LEAST_P = 1e-300
+SIGNIFICANT_Q = 0.05
+"""A latent differs between groups if its q is below this."""
+
+LEAST_P = 1e-300
+"""Stands for a p of 0, which has no logarithm."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,8 @@ def comparison_record(found: GroupComparison, test: Method) -> dict[str, Any]:
     columns = {
         "log2_fold_change": found.log2_fold_change,
         "effect": found.effect,
-        "minus_log10_p": -np.log10(np.maximum(found.p_value, _LEAST_P)),
-        "minus_log10_q": -np.log10(np.maximum(found.q_value, _LEAST_P)),
+        "minus_log10_p": -np.log10(np.maximum(found.p_value, LEAST_P)),
+        "minus_log10_q": -np.log10(np.maximum(found.q_value, LEAST_P)),
     }
     names: dict[Method, str] = {
         "mann-whitney": "Mann-Whitney",

@@ -1,7 +1,7 @@
 // The page as a whole: reads the overview, shows the view that the address names, themes and keys.
 "use strict";
 
-const state = { overview: null, latents: null, filters: null, scatter: null, imageAt: new Map(), step: null };
+const state = { overview: null, latents: null, filters: null, scatter: null, imageAt: new Map(), step: null, left: null };
 
 /** What all views need of every latent. */
 function prepareLatents(overview) {
@@ -15,7 +15,7 @@ function prepareLatents(overview) {
   const steps = 24;
   const byEntropy = () => [
     Uint8Array.from(entropy, (value) => (value < 0 ? steps : Math.min(steps - 1, Math.max(0, Math.floor((value / maxEntropy) * steps))))),
-    () => [...Array.from({ length: steps }, (_, i) => colors.point(i / (steps - 1))), colors.inTheme("--undefined")]];
+    () => [...Array.from({ length: steps }, (_, i) => colors.css(colors.point(i / (steps - 1)))), colors.inTheme("--undefined")]];
   const byCluster = () => [Uint8Array.from(cluster, (value) => (value < 0 ? colors.nKinds : value % colors.nKinds)),
     () => [...Array.from({ length: colors.nKinds }, (_, i) => colors.kind(i)), colors.inTheme("--undefined")]];
   const [bins, palette] = byEntropy();
@@ -62,7 +62,7 @@ const WORDS = [
 ];
 
 function showKeys() {
-  const keys = [views().reduce(([all, names], [, text, key]) => [all.concat(key), names.concat(text.toLowerCase())], [[], []]).map((parts) => parts.join(", ")), ["/", "go to a latent"], ["← →", "previous or next latent"], ["h, m, c", "heat map, mask, plain cell"],
+  const keys = [[views().map(([, , key]) => key).join(", "), views().map(([, text]) => text.toLowerCase()).join(", ")], ["/", "go to a latent"], ["← →", "previous or next latent"], ["h, m, c", "heat map, mask, plain cell"],
     ["arrows", "on an image or a barcode: move over its patches or cells"], ["+ − 0", "on a scatter: zoom, show all"], ["Enter", "on a scatter: choose the point nearest to its middle"], ["t", "dark or light"]];
   const dialog = h("dialog", { "aria-labelledby": "keys", onclose: () => dialog.remove() }, h("h2", { id: "keys" }, "Keys"), h("dl.facts", {}, keys.flatMap(([key, text]) => [h("dt", {}, h("kbd", {}, key)), h("dd", {}, text)])),
     h("h2", {}, "Words"), h("dl.facts", {}, WORDS.flatMap(([word, text]) => [h("dt", {}, word), h("dd", {}, text)])),
@@ -86,15 +86,22 @@ function repaint() {
   for (const host of document.querySelectorAll(".scatter, .mini, .ramp")) host.repaint();
 }
 
+/** The number that a part of an address is, or NaN. */
+const wholeNumber = (text) => (/^\d+$/.test(text) ? Number(text) : NaN);
+
 function route() {
   const [name = "", ...rest] = location.hash.replace(/^#\/?/, "").split("/");
   state.step = null;
-  const number = /^\d+$/.test(rest[0]) ? Number(rest[0]) : NaN;
+  const number = wholeNumber(rest[0]);
   const makers = new Map(Object.entries({
     "": overviewView, latents: latentsView, latent: () => latentView(number, rest[0] || "without a number"), image: () => imageView(number, rest[0] || "without a number"),
     patients: () => patientsView(...rest), upload: uploadView }));
   const view = document.getElementById("view");
-  if (state.scatter) { state.scatter.resizer.disconnect(); state.left = { view: state.scatter.view, selected: state.scatter.selected }; state.scatter = null; }
+  if (state.scatter) {
+    state.scatter.resizer.disconnect();
+    state.left = { view: state.scatter.view, selected: state.scatter.selected };
+    state.scatter = null;
+  }
   view.replaceChildren((makers.get(name) || (() => h("div", {}, h("h1", {}, "Nothing here"),
     h("p.notice", {}, `There is no view “${name}”. Choose one above.`))))());
   for (const link of document.querySelectorAll("header nav a")) {
@@ -111,11 +118,12 @@ function retitle() {
   document.title = `${heading ? heading.textContent : "cytosae"} · ${state.overview.title}`;
 }
 
-/** Another address: what has the keyboard's focus is there again, or else the view itself, and not the page's top. */
+/** Another address: the keyboard's focus goes to the view, or to what it was on in the view before, if that is there again. */
 function onAddress() {
-  const { id } = document.activeElement || {};
+  const view = document.getElementById("view");
+  const id = view.contains(document.activeElement) ? document.activeElement.id : "";
   route();
-  setTimeout(() => ((id && document.getElementById(id)) || document.getElementById("view")).focus({ preventScroll: true }));
+  setTimeout(() => ((id && document.getElementById(id)) || view).focus({ preventScroll: true }));
 }
 
 function onKey(event) {

@@ -42,7 +42,7 @@ const cells = (() => {
   /** Buttons that choose how all cells on the page look, and what the colours of heat maps mean. */
   function toggle() {
     return h("div.bar-row", {}, choice("How cells are shown", MODES, mode, set),
-      h("div.legend.heat-legend", { hidden: mode !== "heat" }, colors.scale("0", "image's largest", (share) => `rgb(${colors.heat(share).join(" ").replace(/ ([^ ]+)$/, " / $1")})`)));
+      h("div.legend.heat-legend", { hidden: mode !== "heat" }, colors.scale("0", "image's largest", colors.heat)));
   }
 
   function set(value) {

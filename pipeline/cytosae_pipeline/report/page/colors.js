@@ -21,7 +21,7 @@ const colors = (() => {
   const isDark = () => (document.documentElement.dataset.theme ? document.documentElement.dataset.theme === "dark" : systemIsDark.matches);
 
   /** Colour of a point by a share between 0 and 1: the end of viridis that would vanish on the ground is left out. */
-  const point = (share) => css(viridis(isDark() ? 0.35 + 0.65 * share : 0.85 * share));
+  const point = (share) => viridis(isDark() ? 0.35 + 0.65 * share : 0.85 * share);
 
   /** Colour over a cell's patch, with alpha from 0 to 1, by its share of the image's largest activation. */
   const heat = (share) => [...viridis(0.15 + 0.85 * share), share === 0 ? 0 : 0.2 + 0.6 * share];
@@ -31,11 +31,11 @@ const colors = (() => {
   /** Value of a CSS variable in the theme of now. */
   const inTheme = (name) => getComputedStyle(document.documentElement).getPropertyValue(name);
 
-  /** Parts of a legend: the scale between two words, drawn with its own `color(share)`, and a single colour with its meaning. */
+  /** Parts of a legend: the scale between two words, drawn with its own `color(share)` as numbers, and one colour with its meaning. */
   function scale(low, high, color) {
     const steps = Array.from({ length: 24 }, () => h("i"));
     const host = h("span.ramp", {}, steps);
-    host.repaint = () => steps.forEach((step, i) => step.style.setProperty("background", color(i / (steps.length - 1))));
+    host.repaint = () => steps.forEach((step, i) => step.style.setProperty("background", css(color(i / (steps.length - 1)))));
     host.repaint();
     return [h("span", {}, low), host, h("span", {}, high)];
   }

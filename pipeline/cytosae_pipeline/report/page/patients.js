@@ -53,7 +53,7 @@ function barcodesPanel(data) {
   const shade = (level) => colors.viridis(level / 255);
   const patientNames = data.names.map((_, place) => patientText(data, place));
   const parts = [section("Each patient's barcode", `Tokens above ${format(data.threshold)} an image, as a share of the latent's largest; one column a latent of this report, one row a patient${data.group_names.length ? ", ordered by group" : ""}. Click a column to open the latent.`,
-    groupLegend(data), h("div.legend", {}, colors.scale("0", "latent's largest", (share) => colors.css(colors.viridis(share)))), charts.matrix({ strip: groupStrip(data),
+    groupLegend(data), h("div.legend", {}, colors.scale("0", "latent's largest", colors.viridis)), charts.matrix({ strip: groupStrip(data),
       values: bytes, rows: data.names.length, columns: n, color: shade, label: "Patients by latents", describe: read(patientNames, bytes), onpick: pick, cellHeight: height, rowNames: namesFor(data, height) || (means ? [] : null) }))];
   if (means) {
     const levels = cytosae.decode(means);
@@ -74,7 +74,7 @@ function correlationPanel(data) {
   if (low >= high) [low, high] = [0, 254];
   const side = Math.max(1, Math.min(18, 640 / n));
   return section("How alike patients are", `Pearson correlation of log(1 + count) over all latents${data.group_names.length ? ", ordered by group" : ""}.`, groupLegend(data),
-    h("div.legend", {}, colors.scale(value(low).toFixed(2), value(high).toFixed(2), (share) => colors.css(colors.viridis(share)))),
+    h("div.legend", {}, colors.scale(value(low).toFixed(2), value(high).toFixed(2), colors.viridis)),
     h("div.square", { style: { width: `${side * n + (namesFor(data, side) ? 154 : 18)}px` } }, charts.matrix({ strip: groupStrip(data),
       values: levels, rows: n, columns: n, color: (level) => colors.viridis((level - low) / (high - low)), label: "Patients by patients", cellHeight: side, rowNames: namesFor(data, side),
       describe: (row, column) => `${patientText(data, row)} and ${patientText(data, column)}: ${value(levels[row * n + column]).toFixed(2)}` })));
@@ -82,7 +82,7 @@ function correlationPanel(data) {
 
 function comparePanel(data, which) {
   if (!data.comparisons.length) return noGroups(data);
-  const chosen = Number(which);
+  const chosen = wholeNumber(which);
   if (!(chosen < data.comparisons.length)) return h("p.notice", {}, `There is no comparison ${which}: they are numbered 0 to ${data.comparisons.length - 1}.`);
   const select = h("select", { id: "compared", "aria-label": "Groups compared", onchange: (event) => { location.hash = `#/patients/compare/${event.target.value}`; } },
     data.comparisons.map((item, i) => h("option", { value: i, selected: i === chosen }, `${item.first} (${item.n_first}) against ${item.second} (${item.n_second})`)));
