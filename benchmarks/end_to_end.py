@@ -16,21 +16,21 @@ import numpy as np
 import torch
 
 from benchmarks.measure import print_line
-from cytosae.architectures import make_sae
-from cytosae.sae import LossWeights, SparseAutoencoder
-from cytosae.train_step import TrainStep
-from cytosae.vit import describe_backbone, load_backbone
-from cytosae_cache.order import epoch_order
-from cytosae_pipeline.build import build_store, compute_activations, make_spec
+from cytosae.backbones.backbone import describe_backbone, load_backbone
+from cytosae.sae.base import LossWeights, SparseAutoencoder
+from cytosae.sae.registry import make_sae
+from cytosae.training.step import TrainStep
+from cytosae_cache.reading.permutation import epoch_order
+from cytosae_pipeline.building.build import build_store, compute_activations, make_spec
 from cytosae_pipeline.config import BuildConfig, StatisticsConfig, TrainConfig
-from cytosae_pipeline.datasets import ImageList, open_dataset
-from cytosae_pipeline.decoding import ImageDecoder
-from cytosae_pipeline.features import compute_features
-from cytosae_pipeline.patients import compute_counts
-from cytosae_pipeline.progress import Reporter
-from cytosae_pipeline.stores import resolve_model_path
-from cytosae_pipeline.synthetic import plan_cohort, write_cohort
-from cytosae_pipeline.train import train
+from cytosae_pipeline.demo.cohort import plan_cohort, write_cohort
+from cytosae_pipeline.images.decoding import ImageDecoder
+from cytosae_pipeline.images.listing import ImageList, open_dataset
+from cytosae_pipeline.runtime.progress import Reporter
+from cytosae_pipeline.statistics.counts import compute_counts
+from cytosae_pipeline.statistics.features import compute_features
+from cytosae_pipeline.training.loop import train
+from cytosae_pipeline.workspace.find import resolve_model_path
 
 _BATCH = 16
 _N_WORKERS = 2

@@ -14,15 +14,15 @@ from collections.abc import Callable  # noqa: TC003
 import numpy as np
 import torch
 
-from cytosae.architectures import make_sae
-from cytosae.fast_loss import Products
-from cytosae.geometric_median import geometric_median
-from cytosae.sae import LossWeights, SparseAutoencoder
-from cytosae.statistics import BlockEncoder, FeatureStatistics
-from cytosae.train_step import TrainStep
-from cytosae_cache.order import iter_batches, spread_rows
-from cytosae_cache.quantise import SCALE_BYTES, Channels, dequantise, measure_channels, quantise
-from cytosae_cache.reader import StoreReader
+from cytosae.sae.base import LossWeights, SparseAutoencoder
+from cytosae.sae.registry import make_sae
+from cytosae.statistics.accumulators import BlockEncoder, FeatureStatistics
+from cytosae.training.fused_loss import Products
+from cytosae.training.geometric_median import geometric_median
+from cytosae.training.step import TrainStep
+from cytosae_cache.format.quantize import SCALE_BYTES, Channels, dequantise, measure_channels, quantise
+from cytosae_cache.reading.permutation import iter_batches, spread_rows
+from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
 
 SAMPLE_IMAGES = 256

@@ -29,9 +29,9 @@ def write_images(folder: Path, n: int) -> None:
 
 
 def build(images: Path, store: Path, shard_images: int, batch: int) -> None:
-    from cytosae_pipeline.build import build_store
+    from cytosae_pipeline.building.build import build_store
     from cytosae_pipeline.config import BuildConfig
-    from cytosae_pipeline.progress import Reporter
+    from cytosae_pipeline.runtime.progress import Reporter
 
     config = BuildConfig(
         dataset_name="cells", images=images, store=str(store), root_dir=store.parent, model_path=Path("embedded"),
@@ -41,10 +41,10 @@ def build(images: Path, store: Path, shard_images: int, batch: int) -> None:
 
 
 def epoch(store: Path, batch: int) -> None:
-    from cytosae_cache.joined import JoinedReader
-    from cytosae_cache.reader import StoreReader
+    from cytosae_cache.reading.concat import JoinedReader
+    from cytosae_cache.reading.loader import TrainingStream
+    from cytosae_cache.reading.reader import StoreReader
     from cytosae_cache.store import ActivationStore
-    from cytosae_cache.stream import TrainingStream
 
     with StoreReader(ActivationStore.open(store)) as reader:
         n = reader.store.n_images

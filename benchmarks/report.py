@@ -22,21 +22,21 @@ import numpy as np
 import torch
 
 from benchmarks.measure import print_line
-from cytosae.architectures import make_sae
-from cytosae.checkpoint import save_sae
-from cytosae.statistics import FeatureResult, GroupCounts
-from cytosae_cache.metadata import Provenance
-from cytosae_cache.spec import StoreSpec, TokenLayout
+from cytosae.formats.checkpoint import save_sae
+from cytosae.sae.registry import make_sae
+from cytosae.statistics.accumulators import FeatureResult, GroupCounts
+from cytosae_cache.format.metadata import Provenance
+from cytosae_cache.format.spec import StoreSpec, TokenLayout
 from cytosae_cache.store import ActivationStore, ImageTable
 from cytosae_cache.writer import ShardData, StoreWriter
 from cytosae_pipeline.config import StatisticsConfig
-from cytosae_pipeline.features import write_features
-from cytosae_pipeline.one_pass import open_inputs, write_record
-from cytosae_pipeline.patients import write_counts
-from cytosae_pipeline.progress import Reporter
+from cytosae_pipeline.runtime.progress import Reporter
+from cytosae_pipeline.statistics.counts import write_counts
+from cytosae_pipeline.statistics.encode import open_inputs, write_record
+from cytosae_pipeline.statistics.features import write_features
 
 _PROGRAM = (
-    "import json, resource, sys; from cytosae_pipeline.cli import cli; cli(standalone_mode=False);"
+    "import json, resource, sys; from cytosae_pipeline.cli.app import cli; cli(standalone_mode=False);"
     "sys.stderr.write(f'\\npeak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}')"
 )
 _N_PATIENTS, _LABELS, _SHARD = 180, ("blast", "lymphocyte", "monocyte", "neutrophil"), 256

@@ -11,7 +11,7 @@ import json
 
 import numpy as np
 
-from cytosae_cache.sampling import Layout, Sampling
+from cytosae_cache.reading.sampler import Layout, Sampling
 
 
 def make_layout(n_images: int, shard_images: int) -> Layout:

@@ -16,17 +16,17 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import compare
-from cytosae_cache.durable import write_all
-from cytosae_cache.joined import JoinedReader
-from cytosae_cache.metadata import Provenance
-from cytosae_cache.reader import StoreReader, aligned_buffer
-from cytosae_cache.sampling import BatchOf
-from cytosae_cache.shard import as_bytes, shard_name
-from cytosae_cache.spec import StoreSpec, TokenLayout
+from cytosae_cache.format.metadata import Provenance
+from cytosae_cache.format.shard import as_bytes, shard_name
+from cytosae_cache.format.spec import StoreSpec, TokenLayout
+from cytosae_cache.reading.concat import JoinedReader
+from cytosae_cache.reading.loader import TrainingStream, iter_row_blocks
+from cytosae_cache.reading.reader import StoreReader, aligned_buffer
+from cytosae_cache.reading.sampler import BatchOf
+from cytosae_cache.storage.atomic import write_all
 from cytosae_cache.store import ActivationStore, ImageTable
-from cytosae_cache.stream import TrainingStream, iter_row_blocks
 from cytosae_cache.writer import ShardData, StoreWriter
-from cytosae_pipeline.build import widen_with_torch
+from cytosae_pipeline.building.build import widen_with_torch
 
 
 def make_spec(d_model: int) -> StoreSpec:

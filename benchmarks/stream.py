@@ -13,10 +13,10 @@ import numpy as np
 
 from benchmarks.measure import compare
 from benchmarks.storage import make_spec, read_sequentially, write_store
-from cytosae_cache.joined import JoinedReader
-from cytosae_cache.reader import StoreReader
+from cytosae_cache.reading.concat import JoinedReader
+from cytosae_cache.reading.loader import TrainingStream
+from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
-from cytosae_cache.stream import TrainingStream
 
 
 def read_epochs(reader: StoreReader, batch: int, epochs: int) -> None:

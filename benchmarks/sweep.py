@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import print_line
-from cytosae_cache.metadata import Provenance
-from cytosae_cache.spec import StoreSpec, TokenLayout
+from cytosae_cache.format.metadata import Provenance
+from cytosae_cache.format.spec import StoreSpec, TokenLayout
 from cytosae_cache.store import ActivationStore, ImageTable
 from cytosae_cache.writer import ShardData, StoreWriter
 
-_PROGRAM = "from cytosae_pipeline.cli import main; main()"
+_PROGRAM = "from cytosae_pipeline.cli.app import main; main()"
 
 
 def main() -> None:

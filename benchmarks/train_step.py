@@ -15,10 +15,15 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import compare, print_line
-from cytosae.fast_loss import Products
-from cytosae.sae import LossWeights, SparseAutoencoder
-from cytosae.train_step import TrainStep
-from cytosae_pipeline.devices import TrainingPrecision, choose_device, choose_products, choose_training_precision
+from cytosae.sae.base import LossWeights, SparseAutoencoder
+from cytosae.training.fused_loss import Products
+from cytosae.training.step import TrainStep
+from cytosae_pipeline.runtime.devices import (
+    TrainingPrecision,
+    choose_device,
+    choose_products,
+    choose_training_precision,
+)
 
 DENSITIES = (0.5, 0.1, 0.01, 0.001)
 CROSSOVER = (0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.01)

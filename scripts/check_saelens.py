@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from sae_lens import SAE, __version__
 
-from cytosae.architectures import ARCHITECTURES, make_sae
-from cytosae.exchange import write_saelens
+from cytosae.formats.interop import write_saelens
+from cytosae.sae.registry import ARCHITECTURES, make_sae
 
 D, S, K = 48, 256, 8
 

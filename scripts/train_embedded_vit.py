@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cytosae_pipeline.synthetic_cells import CELL_CLASSES, REGIONS, make_cell_with_regions
+from cytosae_pipeline.demo.cells import CELL_CLASSES, REGIONS, make_cell_with_regions
 
 ASSET_PATH = Path(__file__).parent.parent / "pipeline" / "cytosae_pipeline" / "assets" / "cytosae_tiny14.pth"
 ARCHITECTURE = {

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from cytosae_pipeline.cli import cli
-from tests.pictures import write_pictures, write_vit
+from cytosae_pipeline.cli.app import cli
+from tests.support.pictures import write_pictures, write_vit
 
 
 @pytest.fixture

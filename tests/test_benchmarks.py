@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from benchmarks import shuffle, train_step
-from cytosae.fast_loss import Products
-from tests.stores import make_activations, make_spec, make_store
+from cytosae.training.fused_loss import Products
+from tests.support.stores import make_activations, make_spec, make_store
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,13 +8,13 @@ import click
 import numpy as np
 import pytest
 
-from cytosae.architectures import ARCHITECTURES
-from cytosae.schedule import SCHEDULERS
-from cytosae_cache.metadata import Provenance
-from cytosae_cache.spec import StoreSpec
+from cytosae.sae.registry import ARCHITECTURES
+from cytosae.training.lr_schedule import SCHEDULERS
+from cytosae_cache.format.metadata import Provenance
+from cytosae_cache.format.spec import StoreSpec
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.cli import cli
-from tests.stores import make_activations, make_spec, make_store
+from cytosae_pipeline.cli.app import cli
+from tests.support.stores import make_activations, make_spec, make_store
 
 ROOT = Path(__file__).parents[1]
 
@@ -80,7 +80,7 @@ def test_every_fault_of_the_table_has_its_test():
     names = re.findall(r"`(\w+\.py)::(\w+)`", (ROOT / "docs" / "faults.md").read_text())
     assert len(names) > 20
     for file, name in names:
-        assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text(), f"{file}::{name}"
+        assert f"\ndef {name}(" in next((ROOT / "tests").rglob(file)).read_text(), f"{file}::{name}"
 
 
 def test_the_architectures_are_as_documented():

@@ -16,17 +16,17 @@ import torch
 import zarr
 
 from cytosae_cache.errors import StoreError
-from cytosae_cache.metadata import ATTRIBUTES_KEY, _digest
-from cytosae_cache.reader import StoreReader
-from cytosae_cache.shard import shard_name
+from cytosae_cache.format.metadata import ATTRIBUTES_KEY, _digest
+from cytosae_cache.format.shard import shard_name
+from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.verify import verify_store
 from cytosae_cache.writer import StoreWriter
-from cytosae_pipeline import build as build_module
-from cytosae_pipeline.progress import Progress
-from tests.nursery import Nursery
-from tests.pictures import write_pictures, write_vit
-from tests.stores import PROVENANCE, make_activations, make_shard, make_spec, make_store, make_table, seal
+from cytosae_pipeline.building import build as build_module
+from cytosae_pipeline.runtime.progress import Progress
+from tests.support.nursery import Nursery
+from tests.support.pictures import write_pictures, write_vit
+from tests.support.stores import PROVENANCE, make_activations, make_shard, make_spec, make_store, make_table, seal
 
 N_KILLS = 20
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, sessions and signals as Linux has them")
@@ -229,7 +229,7 @@ def test_every_error_of_the_disk_names_the_store(with_images, monkeypatch, code,
     def fail(file, data):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("cytosae_cache.folder.write_all", fail)
+    monkeypatch.setattr("cytosae_cache.storage.local.write_all", fail)
     output = with_images.build(code=1).output
     assert f"store '{with_images.root}/out/activations/toy/" in output
     assert message in output
@@ -409,7 +409,7 @@ def test_deep_verify_hashes_every_image(with_store):
 
 def test_a_failing_disk_of_images_stops_the_build(with_images, with_store, monkeypatch):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-    monkeypatch.setattr("cytosae_pipeline.source_files._RETRY_DELAYS_S", (0.0,))
+    monkeypatch.setattr("cytosae_pipeline.images.files._RETRY_DELAYS_S", (0.0,))
     with_store.build("--overwrite")
     read, failing = os.read, []
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from cytosae.vit import load_backbone
-from cytosae_cache.reader import StoreReader
+from cytosae.backbones.backbone import load_backbone
+from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.cli import cli
+from cytosae_pipeline.cli.app import cli
 
 
 def _run(*arguments) -> dict:

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae_cache.errors import StoreCorruptError, StoreError, StoreIncompleteError
-from cytosae_cache.folder import Folder, Location, open_folder
-from cytosae_cache.metadata import (
+from cytosae_cache.format.columns import BAD_METADATA, encode_hierarchy, read_table
+from cytosae_cache.format.metadata import (
     MAX_METADATA_BYTES,
     Provenance,
     check_activations,
@@ -21,10 +21,10 @@ from cytosae_cache.metadata import (
     read_provenance,
     write_attributes,
 )
-from cytosae_cache.moments import Moments
-from cytosae_cache.quantise import Channels
-from cytosae_cache.spec import FORMAT_VERSION, Compression, StoreSpec
-from cytosae_cache.tables import BAD_METADATA, encode_hierarchy, read_table
+from cytosae_cache.format.moments import Moments
+from cytosae_cache.format.quantize import Channels
+from cytosae_cache.format.spec import FORMAT_VERSION, Compression, StoreSpec
+from cytosae_cache.storage.local import Folder, Location, open_folder
 
 if TYPE_CHECKING:
     import dask.array
@@ -182,7 +182,7 @@ class ActivationStore:
         Raises:
             IndexError: If a row is out of range.
         """
-        from cytosae_cache.reader import StoreReader
+        from cytosae_cache.reading.reader import StoreReader
 
         wanted = np.arange(self.n_images)[rows]
         with StoreReader(self, n_threads=min(self.folder.n_threads, max(wanted.size, 1))) as reader:

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cytosae_cache.errors import ChecksumError, StoreCorruptError
-from cytosae_cache.metadata import table_names
-from cytosae_cache.moments import image_sums
-from cytosae_cache.order import spread_rows
-from cytosae_cache.reader import StoreReader
-from cytosae_cache.shard import ShardDigest, digest_file, shard_name
+from cytosae_cache.format.metadata import table_names
+from cytosae_cache.format.moments import image_sums
+from cytosae_cache.format.shard import ShardDigest, digest_file, shard_name
+from cytosae_cache.reading.permutation import spread_rows
+from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
 
 _SUMMED_SHARDS = 8

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae_cache.errors import StoreError
-from cytosae_cache.reader import StoreReader
+from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
 
 if TYPE_CHECKING:

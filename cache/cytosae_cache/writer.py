@@ -13,11 +13,11 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from cytosae_cache.codec import make_codec
 from cytosae_cache.errors import StoreError
-from cytosae_cache.moments import Widen, image_sums, widen
-from cytosae_cache.quantise import dequantise, measure_channels, quantise
-from cytosae_cache.shard import as_bytes, checksum, digest_file, digest_parts, make_index, shard_name
+from cytosae_cache.format.codec import make_codec
+from cytosae_cache.format.moments import Widen, image_sums, widen
+from cytosae_cache.format.quantize import dequantise, measure_channels, quantise
+from cytosae_cache.format.shard import as_bytes, checksum, digest_file, digest_parts, make_index, shard_name
 from cytosae_cache.store import PROGRESS_FOLDER, ActivationStore
 
 _QUEUED_SHARDS = 1

@@ -1,0 +1,1 @@
+"""The store format: what its files hold, encoded and decoded in memory."""

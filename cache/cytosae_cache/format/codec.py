@@ -1,0 +1,67 @@
+"""Lossless codecs of single images: what Zarr's metadata says, run directly on the caller's memory.
+
+The bytes are those of zarr-python, which runs the same numcodecs codecs behind a slower path.
+"""
+
+from typing import Any, Protocol
+
+from numcodecs import Blosc, Zstd
+
+from cytosae_cache.errors import StoreCorruptError
+from cytosae_cache.format.spec import Compression
+
+_LZ4_LEVEL = 5
+_ZSTD_LEVEL = 3
+
+
+class ImageCodec(Protocol):
+    """Encodes and decodes one image; both release the GIL."""
+
+    def encode(self, buf: Any) -> bytes:  # noqa: ANN401 - whatever has memory
+        """The encoded bytes."""
+
+    def decode(self, buf: Any, out: Any = None) -> Any:  # noqa: ANN401
+        """Decode into `out`."""
+
+
+def make_codec(compression: Compression, itemsize: int) -> ImageCodec | None:
+    """The codec of a store's images; None for raw ones.
+
+    Args:
+        compression: Its name.
+        itemsize: Bytes a number: bytes of equal rank are stored together (lz4).
+    """
+    match compression:
+        case "none":
+            return None
+        case "lz4":
+            return Blosc(cname="lz4", clevel=_LZ4_LEVEL, shuffle=Blosc.SHUFFLE, typesize=itemsize)  # type: ignore[no-any-return]
+        case "zstd":
+            return Zstd(level=_ZSTD_LEVEL)  # type: ignore[no-any-return]
+    raise ValueError(f"compression must be none, lz4 or zstd, found {compression!r}")
+
+
+def make_compressors(compression: Compression, itemsize: int) -> tuple[Any, ...] | None:
+    """The same codec as zarr-python takes it, behind `bytes` inside every shard."""
+    from zarr.codecs import BloscCodec, BloscShuffle, ZstdCodec
+
+    match compression:
+        case "none":
+            return None
+        case "lz4":
+            return (BloscCodec(cname="lz4", clevel=_LZ4_LEVEL, typesize=itemsize, shuffle=BloscShuffle.shuffle),)
+        case "zstd":
+            return (ZstdCodec(level=_ZSTD_LEVEL),)
+    raise ValueError(f"compression must be none, lz4 or zstd, found {compression!r}")
+
+
+def decode_into(codec: ImageCodec, data: memoryview, out: memoryview, where: str) -> None:
+    """Decode one image into its memory.
+
+    Raises:
+        StoreCorruptError: If the bytes are not an image of this size.
+    """
+    try:
+        codec.decode(data, out)
+    except (ValueError, RuntimeError) as error:
+        raise StoreCorruptError(f"{where} cannot be decoded: {error}") from error

@@ -1,0 +1,181 @@
+"""The JSON that describes a store: written in one step, read with suspicion."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cytosae_cache.errors import StoreCorruptError, StoreNotFoundError
+from cytosae_cache.format.spec import FORMAT_VERSION, Compression, StoreSpec, canonical_json
+from cytosae_cache.storage.local import Folder
+
+ATTRIBUTES_KEY = "cytosae_cache"
+"""Name of the group attribute that holds everything of ours."""
+
+MAX_METADATA_BYTES = 1 << 20
+"""Largest size of a JSON file of a store."""
+
+_MAX_IMAGES = 1 << 31
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a store came from, beside its spec."""
+
+    dataset: str
+    """Name of the data set."""
+    list_digest: str
+    """SHA-256 of the list of images with labels and patients."""
+    package_version: str
+    """Version of cytosae-cache that built the store."""
+    created: str
+    """UTC time at which the build began, ISO 8601."""
+    device: str = ""
+    """Kind of device that computed the activations."""
+
+
+def write_attributes(
+    folder: Folder, spec: StoreSpec, provenance: Provenance, *, complete: bool, files: Mapping[str, str] | None = None
+) -> None:
+    """The group's own metadata file, in one step.
+
+    Args:
+        folder: The store's.
+        spec: What identifies the store.
+        provenance: Where it comes from.
+        complete: Whether everything else is on disk.
+        files: SHA-256 of every file that is neither a shard nor this one, by relative POSIX path.
+    """
+    ours: dict[str, Any] = {"format": FORMAT_VERSION, "complete": complete, "spec": spec.to_json(), **vars(provenance)}
+    ours["files"] = dict(sorted((files or {}).items()))
+    ours["digest"] = _digest(ours)
+    metadata = {"zarr_format": 3, "node_type": "group", "attributes": {ATTRIBUTES_KEY: ours}}
+    folder.write("zarr.json", [(json.dumps(metadata, indent=1, ensure_ascii=False) + "\n").encode()], sync=True)
+    folder.settle()
+
+
+def parse_json(data: bytes, where: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        StoreCorruptError: If the bytes are something else.
+    """
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise StoreCorruptError(f"'{where}' is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise StoreCorruptError(f"'{where}' must hold a JSON object, found {type(value).__name__}")
+    return value
+
+
+def read_attributes(folder: Folder) -> dict[str, Any]:
+    """Our attributes of the group in a folder, their format and digest checked.
+
+    Raises:
+        StoreNotFoundError: If there is no group.
+        StoreCorruptError: If it is not one of ours, of another format, or was changed.
+    """
+    try:
+        data = folder.read("zarr.json", max_bytes=MAX_METADATA_BYTES)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise StoreNotFoundError(
+            f"no activation store at '{folder}' (no zarr.json there). "
+            "List those there are with: cytosae-cache list; make one with: cytosae-cache build"
+        ) from error
+    attributes = parse_json(data, f"{folder}/zarr.json").get("attributes")
+    ours = attributes.get(ATTRIBUTES_KEY) if isinstance(attributes, dict) else None
+    if not isinstance(ours, dict):
+        raise StoreCorruptError(f"'{folder}' is a Zarr group but no activation store (no '{ATTRIBUTES_KEY}' attribute)")
+    if ours.get("format") != FORMAT_VERSION or type(ours["format"]) is not int:
+        raise StoreCorruptError(
+            f"store '{folder}' has format {ours.get('format')!r}, this version reads format {FORMAT_VERSION}. "
+            "Update cytosae-cache, or build the store again"
+        )
+    files = ours.get("files")
+    try:
+        digest = _digest(ours)
+    except (ValueError, RecursionError) as error:
+        raise StoreCorruptError(f"the metadata of store '{folder}' hold what JSON cannot: {error}") from error
+    if ours.get("digest") != digest or not isinstance(files, dict):
+        raise StoreCorruptError(f"the metadata of store '{folder}' were changed after they were written")
+    return ours
+
+
+def hash_tables(folder: Folder) -> dict[str, str]:
+    """SHA-256 of every file of a store that is neither a shard, the group's own metadata, nor progress of a build."""
+    return {name: hashlib.sha256(folder.read(name)).hexdigest() for name in table_names(folder)}
+
+
+def table_names(folder: Folder) -> list[str]:
+    """Every file of a store that is neither a shard, the group's own metadata, nor progress of a build."""
+    outside = ("activations/c/", "progress/")
+    return [name for name in folder.names() if name != "zarr.json" and not name.startswith(outside)]
+
+
+def _digest(attributes: Mapping[str, Any]) -> str:
+    """SHA-256 over our attributes apart from the digest itself, so that no changed character goes unnoticed."""
+    rest = {name: value for name, value in attributes.items() if name != "digest"}
+    return hashlib.sha256(canonical_json(rest)).hexdigest()
+
+
+def read_provenance(attributes: Mapping[str, Any]) -> Provenance:
+    """The provenance among our attributes."""
+    values = {name: attributes.get(name, "") for name in Provenance.__dataclass_fields__}
+    if not all(isinstance(value, str) for value in values.values()):
+        raise StoreCorruptError(f"provenance must be text, found {values}")
+    return Provenance(**values)
+
+
+def check_activations(array: Mapping[str, Any], spec: StoreSpec, where: str) -> tuple[int, int, Compression]:
+    """Images, images a shard and codec, if the array is laid out as the format says."""
+    try:
+        n_images, *image_shape = array["shape"]
+        shard_images, *shard_shape = array["chunk_grid"]["configuration"]["chunk_shape"]
+        (sharding,) = array["codecs"]
+        inner = sharding["configuration"]
+        names = [codec["name"] for codec in inner["codecs"]]
+        found = {
+            "dtype": array["data_type"],
+            "image": tuple(image_shape),
+            "shard": tuple(shard_shape),
+            "chunk": tuple(inner["chunk_shape"]),
+            "codec": sharding["name"],
+            "index": inner["index_location"],
+            "bytes": inner["codecs"][0],
+            "index codecs": [codec["name"] for codec in inner["index_codecs"]],
+            "keys": array["chunk_key_encoding"],
+        }
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise StoreCorruptError(
+            f"'{where}/activations' is not laid out as format {FORMAT_VERSION} says: {error!r}"
+        ) from error
+    expected = {
+        "dtype": spec.store_dtype,
+        "image": spec.record_shape,
+        "shard": spec.record_shape,
+        "chunk": (1, *spec.record_shape),
+        "codec": "sharding_indexed",
+        "index": "end",
+        # Single bytes have no order.
+        "bytes": {"name": "bytes", **({} if spec.store_dtype == "int8" else {"configuration": {"endian": "little"}})},
+        "index codecs": ["bytes", "crc32c"],
+        "keys": {"name": "default", "configuration": {"separator": "/"}},
+    }
+    wrong = [
+        f"{name}: found {found[name]}, expected {expected[name]}" for name in expected if found[name] != expected[name]
+    ]
+    codecs: dict[tuple[str, ...], Compression] = {
+        ("bytes",): "none",
+        ("bytes", "zstd"): "zstd",
+        ("bytes", "blosc"): "lz4",
+    }
+    if tuple(names) not in codecs:
+        wrong.append(f"codecs: found {names}, expected one of {[list(known) for known in codecs]}")
+    for name, value, top in (("images", n_images, _MAX_IMAGES), ("shard images", shard_images, _MAX_IMAGES)):
+        if type(value) is not int or not 0 <= value < top:
+            wrong.append(f"{name}: found {value!r}, expected 0 to {top}")
+    if wrong or shard_images < 1:
+        raise StoreCorruptError(f"'{where}/activations' is not laid out as its spec says: " + "; ".join(wrong))
+    return n_images, shard_images, codecs[tuple(names)]

@@ -1,0 +1,110 @@
+"""One shard file: the bytes of its images one after another, then the Zarr sharding index.
+
+The layout is that of Zarr v3's `sharding_indexed` codec with one image an inner chunk and the index at the end.
+Uncompressed, image i lies at byte `i * image_bytes`; any Zarr reader finds it.
+"""
+
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import crc32c as _crc32c
+import numpy as np
+import numpy.typing as npt
+
+from cytosae_cache.errors import StoreCorruptError
+from cytosae_cache.storage.local import ReadableFile
+
+MISSING = (1 << 64) - 1
+"""Offset and length of a chunk that the shard does not hold."""
+
+_CHECKSUM_BYTES = 4
+
+
+class ShardDigest(NamedTuple):
+    """What is recorded of a written shard file."""
+
+    n_bytes: int
+    """Length of the file."""
+    crc32c: int
+    """Checksum of the whole file."""
+
+
+def checksum(data: memoryview | bytes, value: int = 0) -> int:
+    """CRC-32C of bytes, continuing from `value`; computed in hardware with the GIL released."""
+    return int(_crc32c.crc32c(data, value, gil_release_mode=1))
+
+
+def as_bytes(array: npt.NDArray[np.generic]) -> memoryview:
+    """The memory of a C-contiguous array as bytes, without a copy."""
+    return array.reshape(-1).view(np.uint8).data
+
+
+def shard_name(shard: int) -> str:
+    """File of a shard in the store's folder, as Zarr's default chunk keys name it."""
+    return f"activations/c/{shard}/0/0"
+
+
+def make_index(lengths: Sequence[int], shard_images: int) -> bytes:
+    """The index at the end of a shard whose images lie one after another.
+
+    Args:
+        lengths: Bytes of each image in the file.
+        shard_images: Images a full shard.
+
+    Returns:
+        `shard_images` pairs of little-endian uint64 (offset, length), absent images as all ones, and the CRC-32C.
+    """
+    index = np.full((shard_images, 2), MISSING, dtype="<u8")
+    ends = np.cumsum(np.asarray(lengths, dtype=np.uint64), dtype=np.uint64)
+    index[: len(lengths), 1] = lengths
+    index[: len(lengths), 0] = ends - index[: len(lengths), 1]
+    body = index.tobytes()
+    return body + struct.pack("<I", checksum(body))
+
+
+def read_index(file: ReadableFile, shard_images: int, where: str) -> npt.NDArray[np.uint64]:
+    """Read and check the index of an open shard file.
+
+    Args:
+        file: The file.
+        shard_images: Images a full shard.
+        where: The file's name, for messages.
+
+    Returns:
+        Offsets and lengths, shape `(shard_images, 2)`.
+
+    Raises:
+        StoreCorruptError: If the file is too short, the index fails its checksum or points outside the file.
+    """
+    size, n_bytes = 16 * shard_images + _CHECKSUM_BYTES, file.n_bytes
+    if n_bytes < size:
+        raise StoreCorruptError(f"shard '{where}' has {n_bytes} bytes, too few for its index of {size}")
+    raw = bytearray(size)
+    file.read_at(n_bytes - size, memoryview(raw))
+    if checksum(memoryview(raw)[:-_CHECKSUM_BYTES]) != struct.unpack("<I", raw[-_CHECKSUM_BYTES:])[0]:
+        raise StoreCorruptError(f"the index of shard '{where}' fails its checksum: the file was damaged or cut off")
+    index = np.frombuffer(raw, dtype="<u8", count=2 * shard_images).reshape(shard_images, 2)
+    present = index[:, 0] != MISSING
+    offsets, lengths = index[present, 0], index[present, 1]
+    if np.any(lengths > n_bytes) or np.any(offsets > np.uint64(n_bytes) - np.minimum(lengths, np.uint64(n_bytes))):
+        raise StoreCorruptError(f"the index of shard '{where}' points outside the file")
+    return index
+
+
+def digest_parts(parts: Sequence[memoryview | bytes]) -> ShardDigest:
+    """Length and checksum of the file that these parts make up."""
+    crc = 0
+    for part in parts:
+        crc = checksum(part, crc)
+    return ShardDigest(sum(len(part) for part in parts), crc)
+
+
+def digest_file(file: ReadableFile, buffer_bytes: int = 1 << 22) -> ShardDigest:
+    """Length and checksum of a file as it lies on disk."""
+    crc, buffer = 0, memoryview(bytearray(buffer_bytes))
+    for start in range(0, file.n_bytes, buffer_bytes):
+        part = buffer[: min(buffer_bytes, file.n_bytes - start)]
+        file.read_at(start, part)
+        crc = checksum(part, crc)
+    return ShardDigest(file.n_bytes, crc)

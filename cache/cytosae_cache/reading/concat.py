@@ -1,0 +1,112 @@
+"""Several stores read as if they were one."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cytosae_cache.errors import StoreError, StoreMismatchError
+from cytosae_cache.reading.permutation import IntArray
+from cytosae_cache.reading.reader import StoreReader, aligned_buffer
+from cytosae_cache.reading.sampler import Layout
+from cytosae_cache.store import ActivationStore
+
+_BLOCK_IMAGES = 256
+
+
+def check_same_spec(stores: Sequence[ActivationStore]) -> None:
+    """Check that stores can be streamed as one.
+
+    Raises:
+        StoreMismatchError: If their specs differ.
+    """
+    first = stores[0]
+    for store in stores[1:]:
+        if store.spec != first.spec:
+            raise StoreMismatchError(
+                f"stores '{first.path}' and '{store.path}' cannot be streamed as one: "
+                + "; ".join(first.spec.differences(store.spec))
+            )
+
+
+class JoinedReader:
+    """The valid images of one store or several, or some of them, numbered one store after another from 0.
+
+    Args:
+        readers: Readers of stores with equal specs; they stay the caller's to close.
+        chosen: For every store which rows may be served, bool, shape `(n_images,)`; all by default.
+
+    Raises:
+        StoreError: If no image is valid.
+        StoreMismatchError: If the stores' specs differ.
+    """
+
+    def __init__(self, readers: Sequence[StoreReader], chosen: Sequence[npt.NDArray[np.bool_]] | None = None) -> None:
+        stores = [reader.store for reader in readers]
+        check_same_spec(stores)
+        self._readers = readers
+        self._offsets = np.cumsum([0, *(store.n_images for store in stores)])
+        masks = [store.valid for store in stores]
+        if chosen is not None:
+            masks = [valid & mask for valid, mask in zip(masks, chosen, strict=True)]
+        self.rows = np.concatenate(
+            [np.flatnonzero(mask) + offset for mask, offset in zip(masks, self._offsets, strict=False)]
+        ).astype(np.int64)
+        """Row of every such image, counted through all stores with the unreadable ones, shape `(n,)`."""
+        if not len(self.rows) and any(store.valid.any() for store in stores):
+            raise StoreError(f"no image of store '{stores[0].path}' is left: give a smaller --held_out, or more images")
+        if not len(self.rows):
+            raise StoreError(f"no image of store '{stores[0].path}' could be read, so there is nothing to train on")
+        starts = [
+            offset + np.arange(store.n_shards) * store.shard_images
+            for store, offset in zip(stores, self._offsets, strict=False)
+        ]
+        ends = self._offsets[-1:]
+        self.layout = Layout(
+            np.searchsorted(self.rows, np.concatenate([*starts, ends])), np.searchsorted(self.rows, self._offsets)
+        )
+        """Where the valid images lie."""
+        self.image_shape = stores[0].spec.image_shape
+        """Tokens and channels of an image."""
+        self.dtype = stores[0].dtype
+        """Type of the stored numbers."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, images: IntArray, out: npt.NDArray[Any]) -> None:
+        """Fill a batch; quickest where the images of each store stand side by side.
+
+        Args:
+            images: Numbers of valid images in the order wanted, shape `(n,)`.
+            out: C-contiguous memory of the stores' dtype, shape `(n, n_tokens, d_model)`.
+
+        Raises:
+            ValueError: If `out` does not fit.
+            StoreCorruptError: If a file is damaged.
+        """
+        rows = self.rows[images]
+        numbers = np.searchsorted(self._offsets, rows, side="right") - 1
+        bounds = [0, *(np.flatnonzero(np.diff(numbers)) + 1), len(rows)]
+        for start, end in itertools.pairwise(bounds):
+            if start < end:
+                number = numbers[start]
+                self._readers[number].read_rows(rows[start:end] - self._offsets[number], out[start:end])
+
+    def iter_blocks(self) -> Iterator[slice]:
+        """Stretches of the valid images, in order, that are convenient to read at a time."""
+        for start in range(0, len(self), _BLOCK_IMAGES):
+            yield slice(start, min(start + _BLOCK_IMAGES, len(self)))
+
+    def read_block(self, block: slice, out: npt.NDArray[Any]) -> None:
+        """Fill a batch with consecutive images, as `read` does."""
+        self.read(np.arange(block.start, block.stop, dtype=np.int64), out)
+
+    def read_all(self) -> npt.NDArray[Any]:
+        """Every valid image in order, in new memory, shape `(n, n_tokens, d_model)`."""
+        values = aligned_buffer((len(self), *self.image_shape), self.dtype)
+        for block in self.iter_blocks():
+            self.read_block(block, values[block])
+        return values

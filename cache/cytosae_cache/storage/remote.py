@@ -1,0 +1,168 @@
+"""A store's files on object storage or any other file system that fsspec can write to: `s3://`, `gs://` ..."""
+
+import contextlib
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from cytosae_cache.errors import StoreCorruptError, StoreError
+from cytosae_cache.storage.local import Folder
+
+N_ATTEMPTS = 5
+"""Attempts at a request before it counts as failed."""
+
+_FIRST_PAUSE_S = 0.2
+_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+
+T = TypeVar("T")
+
+
+class StoreUnreachableError(StoreError, OSError):
+    """A remote store does not answer."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class RemoteFolder(Folder):
+    """A folder that a URL names.
+
+    Objects appear whole or not at all, so that writing needs no renaming. There is no lock: of two builds at once the
+    last writer of each object wins, and bytes that do not fit their checksums are refused by every reader.
+
+    Args:
+        url: Such as `s3://bucket/folder`. Credentials and endpoint come from where the protocol's library looks for
+            them (for S3 the variables `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_ENDPOINT_URL` or `~/.aws`).
+
+    Raises:
+        StoreError: If the protocol's library is not installed or does not know the URL.
+    """
+
+    n_threads = 16
+    checks_content = False
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        self.location = url.rstrip("/")
+        try:
+            # Listings are never cached: another process may be writing.
+            self._system, root = fsspec.core.url_to_fs(self.location, use_listings_cache=False)
+        except ImportError as error:
+            extra = " Install it with: pip install 'cytosae-cache[s3]'" if url.startswith("s3:") else ""
+            raise StoreError(f"'{url}' needs a package that is not installed: {error}.{extra}") from error
+        except ValueError as error:
+            raise StoreError(f"'{url}' is neither a path nor a URL that fsspec knows: {error}") from error
+        self._root = str(root).rstrip("/")
+
+    def survey(self) -> int:
+        """Bytes of the files below `activations`; there are no links on object storage."""
+        start = self._path("activations")
+        found = self._try("list", "activations", lambda: self._system.find(start, detail=True))
+        return sum(int(entry["size"]) for entry in found.values())
+
+    def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
+        """A file's bytes."""
+        if max_bytes is not None and (self.size(name) or 0) > max_bytes:
+            raise StoreCorruptError(f"'{self}/{name}' is larger than any metadata of this format ({max_bytes} bytes)")
+        return bytes(self._try("read", name, lambda: self._system.cat_file(self._path(name))))
+
+    def size(self, name: str) -> int | None:
+        """A file's length; None if there is no such file."""
+        try:
+            found = self._try("look up", name, lambda: self._system.info(self._path(name)))
+        except FileNotFoundError:
+            return None
+        return int(found["size"]) if found["type"] == "file" else None
+
+    def names(self, prefix: str = "") -> list[str]:
+        """All files whose name begins with `prefix`, sorted."""
+        start = self._path(prefix.rpartition("/")[0]).rstrip("/")
+        try:
+            found = self._try("list", prefix, lambda: self._system.find(start))
+        except FileNotFoundError:
+            return []
+        files = (str(path).removeprefix(self._root).lstrip("/") for path in found)
+        return sorted(name for name in files if name.startswith(prefix))
+
+    def open(self, name: str, *, direct: bool = False) -> "RemoteFile":
+        """A file for reading at any place; every read is a request of its own."""
+        n_bytes = self.size(name)
+        if n_bytes is None:
+            raise FileNotFoundError(f"{self}/{name}")
+        return RemoteFile(self, name, n_bytes)
+
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        """Some of a file's bytes."""
+        return bytes(self._try("read", name, lambda: self._system.cat_file(self._path(name), start=start, end=stop)))
+
+    def write(self, name: str, parts: Sequence[memoryview | bytes], *, sync: bool = False) -> None:
+        """Write a file in one request, or as one upload of several parts that appears when it is whole."""
+        data = bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
+        self._try("write", name, lambda: self._system.pipe_file(self._path(name), data))
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove files; those that are not there are passed over."""
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                self._try("remove", name, lambda name=name: self._system.rm_file(self._path(name)))  # type: ignore[misc]
+
+    def settle(self) -> None:
+        """Nothing to do: a request that was answered is durable."""
+
+    def sweep(self) -> None:
+        """Nothing to do: what was not written whole is not there."""
+
+    def destroy(self) -> None:
+        """Remove everything in the folder, the mark of completeness first."""
+        self.remove(["zarr.json"])
+        self.remove(self.names())
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """No lock: see the class."""
+        yield
+
+    def _path(self, name: str) -> str:
+        if ".." in name.split("/") or name.startswith("/"):
+            raise StoreCorruptError(f"'{name}' leads out of the store '{self}'; it is not followed")
+        return f"{self._root}/{name}"
+
+    def _try(self, what: str, name: str, request: Callable[[], T]) -> T:
+        """Send a request, again after a growing pause if it fails in a way that may pass."""
+        for attempt in range(N_ATTEMPTS):
+            try:
+                return request()
+            except _LASTING:
+                raise
+            except (OSError, TimeoutError) as error:
+                if attempt == N_ATTEMPTS - 1:
+                    raise StoreUnreachableError(
+                        f"cannot {what} '{self}/{name}' after {N_ATTEMPTS} attempts: {error}. Nothing finished is "
+                        "lost; type the same command again when the storage answers"
+                    ) from error
+                time.sleep(_FIRST_PAUSE_S * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+        raise AssertionError
+
+
+class RemoteFile:
+    """A file of a remote folder.
+
+    Args:
+        folder: Where it lies.
+        name: Its name.
+        n_bytes: Its length.
+    """
+
+    def __init__(self, folder: RemoteFolder, name: str, n_bytes: int) -> None:
+        self._folder, self._name, self.n_bytes = folder, name, n_bytes
+
+    def read_at(self, offset: int, view: memoryview) -> None:
+        """Fill memory with the bytes from `offset` on."""
+        data: Any = self._folder.read_range(self._name, offset, offset + len(view))
+        if len(data) != len(view):
+            raise StoreCorruptError(
+                f"'{self._folder}/{self._name}' ends before byte {offset + len(view)}: it was cut off"
+            )
+        view[:] = data

@@ -1,0 +1,1 @@
+"""Reading the statistics: specific latents, groups compared, classification, probes, masking."""

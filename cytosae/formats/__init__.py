@@ -1,0 +1,1 @@
+"""Autoencoders on disk: our checkpoints, other programs' formats, and reading pickles without running them."""

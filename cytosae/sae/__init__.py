@@ -1,0 +1,1 @@
+"""Sparse autoencoders: the architectures, their registry, and products with sparse activations."""

@@ -1,0 +1,50 @@
+"""Gated autoencoders: whether a latent is active, and how much, are decided apart."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from cytosae.sae.base import LossInputs, LossTerms, SaeLoss, SparseAutoencoder
+
+
+class GatedSae(SparseAutoencoder):
+    """`a = 1[gate > 0] relu(magnitude)` (Rajamanoharan et al. 2024, arXiv:2404.16014).
+
+    Both share `W_enc`: `gate = (x - b_dec) W_enc + b_enc`, `magnitude = exp(r_mag) ((x - b_dec) W_enc) + b_mag`. L1
+    presses on the gate alone, so that it does not shrink the activations; a reconstruction from the gate with the
+    decoder held still gives the gate its gradient (the paper's eq. 8).
+
+    Args:
+        d_in: Width D of the activations.
+        n_latents: Latents S.
+        **more: As for `SparseAutoencoder`.
+    """
+
+    architecture: ClassVar[str] = "gated"
+
+    def __init__(self, d_in: int, n_latents: int, **more: Any) -> None:  # noqa: ANN401
+        super().__init__(d_in, n_latents, **more)
+        self.r_mag = nn.Parameter(torch.zeros_like(self.b_enc))
+        self.b_mag = nn.Parameter(torch.zeros_like(self.b_enc))
+
+    def activate(self, pre: torch.Tensor, latents: slice | torch.Tensor = slice(None)) -> torch.Tensor:
+        """See `SparseAutoencoder`."""
+        b_enc, r_mag, b_mag = (part[latents].to(pre.dtype) for part in (self.b_enc, self.r_mag, self.b_mag))
+        return torch.relu((pre - b_enc) * r_mag.exp() + b_mag) * (pre > 0)
+
+    def training_loss(self, x: torch.Tensor, inputs: LossInputs) -> SaeLoss:
+        """Share of the variance left, L1 of the gate, and the error of decoding the gate; see `SparseAutoencoder`."""
+        pre = self.pre_activations_in(x, inputs.dtype)
+        acts, gate = self.activate(pre), torch.relu(pre)
+        W_dec = self.W_dec.to(inputs.dtype)
+        reconstruction = (acts @ W_dec).to(x.dtype) + self.b_dec
+        mse = (reconstruction - x).square().sum() / inputs.variance
+        l1 = inputs.weights.l1 * inputs.share * gate.sum(dim=1, dtype=x.dtype).mean()
+        again = (gate @ W_dec.detach()).to(x.dtype) + self.b_dec.detach()
+        aux = (again - x).square().sum() / inputs.variance
+        n_fired = (acts.detach() > 0).to(x.dtype).sum(dim=0).round().to(torch.int64)
+        return SaeLoss(LossTerms(mse + l1 + aux, mse, l1, aux), n_fired, reconstruction)
+
+    def _latent_units(self) -> tuple[torch.Tensor, ...]:
+        return (self.b_enc, self.b_mag)

@@ -1,0 +1,1 @@
+"""Accumulators of statistics over images: top-k, means, counts, histograms, heat maps."""

@@ -1,0 +1,111 @@
+"""Where on an image latents are active: maps over its tokens, from stored activations alone."""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cytosae.sae.base import SparseAutoencoder
+
+BYTE_LEVELS = 255
+"""Steps of a map that is kept in bytes: 255 stands for its largest value."""
+
+
+class LatentEncoder:
+    """Activations of chosen latents only, without computing the others where the architecture allows it.
+
+    Args:
+        sae: The autoencoder; its decoder is not used.
+        latents: The latents wanted, int64, shape `(M,)`.
+
+    Raises:
+        ValueError: If a latent is out of range.
+    """
+
+    def __init__(self, sae: SparseAutoencoder, latents: npt.NDArray[np.int64]) -> None:
+        n_latents = sae.W_enc.shape[1]
+        if len(latents) and not 0 <= latents.min() <= latents.max() < n_latents:
+            raise ValueError(f"latents must lie in 0..{n_latents - 1}, found {latents.min()}..{latents.max()}")
+        self._sae = sae
+        self._latents = torch.from_numpy(np.ascontiguousarray(latents)).to(sae.W_enc.device)
+        if not sae.needs_whole_rows:
+            self._weights = sae.W_enc.detach()[:, self._latents]
+            self._bias = sae.b_enc.detach()[self._latents]
+
+    @torch.no_grad()
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Activations, float32, shape `(..., M)`, of activations of shape `(..., D)`."""
+        x = x.to(device=self._latents.device, dtype=torch.float32)
+        if self._sae.needs_whole_rows:
+            return self._sae.encode(x)[..., self._latents]
+        pre = (x - self._sae.b_dec) @ self._weights + self._bias
+        return self._sae.activate(pre, self._latents)
+
+
+class ByteMaps(NamedTuple):
+    """Maps of M latents over an image's patches, a byte each."""
+
+    levels: npt.NDArray[np.uint8]
+    """Shape `(M, n_patches)`: activation as a share of the map's peak, in steps of 1/255, rounded up above 0."""
+    peaks: npt.NDArray[np.float32]
+    """Largest activation of each map, shape `(M,)`; 0 where it is active on no patch."""
+
+
+class ImageReading(NamedTuple):
+    """What an image's page shows of the latents."""
+
+    latents: npt.NDArray[np.int64]
+    """Latents with the largest scores on the image (definition 4.6), falling, shape `(M,)`; active ones only."""
+    scores: npt.NDArray[np.float32]
+    """Their scores, shape `(M,)`."""
+    token_latents: npt.NDArray[np.int64]
+    """Latents with the largest activations on each token, falling, shape `(T, P)`; -1 where fewer are active."""
+    token_values: npt.NDArray[np.float32]
+    """Their activations, shape `(T, P)`; 0 where fewer are active."""
+
+
+def make_byte_maps(acts: torch.Tensor) -> ByteMaps:
+    """Maps of latents over an image's patches, from their activations there, shape `(n_patches, M)`."""
+    if not len(acts):
+        return ByteMaps(np.zeros((acts.shape[1], 0), np.uint8), np.zeros(acts.shape[1], np.float32))
+    peaks = acts.amax(dim=0)
+    share = acts / peaks.clamp_min(torch.finfo(torch.float32).tiny)
+    # Rounded up, so that what is active at all is seen.
+    levels = (share * BYTE_LEVELS).ceil_().clamp_(0, BYTE_LEVELS).to(torch.uint8)
+    return ByteMaps(levels.T.contiguous().cpu().numpy(), peaks.float().cpu().numpy())
+
+
+def read_image(acts: torch.Tensor, *, n_latents: int, n_per_token: int) -> ImageReading:
+    """The strongest latents of an image and of each of its tokens; ties go to the smaller latent.
+
+    Args:
+        acts: Activations of all latents on one image, float32, shape `(T, S)`.
+        n_latents: Latents wanted for the image.
+        n_per_token: Latents wanted for each token.
+    """
+    scores, latents = _largest(acts.mean(dim=0)[None], n_latents)
+    values, token_latents = _largest(acts, n_per_token)
+    active = scores[0] > 0
+    return ImageReading(
+        latents=latents[0][active].cpu().numpy(),
+        scores=scores[0][active].cpu().numpy(),
+        token_latents=torch.where(values > 0, token_latents, -1).cpu().numpy(),
+        token_values=values.cpu().numpy(),
+    )
+
+
+def _largest(values: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The n largest of each row, falling, ties to the smaller index."""
+    n = min(n, values.shape[1])
+    # topk does not say which of equals it takes. One more tells where the n-th has an equal that was left out; equals
+    # of 0 do not matter, they are left out later.
+    largest, at = values.topk(min(n + 1, values.shape[1]), dim=1)
+    tied = (largest[:, n - 1] == largest[:, -1]) & (largest[:, -1] > 0)
+    largest, at = largest[:, :n], at[:, :n]
+    if bool(tied.any()) and n < values.shape[1]:
+        found = values[tied].sort(dim=1, descending=True, stable=True)
+        largest[tied], at[tied] = found.values[:, :n], found.indices[:, :n]
+    at, order = at.sort(dim=1)
+    largest, order = largest.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return largest, at.gather(1, order)

@@ -1,0 +1,1 @@
+"""Training an autoencoder: losses, the training step, learning-rate schedules, where biases start."""

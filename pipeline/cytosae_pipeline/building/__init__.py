@@ -1,0 +1,1 @@
+"""Stage one: images to an activation store, and comparing a store with its images again."""

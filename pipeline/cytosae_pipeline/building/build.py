@@ -1,0 +1,380 @@
+"""Stage one: run the vision transformer once over a data set and write its activation store."""
+
+import contextlib
+import csv
+import errno
+import io
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from cytosae.backbones.backbone import Backbone, BackboneInfo, describe_backbone, load_backbone
+from cytosae.backbones.images import to_tensor
+from cytosae_cache.errors import StoreCorruptError, StoreError, StoreMismatchError, StoreNotFoundError
+from cytosae_cache.format.metadata import Provenance
+from cytosae_cache.format.spec import Precision, Preprocessing, StoreDtype, StoreSpec, TokenLayout
+from cytosae_cache.storage.atomic import write_file
+from cytosae_cache.storage.local import Folder, Location, open_folder
+from cytosae_cache.store import PROGRESS_FOLDER, ActivationStore, ImageTable, clear_leftovers
+from cytosae_cache.writer import ShardData, StoreWriter
+from cytosae_pipeline import __version__
+from cytosae_pipeline.building.source_check import check_sizes, count_reasons, reopen_shards
+from cytosae_pipeline.config import BuildConfig, UserError
+from cytosae_pipeline.images.decoding import Decoded, ImageDecoder
+from cytosae_pipeline.images.files import VANISHED
+from cytosae_pipeline.images.listing import ImageList, open_dataset
+from cytosae_pipeline.runtime.devices import autocast, choose_device, choose_precision
+from cytosae_pipeline.runtime.progress import Progress, Reporter, format_bytes, format_seconds
+from cytosae_pipeline.workspace.find import require_dataset, resolve_model_path
+from cytosae_pipeline.workspace.paths import Workspace
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+_MOST_WORKERS = 8
+_TORCH_SINGLE_THREADED = 32_768
+"""Elements up to which torch stays in the calling thread."""
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """What a build will do, decided before any work."""
+
+    images: ImageList
+    """Images in row order."""
+    model_path: Path
+    """Checkpoint of the backbone."""
+    info: BackboneInfo
+    """What the checkpoint holds."""
+    spec: StoreSpec
+    """What identifies the store."""
+    store: Location
+    """Where the store will lie."""
+    n_bytes: int
+    """Bytes of its activations, uncompressed."""
+    free_bytes: int | None
+    """Free disk where it will lie; None on remote storage."""
+    device: torch.device
+    """Where the network will run."""
+
+    def describe(self) -> str:
+        """The plan for people."""
+        first = self.images.rows[0]
+        free = "remote" if self.free_bytes is None else f"{format_bytes(self.free_bytes)} free"
+        labels, patients = ({name for name in column if name} for column in (self.images.labels, self.images.patients))
+        return (
+            f"{len(self.images):,} images ({len(labels)} labels, {len(patients)} patients; layout "
+            f"{self.images.layout}) from '{self.images.root}'\n"
+            f"for example '{first.path}': label '{first.label}', patient '{first.patient}'\n"
+            f"{self.spec.model_name} block {self.spec.block} (of 0 to {self.spec.n_blocks - 1}), "
+            f"{self.spec.tokens.n_tokens} tokens x {self.spec.d_model}, {self.spec.precision} on {self.device}\n"
+            f"store '{self.store}': {format_bytes(self.n_bytes)} ({free})"
+        )
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What a build did."""
+
+    store: Location
+    """The complete store."""
+    n_images: int
+    """Rows of the store."""
+    n_skipped: int
+    """Images set aside as unreadable."""
+    skipped_reasons: dict[str, int]
+    """How many for each kind of reason."""
+    skipped_csv: Path | None
+    """Their list, if there are any."""
+    status: Literal["built", "resumed", "already complete"]
+    """What had to be done."""
+    seconds: float
+    """Time it took."""
+
+
+def plan_build(config: BuildConfig) -> BuildPlan:
+    """Decide everything about a build without reading an image or running the network.
+
+    Raises:
+        ValueError: If the data set or checkpoint is missing or wrong; the message says what to do.
+    """
+    name = require_dataset(config)
+    workspace = Workspace(config.root_dir)
+    model_path = resolve_model_path(config.model_path)
+    if model_path is None:
+        raise UserError(
+            "build needs the vision transformer's checkpoint: --model_path ./DinoBloom-B.pth "
+            "(or --model_path embedded for the small one in the package)"
+        )
+    images = open_dataset(config.images or workspace.dataset_dir(name), config.layout)
+    if config.limit is not None:
+        images = images.head(config.limit)
+    info = describe_backbone(model_path, name=config.model_name, block=config.block_layer)
+    device = choose_device(config.device)
+    spec = make_spec(info, store_dtype=config.store_dtype, precision=choose_precision(config.precision, device))
+    store = open_folder(config.store or workspace.store_path(name, spec.hash)).location
+    n_bytes = len(images) * spec.record_bytes
+    return BuildPlan(images, model_path, info, spec, store, n_bytes, _free_bytes(store), device)
+
+
+def _free_bytes(store: Location) -> int | None:
+    """Free disk where a store lies or will lie; None on remote storage."""
+    if isinstance(store, str):
+        return None
+    return shutil.disk_usage(_existing(store)).free
+
+
+def make_spec(info: BackboneInfo, *, store_dtype: StoreDtype, precision: Precision) -> StoreSpec:
+    """The spec of a backbone's activations."""
+    return StoreSpec(
+        model_name=info.name,
+        weights_sha256=info.weights_sha256,
+        block=info.block % info.n_blocks,
+        n_blocks=info.n_blocks,
+        d_model=info.d_model,
+        tokens=TokenLayout(info.n_cls, info.n_registers, info.grid),
+        preprocessing=Preprocessing(image_size=info.image_size, mean=info.image_mean, std=info.image_std),
+        store_dtype=store_dtype,
+        precision=precision,
+    )
+
+
+def build_store(config: BuildConfig, report: Reporter) -> BuildResult:
+    """Build the store of a data set, go on with an interrupted build, or do nothing if it is complete.
+
+    Raises:
+        ValueError: If the data set, checkpoint or an existing store does not fit; the message says what to do.
+        StoreError: If the disk is full or cannot be written; what was finished is kept.
+        SourceError: If the disk with the images fails; what was finished is kept.
+    """
+    started = time.monotonic()
+    plan = plan_build(config)
+    for note in plan.images.notes:
+        report.say(note)
+    report.say(plan.describe())
+    folder = open_folder(plan.store)
+    with _disk_messages(plan.store), folder.lock():
+        if config.overwrite:
+            _destroy(folder, chosen=config.store is not None)
+        store, status = _open_or_create(config, plan)
+        if status != "already complete":
+            _fill(store, config, plan, report)
+        skipped = _write_skipped(store, Workspace(config.root_dir).skipped_path(store.path, require_dataset(config)))
+    n_skipped = int((~store.valid).sum())
+    seconds = time.monotonic() - started
+    if status == "already complete":
+        report.say(f"store '{store.path}' is already complete: nothing to do")
+    else:
+        report.say(f"wrote store '{store.path}' in {format_seconds(seconds)}")
+    return BuildResult(store.path, store.n_images, n_skipped, count_reasons(store), skipped, status, seconds)
+
+
+def _destroy(folder: Folder, *, chosen: bool) -> None:
+    """Remove a store. At a place that the user chose, nothing but what can be opened as one, or a build's leftovers."""
+    try:
+        ActivationStore(folder.location)
+    except StoreNotFoundError:
+        clear_leftovers(folder)
+    except StoreCorruptError:
+        if chosen:
+            raise
+    folder.destroy()
+
+
+def _open_or_create(
+    config: BuildConfig, plan: BuildPlan
+) -> tuple[ActivationStore, Literal["built", "resumed", "already complete"]]:
+    """The store to fill, and what it takes."""
+    images = plan.images
+    digest = images.digest()
+    if open_folder(plan.store).size("zarr.json") is None:
+        if plan.free_bytes is not None and plan.n_bytes > plan.free_bytes and config.compression == "none":
+            raise StoreError(
+                f"the store needs {format_bytes(plan.n_bytes)}, but only {format_bytes(plan.free_bytes)} are free at "
+                f"'{plan.store}'. Free some, use another --root_dir, or --limit the number of images"
+            )
+        stamp = int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
+        created = datetime.fromtimestamp(stamp, UTC).isoformat()
+        name = require_dataset(config)
+        provenance = Provenance(name, digest, __version__, created, plan.device.type)
+        table = ImageTable(images.paths, images.labels, images.patients)
+        shards = min(config.shard_images, len(images))
+        return ActivationStore.create(
+            plan.store, plan.spec, table, provenance, shard_images=shards, compression=config.compression
+        ), "built"
+    store = ActivationStore(plan.store)
+    if store.provenance.list_digest != digest:
+        raise StoreMismatchError(
+            f"store '{plan.store}' was made from {store.n_images:,} images with list digest "
+            f"{store.provenance.list_digest[:12]}, the list found now has {len(images):,} and digest "
+            f"{digest[:12]}: images, labels or patients changed. Use another --dataset_name, or --overwrite "
+            "to build it anew"
+        )
+    if store.complete:
+        # A build that was killed at its very end may have left its marks.
+        store.folder.remove(store.folder.names(f"{PROGRESS_FOLDER}/"))
+        check_sizes(store, images)
+        return store, "already complete"
+    wanted = (min(config.shard_images, len(images)), config.compression, plan.device.type)
+    found = (store.shard_images, store.compression, store.provenance.device)
+    if wanted != found:
+        raise StoreMismatchError(
+            f"the unfinished store '{plan.store}' was begun with --shard_images {found[0]} --compression {found[1]} "
+            f"--device {found[2]}, now they are {wanted[0]}, {wanted[1]} and {wanted[2]}. Give the same, or --overwrite"
+        )
+    return store, "resumed"
+
+
+def _fill(store: ActivationStore, config: BuildConfig, plan: BuildPlan, report: Reporter) -> None:
+    """Compute and write the missing shards."""
+    n_workers = config.workers if config.workers is not None else min(_MOST_WORKERS, os.cpu_count() or 1)
+    with (
+        StoreWriter(store, widen=widen_with_torch) as writer,
+        ImageDecoder(plan.images, n_workers=n_workers, image_size=plan.info.image_size) as decoder,
+    ):
+        todo = writer.missing_shards()
+        finished = sorted(set(range(store.n_shards)) - set(todo))
+        if finished:
+            for shard in reopen_shards(writer, finished, plan.images, decoder, report):
+                writer.discard(shard)
+                todo = sorted([*todo, shard])
+        rows = [row for shard in todo for row in store.shard_rows(shard)]
+        done = store.n_images - len(rows)
+        if done:
+            report.say(f"going on after {done:,} images that are on disk and verified")
+        if rows:
+            backbone = load_backbone(
+                plan.model_path, name=config.model_name, block=config.block_layer, device=plan.device
+            )
+            with report.progress("build", store.n_images, "images", done=done) as progress:
+                decoded = decoder.iter_rows(rows)
+                for shard in todo:
+                    writer.submit(_compute_shard(store, shard, decoded, backbone, config, plan, progress))
+        writer.finish()
+
+
+def _compute_shard(
+    store: ActivationStore,
+    shard: int,
+    decoded: Iterator[Decoded],
+    backbone: Backbone,
+    config: BuildConfig,
+    plan: BuildPlan,
+    progress: Progress,
+) -> ShardData:
+    """Run the network over one shard's images, in batches that begin at the shard's first row."""
+    rows = store.shard_rows(shard)
+    activations = np.empty((len(rows), *store.spec.image_shape), dtype=store.dtype)
+    digests: list[bytes | None] = []
+    reasons: list[str] = []
+    sizes: list[int] = []
+    for start in range(0, len(rows), config.batch_size):
+        batch = [next(decoded) for _ in rows[start : start + config.batch_size]]
+        for image in batch:
+            if image.reason and config.strict_images:
+                raise StoreError(
+                    f"image '{plan.images.rows[image.row].path}' cannot be read: {image.reason}. "
+                    "Repair or remove it, or leave out --strict-images to set such images aside"
+                )
+        computed = compute_activations(backbone, batch, plan.spec, plan.info, plan.device)
+        activations[start : start + len(batch)] = computed
+        digests += [image.sha256 for image in batch]
+        reasons += [image.reason for image in batch]
+        sizes += [image.n_bytes for image in batch]
+        progress.advance(len(batch))
+    if len(rows) > 1 and all(reason == VANISHED for reason in reasons):
+        raise StoreError(
+            f"{len(rows):,} images in a row are gone that were there when the build began, the first "
+            f"'{plan.images.rows[rows[0]].path}' in '{plan.images.root}': was a disk taken away? What was finished is "
+            "kept: type the command again to go on"
+        )
+    return ShardData(shard, activations, digests, reasons, sizes)
+
+
+def compute_activations(
+    backbone: Backbone, batch: Sequence[Decoded], spec: StoreSpec, info: BackboneInfo, device: torch.device
+) -> "npt.NDArray[Any]":
+    """Activations of a batch in the store's dtype, shape `(n, T, D)`; NaN for unreadable images.
+
+    Unreadable images keep their place in the batch as black pictures, so that no other image's numbers depend on them.
+    """
+    size = info.image_size
+    pixels = np.zeros((len(batch), size, size, 3), dtype=np.uint8)
+    for slot, image in enumerate(batch):
+        if image.pixels is not None:
+            pixels[slot] = image.pixels
+    with torch.inference_mode(), autocast(spec.precision, device):
+        tensor = to_tensor(pixels, mean=info.image_mean, std=info.image_std, device=device)
+        # CPU-GPU sync point: the copy back waits for the forward pass. Decoding and writing go on meanwhile.
+        computed = backbone(tensor).to(getattr(torch, spec.value_dtype)).cpu().numpy()
+    for slot, image in enumerate(batch):
+        if image.reason:
+            computed[slot] = np.nan
+    return computed  # type: ignore[no-any-return]
+
+
+def widen_with_torch(out: "npt.NDArray[np.float64]", values: "npt.NDArray[Any]") -> None:
+    """Convert float16 to float64 with the processor's own instructions, which numpy does not use.
+
+    Works on slices too small for torch to spread over threads, which the network needs.
+    """
+    step = max(1, _TORCH_SINGLE_THREADED // values.shape[1])
+    for start in range(0, len(values), step):
+        part = torch.from_numpy(values[start : start + step])
+        torch.from_numpy(out[start : start + step]).copy_(part.float())
+
+
+def _write_skipped(store: ActivationStore, path: Path) -> Path | None:
+    """List the unreadable images with reasons beside the store; None if there are none."""
+    rows = np.flatnonzero(~store.valid).tolist()
+    if not rows:
+        return None
+    reasons = store.column("images/reason")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["row", "path", "reason"])
+    writer.writerows([row, store.images.path[row], str(reasons[row])] for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, text.getvalue().encode())
+    return path
+
+
+@contextlib.contextmanager
+def _disk_messages(store: Location) -> Iterator[None]:
+    """Say of errors of the disk where they happened and what to do; those of remote storage say it themselves."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, StoreError) or isinstance(store, str) or not _concerns(error, store):
+            raise
+        reason = error.strerror or type(error).__name__
+        where = f"store '{store}' cannot be written: {reason}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            free = format_bytes(shutil.disk_usage(_existing(store)).free)
+            raise StoreError(
+                f"{where} ({free} free). What was finished is kept: make room, then type the command again to go on"
+            ) from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise StoreError(f"{where}. Make the folder writable, or use another --root_dir") from error
+        raise StoreError(f"{where}. What was finished is kept: type the command again to go on") from error
+
+
+def _concerns(error: OSError, store: Path) -> bool:
+    """Whether an error is one of the store's folder; those of writing to an open file name none."""
+    if not isinstance(error.filename, str):
+        return True
+    place = Path(error.filename).absolute()
+    return place.is_relative_to(store.absolute().parent) or store.absolute().is_relative_to(place)
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    return next(place for place in [path, *path.absolute().parents] if place.exists())

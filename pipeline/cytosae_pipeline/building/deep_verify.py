@@ -1,0 +1,127 @@
+"""`verify --deep`: hash all images again, compute some of their activations again as the spec says, and compare."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cytosae.backbones.backbone import BackboneInfo, describe_backbone, load_backbone
+from cytosae_cache.format.spec import StoreSpec
+from cytosae_cache.reading.permutation import spread_rows
+from cytosae_cache.reading.reader import StoreReader
+from cytosae_cache.store import ActivationStore
+from cytosae_pipeline.building.build import compute_activations, make_spec
+from cytosae_pipeline.building.source_check import compare_source
+from cytosae_pipeline.config import StoreSource, UserError
+from cytosae_pipeline.images.decoding import ImageDecoder
+from cytosae_pipeline.images.listing import ImageList
+from cytosae_pipeline.runtime.devices import choose_device
+from cytosae_pipeline.runtime.progress import Reporter
+from cytosae_pipeline.workspace.find import list_stored_images, resolve_model_path
+from cytosae_pipeline.workspace.paths import Workspace
+
+N_IMAGES = 16
+"""Images computed again, spread over the store."""
+
+_BATCH_IMAGES = 8
+_INT8_TOLERANCE = 0.05
+"""The same for codes, as the root mean square of the difference; docs/half-size.md has what is usual."""
+
+_TOLERANCE = {"fp32": 2e-3, "fp16": 1e-2, "bf16": 5e-2}
+"""Largest difference allowed, as a share of the image's root mean square: the rounding of the number types."""
+
+
+def verify_against_source(store: ActivationStore, config: StoreSource, report: Reporter) -> list[str]:
+    """Compare the images with their recorded digests, and stored activations with freshly computed ones.
+
+    Args:
+        store: A complete store.
+        config: Where the checkpoint and the images are.
+        report: Shows progress.
+
+    Returns:
+        A line a problem: an image that changed or vanished, or whose activations differ.
+
+    Raises:
+        UserError: If the checkpoint or the images are not named, or the checkpoint is not the store's.
+    """
+    model_path = resolve_model_path(config.model_path)
+    if model_path is None:
+        raise UserError("--deep computes activations again: say from what with --model_path CHECKPOINT")
+    info = describe_own_backbone(store, model_path, config.model_name)
+    images = list_stored_images(store, config)
+    if images is None:
+        root = config.images or Workspace(config.root_dir).dataset_dir(store.provenance.dataset)
+        raise UserError(f"no images at '{root}': say where they are with --images PATH")
+    problems = _compare_files(store, images, report)
+    sound = np.array([row for row in store.valid_rows.tolist() if row not in problems], dtype=np.int64)
+    rows = sound[spread_rows(len(sound), N_IMAGES)]
+    device = choose_device(config.device)
+    backbone = load_backbone(model_path, name=config.model_name, block=info.block, device=device)
+    with (
+        StoreReader(store) as reader,
+        ImageDecoder(images, n_workers=0, image_size=info.image_size) as decoder,
+        report.progress("compute again", len(rows), "images") as bar,
+        torch.inference_mode(),
+    ):
+        for start in range(0, len(rows), _BATCH_IMAGES):
+            batch = list(decoder.iter_rows(rows[start : start + _BATCH_IMAGES].tolist()))
+            computed = compute_activations(backbone, batch, store.spec, info, device).astype(np.float64)
+            stored = reader.read(np.array([image.row for image in batch])).astype(np.float64)
+            for image, mine, theirs in zip(batch, computed, stored, strict=True):
+                if image.reason:
+                    problems[image.row] = f"the image cannot be read any more: {image.reason}"
+                elif _differ(mine, theirs, store.spec):
+                    problems[image.row] = "its activations differ from freshly computed ones"
+            bar.advance(len(batch))
+    return [f"row {row} ('{images.rows[row].path}'): {problem}" for row, problem in sorted(problems.items())]
+
+
+def describe_own_backbone(store: ActivationStore, model_path: Path, name: str | None) -> BackboneInfo:
+    """What a checkpoint holds, if it is the one that the store was made with.
+
+    Args:
+        store: The store.
+        model_path: The checkpoint.
+        name: Name of its architecture; found out from the shapes if None.
+
+    Raises:
+        BackboneError: If there is no such checkpoint or it cannot be read.
+        UserError: If it is another one.
+    """
+    info = describe_backbone(model_path, name=name, block=store.spec.block - store.spec.n_blocks)
+    spec = make_spec(info, store_dtype=store.spec.store_dtype, precision=store.spec.precision)
+    spec = dataclasses.replace(spec, model_name=store.spec.model_name)
+    if spec != store.spec:
+        raise UserError(
+            f"'{model_path}' is not what store '{store.path}' was made with (store, checkpoint): "
+            + "; ".join(store.spec.differences(spec))
+        )
+    return info
+
+
+def _compare_files(store: ActivationStore, images: ImageList, report: Reporter) -> dict[int, str]:
+    """Problem of every row whose file is not the one that was read."""
+    digests = store.column("images/sha256")
+    rows = np.flatnonzero(digests.any(axis=1)).tolist()
+    problems = {}
+    with (
+        ImageDecoder(images, n_workers=0) as decoder,
+        report.progress("compare images", len(rows), "images") as bar,
+    ):
+        for image in decoder.iter_hashes(rows):
+            problem = compare_source(bytes(digests[image.row]), image)
+            if problem:
+                problems[image.row] = problem
+            bar.advance()
+    return problems
+
+
+def _differ(mine: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64], spec: StoreSpec) -> bool:
+    """Whether an image's activations differ by more than the rounding of the number types."""
+    size, difference = np.sqrt((theirs**2).mean()), np.abs(mine - theirs)
+    if spec.store_dtype == "int8":
+        return bool(np.sqrt((difference**2).mean()) > _INT8_TOLERANCE * size)
+    return bool(difference.max() > _TOLERANCE[spec.precision] * size)

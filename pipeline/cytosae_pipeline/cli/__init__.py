@@ -1,0 +1,1 @@
+"""The command line: options to one call, and its result for people or as JSON."""

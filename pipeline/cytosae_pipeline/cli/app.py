@@ -1,0 +1,386 @@
+"""The command line: options in, one call, a summary out. Heavy imports happen inside the verbs."""
+
+import dataclasses
+import functools
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cytosae_pipeline import __version__
+from cytosae_pipeline.cli.options import CONTEXT_SETTINGS, config_options, given_options, make_config
+from cytosae_pipeline.cli.output import messages, print_result
+from cytosae_pipeline.config import (
+    PRESETS,
+    BuildConfig,
+    ExportConfig,
+    StatisticsConfig,
+    StoreChoice,
+    StoreSource,
+    TrainConfig,
+)
+from cytosae_pipeline.config.report import ExploreConfig, ReportConfig
+from cytosae_pipeline.runtime.progress import Reporter, format_bytes, format_seconds
+
+
+class _InOrder(click.Group):
+    """Lists the verbs in the order in which they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings=CONTEXT_SETTINGS)
+@click.version_option(__version__, prog_name="cytosae-cache")
+def cli() -> None:
+    """Cache a vision transformer's activations of blood cells once; train and read sparse autoencoders on them.
+
+    \b
+    Try it, no data needed:   cytosae-cache demo
+    With your own images:
+      cytosae-cache build    --dataset_name mll23 --images IMAGES --model_path DinoBloom-B.pth
+      cytosae-cache train    --dataset_name mll23 --use_ghost_grads --batch_size 64
+      cytosae-cache features --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt
+      cytosae-cache patients --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt
+      cytosae-cache report   --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt
+
+    Option names may be written with _ or -. Every verb explains itself with --help.
+    """
+
+
+def main() -> None:
+    """Entry point of the `cytosae-cache` command."""
+    # A polite kill saves as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    cli(prog_name="cytosae-cache")
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, nothing else.")
+
+
+def verb(function: Callable[..., Any]) -> click.Command:
+    """Register a verb: `--json`, and errors as messages. A trailing _ of the function's name is left out."""
+
+    @functools.wraps(function)
+    def run(**values: Any) -> None:
+        with messages():
+            function(**values)
+
+    return cli.command(function.__name__.rstrip("_"), context_settings=CONTEXT_SETTINGS)(json_option(run))
+
+
+@verb
+@config_options(BuildConfig)
+def build(as_json: bool, **values: Any) -> None:
+    """Run the vision transformer once: images to a store.
+
+    Every image's activations are written to a chunked Zarr store that the other verbs stream. Interrupted, it goes
+    on where it stopped when the same command is typed again; complete, it returns at once.
+
+    \b
+    cytosae-cache build --dataset_name mll23 --images ./mll23 --model_path ./DinoBloom-B.pth
+    cytosae-cache build --dataset_name try --images cells.csv --model_path embedded --limit 100 --dry-run
+    cytosae-cache build --dataset_name mll23 --model_path ./DinoBloom-B.pth --store s3://bucket/mll23.zarr
+    """
+    config = make_config(BuildConfig, values)
+    from cytosae_pipeline.building.build import build_store, plan_build
+
+    if config.dry_run:
+        plan = plan_build(config)
+        facts = {"images": len(plan.images), "bytes": plan.n_bytes, "free_bytes": plan.free_bytes, "store": plan.store}
+        print_result(facts, plan.describe() + "\nnothing was written (--dry-run)", as_json)
+        return
+    result = build_store(config, Reporter(quiet=as_json))
+    lines = [
+        f"store ({result.status}): {result.store}",
+        f"images: {result.n_images:,} in {format_seconds(result.seconds)}",
+    ]
+    if result.skipped_csv is not None:
+        kinds = ", ".join(f"{count:,} {reason}" for reason, count in list(result.skipped_reasons.items())[:3])
+        lines.append(f"set aside as unreadable: {result.n_skipped:,} ({kinds}), listed in {result.skipped_csv}")
+    print_result(result, "\n".join(lines), as_json)
+
+
+@verb
+@click.option(
+    "--sweep",
+    type=click.Path(path_type=Path),
+    help="TOML file with options as keys: lists make a run for each combination, all trained on one stream.",
+)
+@config_options(TrainConfig)
+def train(sweep: Path | None, as_json: bool, **values: Any) -> None:
+    """Train a sparse autoencoder on a store.
+
+    Needs neither the vision transformer nor the images. The same command typed again goes on with an interrupted
+    run; so does --resume RUN.
+
+    \b
+    cytosae-cache train --dataset_name mll23 --preset cytosae
+    cytosae-cache train --dataset_name mll23 --preset modern --k 64
+    cytosae-cache train --dataset_name mll23 --sweep grid.toml      (grid.toml: k = [16, 32, 64])
+    """
+    given = given_options()
+    preset = {name: value for name, value in PRESETS.get(values["preset"], {}).items() if name not in given}
+    config = make_config(TrainConfig, {**values, **preset})
+    if sweep is not None:
+        if config.resume is not None:
+            raise click.UsageError("--resume names one run; to go on with a sweep, type its command again")
+        from cytosae_pipeline.training.sweep import run_sweep
+
+        table = run_sweep(config, sweep, Reporter(quiet=as_json))
+        print_result(table, table.describe(), as_json)
+        if any(row.status == "failed" for row in table.rows):
+            raise SystemExit(1)
+        return
+    from cytosae_pipeline.training.loop import train as run_training
+
+    result = run_training(config, Reporter(quiet=as_json))
+    shown = {"losses/overall_loss": "loss", "metrics/explained_variance": "explained variance", "metrics/l0": "L0"}
+    metrics = ", ".join(f"{text} {result.metrics[name]:.4g}" for name, text in shown.items() if name in result.metrics)
+    text = (
+        f"autoencoder ({result.status}, {result.n_steps:,} steps, {result.n_latents:,} latents): {result.sae}\n"
+        f"last step: {metrics}\nmetrics and checkpoints: {result.folder}\n"
+        f"next: cytosae-cache features --dataset_name {config.dataset_name or 'NAME'} --sae_path '{result.sae}'"
+    )
+    print_result(result, text, as_json)
+
+
+@verb
+@config_options(StatisticsConfig, leave_out=("threshold", "normalize"))
+def features(as_json: bool, **values: Any) -> None:
+    """Find each latent's top images, mean and sparsity.
+
+    \b
+    cytosae-cache features --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt --top_k 10
+    """
+    config = make_config(StatisticsConfig, values)
+    from cytosae_pipeline.statistics.features import compute_features
+
+    result = compute_features(config, Reporter(quiet=as_json))
+    where = f"--dataset_name {config.dataset_name or 'NAME'} --sae_path '{config.sae_path}'"
+    text = (
+        f"{result.n_active:,} of {result.n_latents:,} latents are active on one of {result.n_images:,} images\n"
+        f"wrote in {result.folder}: {', '.join(path.name for path in result.files)}\n"
+        f"look at it: cytosae-cache report {where}"
+    )
+    print_result(result, text, as_json)
+
+
+@verb
+@config_options(StatisticsConfig, leave_out=("top_k",))
+def classes(as_json: bool, **values: Any) -> None:
+    """Count tokens above a threshold, by class.
+
+    \b
+    cytosae-cache classes --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt --threshold 0.2
+    """
+    _count(values, "label", as_json)
+
+
+@verb
+@config_options(StatisticsConfig, leave_out=("top_k",))
+def patients(as_json: bool, **values: Any) -> None:
+    """Count tokens above a threshold, by patient.
+
+    Several --threshold may be given: all raw counts are kept, cls_sae_cnt.npy is made from the first.
+
+    \b
+    cytosae-cache patients --dataset_name hehr --sae_path out/checkpoints/RUN/final_....pt --threshold 0.2
+    """
+    _count(values, "patient", as_json)
+
+
+def _count(values: dict[str, Any], kind: Any, as_json: bool) -> None:
+    """`classes` and `patients`."""
+    config = make_config(StatisticsConfig, values)
+    from cytosae_pipeline.statistics.counts import compute_counts
+
+    result = compute_counts(config, kind, Reporter(quiet=as_json))
+    noun = "patients" if kind == "patient" else "classes"
+    text = (
+        f"{len(result.groups):,} {noun} x {result.n_latents:,} latents from {result.n_images:,} images\n"
+        f"wrote in {result.folder}: {', '.join(path.name for path in result.files)}"
+    )
+    print_result(result, text, as_json)
+
+
+@verb
+@config_options(ReportConfig)
+def report(as_json: bool, **values: Any) -> None:
+    """Write a page of cells, latents and patients.
+
+    The page is a folder that opens from disk, offline, in any browser: a scatter of all latents, each latent's top
+    images with heat maps over the cells, images taken apart patch by patch, patients compared by group. What stage two
+    has not computed yet is computed first. The vision transformer is not needed; the images are, for the pictures.
+
+    \b
+    cytosae-cache report --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt
+    cytosae-cache report --dataset_name hehr --sae_path out/checkpoints/RUN/final_....pt --groups patients.csv
+    cytosae-cache report --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt --latents 12,500-520
+    """
+    config = make_config(ReportConfig, values)
+    from cytosae_pipeline.report.static import write_report
+
+    result = write_report(config, Reporter(quiet=as_json))
+    lines = [f"{result.n_latents:,} latents and {result.n_images:,} images have a page each"]
+    if result.figures:
+        lines.append(f"figures: {result.figures[0].parent}")
+    if result.key is not None:
+        lines.append(f"key of the pseudonyms, not part of the report, keep it to yourself: {result.key}")
+    print_result(result, "\n".join([*lines, f"open in a browser: {result.index}"]), as_json)
+
+
+@verb
+@config_options(ExploreConfig)
+def explore(as_json: bool, **values: Any) -> None:
+    """Serve the page live: any latent, any image, your own ones.
+
+    The page of `report`, answered by this machine to this machine only, until Ctrl-C. Every latent and every image can
+    be opened; latents take names and notes, which are kept beside the feature data and are part of later reports. With
+    --model_path it takes new images apart, too; they are kept nowhere. The printed address holds a secret that is new
+    each time: whoever does not know it gets no answer. Needs: pip install "cytosae-cache[explore]"
+
+    \b
+    cytosae-cache explore --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt
+    cytosae-cache explore --dataset_name mll23 --sae_path SAE.pt --model_path ./DinoBloom-B.pth --images ./mll23
+    From a server elsewhere:  ssh -L 8080:127.0.0.1:8080 SERVER   and there   cytosae-cache explore --port 8080 ...
+    """
+    config = make_config(ExploreConfig, values)
+    from cytosae_pipeline.report.explore.server import explore as run_explore
+
+    ended = run_explore(
+        config, Reporter(quiet=as_json), lambda serving: print_result(serving, serving.describe(), as_json)
+    )
+    if not as_json:
+        click.echo(f"\nended; names and notes of latents ({ended.n_notes:,} now) are kept in {ended.notes}")
+
+
+@verb
+@config_options(ExportConfig, leave_out=("model_path", "images", "layout", "top_k", "threshold", "normalize"))
+def export(as_json: bool, **values: Any) -> None:
+    """Write an autoencoder, or what it found in a data set, for other programs.
+
+    Autoencoders (saelens, safetensors, reference) can be read again by the verbs here: give them as --sae_path. A file
+    with a pickled config, as `reference` writes it, runs code when other programs unpickle it; here it is read without.
+
+    Statistics (anndata, csv, parquet) are those that `features` and `patients` have left for the autoencoder and the
+    data set, and the score of every image; what is missing is computed first.
+
+    \b
+    cytosae-cache export --sae_path out/checkpoints/RUN/final_....pt --format saelens
+    cytosae-cache export --sae_path out/checkpoints/RUN/final_....pt --format safetensors --out sae.safetensors
+    cytosae-cache export --sae_path out/checkpoints/RUN/final_....pt --format anndata --dataset_name mll23
+    """
+    config = make_config(ExportConfig, values)
+    if config.of_statistics:
+        from cytosae_pipeline.export.statistics import export_tables
+
+        tables = export_tables(config, Reporter(quiet=as_json))
+        text = (
+            f"{tables.n_images:,} images and {tables.n_patients:,} patients x {tables.n_latents:,} latents as "
+            f"{tables.format}\nwrote in {tables.folder}: {', '.join(path.name for path in tables.files)}"
+        )
+        print_result(tables, text, as_json)
+        return
+    from cytosae_pipeline.export.sae import export_sae
+
+    result = export_sae(config)
+    size = f"{result.d_in} -> {result.n_latents:,}"
+    text = f"wrote {result.architecture} autoencoder {size} as {result.format}: {result.path}"
+    if result.format == "saelens":
+        text += f"\nopen it with: from sae_lens import SAE; SAE.load_from_disk({str(result.path)!r})"
+    print_result(result, text, as_json)
+
+
+@verb
+@click.option("--root-dir", type=click.Path(path_type=Path), default=Path(), help="Folder that holds out/.")
+def list_(root_dir: Path, as_json: bool) -> None:
+    """List stores and training runs."""
+    from cytosae_pipeline.workspace.inventory import take_inventory
+
+    inventory = take_inventory(root_dir)
+    print_result(inventory, inventory.describe(), as_json)
+
+
+@verb
+@click.argument("path", required=False)
+@config_options(StoreChoice, leave_out=("store",))
+def info(path: str | None, as_json: bool, **values: Any) -> None:
+    """Show a store's whole provenance.
+
+    Takes the PATH or URL of the store, or --dataset_name.
+    """
+    from cytosae_pipeline.workspace.find import find_store
+
+    store = find_store(make_config(StoreChoice, {**values, "store": path}))
+    facts = store.describe()
+    spec = facts.pop("spec")
+    lines = [f"{name}: {format_bytes(value) if name == 'activation_bytes' else value}" for name, value in facts.items()]
+    lines += ["spec:", *(f"  {name}: {value}" for name, value in spec.items())]
+    print_result({**facts, "spec": spec}, "\n".join(lines), as_json)
+
+
+@verb
+@click.argument("path", required=False)
+@click.option(
+    "--deep", is_flag=True, help="Also compute some images' activations again, from --model_path and --images."
+)
+@config_options(StoreSource, leave_out=("store", "layout", "vit_type"))
+def verify(path: str | None, deep: bool, as_json: bool, **values: Any) -> None:
+    """Check every file and checksum of a store.
+
+    Takes the PATH or URL of the store, or --dataset_name. Ends with exit code 1 if anything is wrong.
+
+    \b
+    cytosae-cache verify --dataset_name mll23
+    cytosae-cache verify --dataset_name mll23 --deep --images ./mll23 --model_path ./DinoBloom-B.pth
+    """
+    config = make_config(StoreSource, {**values, "store": path})
+    from cytosae_cache.store import ActivationStore
+    from cytosae_cache.verify import verify_store
+    from cytosae_pipeline.workspace.find import find_store
+
+    reporter = Reporter(quiet=as_json)
+    store = ActivationStore.open(find_store(config).path)
+    with reporter.progress("verify", store.n_shards, "shards") as bar:
+        report = verify_store(store, on_shard=lambda shard: bar.advance())
+    if deep and report.sound:
+        from cytosae_pipeline.building.deep_verify import verify_against_source
+
+        report.problems += verify_against_source(store, config, reporter)
+    text = "\n".join(
+        [*report.problems, f"{len(report.problems)} problems in '{store.path}'. Build it again with --overwrite"]
+        if report.problems
+        else [
+            f"sound: {report.n_shards} shards, {format_bytes(report.n_bytes)}, {store.n_images:,} images: {store.path}"
+        ]
+    )
+    print_result({"path": store.path, "sound": report.sound, **dataclasses.asdict(report)}, text, as_json)
+    if not report.sound:
+        raise SystemExit(1)
+
+
+@verb
+@click.option(
+    "--root-dir",
+    type=click.Path(path_type=Path),
+    default=Path("cytosae-demo"),
+    show_default=True,
+    help="Folder for the demo's images and outputs.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the cohort.")
+def demo(root_dir: Path, seed: int, as_json: bool) -> None:
+    """Run the whole program on a made-up cohort.
+
+    No data, no download, no GPU, about a minute. Draws blood cells of patients in three groups that differ in cell
+    composition, builds the store with the embedded vision transformer, trains an autoencoder, computes all statistics,
+    checks that the groups are found again, and writes a report to open in a browser.
+    """
+    from cytosae_pipeline.demo.run import run_demo
+
+    result = run_demo(root_dir, seed=seed, report=Reporter(quiet=as_json))
+    print_result(result, result.describe(), as_json)
+    if not result.recovered:
+        raise SystemExit(1)

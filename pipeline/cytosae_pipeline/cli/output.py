@@ -1,0 +1,55 @@
+"""How a verb answers: its result for people or as JSON, and expected errors as messages."""
+
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from cytosae_pipeline.config import UserError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or a request to end, as shells expect it."""
+
+
+def print_result(result: Any, text: str, as_json: bool) -> None:  # noqa: ANN401 - a record or a dict
+    """Print a result on stdout: the text, or the values as JSON."""
+    if as_json:
+        values = dataclasses.asdict(result) if dataclasses.is_dataclass(result) else result  # type: ignore[arg-type]
+        click.echo(json.dumps(values, default=str))
+    else:
+        click.echo(text)
+
+
+@contextmanager
+def messages() -> Iterator[None]:
+    """Turn expected errors into one message and an exit code; bugs keep their traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        command = shlex.join(["cytosae-cache", *sys.argv[1:]])
+        click.echo(f"\ninterrupted; what was finished is kept. Go on with:\n  {command}", err=True)
+        raise SystemExit(INTERRUPTED) from None
+    except (ValueError, OSError, RuntimeError) as error:
+        if not _is_expected(error):
+            raise
+        raise click.ClickException(str(error)) from error
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether an error is one that a user can put right."""
+    from cytosae_cache.errors import StoreError
+    from cytosae_pipeline.images.decoding import DecodingError
+    from cytosae_pipeline.images.listing import DatasetError
+
+    if isinstance(error, UserError | StoreError | DatasetError | DecodingError | OSError):
+        return True
+    from cytosae.backbones.backbone import BackboneError
+    from cytosae.formats.checkpoint import SaeCheckpointError
+    from cytosae.formats.interop import ExchangeError
+
+    return isinstance(error, SaeCheckpointError | ExchangeError | BackboneError)

@@ -1,0 +1,1 @@
+"""The whole program on a drawn cohort whose groups are known."""

@@ -1,0 +1,183 @@
+"""A small cohort of procedural cells with a planted truth: which groups, which patients, which composition.
+
+The plan is a pure function of its seed; writing it is resumable. No torch here: the demonstration's pictures are ready
+before it is loaded. `synthetic_cells` draws, and its public names are repeated here.
+"""
+
+import csv
+import hashlib
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+from PIL import Image
+
+from cytosae_pipeline.demo.cells import CELL_CLASSES, GENERATOR_VERSION, make_cell, make_stain
+
+__all__ = [
+    "CELL_CLASSES",
+    "GROUPS",
+    "CohortPlan",
+    "SyntheticCell",
+    "make_cell",
+    "make_cohort_cell",
+    "plan_cohort",
+    "write_cohort",
+]
+
+GROUPS: Mapping[str, Mapping[str, float]] = MappingProxyType(
+    {
+        name: MappingProxyType(dict(zip(CELL_CLASSES, shares, strict=True)))
+        for name, shares in {
+            "healthy": (0.52, 0.28, 0.09, 0.06, 0.03, 0.02),
+            "AML-like": (0.20, 0.18, 0.12, 0.03, 0.02, 0.45),
+            "CML-like": (0.44, 0.08, 0.08, 0.15, 0.17, 0.08),
+        }.items()
+    }
+)
+"""The planted truth: mean share of each cell class in each group's patients."""
+
+
+@dataclass(frozen=True)
+class SyntheticCell:
+    """One planned image."""
+
+    path: str
+    """POSIX, relative to the cohort's folder; its parent folder is the label."""
+    label: str
+    patient: str
+    group: str
+    seed: tuple[int, int, int]
+    """Cohort seed, patient index, cell index: all that the pixels depend on, besides the size."""
+
+
+@dataclass(frozen=True)
+class CohortPlan:
+    """What a cohort consists of; `make_cells` spells it out."""
+
+    seed: int
+    n_patients_per_group: int = 12
+    n_cells_per_patient: int = 20
+    groups: Mapping[str, Mapping[str, float]] = field(default_factory=lambda: GROUPS)
+    """Group -> mean share of each cell class."""
+    concentration: float = 14.0
+    """Of the Dirichlet that draws a patient's shares around the group's: larger means patients more alike."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0 or self.n_patients_per_group < 1 or self.n_cells_per_patient < 1 or self.concentration <= 0:
+            raise ValueError(f"a cohort needs seed >= 0 and positive numbers, found {self}")
+        for group, shares in self.groups.items():
+            if set(shares) != set(CELL_CLASSES) or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
+                raise ValueError(
+                    f"group {group!r} has shares {dict(shares)}; expected a positive share for each of "
+                    f"{', '.join(CELL_CLASSES)}, adding up to 1"
+                )
+
+    def make_cells(self) -> list[SyntheticCell]:
+        """Spell out every cell; patients take the groups in turn, so that a larger cohort only adds to a smaller."""
+        names = tuple(self.groups)
+        return [
+            cell
+            for patient in range(self.n_patients_per_group * len(names))
+            for cell in self._make_patient(patient, names[patient % len(names)])
+        ]
+
+    def _make_patient(self, patient: int, group: str) -> list[SyntheticCell]:
+        mean = np.array([self.groups[group][name] for name in CELL_CLASSES])
+        shares = _make_rng((self.seed, patient), "shares").dirichlet(mean * self.concentration)
+        cells = []
+        for index in range(self.n_cells_per_patient):
+            seed = (self.seed, patient, index)
+            label = CELL_CLASSES[int(_make_rng(seed, "class").choice(len(CELL_CLASSES), p=shares))]
+            name = f"P{patient:03d}"
+            cells.append(SyntheticCell(f"images/{label}/{name}_{index:04d}.jpg", label, name, group, seed))
+        return cells
+
+
+def plan_cohort(*, seed: int, n_patients_per_group: int = 12, cells_per_patient: int = 20) -> list[SyntheticCell]:
+    """Plan the demonstration cohort: three groups whose patients differ in cell composition, and overlap."""
+    return CohortPlan(seed, n_patients_per_group, cells_per_patient).make_cells()
+
+
+def make_cohort_cell(cell: SyntheticCell, *, size: int = 224) -> Image.Image:
+    """Draw a planned cell with its patient's stain."""
+    stain = make_stain(_make_rng(cell.seed[:2], "stain"))
+    return make_cell(cell.label, _make_rng(cell.seed, "pixels"), size=size, stain=stain)
+
+
+def write_cohort(
+    folder: Path,
+    cells: Sequence[SyntheticCell],
+    *,
+    size: int = 224,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write the planned images as JPEG, `manifest.csv`, and the planted truth in `patients.csv`.
+
+    Images that are already there and right, by the tag and the SHA-256 in their comment, are left alone.
+
+    Args:
+        folder: Made where missing; the paths in the manifest are relative to it.
+        cells: The plan.
+        size: Side of the images in pixels.
+        on_progress: Called with images done and images planned after each.
+
+    Returns:
+        The manifest's path: columns path, label, patient.
+    """
+    for n_done, cell in enumerate(cells, start=1):
+        path = folder / cell.path
+        tag = f"cytosae synthetic v{GENERATOR_VERSION} {cell.label} seed {cell.seed} size {size} sha256 ".encode()
+        if not _is_right(path, tag):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _replace(path, _encode(make_cohort_cell(cell, size=size), tag))
+        if on_progress is not None:
+            on_progress(n_done, len(cells))
+    patients = {cell.patient: cell.group for cell in cells}
+    _replace(folder / "patients.csv", _csv([("patient", "group"), *patients.items()]))
+    rows = [(cell.path, cell.label, cell.patient) for cell in cells]
+    manifest = folder / "manifest.csv"
+    _replace(manifest, _csv([("path", "label", "patient"), *rows]))
+    return manifest
+
+
+def _make_rng(seed: Sequence[int], purpose: str) -> np.random.Generator:
+    """An independent stream for each purpose."""
+    return np.random.default_rng([*seed, len(seed), int.from_bytes(purpose.encode(), "big")])
+
+
+def _csv(rows: Sequence[Sequence[str]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+
+def _encode(picture: Image.Image, tag: bytes) -> bytes:
+    """JPEG whose first segment is a comment: the tag, then the SHA-256 of all that follows it."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=92, subsampling=0)
+    rest = buffer.getvalue()[2:]
+    comment = tag + hashlib.sha256(rest).hexdigest().encode()
+    return b"\xff\xd8\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + rest
+
+
+def _is_right(path: Path, tag: bytes) -> bool:
+    """Whether a file is one that `_encode` made with this tag, undamaged."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return False
+    stop = 6 + len(tag) + 64
+    return data[6:stop] == tag + hashlib.sha256(data[stop:]).hexdigest().encode()
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(data)
+    partial.replace(path)

@@ -1,0 +1,161 @@
+"""`demo`: the whole program on a made-up cohort whose groups are planted and known."""
+
+import csv
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cytosae.analysis.latents import is_defined, label_entropy, leave_one_out_accuracy
+from cytosae_pipeline.building.build import build_store
+from cytosae_pipeline.config import BuildConfig, StatisticsConfig, TrainConfig
+from cytosae_pipeline.config.report import ReportConfig
+from cytosae_pipeline.demo.cohort import plan_cohort, write_cohort
+from cytosae_pipeline.report.static import write_report
+from cytosae_pipeline.runtime.progress import Reporter, format_seconds
+from cytosae_pipeline.statistics.counts import compute_counts
+from cytosae_pipeline.statistics.features import compute_features
+from cytosae_pipeline.training.loop import train
+
+DATASET = "demo"
+_N_PATIENTS_PER_GROUP = 12
+_N_CELLS_PER_PATIENT = 20
+_N_LATENTS = 60
+_MARGIN = 0.25
+"""Accuracy above chance from which the groups count as recovered: far outside chance's spread with 36 patients."""
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo made and found."""
+
+    files: list[Path | str]
+    """Everything written, folders for the stores and images."""
+    n_images: int
+    """Cells drawn."""
+    explained_variance: float
+    """Share of the activations' variance that the autoencoder explains at the last step."""
+    l0: float
+    """Active latents a token at the last step."""
+    n_specific: int
+    """Active latents whose top images are nearly all of one class (label entropy below 0.1 nats)."""
+    n_active: int
+    """Latents that are active at all."""
+    accuracy: float
+    """Leave-one-out accuracy of telling a patient's group from its latent counts."""
+    chance: float
+    """Accuracy of guessing."""
+    report: Path
+    """The page to open in a browser."""
+    seconds: float
+    """Time it took."""
+    root: Path
+    """The demo's folder."""
+
+    @property
+    def recovered(self) -> bool:
+        """Whether the planted groups were found again."""
+        return self.accuracy >= self.chance + _MARGIN
+
+    def describe(self) -> str:
+        """The result for people, and what to type next."""
+        verdict = "the planted groups are recovered" if self.recovered else "the planted groups were NOT recovered"
+        files = "\n".join(f"  {path}" for path in self.files)
+        return (
+            f"\n{self.n_images:,} cells, explained variance {self.explained_variance:.3f}, "
+            f"{self.l0:.1f} active latents a token (L0)\n"
+            f"{self.n_specific} of {self.n_active} active latents fire for one cell class only\n"
+            f"patients' groups told from their latent counts, leave one out: {self.accuracy:.0%} right "
+            f"(guessing: {self.chance:.0%}): {verdict}\n"
+            f"done in {format_seconds(self.seconds)}; everything written:\n{files}\n\n"
+            "With your own images (a folder class/patient/image, or a CSV with columns path,label,patient):\n"
+            "  cytosae-cache build    --dataset_name mine --images PATH --model_path ./DinoBloom-B.pth\n"
+            "  cytosae-cache train    --dataset_name mine --batch_size 64 --use_ghost_grads\n"
+            "  cytosae-cache features --dataset_name mine --sae_path out/checkpoints/RUN/final_....pt\n"
+            "  cytosae-cache patients --dataset_name mine --sae_path out/checkpoints/RUN/final_....pt\n"
+            "  cytosae-cache report   --dataset_name mine --sae_path out/checkpoints/RUN/final_....pt\n"
+            f"Look around in what the demo made:  cytosae-cache list --root_dir '{self.root}'\n\n"
+            f"Cells, latents and patients to look at, in any browser: {self.report}"
+        )
+
+
+def run_demo(root: Path, *, seed: int, report: Reporter) -> DemoResult:
+    """Draw the cohort, run every stage on it, and check that the planted groups are found again.
+
+    Args:
+        root: Folder for images and outputs; a second demo in the same folder reuses what is there.
+        seed: Seed of the cohort.
+        report: Told what is going on.
+    """
+    started = time.monotonic()
+    cells = plan_cohort(seed=seed, n_patients_per_group=_N_PATIENTS_PER_GROUP, cells_per_patient=_N_CELLS_PER_PATIENT)
+    images = root / "dataset" / f"{DATASET}-{seed}"
+    with report.progress("draw", len(cells), "cells") as bar:
+        manifest = write_cohort(images, cells, on_progress=lambda done, total: bar.advance())
+    source: dict[str, Any] = {
+        "root_dir": root,
+        "dataset_name": images.name,
+        "images": manifest,
+        "model_path": Path("embedded"),
+    }
+    built = build_store(BuildConfig(**source), report)
+    trained = train(
+        TrainConfig(
+            **source, expansion_factor=8, total_training_tokens=8 * len(cells), batch_size=16, l1_coefficient=0.0005,
+            lr=0.001, lr_warm_up_steps=50, use_ghost_grads=True, n_checkpoints=1, precision="fp32",
+        ),
+        report,
+    )  # fmt: skip
+    statistics = StatisticsConfig(**source, sae_path=trained.sae)
+    found = compute_features(statistics, report)
+    classes = compute_counts(statistics, "label", report)
+    patients = compute_counts(statistics, "patient", report)
+    page = write_report(
+        ReportConfig(**source, sae_path=trained.sae, groups=images / "patients.csv", n_latents=_N_LATENTS), report
+    )
+    accuracy, chance = recover_groups(patients.folder, images / "patients.csv")
+    return DemoResult(
+        files=[images, built.store, trained.folder, *found.files, *classes.files, *patients.files, page.index.parent],
+        report=page.index,
+        n_images=found.n_images,
+        explained_variance=trained.metrics["metrics/explained_variance"],
+        l0=trained.metrics["metrics/l0"],
+        n_specific=count_specific(found.folder),
+        n_active=found.n_active,
+        accuracy=accuracy,
+        chance=chance,
+        seconds=time.monotonic() - started,
+        root=root,
+    )
+
+
+def recover_groups(folder: Path, truth: Path) -> tuple[float, float]:
+    """How well patients' counts tell the planted groups apart.
+
+    Args:
+        folder: Where `patients` wrote its files.
+        truth: CSV with columns patient and group.
+
+    Returns:
+        Leave-one-out accuracy, and that of always guessing the largest group.
+    """
+    with truth.open(newline="") as file:
+        group_of = {row["patient"]: row["group"] for row in csv.DictReader(file)}
+    with (folder / "patients.csv").open(newline="") as file:
+        groups = np.unique([group_of[row["patient"]] for row in csv.DictReader(file)], return_inverse=True)[1]
+    counts = np.load(folder / "cls_sae_cnt.npy", allow_pickle=False)
+    return leave_one_out_accuracy(counts, groups), float(np.bincount(groups).max() / len(groups))
+
+
+def count_specific(folder: Path) -> int:
+    """Latents whose top images are nearly all of one class, from the files that `features` wrote."""
+    values, labels = (
+        torch.load(folder / f"max_activating_image_{name}.pt", weights_only=True).numpy()
+        for name in ("values", "label_indices")
+    )
+    names = (folder / "labels.txt").read_text().splitlines()
+    entropy = label_entropy(values, labels, len(names))
+    return int((is_defined(entropy) & (entropy < 0.1)).sum())

@@ -1,0 +1,1 @@
+"""Autoencoders and statistics in other programs' formats."""

@@ -1,0 +1,58 @@
+"""`export`: an autoencoder in the format of another program."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cytosae.formats.checkpoint import load_sae
+from cytosae.formats.interop import write_reference, write_saelens, write_safetensors
+from cytosae_pipeline.config import ExportConfig, UserError
+
+_ENDINGS = {"saelens": ".saelens", "safetensors": ".safetensors", "reference": ".reference.pt"}
+_WRITERS = {"saelens": write_saelens, "safetensors": write_safetensors, "reference": write_reference}
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What `export` wrote."""
+
+    path: Path
+    """The file or folder."""
+    format: str
+    """Its format."""
+    architecture: str
+    """The autoencoder's architecture."""
+    d_in: int
+    """Width D."""
+    n_latents: int
+    """Latents S."""
+
+
+def export_sae(config: ExportConfig) -> ExportResult:
+    """Write an autoencoder in another format, and read it back before saying that it is done.
+
+    Raises:
+        UserError: If something is there already.
+        SaeCheckpointError: If the autoencoder cannot be read.
+        ExchangeError: If it has no place in the format.
+    """
+    if config.sae_path is None:
+        raise UserError("say which autoencoder: --sae_path out/checkpoints/RUN/final_sparse_autoencoder_....pt")
+    loaded = load_sae(config.sae_path)
+    path = config.out or config.sae_path.with_name(config.sae_path.stem + _ENDINGS[config.format])
+    if config.format == "safetensors" and path.suffix != ".safetensors":
+        raise UserError(f"--out '{path}' must end in .safetensors, by which the format is known again")
+    if path.exists() and not config.overwrite:
+        raise UserError(f"'{path}' is there already. Give another --out, or --overwrite")
+    if path.exists() and path.is_dir() != (config.format == "saelens"):
+        raise UserError(f"'{path}' is not what --format {config.format} writes. Give another --out")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _WRITERS[config.format](path, *loaded)
+    again = load_sae(path).sae.state_dict()
+    for name, tensor in loaded.sae.state_dict().items():
+        wanted = torch.relu(tensor) if name == "threshold" and config.format == "saelens" else tensor
+        if not torch.equal(again[name], wanted):
+            raise UserError(f"'{path}' holds another {name} than was written: is the disk sound?")
+    d_in, n_latents = loaded.sae.W_enc.shape
+    return ExportResult(path, config.format, loaded.sae.architecture, d_in, n_latents)

@@ -1,0 +1,153 @@
+"""`export` of statistics: what an autoencoder found in a data set, for scanpy, spreadsheets and data frames."""
+
+import importlib
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cytosae.statistics.accumulators import ImageReduction
+from cytosae_cache.storage.atomic import replacing_path
+from cytosae_pipeline.config import ExportConfig, UserError
+from cytosae_pipeline.export import anndata_files, table_files
+from cytosae_pipeline.export.table_files import ScoreWriter, TableWriter
+from cytosae_pipeline.export.tables import Table, Tables, make_tables
+from cytosae_pipeline.runtime.progress import Reporter
+from cytosae_pipeline.statistics.encode import open_inputs, run_pass
+from cytosae_pipeline.statistics.results import ensure_counts, ensure_features
+
+_NEEDED = {"anndata": ("anndata", "h5py", "pandas"), "parquet": ("pyarrow",), "csv": ()}
+"""Packages of a format; the extra has the format's name."""
+
+
+@dataclass(frozen=True)
+class TablesResult:
+    """What `export` wrote of the statistics."""
+
+    folder: Path
+    """Where the files lie."""
+    files: list[Path]
+    """The files."""
+    format: str
+    """Their format."""
+    n_images: int
+    """Readable images."""
+    n_patients: int
+    """Patients; 0 where no image has one, and no file of patients is written."""
+    n_latents: int
+    """Latents S."""
+
+
+def export_tables(config: ExportConfig, report: Reporter) -> TablesResult:
+    """Write the statistics of an autoencoder on a data set as AnnData, CSV or Parquet.
+
+    Files appear under their names when all are whole; the scores of images are written as they are computed. What
+    `features` and `patients` left is taken as it is, and computed first where missing or made from others.
+
+    Raises:
+        ValueError: If an option or package is missing, something is there already, or the store does not fit.
+    """
+    _check(config)
+    inputs = open_inputs(config, report)
+    folder = config.out or inputs.folder
+    has_patients = any(inputs.store.images.patient)
+    if not has_patients:
+        report.say(f"no image of store '{inputs.store.path}' has a patient: no file of patients is written")
+    paths = _plan(config, folder, has_patients=has_patients)
+    features = ensure_features(config, report, inputs)
+    counts = ensure_counts(config, "patient", report, inputs) if has_patients else None
+    tables = make_tables(inputs, features, counts)
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        places = {name: stack.enter_context(replacing_path(path)) for name, path in paths.items()}
+        with _open(config, places, tables) as writer:
+
+            def consume(rows: torch.Tensor, images: ImageReduction) -> None:
+                writer.append(images.scores.cpu().numpy())
+
+            run_pass(inputs, config, (), consume, report, what="export")
+    n_patients = len(counts.names) if counts is not None else 0
+    return TablesResult(
+        folder, list(paths.values()), config.format, len(tables.images.row), n_patients, len(features.sparsity)
+    )
+
+
+def _check(config: ExportConfig) -> None:
+    """Raise for what is missing, before anything is read."""
+    if config.dataset_name is None and config.store is None:
+        raise UserError(
+            f"--format {config.format} exports what an autoencoder found in a data set: say which, with "
+            "--dataset_name NAME or --store PATH"
+        )
+    for name in _NEEDED[config.format]:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(
+                f'--format {config.format} needs {name}: pip install "cytosae-cache[{config.format}]"'
+            ) from error
+
+
+def _plan(config: ExportConfig, folder: Path, *, has_patients: bool) -> dict[str, Path]:
+    """The files to write, by what they hold.
+
+    Raises:
+        UserError: If something is there that may not be replaced.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out '{folder}' is a file; --format {config.format} writes several files into a folder")
+    if config.format == "anndata":
+        paths = {name: folder / f"{name}.{config.anndata_as}" for name in ("patients", "images")}
+    else:
+        # `features` and `patients` have an images.csv and a patients.csv of their own.
+        paths = {name: folder / f"table_{name}.{config.format}" for name in ("latents", "patients", "images")}
+    if not has_patients:
+        del paths["patients"]
+    for path in paths.values():
+        if path.exists() and not config.overwrite:
+            raise UserError(f"'{path}' is there already. Give another --out, or --overwrite")
+        if path.exists() and not (_is_anndata_folder(path) if path.suffix == ".zarr" else path.is_file()):
+            raise UserError(f"'{path}' is not what --format {config.format} writes. Give another --out")
+    return paths
+
+
+def _is_anndata_folder(path: Path) -> bool:
+    """Whether a folder is one that an export wrote, which may be replaced; not, say, an activation store."""
+    try:
+        attributes = json.loads((path / ".zattrs").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(attributes, dict) and attributes.get("encoding-type") == "anndata"
+
+
+@contextmanager
+def _open(config: ExportConfig, places: dict[str, Path], tables: Tables) -> Iterator[ScoreWriter]:
+    """Write everything but the scores of images, which the writer takes."""
+    if config.format == "anndata":
+        if "patients" in places:
+            anndata_files.write_patients(places["patients"], config.anndata_as, tables)
+        with anndata_files.open_images(places["images"], config.anndata_as, tables) as scores:
+            yield scores
+        return
+    whole = {"latents": table_files.make_numbered(tables.latents)}
+    if "patients" in places:
+        whole["patients"] = table_files.make_wide_table(tables)
+    for name, table in whole.items():
+        with _open_table(config, places[name], table) as writer:
+            writer.write(table)
+    with _open_table(config, places["images"], table_files.image_example()) as writer:
+        yield table_files.LongScores(tables.images, writer)
+
+
+@contextmanager
+def _open_table(config: ExportConfig, path: Path, example: Table) -> Iterator[TableWriter]:
+    """A new file of the format with an example's columns."""
+    if config.format == "csv":
+        with table_files.open_csv(path, list(example)) as lines:
+            yield lines
+    else:
+        with table_files.open_parquet(path, example) as groups:
+            yield groups

@@ -1,0 +1,195 @@
+"""Tables as CSV and Parquet, scores of images written as they come."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from cytosae_pipeline.export.tables import Column, ImageTexts, Table, Tables, latent_name
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+IMAGE_COLUMNS = ("row", "path", "label", "patient", "latent", "score")
+"""Columns of the table of images, which has a line for every score above 0."""
+
+LINES_AT_ONCE = 1 << 17
+"""Lines of the table of images that are in memory at once, and in a row group of Parquet."""
+
+_CELLS_AT_ONCE = 1 << 18
+"""Cells of a CSV that are in memory as texts and numbers of Python at once."""
+
+_FORMULA = ("=", "+", "-", "@", "'", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What makes a spreadsheet take a cell for a formula (the last four are full-width signs), and the sign against it."""
+
+
+class ScoreWriter(Protocol):
+    """Takes the scores of images in order of the row."""
+
+    def append(self, scores: npt.NDArray[np.float32]) -> None:
+        """Write the scores of the next images, shape `(n, S)`."""
+        ...
+
+
+class TableWriter(Protocol):
+    """Takes the lines of a table."""
+
+    def write(self, table: Table) -> None:
+        """Write further lines."""
+        ...
+
+
+def defuse(text: str) -> str:
+    """A text that no spreadsheet takes for a formula: one that begins like a formula, or with ', gets a ' in front.
+
+    Removing one leading ' from the cells that have one gives every text back.
+    """
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def make_wide_table(tables: Tables) -> Table:
+    """The patients with their normalised counts, a column a latent.
+
+    Raises:
+        ValueError: If there are no patients.
+    """
+    if tables.patients is None or tables.counts is None:
+        raise ValueError("there are no patients")
+    columns = {latent_name(latent): column for latent, column in enumerate(tables.counts.normalised.T)}
+    return {**tables.patients, **columns}
+
+
+def make_numbered(latents: Table) -> Table:
+    """The latents with their numbers in front."""
+    return {"latent": np.arange(len(latents["sparsity"]), dtype=np.int32), **latents}
+
+
+class LongScores:
+    """Turns scores of images into lines of a long table, a limited number at a time.
+
+    Args:
+        images: Who the images are.
+        writer: Takes the lines.
+        lines_at_once: Lines handed over at once, at most.
+    """
+
+    def __init__(self, images: ImageTexts, writer: TableWriter, lines_at_once: int = LINES_AT_ONCE) -> None:
+        self._images, self._writer, self._lines_at_once = images, writer, lines_at_once
+        self._n_done = 0
+
+    def append(self, scores: npt.NDArray[np.float32]) -> None:
+        """Write a line for every score above 0 of the next images, shape `(n, S)`."""
+        at, latents = scores.nonzero()
+        for start in range(0, len(at), self._lines_at_once):
+            some = slice(start, start + self._lines_at_once)
+            images = (at[some] + self._n_done).tolist()
+            texts = [[column[image] for image in images] for column in self._images[1:]]
+            numbers = latents[some].astype(np.int32), scores[at[some], latents[some]]
+            columns: list[Column] = [self._images.row[images], *texts, *numbers]
+            self._writer.write(dict(zip(IMAGE_COLUMNS, columns, strict=True)))
+        self._n_done += len(scores)
+
+
+class CsvWriter:
+    """Lines of a CSV as RFC 4180 has it: commas, CRLF, quotes where needed; UTF-8, texts defused.
+
+    Args:
+        file: An open text file without translation of line ends.
+        names: Columns.
+    """
+
+    def __init__(self, file: Any, names: Sequence[str]) -> None:  # noqa: ANN401 - anything with `write`
+        self._writer = csv.writer(file)
+        self._writer.writerow(names)
+
+    def write(self, table: Table) -> None:
+        """Write further lines."""
+        n_lines = len(next(iter(table.values()), ()))
+        step = max(1, _CELLS_AT_ONCE // max(1, len(table)))
+        for start in range(0, n_lines, step):
+            parts = (_cells(column[start : start + step]) for column in table.values())
+            self._writer.writerows(zip(*parts, strict=True))
+
+
+@contextmanager
+def open_csv(path: Path, names: Sequence[str]) -> Iterator[CsvWriter]:
+    """A new CSV with these columns."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        yield CsvWriter(file, names)
+
+
+class ParquetTable:
+    """Lines of a Parquet file, gathered into row groups.
+
+    Args:
+        path: The file.
+        schema: Names and types of the columns.
+    """
+
+    def __init__(self, path: Path, schema: "pa.Schema") -> None:
+        from pyarrow import parquet
+
+        self._writer = parquet.ParquetWriter(path, schema)
+        self._schema = schema
+        self._waiting: list[pa.Table] = []
+
+    def write(self, table: Table) -> None:
+        """Write further lines."""
+        import pyarrow as pa
+
+        arrays = [pa.array(column, type=self._schema.field(name).type) for name, column in table.items()]
+        self._waiting.append(pa.Table.from_arrays(arrays, schema=self._schema))
+        if sum(len(part) for part in self._waiting) >= LINES_AT_ONCE:
+            self._flush()
+
+    def close(self) -> None:
+        """Write what is waiting, and the file's end."""
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        """Write what is waiting as one row group."""
+        import pyarrow as pa
+
+        if self._waiting:
+            whole = pa.concat_tables(self._waiting)
+            self._writer.write_table(whole, row_group_size=max(len(whole), 1))
+            self._waiting = []
+
+
+@contextmanager
+def open_parquet(path: Path, example: Table) -> Iterator[ParquetTable]:
+    """A new Parquet file with columns and types like an example's."""
+    import pyarrow as pa
+
+    types = [
+        pa.string() if isinstance(column, list) else pa.from_numpy_dtype(column.dtype) for column in example.values()
+    ]
+    table = ParquetTable(path, pa.schema(zip(example, types, strict=True)))
+    try:
+        yield table
+    finally:
+        table.close()
+
+
+def image_example() -> Table:
+    """The table of images without lines."""
+    return dict(
+        zip(
+            IMAGE_COLUMNS,
+            [np.zeros(0, np.int64), [], [], [], np.zeros(0, np.int32), np.zeros(0, np.float32)],
+            strict=True,
+        )
+    )
+
+
+def _cells(column: Column) -> Sequence[object]:
+    """A column's cells: float32 with as few digits as give it back, texts defused."""
+    if isinstance(column, list):
+        return [defuse(text or "") for text in column]
+    cells: list[object] = (column.astype(str) if column.dtype == np.float32 else column).tolist()
+    return cells

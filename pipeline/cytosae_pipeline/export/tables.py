@@ -1,0 +1,138 @@
+"""The results of stage two as tables: one of the latents, one of the patients, and who the images are.
+
+Numbers are arrays, texts are lists in which None stands for what is not known.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cytosae.analysis.latents import label_entropy
+from cytosae_cache.store import ActivationStore
+from cytosae_pipeline import __version__
+from cytosae_pipeline.config import UserError
+from cytosae_pipeline.statistics.counts import patient_labels
+from cytosae_pipeline.statistics.encode import Inputs
+from cytosae_pipeline.statistics.results import Counts, Features
+
+Column = npt.NDArray[Any] | list[str | None]
+Table = Mapping[str, Column]
+
+
+class ImageTexts(NamedTuple):
+    """What is known of the images that could be read, one entry an image in order of the row."""
+
+    row: npt.NDArray[np.int64]
+    """Row in the store, shape `(n,)`."""
+    path: list[str | None]
+    """Path below the data set's root."""
+    label: list[str | None]
+    """Class."""
+    patient: list[str | None]
+    """Patient."""
+
+
+class Tables(NamedTuple):
+    """Everything that is written besides the scores of images."""
+
+    latents: Table
+    """sparsity, mean_acts, label_entropy, dead and labels, one entry a latent."""
+    patients: Table | None
+    """patient, n_images, labels, one entry a patient; None where no image has one."""
+    counts: Counts | None
+    """Counts in the order of `patients`."""
+    images: ImageTexts
+    """The images that could be read."""
+    provenance: dict[str, Any]
+    """From which autoencoder and store the numbers come: texts, numbers and arrays."""
+
+
+def latent_name(latent: int) -> str:
+    """A latent's name where it heads a column or row."""
+    return f"latent_{latent}"
+
+
+def make_tables(inputs: Inputs, features: Features, counts: Counts | None) -> Tables:
+    """The tables of one autoencoder on one store.
+
+    Raises:
+        UserError: If a name cannot be written in the formats.
+    """
+    patients: Table | None = None
+    if counts is not None:
+        labels = patient_labels(inputs.store.images)
+        joined = [";".join(labels.get(name, [])) for name in counts.names]
+        patients = {"patient": _texts(counts.names), "n_images": counts.n_images, "labels": _texts(joined)}
+    return Tables(
+        make_latent_table(features), patients, counts, make_image_texts(inputs.store),
+        make_provenance(inputs, features, counts),
+    )  # fmt: skip
+
+
+def make_latent_table(features: Features) -> Table:
+    """One entry a latent.
+
+    Returns:
+        `sparsity`, `mean_acts` (definition 4.6), `label_entropy` (4.8; -1 where fewer than k slots are filled), `dead`
+        (active on no image), and of the labels among its top-k images, weighed by activation: `top_label`, its share
+        `top_label_share` (0 if there is none), and `top_labels`, all by falling share, joined by `;`.
+    """
+    mass = np.zeros((len(features.sparsity), len(features.labels)))
+    latents, slots = (features.label_indices >= 0).nonzero()
+    np.add.at(mass, (latents, features.label_indices[latents, slots]), features.values[latents, slots])
+    order = np.argsort(-mass, axis=1, kind="stable")
+    names = [
+        [features.labels[label] for label in row if weights[label] > 0]
+        for row, weights in zip(order.tolist(), mass, strict=True)
+    ]
+    total = features.values.sum(axis=1, dtype=np.float64)
+    share = mass.max(axis=1, initial=0) / np.where(total > 0, total, 1)
+    return {
+        "sparsity": features.sparsity,
+        "mean_acts": features.mean_acts,
+        "label_entropy": label_entropy(features.values, features.label_indices, len(features.labels)),
+        "dead": features.sparsity == 0,
+        "top_label": _texts([row[0] if row else "" for row in names]),
+        "top_label_share": share,
+        "top_labels": _texts([";".join(row) for row in names]),
+    }
+
+
+def make_image_texts(store: ActivationStore) -> ImageTexts:
+    """Who the readable images of a store are."""
+    rows = store.valid_rows
+    return ImageTexts(rows, *map(_texts, store.images.take(rows)))
+
+
+def make_provenance(inputs: Inputs, features: Features, counts: Counts | None) -> dict[str, Any]:
+    """Where the numbers come from: hashes and names, no path of this machine."""
+    record: dict[str, Any] = {
+        "package_version": __version__,
+        "dataset": inputs.store.provenance.dataset,
+        "sae_sha256": inputs.sae_sha256,
+        "store_spec_hash": inputs.store.spec.hash,
+        "store_list_digest": inputs.store.provenance.list_digest,
+        "model_name": inputs.store.spec.model_name,
+        "top_k": features.values.shape[1],
+    }
+    if counts is not None:
+        record |= {
+            "threshold": float(counts.thresholds[0]),
+            "thresholds": counts.thresholds,
+            "normalize": str(counts.record.get("normalize")),
+        }
+    return record
+
+
+def _texts(values: Sequence[str]) -> list[str | None]:
+    """Texts with None for ''.
+
+    Raises:
+        UserError: If one holds a NUL, which HDF5 cannot.
+    """
+    for value in values:
+        if "\0" in value:
+            raise UserError(f"the name {value!r} holds a NUL byte, which no exported file can: the store is damaged")
+    return [value or None for value in values]

@@ -1,0 +1,181 @@
+"""Reading and decoding images in worker processes, in order, a bounded number ahead of the network."""
+
+import hashlib
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from cytosae.backbones.images import IMAGE_SIZE, UnreadableImageError, decode_image
+from cytosae_pipeline.config import UserError
+from cytosae_pipeline.images.files import UnusableFileError, read_file
+from cytosae_pipeline.images.listing import DatasetError, ImageList, ImageRow, resolve_inside
+from cytosae_pipeline.runtime.workers import WorkerDiedError, WorkerPool
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+_IMAGES_PER_TASK = 8
+_TASKS_AHEAD_PER_WORKER = 3
+
+T = TypeVar("T")
+
+
+class DecodingError(UserError):
+    """The worker processes died."""
+
+
+class Decoded(NamedTuple):
+    """An image as the network takes it, or why it cannot be used."""
+
+    row: int
+    """Row number."""
+    pixels: npt.NDArray[np.uint8] | None
+    """RGB, shape `(size, size, 3)`; None if it cannot be used."""
+    sha256: bytes | None
+    """Digest of the file's bytes, 32 bytes; None if they could not be read."""
+    reason: str
+    """Why it cannot be used; '' if it can."""
+    n_bytes: int = 0
+    """Length of the file; 0 if it could not be read."""
+
+
+class Hashed(NamedTuple):
+    """What a file holds, without looking at the picture."""
+
+    row: int
+    """Row number."""
+    sha256: bytes | None
+    """Digest of the file's bytes, 32 bytes; None if they cannot be read."""
+    reason: str
+    """Why not; '' if they can."""
+
+
+class ImageDecoder:
+    """Decodes rows of an image list; use as a context manager.
+
+    Args:
+        images: The list.
+        n_workers: Worker processes; 0 decodes in this one.
+        image_size: Height and width wanted, in pixels.
+    """
+
+    def __init__(self, images: ImageList, *, n_workers: int, image_size: int = IMAGE_SIZE) -> None:
+        self._images, self._size, self._n_workers = images, image_size, n_workers
+        self._pool = WorkerPool(n_workers) if n_workers else None
+
+    def iter_rows(self, rows: Iterable[int]) -> Iterator[Decoded]:
+        """Decode rows in the order given.
+
+        Raises:
+            DecodingError: If a worker died.
+            SourceError: If the disk fails again and again.
+        """
+        return self._iter_tasks(decode_files, rows)
+
+    def iter_hashes(self, rows: Iterable[int]) -> Iterator[Hashed]:
+        """Hash the files of rows in the order given.
+
+        Raises:
+            DecodingError: If a worker died.
+            SourceError: If the disk fails again and again.
+        """
+        return self._iter_tasks(hash_files, rows)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def _iter_tasks(
+        self, function: Callable[[Path, Sequence[tuple[int, ImageRow]], int], list[T]], rows: Iterable[int]
+    ) -> Iterator[T]:
+        """Results of a function of a few rows at a time, in order, a bounded number ahead."""
+        remaining = ((row, self._images.rows[row]) for row in rows)
+        tasks = iter(lambda: list(itertools.islice(remaining, _IMAGES_PER_TASK)), [])
+        root, size = self._images.root, self._size
+        if self._pool is None:
+            for task in tasks:
+                yield from function(root, task, size)
+            return
+        pending: deque[Future[list[T]]] = deque()
+        n_new = self._n_workers * _TASKS_AHEAD_PER_WORKER
+        while True:
+            try:
+                done = pending.popleft().result() if pending else []
+            except WorkerDiedError as error:
+                raise DecodingError(
+                    "a decoding process was killed, perhaps for lack of memory. Type the command again to go on, "
+                    f"with fewer processes: --workers {max(0, self._n_workers // 2)}"
+                ) from error
+            for task in itertools.islice(tasks, n_new):
+                pending.append(self._pool.submit(function, root, task, size))
+            yield from done
+            if not pending:
+                return
+            n_new = 1
+
+
+def decode_files(root: Path, items: Sequence[tuple[int, ImageRow]], size: int) -> list[Decoded]:
+    """Read and decode files; runs in a worker process.
+
+    Args:
+        root: Folder that no file may lie outside of.
+        items: Row number and row of each.
+        size: Height and width wanted, in pixels.
+
+    Raises:
+        SourceError: If the disk fails again and again.
+    """
+    return [_decode_file(root, number, row, size) for number, row in items]
+
+
+def hash_files(root: Path, items: Sequence[tuple[int, ImageRow]], size: int = 0) -> list[Hashed]:
+    """Read and hash files; runs in a worker process.
+
+    Args:
+        root: Folder that no file may lie outside of.
+        items: Row number and row of each.
+        size: Not used: there is no picture here.
+
+    Raises:
+        SourceError: If the disk fails again and again.
+    """
+    return [_hash_file(root, number, row) for number, row in items]
+
+
+def _decode_file(root: Path, number: int, row: ImageRow, size: int) -> Decoded:
+    try:
+        data = _read_inside(root, row)
+    except UnusableFileError as error:
+        return Decoded(number, None, None, str(error))
+    digest = hashlib.sha256(data).digest()
+    try:
+        return Decoded(number, decode_image(data, size=size), digest, "", len(data))
+    except UnreadableImageError as error:
+        return Decoded(number, None, digest, str(error), len(data))
+
+
+def _hash_file(root: Path, number: int, row: ImageRow) -> Hashed:
+    try:
+        return Hashed(number, hashlib.sha256(_read_inside(root, row)).digest(), "")
+    except UnusableFileError as error:
+        return Hashed(number, None, str(error))
+
+
+def _read_inside(root: Path, row: ImageRow) -> bytes:
+    """The bytes of a row's file, if it lies below the root and is the one that was listed."""
+    try:
+        path = resolve_inside(root, row.path)
+    except DatasetError as error:
+        raise UnusableFileError("leads out of the data set's folder") from error
+    return read_file(path, row.seen, row.path)

@@ -1,0 +1,227 @@
+"""What a page is made of: store, autoencoder, the statistics of stage two, and who is called what on the page."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cytosae.analysis.latents import cluster_latents, is_defined, label_entropy, order_by_group
+from cytosae_cache.store import ActivationStore
+from cytosae_pipeline.config import UserError
+from cytosae_pipeline.config.report import PageConfig
+from cytosae_pipeline.report.data.groups import PatientGroups, find_groups
+from cytosae_pipeline.report.data.notes import FILE_NAME, LatentNote, read_notes
+from cytosae_pipeline.report.data.pseudonyms import pseudonymise, read_key, shuffled_numbers
+from cytosae_pipeline.runtime.progress import Reporter
+from cytosae_pipeline.statistics.encode import Inputs, open_inputs
+from cytosae_pipeline.statistics.results import Counts, Features, ensure_counts, ensure_features
+
+KEY_NAME = "pseudonym.key"
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The patients, in the order in which the page shows them."""
+
+    names: list[str]
+    """What they are called on the page."""
+    counts: npt.NDArray[np.float64]
+    """Tokens above the threshold an image, shape `(P, S)`."""
+    raw: npt.NDArray[np.int64]
+    """Tokens above the threshold, shape `(P, S)`."""
+    n_images: npt.NDArray[np.int64]
+    """Readable images of each, shape `(P,)`."""
+    threshold: float
+    """Activation above which a token counts."""
+    groups: PatientGroups
+    """Their groups."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """Everything that the page's records are computed from."""
+
+    config: PageConfig
+    """Options."""
+    inputs: Inputs
+    """Store and autoencoder, decoder included."""
+    sae_cfg: dict[str, Any]
+    """What the autoencoder's file says of itself."""
+    features: Features
+    """Feature data of definition 4.6."""
+    entropy: npt.NDArray[np.float64]
+    """Label entropy of definition 4.8, shape `(S,)`; 0 for one label only, -1 where not defined."""
+    clusters: npt.NDArray[np.int64]
+    """Cluster of each latent, shape `(S,)`; -1 for those never active."""
+    labels: npt.NDArray[np.int64]
+    """Label of each image, shape `(n_images,)`; -1 for none."""
+    patients: npt.NDArray[np.int64]
+    """Place of each image's patient in the cohort, shape `(n_images,)`; -1 for none."""
+    numbers: npt.NDArray[np.int64]
+    """Number by which the page calls each image, shape `(n_images,)`: its row, or under pseudonyms a shuffled one."""
+    cohort: Cohort | None
+    """The patients, if the images have any."""
+    notes: dict[int, LatentNote]
+    """Names and notes of latents."""
+    pseudonymous: bool
+    """Whether patients' names are replaced and paths left out."""
+
+    @property
+    def store(self) -> ActivationStore:
+        """The store."""
+        return self.inputs.store
+
+    @property
+    def n_latents(self) -> int:
+        """Latents S."""
+        return len(self.features.sparsity)
+
+    @property
+    def n_prefix(self) -> int:
+        """Tokens before the patches: CLS and registers."""
+        return self.store.spec.tokens.n_cls + self.store.spec.tokens.n_registers
+
+    @property
+    def notes_path(self) -> Path:
+        """Where notes on latents are kept."""
+        return self.inputs.folder / FILE_NAME
+
+    @property
+    def top_rows(self) -> npt.NDArray[np.int64]:
+        """Rows of each latent's top images, shape `(S, k)`; -1 in empty slots."""
+        return self.features.indices
+
+
+def open_material(config: PageConfig, report: Reporter, *, pseudonymous: bool = False) -> Material:
+    """Open everything, computing first what stage two has not computed yet.
+
+    Raises:
+        ValueError: If the autoencoder or store is missing, they do not fit, or an option does not fit them.
+    """
+    inputs = open_inputs(config, report, encoder_only=False)
+    store = inputs.store
+    features = ensure_features(config, report, inputs)
+    counts = ensure_counts(config, "patient", report, inputs) if any(store.images.patient) else None
+    place = {name: number for number, name in enumerate(features.labels)}
+    labels = np.array([place.get(name, -1) for name in store.images.label], dtype=np.int64)
+    key = read_key(inputs.folder / KEY_NAME) if pseudonymous and counts is not None else None
+    cohort, patients = _make_cohort(counts, inputs, config, report, key)
+    return Material(
+        config=config,
+        inputs=inputs,
+        sae_cfg=inputs.sae_cfg,
+        features=features,
+        entropy=_clean_entropy(features),
+        clusters=cluster_latents(features.mean_acts, features.sparsity, config.clusters, seed=config.seed),
+        labels=labels,
+        patients=patients,
+        numbers=np.arange(store.n_images) if key is None else shuffled_numbers(store.n_images, key),
+        cohort=cohort,
+        notes=read_notes(inputs.folder / FILE_NAME, len(features.sparsity)),
+        pseudonymous=pseudonymous,
+    )
+
+
+def label_counts(material: Material) -> npt.NDArray[np.int64]:
+    """Readable images of each label, shape `(L,)`."""
+    here = material.labels[material.store.valid]
+    return np.bincount(here[here >= 0], minlength=len(material.features.labels))
+
+
+def main_labels(material: Material, latents: npt.NDArray[np.int64]) -> list[int]:
+    """The label with the largest value mass among each latent's top images; -1 where there is none."""
+    values, labels = material.features.values[latents], material.features.label_indices[latents]
+    mass = np.zeros((len(latents), len(material.features.labels) + 1))
+    np.add.at(mass, (np.arange(len(latents))[:, None], labels), np.where(labels >= 0, values, 0))
+    best = mass[:, :-1].argmax(axis=1) if mass.shape[1] > 1 else np.full(len(latents), -1)
+    return [int(label) if mass[at].any() else -1 for at, label in enumerate(best)]
+
+
+def _clean_entropy(features: Features) -> npt.NDArray[np.float64]:
+    """Label entropy without the definition's rounding, by which one label only gives a little less than 0."""
+    entropy = label_entropy(features.values, features.label_indices, len(features.labels))
+    return np.where(is_defined(entropy), np.maximum(entropy, 0), -1)
+
+
+def _make_cohort(
+    counts: Counts | None, inputs: Inputs, config: PageConfig, report: Reporter, key: bytes | None
+) -> tuple[Cohort | None, npt.NDArray[np.int64]]:
+    """The patients in the page's order, under pseudonyms if there is a key, and each image's place among them."""
+    images = inputs.store.images
+    if counts is None or not counts.n_images.any():
+        if config.groups is not None:
+            raise UserError(
+                f"--groups '{config.groups}' has nobody to group: no image of the store has a patient. Build it from a "
+                "CSV with a patient column, or from folders with --layout patient or class/patient"
+            )
+        return None, np.full(len(images.patient), -1)
+    # Without a readable image there are no counts, and none is not zero.
+    seen = np.flatnonzero(counts.n_images > 0)
+    unseen = np.flatnonzero(counts.n_images == 0)
+    names = [counts.names[at] for at in seen.tolist()]
+    if len(unseen):
+        report.say(
+            f"{len(unseen)} of {len(counts.names)} patients have no readable image and are left out, such as "
+            f"{counts.names[unseen[0]]!r}"
+        )
+    groups = find_groups(names, images.take(inputs.store.valid_rows), config.groups)
+    if groups.gaps:
+        report.say(groups.gaps)
+    shown = names if key is None else pseudonymise(names, key)
+    # By the names shown: the order of the true ones would say something about them.
+    order = order_by_group(groups.of, shown)
+    place = {names[at]: number for number, at in enumerate(order.tolist())}
+    patients = np.array([place.get(name, -1) for name in images.patient], dtype=np.int64)
+    raw, n_images = counts.counts[0][seen[order]], counts.n_images[seen[order]]
+    return Cohort(
+        names=[shown[at] for at in order],
+        counts=raw / n_images[:, None],
+        raw=raw,
+        n_images=n_images,
+        threshold=float(counts.thresholds[0]),
+        groups=groups._replace(of=groups.of[order]),
+    ), patients
+
+
+def read_training(sae_path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl beside an autoencoder; none if there is no such file. A line cut off is left out."""
+    folder = sae_path if sae_path.is_dir() else sae_path.parent
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    lines = []
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(value, dict):
+                lines.append(value)
+    return lines
+
+
+def decoder_neighbours(material: Material, latents: npt.NDArray[np.int64], n: int) -> list[list[tuple[int, float]]]:
+    """The active latents whose decoder rows have the largest cosine with each of the given ones.
+
+    Args:
+        material: Store and autoencoder.
+        latents: Latents, shape `(M,)`.
+        n: Neighbours wanted.
+    """
+    rows = torch.nn.functional.normalize(material.inputs.sae.W_dec.detach().float(), dim=1)
+    dead = torch.from_numpy(material.features.sparsity == 0).to(rows.device)
+    found = []
+    for part in torch.split(torch.from_numpy(latents), 64):
+        here = part.to(rows.device)
+        cosine = rows[here] @ rows.T
+        cosine[:, dead] = -2
+        cosine[torch.arange(len(here)), here] = -2
+        values, others = cosine.topk(min(n, material.n_latents), dim=1)
+        for near, far in zip(values.tolist(), others.tolist(), strict=True):
+            found.append([(other, value) for value, other in zip(near, far, strict=True) if value > -2])
+    return found

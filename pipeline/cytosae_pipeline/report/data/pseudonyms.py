@@ -1,0 +1,70 @@
+"""Keyed hashes in place of patients' names."""
+
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cytosae_cache.storage.atomic import sync_folder
+from cytosae_pipeline.config import UserError
+
+KEY_BYTES = 32
+_DIGITS = 12
+
+
+def read_key(path: Path) -> bytes:
+    """The key in a file, made at random the first time, so that the same patient keeps the same pseudonym.
+
+    Raises:
+        UserError: If the file holds something else.
+    """
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        key = path.read_bytes()
+        if len(key) != KEY_BYTES:
+            raise UserError(
+                f"'{path}' must hold a key of {KEY_BYTES} bytes, found {len(key)}: delete it for new pseudonyms"
+            ) from None
+        return key
+    key = secrets.token_bytes(KEY_BYTES)
+    with os.fdopen(file, "wb") as stream:
+        stream.write(key)
+        stream.flush()
+        os.fsync(stream.fileno())
+    sync_folder(path.parent)
+    return key
+
+
+def shuffled_numbers(n: int, key: bytes) -> npt.NDArray[np.int64]:
+    """Numbers 0 to n - 1 in an order that the key alone decides: rows of a store are in the order of paths and names.
+
+    Args:
+        n: Rows.
+        key: The secret key.
+
+    Returns:
+        Number of each row, shape `(n,)`.
+    """
+    digests = (hmac.digest(key, b"image %d" % row, "sha256")[:8] for row in range(n))
+    drawn = np.fromiter((int.from_bytes(digest, "big") for digest in digests), dtype=np.uint64, count=n)
+    numbers = np.empty(n, dtype=np.int64)
+    numbers[np.argsort(drawn, kind="stable")] = np.arange(n)
+    return numbers
+
+
+def pseudonymise(names: Sequence[str], key: bytes) -> list[str]:
+    """HMAC-SHA256 (RFC 2104) of each name, 12 hex digits; without the key nobody can try names.
+
+    Raises:
+        UserError: If two names get the same digits.
+    """
+    hashes = [hmac.new(key, name.encode(), hashlib.sha256).hexdigest()[:_DIGITS] for name in names]
+    if len(set(hashes)) != len(set(names)):
+        raise UserError("two patients got the same pseudonym: delete the key file and type the command again")
+    return [f"patient-{digits}" for digits in hashes]

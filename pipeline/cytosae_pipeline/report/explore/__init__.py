@@ -1,0 +1,1 @@
+"""The report served live on this machine."""

@@ -1,0 +1,289 @@
+"""The page's data files, computed when they are asked for. Safe to ask from several threads at once."""
+
+import base64
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cytosae_cache.reading.reader import StoreReader
+from cytosae_pipeline.images.decoding import ImageDecoder
+from cytosae_pipeline.images.listing import ImageList
+from cytosae_pipeline.report.data.material import Material
+from cytosae_pipeline.report.data.notes import LatentNote, check_note, read_notes, save_note
+from cytosae_pipeline.report.explore.uploads import UploadReader
+from cytosae_pipeline.report.records.encoding import to_script
+from cytosae_pipeline.report.records.latents import (
+    encode_image,
+    image_record,
+    latent_records,
+    maps_of_latent,
+    profile_sample,
+)
+from cytosae_pipeline.report.records.patients import compare_pair, comparison_record, patients_record, plan_comparisons
+from cytosae_pipeline.report.records.thumbnails import encode_jpeg, is_same
+
+PROFILE_IMAGES = 1000
+"""Images, spread over the store, from which a latent's profile is taken."""
+
+_LEAST_PROFILE_IMAGES = 24
+_PROFILE_OPERATIONS = 1e12
+"""Multiplications and additions that a profile may take on a CPU, some ten seconds' worth."""
+
+_DATA_BYTES = 64 << 20
+_PICTURE_BYTES = 64 << 20
+
+
+class MissingError(LookupError):
+    """There is no such latent, image, patient view or picture."""
+
+
+class RefusedError(ValueError):
+    """Something cannot be done as asked; the message is short and may be shown in the browser."""
+
+
+class ByteCache:
+    """The most recently used answers, up to a number of bytes.
+
+    Args:
+        max_bytes: Bytes kept at most; a longer answer is not kept at all.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._n_bytes = max_bytes, 0
+        self._kept: OrderedDict[str, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, name: str) -> bytes | None:
+        """An answer that is kept, or None."""
+        with self._lock:
+            data = self._kept.get(name)
+            if data is not None:
+                self._kept.move_to_end(name)
+            return data
+
+    def put(self, name: str, data: bytes) -> None:
+        """Keep an answer; those used longest ago make room."""
+        with self._lock:
+            self._n_bytes += len(data) - len(self._kept.pop(name, b""))
+            self._kept[name] = data
+            while self._n_bytes > self._max_bytes:
+                self._n_bytes -= len(self._kept.popitem(last=False)[1])
+
+
+class LivePage:
+    """Answers what the page asks for; use as a context manager.
+
+    Args:
+        material: What the page is made of.
+        latents: Latents with a card.
+        overview: The overview's record; its notes are read anew each time.
+        images: Where the store's images lie; None if they are not at hand.
+        uploads: Reader of new images; None if there is no vision transformer.
+    """
+
+    def __init__(
+        self,
+        material: Material,
+        latents: npt.NDArray[np.int64],
+        overview: dict[str, Any],
+        images: ImageList | None,
+        uploads: UploadReader | None,
+    ) -> None:
+        self._material, self._latents, self._overview = material, latents, overview
+        self._images, self._uploads = images, uploads
+        self._digests = material.store.column("images/sha256")
+        self._pairs = plan_comparisons(material.cohort) if material.cohort else []
+        self._data, self._pictures = ByteCache(_DATA_BYTES), ByteCache(_PICTURE_BYTES)
+        self.computing = threading.Lock()
+        """Held by whoever uses the encoder or the vision transformer."""
+        self._comparing = threading.Lock()
+        self.closed = False
+        """Whether it is over: what is still being computed then fails, and nobody waits for it."""
+        self._reader = StoreReader(material.store, verify=not material.config.no_verify)
+
+    def __enter__(self) -> "LivePage":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.closed = True
+        self._reader.close()
+
+    def overview(self) -> bytes:
+        """The overview, with the notes as they are now."""
+        material = self._material
+        notes = read_notes(material.notes_path, material.n_latents)
+        record = {**self._overview, "notes": {str(latent): dict(note) for latent, note in notes.items()}}
+        return to_script("overview", record)
+
+    def latent(self, latent: int) -> bytes:
+        """Any latent.
+
+        Raises:
+            MissingError: If there is none of this number.
+        """
+        if not 0 <= latent < self._material.n_latents:
+            raise MissingError
+        return self._once(f"latents/{latent}", self.computing, lambda: self._make_latent(latent))
+
+    def image(self, row: int) -> bytes:
+        """Any readable image of the store.
+
+        Raises:
+            MissingError: If there is none in this row.
+        """
+        self._check_row(row)
+        return self._once(f"images/{row}", self.computing, lambda: self._make_image(row))
+
+    def patients(self) -> bytes:
+        """The patients.
+
+        Raises:
+            MissingError: If the images have none.
+        """
+        cohort = self._material.cohort
+        if cohort is None:
+            raise MissingError
+        seed = self._material.config.seed
+        return self._once(
+            "patients", self._comparing, lambda: patients_record(cohort, self._latents, self._pairs, seed=seed)
+        )
+
+    def comparison(self, number: int) -> bytes:
+        """One comparison of groups.
+
+        Raises:
+            MissingError: If there is none of this number.
+        """
+        cohort, config = self._material.cohort, self._material.config
+        if cohort is None or not 0 <= number < len(self._pairs):
+            raise MissingError
+        pair = self._pairs[number]
+        return self._once(
+            f"comparisons/{number}",
+            self._comparing,
+            lambda: comparison_record(
+                compare_pair(cohort, pair, test=config.group_test, seed=config.seed), config.group_test
+            ),
+        )
+
+    def thumbnail(self, row: int) -> bytes:
+        """The picture of an image of the store, as a JPEG file.
+
+        Raises:
+            MissingError: If there is no such row, or its file is missing, broken or another one now.
+            SourceError: If the disk fails again and again.
+        """
+        self._check_row(row)
+        if self._images is None:
+            raise MissingError
+        data = self._pictures.get(str(row))
+        if data is None:
+            size = self._material.store.spec.preprocessing.image_size
+            with ImageDecoder(self._images, n_workers=0, image_size=size) as decoder:
+                (image,) = decoder.iter_rows([row])
+            if not is_same(image, self._digests[row]):
+                raise MissingError
+            assert image.pixels is not None
+            data = encode_jpeg(image.pixels)
+            self._pictures.put(str(row), data)
+        return data
+
+    def note(self, latent: int) -> LatentNote:
+        """Name and note of a latent as they are now, empty where there are none.
+
+        Raises:
+            MissingError: If there is no such latent.
+        """
+        if not 0 <= latent < self._material.n_latents:
+            raise MissingError
+        notes = read_notes(self._material.notes_path, self._material.n_latents)
+        return notes.get(latent, LatentNote(name="", note=""))
+
+    def keep_note(self, latent: int, value: object) -> LatentNote | None:
+        """Keep what somebody wrote of a latent; it is on disk when this returns.
+
+        Args:
+            latent: The latent.
+            value: Its name and note and, under `before`, what the writer saw of both, if that must still be there.
+
+        Returns:
+            None if it is kept; else what somebody else wrote meanwhile, which stays.
+
+        Raises:
+            MissingError: If there is no such latent.
+            RefusedError: If it is no note, or too long a one.
+        """
+        if not 0 <= latent < self._material.n_latents:
+            raise MissingError
+        try:
+            note = check_note(value)
+            before = check_note(value["before"]) if isinstance(value, dict) and "before" in value else None
+        except ValueError as error:
+            raise RefusedError(str(error)) from error
+        return save_note(self._material.notes_path, self._material.n_latents, latent, note, before=before)
+
+    def upload(self, data: bytes) -> dict[str, Any]:
+        """The record of an image that is not in the store, and its picture as a JPEG file in base64.
+
+        Raises:
+            RefusedError: If there is no vision transformer to read it with.
+            UnreadableImageError: If it is no image.
+        """
+        if self._uploads is None:
+            raise RefusedError(
+                "No vision transformer was named: start cytosae-cache explore with --model_path CHECKPOINT, the one "
+                "that the store was made with"
+            )
+        pixels = self._uploads.decode(data)
+        with self.computing:
+            acts = encode_image(self._material, self._uploads.compute(pixels))
+            record = image_record(self._material, acts, None)
+        return {**record, "picture": base64.b64encode(encode_jpeg(pixels)).decode("ascii")}
+
+    def _once(self, name: str, lock: threading.Lock, make: Callable[[], dict[str, Any]]) -> bytes:
+        """A data file that is kept, or made while nobody else computes."""
+        data = self._data.get(name)
+        if data is None:
+            with lock:
+                data = self._data.get(name)
+                if data is None:
+                    data = to_script(name, make())
+                    self._data.put(name, data)
+        return data
+
+    def _make_latent(self, latent: int) -> dict[str, Any]:
+        """A latent's record."""
+        material, one = self._material, np.array([latent])
+        sae, n_images = material.inputs.sae, PROFILE_IMAGES
+        if sae.needs_whole_rows and sae.W_enc.device.type == "cpu":
+            n_images = profile_images(material.store.n_tokens, sae.W_enc.numel())
+        profiles = profile_sample(material, self._reader, one, n_images)
+        maps = maps_of_latent(material, self._reader, latent)
+        return next(latent_records(material, one, profiles, maps))
+
+    def _make_image(self, row: int) -> dict[str, Any]:
+        """An image's record."""
+        stored = torch.from_numpy(self._reader.read(np.array([row]))[0])
+        return image_record(self._material, encode_image(self._material, stored), row)
+
+    def _check_row(self, row: int) -> None:
+        """Refuse rows that are not there or hold no readable image."""
+        store = self._material.store
+        if not 0 <= row < store.n_images or not store.valid[row]:
+            raise MissingError
+
+
+def profile_images(n_tokens: int, encoder_size: int) -> int:
+    """Images of a profile where a CPU must compute all latents to know one: fewer, so that nobody waits for minutes.
+
+    Args:
+        n_tokens: Tokens of an image.
+        encoder_size: Numbers in the encoder's matrix.
+    """
+    affordable = int(_PROFILE_OPERATIONS / (2 * n_tokens * encoder_size))
+    return min(PROFILE_IMAGES, max(_LEAST_PROFILE_IMAGES, affordable))

@@ -1,0 +1,72 @@
+"""Images that are not in the store, read with the store's own vision transformer and kept nowhere."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cytosae.backbones.backbone import Backbone, load_backbone
+from cytosae.backbones.images import decode_image
+from cytosae_cache.store import ActivationStore
+from cytosae_pipeline.building.build import compute_activations
+from cytosae_pipeline.building.deep_verify import describe_own_backbone
+from cytosae_pipeline.config import StoreSource
+from cytosae_pipeline.images.decoding import Decoded
+from cytosae_pipeline.runtime.devices import choose_device
+from cytosae_pipeline.workspace.find import resolve_model_path
+
+
+class UploadReader:
+    """Activations of single images, as the store would hold them.
+
+    Args:
+        store: The store.
+        model_path: Checkpoint of its vision transformer, which is loaded when the first image comes.
+        config: Name of the architecture, and the device.
+
+    Raises:
+        BackboneError: If there is no such checkpoint or it cannot be read.
+        UserError: If it is another one than the store's.
+    """
+
+    def __init__(self, store: ActivationStore, model_path: Path, config: StoreSource) -> None:
+        self._store, self._path, self._name = store, model_path, config.model_name
+        self._info = describe_own_backbone(store, model_path, config.model_name)
+        self._device = choose_device(config.device)
+        self._backbone: Backbone | None = None
+        self._decoding = threading.Lock()
+
+    def decode(self, data: bytes) -> npt.NDArray[np.uint8]:
+        """An image file's pixels as the network takes them, shape `(size, size, 3)`; one file at a time.
+
+        Raises:
+            UnreadableImageError: If it is none; the message may be shown to anybody.
+        """
+        # A file of a few bytes may unpack to hundreds of MB: never two of them at once.
+        with self._decoding:
+            return decode_image(data, size=self._info.image_size)
+
+    def compute(self, pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
+        """Activations of an image in the type that the store hands over, shape `(T, D)`. Not for two threads at once.
+
+        Args:
+            pixels: What `decode` returned.
+        """
+        if self._backbone is None:
+            self._backbone = load_backbone(self._path, name=self._name, block=self._info.block, device=self._device)
+        image = Decoded(0, pixels, None, "")
+        computed = compute_activations(self._backbone, [image], self._store.spec, self._info, self._device)
+        return torch.from_numpy(computed[0])
+
+
+def open_uploads(store: ActivationStore, config: StoreSource) -> UploadReader | None:
+    """A reader of new images; None if no vision transformer was named.
+
+    Raises:
+        BackboneError: If there is no such checkpoint or it cannot be read.
+        UserError: If it is another one than the store's.
+    """
+    model_path = resolve_model_path(config.model_path)
+    return None if model_path is None else UploadReader(store, model_path, config)

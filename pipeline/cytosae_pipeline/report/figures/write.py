@@ -1,0 +1,111 @@
+"""Figures for papers: PNG and SVG of what the page shows, drawn by matplotlib, which is an extra."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cytosae.analysis.differential import GroupComparison
+from cytosae_pipeline.config import UserError
+from cytosae_pipeline.images.listing import ImageList
+from cytosae_pipeline.report.data.material import Material
+from cytosae_pipeline.report.records.overview import training_record
+from cytosae_pipeline.report.records.patients import MAX_CORRELATED, GroupPair
+from cytosae_pipeline.runtime.progress import Reporter
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LATENTS_A_FIGURE = 10
+MAX_REFERENCE_LATENTS = 20
+
+
+def require_matplotlib() -> None:
+    """Nothing, if figures can be drawn.
+
+    Raises:
+        UserError: If matplotlib is not there; the message says how to install it.
+    """
+    try:
+        importlib.import_module("matplotlib")
+    except ImportError as error:
+        raise UserError('--figures needs matplotlib: pip install "cytosae-cache[figures]"') from error
+
+
+def write_figures(
+    folder: Path,
+    material: Material,
+    latents: npt.NDArray[np.int64],
+    images: ImageList | None,
+    report: Reporter,
+    *,
+    comparisons: Sequence[tuple[GroupPair, GroupComparison]] = (),
+    masking: dict[str, Any] | None = None,
+) -> list[Path]:
+    """Write every figure that the material allows, as PNG at 300 dpi and as SVG whose text is text.
+
+    Pictures of cells are read for one figure at a time, so memory does not grow with the images.
+
+    Args:
+        folder: Where they go; made if it is not there.
+        material: What the page is made of.
+        latents: Latents with a page, shape `(M,)`.
+        images: Where the images lie; None if they are not at hand.
+        report: Told of progress.
+        comparisons: The groups compared, in the order of the page.
+        masking: Record of the masking experiment; None if it was not done.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: If matplotlib is not there.
+        SourceError: If the disk with the images fails again and again.
+    """
+    require_matplotlib()
+    from cytosae_pipeline.report.figures.style import figure_style, save_figure
+
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = _plan(material, latents, images, comparisons, masking)
+    files: list[Path] = []
+    with figure_style(), report.progress("figures", len(plan), "figures") as bar:
+        for name, draw in plan:
+            files += save_figure(draw(), folder, name)
+            bar.advance()
+    return files
+
+
+def _plan(
+    material: Material,
+    latents: npt.NDArray[np.int64],
+    images: ImageList | None,
+    comparisons: Sequence[tuple[GroupPair, GroupComparison]],
+    masking: dict[str, Any] | None,
+) -> "list[tuple[str, Callable[[], Figure]]]":
+    """Names of the figures, and what draws each."""
+    from cytosae_pipeline.report.figures.curves import draw_masking, draw_training
+    from cytosae_pipeline.report.figures.latents import draw_latents, draw_reference_images
+    from cytosae_pipeline.report.figures.patients import draw_barcodes, draw_comparison, draw_correlation
+
+    plan: list[tuple[str, Callable[[], Figure]]] = [("latents", partial(draw_latents, material, latents))]
+    best = latents[:MAX_REFERENCE_LATENTS]
+    for number, start in enumerate(range(0, len(best), LATENTS_A_FIGURE)):
+        part = best[start : start + LATENTS_A_FIGURE]
+        plan.append((f"reference_images_{number}", partial(draw_reference_images, material, part, images)))
+    cohort = material.cohort
+    if cohort is not None:
+        plan.append(("barcodes", partial(draw_barcodes, cohort, latents)))
+        for number, (pair, found) in enumerate(comparisons):
+            plan.append((f"comparison_{number}", partial(draw_comparison, cohort, pair, found)))
+        if 2 <= len(cohort.names) <= MAX_CORRELATED:
+            plan.append(("correlation", partial(draw_correlation, cohort)))
+    training = training_record(material)
+    if training is not None and training["curves"]:
+        plan.append(("training", partial(draw_training, training)))
+    if masking is not None:
+        plan.append(("masking", partial(draw_masking, masking)))
+    return plan

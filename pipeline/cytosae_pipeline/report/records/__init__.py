@@ -1,0 +1,1 @@
+"""The report's data as JSON records."""

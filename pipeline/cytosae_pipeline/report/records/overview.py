@@ -1,0 +1,189 @@
+"""The overview's record: what was measured, of what, and how training went."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cytosae.analysis.masking import Masking
+from cytosae_pipeline import __version__
+from cytosae_pipeline.report.data.material import Material, label_counts, main_labels, read_training
+from cytosae_pipeline.report.records.encoding import finite, pack
+from cytosae_pipeline.statistics.masking import MaskingResult
+
+_CURVE_POINTS = 400
+_CARD_IMAGES = 4
+_CURVES = (
+    ("explained variance", "metrics/explained_variance", 0.0, 1.0),
+    ("loss", "losses/overall_loss", None, None),
+    ("L0", "metrics/l0", 0.0, None),
+    ("dead share", "sparsity/dead_features", 0.0, 1.0),
+)
+"""Name on the page, name in metrics.jsonl, and the ends of the axis where they are known."""
+
+_MASKING_NAMES: dict[Masking, str] = {
+    "kept": "only the image's k strongest",
+    "removed": "without the image's k strongest",
+    "random_removed": "without k random active ones",
+    "class_kept": "only each label's k most typical",
+    "class_removed": "without each label's k most typical",
+}
+
+_SAE_FACTS = ("expansion_factor", "l1_coefficient", "lr", "batch_size", "total_training_tokens", "seed")
+
+
+def overview_record(
+    material: Material,
+    latents: npt.NDArray[np.int64],
+    reason: str,
+    rows: npt.NDArray[np.int64],
+    *,
+    thumbnails: bool,
+    masking: dict[str, Any] | None,
+    messages: list[str],
+    live: bool = False,
+    can_upload: bool = False,
+) -> dict[str, Any]:
+    """What every view of the page needs.
+
+    Args:
+        material: What the page is made of.
+        latents: Latents with a page.
+        reason: Which these are, in a sentence.
+        rows: Images with a page.
+        thumbnails: Whether there are pictures.
+        masking: The masking experiment, if it was done.
+        messages: What readers should know first.
+        live: Whether a server computes what is asked for.
+        can_upload: Whether it can read new images.
+    """
+    features, store = material.features, material.store
+    n_active = int((features.sparsity > 0).sum())
+    labels = label_counts(material)
+    return {
+        "format": 1,
+        "title": store.provenance.dataset,
+        "made": datetime.now(UTC).date().isoformat(),
+        "version": __version__,
+        "live": live,
+        "can_upload": can_upload,
+        "pseudonymous": material.pseudonymous,
+        "messages": messages,
+        "store": _store_record(material),
+        "sae": {"latents": material.n_latents, "facts": _sae_facts(material)},
+        "training": training_record(material),
+        "counts": {"active": n_active, "dead": material.n_latents - n_active},
+        "latents": {
+            "sparsity": pack(features.sparsity),
+            "mean_acts": pack(features.mean_acts),
+            "entropy": pack(material.entropy.astype(np.float32)),
+            "cluster": pack(material.clusters.astype(np.int8)),
+        },
+        "held": latents.tolist(),
+        "held_reason": reason,
+        "cards": [material.numbers[top[top >= 0]].tolist() for top in material.top_rows[latents, :_CARD_IMAGES]],
+        "main_label": main_labels(material, latents),
+        "labels": [
+            {"name": name, "images": count} for name, count in zip(features.labels, labels.tolist(), strict=True)
+        ],
+        "images": {
+            "rows": material.numbers[rows].tolist(),
+            "labels": material.labels[rows].tolist(),
+            "patients": material.patients[rows].tolist(),
+        },
+        "has_patients": material.cohort is not None,
+        "patients": material.cohort.names if material.cohort else [],
+        "thumbnails": thumbnails,
+        "notes": {str(latent): dict(note) for latent, note in material.notes.items()},
+        "masking": masking,
+    }
+
+
+def training_record(material: Material) -> dict[str, Any] | None:
+    """Training curves, thinned out evenly; None if nothing was recorded."""
+    assert material.config.sae_path is not None
+    lines = read_training(material.config.sae_path)
+    lines = [line for line in lines if isinstance(line.get("details/n_training_tokens", line.get("step")), int | float)]
+    if not lines:
+        return None
+    keep = np.unique(np.linspace(0, len(lines) - 1, min(len(lines), _CURVE_POINTS)).astype(int))
+    lines = [lines[at] for at in keep]
+    x = [line.get("details/n_training_tokens", line.get("step")) for line in lines]
+    curves = []
+    for name, key, low, high in _CURVES:
+        values = [_number(line.get(key)) for line in lines]
+        if any(value is not None for value in values):
+            curves.append({"name": name, "values": values, "low": low, "high": high})
+    return {"x": x, "curves": curves}
+
+
+def masking_record(result: MaskingResult) -> dict[str, Any]:
+    """The masking experiment as the page shows it: accuracy in which every label counts alike."""
+    accuracy = result.balanced_accuracy
+    return {
+        "ks": list(result.ks),
+        "n_train": result.n_train,
+        "n_test": result.n_test,
+        "left_out": result.left_out,
+        "original": accuracy.original,
+        "reconstruction": accuracy.reconstruction,
+        "chance": accuracy.chance,
+        "curves": [
+            {"name": text, "accuracy": accuracy.masked[kind].tolist(), "dashed": kind == "random_removed"}
+            for kind, text in _MASKING_NAMES.items()
+        ],
+    }
+
+
+def _number(value: object) -> float | None:
+    """A finite number, or None."""
+    return finite(value) if isinstance(value, int | float) else None
+
+
+def _store_record(material: Material) -> dict[str, Any]:
+    """What the page needs of the store."""
+    store = material.store
+    return {
+        "dataset": store.provenance.dataset,
+        "images": store.n_images,
+        "valid": int(store.valid.sum()),
+        "tokens": store.n_tokens,
+        "grid": list(store.spec.tokens.grid),
+        "prefix": material.n_prefix,
+        "facts": _store_facts(material),
+    }
+
+
+def _store_facts(material: Material) -> list[list[str]]:
+    """What the store is; nothing that names a place on this machine."""
+    store, spec = material.store, material.store.spec
+    return [
+        ["data set", store.provenance.dataset],
+        ["backbone", spec.model_name],
+        ["block", f"{spec.block} of {spec.n_blocks} (counted from 0)"],
+        ["tokens", f"{store.n_tokens} x {store.d_model}"],
+        ["patches", f"{spec.tokens.grid[0]} x {spec.tokens.grid[1]}"],
+        ["computed in", spec.precision],
+        ["stored as", spec.store_dtype],
+        ["spec", spec.hash],
+        ["weights (SHA-256)", spec.weights_sha256[:16] + "…"],
+    ]
+
+
+def _sae_facts(material: Material) -> list[list[str]]:
+    """What the autoencoder is."""
+    sae, cfg = material.inputs.sae, material.sae_cfg
+    d_in, n_latents = sae.W_enc.shape
+    facts = [["architecture", sae.architecture], ["size", f"{d_in} → {n_latents:,}"]]
+    if isinstance(cfg.get("run_name"), str):
+        facts.append(["run", cfg["run_name"]])
+    facts += [[name, str(value)] for name, value in sae.settings.items()]
+    has_l1 = sae.architecture in ("relu", "gated")
+    names = [name for name in _SAE_FACTS if has_l1 or name != "l1_coefficient"]
+    facts += [[name, str(cfg[name])] for name in names if isinstance(cfg.get(name), int | float)]
+    return [
+        *facts,
+        ["file (SHA-256)", material.inputs.sae_sha256[:16] + "…"],
+        ["page made with", f"cytosae-cache {__version__}"],
+    ]

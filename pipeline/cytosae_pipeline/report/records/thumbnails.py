@@ -1,0 +1,65 @@
+"""Pictures of cells as the network saw them, small enough for a page."""
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from cytosae_cache.store import ActivationStore
+from cytosae_pipeline.images.decoding import Decoded, ImageDecoder
+from cytosae_pipeline.images.listing import ImageList
+
+_QUALITY = 85
+
+
+def encode_jpeg(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """Pixels, RGB, shape `(H, W, 3)`, as a JPEG file without any metadata."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=_QUALITY)
+    return buffer.getvalue()
+
+
+def write_thumbnails(
+    folder: Path,
+    store: ActivationStore,
+    images: ImageList,
+    rows: Sequence[int],
+    numbers: npt.NDArray[np.int64],
+    on_image: Callable[[], None],
+) -> list[int]:
+    """Write `<number>.jpg` for each row whose file still is the one that the store was made from.
+
+    Args:
+        folder: Where they go.
+        store: The store.
+        images: Where its images lie.
+        rows: Rows wanted.
+        numbers: By which the page calls each row, shape `(n_images,)`.
+        on_image: Called after each.
+
+    Returns:
+        Rows without a picture: the file is missing, broken, or another one.
+
+    Raises:
+        SourceError: If the disk fails again and again.
+    """
+    digests = store.column("images/sha256")
+    missing = []
+    size = store.spec.preprocessing.image_size
+    with ImageDecoder(images, n_workers=0, image_size=size) as decoder:
+        for image in decoder.iter_rows(rows):
+            if is_same(image, digests[image.row]):
+                assert image.pixels is not None
+                (folder / f"{numbers[image.row]}.jpg").write_bytes(encode_jpeg(image.pixels))
+            else:
+                missing.append(image.row)
+            on_image()
+    return missing
+
+
+def is_same(image: Decoded, digest: npt.NDArray[np.uint8]) -> bool:
+    """Whether an image could be decoded and is the one with the digest: a map of another cell would deceive."""
+    return image.pixels is not None and image.sha256 == bytes(digest)

@@ -1,0 +1,243 @@
+"""`report`: the page as a folder that opens from disk, without a server and without a network."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cytosae.analysis.differential import GroupComparison
+from cytosae_cache.reading.reader import StoreReader
+from cytosae_cache.storage.atomic import replacing_path
+from cytosae_pipeline.config import UserError
+from cytosae_pipeline.config.report import ReportConfig
+from cytosae_pipeline.images.listing import ImageList
+from cytosae_pipeline.report.data.material import KEY_NAME, Material, open_material
+from cytosae_pipeline.report.figures.write import require_matplotlib, write_figures
+from cytosae_pipeline.report.records.choice import choose_latents
+from cytosae_pipeline.report.records.encoding import to_script
+from cytosae_pipeline.report.records.latents import (
+    TopMap,
+    encode_image,
+    image_record,
+    latent_records,
+    profile_all,
+    top_maps,
+)
+from cytosae_pipeline.report.records.overview import masking_record, overview_record
+from cytosae_pipeline.report.records.patients import (
+    GroupPair,
+    compare_pair,
+    comparison_record,
+    no_groups,
+    patients_record,
+    plan_comparisons,
+)
+from cytosae_pipeline.report.records.thumbnails import write_thumbnails
+from cytosae_pipeline.runtime.progress import Reporter
+from cytosae_pipeline.statistics.masking import run_masking
+from cytosae_pipeline.workspace.find import list_stored_images
+
+Comparison = tuple[GroupPair, GroupComparison]
+"""Two groups, and how they compare."""
+
+MARK = "cytosae-report"
+"""Name of a file that says that a folder is a report, and may be replaced by a newer one."""
+
+
+@dataclass(frozen=True)
+class ReportResult:
+    """What `report` wrote."""
+
+    index: Path
+    """The page."""
+    n_latents: int
+    """Latents with a page."""
+    n_images: int
+    """Images with a page."""
+    n_without_picture: int
+    """Images of those whose file is missing or another one."""
+    figures: list[Path]
+    """Figures for papers."""
+    key: Path | None
+    """Key of the pseudonyms, which is not part of the report."""
+
+
+def write_report(config: ReportConfig, report: Reporter) -> ReportResult:
+    """Write the page, whole or not at all: an older one stays until the new one is ready.
+
+    Raises:
+        ValueError: If the autoencoder or store is missing, they do not fit, or an option does not fit them.
+    """
+    if config.figures:
+        require_matplotlib()
+    material = open_material(config, report, pseudonymous=config.pseudonymize)
+    comparisons = _compare(material, report)
+    latents, reason = choose_latents(material, [found for _, found in comparisons])
+    target = config.out or material.inputs.folder / "report"
+    if target.exists() and not (target / MARK).is_file():
+        raise UserError(f"'{target}' is there already and is no report. Give another --out")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Not synced to disk: thousands of small files, all of which the same command makes again.
+    with replacing_path(target, durable=False) as folder:
+        for name in ("data/latents", "data/images", "data/comparisons", "thumbnails"):
+            (folder / name).mkdir(parents=True)
+        copy_page(folder)
+        (folder / MARK).write_text("made by cytosae-cache report, which replaces this folder when it is run again\n")
+        rows = top_image_rows(material, latents)
+        maps = _write_images(folder, material, latents, rows, report)
+        _write_latents(folder, material, latents, maps, report)
+        _write_patients(folder, material, latents, comparisons, report)
+        images = list_stored_images(material.store, config)
+        missing, messages = _write_thumbnails(folder, material, images, rows, report)
+        masking = measure_masking(material, messages, report)
+        overview = overview_record(
+            material, latents, reason, rows, thumbnails=len(missing) < len(rows), masking=masking, messages=messages
+        )
+        _write_data(folder, "overview", overview)
+        figures: list[Path] = []
+        if config.figures:
+            figures = write_figures(
+                folder / "figures", material, latents, images, report, comparisons=comparisons, masking=masking
+            )
+    key = material.inputs.folder / KEY_NAME if config.pseudonymize and material.cohort else None
+    # Written where the folder was made; it has its own name by now.
+    figures = [target / path.relative_to(folder) for path in figures]
+    return ReportResult(target / "index.html", len(latents), len(rows), len(missing), figures, key)
+
+
+def copy_page(folder: Path) -> None:
+    """Copy the page's own files: `index.html`, and scripts and styles in `page/`."""
+    (folder / "page").mkdir(exist_ok=True)
+    for item in page_files():
+        data = (files("cytosae_pipeline.report") / "page" / item).read_bytes()
+        (folder / (item if item == "index.html" else f"page/{item}")).write_bytes(data)
+
+
+def page_files() -> list[str]:
+    """Names of the page's own files."""
+    return sorted(item.name for item in (files("cytosae_pipeline.report") / "page").iterdir())
+
+
+def _write_data(folder: Path, name: str, value: object) -> None:
+    """One data file."""
+    (folder / "data" / f"{name}.js").write_bytes(to_script(name, value))
+
+
+def top_image_rows(material: Material, latents: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Rows of all top images of the latents, in the order of the page's numbers."""
+    rows = np.unique(material.top_rows[latents])
+    rows = rows[rows >= 0]
+    return rows[np.argsort(material.numbers[rows])]
+
+
+def _write_images(
+    folder: Path, material: Material, latents: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], report: Reporter
+) -> dict[tuple[int, int], TopMap]:
+    """Write the images' pages, and collect the maps of latents on their top images on the way."""
+    wanted: dict[int, list[int]] = {}
+    for latent in latents.tolist():
+        for row in material.top_rows[latent].tolist():
+            wanted.setdefault(row, []).append(latent)
+    maps: dict[tuple[int, int], TopMap] = {}
+    with (
+        StoreReader(material.store, verify=not material.config.no_verify) as reader,
+        report.progress("images", len(rows), "images") as bar,
+    ):
+        for row in rows.tolist():
+            acts = encode_image(material, torch.from_numpy(reader.read(np.array([row]))[0]))
+            here = top_maps(material, acts, np.array(wanted[row]))
+            for at, latent in enumerate(wanted[row]):
+                maps[latent, row] = here.levels[at], float(here.peaks[at])
+            _write_data(folder, f"images/{material.numbers[row]}", image_record(material, acts, row))
+            bar.advance()
+    return maps
+
+
+def _write_latents(
+    folder: Path,
+    material: Material,
+    latents: npt.NDArray[np.int64],
+    maps: dict[tuple[int, int], TopMap],
+    report: Reporter,
+) -> None:
+    """Write the latents' pages."""
+    profiles = profile_all(material, latents, report)
+    for record in latent_records(material, latents, profiles, maps):
+        _write_data(folder, f"latents/{record['latent']}", record)
+
+
+def _compare(material: Material, report: Reporter) -> list[Comparison]:
+    """All groups compared."""
+    if material.cohort is None:
+        return []
+    pairs = plan_comparisons(material.cohort)
+    if not pairs:
+        report.say(no_groups(material.cohort))
+        return []
+    test, seed = material.config.group_test, material.config.seed
+    made = []
+    with report.progress("compare groups", len(pairs), "comparisons") as bar:
+        for pair in pairs:
+            made.append((pair, compare_pair(material.cohort, pair, test=test, seed=seed)))
+            bar.advance()
+    return made
+
+
+def _write_patients(
+    folder: Path,
+    material: Material,
+    latents: npt.NDArray[np.int64],
+    comparisons: Sequence[Comparison],
+    report: Reporter,
+) -> None:
+    """Write the patients' views."""
+    if material.cohort is None:
+        return
+    config = material.config
+    for number, (_, found) in enumerate(comparisons):
+        _write_data(folder, f"comparisons/{number}", comparison_record(found, config.group_test))
+    if comparisons:
+        report.say("patients: telling groups apart by nested cross-validation")
+    pairs = [pair for pair, _ in comparisons]
+    _write_data(folder, "patients", patients_record(material.cohort, latents, pairs, seed=config.seed))
+
+
+def _write_thumbnails(
+    folder: Path, material: Material, images: ImageList | None, rows: npt.NDArray[np.int64], report: Reporter
+) -> tuple[list[int], list[str]]:
+    """Write the pictures; rows without one, and what the page should say of it."""
+    if images is None:
+        report.say("the images are not at hand, so the report shows maps without cells: say where with --images PATH")
+        return rows.tolist(), ["The images were not at hand when this report was made: maps are shown without cells."]
+    with report.progress("pictures", len(rows), "images") as bar:
+        missing = write_thumbnails(
+            folder / "thumbnails", material.store, images, rows.tolist(), material.numbers, bar.advance
+        )
+    if not missing:
+        return missing, []
+    text = f"{len(missing):,} of {len(rows):,} images have no picture: their files are missing or are other ones now"
+    report.say(text)
+    return missing, [text + "."]
+
+
+def measure_masking(material: Material, messages: list[str], report: Reporter) -> dict[str, Any] | None:
+    """The masking experiment; None, with a message, if the labels do not allow it."""
+    config = material.config
+    if not config.masking_images:
+        return None
+    if len(material.features.labels) < 2:
+        report.say("the masking experiment is left out: it needs images of two labels or more")
+        return None
+    try:
+        result = run_masking(material.inputs, config, report, n_images=config.masking_images, seed=config.seed)
+    except UserError as error:
+        # The error names the store's place, which has no business on a page that may be passed on.
+        report.say(f"the masking experiment is left out: {error}")
+        messages.append("The masking experiment was left out: it needs two labels with enough images on each side.")
+        return None
+    return masking_record(result)

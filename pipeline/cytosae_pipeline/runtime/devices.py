@@ -1,0 +1,82 @@
+"""Which device and number type a verb uses."""
+
+import contextlib
+from typing import Any, Literal
+
+import torch
+
+from cytosae.training.fused_loss import Products
+from cytosae_cache.format.spec import Precision
+from cytosae_pipeline.config import Device, PrecisionChoice, UserError
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Torch types of the precisions."""
+
+TrainingPrecision = Literal["fp32", "bf16"]
+
+_MAX_GIB_CPU, _MAX_GIB_GPU = 0.5, 4.0
+_SPARSE_BELOW: dict[TrainingPrecision, float] = {"fp32": 0.12, "bf16": 0.04}
+"""Share of active latents below which products over those alone were faster on a CPU (docs/training.md)."""
+
+
+def choose_device(device: Device) -> torch.device:
+    """The device asked for; `auto` takes cuda, then mps, then cpu.
+
+    Raises:
+        UserError: If the device asked for is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return torch.device(next(name for name, available in there.items() if available))
+    if not there[device]:
+        found = ", ".join(name for name, available in there.items() if available)
+        raise UserError(f"--device {device} was asked for, but this machine has: {found}. Try --device auto")
+    return torch.device(device)
+
+
+def accumulator_device(device: torch.device) -> torch.device:
+    """Where statistics are summed: beside the encoder, but on the CPU for Apple's GPUs, which have no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def choose_precision(precision: PrecisionChoice, device: torch.device) -> Precision:
+    """The network's number type; `auto` is fp16 on cuda (its rounding is the store's own) and fp32 elsewhere."""
+    if precision == "auto":
+        return "fp16" if device.type == "cuda" else "fp32"
+    return precision
+
+
+def choose_training_precision(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> TrainingPrecision:
+    """The type of an autoencoder's matrix products in training; `auto` is bf16 where the hardware multiplies it."""
+    if precision != "auto":
+        return precision
+    return "bf16" if _multiplies_bfloat16(device) else "fp32"
+
+
+def choose_products(precision: TrainingPrecision, device: torch.device, max_gib: float | None) -> Products:
+    """How a training step computes its matrix products.
+
+    Args:
+        precision: Type of their factors.
+        device: Where they run.
+        max_gib: GiB of the largest tensor of tokens times latents; by the kind of device if None.
+    """
+    on_gpu = device.type != "cpu"
+    gib = max_gib if max_gib is not None else _MAX_GIB_GPU if on_gpu else _MAX_GIB_CPU
+    return Products(DTYPES[precision], int(gib * 2**30), 0.0 if on_gpu else _SPARSE_BELOW[precision])
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware has bfloat16 products that are faster than float32 ones."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    # Not in torch's public interface; where it is missing, float32 is right as well.
+    known = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in known)
+
+
+def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Context in which the network computes in the given type."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=DTYPES[precision])

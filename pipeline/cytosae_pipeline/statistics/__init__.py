@@ -1,0 +1,1 @@
+"""Stage two's statistics: one pass of the encoder that feeds accumulators, and its results on disk."""

@@ -1,0 +1,1 @@
+"""Stage two's training: runs, batches, the loop, evaluation, sweeps, loggers."""

@@ -1,0 +1,130 @@
+"""Where a training run starts from: a sample of tokens, the scale of the activations, the decoder's bias."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from cytosae.sae.base import SparseAutoencoder
+from cytosae.sae.jumprelu import JumpReluSae
+from cytosae.training.geometric_median import geometric_median
+from cytosae_cache.format.spec import TokenLayout
+from cytosae_cache.reading.concat import JoinedReader
+from cytosae_cache.reading.permutation import spread_rows
+from cytosae_cache.store import ActivationStore
+from cytosae_pipeline.config import TrainConfig
+
+_MEDIAN_IMAGES = 256
+_MEDIAN_TOKENS = 16_384
+_FITTED_TOKENS = 1024
+
+
+class Scaling(NamedTuple):
+    """Training sees `(x - mean) / scale`."""
+
+    mean: torch.Tensor
+    """Mean of every channel, float32, shape `(D,)`."""
+    scale: float
+    """Root of the mean of the channels' variances."""
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """Activations of shape `(..., D)`, centred and scaled."""
+        return (x - self.mean.to(x.device)) / self.scale
+
+
+def find_scaling(stores: Sequence[ActivationStore]) -> Scaling:
+    """The scaling of stores as one, from their exact moments over all tokens.
+
+    After it the mean squared norm of a token is D, as Anthropic and SAELens scale it.
+    """
+    parts = [store.moments for store in stores]
+    count = sum(float(part.count.sum()) for part in parts)
+    mean = sum(part.sum.sum(axis=0) for part in parts) / count
+    squares = sum(part.sum_sq.sum(axis=0) for part in parts) / count
+    variance = float(np.maximum(squares - mean**2, 0).mean())
+    return Scaling(torch.from_numpy(np.asarray(mean, dtype=np.float32)), variance**0.5 or 1.0)
+
+
+def choose_tokens(x: torch.Tensor, choice: str, layout: TokenLayout) -> torch.Tensor:
+    """The tokens to train on, `all`, `patches` or `cls`, of activations of shape `(B, T, D)`."""
+    if choice == "cls":
+        return x[:, : layout.n_cls]
+    return x[:, layout.n_cls + layout.n_registers :] if choice == "patches" else x
+
+
+def sample_tokens(
+    images: JoinedReader,
+    layout: TokenLayout,
+    *,
+    choice: str = "all",
+    n_images: int = _MEDIAN_IMAGES,
+    n_tokens: int = _MEDIAN_TOKENS,
+) -> torch.Tensor:
+    """Token vectors from a sample of images spread over all stores.
+
+    Args:
+        images: The images.
+        layout: What their tokens are.
+        choice: Which tokens.
+        n_images: Images to read at the most.
+        n_tokens: Tokens to return at the most.
+
+    Returns:
+        Float32, shape `(n, D)`.
+    """
+    chosen = spread_rows(len(images), n_images)
+    values = np.empty((len(chosen), *images.image_shape), dtype=images.dtype)
+    images.read(chosen, values)
+    tokens = choose_tokens(torch.from_numpy(values), choice, layout).flatten(0, 1)
+    return tokens[torch.from_numpy(spread_rows(len(tokens), n_tokens))].float()
+
+
+class StartingPoint:
+    """Where decoders' biases start, worked out once for all autoencoders that are trained on the same images.
+
+    Args:
+        images: What they are trained on.
+        stores: The stores it lies in.
+        choice: Which tokens.
+    """
+
+    def __init__(self, images: JoinedReader, stores: Sequence[ActivationStore], *, choice: str) -> None:
+        self._images, self._stores, self._choice = images, stores, choice
+        self._centres: dict[tuple[str, bool], torch.Tensor] = {}
+
+    @cached_property
+    def scaling(self) -> Scaling:
+        """The stores' scaling."""
+        return find_scaling(self._stores)
+
+    @cached_property
+    def _tokens(self) -> torch.Tensor:
+        return sample_tokens(self._images, self._stores[0].spec.tokens, choice=self._choice)
+
+    @torch.no_grad()
+    def initialise_(self, sae: SparseAutoencoder, config: TrainConfig) -> None:
+        """Start the decoder's bias where the activations are, and the encoder where it was asked for, in place.
+
+        Args:
+            sae: A new autoencoder.
+            config: Options.
+        """
+        if config.encoder_init == "decoder":
+            sae.tie_()
+        if config.b_dec_init_method != "zeros":
+            sae.b_dec.copy_(self._centre(config.b_dec_init_method, standardise=config.standardise))
+        if isinstance(sae, JumpReluSae):
+            tokens = self._tokens[torch.from_numpy(spread_rows(len(self._tokens), _FITTED_TOKENS))]
+            tokens = self.scaling.apply(tokens) if config.standardise else tokens
+            sae.start_from_(tokens.to(sae.b_dec.device))
+
+    def _centre(self, method: str, *, standardise: bool) -> torch.Tensor:
+        """Geometric median or mean of the sample, float32, shape `(D,)`."""
+        key = method, standardise
+        if key not in self._centres:
+            tokens = self.scaling.apply(self._tokens) if standardise else self._tokens
+            centre = geometric_median(tokens) if method == "geometric_median" else tokens.double().mean(dim=0)
+            self._centres[key] = centre.float()
+        return self._centres[key]

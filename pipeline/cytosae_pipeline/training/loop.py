@@ -1,0 +1,203 @@
+"""Stage two's training: autoencoders trained side by side on one stream of a store's activations."""
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cytosae_cache.errors import StoreError
+from cytosae_cache.reading.concat import JoinedReader
+from cytosae_cache.reading.reader import StoreReader
+from cytosae_pipeline.config import TrainConfig
+from cytosae_pipeline.runtime.interrupts import HeldInterrupts
+from cytosae_pipeline.runtime.memory import available_ram
+from cytosae_pipeline.runtime.progress import Progress, Reporter
+from cytosae_pipeline.training.batches import Batches, open_batches
+from cytosae_pipeline.training.init import StartingPoint, choose_tokens
+from cytosae_pipeline.training.placement import choose_residence, exceeds_page_cache, find_needs, find_room
+from cytosae_pipeline.training.runs import Run, TrainingError, plan_run
+from cytosae_pipeline.training.split import held_out
+from cytosae_pipeline.training.trainer import Trainer, last_metrics
+
+Status = Literal["trained", "resumed", "already trained", "failed"]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What `train` did."""
+
+    sae: Path
+    """The finished autoencoder."""
+    folder: Path
+    """The run's folder."""
+    status: Status
+    """What had to be done."""
+    n_steps: int
+    """Steps of the whole run."""
+    n_latents: int
+    """Latents S."""
+    metrics: dict[str, float]
+    """Metrics of the last log line."""
+    step_s: float | None
+    """Mean time of a step without the wait for data; None if there was nothing to do. On a GPU, of giving it out."""
+
+
+def train(config: TrainConfig, report: Reporter) -> TrainResult:
+    """Train an autoencoder, go on with an interrupted run, or do nothing if the run is finished.
+
+    Raises:
+        ValueError: If the store is missing or does not fit the options; the message says what to do.
+        TrainingError: If the loss stops being a finite number; checkpoints are kept, no final file is written.
+    """
+    run = plan_run(config, report)
+    if run.final_path.exists():
+        report.say(f"run '{run.folder.name}' is already trained: nothing to do")
+        return _result(run, "already trained", None)
+    loop = TrainingLoop([run], report)
+    (failure,) = loop.run()
+    if failure is not None:
+        raise failure
+    return _result(run, "resumed" if loop.resumed else "trained", loop.step_s[run.folder])
+
+
+def train_together(runs: Sequence[Run], report: Reporter) -> list[TrainResult]:
+    """Train several autoencoders on the same batches, reading each once. One that fails leaves the others alone.
+
+    Args:
+        runs: Runs on the same stores in the same order.
+        report: Shows progress.
+    """
+    todo = [run for run in runs if not run.final_path.exists()]
+    results = {run.folder: _result(run, "already trained", None) for run in runs if run not in todo}
+    if todo:
+        loop = TrainingLoop(todo, report)
+        for run, failure in zip(todo, loop.run(), strict=True):
+            status: Status = "failed" if failure else "resumed" if loop.resumed else "trained"
+            results[run.folder] = _result(run, status, loop.step_s[run.folder])
+            if failure:
+                report.say(str(failure))
+    return [results[run.folder] for run in runs]
+
+
+class TrainingLoop:
+    """Feeds one stream of batches to all trainers.
+
+    Args:
+        runs: Runs on the same stores in the same order.
+        report: Shows progress.
+    """
+
+    def __init__(self, runs: Sequence[Run], report: Reporter) -> None:
+        self._runs, self._report = runs, report
+        self.resumed = False
+        """Whether any run had been begun before."""
+        self.step_s: dict[Path, float | None] = {}
+        """Mean time of every run's steps, by its folder."""
+
+    def run(self) -> list[TrainingError | None]:
+        """All remaining steps. On Ctrl-C or an error of the disk or store the states are saved first.
+
+        Returns:
+            For every run, why it failed.
+
+        Raises:
+            UserError: If `--resident` asks for a place without room.
+        """
+        run = self._runs[0]
+        config = run.config
+        with contextlib.ExitStack() as stack:
+            direct = exceeds_page_cache(run.stores, available_ram())
+            readers = [
+                stack.enter_context(StoreReader(store, verify=not config.no_verify, direct=direct))
+                for store in run.stores
+            ]
+            apart = [held_out(store, config.held_out, config.held_out_by) for store in run.stores]
+            images = JoinedReader(readers, [~mask for mask in apart])
+            evaluated = JoinedReader(readers, apart) if config.held_out else None
+            start = StartingPoint(images, run.stores, choice=config.trained_on)
+            trainers = [Trainer(one, start, evaluated, self._report) for one in self._runs]
+            return self._train(trainers, images)
+
+    def _train(self, trainers: list[Trainer], images: JoinedReader) -> list[TrainingError | None]:
+        """Feed all batches."""
+        run = trainers[0].run
+        config, report = run.config, self._report
+        position = min(trainer.position for trainer in trainers)
+        self.resumed = any(trainer.position for trainer in trainers)
+        for trainer in trainers:
+            if trainer.position:
+                report.say(f"going on with run '{trainer.run.folder.name}' after {trainer.position:,} images")
+        needs = find_needs([trainer.run for trainer in trainers], position=position)
+        residence = choose_residence(config.resident, needs, find_room(run.device))
+        report.say(residence.text)
+        batches = open_batches(images, config, position=position, device=run.device, place=residence.place)
+        progress = report.progress("train", config.total_training_tokens, "images", done=position)
+        with HeldInterrupts() as interrupts:
+            try:
+                with contextlib.ExitStack() as trackers, progress:
+                    for trainer in trainers:
+                        trackers.enter_context(trainer.open_trackers())
+                    failures = self._steps(trainers, batches, progress, interrupts)
+            except (KeyboardInterrupt, OSError, StoreError):
+                # After a second Ctrl-C the parameters may be half-way through a step: the last state saved stands.
+                if not interrupts.torn:
+                    for trainer in trainers:
+                        trainer.save_state()
+                raise
+        for trainer in trainers:
+            self.step_s[trainer.run.folder] = trainer.seconds / trainer.n_timed if trainer.n_timed else None
+            if failures[trainer] is None:
+                trainer.finish()
+        return list(failures.values())
+
+    def _steps(
+        self, trainers: list[Trainer], batches: Batches, progress: Progress, interrupts: HeldInterrupts
+    ) -> dict[Trainer, TrainingError | None]:
+        """Every trainer's step on every batch; why those failed that did."""
+        run = trainers[0].run
+        layout, choice = run.store.spec.tokens, run.config.trained_on
+        failures: dict[Trainer, TrainingError | None] = dict.fromkeys(trainers)
+        whole, interval = WaitingTime(batches), WaitingTime(batches)
+        for batch in batches:
+            # Two steps: at once, torch would convert on the host and then copy twice the bytes.
+            x = choose_tokens(batch.activations, choice, layout).to(run.device).float()
+            pace = {"details/images_per_s": progress.rate, "details/data_wait_share": interval.share()}
+            logged = False
+            for trainer in trainers:
+                if failures[trainer] is not None or trainer.position >= batch.position:
+                    continue
+                try:
+                    logged |= trainer.train_on(x, batch.position, pace)
+                except TrainingError as error:
+                    failures[trainer] = error
+            if logged:
+                interval = WaitingTime(batches)
+            progress.advance(len(batch.activations), trainers[0].note)
+            if all(failures.values()):
+                break
+            interrupts.check()
+        self._report.say(f"waited for data {whole.share():.1%} of the time")
+        return failures
+
+
+class WaitingTime:
+    """The share of the time since it was made that was spent waiting for data.
+
+    Args:
+        batches: What is waited for.
+    """
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches, self._waited_s, self._start = batches, batches.waited_s, time.perf_counter()
+
+    def share(self) -> float:
+        """Between 0 and 1."""
+        passed = time.perf_counter() - self._start
+        return min(1.0, (self._batches.waited_s - self._waited_s) / passed) if passed > 0 else 0.0
+
+
+def _result(run: Run, status: Status, step_s: float | None) -> TrainResult:
+    """The result of a run."""
+    return TrainResult(run.final_path, run.folder, status, run.n_steps, run.n_latents, last_metrics(run), step_s)

@@ -1,0 +1,145 @@
+"""Where the activations of a training run are kept: on disk, in memory, or on the GPU."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+
+from cytosae_cache.store import ActivationStore
+from cytosae_pipeline.config import Resident, UserError
+from cytosae_pipeline.runtime.memory import available_ram
+from cytosae_pipeline.runtime.progress import format_bytes
+from cytosae_pipeline.training.runs import Run
+
+Place = Literal["none", "ram", "gpu"]
+
+_SHARE = 0.8
+"""Share of the free memory that may be taken."""
+
+_MATRICES = 6
+"""Matrices of (tokens, latents) that a training step may need at once; measured steps need fewer."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a training run asks of memory."""
+
+    store_bytes: int
+    """Uncompressed activations of all its stores."""
+    step_bytes: int
+    """What the autoencoder and a step take on the device, generously."""
+    n_epochs: float
+    """Epochs left; may be less than one."""
+    dear: bool
+    """Whether reading takes far longer than copying, as with a compressed, int8 or remote store."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """Free memory in bytes."""
+
+    ram: int | None
+    """None where the system does not say."""
+    gpu: int | None
+    """None without a CUDA device."""
+
+
+class Residence(NamedTuple):
+    """A decision."""
+
+    place: Place
+    """Where the activations are kept; `none` reads them from disk every epoch."""
+    text: str
+    """One line for people."""
+
+
+def choose_residence(asked: Resident, needs: Needs, room: Room) -> Residence:
+    """Decide where activations are kept. Every choice gives the same batches.
+
+    `auto` keeps them on a CUDA device if they fit beside the training step, and in memory only if reading is dear: an
+    uncompressed local store is in the page cache anyway, which outruns a training step (docs/shuffling.md).
+
+    Raises:
+        UserError: If the place asked for has no room.
+    """
+    size = format_bytes(needs.store_bytes)
+    wanted = {"gpu": needs.store_bytes + needs.step_bytes, "ram": needs.store_bytes}
+    free = {"gpu": room.gpu, "ram": room.ram}
+    kept = {
+        "gpu": f"activations ({size}) are read once and kept on the GPU",
+        "ram": f"activations ({size}) are read once and kept in memory",
+    }
+    read = f"activations ({size}) are read from disk every epoch"
+
+    def fits(place: str) -> bool:
+        there = free[place]
+        return there is not None and wanted[place] <= _SHARE * there
+
+    if asked == "none":
+        return Residence("none", f"{read}: --resident none")
+    if asked == "gpu" or asked == "ram":
+        there = free[asked]
+        if asked == "gpu" and there is None:
+            raise UserError("--resident gpu needs a CUDA device, and training runs on none. Try --resident auto")
+        if there is not None and not fits(asked):
+            raise UserError(
+                f"--resident {asked} needs {format_bytes(wanted[asked])}, but {format_bytes(there)} are free, of which "
+                f"{_SHARE:.0%} may be taken. Try --resident auto"
+            )
+        return Residence(asked, kept[asked])
+    if needs.n_epochs <= 1:
+        return Residence("none", f"{read}: no image is needed twice")
+    if fits("gpu"):
+        return Residence("gpu", kept["gpu"])
+    if not needs.dear:
+        return Residence("none", f"{read}: an uncompressed store is quick to read")
+    if fits("ram"):
+        return Residence("ram", f"{kept['ram']}: fetching or decoding them every epoch takes longer")
+    return Residence("none", f"{read}: there is no room for them in memory")
+
+
+def find_needs(runs: Sequence[Run], *, position: int) -> Needs:
+    """What runs on the same stores ask of memory.
+
+    Args:
+        runs: The runs, trained side by side.
+        position: Images already trained on.
+    """
+    stores, config = runs[0].stores, runs[0].config
+    n_images = sum(len(store.valid_rows) for store in stores)
+    return Needs(
+        store_bytes=n_images * stores[0].image_bytes,
+        step_bytes=sum(map(_step_bytes, runs)),
+        n_epochs=(config.total_training_tokens - position) / max(n_images, 1),
+        dear=any(
+            store.compression != "none" or store.spec.store_dtype == "int8" or isinstance(store.path, str)
+            for store in stores
+        ),
+    )
+
+
+def _step_bytes(run: Run) -> int:
+    """What an autoencoder and its step take on the device."""
+    products = run.products
+    n_weights = 2 * run.n_latents * run.store.d_model
+    n_tokens = run.config.batch_size * run.store.n_tokens
+    largest = min(products.max_bytes, n_tokens * run.n_latents * products.dtype.itemsize)
+    # Parameters, gradients, two moments and the products' copies; then the matrices.
+    return n_weights * (4 * 4 + products.dtype.itemsize) + _MATRICES * largest
+
+
+def exceeds_page_cache(stores: Sequence[ActivationStore], ram: int | None) -> bool:
+    """Whether stores are too large for the system to cache, so that reading past its cache is better.
+
+    Args:
+        stores: What will be read, perhaps many times.
+        ram: Free memory in bytes; None where the system does not say.
+    """
+    return ram is not None and sum(store.n_images * store.spec.record_bytes for store in stores) > ram
+
+
+def find_room(device: torch.device) -> Room:
+    """Free memory of the machine and of the device."""
+    gpu = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    return Room(available_ram(), gpu)

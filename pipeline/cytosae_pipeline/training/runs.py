@@ -1,0 +1,202 @@
+"""Training runs: what is fixed before the first step, where everything goes, and how a run is found again."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cytosae.training.fused_loss import Products
+from cytosae_cache.format.spec import canonical_json
+from cytosae_cache.reading.concat import check_same_spec
+from cytosae_cache.storage.atomic import write_file
+from cytosae_cache.store import ActivationStore
+from cytosae_pipeline import __version__
+from cytosae_pipeline.config import TrainConfig, UserError
+from cytosae_pipeline.runtime.devices import choose_device, choose_products, choose_training_precision
+from cytosae_pipeline.runtime.progress import Reporter
+from cytosae_pipeline.workspace.find import ensure_store
+from cytosae_pipeline.workspace.paths import Workspace, checkpoint_name, file_part, final_name
+
+NOT_THE_RECIPE = {
+    "root_dir", "store", "model_path", "images", "layout", "vit_type", "run_name", "resume", "device", "no_verify",
+    "resident", "log_to_wandb", "tensorboard", "wandb_project", "wandb_entity", "clip_dim", "preset",
+}  # fmt: skip
+"""Options that do not change the numbers: left out of the run's identity and of everything that is shared."""
+
+
+class TrainingError(UserError):
+    """Training cannot start or go on; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run: everything fixed before the first step."""
+
+    config: TrainConfig
+    """Options, with their precision settled."""
+    stores: tuple[ActivationStore, ...]
+    """What it trains on, as if it were one store."""
+    folder: Path
+    """Where everything goes."""
+    recipe: dict[str, Any]
+    """What decides the numbers, as plain JSON values; no path, label or patient in it."""
+    device: torch.device
+    """Where it runs."""
+
+    @property
+    def store(self) -> ActivationStore:
+        """The first of its stores; all have the same spec."""
+        return self.stores[0]
+
+    @property
+    def n_latents(self) -> int:
+        """Latents S."""
+        return self.config.expansion_factor * self.store.d_model
+
+    @property
+    def n_steps(self) -> int:
+        """Steps; the last batch may be smaller."""
+        return -(-self.config.total_training_tokens // self.config.batch_size)
+
+    @property
+    def products(self) -> Products:
+        """How a step computes its matrix products."""
+        precision = self.config.precision
+        assert precision != "auto", "plan_run settles it"
+        return choose_products(precision, self.device, self.config.max_memory)
+
+    @property
+    def state_paths(self) -> tuple[Path, Path]:
+        """Where an interrupted run goes on from: the newest state and the one before it."""
+        return self.folder / "training_state.pt", self.folder / "training_state.before.pt"
+
+    @property
+    def final_path(self) -> Path:
+        """The finished autoencoder; exists only after the last step."""
+        name = self.store.spec.model_name
+        return self.folder / final_name(name, self.config.block_layer, self.config.module_name, self.n_latents)
+
+    def checkpoint_path(self, n_images: int) -> Path:
+        """An autoencoder on the way."""
+        name, config = self.store.spec.model_name, self.config
+        return self.folder / checkpoint_name(n_images, name, config.block_layer, config.module_name, self.n_latents)
+
+
+def plan_run(config: TrainConfig, report: Reporter, stores: tuple[ActivationStore, ...] | None = None) -> Run:
+    """Find the stores, settle the run's name and write its config.
+
+    Args:
+        config: Options.
+        report: Shows what happens.
+        stores: Its stores, if they have been found already.
+
+    Raises:
+        StoreMismatchError: If the stores' specs differ.
+        TrainingError: If the options do not fit the stores, or the run's name belongs to other options.
+    """
+    workspace = Workspace(config.root_dir)
+    if config.resume is not None:
+        config = _resumed_config(config, workspace)
+    device = choose_device(config.device)
+    config = replace(config, precision=choose_training_precision(config.precision, device))
+    stores = stores or _find_stores(config, report)
+    store, further = stores[0], stores[1:]
+    if config.clip_dim not in (None, store.d_model):
+        raise TrainingError(
+            f"--clip_dim {config.clip_dim} was given, but store '{store.path}' holds activations of width "
+            f"{store.d_model} ({store.spec.model_name}). Leave --clip_dim out, or choose another store"
+        )
+    if config.trained_on == "cls" and not store.spec.tokens.n_cls:
+        name = "--class_token" if config.class_token else "--tokens cls"
+        raise TrainingError(f"{name} was given, but {store.spec.model_name} has no CLS token")
+    n_latents = config.expansion_factor * store.d_model
+    if config.k > n_latents and config.arch in ("topk", "batchtopk", "matryoshka"):
+        raise TrainingError(
+            f"--k {config.k} is more than the {n_latents} latents of --expansion_factor "
+            f"{config.expansion_factor} at width {store.d_model}"
+        )
+    values = json.loads(json.dumps(asdict(config), default=str))
+    recipe = {name: value for name, value in values.items() if name not in NOT_THE_RECIPE}
+    recipe |= {
+        "dataset_name": store.provenance.dataset,
+        "model_name": store.spec.model_name,
+        "d_in": store.d_model,
+        "n_latents": config.expansion_factor * store.d_model,
+        "spec": store.spec.to_json(),
+        "spec_hash": store.spec.hash,
+        "list_digest": store.provenance.list_digest,
+        "with_dataset": [store.provenance.dataset for store in further],
+        "with_list_digest": [store.provenance.list_digest for store in further],
+    }
+    digest = hashlib.sha256(canonical_json(recipe)).hexdigest()[:8]
+    datasets = "+".join(file_part(store.provenance.dataset) for store in stores)
+    folder = workspace.run_dir(config.run_name or f"{datasets}-{digest}")
+    run = Run(config, stores, folder, recipe, device)
+    _write_config(run)
+    return run
+
+
+def sae_cfg(run: Run) -> dict[str, Any]:
+    """What an autoencoder's file says of itself."""
+    return {**run.recipe, "package_version": __version__, "run_name": run.folder.name}
+
+
+def _find_stores(config: TrainConfig, report: Reporter) -> tuple[ActivationStore, ...]:
+    """The first store and those of the further data sets."""
+    first = ensure_store(config, report)
+    # Of several stores of a further data set, the one that fits the first.
+    further = [
+        ensure_store(replace(config, dataset_name=name, store=None, images=None), report, spec_hash=first.spec.hash)
+        for name in config.with_dataset
+    ]
+    stores = (first, *further)
+    paths = [store.path if isinstance(store.path, str) else store.path.resolve() for store in stores]
+    for store, path in zip(stores, paths, strict=True):
+        if paths.count(path) > 1:
+            raise TrainingError(f"store '{store.path}' was given twice: leave one --with_dataset out")
+    check_same_spec(stores)
+    return stores
+
+
+def _write_config(run: Run) -> None:
+    """Write the run's config, or check that an existing one is the same."""
+    path = run.folder / "config.json"
+    if path.exists():
+        found = json.loads(path.read_text())["recipe"]
+        differing = sorted(name for name in {*found, *run.recipe} if found.get(name) != run.recipe.get(name))
+        if differing:
+            shown = "; ".join(
+                f"{name}: {found.get(name)!r} there, {run.recipe.get(name)!r} now" for name in differing[:6]
+            )
+            raise TrainingError(
+                f"run '{run.folder.name}' exists with other options ({shown}). Choose another --run_name"
+            )
+        return
+    run.folder.mkdir(parents=True, exist_ok=True)
+    options = json.loads(json.dumps(asdict(run.config), default=str))
+    record = {"package_version": __version__, "recipe": run.recipe, "options": options}
+    write_file(path, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def _resumed_config(config: TrainConfig, workspace: Workspace) -> TrainConfig:
+    """The options of an interrupted run, read back from its folder."""
+    assert config.resume is not None
+    path = workspace.run_dir(config.resume) / "config.json"
+    if not path.is_file():
+        there = sorted(item.parent.name for item in workspace.checkpoints_dir.glob("*/config.json"))
+        raise TrainingError(
+            f"no run '{config.resume}' in '{workspace.checkpoints_dir}'. There are: {', '.join(there) or 'none'}"
+        )
+    record = json.loads(path.read_text())
+    options = record["options"]
+    for name in ("model_path", "images"):
+        options[name] = Path(options[name]) if options[name] is not None else None
+    options["with_dataset"] = tuple(options.get("with_dataset", ()))
+    # Another machine may have another device and other room; its numbers are to be the same.
+    options["precision"] = record["recipe"].get("precision", "fp32")
+    options |= {"device": config.device, "resident": config.resident}
+    options |= {"root_dir": config.root_dir, "run_name": config.resume, "resume": None}
+    return TrainConfig(**options)

@@ -1,0 +1,223 @@
+"""Several autoencoders from one stream: a grid of options, its runs, and what came of them."""
+
+import csv
+import io
+import itertools
+import math
+import tomllib
+import typing
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cytosae_cache.storage.atomic import write_file
+from cytosae_pipeline.cli.options import click_type
+from cytosae_pipeline.config import TrainConfig, UserError
+from cytosae_pipeline.runtime.progress import Reporter
+from cytosae_pipeline.training.loop import TrainResult, train_together
+from cytosae_pipeline.training.pareto import Point, draw_pareto
+from cytosae_pipeline.training.runs import NOT_THE_RECIPE, Run, plan_run
+from cytosae_pipeline.workspace.paths import Workspace, file_part
+
+_STREAM = {
+    "with_dataset", "dataset_name", "model_name", "block_layer", "module_name", "batch_size", "total_training_tokens",
+    "shuffle", "batch_of", "tokens", "class_token", "held_out", "held_out_by", "order_seed",
+}  # fmt: skip
+"""Options that decide the batches, which all runs of a sweep share."""
+
+_MOST_RUNS = 256
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """One run of a sweep."""
+
+    run: str
+    """Its name."""
+    options: dict[str, Any]
+    """What distinguishes it."""
+    status: str
+    """trained, resumed, already trained or failed."""
+    explained_variance: float | None
+    """On the held-out images, or of the last logged step without any; None if it failed."""
+    l0: float | None
+    """Mean number of active latents a token, of the same."""
+    dead_share: float | None
+    """Share of latents that are active on none of the same."""
+    loss: float | None
+    """Of the last logged step."""
+    step_s: float | None
+    """Mean time of a step; None if there was nothing to do."""
+    sae: Path
+    """The finished autoencoder."""
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep did."""
+
+    rows: list[SweepRow]
+    """Its runs, in the grid's order."""
+    table: Path
+    """The same as CSV."""
+    picture: Path
+    """Explained variance against L0, as SVG."""
+
+    def describe(self) -> str:
+        """The table for people."""
+        head = ["run", "explained variance", "L0", "dead", "loss", "ms a step", "status"]
+        lines = [
+            [
+                row.run, _show(row.explained_variance, ".4f"), _show(row.l0, ".1f"), _show(row.dead_share, ".1%"),
+                _show(row.loss, ".4g"), _show(None if row.step_s is None else 1000 * row.step_s, ".0f"), row.status,
+            ]
+            for row in self.rows
+        ]  # fmt: skip
+        widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
+        shown = [
+            "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in [head, *lines]
+        ]
+        return "\n".join([*(line.rstrip() for line in shown), f"table: {self.table}", f"picture: {self.picture}"])
+
+
+def read_grid(path: Path) -> list[dict[str, Any]]:
+    """The options of every run of a grid file.
+
+    Keys are options of `train`; a list stands for a run with each of its values, several lists for all combinations.
+    Each `[[run]]` table, if there are any, is such a grid of its own on top of what stands before them.
+
+    Raises:
+        UserError: If the file cannot be read, an option is unknown, belongs to the stream or has a wrong value.
+    """
+    try:
+        grid = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--sweep '{path}' cannot be read: {error}") from error
+    tables = grid.pop("run", [{}])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise UserError(f"'run' in '{path}' must be written as [[run]] tables")
+    hints = typing.get_type_hints(TrainConfig)
+    runs: list[dict[str, Any]] = []
+    for table in tables:
+        values = {name: value if isinstance(value, list) else [value] for name, value in {**grid, **table}.items()}
+        for name, choices in values.items():
+            _check_name(path, name)
+            converted = [_convert(path, name, value, hints[name]) for value in choices]
+            values[name] = list(dict.fromkeys(converted))
+        # Counted before they are made: lists of moderate length make more combinations than fit into memory.
+        n_runs = math.prod(map(len, values.values()))
+        if n_runs > _MOST_RUNS:
+            raise UserError(f"'{path}' describes {n_runs:,} runs; there must be 1 to {_MOST_RUNS}")
+        runs += [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+    runs = [run for number, run in enumerate(runs) if run not in runs[:number]]
+    if not 1 <= len(runs) <= _MOST_RUNS:
+        raise UserError(f"'{path}' describes {len(runs):,} runs; there must be 1 to {_MOST_RUNS}")
+    return runs
+
+
+def run_sweep(base: TrainConfig, path: Path, report: Reporter) -> SweepResult:
+    """Train every run of a grid on one stream. The same again goes on with what is not finished.
+
+    Args:
+        base: Options that the grid does not name; its run name begins those of the runs.
+        path: The grid file.
+        report: Shows progress.
+    """
+    grid = read_grid(path)
+    prefix = base.run_name or file_part(path.stem)
+    varying = [name for name in TrainConfig.__dataclass_fields__ if len({str(run.get(name)) for run in grid}) > 1]
+    runs: list[Run] = []
+    for values in grid:
+        own = {name: values[name] for name in varying if name in values}
+        name = "-".join([prefix, *(file_part(f"{key}_{value}") for key, value in own.items())])
+        try:
+            config = replace(base, **values, order_seed=base.order, run_name=name)
+        except ValueError as error:
+            raise UserError(f"a run of '{path}' ({name}) cannot be: {error}") from error
+        runs.append(plan_run(config, report, runs[0].stores if runs else None))
+    results = train_together(runs, report)
+    rows = [
+        _make_row(run, result, {name: values.get(name) for name in varying})
+        for run, result, values in zip(runs, results, grid, strict=True)
+    ]
+    folder = Workspace(base.root_dir).run_dir(prefix)
+    folder.mkdir(parents=True, exist_ok=True)
+    table, picture = folder / "sweep.csv", folder / "sweep.svg"
+    write_file(table, _to_csv(rows, varying).encode())
+    points = [
+        Point(
+            row.l0, row.explained_variance, str(run.config.arch), ", ".join(f"{n} {v}" for n, v in row.options.items())
+        )
+        for run, row in zip(runs, rows, strict=True)
+        if row.l0 is not None and row.explained_variance is not None
+    ]
+    write_file(picture, draw_pareto(points).encode())
+    return SweepResult(rows, table, picture)
+
+
+def _check_name(path: Path, name: str) -> None:
+    """Raise for a key that is no option, or one that all runs share."""
+    known = {field.name for field in fields(TrainConfig)} - NOT_THE_RECIPE
+    if name in _STREAM:
+        raise UserError(
+            f"'{name}' in '{path}' decides the batches, which all runs of a sweep share: give it on the command line"
+        )
+    if name not in known:
+        raise UserError(
+            f"'{path}' has '{name}', which no run can vary. It may hold: {', '.join(sorted(known - _STREAM))}"
+        )
+
+
+def _convert(path: Path, name: str, value: object, hint: Any) -> Any:  # noqa: ANN401 - an option's value
+    """A value as the command line would take it."""
+    wanted = click.types.convert_type(click_type(hint))
+    try:
+        if hint is bool or isinstance(value, bool):
+            if hint is not bool or not isinstance(value, bool):
+                raise click.BadParameter(f"{value!r} is not true or false")
+            return value
+        if wanted is click.INT and not isinstance(value, int):
+            raise click.BadParameter(f"{value!r} is not a whole number")
+        if not isinstance(value, int | float | str):
+            raise click.BadParameter(f"{value!r} is no single value")
+        return wanted.convert(value, None, None)
+    except click.BadParameter as error:
+        raise UserError(f"'{name}' in '{path}': {error.message}") from error
+
+
+def _make_row(run: Run, result: TrainResult, options: dict[str, Any]) -> SweepRow:
+    """What came of a run."""
+    metrics = result.metrics if result.status != "failed" else {}
+
+    def find(*names: str) -> float | None:
+        return next((metrics[name] for name in names if name in metrics), None)
+
+    return SweepRow(
+        run.folder.name,
+        options,
+        result.status,
+        find("eval/explained_variance", "metrics/explained_variance"),
+        find("eval/l0", "metrics/l0"),
+        find("eval/dead_share", "sparsity/dead_features"),
+        find("losses/overall_loss"),
+        result.step_s,
+        run.final_path,
+    )
+
+
+def _to_csv(rows: list[SweepRow], varying: list[str]) -> str:
+    """The table."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["run", *varying, "explained_variance", "l0", "dead_share", "loss", "step_s", "status", "sae"])
+    for row in rows:
+        values = [row.explained_variance, row.l0, row.dead_share, row.loss, row.step_s, row.status, row.sae]
+        writer.writerow([row.run, *(row.options[name] for name in varying), *values])
+    return text.getvalue()
+
+
+def _show(value: float | None, form: str) -> str:
+    """A number, or a dash."""
+    return "-" if value is None else format(value, form)

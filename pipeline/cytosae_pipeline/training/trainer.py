@@ -1,0 +1,309 @@
+"""One autoencoder's training: its step, schedule, metrics, checkpoints and state. What feeds it stands in `train`."""
+
+import copy
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+
+import torch
+
+from cytosae.formats.atomic import write_torch_atomically
+from cytosae.formats.checkpoint import SaeCheckpointError, read_torch, save_sae
+from cytosae.sae.base import LossWeights, SaeLoss, SparseAutoencoder
+from cytosae.sae.registry import make_sae
+from cytosae.training.loss import explained_variance
+from cytosae.training.lr_schedule import LearningRate
+from cytosae.training.step import TrainStep
+from cytosae_cache.format.spec import canonical_json
+from cytosae_cache.reading.concat import JoinedReader
+from cytosae_pipeline.config import TrainConfig
+from cytosae_pipeline.runtime.devices import choose_products
+from cytosae_pipeline.runtime.progress import Reporter
+from cytosae_pipeline.training.evaluation import Evaluation, evaluate
+from cytosae_pipeline.training.init import StartingPoint
+from cytosae_pipeline.training.loggers import (
+    JsonLines,
+    TensorboardTracker,
+    Tracker,
+    Trackers,
+    WandbTracker,
+    make_histogram,
+)
+from cytosae_pipeline.training.runs import Run, TrainingError, sae_cfg
+
+_SECONDS_BETWEEN_SAVES = 300.0
+_IMAGES_ON_THE_WAY = 512
+"""Held-out images that an evaluation on the way looks at; the last one looks at all."""
+_LEAST_FREQUENCY = 1e-10
+"""Added before the logarithm, as the reference does; a latent that never fired is at -10."""
+
+
+class Trainer:
+    """Trains one autoencoder. Picks up the state of an interrupted run.
+
+    Args:
+        run: The run.
+        start: Where it starts from.
+        held_out: What it is evaluated on; None for nothing.
+        report: Shows what happens.
+    """
+
+    def __init__(self, run: Run, start: StartingPoint, held_out: JoinedReader | None, report: Reporter) -> None:
+        self.run, self._held_out, self._report = run, held_out, report
+        self.position = 0
+        """Images trained on."""
+        self.n_done = 0
+        """Steps done."""
+        self.seconds = 0.0
+        """Time its steps took, in this process."""
+        self.n_timed = 0
+        """How many those were."""
+        self.note = ""
+        """What the last log line says, in short."""
+        config, layout = run.config, run.store.spec.tokens
+        self._scaling = start.scaling if config.standardise else None
+        sae = make_sae(
+            config.arch, run.store.d_model, run.n_latents, seed=config.seed, device=run.device, k=config.k,
+            bandwidth=config.bandwidth,
+        )  # fmt: skip
+        self.step = TrainStep(
+            sae,
+            weights=LossWeights(config.l1_coefficient, config.aux_coefficient, config.l0_coefficient),
+            use_ghost_grads=config.use_ghost_grads,
+            dead_feature_window=config.dead_feature_window,
+            mse_cls_coefficient=config.mse_cls_coefficient if layout.n_cls else 1.0,
+            norm_weighted_l1=config.norm_weighted_l1,
+            max_gradient=config.max_gradient_norm,
+            products=run.products,
+        )
+        self._schedule = LearningRate(
+            config.lr_scheduler_name,
+            n_steps=run.n_steps,
+            warm_up_steps=config.lr_warm_up_steps,
+            n_cycles=config.lr_cycles,
+            decay_share=config.lr_decay_share,
+        )
+        self._n_fired = torch.zeros(run.n_latents, dtype=torch.int64, device=run.device)
+        self._n_tokens = 0
+        self._evaluation: Evaluation | None = None
+        self._last_save = time.monotonic()
+        self._trackers = Trackers()
+        if not self._load_state():
+            start.initialise_(sae, config)
+        self._due = _checkpoint_positions(config, after=self.position)
+        self._upcoming = next(self._due, None)
+
+    def open_trackers(self) -> Trackers:
+        """Where the metrics go; the caller's to close."""
+        config = self.run.config
+        trackers: list[Tracker] = [JsonLines(self.run.folder / "metrics.jsonl", after_step=self.n_done)]
+        if config.log_to_wandb:
+            trackers.append(_make_wandb(self.run))
+        if config.tensorboard:
+            trackers.append(TensorboardTracker(self.run.folder / "tensorboard", after_step=self.n_done))
+        self._trackers = Trackers(*trackers)
+        return self._trackers
+
+    def train_on(self, x: torch.Tensor, position: int, pace: Mapping[str, float]) -> bool:
+        """One step.
+
+        Args:
+            x: Activations of the chosen tokens, float32, shape `(B, T, D)`, on the run's device.
+            position: Images trained on after it.
+            pace: Metrics of the stream that a log line also gets.
+
+        Returns:
+            Whether it wrote a log line.
+
+        Raises:
+            TrainingError: If the loss stops being a finite number.
+        """
+        config = self.run.config
+        started = time.perf_counter()
+        x = self._scaling.apply(x) if self._scaling else x
+        rate = config.lr * self._schedule.factor
+        warm = config.l1_warm_up_steps
+        result = self.step.step(x, rate, sparsity=min(1.0, (self.n_done + 1) / warm) if warm else 1.0)
+        self._n_fired += result.n_fired
+        self._n_tokens += x.shape[0] * x.shape[1]
+        self._schedule.advance()
+        self.seconds, self.n_timed = self.seconds + time.perf_counter() - started, self.n_timed + 1
+        self.position, self.n_done = position, self.n_done + 1
+        last = position >= config.total_training_tokens
+        due = self._upcoming is not None and position >= self._upcoming
+        logs = self.n_done % config.wandb_log_frequency == 0 or last or self.n_done == 1
+        logs = logs or (due and self._held_out is not None)
+        if logs:
+            # CPU-GPU sync point.
+            frequency = self._n_fired.cpu().double() / max(self._n_tokens, 1)
+            metrics = {**self._measure(result, x, rate, frequency), **pace}
+            if (due or last) and self._held_out is not None:
+                self._evaluation = self._evaluate(self._held_out, limit=None if last else _IMAGES_ON_THE_WAY)
+                metrics |= self._evaluation.metrics()
+            histogram = make_histogram(torch.log10(frequency + _LEAST_FREQUENCY).numpy())
+            self._trackers.log(self.n_done, metrics, {"plots/feature_density_line_chart": histogram})
+            self.note = f"loss {metrics['losses/overall_loss']:.4g}, EV {metrics['metrics/explained_variance']:.3f}"
+        if self.n_done % config.feature_sampling_window == 0:
+            self._n_fired.zero_()
+            self._n_tokens = 0
+        if due:
+            self._check_sound(result)
+            save_sae(self.run.checkpoint_path(position), self.finished_sae(), self._cfg())
+            self.save_state()
+            while self._upcoming is not None and position >= self._upcoming:
+                self._upcoming = next(self._due, None)
+        elif time.monotonic() - self._last_save > _SECONDS_BETWEEN_SAVES:
+            self._check_sound(result)
+            self.save_state()
+        return logs
+
+    def finish(self) -> None:
+        """Write the finished autoencoder and remove the state."""
+        save_sae(self.run.final_path, self.finished_sae(), self._cfg())
+        for path in self.run.state_paths:
+            path.unlink(missing_ok=True)
+        self._report.say(f"wrote '{self.run.final_path}'")
+
+    def finished_sae(self) -> SparseAutoencoder:
+        """A copy as it is saved: decoder rows of unit norm, for raw activations."""
+        sae = copy.deepcopy(self.step.sae)
+        if self.run.config.norm_weighted_l1:
+            norms = sae.W_dec.detach().norm(dim=1)
+            sae.rescale_latents_(norms.clamp_min(torch.finfo(norms.dtype).tiny))
+        else:
+            sae.normalise_decoder_()
+        if self._scaling is not None:
+            sae.fold_scaling_(self._scaling.mean.to(sae.b_dec.device), self._scaling.scale)
+        return sae
+
+    def save_state(self) -> None:
+        """Write everything needed to go on exactly here; the state before it is kept beside it."""
+        state = {
+            "recipe": self.run.recipe,
+            "position": self.position,
+            "n_done": self.n_done,
+            "n_fired": self._n_fired,
+            "n_tokens": self._n_tokens,
+            "schedule": self._schedule.state_dict(),
+            "step": self.step.state_dict(),
+            "evaluation": asdict(self._evaluation) if self._evaluation else None,
+        }
+        newest, before = self.run.state_paths
+        if newest.exists():
+            newest.replace(before)
+        write_torch_atomically(newest, state)
+        self._last_save = time.monotonic()
+
+    def _load_state(self) -> bool:
+        """Go on where an interrupted run stopped, if there is one; from the state before if the newest is damaged."""
+        for path in self.run.state_paths:
+            if not path.exists():
+                continue
+            try:
+                state = read_torch(path, device=self.run.device)
+            except SaeCheckpointError as error:
+                self._report.say(f"{error}; looking for the state before it")
+                continue
+            if state["recipe"] != self.run.recipe:
+                raise TrainingError(f"'{path}' belongs to other options; choose another --run_name")
+            self.position, self.n_done = state["position"], state["n_done"]
+            self._n_fired, self._n_tokens = state["n_fired"], state["n_tokens"]
+            self._evaluation = Evaluation(**state["evaluation"]) if state["evaluation"] else None
+            self._schedule.load_state_dict(state["schedule"])
+            self.step.load_state_dict(state["step"])
+            return True
+        return False
+
+    def _cfg(self) -> dict[str, object]:
+        """What the autoencoder's file says of itself."""
+        evaluation = asdict(self._evaluation) if self._evaluation else None
+        return {**sae_cfg(self.run), "evaluation": evaluation}
+
+    def _evaluate(self, held_out: JoinedReader, *, limit: int | None) -> Evaluation:
+        config, layout = self.run.config, self.run.store.spec.tokens
+        products = choose_products("fp32", self.run.device, config.max_memory)
+        return evaluate(self.finished_sae(), held_out, layout, products=products, choice=config.trained_on, limit=limit)
+
+    def _check_sound(self, result: SaeLoss) -> None:
+        """Before anything is saved: a state of NaN would replace the last good one.
+
+        Raises:
+            TrainingError: If the loss or a parameter is not finite.
+        """
+        parameters = self.step.sae.parameters()
+        if math.isfinite(result.terms.loss) and all(bool(torch.isfinite(part).all()) for part in parameters):
+            return
+        raise self._failure(float(result.terms.loss))
+
+    def _failure(self, loss: float) -> TrainingError:
+        states = [path for path in self.run.state_paths if path.exists()]
+        files = sorted(self.run.folder.glob("*_sparse_*.pt"), key=lambda path: path.stat().st_mtime)
+        kept = f"The last good autoencoder is '{files[-1]}'" if files else "No checkpoint had been written yet"
+        if states:
+            kept += f", the last good state '{states[0]}'"
+        what = "the parameters stopped being finite numbers" if math.isfinite(loss) else f"the loss became {loss}"
+        return TrainingError(
+            f"{what} at step {self.n_done} of run '{self.run.folder.name}'. {kept}. Train under another --run_name "
+            "with a smaller --lr, more --lr_warm_up_steps, --max_gradient_norm 1, or without --use_ghost_grads"
+        )
+
+    @torch.no_grad()
+    def _measure(self, result: SaeLoss, x: torch.Tensor, rate: float, frequency: torch.Tensor) -> dict[str, float]:
+        """Metrics of a step under the reference's names. CPU-GPU sync point, hence only every few steps.
+
+        Args:
+            result: What the step computed.
+            x: Its activations, shape `(B, T, D)`.
+            rate: Its learning rate.
+            frequency: Firing rates in the sampling window, float64 on the host, shape `(S,)`.
+        """
+        variance = explained_variance(x, result.reconstruction)
+        config = self.run.config
+        loss = float(result.terms.loss)
+        if not math.isfinite(loss):
+            raise self._failure(loss)
+        since = self.step.tracker.n_steps_since_fired.cpu()
+        return {
+            "losses/overall_loss": loss,
+            "losses/mse_loss": float(result.terms.mse),
+            "losses/l1_loss": float(result.terms.l1),
+            "losses/ghost_grad_loss": float(result.terms.ghost),
+            "metrics/explained_variance": float(variance.total),
+            "metrics/explained_variance_std": float(variance.per_token_std),
+            "metrics/l0": float(result.n_fired.sum()) / (x.shape[0] * x.shape[1]),
+            "metrics/mean_log10_feature_sparsity": float(torch.log10(frequency + _LEAST_FREQUENCY).mean()),
+            "sparsity/mean_passes_since_fired": float(since.double().mean()),
+            "sparsity/n_passes_since_fired_over_threshold": int((since > config.dead_feature_window).sum()),
+            "sparsity/below_1e-5": float((frequency < 1e-5).double().mean()),
+            "sparsity/below_1e-6": float((frequency < 1e-6).double().mean()),
+            "sparsity/dead_features": float((frequency < config.dead_feature_threshold).double().mean()),
+            "details/n_training_tokens": self.position,
+            "details/current_learning_rate": rate,
+        }
+
+
+def last_metrics(run: Run) -> dict[str, float]:
+    """The last line of a run's metrics."""
+    path = run.folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {name: value for name, value in json.loads(lines[-1]).items() if value is not None} if lines else {}
+
+
+def _checkpoint_positions(config: TrainConfig, *, after: int) -> Iterator[int]:
+    """Images after which checkpoints are due: evenly spaced between start and end."""
+    parts = config.n_checkpoints + 1
+    due = (config.total_training_tokens * number // parts for number in range(1, parts))
+    return (position for position in due if position > after)
+
+
+def _make_wandb(run: Run) -> WandbTracker:
+    """A Weights & Biases run that knows the recipe's numbers and no name of a data set, path or person."""
+    numbers = {name: value for name, value in run.recipe.items() if isinstance(value, int | float)}
+    identity = hashlib.sha256(canonical_json([run.recipe, run.folder.name])).hexdigest()[:8]
+    config = run.config
+    return WandbTracker(
+        project=config.wandb_project, entity=config.wandb_entity, run_id=identity, folder=run.folder, config=numbers
+    )

@@ -1,0 +1,319 @@
+"""Architectures: what they compute, their gradients, what they learn, and how they are rescaled and counted."""
+
+import copy
+
+import pytest
+import torch
+
+from cytosae.sae.base import LossInputs, LossWeights, SparseAutoencoder
+from cytosae.sae.jumprelu import JumpReluSae
+from cytosae.sae.registry import ARCHITECTURES, make_sae
+from cytosae.sae.topk import BatchTopKSae, MatryoshkaSae, TopKSae
+from cytosae.statistics.accumulators import BlockEncoder
+from cytosae.training.fused_loss import Products
+from cytosae.training.step import TrainStep
+
+D, S, N, K = 6, 20, 9, 3
+OTHERS = [name for name in ARCHITECTURES if name != "relu"]
+
+
+def make_random(name: str, *, dtype: torch.dtype = torch.float64, seed: int = 0) -> SparseAutoencoder:
+    """Nothing zero, thresholds positive, some latents silent."""
+    sae = make_sae(name, D, S, k=K, prefixes=(0.25, 1.0), bandwidth=0.2).to(dtype)
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in sae.state_dict().values():
+        tensor.add_(0.3 * torch.randn(tensor.shape, generator=generator).to(dtype))
+    for unit in sae._latent_units()[1:]:
+        unit.data.abs_()
+    sae.normalise_decoder_()
+    return sae
+
+
+def make_tokens(n: int = N, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(n, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+
+
+def loss_of(sae, x, *, dead=None, weights=None, share=1.0):
+    variance = (x - x.mean(dim=0)).square().sum()
+    weights = weights or LossWeights(l1=0.1)
+    return sae.training_loss(x, LossInputs(variance, share, dead, weights, x.dtype))
+
+
+# --- what they compute
+
+
+def activation_by_hand(sae: SparseAutoencoder, s: int, linear: float, pre: list[float]) -> float:
+    """Latent s of a token, from `(x - b_dec) W_enc` and all its pre-activations."""
+    if sae.architecture == "gated":
+        return max(0.0, linear * sae.r_mag[s].exp().item() + sae.b_mag[s].item()) if pre[s] > 0 else 0.0
+    if sae.architecture == "topk":
+        active = pre[s] >= sorted(pre)[-K]
+    elif sae.architecture == "relu":
+        active = True
+    else:
+        active = pre[s] > (sae.threshold[s] if sae.threshold.ndim else sae.threshold).item()
+    return max(pre[s], 0.0) if active else 0.0
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_activations_by_loops(name):
+    sae, x = make_random(name), make_tokens()
+    acts = sae.encode(x)
+    for token in range(N):
+        centred = (x[token] - sae.b_dec).tolist()
+        linear = [sum(value * sae.W_enc[d, s].item() for d, value in enumerate(centred)) for s in range(S)]
+        pre = [linear[s] + sae.b_enc[s].item() for s in range(S)]
+        assert acts[token].tolist() == pytest.approx([activation_by_hand(sae, s, linear[s], pre) for s in range(S)])
+    assert 0 < (acts > 0).double().mean() < 1
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_statistics_encode_as_the_architecture_does(name):
+    sae = make_random(name, dtype=torch.float32)
+    images = make_tokens(60, torch.float32).view(12, 5, D)
+    reduced = BlockEncoder(sae, [0.1]).reduce(images, first_row=3)
+    acts = sae.encode(images)
+    torch.testing.assert_close(reduced.scores, acts.mean(dim=1))
+    assert torch.equal(reduced.counts[0], (acts > 0.1).sum(dim=1, dtype=torch.int32))
+    again = [BlockEncoder(sae, [0.1]).reduce(images[at : at + 1], first_row=3 + at).scores for at in range(12)]
+    assert torch.equal(torch.cat(again), reduced.scores), "depends on how the rows were split"
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_scaling_folded_in_is_the_same_function(name):
+    sae, x = make_random(name), make_tokens()
+    mean, scale = torch.randn(D, dtype=torch.float64), 2.5
+    folded = copy.deepcopy(sae)
+    folded.fold_scaling_(mean, scale)
+    normalised = (x - mean) / scale
+    torch.testing.assert_close(folded.encode(x), scale * sae.encode(normalised))
+    torch.testing.assert_close(folded(x).reconstruction, scale * sae(normalised).reconstruction + mean)
+    assert torch.equal(folded.W_dec, sae.W_dec)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_rescaled_latents_reconstruct_the_same(name):
+    sae, x = make_random(name), make_tokens()
+    single = sae.needs_whole_rows or name in ("batchtopk", "matryoshka")
+    factor = torch.tensor(1.7) if single else torch.rand(S, dtype=torch.float64) + 0.5
+    scaled = copy.deepcopy(sae)
+    scaled.rescale_latents_(factor.double())
+    torch.testing.assert_close(scaled.encode(x), factor * sae.encode(x))
+    torch.testing.assert_close(scaled(x).reconstruction, sae(x).reconstruction)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (TopKSae, {"k": 0}, "whole number from 1 to the 20 latents, found 0"),
+        (BatchTopKSae, {"k": S + 1}, "found 21"),
+        (MatryoshkaSae, {"k": 1, "prefixes": (0.5,)}, "rise from above 0 to 1"),
+        (MatryoshkaSae, {"k": 1, "prefixes": (0.0, 1.0)}, "rise from above 0 to 1"),
+        (JumpReluSae, {"k": 0}, "k and bandwidth must be above 0"),
+        (JumpReluSae, {"bandwidth": 0}, "k and bandwidth must be above 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(kind, settings, message):
+    with pytest.raises(ValueError, match=message):
+        kind(D, S, **settings)
+
+
+def test_the_reference_has_no_other_loss():
+    with pytest.raises(NotImplementedError, match="reference_loss"):
+        loss_of(make_random("relu"), make_tokens())
+
+
+# --- training losses
+
+
+def dense_topk_loss(sae, x, dead):
+    """Loss of topk, batchtopk and matryoshka with dense tensors and autograd alone."""
+    pre = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
+    positive = torch.relu(pre)
+    if sae.architecture == "topk":
+        keep = torch.zeros_like(pre).scatter(1, positive.topk(K, dim=1).indices, 1.0)
+    else:
+        keep = torch.zeros(pre.numel(), dtype=x.dtype)
+        keep[positive.flatten().topk(K * len(x)).indices] = 1
+        keep = keep.view(pre.shape)
+    acts = positive * keep
+    bounds = [round(share * S) for share in getattr(sae, "prefixes", (1.0,))]
+    total = (x - x.mean(dim=0)).square().sum()
+    parts = [(acts[:, :end] @ sae.W_dec[:end] + sae.b_dec - x).square().sum() / total for end in bounds]
+    mse, reconstruction = sum(parts) / len(parts), acts @ sae.W_dec + sae.b_dec
+    numbers = dead.nonzero().squeeze(1)
+    values, at = pre[:, numbers].topk(min(D // 2, len(numbers)), dim=1)
+    again = torch.zeros_like(pre).scatter(1, numbers[at], torch.relu(values)) @ sae.W_dec
+    residual = (x - reconstruction).detach()
+    aux = 1 / 32 * (again - residual).square().sum() / residual.square().sum()
+    return mse, aux, reconstruction, acts
+
+
+@pytest.mark.parametrize("name", ["topk", "batchtopk", "matryoshka"])
+def test_sparse_losses_and_gradients_are_those_of_dense_ones(name):
+    sae, x = make_random(name), make_tokens()
+    dead = torch.arange(S) % 2 == 0
+    mse, aux, reconstruction, acts = dense_topk_loss(sae, x, dead)
+    (mse + aux).backward()
+    wanted = {key: parameter.grad.clone() for key, parameter in sae.named_parameters()}
+    sae.zero_grad()
+    found = loss_of(sae, x, dead=dead)
+    found.terms.loss.backward()
+    assert found.terms.mse.item() == pytest.approx(mse.item())
+    assert found.terms.ghost.item() == pytest.approx(aux.item())
+    assert aux > 0
+    torch.testing.assert_close(found.reconstruction, reconstruction)
+    assert torch.equal(found.n_fired, (acts > 0).sum(dim=0))
+    for key, parameter in sae.named_parameters():
+        torch.testing.assert_close(parameter.grad, wanted[key])
+
+
+def test_auxiliary_term_reaches_the_dead_latents_encoder_and_nothing_else():
+    sae, x = make_random("topk"), make_tokens()
+    with torch.no_grad():
+        sae.b_enc[:5] = -3  # never among the largest, but AuxK looks at the positive ones of the dead
+        sae.W_enc[:, :5] *= 4
+    dead = torch.arange(S) < 5
+    loss_of(sae, x, dead=dead).terms.ghost.backward()
+    assert sae.W_enc.grad[:, :5].abs().sum() > 0
+    assert not sae.W_enc.grad[:, 5:].any(), "the residual is not detached"
+    assert not sae.W_dec.grad[5:].any()
+    torch.testing.assert_close(sae.b_dec.grad, -(sae.W_enc @ sae.b_enc.grad))  # through the encoder alone
+
+
+@pytest.mark.parametrize("name", ["jumprelu", "gated"])
+def test_gradients_are_finite_differences_where_the_loss_is_smooth(name):
+    sae, x = make_random(name), make_tokens()
+    weights = LossWeights(l1=0.1, l0=0.0)  # the step function of L0 has no derivative
+    loss_of(sae, x, weights=weights).terms.loss.backward()
+    for key in ("W_enc", "b_enc", "W_dec", "b_dec") + (("r_mag", "b_mag") if name == "gated" else ()):
+        parameter = getattr(sae, key)
+        for at in range(0, parameter.numel(), 7):
+            flat = parameter.data.view(-1)
+            ends = []
+            for sign in (1, -1):
+                before = flat[at].item()
+                flat[at] += sign * 1e-6
+                terms = loss_of(sae, x, weights=weights).terms
+                # The gated loss holds the decoder still in its auxiliary term, so that is left out there.
+                held = name == "gated" and key in ("W_dec", "b_dec")
+                ends.append((terms.mse + terms.l1 if held else terms.loss).item())
+                flat[at] = before
+            slope = (ends[0] - ends[1]) / 2e-6
+            wanted = parameter.grad.view(-1)[at].item()
+            if name == "gated" and key == "b_dec":
+                continue  # reaches the auxiliary term through the encoder, but not through the decoder
+            assert wanted == pytest.approx(slope, rel=1e-4, abs=1e-7), (key, at)
+
+
+def test_thresholds_learn_by_the_straight_through_estimator():
+    sae, x = make_random("jumprelu"), make_tokens()
+    found = loss_of(sae, x, weights=LossWeights(l0=0.7))
+    found.terms.loss.backward()
+    pre = ((x - sae.b_dec) @ sae.W_enc + sae.b_enc).detach()
+    threshold, active = sae.threshold.detach(), (pre > sae.threshold).double().detach()
+    error = ((pre * active) @ sae.W_dec + sae.b_dec - x).detach()
+    of_acts = 2 * error @ sae.W_dec.detach().T / (x - x.mean(dim=0)).square().sum()
+    l0 = active.sum() / N
+    of_l0 = 0.7 * 2 * (l0 / K - 1) / (K * N)
+    near = ((pre - threshold).abs() < 0.1).double()
+    assert near.sum() > 3
+    wanted = -(near * (of_acts * threshold + of_l0)).sum(dim=0) / 0.2
+    torch.testing.assert_close(sae.threshold.grad, wanted)
+    assert found.terms.l1.item() == pytest.approx(0.7 * (l0 / K - 1).square().item())
+    assert torch.equal(found.n_fired, active.sum(dim=0).long())
+
+
+def test_jumprelu_starts_with_as_many_active_latents_as_asked():
+    sae, x = make_random("jumprelu"), make_tokens(200)
+    sae.start_from_(x)
+    assert (sae.encode(x) > 0).sum(dim=1).double().mean().item() == pytest.approx(K, abs=0.01)
+    assert len(sae.threshold.unique()) == 1
+    sae.k = S
+    sae.start_from_(x)
+    assert (sae.threshold == 0).all(), "a threshold below 0 would let negative latents through"
+
+
+def test_running_threshold_follows_the_smallest_activation_kept():
+    sae = make_random("batchtopk")
+    sae.threshold.zero_()
+    smallest = []
+    for seed in range(4):
+        pre = torch.randn(N, S, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        kept = sae.select(pre)
+        assert len(kept.values) == K * N
+        wanted = torch.relu(pre).flatten().topk(K * N).values.sort().values
+        torch.testing.assert_close(kept.values.sort().values, wanted)
+        assert torch.equal(pre[kept.rows, kept.columns], kept.values)
+        smallest.append(wanted[0].item())
+        follows = smallest[0]
+        for value in smallest[1:]:
+            follows = 0.95 * follows + 0.05 * value
+        assert sae.threshold.item() == pytest.approx(follows)
+
+
+# --- training
+
+
+def test_losses_of_parts_add_up_for_topk():
+    x = make_tokens(40, torch.float32).view(4, 10, D)
+    results = []
+    for products in (Products(), Products(max_bytes=4 * S * 7)):
+        step = TrainStep(
+            make_random("topk", dtype=torch.float32), weights=LossWeights(aux=0.0), use_ghost_grads=False,
+            dead_feature_window=5, products=products,
+        )  # fmt: skip
+        results.append((step.step(x, 0.01), step.sae.W_enc.detach()))
+    (whole, weights), (parts, again) = results
+    torch.testing.assert_close(parts.terms.loss, whole.terms.loss)
+    torch.testing.assert_close(again, weights, rtol=1e-3, atol=1e-5)
+    assert torch.equal(parts.n_fired, whole.n_fired)
+    torch.testing.assert_close(parts.reconstruction, whole.reconstruction)
+
+
+@pytest.mark.parametrize("options", [{"use_ghost_grads": True}, {"norm_weighted_l1": True}, {"mse_cls_coefficient": 2}])
+def test_options_of_the_reference_are_refused_elsewhere(options):
+    with pytest.raises(ValueError, match="options of the relu architecture, found 'topk'"):
+        TrainStep(
+            make_random("topk"),
+            **{"weights": LossWeights(), "use_ghost_grads": False, "dead_feature_window": 1, **options},
+        )
+
+
+PLANTED_WIDTH, PLANTED_FEATURES, PLANTED_LATENTS = 24, 32, 40
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("relu", LossWeights(l1=0.01)),
+        ("topk", LossWeights()),
+        ("batchtopk", LossWeights()),
+        ("jumprelu", LossWeights()),
+        ("gated", LossWeights(l1=0.3)),
+        ("matryoshka", LossWeights()),
+    ],
+)
+def test_a_planted_dictionary_is_found_again(name, weights):
+    generator = torch.Generator().manual_seed(0)
+    planted = torch.nn.functional.normalize(torch.randn(PLANTED_FEATURES, PLANTED_WIDTH, generator=generator), dim=1)
+
+    def draw(n: int) -> torch.Tensor:
+        active = torch.rand(n, PLANTED_FEATURES, generator=generator) < K / PLANTED_FEATURES
+        return ((active * (0.5 + torch.rand(active.shape, generator=generator))) @ planted)[None]
+
+    sae = make_sae(name, PLANTED_WIDTH, PLANTED_LATENTS, seed=1, k=K, prefixes=(0.5, 1.0), bandwidth=0.1)
+    sae.tie_()
+    if isinstance(sae, JumpReluSae):
+        sae.start_from_(draw(512)[0])
+    step = TrainStep(sae, weights=weights, use_ghost_grads=False, dead_feature_window=30, products=Products())
+    n_steps = 1000
+    for number in range(n_steps):
+        step.step(draw(512), 3e-3 * min(1, (n_steps - number) / 300), sparsity=min(1, (number + 1) / 100))
+    x = draw(4096)
+    acts = sae.encode(x)
+    closest = (planted @ torch.nn.functional.normalize(sae.W_dec, dim=1).T).max(dim=1).values
+    assert closest.mean() > 0.85, "mean maximum cosine similarity"
+    assert ((acts > 0).sum(dim=(0, 1)) == 0).float().mean() <= 0.25, "share of dead latents"
+    l0 = (acts > 0).float().sum(dim=-1).mean().item()
+    assert l0 == pytest.approx(K, rel=0.6 if name in ("relu", "gated") else 0.05)

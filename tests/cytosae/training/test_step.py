@@ -1,0 +1,165 @@
+"""Training steps against a loop written by hand, resumed and repeated; counters of dead latents."""
+
+import copy
+import io
+
+import pytest
+import torch
+
+from cytosae.sae.base import LossWeights, SparseAutoencoder
+from cytosae.training.fused_loss import Products
+from cytosae.training.step import DeadLatentTracker, TrainStep
+from tests.cytosae.training.test_loss import NAMES, D, S, length, loss_by_loops, make_sae, make_x
+
+# --- counters of dead latents
+
+
+def test_tracker_counts_the_steps_since_each_latent_fired():
+    tracker = DeadLatentTracker(3)
+    fires = [[1, 0, 0], [0, 0, 1], [0, 0, 0], [1, 0, 0]]
+    wanted = [[0, 1, 1], [1, 2, 0], [2, 3, 1], [0, 4, 2]]
+    for row, counts in zip(fires, wanted, strict=True):
+        tracker.update(torch.tensor(row))
+        assert tracker.n_steps_since_fired.tolist() == counts
+    assert tracker.n_steps_since_fired.dtype == torch.int64
+
+
+def test_dead_means_more_than_the_window():
+    tracker = DeadLatentTracker(2)
+    for _ in range(4):
+        tracker.update(torch.zeros(2, dtype=torch.int64))
+    assert tracker.dead(4).tolist() == [False, False]
+    assert tracker.dead(3).tolist() == [True, True]
+
+
+# --- training steps
+
+
+def make_step(seed=0, *, ghost=True, window=1, cls=2.0, dtype=torch.float32, products=None, **more) -> TrainStep:
+    sae = make_sae(seed, dtype)
+    with torch.no_grad():
+        sae.b_enc[1] = -20  # dead from the start
+        sae.W_enc[:, 1] *= 0.1
+    return TrainStep(
+        sae, weights=LossWeights(l1=0.05), use_ghost_grads=ghost, dead_feature_window=window, mse_cls_coefficient=cls,
+        products=products, **more,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("products", [None, Products(torch.float64), Products(torch.float64, sparse_below=1.1)])
+@pytest.mark.parametrize("ghost", [True, False])
+def test_steps_are_those_of_a_loop_written_by_hand(ghost, products):
+    step = make_step(ghost=ghost, dtype=torch.float64, products=products)
+    sae = copy.deepcopy(step.sae)
+    adam = torch.optim.Adam(sae.parameters(), lr=1.0, betas=(0.9, 0.999), fused=False, foreach=False)
+    silent = [0] * S
+    for number in range(6):
+        x, lr = make_x(10 + number), 0.02 * (number + 1)
+        with torch.no_grad():
+            for s in range(S):
+                sae.W_dec[s] /= length(sae.W_dec[s])
+        rows = sae.W_dec.detach().clone()
+        dead = tuple(s for s in range(S) if silent[s] > 1) if ghost else ()
+        expected = loss_by_loops(sae, x, l1_coefficient=0.05, dead=dead, cls=2.0)
+        fired = (sae.encode(x) > 0).any(dim=0).any(dim=0)
+        silent = [0 if fired[s] else silent[s] + 1 for s in range(S)]
+        adam.zero_grad()
+        expected[0].backward()
+        for s in range(S):
+            sae.W_dec.grad[s] -= (sae.W_dec.grad[s] @ rows[s]) * rows[s]
+        adam.param_groups[0]["lr"] = lr
+        adam.step()
+
+        result = step.step(x, lr)
+        for found, wanted in zip(result.terms, expected, strict=True):
+            assert found.item() == pytest.approx(wanted.item(), rel=1e-7, abs=1e-12)
+        assert (result.terms.ghost > 0) == bool(dead)
+        assert step.tracker.n_steps_since_fired.tolist() == silent
+        for name in NAMES:
+            torch.testing.assert_close(getattr(step.sae, name), getattr(sae, name), rtol=1e-6, atol=1e-9)
+    assert not ghost or silent[1] > 1, "the ghost path was never taken"
+
+
+def test_result_is_of_before_the_update_and_holds_no_graph():
+    step, x = make_step(), make_x(dtype=torch.float32)
+    before = copy.deepcopy(step.sae)
+    result = step.step(x, 0.1)
+    assert torch.equal(result.n_fired, (before.encode(x) > 0).sum(dim=(0, 1)))
+    torch.testing.assert_close(result.reconstruction, before(x).reconstruction.detach())
+    assert not any(tensor.requires_grad for tensor in (*result.terms, result.reconstruction))
+    assert not torch.equal(before.W_enc, step.sae.W_enc)
+
+
+def test_rate_of_zero_changes_nothing_but_the_length_of_decoder_rows():
+    step = make_step()
+    with torch.no_grad():
+        step.sae.W_dec *= 3
+    before = copy.deepcopy(step.sae)
+    step.step(make_x(dtype=torch.float32), 0.0)
+    for name in ("W_enc", "b_enc", "b_dec"):
+        assert torch.equal(getattr(step.sae, name), getattr(before, name))
+    torch.testing.assert_close(step.sae.W_dec * 3, before.W_dec)
+
+
+def test_training_lowers_the_loss_on_one_batch():
+    step, x = make_step(ghost=False), make_x(dtype=torch.float32)
+    losses = [step.step(x, 0.02).terms.loss.item() for _ in range(60)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_resumed_training_is_the_same_to_the_last_bit():
+    unbroken, first, resumed = make_step(), make_step(), make_step(seed=9)
+    batches = [make_x(20 + number, torch.float32) for number in range(8)]
+    for x in batches[:4]:
+        unbroken.step(x, 0.01)
+        first.step(x, 0.01)
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    for x in batches[4:]:
+        wanted, found = unbroken.step(x, 0.01), resumed.step(x, 0.01)
+        assert [term.item() for term in found.terms] == [term.item() for term in wanted.terms]
+        assert wanted.terms.ghost > 0
+    for name in NAMES:
+        assert torch.equal(getattr(unbroken.sae, name), getattr(resumed.sae, name))
+    assert torch.equal(unbroken.tracker.n_steps_since_fired, resumed.tracker.n_steps_since_fired)
+
+
+def test_loaded_state_is_not_shared_with_where_it_came_from():
+    first, second = make_step(), make_step(seed=9)
+    first.step(make_x(1, torch.float32), 0.01)
+    state = first.state_dict()
+    kept = copy.deepcopy(state)
+    second.load_state_dict(state)
+    second.step(make_x(2, torch.float32), 0.01)
+    for number, moments in state["optimizer"]["state"].items():
+        for name, tensor in moments.items():
+            assert torch.equal(tensor, kept["optimizer"]["state"][number][name])
+
+
+def test_training_is_repeatable_to_the_last_bit():
+    first, again = make_step(), make_step()
+    for number in range(4):
+        x = make_x(30 + number, torch.float32)
+        first.step(x, 0.01)
+        again.step(x, 0.01)
+    assert torch.equal(first.sae.W_enc, again.sae.W_enc)
+
+
+def test_state_of_another_size_is_refused():
+    other = TrainStep(
+        SparseAutoencoder(D, S + 1), weights=LossWeights(l1=0.1), use_ghost_grads=False, dead_feature_window=1
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="size mismatch for W_enc"):
+        make_step().load_state_dict(other.state_dict())
+
+
+def test_zero_token_does_not_spoil_training():
+    step, x = make_step(), make_x(dtype=torch.float32)
+    x[0, 1] = 0
+    with torch.no_grad():
+        step.sae.b_dec.fill_(3.0)
+    terms = [step.step(x, 0.01).terms for _ in range(5)]
+    assert all(torch.isfinite(term.loss) and term.loss < 100 for term in terms)
+    assert all(torch.isfinite(parameter).all() for parameter in step.sae.parameters())

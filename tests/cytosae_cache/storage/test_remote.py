@@ -1,0 +1,226 @@
+"""Stores on object storage: a real server on loopback, its faults, and the command line over it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import fsspec
+import numpy as np
+import pytest
+
+from cytosae_cache.errors import StoreCorruptError, StoreError, StoreIncompleteError, StoreNotFoundError
+from cytosae_cache.format.shard import shard_name
+from cytosae_cache.reading.concat import JoinedReader
+from cytosae_cache.reading.loader import TrainingStream
+from cytosae_cache.reading.reader import StoreReader
+from cytosae_cache.storage import remote
+from cytosae_cache.storage.local import LocalFolder, open_folder
+from cytosae_cache.storage.remote import StoreUnreachableError
+from cytosae_cache.store import ActivationStore
+from cytosae_cache.verify import verify_store
+from cytosae_cache.writer import StoreWriter
+from tests.support.pictures import HEARING_MAIN
+from tests.support.s3 import serve_s3
+from tests.support.stores import PROVENANCE, fill_store, make_activations, make_shard, make_spec, make_store, make_table
+
+URL = "s3://cells/stores/toy.zarr"
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    monkeypatch.setattr(remote, "_FIRST_PAUSE_S", 0.01)
+    with serve_s3(monkeypatch) as faults:
+        yield faults
+
+
+def _files(location) -> dict[str, bytes]:
+    folder = open_folder(location)
+    return {name: folder.read(name) for name in folder.names()}
+
+
+@pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
+def test_a_remote_store_is_byte_for_byte_the_local_one(s3, tmp_path, compression):
+    activations = make_activations(11)
+    local = make_store(tmp_path / "s.zarr", activations, invalid=[3], compression=compression)
+    store = make_store(URL, activations, invalid=[3], compression=compression)
+    assert _files(URL) == _files(local.path)
+    activations[3] = np.nan
+    with StoreReader(store) as reader:
+        rows = np.array([10, 0, 3, 3, 7])
+        assert np.array_equal(reader.read(rows), activations[rows], equal_nan=True)
+    assert verify_store(store).sound
+    assert store.images == local.images
+    assert np.array_equal(store.zarr_array()[...], activations, equal_nan=True)
+    assert np.array_equal(store.dask().compute(), activations, equal_nan=True)
+
+
+def test_streams_are_those_of_the_local_store(s3, tmp_path):
+    activations = make_activations(11)
+    batches = []
+    for location in (URL, tmp_path / "s.zarr"):
+        with StoreReader(make_store(location, activations)) as reader:
+            stream = TrainingStream(JoinedReader([reader]), batch_images=4, seed=1, stop=30)
+            batches.append([batch.activations.copy() for batch in stream])
+    assert len(batches[0]) == len(batches[1]) == 8
+    assert all(np.array_equal(first, second) for first, second in zip(*batches, strict=True))
+
+
+def test_any_protocol_of_fsspec_works():
+    url = "memory://toy.zarr"
+    store = make_store(url, make_activations(6))
+    assert verify_store(store).sound
+    assert np.array_equal(store[4], make_activations(6)[4])
+    open_folder(url).destroy()
+    with pytest.raises(StoreNotFoundError):
+        ActivationStore(url)
+
+
+def test_file_urls_are_local(tmp_path):
+    assert isinstance(open_folder(f"file://{tmp_path}"), LocalFolder)
+
+
+def test_passing_errors_are_tried_again(s3):
+    s3.remaining, s3.methods = 3, ("PUT",)
+    store = make_store(URL, make_activations(6))
+    assert s3.n_failed == 3
+    s3.remaining, s3.methods = 3, ("GET",)
+    with StoreReader(store) as reader:
+        assert np.array_equal(reader.read(np.arange(6)), make_activations(6))
+    assert s3.n_failed == 6
+
+
+def test_our_own_attempts_come_on_top_of_the_librarys(monkeypatch):
+    monkeypatch.setattr(remote, "_FIRST_PAUSE_S", 0.001)
+    folder = open_folder("memory://attempts")
+    folder.write("a", [b"xy"])
+    calls = []
+    original = folder._system.cat_file
+
+    def flaky(path, **more):
+        calls.append(path)
+        if len(calls) < remote.N_ATTEMPTS:
+            raise TimeoutError("slow")
+        return original(path, **more)
+
+    monkeypatch.setattr(folder._system, "cat_file", flaky)
+    assert folder.read("a") == b"xy"
+    assert len(calls) == remote.N_ATTEMPTS
+    folder.destroy()
+
+
+def test_a_storage_that_does_not_answer_is_one_message(monkeypatch):
+    monkeypatch.setattr(remote, "_FIRST_PAUSE_S", 0.001)
+    folder = open_folder("memory://silent")
+
+    def silent(path, **more):
+        raise ConnectionResetError("reset by peer")
+
+    monkeypatch.setattr(folder._system, "cat_file", silent)
+    with pytest.raises(StoreUnreachableError, match=r"cannot read 'memory://silent/a' after 5 attempts: reset by peer"):
+        folder.read("a")
+
+
+def test_lasting_errors_are_not_tried_again(s3):
+    with pytest.raises(StoreNotFoundError, match="no activation store at 's3://cells/none.zarr'"):
+        ActivationStore("s3://cells/none.zarr")
+    assert s3.n_requests < 8
+
+
+def test_unknown_protocols_and_names_that_lead_out(s3):
+    with pytest.raises(StoreError, match="neither a path nor a URL that fsspec knows"):
+        open_folder("nosuch://a/b")
+    with pytest.raises(StoreCorruptError, match="leads out of the store"):
+        open_folder(URL).read("../other/secret")
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    def absent(url, **more):
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", absent)
+    with pytest.raises(StoreError, match=r"pip install 'cytosae-cache\[s3\]'"):
+        open_folder(URL)
+
+
+def test_an_unfinished_remote_store_is_resumed(s3, tmp_path):
+    activations = make_activations(15)
+    store = ActivationStore.create(URL, make_spec(), make_table(15), PROVENANCE, shard_images=4)
+    with StoreWriter(store) as writer:
+        for shard in (0, 1, 2):
+            rows = store.shard_rows(shard)
+            writer.submit(make_shard(store, shard, activations[rows.start : rows.stop]))
+    with pytest.raises(StoreIncompleteError, match="3 of 4 shards"):
+        ActivationStore.open(URL)
+    store.folder.write(shard_name(1), [b"cut off"])
+    with StoreWriter(store) as writer:
+        assert writer.missing_shards() == [1, 3]
+    fill_store(store, activations)
+    assert _files(URL) == _files(make_store(tmp_path / "s.zarr", activations, spec=make_spec()).path)
+
+
+def test_damage_in_remote_bytes_is_found(s3):
+    store = make_store(URL, make_activations(6))
+    data = bytearray(store.folder.read(shard_name(0)))
+    data[5] ^= 1
+    store.folder.write(shard_name(0), [bytes(data)])
+    with StoreReader(store) as reader, pytest.raises(StoreCorruptError, match="fails its checksum"):
+        reader.read(np.array([0]))
+    assert not verify_store(store).sound
+    store.folder.remove([shard_name(1)])
+    with StoreReader(store) as reader, pytest.raises(StoreCorruptError, match="is missing"):
+        reader.read(np.array([5]))
+
+
+def test_the_whole_job_on_remote_storage(s3, with_images):
+    place = with_images
+    place.build("--store", URL)
+    assert "already complete" in place.build("--store", URL).output
+    facts = json.loads(place.run("info", URL, "--json").output)
+    assert facts["path"] == URL
+    assert "sound" in place.run("verify", URL).output
+    place.train("--store", URL, "--run_name", "remote")
+    place.run("features", "--store", URL, "--sae_path", place.sae("remote"))
+    place.build()
+    place.train("--run_name", "local")
+    place.run("features", "--dataset_name", "toy", "--sae_path", place.sae("local"))
+    for name in ("max_activating_image_indices.pt", "sae_sparsity.pt", "sae_mean_acts.pt"):
+        assert (place.features("remote") / name).read_bytes() == (place.features("local") / name).read_bytes()
+    (skipped,) = (place.root / "out" / "activations" / "toy").glob("toy.skipped.csv")
+    assert "broken.png" in skipped.read_text()
+
+
+def test_overwrite_removes_a_remote_store_and_nothing_else(s3, with_images):
+    other = open_folder("s3://cells/stores/other")
+    other.write("notes.txt", [b"keep"])
+    with_images.build("--store", URL)
+    with_images.build("--store", URL, "--overwrite")
+    assert other.names() == ["notes.txt"]
+    output = with_images.build("--store", "s3://cells/stores/other", "--overwrite", code=1).output
+    assert "holds no unfinished store (found 'notes.txt')" in output
+    assert other.read("notes.txt") == b"keep"
+
+
+def test_a_killed_remote_build_is_resumed_to_the_same_bytes(s3, with_images, monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    place = with_images
+    command = [
+        sys.executable, "-c", HEARING_MAIN, "build", "--root_dir", str(place.root), "--dataset_name", "toy",
+        "--model_path", str(place.vit), "--workers", "0", "--shard_images", "1", "--batch_size", "1", "--store", URL,
+    ]  # fmt: skip
+    folder = open_folder(URL)
+    kills = 0
+    for wanted in (2, 9, 15):
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ))
+        while child.poll() is None and len(folder.names("progress/")) < wanted:
+            time.sleep(0.01)
+        if child.poll() is None:
+            child.send_signal(signal.SIGKILL)
+            kills += 1
+        child.wait()
+    assert kills >= 2
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=dict(os.environ))
+    place.build("--shard_images", 1, "--batch_size", 1)
+    assert _files(URL) == _files(place.store)

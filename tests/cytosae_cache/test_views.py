@@ -1,0 +1,74 @@
+"""Views for other tools are lazy, one task a shard, and give the same numbers."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from cytosae_cache.errors import StoreCorruptError, StoreError
+from cytosae_cache.format.shard import shard_name
+from tests.support.stores import make_activations, make_store
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_the_view_holds_the_stores_numbers(tmp_path, compression):
+    activations = make_activations(11)
+    store = make_store(tmp_path / "s.zarr", activations, compression=compression)
+    view = store.dask()
+    assert view.chunks == ((4, 4, 3), (5,), (8,))
+    assert view.dtype == store.dtype
+    assert np.array_equal(view.compute(scheduler="threads"), activations)
+    mean = view.astype("f8").mean(axis=(0, 1)).compute(scheduler="threads")
+    np.testing.assert_allclose(mean, activations.astype("f8").mean(axis=(0, 1)), rtol=1e-12)
+
+
+def test_a_slice_reads_only_its_shards(tmp_path):
+    activations = make_activations(11)
+    store = make_store(tmp_path / "s.zarr", activations)
+    (store.path / shard_name(2)).unlink()
+    assert np.array_equal(store.dask()[:8].compute(scheduler="threads"), activations[:8])
+
+
+def test_an_empty_store(tmp_path):
+    assert make_store(tmp_path / "s.zarr", make_activations(0)).dask().shape == (0, 5, 8)
+
+
+def test_xarray_is_lazy_labelled_and_checked(tmp_path):
+    activations = make_activations(11)
+    store = make_store(tmp_path / "s.zarr", activations, invalid=[2])
+    data = store.xarray()
+    assert data.activations.dims == ("image", "token", "channel")
+    assert data.activations.chunks[0] == (4, 4, 3)
+    assert data.path.values.tolist() == store.images.path
+    kept = data.activations[data.valid.values & (data.label.values == "a")]
+    expected = activations[[row for row in range(0, 11, 2) if row != 2]]
+    assert np.array_equal(kept.compute().values, expected)
+    assert data.attrs["dataset"] == "toy"
+    (store.path / shard_name(2)).unlink()
+    with pytest.raises(StoreCorruptError, match="is missing"):
+        data.activations[9].compute()
+
+
+def test_without_xarray_the_message_says_what_to_install(tmp_path, monkeypatch):
+    store = make_store(tmp_path / "s.zarr", make_activations(3))
+    monkeypatch.setitem(sys.modules, "xarray", None)
+    with pytest.raises(StoreError, match=r"pip install 'cytosae-cache\[xarray\]'"):
+        store.xarray()
+
+
+@pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
+def test_indexing_reads_only_what_is_asked_for(tmp_path, compression):
+    activations = make_activations(11)
+    store = make_store(tmp_path / "s.zarr", activations, compression=compression)
+    for shard in (0, 2):
+        (store.path / shard_name(shard)).unlink()
+    assert len(store) == 11
+    assert np.array_equal(store[5], activations[5])
+    assert np.array_equal(store[-5], activations[6])
+    assert np.array_equal(store[[7, 4]], activations[[7, 4]])
+    assert np.array_equal(store[4:8:3], activations[4:8:3])
+    assert store[np.array([], dtype=int)].shape == (0, 5, 8)
+    with pytest.raises(IndexError):
+        store[11]
+    with pytest.raises(StoreCorruptError, match="is missing"):
+        store[0]

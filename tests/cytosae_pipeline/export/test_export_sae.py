@@ -1,0 +1,268 @@
+"""Autoencoders in other programs' formats: layouts, round trips, what is refused, and the verb."""
+
+import json
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cytosae.formats.checkpoint import SaeCheckpointError, load_sae, save_sae
+from cytosae.formats.interop import (
+    SAELENS_CONFIG,
+    SAELENS_WEIGHTS,
+    ExchangeError,
+    reference_checkpoint,
+    to_saelens,
+    write_saelens,
+    write_safetensors,
+)
+from cytosae.sae.registry import ARCHITECTURES, make_sae
+
+D, S, K = 6, 20, 3
+CFG = {"model_name": "dinov2_vitb14", "block_layer": -2, "l1_coefficient": 8e-5, "seed": 3, "spec_hash": "ab"}
+
+
+def make_random(name: str):
+    """Nothing zero; thresholds above 0."""
+    sae = make_sae(name, D, S, k=K, prefixes=(0.5, 1.0), bandwidth=0.5)
+    generator = torch.Generator().manual_seed(0)
+    for key, tensor in sae.state_dict().items():
+        tensor.add_(0.3 * torch.randn(tensor.shape, generator=generator))
+        if key == "threshold":
+            tensor.abs_()
+    return sae
+
+
+def assert_same(loaded, sae):
+    assert type(loaded.sae) is type(sae)
+    assert loaded.sae.settings == sae.settings
+    for name, tensor in sae.state_dict().items():
+        assert torch.equal(loaded.sae.state_dict()[name], tensor), name
+    x = torch.randn(7, D)
+    assert torch.equal(loaded.sae.encode(x), sae.encode(x))
+
+
+# --- layouts
+
+EXPECTED = {
+    "relu": ("standard", {"W_enc", "b_enc", "W_dec", "b_dec"}),
+    "topk": ("topk", {"W_enc", "b_enc", "W_dec", "b_dec"}),
+    "batchtopk": ("jumprelu", {"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}),
+    "matryoshka": ("jumprelu", {"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}),
+    "jumprelu": ("jumprelu", {"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}),
+    "gated": ("gated", {"W_enc", "b_gate", "b_mag", "r_mag", "W_dec", "b_dec"}),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_saelens_folders_have_the_documented_layout(tmp_path, name):
+    sae = make_random(name)
+    write_saelens(tmp_path / "out", sae, CFG)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {SAELENS_CONFIG, SAELENS_WEIGHTS}
+    config = json.loads((tmp_path / "out" / SAELENS_CONFIG).read_text())
+    state = load_file(tmp_path / "out" / SAELENS_WEIGHTS)
+    architecture, names = EXPECTED[name]
+    assert config["architecture"] == architecture
+    assert (config["d_in"], config["d_sae"], config["dtype"], config["device"]) == (D, S, "float32", "cpu")
+    assert config["apply_b_dec_to_input"] is True
+    assert config["normalize_activations"] == config["reshape_activations"] == "none"
+    assert int(config["metadata"]["sae_lens_version"].split(".")[0]) >= 6
+    assert config["metadata"]["model_name"] == "dinov2_vitb14"
+    assert config.get("k") == (K if name == "topk" else None)
+    assert set(state) == names
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+    shapes = {"W_enc": (D, S), "W_dec": (S, D), "b_dec": (D,)}
+    assert all(tuple(state[key].shape) == shapes.get(key, (S,)) for key in names)
+
+
+@pytest.mark.parametrize("name", ["batchtopk", "matryoshka", "jumprelu"])
+def test_thresholds_go_out_as_they_act(name):
+    sae = make_random(name)
+    with torch.no_grad():
+        sae.threshold.view(-1)[0] = -1.0
+    threshold = to_saelens(sae, CFG)[1]["threshold"]
+    assert threshold.shape == (S,)
+    assert torch.equal(threshold, torch.relu(sae.threshold).expand(S))
+
+
+def test_the_reference_finds_its_class_and_fields(with_sae):
+    with_sae.run_plain("export", "--sae_path", with_sae.sae(), "--format", "reference")
+    (path,) = with_sae.root.glob("out/checkpoints/r/final_*.reference.pt")
+    assert not any(name.startswith("src") for name in sys.modules if name.split(".")[0] == "src")
+    with pytest.raises(pickle.UnpicklingError, match="src.sae_training.config.ViTSAERunnerConfig"):
+        torch.load(path, weights_only=True)
+    seen = {}
+
+    class Unpickler(pickle.Unpickler):
+        """What the reference's environment does, with a class of its own under the name."""
+
+        def find_class(self, module, name):
+            if (module, name) == ("src.sae_training.config", "ViTSAERunnerConfig"):
+                return type("ViTSAERunnerConfig", (), {"__setstate__": lambda self, state: seen.update(state)})
+            return super().find_class(module, name)
+
+    module = type("Module", (), {"Unpickler": Unpickler, "load": pickle.load, "__name__": "pickle"})
+    value = torch.load(path, weights_only=False, pickle_module=module)
+    assert set(value["state_dict"]) == {"W_enc", "b_enc", "W_dec", "b_dec"}
+    assert (seen["d_in"], seen["d_sae"], seen["expansion_factor"]) == (24, 96, 4)
+    assert seen["dtype"] is torch.float32
+    assert seen["block_layer"] == -2
+    assert seen["l1_coefficient"] == 8e-5
+
+
+# --- round trips
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("kind", ["saelens", "safetensors", "reference"])
+def test_every_format_comes_back_the_same(tmp_path, with_images, name, kind):
+    sae, path = make_random(name), tmp_path / "sae.pt"
+    save_sae(path, sae, CFG)
+    arguments = ["export", "--sae_path", path, "--format", kind, "--out", tmp_path / f"out.{kind}", "--json"]
+    if kind == "reference" and name != "relu":
+        output = with_images.run_plain(*arguments, code=1).output
+        assert f"the reference knows relu autoencoders alone, found {name}: use --format saelens" in output
+        assert not (tmp_path / "out.reference").exists()
+        return
+    result = json.loads(with_images.run_plain(*arguments).stdout)
+    assert (result["format"], result["architecture"], result["d_in"], result["n_latents"]) == (kind, name, D, S)
+    loaded = load_sae(Path(result["path"]))
+    assert_same(loaded, sae)
+    assert loaded.cfg == {**CFG, "arch": name, "settings": sae.settings}
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("kind", ["saelens", "safetensors", "reference"])
+def test_verbs_take_every_format(with_sae, kind):
+    out = with_sae.root / {"saelens": "x.saelens", "safetensors": "x.safetensors", "reference": "x.pt"}[kind]
+    with_sae.run_plain("export", "--sae_path", with_sae.sae(), "--format", kind, "--out", out)
+    with_sae.run("features", "--dataset_name", "toy", "--sae_path", with_sae.sae())
+    with_sae.run("features", "--dataset_name", "toy", "--sae_path", out)
+    folder = with_sae.root / "out" / "feature_data" / "sae_x" / "custom" / "toy"
+    name = "max_activating_image_values.pt"
+    found, wanted = (torch.load(place / name, weights_only=True) for place in (folder, with_sae.features()))
+    assert torch.equal(found, wanted)
+
+
+def test_folders_of_other_people_are_read(tmp_path):
+    sae = make_random("topk")
+    write_saelens(tmp_path, sae, CFG)
+    config = json.loads((tmp_path / SAELENS_CONFIG).read_text())
+    config["metadata"] = {"sae_lens_version": "6.30.0"}
+    (tmp_path / SAELENS_CONFIG).write_text(json.dumps(config))
+    loaded = load_sae(tmp_path)
+    assert_same(loaded, sae)
+    assert loaded.cfg["saelens"] == config
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"normalize_activations": "layer_norm"}, "normalize_activations 'layer_norm'; only 'none' can be used"),
+        ({"apply_b_dec_to_input": False}, "apply_b_dec_to_input False; only True can be used"),
+        ({"rescale_acts_by_decoder_norm": True}, "rescale_acts_by_decoder_norm True"),
+        ({"architecture": "transcoder"}, "architecture 'transcoder'; known are standard, topk, jumprelu, gated"),
+        ({"architecture": ["topk"]}, "architecture \\['topk'\\]"),
+        ({"metadata": None, "k": 10**9}, "k must be a whole number"),
+        ({"metadata": {"cytosae_cache": {"arch": "topk", "settings": 3}}}, "k must be a whole number"),
+    ],
+)
+def test_configs_that_cannot_be_used_are_explained(tmp_path, change, message):
+    write_saelens(tmp_path, make_random("topk"), CFG)
+    config = json.loads((tmp_path / SAELENS_CONFIG).read_text())
+    (tmp_path / SAELENS_CONFIG).write_text(json.dumps({**config, **change}))
+    with pytest.raises(SaeCheckpointError, match=message):
+        load_sae(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", "[" * 100_000, '{"architecture": NaN}'])
+def test_broken_configs_are_one_message(tmp_path, text):
+    write_saelens(tmp_path, make_random("relu"), CFG)
+    (tmp_path / SAELENS_CONFIG).write_text(text)
+    with pytest.raises(SaeCheckpointError, match="cfg.json"):
+        load_sae(tmp_path)
+
+
+def test_configs_of_any_length_are_not_read(tmp_path):
+    write_saelens(tmp_path, make_random("relu"), CFG)
+    with (tmp_path / SAELENS_CONFIG).open("ab") as file:
+        file.truncate(1 << 23)
+    with pytest.raises(SaeCheckpointError, match="more than 4,194,304 bytes"):
+        load_sae(tmp_path)
+
+
+def test_weights_that_are_damaged_missing_or_no_numbers_are_explained(tmp_path):
+    write_saelens(tmp_path, make_random("relu"), CFG)
+    weights = tmp_path / SAELENS_WEIGHTS
+    data = weights.read_bytes()
+    state = {name: tensor.clone() for name, tensor in load_file(weights).items()}
+    for broken in (data[:100], data[:-4], b"\xff" * 8 + data[8:], b""):
+        weights.write_bytes(broken)
+        with pytest.raises(SaeCheckpointError, match="sae_weights.safetensors cannot be read"):
+            load_sae(tmp_path)
+    save_file({**state, "W_enc": state["W_enc"] * float("nan")}, weights)
+    with pytest.raises(SaeCheckpointError, match="W_enc in .* hold NaN or infinity"):
+        load_sae(tmp_path)
+    save_file({name: tensor for name, tensor in state.items() if name != "b_dec"}, weights)
+    with pytest.raises(SaeCheckpointError, match="must hold W_enc, b_enc, W_dec, b_dec, found"):
+        load_sae(tmp_path)
+    weights.unlink()
+    with pytest.raises(SaeCheckpointError, match="cannot be read"):
+        load_sae(tmp_path)
+
+
+def test_several_thresholds_are_no_batchtopk(tmp_path):
+    write_saelens(tmp_path, make_random("batchtopk"), CFG)
+    state = {name: tensor.clone() for name, tensor in load_file(tmp_path / SAELENS_WEIGHTS).items()}
+    save_file({**state, "threshold": torch.arange(float(S))}, tmp_path / SAELENS_WEIGHTS)
+    with pytest.raises(SaeCheckpointError, match="batchtopk has one threshold for all latents, found several"):
+        load_sae(tmp_path)
+
+
+def test_tensors_of_others_have_no_config(tmp_path):
+    save_file({"W_enc": torch.ones(2, 2)}, tmp_path / "x.safetensors")
+    with pytest.raises(SaeCheckpointError, match="it is no export of ours"):
+        load_sae(tmp_path / "x.safetensors")
+
+
+def test_only_relu_has_a_place_in_the_reference():
+    with pytest.raises(ExchangeError, match="found gated"):
+        reference_checkpoint(make_random("gated"), CFG)
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("cytosae.formats.atomic.os.fsync", lambda number: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        write_safetensors(tmp_path / "x.safetensors", make_random("relu"), CFG)
+    assert not list(tmp_path.iterdir())
+
+
+# --- the verb
+
+
+def test_the_verb_names_what_it_wrote_and_replaces_nothing_unasked(with_sae):
+    output = with_sae.run_plain("export", "--sae_path", with_sae.sae()).output
+    out = with_sae.sae().with_name(with_sae.sae().stem + ".saelens")
+    assert f"wrote relu autoencoder 24 -> 96 as saelens: {out}" in output
+    assert f"SAE.load_from_disk('{out}')" in output
+    assert (
+        "Give another --out, or --overwrite"
+        in with_sae.run_plain("export", "--sae_path", with_sae.sae(), code=1).output
+    )
+    with_sae.run_plain("export", "--sae_path", with_sae.sae(), "--overwrite")
+    more = ["--format", "safetensors", "--overwrite", "--out"]
+    output = with_sae.run_plain("export", "--sae_path", with_sae.sae(), *more, out, code=1).output
+    assert "must end in .safetensors" in output
+    file = with_sae.root / "file.pt"
+    file.write_text("mine")
+    arguments = ["export", "--sae_path", with_sae.sae(), "--overwrite", "--out", file]
+    assert "is not what --format saelens writes" in with_sae.run_plain(*arguments, code=1).output
+    assert file.read_text() == "mine"
+    assert "say which autoencoder" in with_sae.run_plain("export", code=1).output
+    assert "no autoencoder at" in with_sae.run_plain("export", "--sae_path", "nothing.pt", code=1).output

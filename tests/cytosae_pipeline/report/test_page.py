@@ -1,0 +1,715 @@
+"""The page in a real browser, opened from disk: what people click, and that nothing goes wrong or off the machine."""
+
+import base64
+import csv
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from cytosae_pipeline.cli.app import cli
+from tests.support.browser import PAINTED, Visit, browser_or_skip, file_url
+from tests.support.pictures import write_pictures
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with browser_or_skip() as browser:
+        yield browser
+
+
+@pytest.fixture
+def visit(browser, demo_run):
+    visit = Visit(browser, file_url(demo_run.report))
+    yield visit
+    visit.close()
+
+
+def _data(report, name):
+    text = (report / "data" / f"{name}.js").read_text()
+    return json.loads(re.fullmatch(r'cytosae\.receive\("[^"]+",(.*)\);\n', text, re.DOTALL)[1])
+
+
+def _click_point(page, latent):
+    """Click a latent's point in the scatter."""
+    page.wait_for_function("() => state.scatter")
+    x, y = page.evaluate("latent => state.scatter.toScreen(state.latents.x[latent], state.latents.y[latent])", latent)
+    page.click(".scatter canvas", position={"x": x, "y": y})
+    return page.evaluate("() => state.scatter.selected")
+
+
+def test_the_overview_says_what_was_measured(visit, demo_run):
+    page, overview = visit.page, _data(demo_run.report, "overview")
+    tiles = dict(reversed(text.split("\n")) for text in page.locator(".tile").all_inner_texts())
+    assert tiles["images"] == "720"
+    assert tiles["latents"] == "1,024"
+    assert float(tiles["explained variance"]) > 0.8
+    assert page.title().startswith("demo-0")
+    assert page.locator(".bar-name").all_inner_texts() == [label["name"] for label in overview["labels"]]
+    charts = page.locator("figure.chart figcaption").all_inner_texts()
+    assert any(text.startswith("explained variance") for text in charts)
+    assert "Balanced accuracy by k" in charts
+    assert page.locator("canvas.mini").evaluate(PAINTED) > 0.002
+
+
+def test_a_click_on_a_point_shows_the_latents_images_with_heat_maps(visit, demo_run):
+    page = visit.page
+    visit.go("latents")
+    held = _data(demo_run.report, "overview")["held"][0]
+    latent = _click_point(page, held)
+    page.wait_for_selector(".side .top-image")
+    record = _data(demo_run.report, f"latents/{latent}")
+    rows = [int(row) for row in page.locator(".side .top-image").evaluate_all("all => all.map(one => one.dataset.row)")]
+    assert rows == [item["row"] for item in record["top"][:4]]
+    assert all(share > 0 for share in page.locator(".side .cell canvas").evaluate_all(f"all => all.map({PAINTED})"))
+    page.click(".side a.button")
+    page.wait_for_selector("section .grid .top-image")
+    assert page.inner_text("h1") == f"Latent {latent}"
+
+
+def test_a_latents_page_shows_what_features_found(visit, demo_run):
+    page, folder = visit.page, demo_run.report.parent
+    latent = _data(demo_run.report, "overview")["held"][3]
+    visit.go(f"latent/{latent}")
+    page.wait_for_selector(".grid .top-image img")
+    indices = torch.load(folder / "max_activating_image_indices.pt", weights_only=True)[latent]
+    rows = page.locator(".grid .top-image").evaluate_all("all => all.map(one => Number(one.dataset.row))")
+    assert rows == [row for row in indices.tolist() if row >= 0]
+    with (folder / "images.csv").open(newline="") as file:
+        images = list(csv.DictReader(file))
+    for row, text in zip(rows, page.locator(".grid .top-image").all_inner_texts(), strict=True):
+        assert images[row]["label"] in text
+        assert images[row]["patient"] in text
+    loaded = page.locator(".grid img").evaluate_all("all => all.map(one => one.complete && one.naturalWidth)")
+    assert set(loaded[:6]) == {224}
+    canvas = page.locator(".grid canvas").first
+    heat = canvas.evaluate("canvas => canvas.toDataURL()")
+    assert canvas.evaluate(PAINTED) > 0
+    page.keyboard.press("c")
+    assert canvas.evaluate(PAINTED) == 0
+    page.click("text=Mask")
+    assert canvas.evaluate(PAINTED) > 0.5
+    assert canvas.evaluate("canvas => canvas.toDataURL()") != heat
+    page.keyboard.press("h")
+    assert canvas.evaluate("canvas => canvas.toDataURL()") == heat
+    assert page.locator("figure.histogram rect").count() > 2
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("before => document.querySelector('h1').textContent !== before", arg=f"Latent {latent}")
+    assert page.inner_text("h1") == f"Latent {_data(demo_run.report, 'overview')['held'][4]}"
+
+
+def test_a_click_on_a_patch_shows_its_latents_and_a_latent_its_map(visit, demo_run):
+    page, overview = visit.page, _data(demo_run.report, "overview")
+    row = overview["images"]["rows"][5]
+    record = _data(demo_run.report, f"images/{row}")
+    visit.go(f"image/{row}")
+    page.locator(".patch").nth(16 * 7 + 8).click()
+    assert page.inner_text(".patch-list h3") == "Patch in row 8, column 9"
+    width = record["token_latents"]["shape"][1]
+    tokens = page.evaluate("array => Array.from(cytosae.decode(array))", record["token_latents"])
+    expected = tokens[(1 + 16 * 7 + 8) * width :][:width]
+    expected = [latent for latent in expected if latent != record["no_latent"]]
+    names = page.locator(".patch-list .latent-row a").all_inner_texts()
+    assert names == [f"Latent {latent}" for latent in expected]
+    before = page.locator(".large-cell .cell canvas").evaluate("canvas => canvas.toDataURL()")
+    page.locator(".patch-list .map-button").last.click()
+    assert f"Latent {expected[-1]}" in page.inner_text("#view")
+    assert page.locator(".large-cell .cell canvas").evaluate("canvas => canvas.toDataURL()") != before
+    pressed = page.locator(".map-button[aria-pressed='true']").evaluate_all("all => all.map(one => one.dataset.latent)")
+    assert set(pressed) == {str(expected[-1])}
+    page.locator(".patch").nth(16 * 7 + 8).focus()
+    page.keyboard.press("ArrowDown")
+    assert page.inner_text(".patch-list h3") == "Patch in row 9, column 9"
+    page.click("text=CLS token")
+    assert page.inner_text(".patch-list h3") == "CLS token"
+
+
+def test_filters_and_search(visit, demo_run):
+    page, overview = visit.page, _data(demo_run.report, "overview")
+    visit.go("latents")
+    all_cards = page.locator(".card").count()
+    assert all_cards == 60
+    entropy = page.evaluate("() => Array.from(state.latents.entropy)")
+    sparsity = page.evaluate("() => Array.from(state.latents.sparsity)")
+    page.fill("input[aria-label='entropy, to']", "0.05")
+    page.fill("input[aria-label='log10 sparsity, to']", "-0.1")
+    chosen = [i for i, (e, s) in enumerate(zip(entropy, sparsity, strict=True)) if 0 <= e <= 0.05 and 0 < s <= 10**-0.1]
+    assert page.locator("main > div > p.quiet").first.inner_text().startswith(f"{len(chosen):,} of ")
+    cards = page.locator(".card").evaluate_all("all => all.map(one => Number(one.dataset.latent))")
+    assert cards == [latent for latent in overview["held"] if latent in chosen]
+    assert 0 < len(cards) < 60
+    page.click("text=Reset")
+    page.wait_for_function("() => document.querySelectorAll('.card').length === 60")
+    page.check("text=with a page only")
+    assert page.locator("main > div > p.quiet").first.inner_text().startswith("60 of ")
+    assert "label entropy: 0 (one label)" in page.inner_text(".plot-and-side .legend")
+    page.select_option("select >> nth=1", "cluster")
+    clusters = sorted({cluster for cluster in page.evaluate("() => [...state.latents.cluster]") if cluster >= 0})
+    legend = page.locator(".plot-and-side .legend > span").all_inner_texts()
+    assert legend == [*(f"cluster {number}" for number in clusters), "has a page"]
+    # The legend says what the points have: the colour of a latent's own cluster.
+    assert page.evaluate(
+        "() => state.scatter.palette()[state.latents.cluster[0]] === colors.kind(state.latents.cluster[0])"
+    )
+    page.keyboard.press("Escape")
+    page.fill("#search", "17")
+    page.press("#search", "Enter")
+    page.wait_for_function("() => document.querySelector('h1').textContent === 'Latent 17'")
+    page.fill("#search", "99999")
+    page.press("#search", "Enter")
+    assert "numbers go from 0 to 1023" in page.locator("#search").evaluate("input => input.validationMessage")
+
+
+def test_a_latent_without_a_page_says_how_to_get_one(visit, demo_run):
+    held = set(_data(demo_run.report, "overview")["held"])
+    latent = next(number for number in range(1024) if number not in held)
+    visit.go(f"latent/{latent}")
+    assert f"cytosae-cache report --latents {latent}" in visit.page.inner_text("#view")
+    visit.complaints = [text for text in visit.complaints if "ERR_FILE_NOT_FOUND" not in text]
+    visit.go("latent/5000")
+    assert "There is no latent 5000: they are numbered 0 to 1023" in visit.page.inner_text("#view")
+
+
+@pytest.mark.parametrize(
+    ("route", "words"),
+    [
+        ("latent/1.5", "There is no latent 1.5: they are numbered 0 to 1023."),
+        ("latent/-1", "There is no latent -1"),
+        ("latent/<b>x", "There is no latent %3Cb%3Ex"),
+        ("latent", "There is no latent without a number: they are numbered 0 to 1023"),
+        ("image/720", "There is no image 720: they are numbered 0 to 719."),
+        ("image/x", "There is no image x"),
+        ("constructor", "There is no view “constructor”. Choose one above."),
+        ("patients/constructor", "There is no view “constructor” of patients. Choose one above."),
+        ("patients/__proto__", "There is no view “__proto__” of patients."),
+        ("patients/compare/-1", "There is no comparison -1"),
+        ("patients/compare/99", "There is no comparison 99: they are numbered 0 to 5."),
+    ],
+)
+def test_addresses_that_lead_nowhere_say_so(visit, route, words):
+    visit.go(route)
+    assert words in visit.page.inner_text("#view")
+
+
+def test_plots_work_with_keys_alone(visit, demo_run):
+    page = visit.page
+    visit.go("latents")
+    page.wait_for_function("() => state.scatter")
+    page.locator(".scatter canvas").focus()
+    view = page.evaluate("() => state.scatter.view")
+    for key in ("+", "+", "ArrowRight"):
+        page.keyboard.press(key)
+    assert page.evaluate("() => state.scatter.view") != view
+    page.keyboard.press("Enter")
+    chosen = page.evaluate("() => state.scatter.selected")
+    middle = page.evaluate(
+        """() => {
+            const { xs, ys, host } = state.scatter;
+            const far = (i) => {
+                const [x, y] = state.scatter.toScreen(xs[i], ys[i]);
+                return Math.hypot(x - host.clientWidth / 2, y - host.clientHeight / 2);
+            };
+            return [far(state.scatter.selected), Math.min(...Array.from(xs, (_, i) => far(i)).filter(Number.isFinite))];
+        }"""
+    )
+    assert middle[0] <= middle[1] + 4  # points with a page are preferred a little
+    page.wait_for_selector(".side h2")
+    assert page.inner_text(".side h2") == f"Latent {chosen}"
+    page.keyboard.press("0")
+    assert page.evaluate("() => state.scatter.view") == view
+
+    visit.go("patients")
+    held = _data(demo_run.report, "patients")["barcodes"]["latents"]
+    page.locator("canvas.matrix").last.focus()
+    assert f"latent {held[0]}:" in page.locator(".readout").last.inner_text()
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown", "ArrowUp", "ArrowUp", "ArrowLeft"):
+        page.keyboard.press(key)
+    assert f"latent {held[1]}:" in page.locator(".readout").last.inner_text()
+    page.keyboard.press("Enter")
+    page.wait_for_function("latent => location.hash === `#/latent/${latent}`", arg=held[1])
+
+
+def test_the_theme_switches_and_stays(visit):
+    page = visit.page
+
+    def ground():
+        return page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+
+    light = ground()
+    page.keyboard.press("t")
+    dark = ground()
+    assert sum(map(int, re.findall(r"\d+", dark))) < 150 < sum(map(int, re.findall(r"\d+", light)))
+    page.reload()
+    page.wait_for_selector("h1")
+    assert ground() == dark
+    page.click("#theme")
+    assert ground() == light
+
+
+def test_a_switch_of_theme_loses_nothing(visit):
+    page = visit.page
+    visit.go("latents")
+    page.wait_for_function("() => state.scatter")
+    page.locator(".scatter canvas").focus()
+    for key in ("+", "Enter"):
+        page.keyboard.press(key)
+    kept = "() => [state.scatter.view, state.scatter.selected, document.querySelector('.side h2').textContent]"
+    before = page.evaluate(kept)
+    pixels = "canvas => canvas.toDataURL()"
+    light = page.locator(".scatter canvas").evaluate(pixels)
+    page.keyboard.press("t")
+    page.wait_for_function("before => document.querySelector('.scatter canvas').toDataURL() !== before", arg=light)
+    assert page.evaluate(kept) == before
+    dark = page.locator(".scatter canvas").evaluate(pixels)
+    # The system's own switch is followed, too, until somebody has chosen.
+    page.keyboard.press("t")
+    same = "before => document.querySelector('.scatter canvas').toDataURL() === before"
+    page.wait_for_function(same, arg=light)
+    page.evaluate("() => { delete document.documentElement.dataset.theme; }")
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function(same, arg=dark)
+    assert page.evaluate(kept) == before
+
+
+def test_keys_reach_every_view(visit):
+    page = visit.page
+    for key, heading in (("l", "Latents"), ("p", "Patients"), ("o", "demo-0")):
+        page.keyboard.press(key)
+        page.wait_for_function("text => document.querySelector('h1').textContent === text", arg=heading)
+    page.keyboard.press("?")
+    assert "heat map, mask, plain cell" in page.inner_text("dialog")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("dialog", state="detached")
+    page.keyboard.press("/")
+    assert page.evaluate("() => document.activeElement.id") == "search"
+
+
+def test_what_matters_most_stands_out_on_every_ground(visit):
+    """Contrast (WCAG 2.2) of the ends of the entropy scale, of texts and of fields with what is behind them."""
+    script = """() => {
+        const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+        const light = (color) => {
+            canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);
+            const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map((v) => v / 255)
+                .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+            return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+        };
+        const contrast = (one, other) => {
+            const [a, b] = [light(one), light(other)].sort((x, y) => y - x);
+            return (a + 0.05) / (b + 0.05);
+        };
+        const of = (name) => colors.inTheme(name);
+        const end = (share) => contrast(colors.css(colors.point(share)), of("--surface"));
+        return { low: end(0), high: end(1),
+            quiet: contrast(of("--quiet"), of("--paper")), edge: contrast(of("--edge"), of("--surface")),
+            accent: contrast(of("--accent-ink"), of("--accent")) };
+    }"""
+    for _ in range(2):
+        found = visit.page.evaluate(script)
+        assert found["low"] > 2.5, found
+        assert found["high"] > 1.7, found
+        assert min(found["quiet"], found["accent"]) > 4.5, found
+        assert found["edge"] > 3, found
+        visit.page.keyboard.press("t")
+
+
+def test_zoom_ends_before_numbers_do(visit):
+    page = visit.page
+    visit.go("latents")
+    page.wait_for_function("() => state.scatter")
+    width = "() => state.scatter.view.x1 - state.scatter.view.x0"
+    whole = page.evaluate(width)
+    page.evaluate("() => { for (let i = 0; i < 400; i++) state.scatter.zoom(0.8, 300, 200); }")
+    assert page.evaluate(width) == pytest.approx(whole * 1e-5)
+    assert page.evaluate("() => charts.ticks(state.scatter.view.x0, state.scatter.view.x1).length") < 10
+    assert page.evaluate("() => charts.ticks(1, 1 + 1e-16)") == [1]
+    assert page.evaluate("() => charts.ticks(-1, 1)") == [-1, -0.5, 0, 0.5, 1]
+    page.evaluate("() => { for (let i = 0; i < 400; i++) state.scatter.zoom(1.25, 300, 200); }")
+    assert page.evaluate(width) == pytest.approx(whole * 10)
+    page.evaluate("() => state.scatter.showAll()")
+    # Small steps of a touchpad zoom a little, a notch of a wheel more.
+    page.mouse.move(400, 500)
+    page.mouse.wheel(0, -2)
+    page.wait_for_function(f"whole => ({width})() < whole", arg=whole)
+    assert page.evaluate(width) > 0.99 * whole
+    page.mouse.wheel(0, -100)
+    page.wait_for_function(f"whole => ({width})() < 0.9 * whole", arg=whole)
+
+
+def test_the_keyboard_comes_where_it_should(visit, demo_run):
+    page, held = visit.page, _data(demo_run.report, "overview")["held"]
+    visit.go("latents")
+    page.wait_for_function("() => document.activeElement.id === 'view'")
+    page.evaluate("() => document.querySelector('.skip').focus()")
+    page.keyboard.press("Enter")
+    assert page.evaluate("() => [document.activeElement.id, location.hash]") == ["view", "#/latents"]
+    visit.go(f"latent/{held[0]}")
+    page.wait_for_selector(".scroll")
+    page.locator(".scroll").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("() => location.hash") == f"#/latent/{held[0]}"
+    # The choice of groups keeps the focus, so that arrows go on through it.
+    visit.go("patients/compare")
+    page.locator("#compared").focus()
+    page.select_option("#compared", "2")
+    page.wait_for_function("() => location.hash.endsWith('/2') && document.activeElement.id === 'compared'")
+    page.fill("#search", str(held[1]))
+    page.press("#search", "Enter")
+    page.wait_for_function("() => document.activeElement.id === 'view'")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("latent => location.hash === `#/latent/${latent}`", arg=held[2])
+    row = _data(demo_run.report, "overview")["images"]["rows"][0]
+    visit.go(f"image/{row}")
+    page.locator(".patch").nth(20).click()
+    assert page.locator(".patch[tabindex='0']").evaluate_all("all => all.map(one => Number(one.dataset.token))") == [21]
+    name = page.locator(".patch-list .map-button").first.get_attribute("aria-label")
+    assert re.fullmatch(r"Latent \d+: .*\. Show its map\.", name)
+
+
+def test_the_scatter_is_found_as_it_was_left(visit, demo_run):
+    page, held = visit.page, _data(demo_run.report, "overview")["held"]
+    visit.go("latents")
+    latent = _click_point(page, held[0])
+    page.evaluate("() => state.scatter.zoom(0.5, 300, 200)")
+    view = page.evaluate("() => state.scatter.view")
+    page.click(".side a.button")
+    page.wait_for_selector("section .grid .top-image")
+    page.go_back()
+    page.wait_for_function("() => state.scatter && state.scatter.selected >= 0")
+    assert page.evaluate("() => [state.scatter.view, state.scatter.selected]") == [view, latent]
+    assert page.inner_text(".side h2") == f"Latent {latent}"
+
+
+def test_equal_lengths_mean_equal_values(visit, demo_run):
+    page, held = visit.page, _data(demo_run.report, "overview")["held"]
+    visit.go(f"latent/{held[0]}")
+    page.wait_for_selector(".bars")
+    widths = "all => all.map(one => one.getBoundingClientRect().width)"
+    for number in range(page.locator(".bars").count()):
+        tracks = page.locator(".bars").nth(number).locator(".bar-track").evaluate_all(widths)
+        assert max(tracks) - min(tracks) < 0.5
+    visit.go(f"image/{_data(demo_run.report, 'overview')['images']['rows'][0]}")
+    tracks = page.locator(".map-button .bar-track").evaluate_all(widths)
+    assert max(tracks) - min(tracks) < 0.5
+
+
+def test_legends_say_what_is_shown(visit, demo_run):
+    page, held = visit.page, _data(demo_run.report, "overview")["held"]
+    visit.go(f"latent/{held[0]}")
+    page.wait_for_selector(".heat-legend")
+    steps = page.locator(".heat-legend .ramp i").evaluate_all("all => all.map(one => one.style.background)")
+    assert re.fullmatch(r"rgba\(.*, 0\)", steps[0]), "nothing is drawn where nothing is active"
+    assert steps[-1] == page.evaluate("() => `rgba(${colors.heat(1).join(', ')})`")
+    page.keyboard.press("m")
+    assert page.locator(".heat-legend").is_hidden()
+    page.keyboard.press("h")
+    assert page.locator(".heat-legend").is_visible()
+    visit.go("patients/compare")
+    page.wait_for_selector(".volcano canvas")
+    names = _data(demo_run.report, "patients")["group_names"]
+    grounds = "all => all.map(one => one.style.background)"
+    kinds = page.evaluate(
+        "() => [0, 1, 2].map((group) => h('i', { style: { background: colors.kind(group) } }).style.background)"
+    )
+    legend = page.locator(".plot-and-side .legend i").evaluate_all(grounds)
+    assert legend[:2] == [kinds[names.index("AML-like")], "var(--ink)"]
+    page.select_option("#compared", "3")
+    page.wait_for_function(
+        "kind => (document.querySelectorAll('.plot-and-side .legend i')[1] || h('i')).style.background === kind",
+        arg=kinds[1],
+    )
+
+
+def _rewrite(report, name, change):
+    value = _data(report, name)
+    change(value)
+    text = f"cytosae.receive({json.dumps(name)},{json.dumps(value)});\n"
+    (report / "data" / f"{name}.js").write_text(text)
+
+
+def test_what_is_not_there_is_said(browser, demo_run, tmp_path):
+    report = tmp_path / "copy"
+    shutil.copytree(demo_run.report, report)
+    latent = _data(report, "overview")["held"][0]
+    comparison = _data(report, "comparisons/0")
+    _rewrite(report, "overview", lambda overview: overview.update(counts={"active": 1000, "dead": 24}))
+    _rewrite(report, f"latents/{latent}", lambda record: record.update(patients=[]))
+    zeros = {
+        **comparison["minus_log10_q"],
+        "data": base64.b64encode(bytes(4 * comparison["latents"]["shape"][0])).decode(),
+    }
+    _rewrite(report, "comparisons/0", lambda record: record.update(minus_log10_q=zeros))
+    visit = Visit(browser, file_url(report))
+    page = visit.page
+    visit.go("latents")
+    assert "Dead latents (24), which are active on no image, have no point." in page.inner_text("#view")
+    page.press("#search", "Enter")
+    message = page.locator("#search").evaluate("input => input.validationMessage")
+    assert message == "Numbers go from 0 to 1023; a part of a name does, too."
+    visit.go(f"latent/{latent}")
+    assert "No patient has a token above 0.2." in page.inner_text("#view")
+    visit.go("patients/compare")
+    page.wait_for_function("() => document.activeElement.id === 'view'")
+    text = page.inner_text("#view")
+    assert "0 differ at a false discovery rate" in text
+    assert "None does; the tables name the largest differences all the same." in text
+    page.keyboard.press("?")
+    assert "label entropy" in page.inner_text("dialog")
+    page.keyboard.press("Escape")
+    page.evaluate("() => { state.overview.labels = []; state.overview.main_label.fill(-1); }")
+    visit.go("latents")
+    assert "without labels, there is no label entropy" in page.inner_text(".plot-and-side .legend")
+    visit.close()
+
+
+def test_a_picture_that_is_gone_leaves_its_map(browser, demo_run, tmp_path):
+    report = tmp_path / "copy"
+    shutil.copytree(demo_run.report, report)
+    overview = _data(report, "overview")
+    row = _data(report, f"latents/{overview['held'][0]}")["top"][0]["row"]
+    (report / f"thumbnails/{row}.jpg").unlink()
+    visit = Visit(browser, file_url(report))
+    visit.go(f"image/{row}")
+    visit.page.wait_for_selector(".large-cell .no-picture")
+    assert visit.page.locator(".large-cell canvas").evaluate(PAINTED) > 0
+    assert visit.page.title().startswith(f"Image {row}: ")
+    visit.complaints = [text for text in visit.complaints if "ERR_FILE_NOT_FOUND" not in text]
+    visit.close()
+
+
+def test_patients_are_compared(visit, demo_run):
+    page, patients = visit.page, _data(demo_run.report, "patients")
+    visit.go("patients")
+    assert page.locator("canvas.matrix").count() == 2
+    page.locator("canvas.matrix").last.hover()
+    assert re.search(
+        r"P\d{3} \((AML-like|CML-like|healthy)\), latent \d+: .* tokens an image", page.inner_text("#view")
+    )
+    visit.go("patients/compare")
+    options = page.locator("main select option").all_inner_texts()
+    assert options[0] == "AML-like (12) against all others (24)"
+    assert len(options) == 6
+    head = page.locator("main table").first.locator("tbody tr").first.inner_text().split("\t")
+    first = _data(demo_run.report, "comparisons/0")
+    latents = page.evaluate("array => Array.from(cytosae.decode(array))", first["latents"])
+    assert head[0] == f"Latent {latents[first['more_in_first'][0]]}"
+    # Latents that differ are what people click next: the report holds their pages.
+    page.locator("main table").first.locator("tbody a").first.click()
+    page.wait_for_selector(".grid .top-image img")
+    assert page.inner_text("h1") == head[0]
+    assert "that differ most between groups of patients" in _data(demo_run.report, "overview")["held_reason"]
+    visit.go("patients/compare")
+    page.select_option("main select", "4")
+    page.wait_for_function("() => location.hash.endsWith('compare/4')")
+    visit.go("patients/correlation")
+    page.locator("canvas.matrix").hover(position={"x": 3, "y": 3})
+    assert re.search(r"P\d{3} \(AML-like\) and P\d{3} \(AML-like\): 1.00", page.inner_text("#view"))
+    visit.go("patients/classification")
+    cells = page.locator(".confusion td").all_inner_texts()
+    assert sum(int(text) for text in cells if text.strip()) == 36
+    balanced, plain = page.locator(".tile b").all_inner_texts()
+    assert balanced == f"{100 * patients['classification']['balanced_accuracy']:.1f}\u00a0%"
+    assert plain == f"{100 * patients['classification']['accuracy']:.1f}\u00a0%"
+    assert "guessing: 33.3\u00a0%" in page.inner_text(".tiles")
+    assert patients["classification"]["accuracy"] > 0.6
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 720), (1024, 768), (420, 800)])
+def test_nothing_sticks_out_sideways(browser, demo_run, width, height):
+    visit = Visit(browser, file_url(demo_run.report), width=width, height=height, scheme="dark")
+    held = _data(demo_run.report, "overview")["held"][0]
+    row = _data(demo_run.report, "overview")["images"]["rows"][0]
+    for route in (
+        "",
+        "latents",
+        f"latent/{held}",
+        f"image/{row}",
+        "patients",
+        "patients/compare",
+        "patients/classification",
+    ):
+        visit.go(route)
+        widths = visit.page.evaluate("() => [document.documentElement.scrollWidth, innerWidth]")
+        assert widths[0] <= widths[1], route
+    visit.close()
+
+
+def _hostile_workplace(with_images):
+    """A workspace whose labels, patients and files are called what must never be taken for markup."""
+    root = with_images.root / "hostile"
+    write_pictures(root, n=24, broken=False)
+    names = [
+        "<script>alert(1)</script>",
+        '"><img src=x onerror=alert(2)>',
+        "</script><script>alert(3)//",
+        "a'b\"c & $\\frac{",
+    ]
+    patients = ["<b>p1</b>", "'); alert(4); ('", "\u2028p3", "`${alert(5)}`"]
+    with (root / "m.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "patient"])
+        for number, path in enumerate(sorted(root.rglob("*.png"))):
+            writer.writerow([path.relative_to(root), names[number % 4], patients[number % 4]])
+    place = ["--root_dir", with_images.root, "--dataset_name", "hostile"]
+    source = ["--images", root / "m.csv", "--model_path", with_images.vit]
+    with_images.run_plain("build", *place, *source, "--workers", 0)
+    with_images.run_plain(
+        "train", *place, "--expansion_factor", 4, "--batch_size", 4, "--total_training_tokens", 200, "--run_name", "h",
+        "--lr", 0.002, "--lr_warm_up_steps", 3,
+    )  # fmt: skip
+    (sae,) = (with_images.root / "out/checkpoints/h").glob("final_*.pt")
+    return [*place, "--images", root / "m.csv", "--sae_path", sae, "--top_k", 3], names, patients
+
+
+def test_hostile_names_stay_text(browser, with_images):
+    options, names, patients = _hostile_workplace(with_images)
+    output = with_images.run_plain("report", *options, "--out", with_images.root / "page").output
+    assert "open in a browser" in output
+    report = with_images.root / "page"
+    for path in report.rglob("*.js"):
+        assert "</script" not in path.read_text(), path
+    visit = Visit(browser, file_url(report))
+    overview = _data(report, "overview")
+    assert sorted(label["name"] for label in overview["labels"]) == sorted(names)
+    routes = ["", "latents", "patients", "patients/compare", "patients/correlation", f"latent/{overview['held'][0]}"]
+    shown = ""
+    for route in [*routes, f"image/{overview['images']['rows'][0]}"]:
+        visit.go(route)
+        visit.page.mouse.move(400, 400)
+        shown += visit.page.inner_text("body")
+    assert all(name in shown for name in names)
+    assert patients[0] in shown
+    assert visit.page.locator("main script, main b >> text=p1, main img[src='x']").count() == 0
+    visit.close()
+
+
+def test_pseudonyms_leave_no_name_and_no_path(browser, with_images):
+    options, _, patients = _hostile_workplace(with_images)
+    report, again = with_images.root / "page", with_images.root / "again"
+    output = with_images.run_plain("report", *options, "--pseudonymize", "--out", report).output
+    key = with_images.root / "out/feature_data/sae_h/custom/hostile/pseudonym.key"
+    assert f"keep it to yourself: {key}" in output
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert not list(report.rglob("*.key"))
+    everything = b"\n".join(path.read_bytes() for path in report.rglob("*") if path.is_file())
+    for name in [*patients, "p1</b>", str(with_images.root), ".png", "p2/", "blast/"]:
+        assert json.dumps(name)[1:-1].replace("<", "\\u003c").replace(">", "\\u003e").encode() not in everything
+        assert name.encode() not in everything
+    with_images.run_plain("report", *options, "--pseudonymize", "--out", again)
+    assert _data(again, "patients")["names"] == _data(report, "patients")["names"]
+    visit = Visit(browser, file_url(report))
+    visit.go("patients")
+    assert all(
+        re.fullmatch(r"patient-[0-9a-f]{12}", name) for name in visit.page.evaluate("() => state.overview.patients")
+    )
+    visit.go(f"image/{_data(report, 'overview')['images']['rows'][0]}")
+    assert "File " not in visit.page.inner_text("#view")
+    visit.close()
+
+
+def test_without_images_maps_are_shown_alone(browser, demo_run, tmp_path):
+    (sae,) = demo_run.root.glob("out/checkpoints/*/final_*.pt")
+    where = [
+        "--root_dir",
+        demo_run.root,
+        "--dataset_name",
+        "demo-0",
+        "--images",
+        tmp_path / "nowhere",
+        "--sae_path",
+        sae,
+    ]
+    result = CliRunner().invoke(
+        cli, [str(item) for item in ["report", *where, "--n_latents", 3, "--out", tmp_path / "r"]]
+    )
+    assert result.exit_code == 0, result.output
+    assert "say where with --images PATH" in result.output
+    visit = Visit(browser, file_url(tmp_path / "r"))
+    assert "The images were not at hand" in visit.page.inner_text("#view")
+    visit.go(f"latent/{_data(tmp_path / 'r', 'overview')['held'][0]}")
+    assert visit.page.locator(".no-picture").count() == 10
+    assert visit.page.locator(".grid canvas").first.evaluate(PAINTED) > 0
+    visit.close()
+
+
+def test_all_cards_can_be_shown_and_patients_without_groups_are_just_patients(browser, with_sae):
+    out = with_sae.root / "page"
+    output = with_sae.run(
+        "report", "--dataset_name", "toy", "--sae_path", with_sae.sae(), "--n_latents", 200, "--out", out
+    ).output
+    assert "There are no groups of patients: patients have images of several labels. Say which there are" in output
+    assert "compare groups" not in output
+    held = _data(out, "overview")["held"]
+    assert len(held) > 60, "too few latents to hide any"
+    visit = Visit(browser, file_url(out))
+    page = visit.page
+    visit.go("latents")
+    cards = "all => all.map(one => Number(one.dataset.latent))"
+    assert page.locator(".card").evaluate_all(cards) == held[:60]
+    page.click(f"text=Show {len(held) - 60} more")
+    assert page.locator(".card").evaluate_all(cards) == held
+    assert page.evaluate("() => Number(document.activeElement.dataset.latent)") == held[60]
+    visit.go("patients")
+    page.locator("canvas.matrix").hover()
+    assert re.match(r"p\d, latent \d+: ", page.inner_text(".readout"))
+    assert "group" not in page.inner_text("main section")
+    visit.go("patients/compare")
+    assert "--groups patients.csv" in page.inner_text("#view")
+    visit.close()
+
+
+def test_the_report_of_real_cells(browser, test_data, tmp_path):
+    where = ["--root_dir", tmp_path, "--dataset_name", "bccd"]
+    source = ["--images", test_data / "bccd_cells" / "manifest.csv", "--model_path", "embedded"]
+    groups = tmp_path / "groups.csv"
+    with (test_data / "bccd_cells" / "manifest.csv").open(newline="") as file:
+        patients = sorted({row["patient"] for row in csv.DictReader(file)})
+    groups.write_text("patient,group\n" + "".join(f"{name},{'ab'[at % 2]}\n" for at, name in enumerate(patients)))
+
+    def run(*arguments):
+        result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    run("build", *where, *source)
+    run(
+        "train",
+        *where,
+        "--preset",
+        "modern",
+        "--expansion_factor",
+        8,
+        "--total_training_tokens",
+        2000,
+        "--run_name",
+        "r",
+    )
+    (sae,) = (tmp_path / "out/checkpoints/r").glob("final_*.pt")
+    output = run(
+        "report", *where, *source, "--sae_path", sae, "--groups", groups, "--n_latents", 40, "--log10_sparsity", ":-0.3"
+    )
+    report = tmp_path / "out/feature_data/sae_r/custom/bccd/report"
+    assert output.strip().endswith(str(report / "index.html"))
+    visit = Visit(browser, file_url(report))
+    visit.go("latents")
+    overview = _data(report, "overview")
+    assert 0 < len(overview["held"]) <= 40
+    latent = _click_point(visit.page, overview["held"][0])
+    visit.page.wait_for_selector(".side .top-image")
+    visit.go(f"latent/{latent}")
+    visit.page.locator(".grid .top-image").first.click()
+    visit.page.wait_for_selector(".patch")
+    visit.page.locator(".patch").nth(100).click()
+    assert visit.page.locator(".patch-list .latent-row").count() > 0
+    visit.go("patients/classification")
+    accuracy = _data(report, "patients")["classification"]["accuracy"]
+    assert abs(accuracy - 0.5) < 0.2, "groups at random must not be told apart"
+    visit.close()
+    sparsity = torch.load(report.parent / "sae_sparsity.pt", weights_only=True).numpy()
+    assert (np.log10(sparsity[overview["held"]]) <= -0.3).all()

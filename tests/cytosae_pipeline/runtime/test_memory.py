@@ -1,0 +1,68 @@
+"""Free memory is what the machine and every control group above the process leave."""
+
+import os
+import sys
+
+import pytest
+
+from cytosae_pipeline.runtime.memory import available_ram
+
+GIB = 1 << 30
+
+
+def _write(root, files):
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+MEMINFO = {"proc/meminfo": "MemTotal:  33554432 kB\nMemFree:  1 kB\nMemAvailable:  8388608 kB\n"}
+
+
+def _group(folder, limit, used, cache):
+    return {f"{folder}/memory.max": limit, f"{folder}/memory.current": str(used), f"{folder}/memory.stat": cache}
+
+
+def test_a_machine_without_control_groups(tmp_path):
+    assert available_ram(_write(tmp_path, MEMINFO)) == 8 * GIB
+
+
+def test_a_limit_of_a_container_counts_without_its_page_cache(tmp_path):
+    group = _group("sys/fs/cgroup", str(4 * GIB), 3 * GIB, f"anon 5\ninactive_file {2 * GIB}\n")
+    assert available_ram(_write(tmp_path, {**MEMINFO, "proc/self/cgroup": "0::/\n", **group})) == 3 * GIB
+
+
+def test_a_limit_above_counts(tmp_path):
+    outer = _group("sys/fs/cgroup/user", str(2 * GIB), GIB, "inactive_file 0\n")
+    inner = _group("sys/fs/cgroup/user/job", "max", GIB, "inactive_file 0\n")
+    files = {**MEMINFO, "proc/self/cgroup": "0::/user/job\n", **outer, **inner}
+    assert available_ram(_write(tmp_path, files)) == GIB
+
+
+def test_control_groups_of_version_1(tmp_path):
+    files = {
+        "proc/self/cgroup": "5:cpu:/a\n4:memory,hugetlb:/a\n",
+        "sys/fs/cgroup/memory/a/memory.limit_in_bytes": str(6 * GIB),
+        "sys/fs/cgroup/memory/a/memory.usage_in_bytes": str(2 * GIB),
+        "sys/fs/cgroup/memory/a/memory.stat": f"total_inactive_file {GIB}\n",
+    }
+    assert available_ram(_write(tmp_path, {**MEMINFO, **files})) == 5 * GIB
+
+
+def test_a_full_group_leaves_nothing(tmp_path):
+    group = _group("sys/fs/cgroup", str(GIB), 2 * GIB, "inactive_file 0\n")
+    assert available_ram(_write(tmp_path, {**MEMINFO, "proc/self/cgroup": "0::/\n", **group})) == 0
+
+
+def test_another_system_is_asked_in_its_own_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sysconf", {"SC_AVPHYS_PAGES": 10, "SC_PAGE_SIZE": 4096}.__getitem__, raising=False)
+    assert available_ram(tmp_path) == 40960
+    monkeypatch.delattr(os, "sysconf")
+    assert available_ram(tmp_path) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+def test_this_machine():
+    assert available_ram() > 1 << 20

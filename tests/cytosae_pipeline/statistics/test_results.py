@@ -1,0 +1,186 @@
+"""What `features` and `patients` wrote is read back as it is, checked, and made where it is missing or of others."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from cytosae.formats.checkpoint import load_sae, save_sae
+from cytosae_pipeline.config import StatisticsConfig, UserError
+from cytosae_pipeline.runtime.progress import Reporter
+from cytosae_pipeline.statistics.results import ensure_counts, ensure_features, read_counts, read_features
+
+
+def config(place, **more):
+    return StatisticsConfig(**{"root_dir": place.root, "dataset_name": "toy", "sae_path": place.sae(), **more})
+
+
+def stamps(folder):
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+@pytest.fixture
+def filled(with_sae):
+    arguments = ["--dataset_name", "toy", "--sae_path", with_sae.sae()]
+    with_sae.run("features", *arguments, "--top_k", 3)
+    with_sae.run("patients", *arguments, "--threshold", 0.5, "--threshold", 0.1, "--normalize", "token")
+    return with_sae
+
+
+def test_files_come_back_as_they_are_and_are_not_made_again(filled, capsys):
+    folder, before = filled.features(), stamps(filled.features())
+    features = ensure_features(config(filled), Reporter())
+    counts = ensure_counts(config(filled), "patient", Reporter())
+    assert stamps(folder) == before
+    assert capsys.readouterr().err == ""
+    assert features.values.shape == (96, 3)
+    assert features.labels == ("blast", "lymphocyte", "neutrophil")
+    assert features.record["top_k"] == 3
+    names = ("max_activating_image_indices", "max_activating_image_label_indices", "max_activating_image_values")
+    for array, name in zip(features[:5], (*names, "sae_mean_acts", "sae_sparsity"), strict=True):
+        np.testing.assert_array_equal(array, torch.load(folder / f"{name}.pt", weights_only=True).numpy())
+    assert counts.names == ("p0", "p1", "p2", "p3")
+    assert counts.thresholds.tolist() == [0.5, 0.1]
+    np.testing.assert_array_equal(counts.normalised, counts.counts[0] / (counts.n_images[:, None] * 5))
+    assert counts.record["normalize"] == "token"
+
+
+def test_options_that_come_too_late_are_named(filled, capsys):
+    late = config(filled, top_k=7, threshold=(0.9, 0.8), normalize="none")
+    assert ensure_features(late, Reporter()).values.shape == (96, 3)
+    ensure_counts(late, "patient", Reporter())
+    said = capsys.readouterr().err
+    assert (
+        f"--top_k 7 has no effect: the results of `features` in '{filled.features()}' are there, made with 3." in said
+    )
+    assert "--threshold 0.9 0.8 has no effect" in said
+    assert "made with 0.5 0.1. To make them anew, give it to: cytosae-cache patients" in said
+    assert "--normalize none has no effect" in said
+    ensure_counts(config(filled, threshold=(0.5, 0.1), normalize="token"), "patient", Reporter())
+    assert capsys.readouterr().err == ""
+
+
+def test_what_is_missing_is_made_first(with_sae, capsys):
+    features = ensure_features(config(with_sae, top_k=4), Reporter())
+    assert "no results of `features`" in capsys.readouterr().err
+    assert features.values.shape == (96, 4)
+    counts = ensure_counts(config(with_sae, threshold=(0.3,)), "label", Reporter())
+    assert "no results of `classes`" in capsys.readouterr().err
+    assert counts.names == features.labels
+    assert counts.thresholds.tolist() == [0.3]
+
+
+def test_results_of_another_autoencoder_are_made_anew(filled, capsys):
+    sae, cfg = load_sae(filled.sae())
+    sae.b_enc += 1
+    save_sae(filled.sae(), sae, cfg)
+    old = read_features(filled.features())
+    features = ensure_features(config(filled), Reporter())
+    counts = ensure_counts(config(filled), "patient", Reporter())
+    said = capsys.readouterr().err
+    assert "the results of `features`" in said
+    assert "the results of `patients`" in said
+    assert "of another autoencoder or store" in said
+    assert features.record["sae_sha256"] == counts.record["sae_sha256"] != old.record["sae_sha256"]
+    assert (features.mean_acts * features.sparsity > old.mean_acts * old.sparsity).all()
+
+
+def test_results_of_other_readable_images_are_made_anew(filled, capsys):
+    shutil.copy(next(filled.images.rglob("000.png")), filled.images / "neutrophil/p2/broken.png")
+    filled.build("--overwrite")
+    counts = ensure_counts(config(filled), "patient", Reporter())
+    assert counts.n_images.sum() == ensure_features(config(filled), Reporter()).record["n_images"] == 23
+    assert "are of other images" in capsys.readouterr().err
+
+
+def test_a_write_that_was_broken_off_leaves_no_record(filled, monkeypatch):
+    def fail(*_):
+        raise OSError("full")
+
+    monkeypatch.setattr("cytosae_pipeline.statistics.features.write_torch_atomically", fail)
+    monkeypatch.setattr("cytosae_pipeline.statistics.counts.write_file", fail)
+    arguments = ["--dataset_name", "toy", "--sae_path", filled.sae()]
+    for verb in ("features", "patients"):
+        filled.run(verb, *arguments, code=1)
+        assert not (filled.features() / f"{verb}.json").exists()
+
+
+def _damage(name, value):
+    def change(folder):
+        torch.save(value, folder / f"{name}.pt")
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "sae_sparsity.pt").unlink(), "sae_sparsity.pt' is missing. Make them again with"),
+        (lambda folder: (folder / "sae_sparsity.pt").write_bytes(b"x"), "sae_sparsity.pt' cannot be read"),
+        (lambda folder: (folder / "features.json").write_text("["), "features.json' cannot be read"),
+        (lambda folder: (folder / "features.json").write_text("[" * 99_999), "features.json' cannot be read"),
+        (lambda folder: (folder / "features.json").write_text("[]"), "must hold a JSON object, found list"),
+        (lambda folder: (folder / "images.csv").write_text("row\n1\n"), "images.csv' cannot be read"),
+        (lambda folder: (folder / "images.csv").write_text("row,label\n1,a\n"), "indices lie outside the 1 images"),
+        (_damage("sae_sparsity", {"a": 1}), "must hold a tensor of torch.float32, found dict"),
+        (_damage("sae_sparsity", torch.zeros(96).double()), "found torch.float64"),
+        (_damage("sae_sparsity", torch.zeros(95)), "shapes do not fit together"),
+        (_damage("sae_sparsity", torch.full((96,), 1.5)), "between 0 and 1"),
+        (_damage("sae_mean_acts", torch.full((96,), float("nan"))), "finite and at least 0"),
+        (_damage("max_activating_image_values", torch.zeros(96, 4)), "shapes do not fit together"),
+        (_damage("max_activating_image_indices", torch.full((96, 3), 23)), "outside the 23 images"),
+    ],
+)
+def test_damaged_features_are_one_message(filled, change, message):
+    change(filled.features())
+    with pytest.raises(UserError, match=message):
+        read_features(filled.features())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"counts": np.zeros((2, 4, 96))}, "types must be int64"),
+        ({"patients": np.zeros(4)}, "types must be int64"),
+        ({"counts": np.zeros((2, 4, 95), dtype=np.int64)}, "shapes do not fit together: counts \\(2, 4, 95\\)"),
+        ({"n_images": np.zeros(3, dtype=np.int64)}, "n_images \\(3,\\)"),
+        ({"counts": np.full((2, 4, 96), -1)}, "at least 0"),
+        ({"patients": np.array([["p0"], [{}]], dtype=object)}, "patient_counts.npz' cannot be read"),
+    ],
+)
+def test_damaged_counts_are_one_message(filled, change, message):
+    path = filled.features() / "patient_counts.npz"
+    with np.load(path) as archive:
+        values = dict(archive)
+    np.savez(path, **{**values, **change})
+    with pytest.raises(UserError, match=message):
+        read_counts(filled.features(), "patient")
+
+
+def test_nothing_in_the_files_is_executed(filled):
+    class Bomb:
+        def __reduce__(self):
+            return (filled.root.joinpath("exploded").touch, ())
+
+    torch.save(Bomb(), filled.features() / "sae_sparsity.pt")
+    np.save(filled.features() / "cls_sae_cnt.npy", np.array([Bomb()], dtype=object), allow_pickle=True)
+    with pytest.raises(UserError, match=r"sae_sparsity.pt' cannot be read \(UnpicklingError"):
+        read_features(filled.features())
+    with pytest.raises(UserError, match=r"cls_sae_cnt.npy' cannot be read \(ValueError: Object arrays"):
+        read_counts(filled.features(), "patient")
+    assert not (filled.root / "exploded").exists()
+
+
+def test_labels_of_several_lines_keep_their_places(with_images):
+    names = sorted(path.relative_to(with_images.images).as_posix() for path in with_images.images.rglob("0*.png"))
+    rows = [f'{name},"{"two" if number % 2 else "o"}\n""lines"",\nyes",p' for number, name in enumerate(names)]
+    (with_images.images / "manifest.csv").write_bytes("\n".join(["path,label,patient", *rows]).encode())
+    with_images.build()
+    with_images.train("--run_name", "r")
+    features = ensure_features(config(with_images), Reporter(quiet=True))
+    assert features.labels == ('o\n"lines",\nyes', 'two\n"lines",\nyes')
+    filled = features.indices >= 0
+    np.testing.assert_array_equal(features.label_indices[filled], features.indices[filled] % 2)
+    assert json.loads((with_images.features() / "features.json").read_text()) == features.record

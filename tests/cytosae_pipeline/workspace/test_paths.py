@@ -1,0 +1,30 @@
+"""The layout of the outputs, and names that cannot leave it."""
+
+from pathlib import Path
+
+import pytest
+
+from cytosae_pipeline.config import UserError
+from cytosae_pipeline.workspace.paths import Workspace, checkpoint_name, final_name, run_of_sae, safe_name
+
+
+def test_the_layout_is_that_of_the_contract(tmp_path):
+    workspace = Workspace(tmp_path)
+    out = tmp_path / "out"
+    assert workspace.store_path("mll23", "0123456789ab") == out / "activations/mll23/0123456789ab.zarr"
+    assert workspace.run_dir("r1") == out / "checkpoints/r1"
+    sae = out / "checkpoints/r1/final.pt"
+    assert workspace.feature_dir(sae, "custom", "hehr") == out / "feature_data/sae_r1/custom/hehr"
+    assert final_name("dinov2_vitb14", -2, "resid", 49152) == "final_sparse_autoencoder_dinov2_vitb14_-2_resid_49152.pt"
+    assert checkpoint_name(64, "openai/clip", -2, "resid", 8) == "64_sparse_autoencoder_openai-clip_-2_resid_8.pt"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "/a", "a\0", ".hidden", "a b", "-x", "ä"])
+def test_names_that_are_no_plain_folder_are_refused(name):
+    with pytest.raises(UserError, match="cannot be a folder"):
+        safe_name(name, "data set")
+
+
+def test_a_file_outside_a_run_is_its_own_run(tmp_path):
+    assert run_of_sae(tmp_path / "8jsxk3co.pt") == "8jsxk3co"
+    assert run_of_sae(Path("out/checkpoints/r7/x.pt")) == "r7"

@@ -1,0 +1,1 @@
+"""Helpers of the tests: small stores, pictures, servers, a browser, child processes."""

@@ -1,0 +1,84 @@
+"""Small real stores on disk for tests."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cytosae_cache.format.metadata import Provenance, hash_tables, write_attributes
+from cytosae_cache.format.spec import StoreSpec, TokenLayout
+from cytosae_cache.store import ActivationStore, ImageTable
+from cytosae_cache.writer import ShardData, StoreWriter
+
+PROVENANCE = Provenance("toy", "d" * 64, "0.0", "2026-01-01T00:00:00+00:00", "cpu")
+
+
+def make_spec(d_model=8, grid=(2, 2), **changes) -> StoreSpec:
+    values = {
+        "model_name": "toy_vit",
+        "weights_sha256": "ab" * 32,
+        "block": 2,
+        "n_blocks": 4,
+        "d_model": d_model,
+        "tokens": TokenLayout(1, 0, grid),
+    }
+    return StoreSpec(**{**values, **changes})
+
+
+def make_activations(n, spec=None, seed=0) -> np.ndarray:
+    spec = spec or make_spec()
+    values = np.random.default_rng(seed).normal(size=(n, *spec.image_shape))
+    return values.astype(np.dtype(spec.store_dtype).newbyteorder("<"))
+
+
+def make_table(n, labels: Sequence[str] = ("a", "b"), patients: Sequence[str] = ("p", "q", "r")) -> ImageTable:
+    rows = range(n)
+    return ImageTable(
+        [f"img_{row:04d}.png" for row in rows],
+        [labels[row % len(labels)] for row in rows],
+        [patients[row % len(patients)] for row in rows],
+    )
+
+
+def fill_store(store: ActivationStore, activations: np.ndarray, invalid: Sequence[int] = ()) -> None:
+    with StoreWriter(store) as writer:
+        for shard in writer.missing_shards():
+            rows = store.shard_rows(shard)
+            writer.submit(make_shard(store, shard, activations[rows.start : rows.stop], invalid))
+        writer.finish()
+
+
+def make_shard(store, shard, activations, invalid=()) -> ShardData:
+    rows = store.shard_rows(shard)
+    values = activations.copy()
+    for slot, row in enumerate(rows):
+        if row in invalid:
+            values[slot] = np.nan
+    return ShardData(
+        shard,
+        values,
+        [None if row in invalid else bytes([row % 256]) * 32 for row in rows],
+        ["cannot be read" if row in invalid else "" for row in rows],
+        [0 if row in invalid else 100 + row for row in rows],
+    )
+
+
+def seal(store: ActivationStore) -> None:
+    """Record the files as they are now, as a hostile or faulty program would that knows the format."""
+    write_attributes(store.folder, store.spec, store.provenance, complete=True, files=hash_tables(store.folder))
+
+
+def make_store(
+    path: Path, activations: np.ndarray, *, spec=None, shard_images=4, invalid=(), compression="none", table=None
+) -> ActivationStore:
+    spec = spec or make_spec(d_model=activations.shape[2], grid=(1, activations.shape[1] - 1))
+    store = ActivationStore.create(
+        path,
+        spec,
+        table or make_table(len(activations)),
+        PROVENANCE,
+        shard_images=shard_images,
+        compression=compression,
+    )
+    fill_store(store, activations, invalid)
+    return ActivationStore.open(path)
