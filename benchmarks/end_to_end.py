@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.measure import print_line
 from cytosae.backbones.backbone import describe_backbone, load_backbone
-from cytosae.sae.base import LossWeights, SparseAutoencoder
+from cytosae.sae.base import LossWeights, Sae
 from cytosae.sae.registry import make_sae
 from cytosae.training.step import TrainStep
 from cytosae_cache.reading.permutation import epoch_order
@@ -26,7 +26,6 @@ from cytosae_pipeline.config import BuildConfig, StatisticsConfig, TrainConfig
 from cytosae_pipeline.demo.cohort import plan_cohort, write_cohort
 from cytosae_pipeline.images.decoding import ImageDecoder
 from cytosae_pipeline.images.listing import ImageList, open_dataset
-from cytosae_pipeline.runtime.progress import Reporter
 from cytosae_pipeline.statistics.counts import compute_counts
 from cytosae_pipeline.statistics.features import compute_features
 from cytosae_pipeline.training.loop import train
@@ -67,7 +66,7 @@ def main() -> None:
 
 def run_ours(root: Path, source: Path, options: argparse.Namespace) -> dict[str, float]:
     """The four verbs; how long each took."""
-    report, seconds = Reporter(quiet=True), {}
+    seconds = {}
     common = {"root_dir": root, "dataset_name": "job", "model_path": options.model_path}
     started = time.perf_counter()
 
@@ -76,20 +75,19 @@ def run_ours(root: Path, source: Path, options: argparse.Namespace) -> dict[str,
         seconds[stage] = round(time.perf_counter() - started, 2)
         started = time.perf_counter()
 
-    build_store(BuildConfig(**common, images=source, limit=options.images, workers=_N_WORKERS), report)
+    build_store(BuildConfig(**common, images=source, limit=options.images, workers=_N_WORKERS))
     lap("build")
     trained = train(
         TrainConfig(
             **common, expansion_factor=options.expansion, batch_size=_BATCH, n_checkpoints=0, use_ghost_grads=True,
             total_training_tokens=options.epochs * options.images,
         ),
-        report,
     )  # fmt: skip
     lap("train")
     statistics = StatisticsConfig(**common, sae_path=trained.sae)
-    compute_features(statistics, report)
+    compute_features(statistics)
     lap("features")
-    compute_counts(statistics, "patient", report)
+    compute_counts(statistics, "patient")
     lap("patients")
     return seconds
 
@@ -120,7 +118,7 @@ def run_reference(images: ImageList, options: argparse.Namespace) -> None:
 
 
 @torch.no_grad()
-def read_features(sae: SparseAutoencoder, batches) -> None:  # noqa: ANN001 - of tensors
+def read_features(sae: Sae, batches) -> None:  # noqa: ANN001 - of tensors
     """Top images, means and sparsity from full forward passes with everything kept."""
     scores = torch.cat([sae(x).acts.mean(dim=1) for x in batches])
     scores.topk(min(10, len(scores)), dim=0)
@@ -128,7 +126,7 @@ def read_features(sae: SparseAutoencoder, batches) -> None:  # noqa: ANN001 - of
 
 
 @torch.no_grad()
-def count_patients(sae: SparseAutoencoder, batches, images: ImageList) -> None:  # noqa: ANN001 - of tensors
+def count_patients(sae: Sae, batches, images: ImageList) -> None:  # noqa: ANN001 - of tensors
     """Tokens above a threshold of every patient."""
     names, groups = np.unique(list(images.patients), return_inverse=True)
     counts = torch.zeros(len(names), sae.b_enc.shape[0], dtype=torch.int64)

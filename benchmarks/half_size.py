@@ -1,6 +1,6 @@
 """What an int8 store costs: `python -m benchmarks.half_size --store PATH [--store PATH ...]`.
 
-Quantises the activations of existing float16 stores in memory. Lines named `error` compare ways to quantise, lines
+Quantises the activations of existing float16 stores in memory. Lines named `error` compare ways to quantize, lines
 named `same_sae` read both kinds with the autoencoder that was trained on float16, lines named `own_sae` compare an
 autoencoder trained on int8, and others trained on float16 with another seed or with the order of its additions changed,
 with that one. Explained variance and L0 are those on the float16 activations of images that no training saw.
@@ -14,13 +14,13 @@ from collections.abc import Callable  # noqa: TC003
 import numpy as np
 import torch
 
-from cytosae.sae.base import LossWeights, SparseAutoencoder
+from cytosae.sae.base import LossWeights, Sae
 from cytosae.sae.registry import make_sae
 from cytosae.statistics.accumulators import BlockEncoder, FeatureStatistics
-from cytosae.training.fused_loss import Products
+from cytosae.training.fused_loss import MatmulConfig
 from cytosae.training.geometric_median import geometric_median
 from cytosae.training.step import TrainStep
-from cytosae_cache.format.quantize import SCALE_BYTES, Channels, dequantise, measure_channels, quantise
+from cytosae_cache.format.quantize import SCALE_BYTES, Channels, dequantize, measure_channels, quantize
 from cytosae_cache.reading.permutation import iter_batches, spread_rows
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
@@ -35,7 +35,7 @@ def report(name: str, **values: object) -> None:
 def round_trip(images: np.ndarray, channels: Channels) -> np.ndarray:
     out, wide = np.empty_like(images), np.empty(images.shape[1:], np.float32)
     for record, target in zip(encode(images, channels), out, strict=True):
-        dequantise(record, channels, target, wide)
+        dequantize(record, channels, target, wide)
     return out
 
 
@@ -43,7 +43,7 @@ def encode(images: np.ndarray, channels: Channels) -> np.ndarray:
     n, n_tokens, d_model = images.shape
     records = np.empty((n, n_tokens, d_model + SCALE_BYTES), np.int8)
     for image, record in zip(images, records, strict=True):
-        quantise(image, channels, record)
+        quantize(image, channels, record)
     return records
 
 
@@ -90,13 +90,13 @@ def time_decoding(images: np.ndarray, channels: Channels, store: str, rounds: in
 
     def decode() -> None:
         for record, target in zip(records, out, strict=True):
-            dequantise(record, channels, target, wide)
+            dequantize(record, channels, target, wide)
 
-    times: dict[str, list[float]] = {"copy": [], "quantise": [], "dequantise": []}
+    times: dict[str, list[float]] = {"copy": [], "quantize": [], "dequantize": []}
     ways = (
         ("copy", lambda: np.copyto(out, part)),
-        ("quantise", lambda: encode(part, channels)),
-        ("dequantise", decode),
+        ("quantize", lambda: encode(part, channels)),
+        ("dequantize", decode),
     )
     for _ in range(rounds):
         for name, function in ways:
@@ -107,7 +107,7 @@ def time_decoding(images: np.ndarray, channels: Channels, store: str, rounds: in
     report("speed", store=store, bytes_an_image=records[0].nbytes, float16_bytes=part[0].nbytes, **speeds)
 
 
-def train(images: np.ndarray, options: argparse.Namespace, *, seed: int = 42, order: int = 1) -> SparseAutoencoder:
+def train(images: np.ndarray, options: argparse.Namespace, *, seed: int = 42, order: int = 1) -> Sae:
     """The reference recipe; the batches' order is the same whatever the seed of the weights.
 
     Args:
@@ -123,10 +123,10 @@ def train(images: np.ndarray, options: argparse.Namespace, *, seed: int = 42, or
     with torch.no_grad():
         sae.b_dec.copy_(geometric_median(tokens[spread_rows(len(tokens), 4096)]))
     step = TrainStep(
-        sae, weights=LossWeights(l1=options.l1), use_ghost_grads=True, dead_feature_window=64, products=Products()
+        sae, weights=LossWeights(l1=options.l1), use_ghost_grads=True, dead_feature_window=64, products=MatmulConfig()
     )
     stop = int(options.epochs * len(images))
-    for number, rows in enumerate(iter_batches(len(images), batch_rows=16, seed=1, position=0, stop=stop)):
+    for number, rows in enumerate(iter_batches(len(images), batch_rows=16, seed=1, samples_seen=0, stop=stop)):
         factor = min(1.0, (number + 1) / 50)
         step.step(torch.from_numpy(images[rows[::order]]).float(), 0.001 * factor)
     sae.normalise_decoder_()
@@ -134,7 +134,7 @@ def train(images: np.ndarray, options: argparse.Namespace, *, seed: int = 42, or
 
 
 @torch.no_grad()
-def evaluate(sae: SparseAutoencoder, images: np.ndarray) -> dict[str, float]:
+def evaluate(sae: Sae, images: np.ndarray) -> dict[str, float]:
     """Explained variance (centred, exact), L0 and share of dead latents over all images."""
     width = images.shape[-1]
     error, total, squares, n_tokens, n_active = 0.0, np.zeros(width), 0.0, 0, 0
@@ -152,7 +152,7 @@ def evaluate(sae: SparseAutoencoder, images: np.ndarray) -> dict[str, float]:
     return {"ev": 1 - error / variance, "l0": n_active / n_tokens, "dead": float((~fired).double().mean())}
 
 
-def top_images(sae: SparseAutoencoder, images: np.ndarray, k: int = 10) -> torch.Tensor:
+def top_images(sae: Sae, images: np.ndarray, k: int = 10) -> torch.Tensor:
     """Rows of the k largest scores of each latent, shape `(S, k)`, -1 for empty slots."""
     encoder, statistics = BlockEncoder(sae, (0.2,)), FeatureStatistics(sae.W_enc.shape[1], k)
     for start in range(0, len(images), 64):

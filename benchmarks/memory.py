@@ -31,24 +31,23 @@ def write_images(folder: Path, n: int) -> None:
 def build(images: Path, store: Path, shard_images: int, batch: int) -> None:
     from cytosae_pipeline.building.build import build_store
     from cytosae_pipeline.config import BuildConfig
-    from cytosae_pipeline.runtime.progress import Reporter
 
     config = BuildConfig(
         dataset_name="cells", images=images, store=str(store), root_dir=store.parent, model_path=Path("embedded"),
         workers=0, shard_images=shard_images, batch_size=batch,
     )  # fmt: skip
-    build_store(config, Reporter(quiet=True))
+    build_store(config)
 
 
 def epoch(store: Path, batch: int) -> None:
-    from cytosae_cache.reading.concat import JoinedReader
-    from cytosae_cache.reading.loader import TrainingStream
+    from cytosae_cache.reading.concat import ConcatReader
+    from cytosae_cache.reading.loader import ShuffledLoader
     from cytosae_cache.reading.reader import StoreReader
     from cytosae_cache.store import ActivationStore
 
     with StoreReader(ActivationStore.open(store)) as reader:
         n = reader.store.n_images
-        for _ in TrainingStream(JoinedReader([reader]), batch_images=batch, seed=0, stop=n):
+        for _ in ShuffledLoader(ConcatReader([reader]), batch_images=batch, seed=0, stop=n):
             pass
 
 

@@ -30,7 +30,6 @@ from cytosae_cache.format.spec import StoreSpec, TokenLayout
 from cytosae_cache.store import ActivationStore, ImageTable
 from cytosae_cache.writer import ShardData, StoreWriter
 from cytosae_pipeline.config import StatisticsConfig
-from cytosae_pipeline.runtime.progress import Reporter
 from cytosae_pipeline.statistics.counts import write_counts
 from cytosae_pipeline.statistics.encode import open_inputs, write_record
 from cytosae_pipeline.statistics.features import write_features
@@ -98,7 +97,7 @@ def make_workspace(root: Path, n_images: int, options: argparse.Namespace) -> No
     sae.b_enc.data.fill_(-2.0)
     save_sae(root / "sae.pt", sae, {})
     config = StatisticsConfig(root_dir=root, store=str(root / "s.zarr"), sae_path=root / "sae.pt")
-    inputs = open_inputs(config, Reporter(quiet=True))
+    inputs = open_inputs(config)
     values = np.sort(rng.random((options.latents, 10), dtype=np.float32))[:, ::-1].copy()
     features = FeatureResult(
         torch.from_numpy(rng.integers(0, n_images, (options.latents, 10))),

@@ -11,7 +11,7 @@ import json
 
 import numpy as np
 
-from cytosae_cache.reading.sampler import Layout, Sampling
+from cytosae_cache.reading.sampler import Layout, Sampler
 
 
 def make_layout(n_images: int, shard_images: int) -> Layout:
@@ -30,13 +30,13 @@ def class_distance(labels: np.ndarray, n_classes: int, store: np.ndarray) -> flo
     return 0.5 * float(np.abs(np.bincount(labels, minlength=n_classes) / len(labels) - store).sum())
 
 
-def measure(sampling: Sampling, labels: np.ndarray, epochs: int) -> dict[str, float]:
+def measure(sampling: Sampler, labels: np.ndarray, epochs: int) -> dict[str, float]:
     """Mixing of one order, averaged over epochs."""
     store = np.bincount(labels) / len(labels)
     correlations, distances, n_present = [], [], []
     for epoch in range(epochs):
         first = epoch * sampling.n_rows
-        batches = list(sampling.iter_batches(position=first, stop=first + sampling.n_rows))
+        batches = list(sampling.iter_batches(samples_seen=first, stop=first + sampling.n_rows))
         rows = [parts // sampling.parts_per_row for parts in batches]
         correlations.append(abs(rank_correlation(np.concatenate(rows))))
         distances += [class_distance(labels[part], len(store), store) for part in rows]
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
         true_distance = None
         for shuffle, window in orders:
             more = {} if window is None else {"window_shards": window}
-            sampling = Sampling(layout, n_tokens, options.batch, 0, shuffle, batch_of, **more)
+            sampling = Sampler(layout, n_tokens, options.batch, 0, shuffle, batch_of, **more)
             found = measure(sampling, labels, options.epochs)
             true_distance = true_distance or found["class_distance"]
             line = {

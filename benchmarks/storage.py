@@ -19,8 +19,8 @@ from benchmarks.measure import compare
 from cytosae_cache.format.metadata import Provenance
 from cytosae_cache.format.shard import as_bytes, shard_name
 from cytosae_cache.format.spec import StoreSpec, TokenLayout
-from cytosae_cache.reading.concat import JoinedReader
-from cytosae_cache.reading.loader import TrainingStream, iter_row_blocks
+from cytosae_cache.reading.concat import ConcatReader
+from cytosae_cache.reading.loader import ShuffledLoader, iter_row_blocks
 from cytosae_cache.reading.reader import StoreReader, aligned_buffer
 from cytosae_cache.reading.sampler import BatchOf
 from cytosae_cache.storage.atomic import write_all
@@ -94,9 +94,9 @@ def read_into(reader: StoreReader, buffer: np.ndarray) -> None:
 
 def stream_epoch(reader: StoreReader, batch: int, epoch: int, batch_of: BatchOf = "images") -> None:
     n = reader.store.n_images
-    position, stop = epoch * n, (epoch + 1) * n
-    for _ in TrainingStream(
-        JoinedReader([reader]), batch_images=batch, seed=0, position=position, stop=stop, batch_of=batch_of
+    samples_seen, stop = epoch * n, (epoch + 1) * n
+    for _ in ShuffledLoader(
+        ConcatReader([reader]), batch_images=batch, seed=0, samples_seen=samples_seen, stop=stop, batch_of=batch_of
     ):
         pass
 

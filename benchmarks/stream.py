@@ -13,8 +13,8 @@ import numpy as np
 
 from benchmarks.measure import compare
 from benchmarks.storage import make_spec, read_sequentially, write_store
-from cytosae_cache.reading.concat import JoinedReader
-from cytosae_cache.reading.loader import TrainingStream
+from cytosae_cache.reading.concat import ConcatReader
+from cytosae_cache.reading.loader import ShuffledLoader
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
 
@@ -24,7 +24,7 @@ def read_epochs(reader: StoreReader, batch: int, epochs: int) -> None:
         read_sequentially(reader, batch)
 
 
-def serve(stream: TrainingStream) -> None:
+def serve(stream: ShuffledLoader) -> None:
     for _ in stream:
         pass
 
@@ -41,8 +41,8 @@ def run(folder: Path, options: argparse.Namespace) -> None:
         with StoreReader(store) as reader:
             for batch_of in ("images", "tokens"):
                 for shuffle, memory in (("global", False), ("windowed", False), ("global", True)):
-                    stream = TrainingStream(
-                        JoinedReader([reader]), batch_images=options.batch, seed=0, stop=n * options.epochs,
+                    stream = ShuffledLoader(
+                        ConcatReader([reader]), batch_images=options.batch, seed=0, stop=n * options.epochs,
                         shuffle=shuffle, batch_of=batch_of, in_memory=memory,
                     )  # fmt: skip
                     compare(

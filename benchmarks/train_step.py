@@ -2,7 +2,8 @@
 
     python -m benchmarks.train_step --d-in 768 --latents 24576 --tokens 1024
 
-Baseline and ours do the same steps of definition 4.5 in turn. A density is the share of latents active on a token:
+Baseline and ours take the same steps (docs/definitions.md, section 5) in turn. A density is the share of latents active
+on a token:
 0.5 is a new autoencoder, a trained one has 0.01 and less. `memory` is the peak of a step in a process of its own, above
 the interpreter with torch loaded: weights, gradients, Adam's moments and everything the step makes.
 """
@@ -15,13 +16,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import compare, print_line
-from cytosae.sae.base import LossWeights, SparseAutoencoder
-from cytosae.training.fused_loss import Products
+from cytosae.sae.base import LossWeights, Sae
+from cytosae.training.fused_loss import MatmulConfig
 from cytosae.training.step import TrainStep
 from cytosae_pipeline.runtime.devices import (
     TrainingPrecision,
     choose_device,
-    choose_products,
+    choose_matmul,
     choose_training_precision,
 )
 
@@ -59,7 +60,7 @@ def main() -> None:
         }  # fmt: skip
         x = make_batch(options, device)
         plain = make_step(options, device, density, None)
-        ours = make_step(options, device, density, choose_products(precision, device, None))
+        ours = make_step(options, device, density, choose_matmul(precision, device, None))
         compare(
             "train_step",
             lambda: run_step(plain, x),  # noqa: B023 - called at once
@@ -84,10 +85,10 @@ def make_batch(options: argparse.Namespace, device: torch.device) -> torch.Tenso
 
 
 def make_step(
-    options: argparse.Namespace, device: torch.device, density: float, products: Products | None
+    options: argparse.Namespace, device: torch.device, density: float, products: MatmulConfig | None
 ) -> TrainStep:
     """A step whose latents are active as often as asked; the plain one with default Adam."""
-    sae = SparseAutoencoder(options.d_in, options.latents, device=device)
+    sae = Sae(options.d_in, options.latents, device=device)
     x = make_batch(options, device)[0, :64]
     with torch.no_grad():
         pre = sae.pre_activations(x).flatten()
@@ -114,10 +115,10 @@ def run_step(step: TrainStep, x: torch.Tensor) -> None:
 def compare_products(options: argparse.Namespace, device: torch.device, precision: TrainingPrecision) -> None:
     """Where sparse products become faster than dense ones: a ratio above 1 says that they are."""
     x = make_batch(options, device)
-    dtype = choose_products(precision, device, None).dtype
+    dtype = choose_matmul(precision, device, None).dtype
     for density in options.density or CROSSOVER:
-        dense = make_step(options, device, density, Products(dtype, sparse_below=0.0))
-        sparse = make_step(options, device, density, Products(dtype, sparse_below=1.1))
+        dense = make_step(options, device, density, MatmulConfig(dtype, sparse_below=0.0))
+        sparse = make_step(options, device, density, MatmulConfig(dtype, sparse_below=1.1))
         compare(
             "crossover",
             lambda: run_step(dense, x),  # noqa: B023 - called at once
@@ -140,7 +141,7 @@ def run_peak(options: argparse.Namespace, density: float, precision: str, which:
 
 def measure_peak(options: argparse.Namespace, device: torch.device, precision: TrainingPrecision) -> int:
     """Peak memory of this process's steps above what it had before, in bytes."""
-    products = None if options.peak_of == "plain" else choose_products(precision, device, None)
+    products = None if options.peak_of == "plain" else choose_matmul(precision, device, None)
     (density,) = options.density
     torch.ones(8, 8, device=device) @ torch.ones(8, 8, device=device)  # loads the libraries
     before = _resident() if device.type == "cpu" else torch.cuda.memory_allocated()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import shuffle, train_step
-from cytosae.training.fused_loss import Products
+from cytosae.training.fused_loss import MatmulConfig
 from tests.support.stores import make_activations, make_spec, make_store
 
 ROOT = Path(__file__).parents[1]
@@ -131,7 +131,7 @@ def test_the_benchmarks_densities_are_those_asked_for():
     cpu = torch.device("cpu")
     x = train_step.make_batch(options, cpu)
     for density in (0.5, 0.1, 0.01):
-        for products in (None, Products()):
+        for products in (None, MatmulConfig()):
             step = train_step.make_step(options, cpu, density, products)
             for _ in range(2):
                 train_step.run_step(step, x)

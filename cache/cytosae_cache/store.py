@@ -24,7 +24,7 @@ from cytosae_cache.format.metadata import (
 from cytosae_cache.format.moments import Moments
 from cytosae_cache.format.quantize import Channels
 from cytosae_cache.format.spec import FORMAT_VERSION, Compression, StoreSpec
-from cytosae_cache.storage.local import Folder, Location, open_folder
+from cytosae_cache.storage.local import Location, StorageBackend, open_storage
 
 if TYPE_CHECKING:
     import dask.array
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import zarr
 
 PROGRESS_FOLDER = "progress"
-"""Folder of the marks of written shards while a store is being built; gone when it is complete."""
+"""StorageBackend of the marks of written shards while a store is being built; gone when it is complete."""
 
 _OURS = ("activations/", "channels/", "images/", "moments/", "shards/", f"{PROGRESS_FOLDER}/")
 
@@ -59,7 +59,7 @@ class ActivationStore:
     `store[row]` and `store[rows]` give activations as arrays and read only those images' bytes.
 
     Args:
-        location: Folder or URL of the store.
+        location: StorageBackend or URL of the store.
 
     Raises:
         StoreNotFoundError: If there is no store.
@@ -67,11 +67,11 @@ class ActivationStore:
     """
 
     def __init__(self, location: Location) -> None:
-        self.folder = open_folder(location)
-        self.path = self.folder.location
+        self.storage = open_storage(location)
+        self.path = self.storage.location
         """Where the store is: a path, or the URL of a remote one."""
-        attributes = read_attributes(self.folder)
-        n_bytes = self.folder.survey()
+        attributes = read_attributes(self.storage)
+        n_bytes = self.storage.scan()
         self.spec = StoreSpec.from_json(attributes.get("spec"))
         self.complete = attributes.get("complete") is True
         self.provenance = read_provenance(attributes)
@@ -119,7 +119,7 @@ class ActivationStore:
         """Lay out an empty, unfinished store: metadata and the table of images, no activations.
 
         Args:
-            location: Folder to make, or a URL; must hold neither a store nor anything else.
+            location: StorageBackend to make, or a URL; must hold neither a store nor anything else.
             spec: What identifies the store.
             images: One entry a row.
             provenance: Where the store comes from.
@@ -132,7 +132,7 @@ class ActivationStore:
         """
         if shard_images < 1 or len({len(column) for column in images}) != 1:
             raise ValueError(f"need shard_images >= 1 and equal columns, found {shard_images} and {images._fields}")
-        folder = open_folder(location)
+        folder = open_storage(location)
         clear_leftovers(folder)
         tables = {
             f"images/{name}": np.array(list(column), dtype=np.dtypes.StringDType())
@@ -141,7 +141,7 @@ class ActivationStore:
         layout = (len(images.path), shard_images, compression)
         for name, data in encode_hierarchy(tables, activations=(spec, *layout)).items():
             folder.write(name, [data])
-        folder.settle()
+        folder.sync()
         # Written last: a folder without it is not a store, so a build killed before this line starts anew.
         write_attributes(folder, spec, provenance, complete=False)
         return cls(location)
@@ -153,10 +153,10 @@ class ActivationStore:
             columns: Arrays by their place in the store, for example `images/valid`.
         """
         for name, data in encode_hierarchy(columns).items():
-            self.folder.write(name, [data])
-        self.folder.settle()
-        self.files = hash_tables(self.folder)
-        write_attributes(self.folder, self.spec, self.provenance, complete=True, files=self.files)
+            self.storage.write(name, [data])
+        self.storage.sync()
+        self.files = hash_tables(self.storage)
+        write_attributes(self.storage, self.spec, self.provenance, complete=True, files=self.files)
         self.complete = True
 
     def read_file(self, name: str, *, max_bytes: int | None = None) -> bytes:
@@ -167,7 +167,7 @@ class ActivationStore:
         """
         where = f"{self.path}/{name}"
         try:
-            data = self.folder.read(name, max_bytes=max_bytes)
+            data = self.storage.read(name, max_bytes=max_bytes)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise StoreCorruptError(f"'{where}' is missing: the store was not copied whole") from error
         if self.complete and hashlib.sha256(data).hexdigest() != self.files.get(name):
@@ -185,7 +185,7 @@ class ActivationStore:
         from cytosae_cache.reading.reader import StoreReader
 
         wanted = np.arange(self.n_images)[rows]
-        with StoreReader(self, n_threads=min(self.folder.n_threads, max(wanted.size, 1))) as reader:
+        with StoreReader(self, n_threads=min(self.storage.n_threads, max(wanted.size, 1))) as reader:
             found = reader.read(np.atleast_1d(wanted))
         return found if wanted.ndim else found[0]
 
@@ -222,7 +222,7 @@ class ActivationStore:
         """Shards whose completion mark is there."""
         if self.complete:
             return self.n_shards
-        return sum(name.endswith(".json") for name in self.folder.names(f"{PROGRESS_FOLDER}/"))
+        return sum(name.endswith(".json") for name in self.storage.names(f"{PROGRESS_FOLDER}/"))
 
     def shard_rows(self, shard: int) -> range:
         """Rows that a shard holds."""
@@ -234,7 +234,7 @@ class ActivationStore:
         Raises:
             StoreCorruptError: If it is missing, was changed or cannot be decoded.
         """
-        names = self.files if self.complete else self.folder.names(f"{place}/")
+        names = self.files if self.complete else self.storage.names(f"{place}/")
         files = {name: self.read_file(name) for name in names if name.startswith(f"{place}/")}
         lengths = (self.n_images, self.n_shards, self.d_model)
         return read_table(files, place, lengths=lengths, widths=(32, self.d_model), where=str(self.path))
@@ -266,7 +266,7 @@ class ActivationStore:
         Raises:
             StoreCorruptError: If they cannot be read or are out of range.
         """
-        if self.spec.store_dtype != "int8" or not (self.complete or self.folder.names("channels/")):
+        if self.spec.store_dtype != "int8" or not (self.complete or self.storage.names("channels/")):
             return None
         channels = Channels(*(self.column(f"channels/{name}").astype(np.float32) for name in Channels._fields))
         sound = np.isfinite(channels.mean).all() and np.isfinite(channels.std).all() and (channels.std > 0).all()
@@ -278,8 +278,8 @@ class ActivationStore:
         """Fix, before the first shard is written, what the codes of an int8 store are decoded with."""
         columns = zip(Channels._fields, channels, strict=True)
         for name, data in encode_hierarchy({f"channels/{name}": values for name, values in columns}).items():
-            self.folder.write(name, [data], sync=True)
-        self.folder.settle()
+            self.storage.write(name, [data], sync=True)
+        self.storage.sync()
         self.channels = channels
 
     @cached_property
@@ -336,20 +336,20 @@ class ActivationStore:
         }
 
 
-def clear_leftovers(folder: Folder) -> None:
+def clear_leftovers(storage: StorageBackend) -> None:
     """Remove what a build left that was killed before it made a store.
 
     Raises:
-        StoreError: If there is anything else in the folder.
+        StoreError: If there is anything else in the storage.
     """
-    folder.sweep()
-    names = folder.names()
+    storage.remove_partials()
+    names = storage.names()
     strangers = [name for name in names if not name.startswith(_OURS)]
     if strangers:
         raise StoreError(
-            f"'{folder}' is not empty and holds no unfinished store (found '{strangers[0]}'). Choose another place"
+            f"'{storage}' is not empty and holds no unfinished store (found '{strangers[0]}'). Choose another place"
         )
-    folder.remove(names)
+    storage.remove(names)
 
 
 def iter_stores(folder: Path) -> Iterator[Path]:

@@ -117,15 +117,15 @@ def _check_tables(store: ActivationStore, report: VerifyReport) -> None:
 def _check_files(store: ActivationStore, report: VerifyReport) -> None:
     """Shard files that are missing, and files that do not belong."""
     expected = {shard_name(shard) for shard in range(store.n_shards)}
-    found = set(store.folder.names("activations/c/"))
+    found = set(store.storage.names("activations/c/"))
     report.problems += [f"shard '{store.path}/{name}' is missing" for name in sorted(expected - found)]
-    strangers = [*sorted(found - expected), *(name for name in table_names(store.folder) if name not in store.files)]
+    strangers = [*sorted(found - expected), *(name for name in table_names(store.storage) if name not in store.files)]
     report.problems += [f"'{store.path}/{name}' does not belong to the store" for name in strangers]
 
 
 def _check_file(store: ActivationStore, shard: int, expected: ShardDigest, report: VerifyReport) -> None:
     """Length and checksum of a shard's file."""
-    file = store.folder.open(shard_name(shard))
+    file = store.storage.open(shard_name(shard))
     found = digest_file(file)
     report.n_shards, report.n_bytes = report.n_shards + 1, report.n_bytes + found.n_bytes
     if found != expected:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from cytosae_cache.errors import StoreError
 from cytosae_cache.format.codec import make_codec
 from cytosae_cache.format.moments import Widen, image_sums, widen
-from cytosae_cache.format.quantize import dequantise, measure_channels, quantise
+from cytosae_cache.format.quantize import dequantize, measure_channels, quantize
 from cytosae_cache.format.shard import as_bytes, checksum, digest_file, digest_parts, make_index, shard_name
 from cytosae_cache.store import PROGRESS_FOLDER, ActivationStore
 
@@ -80,7 +80,7 @@ class StoreWriter:
 
     def __init__(self, store: ActivationStore, *, widen: Widen = widen) -> None:
         self.store = store
-        self._folder, self._widen = store.folder, widen
+        self._storage, self._widen = store.storage, widen
         self._codec = make_codec(store.compression, np.dtype(store.spec.store_dtype).itemsize)
         self._queue: queue.Queue[ShardData | None] = queue.Queue(maxsize=_QUEUED_SHARDS)
         self._failure: BaseException | None = None
@@ -91,8 +91,8 @@ class StoreWriter:
     def missing_shards(self) -> list[int]:
         """Shards that are not there as their mark says, in order; their marks and stray files are removed."""
         missing = [shard for shard in range(self.store.n_shards) if not self._verify(shard)]
-        self._folder.remove(_mark_name(shard) for shard in missing)
-        self._folder.sweep()
+        self._storage.remove(_mark_name(shard) for shard in missing)
+        self._storage.remove_partials()
         return missing
 
     def recorded_sources(self, shard: int) -> list[bytes | None]:
@@ -108,7 +108,7 @@ class StoreWriter:
 
     def discard(self, shard: int) -> None:
         """Take a finished shard for missing from now on."""
-        self._folder.remove([_mark_name(shard)])
+        self._storage.remove([_mark_name(shard)])
 
     def submit(self, data: ShardData) -> None:
         """Queue a shard for writing; waits while the disk is behind. The caller gives the array away.
@@ -136,7 +136,7 @@ class StoreWriter:
         if None in marks:
             raise StoreError(f"shard {marks.index(None)} of store '{self.store.path}' was never written")
         self.store.finish(_make_tables([mark for mark in marks if mark is not None], self.store.d_model))
-        self._folder.remove(self._folder.names(f"{PROGRESS_FOLDER}/"))
+        self._storage.remove(self._storage.names(f"{PROGRESS_FOLDER}/"))
 
     def __enter__(self) -> Self:
         return self
@@ -177,11 +177,11 @@ class StoreWriter:
         summary = self._summing.submit(_summarise, data, records, values, self.store, self._widen)
         parts = self._encode(records)
         digest = self._summing.submit(digest_parts, parts)
-        self._folder.write(shard_name(data.shard), parts, sync=True)
+        self._storage.write(shard_name(data.shard), parts, sync=True)
         n_bytes, crc = digest.result()
         mark = ShardMark(n_bytes=n_bytes, crc32c=crc, **summary.result())
         # Not synced: a mark that a power cut takes away or cuts off only makes its shard count as missing.
-        self._folder.write(_mark_name(data.shard), [json.dumps(asdict(mark)).encode()])
+        self._storage.write(_mark_name(data.shard), [json.dumps(asdict(mark)).encode()])
 
     def _make_records(self, data: ShardData) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """What is stored of a shard, and the activations that will be read from it."""
@@ -198,9 +198,9 @@ class StoreWriter:
         records = np.empty((len(images), *spec.record_shape), dtype=np.int8)
         wide = np.empty(spec.image_shape, dtype=np.float32)
         for image, record in zip(images, records, strict=True):
-            quantise(image, self.store.channels, record)
+            quantize(image, self.store.channels, record)
             # In place: nobody else has the array any more, and the sums are those of what will be read.
-            dequantise(record, self.store.channels, image, wide)
+            dequantize(record, self.store.channels, image, wide)
         return records, images
 
     def _encode(self, records: npt.NDArray[Any]) -> list[memoryview | bytes]:
@@ -214,16 +214,16 @@ class StoreWriter:
     def _read_mark(self, shard: int) -> ShardMark | None:
         """The mark of a shard; None if there is none that can be read."""
         try:
-            return ShardMark(**json.loads(self._folder.read(_mark_name(shard))))
+            return ShardMark(**json.loads(self._storage.read(_mark_name(shard))))
         except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
             return None
 
     def _verify(self, shard: int) -> bool:
         """Whether the shard's file is what its mark says."""
         mark, name = self._read_mark(shard), shard_name(shard)
-        if mark is None or self._folder.size(name) != mark.n_bytes:
+        if mark is None or self._storage.size(name) != mark.n_bytes:
             return False
-        return not self._folder.checks_content or digest_file(self._folder.open(name)).crc32c == mark.crc32c
+        return not self._storage.checks_content or digest_file(self._storage.open(name)).crc32c == mark.crc32c
 
 
 def _mark_name(shard: int) -> str:

@@ -16,7 +16,7 @@ _SLACK = 1e-6
 def label_entropy(
     values: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], n_labels: int
 ) -> npt.NDArray[np.float64]:
-    """Entropy of the labels among each latent's top-k images, weighted by activation (definition 4.8).
+    """Entropy of the labels among each latent's top-k images, weighted by activation (docs/definitions.md, section 8).
 
     Args:
         values: Scores of the top-k images, shape `(S, k)`; 0 in empty slots.

@@ -3,7 +3,7 @@
 An image's feature is the mean of its T token vectors. An autoencoder decodes linearly, so masking latents of every
 token with a mask m, decoding `x^_t = (a_t * m) W_dec + b_dec` and averaging over the tokens gives
 
-    mean_t x^_t = (s * m) W_dec + b_dec,    s = mean_t a_t: the image's scores (definition 4.6).
+    mean_t x^_t = (s * m) W_dec + b_dec,    s = mean_t a_t: the image's scores (docs/definitions.md, section 6).
 
 The classifier (`cytosae.analysis.probe`) is linear, too. With features standardised by mean and scale, its weights
 `W (D, C)` and its intercept c, the logits of a masked image are
@@ -74,7 +74,7 @@ class ClassScores:
         return self._sums / self._n_images.clamp(min=1)[:, None] - overall
 
 
-class MaskingHits(NamedTuple):
+class MaskingCounts(NamedTuple):
     """Images classified rightly, by class; all int64, on the CPU."""
 
     ks: tuple[int, ...]
@@ -182,12 +182,12 @@ class MaskingExperiment:
         self._hits += other._hits.to(self._hits.device)
         self._n_images += other._n_images.to(self._hits.device)
 
-    def result(self) -> MaskingHits:
+    def result(self) -> MaskingCounts:
         """The hits so far."""
         hits = self._hits.cpu()
         masked = dict(zip(MASKINGS, hits[2:].view(len(MASKINGS), len(self.ks), -1), strict=True))
         sizes = itertools.accumulate(map(len, self._class_sets))
-        return MaskingHits(self.ks, tuple(sizes), self._n_images.cpu(), hits[0], hits[1], masked)
+        return MaskingCounts(self.ks, tuple(sizes), self._n_images.cpu(), hits[0], hits[1], masked)
 
     def _logits(self, rows: torch.Tensor, features: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Logits of every kind of feature in the order of the hits, shape `(n_kinds, n, C)`."""

@@ -71,7 +71,7 @@ class Backbone(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Output of the wanted block, before any final norm (definition 4.2).
+        """Output of the wanted block, before any final norm (docs/definitions.md, section 2).
 
         Args:
             pixels: Normalised images, shape `(B, 3, image_size, image_size)`.

@@ -1,4 +1,4 @@
-"""Image files to the network's input, exactly as definition 4.1 says. Decoding needs numpy and Pillow only."""
+"""Image files to the network's input (docs/definitions.md, section 1). Decoding needs numpy and Pillow only."""
 
 import io
 import warnings

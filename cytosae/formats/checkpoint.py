@@ -18,7 +18,7 @@ from cytosae.formats.interop import (
     unwrap_cfg,
 )
 from cytosae.formats.safe_unpickle import RestrictedPickleError, check_archive, read_restricted, to_plain
-from cytosae.sae.base import SparseAutoencoder
+from cytosae.sae.base import Sae
 from cytosae.sae.registry import ARCHITECTURES, SETTINGS, make_sae
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -38,13 +38,13 @@ class SaeNotFoundError(SaeCheckpointError, FileNotFoundError):
 class LoadedSae(NamedTuple):
     """An autoencoder and what its file says of it."""
 
-    sae: SparseAutoencoder
+    sae: Sae
     """The autoencoder, in evaluation mode."""
     cfg: dict[str, Any]
     """Plain JSON values."""
 
 
-def save_sae(path: Path, sae: SparseAutoencoder, cfg: Mapping[str, Any]) -> None:
+def save_sae(path: Path, sae: Sae, cfg: Mapping[str, Any]) -> None:
     """Write an autoencoder so that `torch.load(path, weights_only=True)` opens it.
 
     Args:
@@ -154,7 +154,7 @@ def _plain_cfg(path: Path, cfg: object) -> Any:  # noqa: ANN401 - JSON values
         raise SaeCheckpointError(f"'cfg' in '{path}' cannot be used: {error}") from error
 
 
-def _make_shell(path: Path, architecture: str, state: object, settings: object) -> SparseAutoencoder:
+def _make_shell(path: Path, architecture: str, state: object, settings: object) -> Sae:
     """An autoencoder without memory for its numbers, if a file's tensors are there and fit it."""
     wanted = list(make_sae(architecture, 1, 1, device="meta", k=1).state_dict())
     if not isinstance(state, dict) or set(state) != set(wanted):

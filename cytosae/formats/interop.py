@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from cytosae.formats.atomic import write_atomically, write_torch_atomically
-from cytosae.sae.base import SparseAutoencoder
+from cytosae.sae.base import Sae
 
 SAELENS_CONFIG, SAELENS_WEIGHTS = "cfg.json", "sae_weights.safetensors"
 """Files of a folder that SAELens writes and `SAE.load_from_disk` opens."""
@@ -41,7 +41,7 @@ class ExchangeError(ValueError):
     """A file of another format cannot be read, or an autoencoder has no place in it."""
 
 
-def to_saelens(sae: SparseAutoencoder, cfg: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def to_saelens(sae: Sae, cfg: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """`cfg.json` and the tensors of a SAELens folder.
 
     Thresholds go out as they act: batchtopk and matryoshka become JumpReLU with one threshold for all latents, and one
@@ -114,7 +114,7 @@ def from_saelens(config: object, state: Mapping[str, torch.Tensor]) -> dict[str,
     return {"cfg": cfg, "state_dict": tensors}
 
 
-def write_saelens(folder: Path, sae: SparseAutoencoder, cfg: Mapping[str, Any]) -> None:
+def write_saelens(folder: Path, sae: Sae, cfg: Mapping[str, Any]) -> None:
     """Write a folder that SAELens 6 opens with `SAE.load_from_disk`; the config comes last and completes it."""
     config, state = to_saelens(sae, cfg)
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,14 +123,14 @@ def write_saelens(folder: Path, sae: SparseAutoencoder, cfg: Mapping[str, Any]) 
     write_atomically(folder / SAELENS_CONFIG, lambda file: file.write(text.encode()))
 
 
-def write_safetensors(path: Path, sae: SparseAutoencoder, cfg: Mapping[str, Any]) -> None:
+def write_safetensors(path: Path, sae: Sae, cfg: Mapping[str, Any]) -> None:
     """Write one safetensors file: tensors under our own names, the config as JSON in its metadata."""
     plain = {**cfg, "arch": sae.architecture, "settings": sae.settings}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
     write_atomically(path, lambda file: file.write(save(state, metadata={_CFG_KEY: json.dumps(plain)})))
 
 
-def write_reference(path: Path, sae: SparseAutoencoder, cfg: Mapping[str, Any]) -> None:
+def write_reference(path: Path, sae: Sae, cfg: Mapping[str, Any]) -> None:
     """Write a checkpoint as CytoSAE's own code unpickles it.
 
     Raises:
@@ -143,7 +143,7 @@ def write_reference(path: Path, sae: SparseAutoencoder, cfg: Mapping[str, Any]) 
         write_torch_atomically(path, {**checkpoint, "cfg": record})
 
 
-def reference_checkpoint(sae: SparseAutoencoder, cfg: Mapping[str, Any]) -> dict[str, Any]:
+def reference_checkpoint(sae: Sae, cfg: Mapping[str, Any]) -> dict[str, Any]:
     """What the reference's checkpoint holds, but for the config's class; `write_reference` adds it.
 
     Raises:

@@ -70,8 +70,8 @@ class SaeLoss(NamedTuple):
     """Reconstruction, of the activations' shape."""
 
 
-class SparseAutoencoder(nn.Module):
-    """The reference architecture (definition 4.4).
+class Sae(nn.Module):
+    """The reference architecture (docs/definitions.md, section 4).
 
     `a = relu((x - b_dec) W_enc + b_enc)`, `x^ = a W_dec + b_dec`. Weights start Kaiming-uniform (He et al. 2015), the
     decoder's rows with unit norm, biases at zero. They are drawn on the CPU from the seed alone, so every device starts

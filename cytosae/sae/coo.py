@@ -1,4 +1,4 @@
-"""Products with matrices that are mostly zeros, for latent activations of which few are active.
+"""MatmulConfig with matrices that are mostly zeros, for latent activations of which few are active.
 
 Each costs in proportion to the entries that are not zero, and sums in a fixed order, so that results repeat to the
 last bit. Plain meanings: `decode(W)` is `A @ W`, `dots(g, W)` the entries of `g @ W.T` at A's places, and
@@ -16,7 +16,7 @@ _ROWS_AT_ONCE = 2048
 """Rows whose products are small beside a weight matrix."""
 
 
-class Nonzeros(NamedTuple):
+class CooMatrix(NamedTuple):
     """The entries of a matrix A, shape `(N, S)`, that are not zero, row by row."""
 
     rows: torch.Tensor
@@ -29,12 +29,12 @@ class Nonzeros(NamedTuple):
     """N and S."""
 
     @classmethod
-    def of(cls, matrix: torch.Tensor) -> "Nonzeros":
+    def of(cls, matrix: torch.Tensor) -> "CooMatrix":
         """The entries of a dense matrix, shape `(N, S)`."""
         rows, columns = matrix.nonzero(as_tuple=True)
         return cls(rows, columns, matrix[rows, columns], (matrix.shape[0], matrix.shape[1]))
 
-    def with_values(self, values: torch.Tensor) -> "Nonzeros":
+    def with_values(self, values: torch.Tensor) -> "CooMatrix":
         """Other values at the same places, shape `(n,)`."""
         return self._replace(values=values)
 
@@ -58,13 +58,13 @@ class Nonzeros(NamedTuple):
         products: torch.Tensor = torch.sparse.sampled_addmm(places, left, right.t(), beta=0.0).values()
         return products
 
-    def iter_rows(self, n_rows: int = _ROWS_AT_ONCE) -> Iterator[tuple[slice, "Nonzeros"]]:
+    def iter_rows(self, n_rows: int = _ROWS_AT_ONCE) -> Iterator[tuple[slice, "CooMatrix"]]:
         """The matrix in blocks of rows, with where each lies."""
         for start in range(0, self.shape[0], n_rows):
             end = min(start + n_rows, self.shape[0])
             first, last = torch.searchsorted(self.rows, self.rows.new_tensor([start, end])).tolist()
             rows, columns, values = self.rows[first:last] - start, self.columns[first:last], self.values[first:last]
-            yield slice(start, end), Nonzeros(rows, columns, values, (end - start, self.shape[1]))
+            yield slice(start, end), CooMatrix(rows, columns, values, (end - start, self.shape[1]))
 
     def transposed_product(self, weights: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
         """`(A @ weights).T`, shape `(D, N)`.
@@ -89,10 +89,10 @@ class Nonzeros(NamedTuple):
         sums = torch.bincount(self.rows, self.values.double(), minlength=self.shape[0])
         return sums.double()  # whole numbers where there are no entries
 
-    def by_column(self) -> "Nonzeros":
+    def by_column(self) -> "CooMatrix":
         """The entries of the transposed matrix."""
         order = self.columns.argsort(stable=True)
-        return Nonzeros(self.columns[order], self.rows[order], self.values[order], (self.shape[1], self.shape[0]))
+        return CooMatrix(self.columns[order], self.rows[order], self.values[order], (self.shape[1], self.shape[0]))
 
 
 def _offsets(rows: torch.Tensor, n_rows: int) -> torch.Tensor:

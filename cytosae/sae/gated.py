@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from cytosae.sae.base import LossInputs, LossTerms, SaeLoss, SparseAutoencoder
+from cytosae.sae.base import LossInputs, LossTerms, Sae, SaeLoss
 
 
-class GatedSae(SparseAutoencoder):
+class GatedSae(Sae):
     """`a = 1[gate > 0] relu(magnitude)` (Rajamanoharan et al. 2024, arXiv:2404.16014).
 
     Both share `W_enc`: `gate = (x - b_dec) W_enc + b_enc`, `magnitude = exp(r_mag) ((x - b_dec) W_enc) + b_mag`. L1
@@ -18,7 +18,7 @@ class GatedSae(SparseAutoencoder):
     Args:
         d_in: Width D of the activations.
         n_latents: Latents S.
-        **more: As for `SparseAutoencoder`.
+        **more: As for `Sae`.
     """
 
     architecture: ClassVar[str] = "gated"
@@ -29,12 +29,12 @@ class GatedSae(SparseAutoencoder):
         self.b_mag = nn.Parameter(torch.zeros_like(self.b_enc))
 
     def activate(self, pre: torch.Tensor, latents: slice | torch.Tensor = slice(None)) -> torch.Tensor:
-        """See `SparseAutoencoder`."""
+        """See `Sae`."""
         b_enc, r_mag, b_mag = (part[latents].to(pre.dtype) for part in (self.b_enc, self.r_mag, self.b_mag))
         return torch.relu((pre - b_enc) * r_mag.exp() + b_mag) * (pre > 0)
 
     def training_loss(self, x: torch.Tensor, inputs: LossInputs) -> SaeLoss:
-        """Share of the variance left, L1 of the gate, and the error of decoding the gate; see `SparseAutoencoder`."""
+        """Share of the variance left, L1 of the gate, and the error of decoding the gate; see `Sae`."""
         pre = self.pre_activations_in(x, inputs.dtype)
         acts, gate = self.activate(pre), torch.relu(pre)
         W_dec = self.W_dec.to(inputs.dtype)

@@ -5,13 +5,13 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from cytosae.sae.base import LossInputs, LossTerms, SaeLoss, SparseAutoencoder
+from cytosae.sae.base import LossInputs, LossTerms, Sae, SaeLoss
 
 _START = 0.1
 _BANDWIDTH = 1.0
 
 
-class JumpReluSae(SparseAutoencoder):
+class JumpReluSae(Sae):
     """`a = pre` where `pre > threshold`, else 0 (Rajamanoharan et al. 2024, arXiv:2407.14435).
 
     The thresholds are learned through straight-through estimators with a rectangle kernel of width `bandwidth`. L0 is
@@ -22,7 +22,7 @@ class JumpReluSae(SparseAutoencoder):
         n_latents: Latents S.
         k: Active latents a token that training aims at.
         bandwidth: Width of the kernel, in units of the activations.
-        **more: As for `SparseAutoencoder`.
+        **more: As for `Sae`.
 
     Raises:
         ValueError: If `k` or `bandwidth` is not above 0.
@@ -47,11 +47,11 @@ class JumpReluSae(SparseAutoencoder):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """See `SparseAutoencoder`."""
+        """See `Sae`."""
         return {"k": self.k, "bandwidth": self.bandwidth}
 
     def activate(self, pre: torch.Tensor, latents: slice | torch.Tensor = slice(None)) -> torch.Tensor:
-        """See `SparseAutoencoder`."""
+        """See `Sae`."""
         return torch.relu(pre) * (pre > self.threshold[latents].to(pre.dtype))
 
     @torch.no_grad()
@@ -65,7 +65,7 @@ class JumpReluSae(SparseAutoencoder):
         self.threshold.fill_(pre.topk(n_active).values[-1].clamp_min(0))
 
     def training_loss(self, x: torch.Tensor, inputs: LossInputs) -> SaeLoss:
-        """Share of the variance left, and the distance from the L0 asked for; see `SparseAutoencoder`."""
+        """Share of the variance left, and the distance from the L0 asked for; see `Sae`."""
         pre = self.pre_activations_in(x, inputs.dtype)
         # Thresholds below 0 would let negative latents through.
         threshold = torch.relu(self.threshold)

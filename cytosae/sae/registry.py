@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from cytosae.sae.base import SparseAutoencoder
+from cytosae.sae.base import Sae
 from cytosae.sae.gated import GatedSae
 from cytosae.sae.jumprelu import JumpReluSae
 from cytosae.sae.topk import BatchTopKSae, MatryoshkaSae, TopKSae
 
-ARCHITECTURES: Mapping[str, type[SparseAutoencoder]] = {
-    kind.architecture: kind for kind in (SparseAutoencoder, TopKSae, BatchTopKSae, JumpReluSae, GatedSae, MatryoshkaSae)
+ARCHITECTURES: Mapping[str, type[Sae]] = {
+    kind.architecture: kind for kind in (Sae, TopKSae, BatchTopKSae, JumpReluSae, GatedSae, MatryoshkaSae)
 }
 """Every architecture by its name."""
 
@@ -28,7 +28,7 @@ def make_sae(
     seed: int = 42,
     device: torch.device | str | None = None,
     **settings: Any,  # noqa: ANN401 - of the architecture
-) -> SparseAutoencoder:
+) -> Sae:
     """An untrained autoencoder of a named architecture.
 
     Args:

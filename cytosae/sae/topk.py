@@ -6,16 +6,16 @@ from typing import Any, ClassVar, cast
 
 import torch
 
-from cytosae.sae.base import LossInputs, LossTerms, SaeLoss, SparseAutoencoder
-from cytosae.sae.coo import Nonzeros
+from cytosae.sae.base import LossInputs, LossTerms, Sae, SaeLoss
+from cytosae.sae.coo import CooMatrix
 
 _THRESHOLD_MEMORY = 0.95
 """Share of the running threshold that a step keeps: a batch's own is exact to a percent, and more would lag behind."""
 
-Select = Callable[[torch.Tensor], Sequence[Nonzeros]]
+Select = Callable[[torch.Tensor], Sequence[CooMatrix]]
 
 
-class TopKSae(SparseAutoencoder):
+class TopKSae(Sae):
     """Keeps the k largest positive latents of every token (Gao et al. 2024, arXiv:2406.04093).
 
     Equal values at the k-th place are all kept, so that the result does not depend on an order.
@@ -24,7 +24,7 @@ class TopKSae(SparseAutoencoder):
         d_in: Width D of the activations.
         n_latents: Latents S.
         k: Active latents a token.
-        **more: As for `SparseAutoencoder`.
+        **more: As for `Sae`.
 
     Raises:
         ValueError: If `k` is no whole number from 1 to S.
@@ -41,15 +41,15 @@ class TopKSae(SparseAutoencoder):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """See `SparseAutoencoder`."""
+        """See `Sae`."""
         return {"k": self.k}
 
     def activate(self, pre: torch.Tensor, latents: slice | torch.Tensor = slice(None)) -> torch.Tensor:
-        """See `SparseAutoencoder`; needs all latents."""
+        """See `Sae`; needs all latents."""
         least = pre.topk(self.k, dim=-1).values[..., -1:]
         return torch.relu(pre) * (pre >= least)
 
-    def select(self, pre: torch.Tensor) -> Nonzeros:
+    def select(self, pre: torch.Tensor) -> CooMatrix:
         """Latents that a training step uses, of pre-activations of shape `(N, S)`."""
         values, columns = pre.topk(self.k, dim=1, sorted=False)
         return _nonzeros(values, columns, pre.shape[1])
@@ -69,14 +69,14 @@ class TopKSae(SparseAutoencoder):
         dead = dead_mask.nonzero().squeeze(1) if dead_mask is not None and weights.aux else x.new_zeros(0)
         k_aux = min(x.shape[1] // 2, len(dead))
 
-        def select(pre: torch.Tensor) -> list[Nonzeros]:
+        def select(pre: torch.Tensor) -> list[CooMatrix]:
             chosen = [self.select(pre)]
             if k_aux:
                 values, at = pre[:, dead].topk(k_aux, dim=1, sorted=False)
                 chosen.append(_nonzeros(values, dead[at], pre.shape[1]))
             return chosen
 
-        selected: list[Nonzeros] = []
+        selected: list[CooMatrix] = []
         values = _Encode.apply(x, self.b_dec, self.W_enc, self.b_enc, select, inputs.dtype, selected)  # type: ignore[no-untyped-call]
         places = selected[0]
         decoded = _Decoded(values[0], self.W_dec, places)
@@ -102,7 +102,7 @@ class BatchTopKSae(TopKSae):
         d_in: Width D of the activations.
         n_latents: Latents S.
         k: Active latents a token, on average.
-        **more: As for `SparseAutoencoder`.
+        **more: As for `Sae`.
     """
 
     architecture: ClassVar[str] = "batchtopk"
@@ -114,19 +114,19 @@ class BatchTopKSae(TopKSae):
         self.register_buffer("threshold", torch.zeros_like(self.b_dec[0]))
 
     def activate(self, pre: torch.Tensor, latents: slice | torch.Tensor = slice(None)) -> torch.Tensor:
-        """See `SparseAutoencoder`."""
+        """See `Sae`."""
         return torch.relu(pre) * (pre > self.threshold.to(pre.dtype))
 
-    def select(self, pre: torch.Tensor) -> Nonzeros:
+    def select(self, pre: torch.Tensor) -> CooMatrix:
         """See `TopKSae`; moves the running threshold."""
         n_wanted = self.k * len(pre)
         # Far fewer candidates, if last steps' threshold still tells; the choice is the same.
-        candidates = Nonzeros.of(torch.relu(pre) * (pre > self.threshold / 2))
+        candidates = CooMatrix.of(torch.relu(pre) * (pre > self.threshold / 2))
         if len(candidates.values) < n_wanted:
-            candidates = Nonzeros.of(torch.relu(pre))
+            candidates = CooMatrix.of(torch.relu(pre))
         if len(candidates.values) > n_wanted:
             at = candidates.values.topk(n_wanted, sorted=False).indices.sort().values
-            candidates = Nonzeros(candidates.rows[at], candidates.columns[at], candidates.values[at], candidates.shape)
+            candidates = CooMatrix(candidates.rows[at], candidates.columns[at], candidates.values[at], candidates.shape)
         if len(candidates.values):
             least = candidates.values.min().to(self.threshold.dtype)
             share = torch.where(self.threshold > 0, _THRESHOLD_MEMORY, 0.0)
@@ -147,7 +147,7 @@ class MatryoshkaSae(BatchTopKSae):
         n_latents: Latents S.
         k: Active latents a token, on average.
         prefixes: Share of all latents in each nested dictionary, rising to 1.
-        **more: As for `SparseAutoencoder`.
+        **more: As for `Sae`.
 
     Raises:
         ValueError: If the shares do not rise from above 0 to 1.
@@ -171,7 +171,7 @@ class MatryoshkaSae(BatchTopKSae):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """See `SparseAutoencoder`."""
+        """See `Sae`."""
         return {"k": self.k, "prefixes": list(self.prefixes)}
 
     def losses(self, x: torch.Tensor, decoded: "_Decoded", variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -194,7 +194,7 @@ class _Decoded:
         places: Where they are.
     """
 
-    def __init__(self, values: torch.Tensor, W_dec: torch.Tensor, places: Nonzeros) -> None:
+    def __init__(self, values: torch.Tensor, W_dec: torch.Tensor, places: CooMatrix) -> None:
         self._values, self._W_dec, self._places = values, W_dec, places
 
     def __call__(self, end: int, start: int = 0) -> torch.Tensor:
@@ -202,7 +202,7 @@ class _Decoded:
         places, values = self._places, self._values
         if (start, end) != (0, places.shape[1]):
             inside = ((places.columns >= start) & (places.columns < end)).nonzero().squeeze(1)
-            places = Nonzeros(places.rows[inside], places.columns[inside], places.values[inside], places.shape)
+            places = CooMatrix(places.rows[inside], places.columns[inside], places.values[inside], places.shape)
             values = values[inside]
         return cast("torch.Tensor", _Decode.apply(values, self._W_dec, places))  # type: ignore[no-untyped-call]
 
@@ -219,7 +219,7 @@ class _Encode(torch.autograd.Function):
         b_enc: torch.Tensor,
         select: Select,
         dtype: torch.dtype,
-        selected: list[Nonzeros],
+        selected: list[CooMatrix],
     ) -> tuple[torch.Tensor, ...]:
         """Encode; what was selected is added to `selected`."""
         centred = x - b_dec
@@ -235,7 +235,7 @@ class _Encode(torch.autograd.Function):
         centred, W_enc = ctx.saved_tensors
         rows = torch.cat([places.rows for places in ctx.places])
         columns = torch.cat([places.columns for places in ctx.places])
-        pull = Nonzeros(rows, columns, torch.cat(grads), ctx.places[0].shape).by_column()
+        pull = CooMatrix(rows, columns, torch.cat(grads), ctx.places[0].shape).by_column()
         grad_b_enc = pull.row_sums().to(W_enc.dtype)
         return None, -(W_enc @ grad_b_enc), pull.transposed_product(centred), grad_b_enc, None, None, None
 
@@ -244,7 +244,7 @@ class _Decode(torch.autograd.Function):
     """Reconstruction from selected latents."""
 
     @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, W_dec: torch.Tensor, places: Nonzeros) -> torch.Tensor:  # noqa: ANN401
+    def forward(ctx: Any, values: torch.Tensor, W_dec: torch.Tensor, places: CooMatrix) -> torch.Tensor:  # noqa: ANN401
         """`A @ W_dec`."""
         ctx.save_for_backward(values, W_dec)
         ctx.places = places
@@ -259,9 +259,9 @@ class _Decode(torch.autograd.Function):
         return places.dots(grad, W_dec), places.by_column().decode(grad), None
 
 
-def _nonzeros(values: torch.Tensor, columns: torch.Tensor, n_latents: int) -> Nonzeros:
+def _nonzeros(values: torch.Tensor, columns: torch.Tensor, n_latents: int) -> CooMatrix:
     """The positive ones of some values of every row, shape `(N, k)`, with their columns."""
     columns, order = columns.sort(dim=1)
     values = values.gather(1, order)
     rows, at = (values > 0).nonzero(as_tuple=True)
-    return Nonzeros(rows, columns[rows, at], values[rows, at], (len(values), n_latents))
+    return CooMatrix(rows, columns[rows, at], values[rows, at], (len(values), n_latents))

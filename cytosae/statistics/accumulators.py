@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from cytosae.sae.base import SparseAutoencoder
+from cytosae.sae.base import Sae
 
 BLOCK_IMAGES = 8
 """Images encoded at once, starting at multiples of it, whatever the batch read from disk is."""
@@ -24,17 +24,17 @@ _ROW_BITS = 32
 _ROW_MASK = (1 << _ROW_BITS) - 1
 
 
-class ImageReduction(NamedTuple):
+class PooledActs(NamedTuple):
     """What the statistics need of each image."""
 
     scores: torch.Tensor
-    """Mean activation over all tokens (definition 4.6), float32, shape `(n, S)`."""
+    """Mean activation over all tokens (docs/definitions.md, section 6), float32, shape `(n, S)`."""
     counts: torch.Tensor
-    """Tokens above each threshold (definition 4.7), int32, shape `(n_thresholds, n, S)`."""
+    """Tokens above each threshold (docs/definitions.md, section 7), int32, shape `(n_thresholds, n, S)`."""
 
 
 class FeatureResult(NamedTuple):
-    """Feature data of definition 4.6."""
+    """Feature data of docs/definitions.md, section 6."""
 
     indices: torch.Tensor
     """Rows of the k images with the largest scores, int64, shape `(S, k)`; -1 where fewer were active."""
@@ -55,9 +55,7 @@ class BlockEncoder:
         dtype: Type of the matrix product; sums are float32 in any case.
     """
 
-    def __init__(
-        self, sae: SparseAutoencoder, thresholds: Sequence[float] = (), *, dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, sae: Sae, thresholds: Sequence[float] = (), *, dtype: torch.dtype = torch.float32) -> None:
         self._sae = sae
         self._b_dec = sae.b_dec.detach().float()
         self._bias = sae.b_enc.detach().float()
@@ -75,7 +73,7 @@ class BlockEncoder:
         return len(self._bias)
 
     @torch.no_grad()
-    def reduce(self, activations: torch.Tensor, first_row: int) -> ImageReduction:
+    def reduce(self, activations: torch.Tensor, first_row: int) -> PooledActs:
         """Scores and counts of consecutive rows.
 
         Args:
@@ -105,7 +103,7 @@ class BlockEncoder:
                     above = (acts > threshold).sum(dim=1, dtype=torch.int32)
                     counts[number, low:high, latents] = above[inside]
                 at = latents.stop
-        return ImageReduction(scores, counts)
+        return PooledActs(scores, counts)
 
     def _encode(self, centred: torch.Tensor, weights: torch.Tensor, latents: slice) -> torch.Tensor:
         """Activations of some latents, float32."""
@@ -113,13 +111,13 @@ class BlockEncoder:
             pre = torch.addmm(self._bias[latents], centred, weights)
         else:
             pre = (centred @ weights).float().add_(self._bias[latents])
-        if type(self._sae) is SparseAutoencoder:
+        if type(self._sae) is Sae:
             return pre.relu_()
         return self._sae.activate(pre, latents)
 
 
 class FeatureStatistics:
-    """Top-k images, mean activation and sparsity of every latent (definition 4.6).
+    """Top-k images, mean activation and sparsity of every latent (docs/definitions.md, section 6).
 
     Args:
         n_latents: Latents S.
@@ -187,7 +185,7 @@ class FeatureStatistics:
 
 
 class GroupCounts:
-    """Tokens above thresholds, summed over the images of each group: patients or classes (definition 4.7).
+    """Tokens above thresholds, summed per group: patients or classes (docs/definitions.md, section 7).
 
     Args:
         n_groups: Groups G.
@@ -227,7 +225,7 @@ class GroupCounts:
 
 
 def normalise_counts(counts: torch.Tensor, n_images: torch.Tensor, n_tokens: int, how: Normalization) -> torch.Tensor:
-    """Counts as `cls_sae_cnt.npy` holds them (definition 4.7).
+    """Counts as `cls_sae_cnt.npy` holds them (docs/definitions.md, section 7).
 
     Args:
         counts: Raw counts of one threshold, int64, shape `(G, S)`.

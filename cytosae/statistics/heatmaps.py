@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cytosae.sae.base import SparseAutoencoder
+from cytosae.sae.base import Sae
 
 BYTE_LEVELS = 255
 """Steps of a map that is kept in bytes: 255 stands for its largest value."""
@@ -23,7 +23,7 @@ class LatentEncoder:
         ValueError: If a latent is out of range.
     """
 
-    def __init__(self, sae: SparseAutoencoder, latents: npt.NDArray[np.int64]) -> None:
+    def __init__(self, sae: Sae, latents: npt.NDArray[np.int64]) -> None:
         n_latents = sae.W_enc.shape[1]
         if len(latents) and not 0 <= latents.min() <= latents.max() < n_latents:
             raise ValueError(f"latents must lie in 0..{n_latents - 1}, found {latents.min()}..{latents.max()}")
@@ -52,11 +52,11 @@ class ByteMaps(NamedTuple):
     """Largest activation of each map, shape `(M,)`; 0 where it is active on no patch."""
 
 
-class ImageReading(NamedTuple):
+class ImageSummary(NamedTuple):
     """What an image's page shows of the latents."""
 
     latents: npt.NDArray[np.int64]
-    """Latents with the largest scores on the image (definition 4.6), falling, shape `(M,)`; active ones only."""
+    """Active latents with the largest scores on the image (docs/definitions.md, section 6), falling, shape `(M,)`."""
     scores: npt.NDArray[np.float32]
     """Their scores, shape `(M,)`."""
     token_latents: npt.NDArray[np.int64]
@@ -76,7 +76,7 @@ def make_byte_maps(acts: torch.Tensor) -> ByteMaps:
     return ByteMaps(levels.T.contiguous().cpu().numpy(), peaks.float().cpu().numpy())
 
 
-def read_image(acts: torch.Tensor, *, n_latents: int, n_per_token: int) -> ImageReading:
+def summarize_image(acts: torch.Tensor, *, n_latents: int, n_per_token: int) -> ImageSummary:
     """The strongest latents of an image and of each of its tokens; ties go to the smaller latent.
 
     Args:
@@ -87,7 +87,7 @@ def read_image(acts: torch.Tensor, *, n_latents: int, n_per_token: int) -> Image
     scores, latents = _largest(acts.mean(dim=0)[None], n_latents)
     values, token_latents = _largest(acts, n_per_token)
     active = scores[0] > 0
-    return ImageReading(
+    return ImageSummary(
         latents=latents[0][active].cpu().numpy(),
         scores=scores[0][active].cpu().numpy(),
         token_latents=torch.where(values > 0, token_latents, -1).cpu().numpy(),

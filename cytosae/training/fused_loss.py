@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from cytosae.sae.base import LossTerms, SaeLoss, SparseAutoencoder
-from cytosae.sae.coo import Nonzeros
+from cytosae.sae.base import LossTerms, Sae, SaeLoss
+from cytosae.sae.coo import CooMatrix
 from cytosae.training.loss import EPSILON, norm_as_divisor
 
 _COUNTED_AT_ONCE = 64
@@ -22,7 +22,7 @@ _SAMPLED_ROWS = 8
 
 
 @dataclass(frozen=True)
-class Products:
+class MatmulConfig:
     """How matrix products are computed."""
 
     dtype: torch.dtype = torch.float32
@@ -38,15 +38,15 @@ class Products:
 
 
 @torch.no_grad()
-def reference_gradients(
-    sae: SparseAutoencoder,
+def fused_reference_loss(
+    sae: Sae,
     x: torch.Tensor,
     *,
     l1_coefficient: float,
     dead_mask: torch.Tensor | None = None,
     mse_cls_coefficient: float = 1.0,
     norm_weighted_l1: bool = False,
-    products: Products | None = None,
+    products: MatmulConfig | None = None,
 ) -> SaeLoss:
     """`reference_loss` and its gradients, which replace the parameters' `grad`.
 
@@ -59,7 +59,7 @@ def reference_gradients(
         norm_weighted_l1: As for `reference_loss`.
         products: How products are computed; in the weights' own type by default.
     """
-    products = products or Products(dtype=sae.W_enc.dtype)
+    products = products or MatmulConfig(dtype=sae.W_enc.dtype)
     for parameter in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec):
         parameter.grad = None if parameter.ndim == 2 else torch.zeros_like(parameter)
     # CPU-GPU sync point: the number of dead latents decides a shape.
@@ -92,7 +92,7 @@ class _Sums:
         products: How products are computed.
     """
 
-    def __init__(self, sae: SparseAutoencoder, dead: torch.Tensor | None, l1: torch.Tensor, products: Products) -> None:
+    def __init__(self, sae: Sae, dead: torch.Tensor | None, l1: torch.Tensor, products: MatmulConfig) -> None:
         self._sae, self._dead, self._l1, self._products = sae, dead, l1, products
         self._n_tokens = 0
         dtype = products.dtype
@@ -125,7 +125,7 @@ class _Sums:
         sparse = products.sparse_below > 0 and int(sample.count_nonzero()) < products.sparse_below * sample.numel()
         part: _SparsePart | _DensePart
         if sparse:
-            part = _SparsePart(sae, Nonzeros.of(acts), centred)
+            part = _SparsePart(sae, CooMatrix.of(acts), centred)
         else:
             part = _DensePart(sae, acts, factor, self._decoder())
         del acts, sample
@@ -190,7 +190,7 @@ class _Sums:
 
 
 class _DensePart:
-    """Products over all latents.
+    """MatmulConfig over all latents.
 
     Args:
         sae: The autoencoder; its parameters' `grad` are added to.
@@ -199,7 +199,7 @@ class _DensePart:
         W_dec: Decoder in the products' type.
     """
 
-    def __init__(self, sae: SparseAutoencoder, acts: torch.Tensor, factor: torch.Tensor, W_dec: torch.Tensor) -> None:
+    def __init__(self, sae: Sae, acts: torch.Tensor, factor: torch.Tensor, W_dec: torch.Tensor) -> None:
         self._sae, self._acts, self._factor, self._W_dec = sae, acts, factor, W_dec
 
     def decode(self) -> torch.Tensor:
@@ -241,7 +241,7 @@ class _SparsePart:
         centred: Centred activations of the residual stream, shape `(n, D)`.
     """
 
-    def __init__(self, sae: SparseAutoencoder, acts: Nonzeros, centred: torch.Tensor) -> None:
+    def __init__(self, sae: Sae, acts: CooMatrix, centred: torch.Tensor) -> None:
         self._sae, self._centred = sae, centred
         self._acts = acts.with_values(acts.values.to(centred.dtype))
 

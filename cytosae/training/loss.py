@@ -1,10 +1,10 @@
-"""The training loss of the reference recipe (definition 4.5), plainly with autograd, and the metrics beside it."""
+"""The training loss of the reference (docs/definitions.md, section 5), plainly with autograd, and metrics."""
 
 from typing import NamedTuple
 
 import torch
 
-from cytosae.sae.base import LossTerms, SaeOutput, SparseAutoencoder
+from cytosae.sae.base import LossTerms, Sae, SaeOutput
 
 EPSILON = 1e-6
 """Keeps the quotients of the ghost term finite."""
@@ -20,7 +20,7 @@ class ExplainedVariance(NamedTuple):
 
 
 def reference_loss(
-    sae: SparseAutoencoder,
+    sae: Sae,
     x: torch.Tensor,
     *,
     l1_coefficient: float,
@@ -28,7 +28,7 @@ def reference_loss(
     mse_cls_coefficient: float = 1.0,
     norm_weighted_l1: bool = False,
 ) -> tuple[LossTerms, SaeOutput]:
-    """The loss of definition 4.5.
+    """The loss of docs/definitions.md, section 5.
 
     A token's squared error is divided by its norm, not the norm's square. Ghost gradients (Jermyn and Templeton,
     Anthropic circuits updates, January 2024) see the error before `mse_cls_coefficient` weights token 0. A
@@ -66,9 +66,9 @@ def reference_loss(
 
 
 def ghost_term(
-    sae: SparseAutoencoder, x: torch.Tensor, output: SaeOutput, error: torch.Tensor, dead_mask: torch.Tensor
+    sae: Sae, x: torch.Tensor, output: SaeOutput, error: torch.Tensor, dead_mask: torch.Tensor
 ) -> torch.Tensor:
-    """The ghost-gradient term of definition 4.5: dead latents learn to explain the residual.
+    """The ghost-gradient term of docs/definitions.md, section 5: dead latents learn to explain the residual.
 
     `exp` of the dead latents' pre-activations is not bounded, as in the reference.
 

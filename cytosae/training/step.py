@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from cytosae.sae.base import LossInputs, LossTerms, LossWeights, SaeLoss, SparseAutoencoder
-from cytosae.training.fused_loss import Products, iter_parts, reference_gradients
+from cytosae.sae.base import LossInputs, LossTerms, LossWeights, Sae, SaeLoss
+from cytosae.training.fused_loss import MatmulConfig, fused_reference_loss, iter_parts
 from cytosae.training.loss import reference_loss
 
 _FUSED_DEVICES = ("cpu", "cuda")
@@ -39,7 +39,7 @@ class DeadLatentTracker:
 
 
 class TrainStep:
-    """Adam on the reference loss (definition 4.5), or on another architecture's.
+    """Adam on the reference loss (docs/definitions.md, section 5), or on another architecture's.
 
     Args:
         sae: The autoencoder to train.
@@ -58,7 +58,7 @@ class TrainStep:
 
     def __init__(
         self,
-        sae: SparseAutoencoder,
+        sae: Sae,
         *,
         weights: LossWeights,
         use_ghost_grads: bool,
@@ -66,7 +66,7 @@ class TrainStep:
         mse_cls_coefficient: float = 1.0,
         norm_weighted_l1: bool = False,
         max_gradient: float | None = None,
-        products: Products | None = None,
+        products: MatmulConfig | None = None,
     ) -> None:
         self._is_reference = sae.architecture == "relu"
         if not self._is_reference and (use_ghost_grads or norm_weighted_l1 or mse_cls_coefficient != 1):
@@ -121,10 +121,10 @@ class TrainStep:
         return loss
 
     def _reference(self, x: torch.Tensor, weights: LossWeights, dead: torch.Tensor) -> SaeLoss:
-        """Loss and gradients of definition 4.5."""
+        """Loss and gradients of docs/definitions.md, section 5."""
         dead_mask = dead if self._use_ghost_grads else None
         if self._products is not None:
-            return reference_gradients(
+            return fused_reference_loss(
                 self.sae, x, l1_coefficient=weights.l1, dead_mask=dead_mask,
                 mse_cls_coefficient=self._mse_cls_coefficient, norm_weighted_l1=self._norm_weighted_l1,
                 products=self._products,
@@ -143,7 +143,7 @@ class TrainStep:
 
         What an architecture does with a batch (the latents that BatchTopK keeps, JumpReLU's L0) is done with a part.
         """
-        products = self._products or Products()
+        products = self._products or MatmulConfig()
         self._optimizer.zero_grad(set_to_none=True)
         tokens = x.flatten(0, 1)
         variance = (tokens - tokens.mean(dim=0)).square().sum().clamp_min(torch.finfo(x.dtype).tiny)

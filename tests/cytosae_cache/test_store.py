@@ -28,7 +28,7 @@ from cytosae_cache.format.moments import widen
 from cytosae_cache.format.shard import as_bytes, make_index, shard_name
 from cytosae_cache.reading.reader import StoreReader, aligned_buffer
 from cytosae_cache.storage.atomic import replacing, write_file
-from cytosae_cache.storage.local import is_aligned, open_folder
+from cytosae_cache.storage.local import is_aligned, open_storage
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.verify import verify_store
 from cytosae_cache.writer import NotFiniteError, StoreWriter
@@ -238,7 +238,7 @@ def test_images_that_cannot_be_decoded(tmp_path, compression, damage):
     store = make_store(tmp_path / "s.zarr", make_activations(4), compression=compression)
     codec = make_codec(compression, 2)
     encoded = [b"\xff" * 30 if damage == "bytes" else codec.encode(np.zeros(400, dtype=np.float16))] * 4
-    store.folder.write(shard_name(0), [*encoded, make_index([len(image) for image in encoded], 4)])
+    store.storage.write(shard_name(0), [*encoded, make_index([len(image) for image in encoded], 4)])
     with StoreReader(store) as reader, pytest.raises(StoreCorruptError, match="image 1 of shard .* cannot be decoded"):
         reader.read(np.array([1]))
 
@@ -525,12 +525,12 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 def test_one_build_at_a_time(tmp_path):
     path = tmp_path / "s.zarr"
-    with open_folder(path).lock():
+    with open_storage(path).lock():
         answers = []
 
         def other():
             try:
-                with open_folder(path).lock():
+                with open_storage(path).lock():
                     answers.append("held")
             except StoreBusyError as error:
                 answers.append(str(error))
@@ -539,16 +539,16 @@ def test_one_build_at_a_time(tmp_path):
         thread.start()
         thread.join()
     assert "another process is building" in answers[0]
-    with open_folder(path).lock():
+    with open_storage(path).lock():
         pass
 
 
 def test_a_crashed_build_leaves_no_lock(tmp_path):
     code = (
-        "import os,sys; from pathlib import Path; from cytosae_cache.storage.local import is_aligned, open_folder\n"
-        "with open_folder(Path(sys.argv[1])).lock(): print('held', flush=True); os.kill(os.getpid(), 9)"
+        "import os,sys; from pathlib import Path; from cytosae_cache.storage.local import is_aligned, open_storage\n"
+        "with open_storage(Path(sys.argv[1])).lock(): print('held', flush=True); os.kill(os.getpid(), 9)"
     )
     environment = {**os.environ, "PYTHONPATH": "cache"}
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "s.zarr")], env=environment, check=False)
-    with open_folder(tmp_path / "s.zarr").lock():
+    with open_storage(tmp_path / "s.zarr").lock():
         pass

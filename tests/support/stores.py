@@ -65,7 +65,7 @@ def make_shard(store, shard, activations, invalid=()) -> ShardData:
 
 def seal(store: ActivationStore) -> None:
     """Record the files as they are now, as a hostile or faulty program would that knows the format."""
-    write_attributes(store.folder, store.spec, store.provenance, complete=True, files=hash_tables(store.folder))
+    write_attributes(store.storage, store.spec, store.provenance, complete=True, files=hash_tables(store.storage))
 
 
 def make_store(

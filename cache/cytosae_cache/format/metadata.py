@@ -8,7 +8,7 @@ from typing import Any
 
 from cytosae_cache.errors import StoreCorruptError, StoreNotFoundError
 from cytosae_cache.format.spec import FORMAT_VERSION, Compression, StoreSpec, canonical_json
-from cytosae_cache.storage.local import Folder
+from cytosae_cache.storage.local import StorageBackend
 
 ATTRIBUTES_KEY = "cytosae_cache"
 """Name of the group attribute that holds everything of ours."""
@@ -36,12 +36,17 @@ class Provenance:
 
 
 def write_attributes(
-    folder: Folder, spec: StoreSpec, provenance: Provenance, *, complete: bool, files: Mapping[str, str] | None = None
+    storage: StorageBackend,
+    spec: StoreSpec,
+    provenance: Provenance,
+    *,
+    complete: bool,
+    files: Mapping[str, str] | None = None,
 ) -> None:
     """The group's own metadata file, in one step.
 
     Args:
-        folder: The store's.
+        storage: The store's files.
         spec: What identifies the store.
         provenance: Where it comes from.
         complete: Whether everything else is on disk.
@@ -51,8 +56,8 @@ def write_attributes(
     ours["files"] = dict(sorted((files or {}).items()))
     ours["digest"] = _digest(ours)
     metadata = {"zarr_format": 3, "node_type": "group", "attributes": {ATTRIBUTES_KEY: ours}}
-    folder.write("zarr.json", [(json.dumps(metadata, indent=1, ensure_ascii=False) + "\n").encode()], sync=True)
-    folder.settle()
+    storage.write("zarr.json", [(json.dumps(metadata, indent=1, ensure_ascii=False) + "\n").encode()], sync=True)
+    storage.sync()
 
 
 def parse_json(data: bytes, where: str) -> dict[str, Any]:
@@ -70,48 +75,50 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
     return value
 
 
-def read_attributes(folder: Folder) -> dict[str, Any]:
-    """Our attributes of the group in a folder, their format and digest checked.
+def read_attributes(storage: StorageBackend) -> dict[str, Any]:
+    """Our attributes of the group in a storage, their format and digest checked.
 
     Raises:
         StoreNotFoundError: If there is no group.
         StoreCorruptError: If it is not one of ours, of another format, or was changed.
     """
     try:
-        data = folder.read("zarr.json", max_bytes=MAX_METADATA_BYTES)
+        data = storage.read("zarr.json", max_bytes=MAX_METADATA_BYTES)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise StoreNotFoundError(
-            f"no activation store at '{folder}' (no zarr.json there). "
+            f"no activation store at '{storage}' (no zarr.json there). "
             "List those there are with: cytosae-cache list; make one with: cytosae-cache build"
         ) from error
-    attributes = parse_json(data, f"{folder}/zarr.json").get("attributes")
+    attributes = parse_json(data, f"{storage}/zarr.json").get("attributes")
     ours = attributes.get(ATTRIBUTES_KEY) if isinstance(attributes, dict) else None
     if not isinstance(ours, dict):
-        raise StoreCorruptError(f"'{folder}' is a Zarr group but no activation store (no '{ATTRIBUTES_KEY}' attribute)")
+        raise StoreCorruptError(
+            f"'{storage}' is a Zarr group but no activation store (it has no attribute '{ATTRIBUTES_KEY}')"
+        )
     if ours.get("format") != FORMAT_VERSION or type(ours["format"]) is not int:
         raise StoreCorruptError(
-            f"store '{folder}' has format {ours.get('format')!r}, this version reads format {FORMAT_VERSION}. "
+            f"store '{storage}' has format {ours.get('format')!r}, this version reads format {FORMAT_VERSION}. "
             "Update cytosae-cache, or build the store again"
         )
     files = ours.get("files")
     try:
         digest = _digest(ours)
     except (ValueError, RecursionError) as error:
-        raise StoreCorruptError(f"the metadata of store '{folder}' hold what JSON cannot: {error}") from error
+        raise StoreCorruptError(f"the metadata of store '{storage}' hold what JSON cannot: {error}") from error
     if ours.get("digest") != digest or not isinstance(files, dict):
-        raise StoreCorruptError(f"the metadata of store '{folder}' were changed after they were written")
+        raise StoreCorruptError(f"the metadata of store '{storage}' were changed after they were written")
     return ours
 
 
-def hash_tables(folder: Folder) -> dict[str, str]:
+def hash_tables(storage: StorageBackend) -> dict[str, str]:
     """SHA-256 of every file of a store that is neither a shard, the group's own metadata, nor progress of a build."""
-    return {name: hashlib.sha256(folder.read(name)).hexdigest() for name in table_names(folder)}
+    return {name: hashlib.sha256(storage.read(name)).hexdigest() for name in table_names(storage)}
 
 
-def table_names(folder: Folder) -> list[str]:
+def table_names(storage: StorageBackend) -> list[str]:
     """Every file of a store that is neither a shard, the group's own metadata, nor progress of a build."""
     outside = ("activations/c/", "progress/")
-    return [name for name in folder.names() if name != "zarr.json" and not name.startswith(outside)]
+    return [name for name in storage.names() if name != "zarr.json" and not name.startswith(outside)]
 
 
 def _digest(attributes: Mapping[str, Any]) -> str:

@@ -45,7 +45,7 @@ def measure_channels(images: npt.NDArray[Any]) -> Channels:
     return Channels(mean.astype(np.float32), np.where(std > 0, std, np.float32(1)))
 
 
-def quantise(image: npt.NDArray[Any], channels: Channels, record: Records) -> None:
+def quantize(image: npt.NDArray[Any], channels: Channels, record: Records) -> None:
     """Turn an image into its record.
 
     Args:
@@ -65,7 +65,7 @@ def quantise(image: npt.NDArray[Any], channels: Channels, record: Records) -> No
     record[:, -SCALE_BYTES:] = scales.astype("<f4").view(np.int8).reshape(-1, SCALE_BYTES)
 
 
-def dequantise(record: Records, channels: Channels, out: npt.NDArray[Any], wide: npt.NDArray[np.float32]) -> None:
+def dequantize(record: Records, channels: Channels, out: npt.NDArray[Any], wide: npt.NDArray[np.float32]) -> None:
     """Turn a record back into activations, off by `std * scale / 2` at the most, and by the rounding of `out`.
 
     Args:

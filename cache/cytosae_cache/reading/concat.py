@@ -31,7 +31,7 @@ def check_same_spec(stores: Sequence[ActivationStore]) -> None:
             )
 
 
-class JoinedReader:
+class ConcatReader:
     """The valid images of one store or several, or some of them, numbered one store after another from 0.
 
     Args:

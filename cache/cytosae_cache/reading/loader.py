@@ -10,12 +10,12 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from cytosae_cache.reading.concat import JoinedReader
+from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.permutation import IntArray
 from cytosae_cache.reading.reader import StoreReader, aligned_buffer
-from cytosae_cache.reading.sampler import BatchOf, Group, Sampling, Shuffle
+from cytosae_cache.reading.sampler import BatchOf, Group, Sampler, Shuffle
 
-READ_AHEAD = 3
+PREFETCHED = 3
 """Batches in memory at once: one in use, the others filled or being filled."""
 
 Plan = TypeVar("Plan")
@@ -31,7 +31,7 @@ class Batch(NamedTuple):
     mixed of each token, shape `(n, n_tokens)`."""
     activations: npt.NDArray[Any]
     """Shape `(n, n_tokens, d_model)`; reused memory, valid until the next batch is asked for."""
-    position: int
+    samples_seen: int
     """Images' worth served when this batch has been used, over all epochs: where to resume."""
 
 
@@ -46,7 +46,7 @@ class RowBlock(NamedTuple):
     """Whether each row counts, shape `(n,)`."""
 
 
-class ReadAhead(Generic[Plan, Item]):
+class Prefetcher(Generic[Plan, Item]):
     """Fills reused buffers in a background thread, in the order of the plans.
 
     Args:
@@ -62,7 +62,7 @@ class ReadAhead(Generic[Plan, Item]):
         fill: Callable[[Plan, npt.NDArray[Any]], Item],
         make_buffer: Callable[[], npt.NDArray[Any]],
         *,
-        depth: int = READ_AHEAD,
+        depth: int = PREFETCHED,
     ) -> None:
         self._plans, self._fill, self._make_buffer, self._depth = plans, fill, make_buffer, max(2, depth)
         self.waited_s = 0.0
@@ -108,11 +108,12 @@ class ReadAhead(Generic[Plan, Item]):
         return filled
 
 
-class TrainingStream:
+class ShuffledLoader:
     """Batches in a new order every epoch, from one store or several as one, read ahead of the training step.
 
-    The order is a pure function of the stores' layout, the options and the position
-    (`cytosae_cache.reading.sampler`), so a stream begun at `position` gives exactly the batches that would have come.
+    The order is a pure function of the stores' layout, the options and the samples_seen
+    (`cytosae_cache.reading.sampler`), so a stream begun at `samples_seen` gives exactly the batches that would have
+    come.
     Where it allows, every image is read straight into its slot of a batch. Otherwise a group of images is read while
     the one before it is served: two groups are in memory, however large the stores are.
 
@@ -120,7 +121,7 @@ class TrainingStream:
         images: What is streamed.
         batch_images: Images a batch, or images' worth of tokens; at least 1.
         seed: Seed of the order.
-        position: Images' worth already served, over all epochs.
+        samples_seen: Images' worth already served, over all epochs.
         stop: Position at which to stop.
         shuffle: `global` for a uniform permutation of all images, `windowed` for whole shards in random order, some
             of them mixed at a time.
@@ -134,11 +135,11 @@ class TrainingStream:
 
     def __init__(
         self,
-        images: JoinedReader,
+        images: ConcatReader,
         *,
         batch_images: int,
         seed: int,
-        position: int = 0,
+        samples_seen: int = 0,
         stop: int,
         shuffle: Shuffle = "global",
         batch_of: BatchOf = "images",
@@ -147,9 +148,9 @@ class TrainingStream:
     ) -> None:
         self._images = images
         n_tokens = images.image_shape[0]
-        self._sampling = Sampling(images.layout, n_tokens, batch_images, seed, shuffle, batch_of)
-        self._position, self._stop, self._make_buffer = position, stop, make_buffer
-        self._ahead: ReadAhead[Any, Batch] | None = None
+        self._sampling = Sampler(images.layout, n_tokens, batch_images, seed, shuffle, batch_of)
+        self._samples_seen, self._stop, self._make_buffer = samples_seen, stop, make_buffer
+        self._ahead: Prefetcher[Any, Batch] | None = None
         self._memory = images.read_all() if in_memory else None
 
     @property
@@ -163,7 +164,7 @@ class TrainingStream:
         return self._ahead.waited_s if self._ahead is not None else 0.0
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches from the stream's position to its stop."""
+        """Batches from the stream's samples_seen to its stop."""
         if self._memory is not None:
             return self._read_ahead(self._batches(), self._gather)
         if self._sampling.direct:
@@ -174,22 +175,22 @@ class TrainingStream:
         self, plans: Iterable[tuple[int, Plan]], fill: Callable[[Plan, npt.NDArray[Any]], IntArray]
     ) -> Generator[Batch, None, None]:
         """Batches from plans that each come with the images' worth it serves; `fill` returns the rows it put in."""
-        position = self._position
+        samples_seen = self._samples_seen
 
         def fill_batch(plan: tuple[int, Plan], buffer: npt.NDArray[Any]) -> Batch:
-            nonlocal position
+            nonlocal samples_seen
             n_images, what = plan
             rows = fill(what, buffer[:n_images])
-            position += n_images
-            return Batch(rows, buffer[:n_images], position)
+            samples_seen += n_images
+            return Batch(rows, buffer[:n_images], samples_seen)
 
         shape = (self._sampling.batch_images, *self._images.image_shape)
-        self._ahead = ReadAhead(plans, fill_batch, lambda: self._make_buffer(shape, self._images.dtype))
+        self._ahead = Prefetcher(plans, fill_batch, lambda: self._make_buffer(shape, self._images.dtype))
         return iter(self._ahead)
 
     def _batches(self) -> Iterator[tuple[int, IntArray]]:
         """Images' worth and part numbers of each batch."""
-        for parts in self._sampling.iter_batches(position=self._position, stop=self._stop):
+        for parts in self._sampling.iter_batches(samples_seen=self._samples_seen, stop=self._stop):
             yield len(parts) // self._sampling.parts_per_row, parts
 
     def _read(self, images: IntArray, out: npt.NDArray[Any]) -> IntArray:
@@ -201,7 +202,7 @@ class TrainingStream:
         """Copy parts of the images in memory."""
         assert self._memory is not None
         n_parts = self._sampling.parts_per_row
-        take_parts(self._memory, parts, out, n_parts)
+        gather(self._memory, parts, out, n_parts)
         rows = self._images.rows[parts // n_parts]
         return rows if n_parts == 1 else rows.reshape(out.shape[:2])
 
@@ -214,15 +215,15 @@ class TrainingStream:
             images.read(group.rows, buffer[: len(group.rows)])
             return group, buffer
 
-        plans = sampling.iter_groups(position=self._position, stop=self._stop)
-        groups = iter(ReadAhead(plans, read_group, lambda: aligned_buffer(shape, images.dtype), depth=2))
+        plans = sampling.iter_groups(samples_seen=self._samples_seen, stop=self._stop)
+        groups = iter(Prefetcher(plans, read_group, lambda: aligned_buffer(shape, images.dtype), depth=2))
         mixer = _Mixer(groups, sampling.parts_per_row)
 
         def fill(n_images: int, out: npt.NDArray[Any]) -> IntArray:
             return images.rows[mixer.fill(out)]
 
         size = sampling.batch_images
-        sizes = (min(size, self._stop - at) for at in range(self._position, self._stop, size))
+        sizes = (min(size, self._stop - at) for at in range(self._samples_seen, self._stop, size))
         batches = self._read_ahead(((n_images, n_images) for n_images in sizes), fill)
         # The batches first: their thread waits for the groups'.
         with contextlib.closing(groups), contextlib.closing(batches):
@@ -249,14 +250,14 @@ class _Mixer:
                 self._group, self._buffer = next(self._groups)
                 self._served = 0
             parts = self._group.order[self._served :][: len(slots) - filled]
-            take_parts(self._buffer, parts, slots[filled : filled + len(parts)], n_parts)
+            gather(self._buffer, parts, slots[filled : filled + len(parts)], n_parts)
             rows[filled : filled + len(parts)] = self._group.rows[parts // n_parts]
             self._served += len(parts)
             filled += len(parts)
         return rows if n_parts == 1 else rows.reshape(out.shape[:2])
 
 
-def take_parts(images: npt.NDArray[Any], parts: IntArray, out: npt.NDArray[Any], parts_per_row: int) -> None:
+def gather(images: npt.NDArray[Any], parts: IntArray, out: npt.NDArray[Any], parts_per_row: int) -> None:
     """Copy images or tokens to where they are wanted: `out` in its own shape, part by part, becomes `images[parts]`.
 
     Args:
@@ -297,4 +298,4 @@ def iter_row_blocks(
         return RowBlock(rows.start, activations, valid)
 
     shape = (block_rows, *store.spec.image_shape)
-    yield from ReadAhead(plans, fill, lambda: aligned_buffer(shape, store.dtype))
+    yield from Prefetcher(plans, fill, lambda: aligned_buffer(shape, store.dtype))

@@ -10,7 +10,7 @@ import numpy.typing as npt
 IntArray = npt.NDArray[np.int64]
 
 
-class Run(NamedTuple):
+class ReadRange(NamedTuple):
     """Consecutive images of one shard that go to consecutive slots of a batch."""
 
     shard: int
@@ -91,7 +91,7 @@ def split_evenly(rows: IntArray, longest: int) -> list[IntArray]:
     return np.array_split(rows, n_parts) if n_parts else []
 
 
-def cut_anew(stretches: Iterable[IntArray], length: int) -> Iterator[IntArray]:
+def rebatch(stretches: Iterable[IntArray], length: int) -> Iterator[IntArray]:
     """The same numbers in stretches of another length, the last one shorter."""
     held: list[IntArray] = []
     n_held = 0
@@ -108,17 +108,17 @@ def cut_anew(stretches: Iterable[IntArray], length: int) -> Iterator[IntArray]:
         yield np.concatenate(held)
 
 
-def iter_batches(n_rows: int, *, batch_rows: int, seed: int, position: int, stop: int) -> Iterator[IntArray]:
-    """Rows of the batches from one position of an endless run of epochs to another.
+def iter_batches(n_rows: int, *, batch_rows: int, seed: int, samples_seen: int, stop: int) -> Iterator[IntArray]:
+    """Rows of the batches from one samples_seen of an endless run of epochs to another.
 
     Batches cross the border between epochs, so all have `batch_rows` rows except a shorter last one. A pure function
-    of its arguments: starting at a later position gives the tail of an unbroken run.
+    of its arguments: starting at a later samples_seen gives the tail of an unbroken run.
 
     Args:
         n_rows: Rows in an epoch; at least 1.
         batch_rows: Rows in a batch; at least 1.
         seed: Seed of the run.
-        position: Rows already visited, over all epochs.
+        samples_seen: Rows already visited, over all epochs.
         stop: Position at which to stop.
 
     Returns:
@@ -129,16 +129,16 @@ def iter_batches(n_rows: int, *, batch_rows: int, seed: int, position: int, stop
     """
     if n_rows < 1 or batch_rows < 1:
         raise ValueError(f"n_rows and batch_rows must be 1 or more, found {n_rows} and {batch_rows}")
-    return cut_anew(_epochs(n_rows, seed=seed, position=position, stop=stop), batch_rows)
+    return rebatch(_epochs(n_rows, seed=seed, samples_seen=samples_seen, stop=stop), batch_rows)
 
 
-def _epochs(n_rows: int, *, seed: int, position: int, stop: int) -> Iterator[IntArray]:
-    """The orders of the epochs from one position to another, the first and last cut."""
-    while position < stop:
-        epoch, at = divmod(position, n_rows)
-        order = epoch_order(n_rows, seed=seed, epoch=epoch)[at : at + stop - position]
+def _epochs(n_rows: int, *, seed: int, samples_seen: int, stop: int) -> Iterator[IntArray]:
+    """The orders of the epochs from one samples_seen to another, the first and last cut."""
+    while samples_seen < stop:
+        epoch, at = divmod(samples_seen, n_rows)
+        order = epoch_order(n_rows, seed=seed, epoch=epoch)[at : at + stop - samples_seen]
         yield order
-        position += len(order)
+        samples_seen += len(order)
 
 
 def _permutation(n: int, *words: int) -> IntArray:
@@ -157,7 +157,7 @@ def spread_rows(n_rows: int, n_wanted: int) -> IntArray:
     return ((2 * np.arange(n_wanted, dtype=np.int64) + 1) * n_rows) // (2 * max(n_wanted, 1))
 
 
-def plan_runs(rows: IntArray, shard_images: int, max_run: int | None = None) -> list[Run]:
+def coalesce_reads(rows: IntArray, shard_images: int, max_run: int | None = None) -> list[ReadRange]:
     """Reads that fill a batch with the given rows, neighbours joined into one read.
 
     Args:
@@ -176,7 +176,7 @@ def plan_runs(rows: IntArray, shard_images: int, max_run: int | None = None) -> 
     longest = max_run or len(rows)
     shard_of, first_of = shards.tolist(), firsts.tolist()  # plain integers: a numpy one costs more each
     return [
-        Run(shard_of[at], first_of[at], min(longest, end - at), at)
+        ReadRange(shard_of[at], first_of[at], min(longest, end - at), at)
         for start, end in itertools.pairwise([0, *breaks, len(rows)])
         for at in range(start, end, longest)
     ]

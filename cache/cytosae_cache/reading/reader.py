@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from cytosae_cache.errors import ChecksumError, StoreCorruptError
 from cytosae_cache.format.codec import decode_into, make_codec
-from cytosae_cache.format.quantize import dequantise
+from cytosae_cache.format.quantize import dequantize
 from cytosae_cache.format.shard import MISSING, as_bytes, checksum, read_index, shard_name
-from cytosae_cache.reading.permutation import IntArray, Run, plan_runs
+from cytosae_cache.reading.permutation import IntArray, ReadRange, coalesce_reads
 from cytosae_cache.store import ActivationStore
 
 _PAGE_BYTES = 4096
@@ -51,7 +51,7 @@ class StoreReader:
     ) -> None:
         self.store = store
         # Past the page cache nothing reads ahead: more requests at once keep the disk busy.
-        usual = store.folder.n_threads * (2 if direct else 1)
+        usual = store.storage.n_threads * (2 if direct else 1)
         self.n_threads = max(1, usual if n_threads is None else n_threads)
         self._direct = direct
         self._checksums = store.image_checksums if verify else None
@@ -79,7 +79,7 @@ class StoreReader:
             raise ValueError(f"need C-contiguous {store.dtype} of shape {shape}, found {out.dtype} of {out.shape}")
         if len(rows) and not 0 <= rows.min() <= rows.max() < store.n_images:
             raise ValueError(f"rows must lie in 0..{store.n_images - 1}, found {rows.min()}..{rows.max()}")
-        runs = plan_runs(rows, store.shard_images, max_run=_RUN_IMAGES)
+        runs = coalesce_reads(rows, store.shard_images, max_run=_RUN_IMAGES)
         # One task a thread, not one a run: handing over a task costs as much as reading a small image.
         parts = [runs[number :: self.n_threads] for number in range(min(self.n_threads, len(runs)))]
         tasks = [self._pool.submit(self._read_runs, part, out) for part in parts[1:]]
@@ -112,12 +112,12 @@ class StoreReader:
     ) -> None:
         self.close()
 
-    def _read_runs(self, runs: Sequence[Run], out: npt.NDArray[Any]) -> None:
+    def _read_runs(self, runs: Sequence[ReadRange], out: npt.NDArray[Any]) -> None:
         """One thread's share."""
         for run in runs:
             self._read_run(run, out)
 
-    def _read_run(self, run: Run, out: npt.NDArray[Any]) -> None:
+    def _read_run(self, run: ReadRange, out: npt.NDArray[Any]) -> None:
         """One run of neighbours, read and checked."""
         target = out[run.slot : run.slot + run.n_images]
         first = run.shard * self.store.shard_images + run.first
@@ -128,7 +128,7 @@ class StoreReader:
         if self._channels is not None:
             for record, image, there in zip(records, target, present, strict=True):
                 if there:
-                    dequantise(record, self._channels, image, self._scratch.wide)
+                    dequantize(record, self._channels, image, self._scratch.wide)
                 else:
                     image[...] = np.nan
 
@@ -173,7 +173,7 @@ class _ShardFile:
         self._where = f"{store.path}/{shard_name(shard)}"
         self._codec = make_codec(store.compression, np.dtype(store.spec.store_dtype).itemsize)
         try:
-            self._file = store.folder.open(shard_name(shard), direct=direct)
+            self._file = store.storage.open(shard_name(shard), direct=direct)
         except FileNotFoundError as error:
             raise StoreCorruptError(
                 f"shard file '{self._where}' is missing. Repair by building again with --overwrite"

@@ -8,11 +8,11 @@ import numpy as np
 
 from cytosae_cache.reading.permutation import (
     IntArray,
-    cut_anew,
     epoch_order,
     epoch_windows,
     group_order,
     iter_batches,
+    rebatch,
     split_evenly,
 )
 
@@ -45,12 +45,12 @@ class Group(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """The order of a training run's batches: a pure function of its fields and a position.
+class Sampler:
+    """The order of a training run's batches: a pure function of its fields and a samples_seen.
 
     A *part* is what is mixed: an image, or a token. A batch holds `batch_images * parts_per_row` parts and batches
-    cross the borders of groups and epochs, so that a position, counted in images' worth, is all that is needed to go
-    on. Every part is served once an epoch.
+    cross the borders of groups and epochs, so that the number of samples seen, counted in images, is all that is needed
+    to resume. Every part is served once an epoch.
 
     Raises:
         ValueError: If there is no row or `batch_images` or `window_shards` is below 1.
@@ -109,30 +109,30 @@ class Sampling:
         order = epoch_order(self.n_rows, seed=self.seed, epoch=epoch)
         return [np.sort(rows) for rows in split_evenly(order, self.max_group_rows)]
 
-    def iter_groups(self, *, position: int, stop: int) -> Iterator[Group]:
-        """Groups from one position to another; what the first and last serve is cut to the parts between.
+    def iter_groups(self, *, samples_seen: int, stop: int) -> Iterator[Group]:
+        """Groups from one samples_seen to another; what the first and last serve is cut to the parts between.
 
         Args:
-            position: Images' worth already served, over all epochs.
+            samples_seen: Images' worth already served, over all epochs.
             stop: Position at which to stop.
         """
         parts = self.parts_per_row
-        while position < stop:
-            epoch, at = divmod(position, self.n_rows)
+        while samples_seen < stop:
+            epoch, at = divmod(samples_seen, self.n_rows)
             first = 0
             for number, rows in enumerate(self.epoch_groups(epoch)):
-                start, end = max(at - first, 0), min(len(rows), at - first + stop - position)
+                start, end = max(at - first, 0), min(len(rows), at - first + stop - samples_seen)
                 first += len(rows)
                 if start < end:
                     order = group_order(len(rows) * parts, seed=self.seed, epoch=epoch, group=number)
                     yield Group(rows, order[start * parts : end * parts])
-            position += self.n_rows - at
+            samples_seen += self.n_rows - at
 
-    def iter_batches(self, *, position: int, stop: int) -> Iterator[IntArray]:
+    def iter_batches(self, *, samples_seen: int, stop: int) -> Iterator[IntArray]:
         """Part numbers of each batch: `row * parts_per_row + token`. The plain meaning of every faster path.
 
         Args:
-            position: Images' worth already served, over all epochs.
+            samples_seen: Images' worth already served, over all epochs.
             stop: Position at which to stop.
 
         Yields:
@@ -140,16 +140,16 @@ class Sampling:
         """
         if self.direct:
             batches = iter_batches(
-                self.n_rows, batch_rows=self.batch_images, seed=self.seed, position=position, stop=stop
+                self.n_rows, batch_rows=self.batch_images, seed=self.seed, samples_seen=samples_seen, stop=stop
             )
             yield from (self._by_store(rows) for rows in batches)
             return
         parts = self.parts_per_row
         stretches = (
             group.rows[group.order // parts] * parts + group.order % parts
-            for group in self.iter_groups(position=position, stop=stop)
+            for group in self.iter_groups(samples_seen=samples_seen, stop=stop)
         )
-        yield from cut_anew(stretches, self.batch_images * parts)
+        yield from rebatch(stretches, self.batch_images * parts)
 
     def _by_store(self, rows: IntArray) -> IntArray:
         """A batch with the images of each store side by side, so that each store's go straight into their slots."""

@@ -38,7 +38,7 @@ class ReadableFile(Protocol):
         """
 
 
-class Folder(ABC):
+class StorageBackend(ABC):
     """The files of one store."""
 
     location: Location
@@ -52,7 +52,7 @@ class Folder(ABC):
         return str(self.location)
 
     @abstractmethod
-    def survey(self) -> int:
+    def scan(self) -> int:
         """Bytes of the files below `activations`, once it is sure that nothing leads out of the folder.
 
         Raises:
@@ -95,7 +95,7 @@ class Folder(ABC):
         Args:
             name: The file; folders are made.
             parts: Its bytes in order; nothing is copied.
-            sync: Whether its bytes are on disk before it gets its name. The name itself is made durable by `settle`.
+            sync: Whether its bytes are on disk before it gets its name. The name itself is made durable by `sync`.
 
         Raises:
             OSError: If the disk is full or the folder cannot be written; nothing half-written stays.
@@ -106,15 +106,15 @@ class Folder(ABC):
         """Remove files; those that are not there are passed over."""
 
     @abstractmethod
-    def settle(self) -> None:
+    def sync(self) -> None:
         """Return when everything written so far would survive a power cut."""
 
     @abstractmethod
-    def sweep(self) -> None:
+    def remove_partials(self) -> None:
         """Remove what a killed writer left half-written."""
 
     @abstractmethod
-    def destroy(self) -> None:
+    def delete(self) -> None:
         """Remove the folder and everything in it."""
 
     @abstractmethod
@@ -126,19 +126,19 @@ class Folder(ABC):
         """
 
 
-def open_folder(location: Location) -> Folder:
+def open_storage(location: Location) -> StorageBackend:
     """The folder at a path or URL; nothing is looked up or made."""
     text = str(location)
     if text.startswith("file://"):
-        return LocalFolder(Path(text.removeprefix("file://")))
+        return LocalStorage(Path(text.removeprefix("file://")))
     if isinstance(location, str) and "://" in location:
-        from cytosae_cache.storage.remote import RemoteFolder
+        from cytosae_cache.storage.remote import RemoteStorage
 
-        return RemoteFolder(location)
-    return LocalFolder(Path(location))
+        return RemoteStorage(location)
+    return LocalStorage(Path(location))
 
 
-class LocalFolder(Folder):
+class LocalStorage(StorageBackend):
     """A folder of this machine.
 
     Args:
@@ -151,7 +151,7 @@ class LocalFolder(Folder):
     def __init__(self, path: Path) -> None:
         self.location = self.path = path
 
-    def survey(self) -> int:
+    def scan(self) -> int:
         """Bytes of the files below `activations`, once it is sure that nothing leads out of the folder."""
         root, n_bytes, folders = os.path.realpath(self.path), 0, [self.path]
         while folders:
@@ -214,7 +214,7 @@ class LocalFolder(Folder):
             with contextlib.suppress(OSError):  # not empty
                 path.parent.rmdir()
 
-    def settle(self) -> None:
+    def sync(self) -> None:
         """Sync the small files and all folders; shards are synced as they are written."""
         for folder, _, files in os.walk(self.path):
             if "/activations/c/" not in f"{Path(folder).as_posix()}/":
@@ -224,12 +224,12 @@ class LocalFolder(Folder):
             sync_folder(Path(folder))
         sync_folder(self.path.parent)
 
-    def sweep(self) -> None:
+    def remove_partials(self) -> None:
         """Remove what a killed writer left half-written."""
         for stray in self.path.rglob(f"*{TEMPORARY_SUFFIX}"):
             stray.unlink(missing_ok=True)
 
-    def destroy(self) -> None:
+    def delete(self) -> None:
         """Remove the folder and everything in it."""
         if self.path.exists():
             shutil.rmtree(self.path)

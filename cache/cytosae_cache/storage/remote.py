@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from cytosae_cache.errors import StoreCorruptError, StoreError
-from cytosae_cache.storage.local import Folder
+from cytosae_cache.storage.local import StorageBackend
 
 N_ATTEMPTS = 5
 """Attempts at a request before it counts as failed."""
@@ -25,7 +25,7 @@ class StoreUnreachableError(StoreError, OSError):
         return str(self.args[0])
 
 
-class RemoteFolder(Folder):
+class RemoteStorage(StorageBackend):
     """A folder that a URL names.
 
     Objects appear whole or not at all, so that writing needs no renaming. There is no lock: of two builds at once the
@@ -56,7 +56,7 @@ class RemoteFolder(Folder):
             raise StoreError(f"'{url}' is neither a path nor a URL that fsspec knows: {error}") from error
         self._root = str(root).rstrip("/")
 
-    def survey(self) -> int:
+    def scan(self) -> int:
         """Bytes of the files below `activations`; there are no links on object storage."""
         start = self._path("activations")
         found = self._try("list", "activations", lambda: self._system.find(start, detail=True))
@@ -108,13 +108,13 @@ class RemoteFolder(Folder):
             with contextlib.suppress(FileNotFoundError):
                 self._try("remove", name, lambda name=name: self._system.rm_file(self._path(name)))  # type: ignore[misc]
 
-    def settle(self) -> None:
+    def sync(self) -> None:
         """Nothing to do: a request that was answered is durable."""
 
-    def sweep(self) -> None:
+    def remove_partials(self) -> None:
         """Nothing to do: what was not written whole is not there."""
 
-    def destroy(self) -> None:
+    def delete(self) -> None:
         """Remove everything in the folder, the mark of completeness first."""
         self.remove(["zarr.json"])
         self.remove(self.names())
@@ -155,14 +155,14 @@ class RemoteFile:
         n_bytes: Its length.
     """
 
-    def __init__(self, folder: RemoteFolder, name: str, n_bytes: int) -> None:
-        self._folder, self._name, self.n_bytes = folder, name, n_bytes
+    def __init__(self, folder: RemoteStorage, name: str, n_bytes: int) -> None:
+        self._storage, self._name, self.n_bytes = folder, name, n_bytes
 
     def read_at(self, offset: int, view: memoryview) -> None:
         """Fill memory with the bytes from `offset` on."""
-        data: Any = self._folder.read_range(self._name, offset, offset + len(view))
+        data: Any = self._storage.read_range(self._name, offset, offset + len(view))
         if len(data) != len(view):
             raise StoreCorruptError(
-                f"'{self._folder}/{self._name}' ends before byte {offset + len(view)}: it was cut off"
+                f"'{self._storage}/{self._name}' ends before byte {offset + len(view)}: it was cut off"
             )
         view[:] = data

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import errno
 import io
+import logging
 import os
 import shutil
 import time
@@ -22,22 +23,25 @@ from cytosae_cache.errors import StoreCorruptError, StoreError, StoreMismatchErr
 from cytosae_cache.format.metadata import Provenance
 from cytosae_cache.format.spec import Precision, Preprocessing, StoreDtype, StoreSpec, TokenLayout
 from cytosae_cache.storage.atomic import write_file
-from cytosae_cache.storage.local import Folder, Location, open_folder
+from cytosae_cache.storage.local import Location, StorageBackend, open_storage
 from cytosae_cache.store import PROGRESS_FOLDER, ActivationStore, ImageTable, clear_leftovers
 from cytosae_cache.writer import ShardData, StoreWriter
 from cytosae_pipeline import __version__
 from cytosae_pipeline.building.source_check import check_sizes, count_reasons, reopen_shards
-from cytosae_pipeline.config import BuildConfig, UserError
+from cytosae_pipeline.config import BuildConfig
+from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.decoding import Decoded, ImageDecoder
 from cytosae_pipeline.images.files import VANISHED
 from cytosae_pipeline.images.listing import ImageList, open_dataset
 from cytosae_pipeline.runtime.devices import autocast, choose_device, choose_precision
-from cytosae_pipeline.runtime.progress import Progress, Reporter, format_bytes, format_seconds
+from cytosae_pipeline.runtime.progress import Progress, format_bytes, format_seconds
 from cytosae_pipeline.workspace.find import require_dataset, resolve_model_path
 from cytosae_pipeline.workspace.paths import Workspace
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+logger = logging.getLogger(__name__)
 
 _MOST_WORKERS = 8
 _TORCH_SINGLE_THREADED = 32_768
@@ -120,7 +124,7 @@ def plan_build(config: BuildConfig) -> BuildPlan:
     info = describe_backbone(model_path, name=config.model_name, block=config.block_layer)
     device = choose_device(config.device)
     spec = make_spec(info, store_dtype=config.store_dtype, precision=choose_precision(config.precision, device))
-    store = open_folder(config.store or workspace.store_path(name, spec.hash)).location
+    store = open_storage(config.store or workspace.store_path(name, spec.hash)).location
     n_bytes = len(images) * spec.record_bytes
     return BuildPlan(images, model_path, info, spec, store, n_bytes, _free_bytes(store), device)
 
@@ -147,7 +151,7 @@ def make_spec(info: BackboneInfo, *, store_dtype: StoreDtype, precision: Precisi
     )
 
 
-def build_store(config: BuildConfig, report: Reporter) -> BuildResult:
+def build_store(config: BuildConfig) -> BuildResult:
     """Build the store of a data set, go on with an interrupted build, or do nothing if it is complete.
 
     Raises:
@@ -158,26 +162,26 @@ def build_store(config: BuildConfig, report: Reporter) -> BuildResult:
     started = time.monotonic()
     plan = plan_build(config)
     for note in plan.images.notes:
-        report.say(note)
-    report.say(plan.describe())
-    folder = open_folder(plan.store)
+        logger.info(note)
+    logger.info(plan.describe())
+    folder = open_storage(plan.store)
     with _disk_messages(plan.store), folder.lock():
         if config.overwrite:
             _destroy(folder, chosen=config.store is not None)
         store, status = _open_or_create(config, plan)
         if status != "already complete":
-            _fill(store, config, plan, report)
+            _fill(store, config, plan)
         skipped = _write_skipped(store, Workspace(config.root_dir).skipped_path(store.path, require_dataset(config)))
     n_skipped = int((~store.valid).sum())
     seconds = time.monotonic() - started
     if status == "already complete":
-        report.say(f"store '{store.path}' is already complete: nothing to do")
+        logger.info(f"store '{store.path}' is already complete: nothing to do")
     else:
-        report.say(f"wrote store '{store.path}' in {format_seconds(seconds)}")
+        logger.info(f"wrote store '{store.path}' in {format_seconds(seconds)}")
     return BuildResult(store.path, store.n_images, n_skipped, count_reasons(store), skipped, status, seconds)
 
 
-def _destroy(folder: Folder, *, chosen: bool) -> None:
+def _destroy(folder: StorageBackend, *, chosen: bool) -> None:
     """Remove a store. At a place that the user chose, nothing but what can be opened as one, or a build's leftovers."""
     try:
         ActivationStore(folder.location)
@@ -186,7 +190,7 @@ def _destroy(folder: Folder, *, chosen: bool) -> None:
     except StoreCorruptError:
         if chosen:
             raise
-    folder.destroy()
+    folder.delete()
 
 
 def _open_or_create(
@@ -195,7 +199,7 @@ def _open_or_create(
     """The store to fill, and what it takes."""
     images = plan.images
     digest = images.digest()
-    if open_folder(plan.store).size("zarr.json") is None:
+    if open_storage(plan.store).size("zarr.json") is None:
         if plan.free_bytes is not None and plan.n_bytes > plan.free_bytes and config.compression == "none":
             raise StoreError(
                 f"the store needs {format_bytes(plan.n_bytes)}, but only {format_bytes(plan.free_bytes)} are free at "
@@ -220,7 +224,7 @@ def _open_or_create(
         )
     if store.complete:
         # A build that was killed at its very end may have left its marks.
-        store.folder.remove(store.folder.names(f"{PROGRESS_FOLDER}/"))
+        store.storage.remove(store.storage.names(f"{PROGRESS_FOLDER}/"))
         check_sizes(store, images)
         return store, "already complete"
     wanted = (min(config.shard_images, len(images)), config.compression, plan.device.type)
@@ -233,7 +237,7 @@ def _open_or_create(
     return store, "resumed"
 
 
-def _fill(store: ActivationStore, config: BuildConfig, plan: BuildPlan, report: Reporter) -> None:
+def _fill(store: ActivationStore, config: BuildConfig, plan: BuildPlan) -> None:
     """Compute and write the missing shards."""
     n_workers = config.workers if config.workers is not None else min(_MOST_WORKERS, os.cpu_count() or 1)
     with (
@@ -243,18 +247,18 @@ def _fill(store: ActivationStore, config: BuildConfig, plan: BuildPlan, report: 
         todo = writer.missing_shards()
         finished = sorted(set(range(store.n_shards)) - set(todo))
         if finished:
-            for shard in reopen_shards(writer, finished, plan.images, decoder, report):
+            for shard in reopen_shards(writer, finished, plan.images, decoder):
                 writer.discard(shard)
                 todo = sorted([*todo, shard])
         rows = [row for shard in todo for row in store.shard_rows(shard)]
         done = store.n_images - len(rows)
         if done:
-            report.say(f"going on after {done:,} images that are on disk and verified")
+            logger.info(f"going on after {done:,} images that are on disk and verified")
         if rows:
             backbone = load_backbone(
                 plan.model_path, name=config.model_name, block=config.block_layer, device=plan.device
             )
-            with report.progress("build", store.n_images, "images", done=done) as progress:
+            with Progress("build", store.n_images, "images", done=done) as progress:
                 decoded = decoder.iter_rows(rows)
                 for shard in todo:
                     writer.submit(_compute_shard(store, shard, decoded, backbone, config, plan, progress))

@@ -14,11 +14,12 @@ from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.building.build import compute_activations, make_spec
 from cytosae_pipeline.building.source_check import compare_source
-from cytosae_pipeline.config import StoreSource, UserError
+from cytosae_pipeline.config import StoreSource
+from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.decoding import ImageDecoder
 from cytosae_pipeline.images.listing import ImageList
 from cytosae_pipeline.runtime.devices import choose_device
-from cytosae_pipeline.runtime.progress import Reporter
+from cytosae_pipeline.runtime.progress import Progress
 from cytosae_pipeline.workspace.find import list_stored_images, resolve_model_path
 from cytosae_pipeline.workspace.paths import Workspace
 
@@ -33,13 +34,12 @@ _TOLERANCE = {"fp32": 2e-3, "fp16": 1e-2, "bf16": 5e-2}
 """Largest difference allowed, as a share of the image's root mean square: the rounding of the number types."""
 
 
-def verify_against_source(store: ActivationStore, config: StoreSource, report: Reporter) -> list[str]:
+def verify_against_source(store: ActivationStore, config: StoreSource) -> list[str]:
     """Compare the images with their recorded digests, and stored activations with freshly computed ones.
 
     Args:
         store: A complete store.
         config: Where the checkpoint and the images are.
-        report: Shows progress.
 
     Returns:
         A line a problem: an image that changed or vanished, or whose activations differ.
@@ -55,7 +55,7 @@ def verify_against_source(store: ActivationStore, config: StoreSource, report: R
     if images is None:
         root = config.images or Workspace(config.root_dir).dataset_dir(store.provenance.dataset)
         raise UserError(f"no images at '{root}': say where they are with --images PATH")
-    problems = _compare_files(store, images, report)
+    problems = _compare_files(store, images)
     sound = np.array([row for row in store.valid_rows.tolist() if row not in problems], dtype=np.int64)
     rows = sound[spread_rows(len(sound), N_IMAGES)]
     device = choose_device(config.device)
@@ -63,7 +63,7 @@ def verify_against_source(store: ActivationStore, config: StoreSource, report: R
     with (
         StoreReader(store) as reader,
         ImageDecoder(images, n_workers=0, image_size=info.image_size) as decoder,
-        report.progress("compute again", len(rows), "images") as bar,
+        Progress("compute again", len(rows), "images") as bar,
         torch.inference_mode(),
     ):
         for start in range(0, len(rows), _BATCH_IMAGES):
@@ -102,14 +102,14 @@ def describe_own_backbone(store: ActivationStore, model_path: Path, name: str | 
     return info
 
 
-def _compare_files(store: ActivationStore, images: ImageList, report: Reporter) -> dict[int, str]:
+def _compare_files(store: ActivationStore, images: ImageList) -> dict[int, str]:
     """Problem of every row whose file is not the one that was read."""
     digests = store.column("images/sha256")
     rows = np.flatnonzero(digests.any(axis=1)).tolist()
     problems = {}
     with (
         ImageDecoder(images, n_workers=0) as decoder,
-        report.progress("compare images", len(rows), "images") as bar,
+        Progress("compare images", len(rows), "images") as bar,
     ):
         for image in decoder.iter_hashes(rows):
             problem = compare_source(bytes(digests[image.row]), image)

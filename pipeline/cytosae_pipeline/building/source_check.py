@@ -9,7 +9,7 @@ from cytosae_cache.store import ActivationStore
 from cytosae_cache.writer import StoreWriter
 from cytosae_pipeline.images.decoding import Hashed, ImageDecoder
 from cytosae_pipeline.images.listing import ImageList
-from cytosae_pipeline.runtime.progress import Reporter
+from cytosae_pipeline.runtime.progress import Progress
 
 _NAMED = 3
 
@@ -37,9 +37,7 @@ def check_sizes(store: ActivationStore, images: ImageList) -> None:
         )
 
 
-def reopen_shards(
-    writer: StoreWriter, shards: Sequence[int], images: ImageList, decoder: ImageDecoder, report: Reporter
-) -> list[int]:
+def reopen_shards(writer: StoreWriter, shards: Sequence[int], images: ImageList, decoder: ImageDecoder) -> list[int]:
     """Hash the images of finished shards again, so that an interrupted build never mixes old and new ones.
 
     Args:
@@ -47,7 +45,6 @@ def reopen_shards(
         shards: The finished shards.
         images: The store's images.
         decoder: Reads them.
-        report: Shows progress.
 
     Returns:
         Shards that must be computed again, because an image that could not be read before can be read now.
@@ -61,7 +58,7 @@ def reopen_shards(
     hashed = decoder.iter_hashes(row for shard in shards for row in store.shard_rows(shard))
     changed: list[str] = []
     reopened: list[int] = []
-    with report.progress("compare images", n_rows, "images") as progress:
+    with Progress("compare images", n_rows, "images") as progress:
         for shard in shards:
             for recorded, found in zip(writer.recorded_sources(shard), hashed, strict=False):
                 name = f"'{images.rows[found.row].path}'"

@@ -11,7 +11,7 @@ import click
 
 from cytosae_pipeline import __version__
 from cytosae_pipeline.cli.options import CONTEXT_SETTINGS, config_options, given_options, make_config
-from cytosae_pipeline.cli.output import messages, print_result
+from cytosae_pipeline.cli.output import log_to_stderr, messages, print_result
 from cytosae_pipeline.config import (
     PRESETS,
     BuildConfig,
@@ -22,7 +22,7 @@ from cytosae_pipeline.config import (
     TrainConfig,
 )
 from cytosae_pipeline.config.report import ExploreConfig, ReportConfig
-from cytosae_pipeline.runtime.progress import Reporter, format_bytes, format_seconds
+from cytosae_pipeline.runtime.progress import Progress, format_bytes, format_seconds
 
 
 class _InOrder(click.Group):
@@ -65,7 +65,7 @@ def verb(function: Callable[..., Any]) -> click.Command:
 
     @functools.wraps(function)
     def run(**values: Any) -> None:
-        with messages():
+        with messages(), log_to_stderr(quiet=values["as_json"]):
             function(**values)
 
     return cli.command(function.__name__.rstrip("_"), context_settings=CONTEXT_SETTINGS)(json_option(run))
@@ -92,7 +92,7 @@ def build(as_json: bool, **values: Any) -> None:
         facts = {"images": len(plan.images), "bytes": plan.n_bytes, "free_bytes": plan.free_bytes, "store": plan.store}
         print_result(facts, plan.describe() + "\nnothing was written (--dry-run)", as_json)
         return
-    result = build_store(config, Reporter(quiet=as_json))
+    result = build_store(config)
     lines = [
         f"store ({result.status}): {result.store}",
         f"images: {result.n_images:,} in {format_seconds(result.seconds)}",
@@ -129,14 +129,14 @@ def train(sweep: Path | None, as_json: bool, **values: Any) -> None:
             raise click.UsageError("--resume names one run; to go on with a sweep, type its command again")
         from cytosae_pipeline.training.sweep import run_sweep
 
-        table = run_sweep(config, sweep, Reporter(quiet=as_json))
+        table = run_sweep(config, sweep)
         print_result(table, table.describe(), as_json)
         if any(row.status == "failed" for row in table.rows):
             raise SystemExit(1)
         return
     from cytosae_pipeline.training.loop import train as run_training
 
-    result = run_training(config, Reporter(quiet=as_json))
+    result = run_training(config)
     shown = {"losses/overall_loss": "loss", "metrics/explained_variance": "explained variance", "metrics/l0": "L0"}
     metrics = ", ".join(f"{text} {result.metrics[name]:.4g}" for name, text in shown.items() if name in result.metrics)
     text = (
@@ -158,7 +158,7 @@ def features(as_json: bool, **values: Any) -> None:
     config = make_config(StatisticsConfig, values)
     from cytosae_pipeline.statistics.features import compute_features
 
-    result = compute_features(config, Reporter(quiet=as_json))
+    result = compute_features(config)
     where = f"--dataset_name {config.dataset_name or 'NAME'} --sae_path '{config.sae_path}'"
     text = (
         f"{result.n_active:,} of {result.n_latents:,} latents are active on one of {result.n_images:,} images\n"
@@ -197,7 +197,7 @@ def _count(values: dict[str, Any], kind: Any, as_json: bool) -> None:
     config = make_config(StatisticsConfig, values)
     from cytosae_pipeline.statistics.counts import compute_counts
 
-    result = compute_counts(config, kind, Reporter(quiet=as_json))
+    result = compute_counts(config, kind)
     noun = "patients" if kind == "patient" else "classes"
     text = (
         f"{len(result.groups):,} {noun} x {result.n_latents:,} latents from {result.n_images:,} images\n"
@@ -223,7 +223,7 @@ def report(as_json: bool, **values: Any) -> None:
     config = make_config(ReportConfig, values)
     from cytosae_pipeline.report.static import write_report
 
-    result = write_report(config, Reporter(quiet=as_json))
+    result = write_report(config)
     lines = [f"{result.n_latents:,} latents and {result.n_images:,} images have a page each"]
     if result.figures:
         lines.append(f"figures: {result.figures[0].parent}")
@@ -250,9 +250,7 @@ def explore(as_json: bool, **values: Any) -> None:
     config = make_config(ExploreConfig, values)
     from cytosae_pipeline.report.explore.server import explore as run_explore
 
-    ended = run_explore(
-        config, Reporter(quiet=as_json), lambda serving: print_result(serving, serving.describe(), as_json)
-    )
+    ended = run_explore(config, lambda serving: print_result(serving, serving.describe(), as_json))
     if not as_json:
         click.echo(f"\nended; names and notes of latents ({ended.n_notes:,} now) are kept in {ended.notes}")
 
@@ -277,7 +275,7 @@ def export(as_json: bool, **values: Any) -> None:
     if config.of_statistics:
         from cytosae_pipeline.export.statistics import export_tables
 
-        tables = export_tables(config, Reporter(quiet=as_json))
+        tables = export_tables(config)
         text = (
             f"{tables.n_images:,} images and {tables.n_patients:,} patients x {tables.n_latents:,} latents as "
             f"{tables.format}\nwrote in {tables.folder}: {', '.join(path.name for path in tables.files)}"
@@ -342,14 +340,13 @@ def verify(path: str | None, deep: bool, as_json: bool, **values: Any) -> None:
     from cytosae_cache.verify import verify_store
     from cytosae_pipeline.workspace.find import find_store
 
-    reporter = Reporter(quiet=as_json)
     store = ActivationStore.open(find_store(config).path)
-    with reporter.progress("verify", store.n_shards, "shards") as bar:
+    with Progress("verify", store.n_shards, "shards") as bar:
         report = verify_store(store, on_shard=lambda shard: bar.advance())
     if deep and report.sound:
         from cytosae_pipeline.building.deep_verify import verify_against_source
 
-        report.problems += verify_against_source(store, config, reporter)
+        report.problems += verify_against_source(store, config)
     text = "\n".join(
         [*report.problems, f"{len(report.problems)} problems in '{store.path}'. Build it again with --overwrite"]
         if report.problems
@@ -380,7 +377,7 @@ def demo(root_dir: Path, seed: int, as_json: bool) -> None:
     """
     from cytosae_pipeline.demo.run import run_demo
 
-    result = run_demo(root_dir, seed=seed, report=Reporter(quiet=as_json))
+    result = run_demo(root_dir, seed=seed)
     print_result(result, result.describe(), as_json)
     if not result.recovered:
         raise SystemExit(1)

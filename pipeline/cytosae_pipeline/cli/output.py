@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import shlex
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 import click
 
-from cytosae_pipeline.config import UserError
+from cytosae_pipeline.errors import UserError
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C or a request to end, as shells expect it."""
@@ -23,6 +24,30 @@ def print_result(result: Any, text: str, as_json: bool) -> None:  # noqa: ANN401
         click.echo(json.dumps(values, default=str))
     else:
         click.echo(text)
+
+
+@contextmanager
+def log_to_stderr(*, quiet: bool) -> Iterator[None]:
+    """Print the package's messages on stderr, beside its progress bars; warnings alone and no progress if `quiet`."""
+    logger, handler = logging.getLogger("cytosae_pipeline"), _StderrHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+class _StderrHandler(logging.Handler):
+    """Prints messages above a progress bar that is being shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one message."""
+        from tqdm.std import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
 
 
 @contextmanager

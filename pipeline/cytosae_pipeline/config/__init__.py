@@ -15,10 +15,6 @@ Layout = Literal["auto", "class", "patient", "class/patient"]
 Resident = Literal["auto", "none", "ram", "gpu"]
 
 
-class UserError(ValueError):
-    """Something the user can put right; the message says what was found, what was expected and what to type."""
-
-
 def option(default: Any, text: str, *names: str) -> Any:  # noqa: ANN401 - a field's default
     """A field with its help text and further names on the command line.
 

@@ -15,7 +15,7 @@ from cytosae_pipeline.config import BuildConfig, StatisticsConfig, TrainConfig
 from cytosae_pipeline.config.report import ReportConfig
 from cytosae_pipeline.demo.cohort import plan_cohort, write_cohort
 from cytosae_pipeline.report.static import write_report
-from cytosae_pipeline.runtime.progress import Reporter, format_seconds
+from cytosae_pipeline.runtime.progress import Progress, format_seconds
 from cytosae_pipeline.statistics.counts import compute_counts
 from cytosae_pipeline.statistics.features import compute_features
 from cytosae_pipeline.training.loop import train
@@ -82,18 +82,17 @@ class DemoResult:
         )
 
 
-def run_demo(root: Path, *, seed: int, report: Reporter) -> DemoResult:
+def run_demo(root: Path, *, seed: int) -> DemoResult:
     """Draw the cohort, run every stage on it, and check that the planted groups are found again.
 
     Args:
         root: Folder for images and outputs; a second demo in the same folder reuses what is there.
         seed: Seed of the cohort.
-        report: Told what is going on.
     """
     started = time.monotonic()
     cells = plan_cohort(seed=seed, n_patients_per_group=_N_PATIENTS_PER_GROUP, cells_per_patient=_N_CELLS_PER_PATIENT)
     images = root / "dataset" / f"{DATASET}-{seed}"
-    with report.progress("draw", len(cells), "cells") as bar:
+    with Progress("draw", len(cells), "cells") as bar:
         manifest = write_cohort(images, cells, on_progress=lambda done, total: bar.advance())
     source: dict[str, Any] = {
         "root_dir": root,
@@ -101,20 +100,19 @@ def run_demo(root: Path, *, seed: int, report: Reporter) -> DemoResult:
         "images": manifest,
         "model_path": Path("embedded"),
     }
-    built = build_store(BuildConfig(**source), report)
+    built = build_store(BuildConfig(**source))
     trained = train(
         TrainConfig(
             **source, expansion_factor=8, total_training_tokens=8 * len(cells), batch_size=16, l1_coefficient=0.0005,
             lr=0.001, lr_warm_up_steps=50, use_ghost_grads=True, n_checkpoints=1, precision="fp32",
         ),
-        report,
     )  # fmt: skip
     statistics = StatisticsConfig(**source, sae_path=trained.sae)
-    found = compute_features(statistics, report)
-    classes = compute_counts(statistics, "label", report)
-    patients = compute_counts(statistics, "patient", report)
+    found = compute_features(statistics)
+    classes = compute_counts(statistics, "label")
+    patients = compute_counts(statistics, "patient")
     page = write_report(
-        ReportConfig(**source, sae_path=trained.sae, groups=images / "patients.csv", n_latents=_N_LATENTS), report
+        ReportConfig(**source, sae_path=trained.sae, groups=images / "patients.csv", n_latents=_N_LATENTS)
     )
     accuracy, chance = recover_groups(patients.folder, images / "patients.csv")
     return DemoResult(

@@ -7,7 +7,8 @@ import torch
 
 from cytosae.formats.checkpoint import load_sae
 from cytosae.formats.interop import write_reference, write_saelens, write_safetensors
-from cytosae_pipeline.config import ExportConfig, UserError
+from cytosae_pipeline.config import ExportConfig
+from cytosae_pipeline.errors import UserError
 
 _ENDINGS = {"saelens": ".saelens", "safetensors": ".safetensors", "reference": ".reference.pt"}
 _WRITERS = {"saelens": write_saelens, "safetensors": write_safetensors, "reference": write_reference}

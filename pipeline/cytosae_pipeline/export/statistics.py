@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -9,15 +10,17 @@ from pathlib import Path
 
 import torch
 
-from cytosae.statistics.accumulators import ImageReduction
+from cytosae.statistics.accumulators import PooledActs
 from cytosae_cache.storage.atomic import replacing_path
-from cytosae_pipeline.config import ExportConfig, UserError
+from cytosae_pipeline.config import ExportConfig
+from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.export import anndata_files, table_files
 from cytosae_pipeline.export.table_files import ScoreWriter, TableWriter
 from cytosae_pipeline.export.tables import Table, Tables, make_tables
-from cytosae_pipeline.runtime.progress import Reporter
 from cytosae_pipeline.statistics.encode import open_inputs, run_pass
 from cytosae_pipeline.statistics.results import ensure_counts, ensure_features
+
+logger = logging.getLogger(__name__)
 
 _NEEDED = {"anndata": ("anndata", "h5py", "pandas"), "parquet": ("pyarrow",), "csv": ()}
 """Packages of a format; the extra has the format's name."""
@@ -41,7 +44,7 @@ class TablesResult:
     """Latents S."""
 
 
-def export_tables(config: ExportConfig, report: Reporter) -> TablesResult:
+def export_tables(config: ExportConfig) -> TablesResult:
     """Write the statistics of an autoencoder on a data set as AnnData, CSV or Parquet.
 
     Files appear under their names when all are whole; the scores of images are written as they are computed. What
@@ -51,24 +54,24 @@ def export_tables(config: ExportConfig, report: Reporter) -> TablesResult:
         ValueError: If an option or package is missing, something is there already, or the store does not fit.
     """
     _check(config)
-    inputs = open_inputs(config, report)
+    inputs = open_inputs(config)
     folder = config.out or inputs.folder
     has_patients = any(inputs.store.images.patient)
     if not has_patients:
-        report.say(f"no image of store '{inputs.store.path}' has a patient: no file of patients is written")
+        logger.info(f"no image of store '{inputs.store.path}' has a patient: no file of patients is written")
     paths = _plan(config, folder, has_patients=has_patients)
-    features = ensure_features(config, report, inputs)
-    counts = ensure_counts(config, "patient", report, inputs) if has_patients else None
+    features = ensure_features(config, inputs)
+    counts = ensure_counts(config, "patient", inputs) if has_patients else None
     tables = make_tables(inputs, features, counts)
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         places = {name: stack.enter_context(replacing_path(path)) for name, path in paths.items()}
         with _open(config, places, tables) as writer:
 
-            def consume(rows: torch.Tensor, images: ImageReduction) -> None:
+            def consume(rows: torch.Tensor, images: PooledActs) -> None:
                 writer.append(images.scores.cpu().numpy())
 
-            run_pass(inputs, config, (), consume, report, what="export")
+            run_pass(inputs, config, (), consume, what="export")
     n_patients = len(counts.names) if counts is not None else 0
     return TablesResult(
         folder, list(paths.values()), config.format, len(tables.images.row), n_patients, len(features.sparsity)

@@ -43,7 +43,7 @@ class TableWriter(Protocol):
         ...
 
 
-def defuse(text: str) -> str:
+def escape_formula(text: str) -> str:
     """A text that no spreadsheet takes for a formula: one that begins like a formula, or with ', gets a ' in front.
 
     Removing one leading ' from the cells that have one gives every text back.
@@ -190,6 +190,6 @@ def image_example() -> Table:
 def _cells(column: Column) -> Sequence[object]:
     """A column's cells: float32 with as few digits as give it back, texts defused."""
     if isinstance(column, list):
-        return [defuse(text or "") for text in column]
+        return [escape_formula(text or "") for text in column]
     cells: list[object] = (column.astype(str) if column.dtype == np.float32 else column).tolist()
     return cells

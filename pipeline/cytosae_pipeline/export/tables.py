@@ -12,7 +12,7 @@ import numpy.typing as npt
 from cytosae.analysis.latents import label_entropy
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline import __version__
-from cytosae_pipeline.config import UserError
+from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.statistics.counts import patient_labels
 from cytosae_pipeline.statistics.encode import Inputs
 from cytosae_pipeline.statistics.results import Counts, Features
@@ -75,9 +75,10 @@ def make_latent_table(features: Features) -> Table:
     """One entry a latent.
 
     Returns:
-        `sparsity`, `mean_acts` (definition 4.6), `label_entropy` (4.8; -1 where fewer than k slots are filled), `dead`
-        (active on no image), and of the labels among its top-k images, weighed by activation: `top_label`, its share
-        `top_label_share` (0 if there is none), and `top_labels`, all by falling share, joined by `;`.
+        `sparsity`, `mean_acts` (docs/definitions.md, section 6), `label_entropy` (section 8; -1 where fewer than k
+        slots are filled), `dead` (active on no image), and of the labels among its top-k images, weighted by activation:
+        `top_label`, its share `top_label_share` (0 if there is none), and `top_labels`, all by falling share, joined by
+        `;`.
     """
     mass = np.zeros((len(features.sparsity), len(features.labels)))
     latents, slots = (features.label_indices >= 0).nonzero()

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae.backbones.images import IMAGE_SIZE, UnreadableImageError, decode_image
-from cytosae_pipeline.config import UserError
+from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.files import UnusableFileError, read_file
 from cytosae_pipeline.images.listing import DatasetError, ImageList, ImageRow, resolve_inside
 from cytosae_pipeline.runtime.workers import WorkerDiedError, WorkerPool

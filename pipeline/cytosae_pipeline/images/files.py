@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from cytosae_pipeline.config import UserError
+from cytosae_pipeline.errors import UserError
 
 MAX_FILE_BYTES = 1 << 30
 """Larger files are refused unread."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from cytosae_pipeline.config import Layout, UserError
+from cytosae_pipeline.config import Layout
+from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.files import FileStamp, stamp_file
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})

@@ -1,5 +1,6 @@
 """`report`: the page as a folder that opens from disk, without a server and without a network."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -13,10 +14,10 @@ import torch
 from cytosae.analysis.differential import GroupComparison
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.storage.atomic import replacing_path
-from cytosae_pipeline.config import UserError
 from cytosae_pipeline.config.report import ReportConfig
+from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.listing import ImageList
-from cytosae_pipeline.report.data.material import KEY_NAME, Material, open_material
+from cytosae_pipeline.report.data.material import KEY_NAME, ReportData, open_report_data
 from cytosae_pipeline.report.figures.write import require_matplotlib, write_figures
 from cytosae_pipeline.report.records.choice import choose_latents
 from cytosae_pipeline.report.records.encoding import to_script
@@ -38,9 +39,11 @@ from cytosae_pipeline.report.records.patients import (
     plan_comparisons,
 )
 from cytosae_pipeline.report.records.thumbnails import write_thumbnails
-from cytosae_pipeline.runtime.progress import Reporter
+from cytosae_pipeline.runtime.progress import Progress
 from cytosae_pipeline.statistics.masking import run_masking
 from cytosae_pipeline.workspace.find import list_stored_images
+
+logger = logging.getLogger(__name__)
 
 Comparison = tuple[GroupPair, GroupComparison]
 """Two groups, and how they compare."""
@@ -67,7 +70,7 @@ class ReportResult:
     """Key of the pseudonyms, which is not part of the report."""
 
 
-def write_report(config: ReportConfig, report: Reporter) -> ReportResult:
+def write_report(config: ReportConfig) -> ReportResult:
     """Write the page, whole or not at all: an older one stays until the new one is ready.
 
     Raises:
@@ -75,8 +78,8 @@ def write_report(config: ReportConfig, report: Reporter) -> ReportResult:
     """
     if config.figures:
         require_matplotlib()
-    material = open_material(config, report, pseudonymous=config.pseudonymize)
-    comparisons = _compare(material, report)
+    material = open_report_data(config, pseudonymous=config.pseudonymize)
+    comparisons = _compare(material)
     latents, reason = choose_latents(material, [found for _, found in comparisons])
     target = config.out or material.inputs.folder / "report"
     if target.exists() and not (target / MARK).is_file():
@@ -89,12 +92,12 @@ def write_report(config: ReportConfig, report: Reporter) -> ReportResult:
         copy_page(folder)
         (folder / MARK).write_text("made by cytosae-cache report, which replaces this folder when it is run again\n")
         rows = top_image_rows(material, latents)
-        maps = _write_images(folder, material, latents, rows, report)
-        _write_latents(folder, material, latents, maps, report)
-        _write_patients(folder, material, latents, comparisons, report)
+        maps = _write_images(folder, material, latents, rows)
+        _write_latents(folder, material, latents, maps)
+        _write_patients(folder, material, latents, comparisons)
         images = list_stored_images(material.store, config)
-        missing, messages = _write_thumbnails(folder, material, images, rows, report)
-        masking = measure_masking(material, messages, report)
+        missing, messages = _write_thumbnails(folder, material, images, rows)
+        masking = measure_masking(material, messages)
         overview = overview_record(
             material, latents, reason, rows, thumbnails=len(missing) < len(rows), masking=masking, messages=messages
         )
@@ -102,7 +105,7 @@ def write_report(config: ReportConfig, report: Reporter) -> ReportResult:
         figures: list[Path] = []
         if config.figures:
             figures = write_figures(
-                folder / "figures", material, latents, images, report, comparisons=comparisons, masking=masking
+                folder / "figures", material, latents, images, comparisons=comparisons, masking=masking
             )
     key = material.inputs.folder / KEY_NAME if config.pseudonymize and material.cohort else None
     # Written where the folder was made; it has its own name by now.
@@ -128,7 +131,7 @@ def _write_data(folder: Path, name: str, value: object) -> None:
     (folder / "data" / f"{name}.js").write_bytes(to_script(name, value))
 
 
-def top_image_rows(material: Material, latents: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def top_image_rows(material: ReportData, latents: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Rows of all top images of the latents, in the order of the page's numbers."""
     rows = np.unique(material.top_rows[latents])
     rows = rows[rows >= 0]
@@ -136,7 +139,7 @@ def top_image_rows(material: Material, latents: npt.NDArray[np.int64]) -> npt.ND
 
 
 def _write_images(
-    folder: Path, material: Material, latents: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], report: Reporter
+    folder: Path, material: ReportData, latents: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
 ) -> dict[tuple[int, int], TopMap]:
     """Write the images' pages, and collect the maps of latents on their top images on the way."""
     wanted: dict[int, list[int]] = {}
@@ -146,7 +149,7 @@ def _write_images(
     maps: dict[tuple[int, int], TopMap] = {}
     with (
         StoreReader(material.store, verify=not material.config.no_verify) as reader,
-        report.progress("images", len(rows), "images") as bar,
+        Progress("images", len(rows), "images") as bar,
     ):
         for row in rows.tolist():
             acts = encode_image(material, torch.from_numpy(reader.read(np.array([row]))[0]))
@@ -160,28 +163,27 @@ def _write_images(
 
 def _write_latents(
     folder: Path,
-    material: Material,
+    material: ReportData,
     latents: npt.NDArray[np.int64],
     maps: dict[tuple[int, int], TopMap],
-    report: Reporter,
 ) -> None:
     """Write the latents' pages."""
-    profiles = profile_all(material, latents, report)
+    profiles = profile_all(material, latents)
     for record in latent_records(material, latents, profiles, maps):
         _write_data(folder, f"latents/{record['latent']}", record)
 
 
-def _compare(material: Material, report: Reporter) -> list[Comparison]:
+def _compare(material: ReportData) -> list[Comparison]:
     """All groups compared."""
     if material.cohort is None:
         return []
     pairs = plan_comparisons(material.cohort)
     if not pairs:
-        report.say(no_groups(material.cohort))
+        logger.info(no_groups(material.cohort))
         return []
     test, seed = material.config.group_test, material.config.seed
     made = []
-    with report.progress("compare groups", len(pairs), "comparisons") as bar:
+    with Progress("compare groups", len(pairs), "comparisons") as bar:
         for pair in pairs:
             made.append((pair, compare_pair(material.cohort, pair, test=test, seed=seed)))
             bar.advance()
@@ -190,10 +192,9 @@ def _compare(material: Material, report: Reporter) -> list[Comparison]:
 
 def _write_patients(
     folder: Path,
-    material: Material,
+    material: ReportData,
     latents: npt.NDArray[np.int64],
     comparisons: Sequence[Comparison],
-    report: Reporter,
 ) -> None:
     """Write the patients' views."""
     if material.cohort is None:
@@ -202,42 +203,42 @@ def _write_patients(
     for number, (_, found) in enumerate(comparisons):
         _write_data(folder, f"comparisons/{number}", comparison_record(found, config.group_test))
     if comparisons:
-        report.say("patients: telling groups apart by nested cross-validation")
+        logger.info("patients: telling groups apart by nested cross-validation")
     pairs = [pair for pair, _ in comparisons]
     _write_data(folder, "patients", patients_record(material.cohort, latents, pairs, seed=config.seed))
 
 
 def _write_thumbnails(
-    folder: Path, material: Material, images: ImageList | None, rows: npt.NDArray[np.int64], report: Reporter
+    folder: Path, material: ReportData, images: ImageList | None, rows: npt.NDArray[np.int64]
 ) -> tuple[list[int], list[str]]:
     """Write the pictures; rows without one, and what the page should say of it."""
     if images is None:
-        report.say("the images are not at hand, so the report shows maps without cells: say where with --images PATH")
+        logger.info("the images are not at hand, so the report shows maps without cells: say where with --images PATH")
         return rows.tolist(), ["The images were not at hand when this report was made: maps are shown without cells."]
-    with report.progress("pictures", len(rows), "images") as bar:
+    with Progress("pictures", len(rows), "images") as bar:
         missing = write_thumbnails(
             folder / "thumbnails", material.store, images, rows.tolist(), material.numbers, bar.advance
         )
     if not missing:
         return missing, []
     text = f"{len(missing):,} of {len(rows):,} images have no picture: their files are missing or are other ones now"
-    report.say(text)
+    logger.info(text)
     return missing, [text + "."]
 
 
-def measure_masking(material: Material, messages: list[str], report: Reporter) -> dict[str, Any] | None:
+def measure_masking(material: ReportData, messages: list[str]) -> dict[str, Any] | None:
     """The masking experiment; None, with a message, if the labels do not allow it."""
     config = material.config
     if not config.masking_images:
         return None
     if len(material.features.labels) < 2:
-        report.say("the masking experiment is left out: it needs images of two labels or more")
+        logger.info("the masking experiment is left out: it needs images of two labels or more")
         return None
     try:
-        result = run_masking(material.inputs, config, report, n_images=config.masking_images, seed=config.seed)
+        result = run_masking(material.inputs, config, n_images=config.masking_images, seed=config.seed)
     except UserError as error:
         # The error names the store's place, which has no business on a page that may be passed on.
-        report.say(f"the masking experiment is left out: {error}")
+        logger.info(f"the masking experiment is left out: {error}")
         messages.append("The masking experiment was left out: it needs two labels with enough images on each side.")
         return None
     return masking_record(result)

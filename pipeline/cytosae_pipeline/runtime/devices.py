@@ -5,9 +5,10 @@ from typing import Any, Literal
 
 import torch
 
-from cytosae.training.fused_loss import Products
+from cytosae.training.fused_loss import MatmulConfig
 from cytosae_cache.format.spec import Precision
-from cytosae_pipeline.config import Device, PrecisionChoice, UserError
+from cytosae_pipeline.config import Device, PrecisionChoice
+from cytosae_pipeline.errors import UserError
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Torch types of the precisions."""
@@ -53,7 +54,7 @@ def choose_training_precision(precision: Literal["auto", "fp32", "bf16"], device
     return "bf16" if _multiplies_bfloat16(device) else "fp32"
 
 
-def choose_products(precision: TrainingPrecision, device: torch.device, max_gib: float | None) -> Products:
+def choose_matmul(precision: TrainingPrecision, device: torch.device, max_gib: float | None) -> MatmulConfig:
     """How a training step computes its matrix products.
 
     Args:
@@ -63,7 +64,7 @@ def choose_products(precision: TrainingPrecision, device: torch.device, max_gib:
     """
     on_gpu = device.type != "cpu"
     gib = max_gib if max_gib is not None else _MAX_GIB_GPU if on_gpu else _MAX_GIB_CPU
-    return Products(DTYPES[precision], int(gib * 2**30), 0.0 if on_gpu else _SPARSE_BELOW[precision])
+    return MatmulConfig(DTYPES[precision], int(gib * 2**30), 0.0 if on_gpu else _SPARSE_BELOW[precision])
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

@@ -1,53 +1,49 @@
-"""Progress of long work: a bar with rate and time left on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work through tqdm: a bar on a terminal and in a notebook, a plain line now and then elsewhere."""
 
+import logging
 import sys
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
-
-if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
+from typing import Any, Self, TextIO
 
 _SECONDS_BETWEEN_LINES = 10.0
+_LINE = (
+    "{desc}: {n:,} of {total:,} {plural} ({percentage:.0f} %), {rate_fmt}, {elapsed} elapsed, {remaining} left{postfix}"
+)
 
 
 class Progress:
     """Counts units of work; use as a context manager.
 
+    It is shown unless the level of the logger `cytosae_pipeline` is set above INFO: one switch for messages and bars.
+
     Args:
-        what: What is done, for example `build`.
-        total: Units in all.
+        what: Name of the work, for example `build`.
+        total: Number of units.
         unit: Name of a unit, in the plural.
-        done: Units done before this start.
-        quiet: Say nothing.
+        done: Units finished before this start.
     """
 
-    def __init__(self, what: str, total: int, unit: str, *, done: int = 0, quiet: bool = False) -> None:
+    def __init__(self, what: str, total: int, unit: str, *, done: int = 0) -> None:
         self.what, self.total, self.unit = what, total, unit
         self.done = self._done_before = done
-        self._quiet = quiet
-        self._start = self._said = time.monotonic()
-        self._said_done = -1
-        self._bar: RichProgress | None = None
+        self._start = time.monotonic()
+        self._bar: Any = None
 
     def __enter__(self) -> Self:
-        if not self._quiet and sys.stderr.isatty():
-            self._bar = _make_bar()
-            self._task = self._bar.add_task(self.what, total=self.total, completed=self.done, note="", rate="")
-            self._bar.start()
+        if logging.getLogger("cytosae_pipeline").level <= logging.INFO:
+            self._bar = _make_bar(self.what, self.total, self.unit, self.done)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            self._bar.stop()
-        elif not self._quiet and kind is None and self._said_done < self.total:
-            self._say("")
+            self._bar.close()
 
     @property
     def rate(self) -> float:
-        """Units a second since the start."""
+        """Units per second since the start."""
         return (self.done - self._done_before) / max(time.monotonic() - self._start, 1e-9)
 
     def advance(self, n: int = 1, note: str = "") -> None:
@@ -55,30 +51,13 @@ class Progress:
 
         Args:
             n: How many.
-            note: A few words that describe the state, shown beside the rate.
+            note: A few words that describe the state, shown behind the rate.
         """
         self.done += n
         if self._bar is not None:
-            rate = f"{self.rate:.4g} {self.unit}/s"
-            self._bar.update(self._task, completed=self.done, note=note, rate=rate)
-        elif not self._quiet and time.monotonic() - self._said >= _SECONDS_BETWEEN_LINES:
-            self._say(note)
-
-    def _say(self, note: str) -> None:
-        """One plain line."""
-        self._said, self._said_done = time.monotonic(), self.done
-        left = (self.total - self.done) / self.rate if self.rate > 0 else 0.0
-        share = 100 * self.done / max(self.total, 1)
-        text = (
-            f"{self.what}: {self.done:,} of {self.total:,} {self.unit} ({share:.0f} %), {self.rate:.4g} {self.unit}/s"
-        )
-        text += (
-            f", {format_seconds(left)} left"
-            if self.done < self.total
-            else f", {format_seconds(self._said - self._start)}"
-        )
-        sys.stderr.write(text + (f", {note}" if note else "") + "\n")
-        sys.stderr.flush()
+            if note:
+                self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(n)
 
 
 def format_seconds(seconds: float) -> str:
@@ -100,39 +79,39 @@ def format_bytes(n_bytes: float) -> str:
     return f"{n_bytes:.1f} TB"
 
 
-def _make_bar() -> "RichProgress":
-    """A bar on stderr, so that stdout holds results only."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as RichProgress
+def _make_bar(what: str, total: int, unit: str, done: int) -> Any:  # noqa: ANN401 - tqdm has no types
+    """A tqdm bar on stderr, so that stdout contains results only."""
+    from tqdm.auto import tqdm
 
-    return RichProgress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True),
-    )
+    class Bar(tqdm):  # type: ignore[misc]
+        """Starts no thread of its own, and averages over the whole time."""
+
+        monitor_interval = 0
+
+    options: dict[str, Any] = {"desc": what, "total": total, "initial": done, "unit": f" {unit}", "smoothing": 0}
+    if sys.stderr.isatty() or "ipykernel" in sys.modules:
+        return Bar(**options, miniters=1, dynamic_ncols=True)
+    line = _LINE.replace("{plural}", unit)
+    return Bar(**options, miniters=1, mininterval=_SECONDS_BETWEEN_LINES, bar_format=line, file=_Lines(sys.stderr))
 
 
-class Reporter:
-    """Tells people what is going on, on stderr; results go to stdout elsewhere.
+class _Lines:
+    """A text stream that turns what tqdm draws over and over in one place into lines.
 
     Args:
-        quiet: Say nothing and show no progress.
+        stream: Where the lines go.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self.quiet = quiet
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._last = stream, ""
 
-    def say(self, text: str) -> None:
-        """One message."""
-        if not self.quiet:
-            sys.stderr.write(text + "\n")
-            sys.stderr.flush()
+    def write(self, text: str) -> None:
+        """Write a line, unless it is empty or repeats the one before."""
+        line = text.strip("\r\n ")
+        if line and line != self._last:
+            self._stream.write(line + "\n")
+            self._last = line
 
-    def progress(self, what: str, total: int, unit: str, *, done: int = 0) -> Progress:
-        """Progress of long work."""
-        return Progress(what, total, unit, done=done, quiet=self.quiet)
+    def flush(self) -> None:
+        """Pass on what is pending."""
+        self._stream.flush()

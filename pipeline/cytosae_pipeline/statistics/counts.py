@@ -1,6 +1,7 @@
 """`patients` and `classes`: thresholded counts of every latent, summed over the images of a patient or a class."""
 
 import io
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -8,14 +9,16 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from cytosae.statistics.accumulators import GroupCounts, ImageReduction, normalise_counts
+from cytosae.statistics.accumulators import GroupCounts, PooledActs, normalise_counts
 from cytosae_cache.storage.atomic import write_file
 from cytosae_cache.store import ImageTable
-from cytosae_pipeline.config import StatisticsConfig, UserError
+from cytosae_pipeline.config import StatisticsConfig
+from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.devices import accumulator_device
-from cytosae_pipeline.runtime.progress import Reporter
 from cytosae_pipeline.statistics.encode import Inputs, open_inputs, run_pass, withdraw_record, write_record
 from cytosae_pipeline.statistics.features import label_index, sorted_names, to_csv
+
+logger = logging.getLogger(__name__)
 
 GroupKind = Literal["patient", "label"]
 
@@ -44,18 +47,17 @@ class CountsResult:
     """Latents S."""
 
 
-def compute_counts(config: StatisticsConfig, kind: GroupKind, report: Reporter) -> CountsResult:
-    """Compute and write the counts of definition 4.7.
+def compute_counts(config: StatisticsConfig, kind: GroupKind) -> CountsResult:
+    """Compute and write the counts of docs/definitions.md, section 7.
 
     Args:
         config: The verb's options.
         kind: Whether images are grouped by patient or by label.
-        report: Told what is going on.
 
     Raises:
         ValueError: If the autoencoder or store is missing, they do not fit, or no image has a group.
     """
-    inputs = open_inputs(config, report)
+    inputs = open_inputs(config)
     column = list(getattr(inputs.store.images, kind))
     names = sorted_names(column)
     if not names:
@@ -68,18 +70,18 @@ def compute_counts(config: StatisticsConfig, kind: GroupKind, report: Reporter) 
     counts = GroupCounts(len(names), inputs.sae.W_enc.shape[1], len(config.threshold), device=device)
     verb = COUNT_FILES[kind][0]
 
-    def consume(rows: torch.Tensor, images: ImageReduction) -> None:
+    def consume(rows: torch.Tensor, images: PooledActs) -> None:
         counts.update(groups[rows], images.counts)
 
-    run_pass(inputs, config, config.threshold, consume, report, what=verb)
+    run_pass(inputs, config, config.threshold, consume, what=verb)
     files = write_counts(inputs, config, kind, names, counts)
     n_images = int(counts.n_images.sum())
     n_without = int(inputs.store.valid.sum()) - n_images
     empty = [name for name, n in zip(names, counts.n_images.tolist(), strict=True) if not n]
     if empty:
-        report.say(f"{len(empty)} {verb} have no readable image, their rows are 0: {', '.join(empty[:5])}")
+        logger.info(f"{len(empty)} {verb} have no readable image, their rows are 0: {', '.join(empty[:5])}")
     if n_without:
-        report.say(f"{n_without:,} images have no {kind} and count nowhere")
+        logger.info(f"{n_without:,} images have no {kind} and count nowhere")
     return CountsResult(inputs.folder, files, names, n_images, n_without, counts.counts.shape[2])
 
 

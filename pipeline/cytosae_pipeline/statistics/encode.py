@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 import torch
 
 from cytosae.formats.checkpoint import load_sae, weights_file
-from cytosae.sae.base import SparseAutoencoder
-from cytosae.statistics.accumulators import BLOCK_IMAGES, BlockEncoder, ImageReduction
+from cytosae.sae.base import Sae
+from cytosae.statistics.accumulators import BLOCK_IMAGES, BlockEncoder, PooledActs
 from cytosae_cache.errors import StoreMismatchError
 from cytosae_cache.format.spec import StoreSpec
 from cytosae_cache.reading.loader import iter_row_blocks
@@ -19,13 +20,16 @@ from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.storage.atomic import write_file
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline import __version__
-from cytosae_pipeline.config import StatisticsConfig, UserError
+from cytosae_pipeline.config import StatisticsConfig
+from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.devices import DTYPES, choose_device
 from cytosae_pipeline.runtime.memory import available_ram
-from cytosae_pipeline.runtime.progress import Reporter
+from cytosae_pipeline.runtime.progress import Progress
 from cytosae_pipeline.training.placement import exceeds_page_cache
 from cytosae_pipeline.workspace.find import ensure_store
 from cytosae_pipeline.workspace.paths import Workspace
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Inputs:
 
     store: ActivationStore
     """A complete store."""
-    sae: SparseAutoencoder
+    sae: Sae
     """The autoencoder, on its device; without its decoder unless that was asked for."""
     sae_cfg: dict[str, Any]
     """What its file says of it."""
@@ -44,12 +48,11 @@ class Inputs:
     """Where the outputs go."""
 
 
-def open_inputs(config: StatisticsConfig, report: Reporter, *, encoder_only: bool = True) -> Inputs:
+def open_inputs(config: StatisticsConfig, *, encoder_only: bool = True) -> Inputs:
     """Open the autoencoder and the store it fits, building a missing store first if that can be done.
 
     Args:
         config: The verb's options.
-        report: Told what is going on.
         encoder_only: Leave the decoder out, which most statistics do not need.
 
     Raises:
@@ -60,7 +63,7 @@ def open_inputs(config: StatisticsConfig, report: Reporter, *, encoder_only: boo
     device = choose_device(config.device)
     sae, cfg = load_sae(config.sae_path, device=device, encoder_only=encoder_only)
     spec_hash, block = cfg.get("spec_hash"), cfg.get("block_layer")
-    store = ensure_store(config, report, spec_hash=spec_hash, default_block=block if isinstance(block, int) else None)
+    store = ensure_store(config, spec_hash=spec_hash, default_block=block if isinstance(block, int) else None)
     differences = check_match(store, sae, cfg)
     if differences and not config.allow_mismatch:
         raise StoreMismatchError(
@@ -69,7 +72,7 @@ def open_inputs(config: StatisticsConfig, report: Reporter, *, encoder_only: boo
             + ". Build one that fits, or give --allow-mismatch if you know that this does not matter"
         )
     for difference in differences:
-        report.say(f"ignoring a mismatch (store, autoencoder): {difference}")
+        logger.info(f"ignoring a mismatch (store, autoencoder): {difference}")
     folder = Workspace(config.root_dir).feature_dir(config.sae_path, config.vit_type, store.provenance.dataset)
     folder.mkdir(parents=True, exist_ok=True)
     with weights_file(config.sae_path).open("rb") as file:
@@ -77,7 +80,7 @@ def open_inputs(config: StatisticsConfig, report: Reporter, *, encoder_only: boo
     return Inputs(store, sae, cfg, digest, folder)
 
 
-def check_match(store: ActivationStore, sae: SparseAutoencoder, cfg: dict[str, Any]) -> list[str]:
+def check_match(store: ActivationStore, sae: Sae, cfg: dict[str, Any]) -> list[str]:
     """In what a store differs from the one an autoencoder was trained on; empty if nothing is known to differ.
 
     Precision and store dtype may differ: they are roundings of the same activations.
@@ -102,8 +105,7 @@ def run_pass(
     inputs: Inputs,
     config: StatisticsConfig,
     thresholds: Sequence[float],
-    consume: Callable[[torch.Tensor, ImageReduction], None],
-    report: Reporter,
+    consume: Callable[[torch.Tensor, PooledActs], None],
     *,
     what: str,
 ) -> None:
@@ -114,7 +116,6 @@ def run_pass(
         config: Batch size, precision, and whether checksums are checked.
         thresholds: Thresholds of the counts.
         consume: Called with row numbers, int64, shape `(n,)`, and their reduction.
-        report: Shows progress.
         what: Name of the work.
     """
     store = inputs.store
@@ -123,13 +124,13 @@ def run_pass(
     block_rows = -(-config.batch_size // BLOCK_IMAGES) * BLOCK_IMAGES
     with (
         StoreReader(store, verify=not config.no_verify, direct=exceeds_page_cache([store], available_ram())) as reader,
-        report.progress(what, store.n_images, "images") as bar,
+        Progress(what, store.n_images, "images") as bar,
     ):
         for block in iter_row_blocks(reader, block_rows=block_rows):
             reduction = encoder.reduce(torch.from_numpy(block.activations), block.first)
             valid = torch.from_numpy(block.valid.nonzero()[0])
             here = valid.to(reduction.scores.device)
-            consume(valid + block.first, ImageReduction(reduction.scores[here], reduction.counts[:, here]))
+            consume(valid + block.first, PooledActs(reduction.scores[here], reduction.counts[:, here]))
             bar.advance(len(block.valid))
 
 

@@ -14,7 +14,6 @@ from cytosae_cache.storage.atomic import write_file
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import StatisticsConfig
 from cytosae_pipeline.runtime.devices import accumulator_device
-from cytosae_pipeline.runtime.progress import Reporter
 from cytosae_pipeline.statistics.encode import open_inputs, run_pass, withdraw_record, write_record
 
 
@@ -34,16 +33,16 @@ class FeaturesResult:
     """Latents that were active on at least one image."""
 
 
-def compute_features(config: StatisticsConfig, report: Reporter) -> FeaturesResult:
-    """Compute and write the feature data of definition 4.6.
+def compute_features(config: StatisticsConfig) -> FeaturesResult:
+    """Compute and write the feature data of docs/definitions.md, section 6.
 
     Raises:
         ValueError: If the autoencoder or store is missing or they do not fit.
     """
-    inputs = open_inputs(config, report)
+    inputs = open_inputs(config)
     store, device = inputs.store, accumulator_device(inputs.sae.W_enc.device)
     statistics = FeatureStatistics(inputs.sae.W_enc.shape[1], config.top_k, device=device)
-    run_pass(inputs, config, (), lambda rows, images: statistics.update(rows, images.scores), report, what="features")
+    run_pass(inputs, config, (), lambda rows, images: statistics.update(rows, images.scores), what="features")
     result = statistics.result()
     withdraw_record(inputs, "features")
     files = write_features(inputs.folder, result, store)
@@ -64,7 +63,7 @@ def sorted_names(values: list[str]) -> list[str]:
 
 
 def write_features(folder: Path, result: FeatureResult, store: ActivationStore) -> list[Path]:
-    """Write the files of DESIGN section 6.
+    """Write the files that README lists.
 
     Returns:
         Their paths.

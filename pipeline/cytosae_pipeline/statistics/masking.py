@@ -1,5 +1,6 @@
 """The masking experiment: how well images are classified when only some latents are kept or removed."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -8,22 +9,25 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cytosae.analysis.masking import ClassScores, Masking, MaskingExperiment, MaskingHits
+from cytosae.analysis.masking import ClassScores, Masking, MaskingCounts, MaskingExperiment
 from cytosae.analysis.probe import LinearProbe
 from cytosae.formats.checkpoint import load_sae
 from cytosae.statistics.accumulators import BLOCK_IMAGES, BlockEncoder
-from cytosae_cache.reading.loader import ReadAhead
+from cytosae_cache.reading.loader import Prefetcher
 from cytosae_cache.reading.permutation import IntArray, spread_rows
 from cytosae_cache.reading.reader import StoreReader, aligned_buffer
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.config import StatisticsConfig, UserError
+from cytosae_pipeline.config import StatisticsConfig
+from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.devices import DTYPES, accumulator_device
 from cytosae_pipeline.runtime.memory import available_ram
-from cytosae_pipeline.runtime.progress import Reporter
+from cytosae_pipeline.runtime.progress import Progress
 from cytosae_pipeline.statistics.encode import Inputs
 from cytosae_pipeline.statistics.features import label_index, sorted_names
 from cytosae_pipeline.training.placement import exceeds_page_cache
 from cytosae_pipeline.training.split import split_in_halves
+
+logger = logging.getLogger(__name__)
 
 KS = (1, 2, 5, 10, 20, 50, 100)
 """Numbers of latents kept or removed by default."""
@@ -61,7 +65,7 @@ class MaskingResult:
     """Classes with too few images on one side."""
     train_images: list[int]
     """Training images of each class."""
-    hits: MaskingHits
+    hits: MaskingCounts
     """Test images of each class, and those classified rightly."""
     ridge: float
     """Strength of the probe's penalty; see `cytosae.analysis.probe.LinearProbe.fit`."""
@@ -160,7 +164,6 @@ class _Images(NamedTuple):
 def run_masking(
     inputs: Inputs,
     config: StatisticsConfig,
-    report: Reporter,
     *,
     n_images: int = 4000,
     ks: Sequence[int] = KS,
@@ -176,7 +179,6 @@ def run_masking(
     Args:
         inputs: Store and autoencoder; its decoder is read again from `config.sae_path` if it was left out.
         config: Batch size, precision, and whether checksums are checked.
-        report: Shows progress.
         n_images: Images to look at, at most, spread evenly over the store's valid images with a label.
         ks: Numbers of latents to keep or remove; those above S count as S.
         ridge: Strength of the probe's penalty.
@@ -188,7 +190,7 @@ def run_masking(
     """
     plan = _make_plan(inputs.store, n_images, seed)
     if plan.left_out:
-        report.say(
+        logger.info(
             f"{len(plan.left_out)} classes are left out, for lack of {_LEAST_TRAINING} training images or of a test "
             f"image: {', '.join(plan.left_out)}"
         )
@@ -199,7 +201,7 @@ def run_masking(
         StoreReader(
             inputs.store, verify=not config.no_verify, direct=exceeds_page_cache([inputs.store], available_ram())
         ) as reader,
-        report.progress("masking", len(plan.train.rows) + len(plan.test.rows), "images") as bar,
+        Progress("masking", len(plan.train.rows) + len(plan.test.rows), "images") as bar,
     ):
         for images in _iter_images(inputs, config, reader, plan.train.rows, bar.advance):
             probe.update(images.features, plan.train.labels[images.at])
@@ -272,7 +274,7 @@ def _iter_images(
 
     shape = (min(n_at_once, len(rows)), *inputs.store.spec.image_shape)
     plans = range(0, len(rows), n_at_once)
-    for start, values in ReadAhead(plans, read, lambda: aligned_buffer(shape, inputs.store.dtype)):
+    for start, values in Prefetcher(plans, read, lambda: aligned_buffer(shape, inputs.store.dtype)):
         activations = torch.from_numpy(values)
         # Sums of float16 are exact in float64, an image at a time keeps them small.
         features = torch.stack([image.double().mean(dim=0) for image in activations])

@@ -5,6 +5,7 @@ Files are data: tensors are read with `weights_only`, arrays without pickle, and
 
 import csv
 import json
+import logging
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -16,11 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cytosae_pipeline.config import StatisticsConfig, UserError
-from cytosae_pipeline.runtime.progress import Reporter
+from cytosae_pipeline.config import StatisticsConfig
+from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.statistics.counts import COUNT_FILES, GroupKind, compute_counts
 from cytosae_pipeline.statistics.encode import Inputs, open_inputs
 from cytosae_pipeline.statistics.features import compute_features, sorted_names
+
+logger = logging.getLogger(__name__)
 
 _Value = TypeVar("_Value")
 
@@ -41,7 +44,7 @@ _UNREADABLE = (
 
 
 class Features(NamedTuple):
-    """What `features` wrote (definition 4.6)."""
+    """What `features` wrote (docs/definitions.md, section 6)."""
 
     indices: npt.NDArray[np.int64]
     """Rows of the top-k images, shape `(S, k)`; -1 in empty slots."""
@@ -60,7 +63,7 @@ class Features(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What `patients` or `classes` wrote (definition 4.7)."""
+    """What `patients` or `classes` wrote (docs/definitions.md, section 7)."""
 
     counts: npt.NDArray[np.int64]
     """Tokens above each threshold, shape `(n_thresholds, G, S)`."""
@@ -141,75 +144,71 @@ def read_counts(folder: Path, kind: GroupKind) -> Counts:
     return found
 
 
-def ensure_features(config: StatisticsConfig, report: Reporter, inputs: Inputs | None = None) -> Features:
+def ensure_features(config: StatisticsConfig, inputs: Inputs | None = None) -> Features:
     """The feature data of the autoencoder on the store, computed first where missing or made from others.
 
     Args:
         config: The verb's options; what is there is taken as it is, whatever `top_k` it was made with.
-        report: Told what is going on.
         inputs: Autoencoder and store, if they are open already.
 
     Raises:
         ValueError: If the autoencoder or store is missing, they do not fit, or files are damaged.
     """
-    inputs = inputs or open_inputs(config, report)
+    inputs = inputs or open_inputs(config)
     names = [f"{stem}.pt" for stem, _ in _TENSORS.values()] + ["images.csv"]
     n_valid = int(inputs.store.valid.sum())
-    if _is_current(inputs, "features", names, report) and (
-        _read_record(inputs.folder, "features").get("n_images") == n_valid
-    ):
+    if _is_current(inputs, "features", names) and (_read_record(inputs.folder, "features").get("n_images") == n_valid):
         found = read_features(inputs.folder)
-        _say_unused(config, "features", {"top_k": found.values.shape[1]}, inputs, report)
+        _say_unused(config, "features", {"top_k": found.values.shape[1]}, inputs)
         return found
-    compute_features(config, report)
+    compute_features(config)
     return read_features(inputs.folder)
 
 
-def ensure_counts(config: StatisticsConfig, kind: GroupKind, report: Reporter, inputs: Inputs | None = None) -> Counts:
+def ensure_counts(config: StatisticsConfig, kind: GroupKind, inputs: Inputs | None = None) -> Counts:
     """The counts of the autoencoder on the store, computed first where missing or made from others.
 
     Args:
         config: The verb's options; what is there is taken as it is, whatever its thresholds and normalisation.
         kind: Whether images are grouped by patient or by label.
-        report: Told what is going on.
         inputs: Autoencoder and store, if they are open already.
 
     Raises:
         ValueError: If the autoencoder or store is missing, they do not fit, no image has a group, or files are damaged.
     """
-    inputs = inputs or open_inputs(config, report)
+    inputs = inputs or open_inputs(config)
     verb, *names = COUNT_FILES[kind]
-    if _is_current(inputs, verb, names, report):
+    if _is_current(inputs, verb, names):
         found = read_counts(inputs.folder, kind)
         column = np.array(getattr(inputs.store.images, kind), dtype=np.dtypes.StringDType())
         here, n_images = np.unique(column[inputs.store.valid & (column != "")], return_counts=True)
         counted = {name: n for name, n in zip(found.names, found.n_images.tolist(), strict=True) if n}
         if counted == dict(zip(map(str, here), n_images.tolist(), strict=True)):
             made = {"threshold": tuple(found.thresholds.tolist()), "normalize": found.record.get("normalize")}
-            _say_unused(config, verb, made, inputs, report)
+            _say_unused(config, verb, made, inputs)
             return found
-        report.say(f"the counts in '{inputs.folder}' are of other images: computing them anew")
-    compute_counts(config, kind, report)
+        logger.info(f"the counts in '{inputs.folder}' are of other images: computing them anew")
+    compute_counts(config, kind)
     return read_counts(inputs.folder, kind)
 
 
-def _say_unused(config: StatisticsConfig, verb: str, made: dict[str, object], inputs: Inputs, report: Reporter) -> None:
+def _say_unused(config: StatisticsConfig, verb: str, made: dict[str, object], inputs: Inputs) -> None:
     """Name the options that were asked for, but with which the results at hand were not made."""
     defaults = {field.name: field.default for field in fields(config)}
     for name, value in made.items():
         wanted = getattr(config, name)
         if wanted not in (value, defaults[name]):
             text, there = (" ".join(map(str, item)) if isinstance(item, tuple) else item for item in (wanted, value))
-            report.say(
+            logger.info(
                 f"--{name} {text} has no effect: the results of `{verb}` in '{inputs.folder}' are there, made with "
                 f"{there}. To make them anew, give it to: cytosae-cache {verb}"
             )
 
 
-def _is_current(inputs: Inputs, verb: str, names: list[str], report: Reporter) -> bool:
+def _is_current(inputs: Inputs, verb: str, names: list[str]) -> bool:
     """Whether a verb's files are there and of this autoencoder and store; if not, that is said."""
     if not all((inputs.folder / name).is_file() for name in (*names, f"{verb}.json")):
-        report.say(f"no results of `{verb}` in '{inputs.folder}' yet: computing them first")
+        logger.info(f"no results of `{verb}` in '{inputs.folder}' yet: computing them first")
         return False
     record = _read_record(inputs.folder, verb)
     wanted = {
@@ -218,7 +217,7 @@ def _is_current(inputs: Inputs, verb: str, names: list[str], report: Reporter) -
         "store_list_digest": inputs.store.provenance.list_digest,
     }
     if any(record.get(name) != value for name, value in wanted.items()):
-        report.say(f"the results of `{verb}` in '{inputs.folder}' are of another autoencoder or store: computing anew")
+        logger.info(f"the results of `{verb}` in '{inputs.folder}' are of another autoencoder or store: computing anew")
         return False
     return True
 

@@ -7,10 +7,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cytosae_cache.reading.concat import JoinedReader
-from cytosae_cache.reading.loader import TrainingStream
+from cytosae_cache.reading.concat import ConcatReader
+from cytosae_cache.reading.loader import ShuffledLoader
 from cytosae_cache.reading.reader import aligned_buffer
-from cytosae_cache.reading.sampler import Sampling
+from cytosae_cache.reading.sampler import Sampler
 from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.training.placement import Place
 
@@ -20,7 +20,7 @@ class TensorBatch(NamedTuple):
 
     activations: torch.Tensor
     """Shape `(n, T, D)`, of the store's dtype; valid until the next batch is asked for."""
-    position: int
+    samples_seen: int
     """Images' worth served when this batch has been used, over all epochs: where to resume."""
 
 
@@ -42,7 +42,7 @@ class HostBatches:
         stream: Where they come from.
     """
 
-    def __init__(self, stream: TrainingStream) -> None:
+    def __init__(self, stream: ShuffledLoader) -> None:
         self._stream = stream
 
     @property
@@ -52,7 +52,7 @@ class HostBatches:
 
     def __iter__(self) -> Iterator[TensorBatch]:
         for batch in self._stream:
-            yield TensorBatch(torch.from_numpy(batch.activations), batch.position)
+            yield TensorBatch(torch.from_numpy(batch.activations), batch.samples_seen)
 
 
 class DeviceBatches:
@@ -61,7 +61,7 @@ class DeviceBatches:
     Args:
         images: The images; all are read once, now.
         sampling: The order.
-        position: Images' worth already served, over all epochs.
+        samples_seen: Images' worth already served, over all epochs.
         stop: Position at which to stop.
         device: Where the tensor lies.
     """
@@ -70,9 +70,9 @@ class DeviceBatches:
     """Nothing is waited for."""
 
     def __init__(
-        self, images: JoinedReader, sampling: Sampling, *, position: int, stop: int, device: torch.device
+        self, images: ConcatReader, sampling: Sampler, *, samples_seen: int, stop: int, device: torch.device
     ) -> None:
-        self._sampling, self._position, self._stop, self._device = sampling, position, stop, device
+        self._sampling, self._samples_seen, self._stop, self._device = sampling, samples_seen, stop, device
         self._image_shape = images.image_shape
         self._values = torch.empty((len(images), *images.image_shape), dtype=_torch_dtype(images.dtype), device=device)
         buffer: npt.NDArray[Any] = np.empty((0, *images.image_shape), dtype=images.dtype)
@@ -84,36 +84,36 @@ class DeviceBatches:
             self._values[block] = torch.from_numpy(values).to(device)
 
     def __iter__(self) -> Iterator[TensorBatch]:
-        n_parts, position = self._sampling.parts_per_row, self._position
+        n_parts, samples_seen = self._sampling.parts_per_row, self._samples_seen
         parts_nd = self._values.flatten(0, 1) if n_parts > 1 else self._values
-        for parts in self._sampling.iter_batches(position=position, stop=self._stop):
-            position += len(parts) // n_parts
+        for parts in self._sampling.iter_batches(samples_seen=samples_seen, stop=self._stop):
+            samples_seen += len(parts) // n_parts
             chosen = parts_nd.index_select(0, torch.from_numpy(parts).to(self._device))
-            yield TensorBatch(chosen.view(-1, *self._image_shape), position)
+            yield TensorBatch(chosen.view(-1, *self._image_shape), samples_seen)
 
 
 def open_batches(
-    images: JoinedReader, config: TrainConfig, *, position: int, device: torch.device, place: Place
+    images: ConcatReader, config: TrainConfig, *, samples_seen: int, device: torch.device, place: Place
 ) -> Batches:
-    """A run's batches from `position` on; the same wherever the activations are kept.
+    """A run's batches from `samples_seen` on; the same wherever the activations are kept.
 
     Args:
         images: What it trains on.
         config: Its options.
-        position: Images already trained on.
+        samples_seen: Images already trained on.
         device: Where training runs.
         place: Where the activations are kept.
     """
     stop = config.total_training_tokens
     if place == "gpu":
-        sampling = Sampling(
+        sampling = Sampler(
             images.layout, images.image_shape[0], config.batch_size, config.order, config.shuffle, config.batch_of
         )
-        return DeviceBatches(images, sampling, position=position, stop=stop, device=device)
+        return DeviceBatches(images, sampling, samples_seen=samples_seen, stop=stop, device=device)
     make_buffer = _make_pinned if device.type == "cuda" else aligned_buffer
-    stream = TrainingStream(
-        images, batch_images=config.batch_size, seed=config.order, position=position, stop=stop, shuffle=config.shuffle,
-        batch_of=config.batch_of, in_memory=place == "ram", make_buffer=make_buffer,
+    stream = ShuffledLoader(
+        images, batch_images=config.batch_size, seed=config.order, samples_seen=samples_seen, stop=stop,
+        shuffle=config.shuffle, batch_of=config.batch_of, in_memory=place == "ram", make_buffer=make_buffer,
     )  # fmt: skip
     return HostBatches(stream)
 

@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from cytosae.sae.base import SparseAutoencoder
-from cytosae.sae.coo import Nonzeros
-from cytosae.training.fused_loss import Products, iter_parts
+from cytosae.sae.base import Sae
+from cytosae.sae.coo import CooMatrix
+from cytosae.training.fused_loss import MatmulConfig, iter_parts
 from cytosae_cache.format.spec import TokenLayout
-from cytosae_cache.reading.concat import JoinedReader
+from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.permutation import spread_rows
 from cytosae_pipeline.training.init import choose_tokens
 
@@ -38,11 +38,11 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    sae: SparseAutoencoder,
-    images: JoinedReader,
+    sae: Sae,
+    images: ConcatReader,
     layout: TokenLayout,
     *,
-    products: Products,
+    products: MatmulConfig,
     choice: str = "all",
     limit: int | None = None,
 ) -> Evaluation:
@@ -74,7 +74,7 @@ def evaluate(
             fired = torch.count_nonzero(acts, dim=0)
             n_active, n_tokens = int(fired.sum()), n_tokens + len(x)
             sparse = n_active < products.sparse_below * acts.numel()
-            again = Nonzeros.of(acts).decode(sae.W_dec) + sae.b_dec if sparse else sae.decode(acts)
+            again = CooMatrix.of(acts).decode(sae.W_dec) + sae.b_dec if sparse else sae.decode(acts)
             n_fired += fired
             error += (x - again).to(wide).square().sum()
             squares += x.to(wide).square().sum()

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from cytosae.sae.base import SparseAutoencoder
+from cytosae.sae.base import Sae
 from cytosae.sae.jumprelu import JumpReluSae
 from cytosae.training.geometric_median import geometric_median
 from cytosae_cache.format.spec import TokenLayout
-from cytosae_cache.reading.concat import JoinedReader
+from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.permutation import spread_rows
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import TrainConfig
@@ -55,7 +55,7 @@ def choose_tokens(x: torch.Tensor, choice: str, layout: TokenLayout) -> torch.Te
 
 
 def sample_tokens(
-    images: JoinedReader,
+    images: ConcatReader,
     layout: TokenLayout,
     *,
     choice: str = "all",
@@ -81,7 +81,7 @@ def sample_tokens(
     return tokens[torch.from_numpy(spread_rows(len(tokens), n_tokens))].float()
 
 
-class StartingPoint:
+class DataInit:
     """Where decoders' biases start, worked out once for all autoencoders that are trained on the same images.
 
     Args:
@@ -90,7 +90,7 @@ class StartingPoint:
         choice: Which tokens.
     """
 
-    def __init__(self, images: JoinedReader, stores: Sequence[ActivationStore], *, choice: str) -> None:
+    def __init__(self, images: ConcatReader, stores: Sequence[ActivationStore], *, choice: str) -> None:
         self._images, self._stores, self._choice = images, stores, choice
         self._centres: dict[tuple[str, bool], torch.Tensor] = {}
 
@@ -104,7 +104,7 @@ class StartingPoint:
         return sample_tokens(self._images, self._stores[0].spec.tokens, choice=self._choice)
 
     @torch.no_grad()
-    def initialise_(self, sae: SparseAutoencoder, config: TrainConfig) -> None:
+    def initialise_(self, sae: Sae, config: TrainConfig) -> None:
         """Start the decoder's bias where the activations are, and the encoder where it was asked for, in place.
 
         Args:

@@ -1,6 +1,7 @@
 """Stage two's training: autoencoders trained side by side on one stream of a store's activations."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,18 +9,20 @@ from pathlib import Path
 from typing import Literal
 
 from cytosae_cache.errors import StoreError
-from cytosae_cache.reading.concat import JoinedReader
+from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.runtime.interrupts import HeldInterrupts
 from cytosae_pipeline.runtime.memory import available_ram
-from cytosae_pipeline.runtime.progress import Progress, Reporter
+from cytosae_pipeline.runtime.progress import Progress
 from cytosae_pipeline.training.batches import Batches, open_batches
-from cytosae_pipeline.training.init import StartingPoint, choose_tokens
-from cytosae_pipeline.training.placement import choose_residence, exceeds_page_cache, find_needs, find_room
+from cytosae_pipeline.training.init import DataInit, choose_tokens
+from cytosae_pipeline.training.placement import choose_placement, exceeds_page_cache, find_free_memory, find_needs
 from cytosae_pipeline.training.runs import Run, TrainingError, plan_run
 from cytosae_pipeline.training.split import held_out
 from cytosae_pipeline.training.trainer import Trainer, last_metrics
+
+logger = logging.getLogger(__name__)
 
 Status = Literal["trained", "resumed", "already trained", "failed"]
 
@@ -44,40 +47,39 @@ class TrainResult:
     """Mean time of a step without the wait for data; None if there was nothing to do. On a GPU, of giving it out."""
 
 
-def train(config: TrainConfig, report: Reporter) -> TrainResult:
+def train(config: TrainConfig) -> TrainResult:
     """Train an autoencoder, go on with an interrupted run, or do nothing if the run is finished.
 
     Raises:
         ValueError: If the store is missing or does not fit the options; the message says what to do.
         TrainingError: If the loss stops being a finite number; checkpoints are kept, no final file is written.
     """
-    run = plan_run(config, report)
+    run = plan_run(config)
     if run.final_path.exists():
-        report.say(f"run '{run.folder.name}' is already trained: nothing to do")
+        logger.info(f"run '{run.folder.name}' is already trained: nothing to do")
         return _result(run, "already trained", None)
-    loop = TrainingLoop([run], report)
+    loop = TrainingLoop([run])
     (failure,) = loop.run()
     if failure is not None:
         raise failure
     return _result(run, "resumed" if loop.resumed else "trained", loop.step_s[run.folder])
 
 
-def train_together(runs: Sequence[Run], report: Reporter) -> list[TrainResult]:
+def train_together(runs: Sequence[Run]) -> list[TrainResult]:
     """Train several autoencoders on the same batches, reading each once. One that fails leaves the others alone.
 
     Args:
         runs: Runs on the same stores in the same order.
-        report: Shows progress.
     """
     todo = [run for run in runs if not run.final_path.exists()]
     results = {run.folder: _result(run, "already trained", None) for run in runs if run not in todo}
     if todo:
-        loop = TrainingLoop(todo, report)
+        loop = TrainingLoop(todo)
         for run, failure in zip(todo, loop.run(), strict=True):
             status: Status = "failed" if failure else "resumed" if loop.resumed else "trained"
             results[run.folder] = _result(run, status, loop.step_s[run.folder])
             if failure:
-                report.say(str(failure))
+                logger.info(str(failure))
     return [results[run.folder] for run in runs]
 
 
@@ -86,11 +88,10 @@ class TrainingLoop:
 
     Args:
         runs: Runs on the same stores in the same order.
-        report: Shows progress.
     """
 
-    def __init__(self, runs: Sequence[Run], report: Reporter) -> None:
-        self._runs, self._report = runs, report
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self._runs = runs
         self.resumed = False
         """Whether any run had been begun before."""
         self.step_s: dict[Path, float | None] = {}
@@ -114,26 +115,26 @@ class TrainingLoop:
                 for store in run.stores
             ]
             apart = [held_out(store, config.held_out, config.held_out_by) for store in run.stores]
-            images = JoinedReader(readers, [~mask for mask in apart])
-            evaluated = JoinedReader(readers, apart) if config.held_out else None
-            start = StartingPoint(images, run.stores, choice=config.trained_on)
-            trainers = [Trainer(one, start, evaluated, self._report) for one in self._runs]
+            images = ConcatReader(readers, [~mask for mask in apart])
+            evaluated = ConcatReader(readers, apart) if config.held_out else None
+            start = DataInit(images, run.stores, choice=config.trained_on)
+            trainers = [Trainer(one, start, evaluated) for one in self._runs]
             return self._train(trainers, images)
 
-    def _train(self, trainers: list[Trainer], images: JoinedReader) -> list[TrainingError | None]:
+    def _train(self, trainers: list[Trainer], images: ConcatReader) -> list[TrainingError | None]:
         """Feed all batches."""
         run = trainers[0].run
-        config, report = run.config, self._report
-        position = min(trainer.position for trainer in trainers)
-        self.resumed = any(trainer.position for trainer in trainers)
+        config = run.config
+        samples_seen = min(trainer.samples_seen for trainer in trainers)
+        self.resumed = any(trainer.samples_seen for trainer in trainers)
         for trainer in trainers:
-            if trainer.position:
-                report.say(f"going on with run '{trainer.run.folder.name}' after {trainer.position:,} images")
-        needs = find_needs([trainer.run for trainer in trainers], position=position)
-        residence = choose_residence(config.resident, needs, find_room(run.device))
-        report.say(residence.text)
-        batches = open_batches(images, config, position=position, device=run.device, place=residence.place)
-        progress = report.progress("train", config.total_training_tokens, "images", done=position)
+            if trainer.samples_seen:
+                logger.info(f"going on with run '{trainer.run.folder.name}' after {trainer.samples_seen:,} images")
+        needs = find_needs([trainer.run for trainer in trainers], samples_seen=samples_seen)
+        residence = choose_placement(config.resident, needs, find_free_memory(run.device))
+        logger.info(residence.text)
+        batches = open_batches(images, config, samples_seen=samples_seen, device=run.device, place=residence.place)
+        progress = Progress("train", config.total_training_tokens, "images", done=samples_seen)
         with HeldInterrupts() as interrupts:
             try:
                 with contextlib.ExitStack() as trackers, progress:
@@ -166,10 +167,10 @@ class TrainingLoop:
             pace = {"details/images_per_s": progress.rate, "details/data_wait_share": interval.share()}
             logged = False
             for trainer in trainers:
-                if failures[trainer] is not None or trainer.position >= batch.position:
+                if failures[trainer] is not None or trainer.samples_seen >= batch.samples_seen:
                     continue
                 try:
-                    logged |= trainer.train_on(x, batch.position, pace)
+                    logged |= trainer.train_on(x, batch.samples_seen, pace)
                 except TrainingError as error:
                     failures[trainer] = error
             if logged:
@@ -178,7 +179,7 @@ class TrainingLoop:
             if all(failures.values()):
                 break
             interrupts.check()
-        self._report.say(f"waited for data {whole.share():.1%} of the time")
+        logger.info(f"waited for data {whole.share():.1%} of the time")
         return failures
 
 

@@ -7,7 +7,8 @@ from typing import Literal, NamedTuple
 import torch
 
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.config import Resident, UserError
+from cytosae_pipeline.config import Resident
+from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.memory import available_ram
 from cytosae_pipeline.runtime.progress import format_bytes
 from cytosae_pipeline.training.runs import Run
@@ -45,7 +46,7 @@ class Room:
     """None without a CUDA device."""
 
 
-class Residence(NamedTuple):
+class Placement(NamedTuple):
     """A decision."""
 
     place: Place
@@ -54,7 +55,7 @@ class Residence(NamedTuple):
     """One line for people."""
 
 
-def choose_residence(asked: Resident, needs: Needs, room: Room) -> Residence:
+def choose_placement(asked: Resident, needs: Needs, room: Room) -> Placement:
     """Decide where activations are kept. Every choice gives the same batches.
 
     `auto` keeps them on a CUDA device if they fit beside the training step, and in memory only if reading is dear: an
@@ -77,7 +78,7 @@ def choose_residence(asked: Resident, needs: Needs, room: Room) -> Residence:
         return there is not None and wanted[place] <= _SHARE * there
 
     if asked == "none":
-        return Residence("none", f"{read}: --resident none")
+        return Placement("none", f"{read}: --resident none")
     if asked == "gpu" or asked == "ram":
         there = free[asked]
         if asked == "gpu" and there is None:
@@ -87,31 +88,31 @@ def choose_residence(asked: Resident, needs: Needs, room: Room) -> Residence:
                 f"--resident {asked} needs {format_bytes(wanted[asked])}, but {format_bytes(there)} are free, of which "
                 f"{_SHARE:.0%} may be taken. Try --resident auto"
             )
-        return Residence(asked, kept[asked])
+        return Placement(asked, kept[asked])
     if needs.n_epochs <= 1:
-        return Residence("none", f"{read}: no image is needed twice")
+        return Placement("none", f"{read}: no image is needed twice")
     if fits("gpu"):
-        return Residence("gpu", kept["gpu"])
+        return Placement("gpu", kept["gpu"])
     if not needs.dear:
-        return Residence("none", f"{read}: an uncompressed store is quick to read")
+        return Placement("none", f"{read}: an uncompressed store is quick to read")
     if fits("ram"):
-        return Residence("ram", f"{kept['ram']}: fetching or decoding them every epoch takes longer")
-    return Residence("none", f"{read}: there is no room for them in memory")
+        return Placement("ram", f"{kept['ram']}: fetching or decoding them every epoch takes longer")
+    return Placement("none", f"{read}: there is no room for them in memory")
 
 
-def find_needs(runs: Sequence[Run], *, position: int) -> Needs:
+def find_needs(runs: Sequence[Run], *, samples_seen: int) -> Needs:
     """What runs on the same stores ask of memory.
 
     Args:
         runs: The runs, trained side by side.
-        position: Images already trained on.
+        samples_seen: Images already trained on.
     """
     stores, config = runs[0].stores, runs[0].config
     n_images = sum(len(store.valid_rows) for store in stores)
     return Needs(
         store_bytes=n_images * stores[0].image_bytes,
         step_bytes=sum(map(_step_bytes, runs)),
-        n_epochs=(config.total_training_tokens - position) / max(n_images, 1),
+        n_epochs=(config.total_training_tokens - samples_seen) / max(n_images, 1),
         dear=any(
             store.compression != "none" or store.spec.store_dtype == "int8" or isinstance(store.path, str)
             for store in stores
@@ -139,7 +140,7 @@ def exceeds_page_cache(stores: Sequence[ActivationStore], ram: int | None) -> bo
     return ram is not None and sum(store.n_images * store.spec.record_bytes for store in stores) > ram
 
 
-def find_room(device: torch.device) -> Room:
+def find_free_memory(device: torch.device) -> Room:
     """Free memory of the machine and of the device."""
     gpu = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
     return Room(available_ram(), gpu)

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from cytosae.training.fused_loss import Products
+from cytosae.training.fused_loss import MatmulConfig
 from cytosae_cache.format.spec import canonical_json
 from cytosae_cache.reading.concat import check_same_spec
 from cytosae_cache.storage.atomic import write_file
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline import __version__
-from cytosae_pipeline.config import TrainConfig, UserError
-from cytosae_pipeline.runtime.devices import choose_device, choose_products, choose_training_precision
-from cytosae_pipeline.runtime.progress import Reporter
+from cytosae_pipeline.config import TrainConfig
+from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.runtime.devices import choose_device, choose_matmul, choose_training_precision
 from cytosae_pipeline.workspace.find import ensure_store
 from cytosae_pipeline.workspace.paths import Workspace, checkpoint_name, file_part, final_name
 
@@ -62,11 +62,11 @@ class Run:
         return -(-self.config.total_training_tokens // self.config.batch_size)
 
     @property
-    def products(self) -> Products:
+    def products(self) -> MatmulConfig:
         """How a step computes its matrix products."""
         precision = self.config.precision
         assert precision != "auto", "plan_run settles it"
-        return choose_products(precision, self.device, self.config.max_memory)
+        return choose_matmul(precision, self.device, self.config.max_memory)
 
     @property
     def state_paths(self) -> tuple[Path, Path]:
@@ -85,12 +85,11 @@ class Run:
         return self.folder / checkpoint_name(n_images, name, config.block_layer, config.module_name, self.n_latents)
 
 
-def plan_run(config: TrainConfig, report: Reporter, stores: tuple[ActivationStore, ...] | None = None) -> Run:
+def plan_run(config: TrainConfig, stores: tuple[ActivationStore, ...] | None = None) -> Run:
     """Find the stores, settle the run's name and write its config.
 
     Args:
         config: Options.
-        report: Shows what happens.
         stores: Its stores, if they have been found already.
 
     Raises:
@@ -102,7 +101,7 @@ def plan_run(config: TrainConfig, report: Reporter, stores: tuple[ActivationStor
         config = _resumed_config(config, workspace)
     device = choose_device(config.device)
     config = replace(config, precision=choose_training_precision(config.precision, device))
-    stores = stores or _find_stores(config, report)
+    stores = stores or _find_stores(config)
     store, further = stores[0], stores[1:]
     if config.clip_dim not in (None, store.d_model):
         raise TrainingError(
@@ -144,12 +143,12 @@ def sae_cfg(run: Run) -> dict[str, Any]:
     return {**run.recipe, "package_version": __version__, "run_name": run.folder.name}
 
 
-def _find_stores(config: TrainConfig, report: Reporter) -> tuple[ActivationStore, ...]:
+def _find_stores(config: TrainConfig) -> tuple[ActivationStore, ...]:
     """The first store and those of the further data sets."""
-    first = ensure_store(config, report)
+    first = ensure_store(config)
     # Of several stores of a further data set, the one that fits the first.
     further = [
-        ensure_store(replace(config, dataset_name=name, store=None, images=None), report, spec_hash=first.spec.hash)
+        ensure_store(replace(config, dataset_name=name, store=None, images=None), spec_hash=first.spec.hash)
         for name in config.with_dataset
     ]
     stores = (first, *further)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from cytosae_cache.reading.permutation import IntArray, epoch_order
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.config import UserError
+from cytosae_pipeline.errors import UserError
 
 HeldOutBy = Literal["image", "patient"]
 

@@ -14,8 +14,8 @@ import click
 
 from cytosae_cache.storage.atomic import write_file
 from cytosae_pipeline.cli.options import click_type
-from cytosae_pipeline.config import TrainConfig, UserError
-from cytosae_pipeline.runtime.progress import Reporter
+from cytosae_pipeline.config import TrainConfig
+from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.training.loop import TrainResult, train_together
 from cytosae_pipeline.training.pareto import Point, draw_pareto
 from cytosae_pipeline.training.runs import NOT_THE_RECIPE, Run, plan_run
@@ -117,13 +117,12 @@ def read_grid(path: Path) -> list[dict[str, Any]]:
     return runs
 
 
-def run_sweep(base: TrainConfig, path: Path, report: Reporter) -> SweepResult:
+def run_sweep(base: TrainConfig, path: Path) -> SweepResult:
     """Train every run of a grid on one stream. The same again goes on with what is not finished.
 
     Args:
         base: Options that the grid does not name; its run name begins those of the runs.
         path: The grid file.
-        report: Shows progress.
     """
     grid = read_grid(path)
     prefix = base.run_name or file_part(path.stem)
@@ -136,8 +135,8 @@ def run_sweep(base: TrainConfig, path: Path, report: Reporter) -> SweepResult:
             config = replace(base, **values, order_seed=base.order, run_name=name)
         except ValueError as error:
             raise UserError(f"a run of '{path}' ({name}) cannot be: {error}") from error
-        runs.append(plan_run(config, report, runs[0].stores if runs else None))
-    results = train_together(runs, report)
+        runs.append(plan_run(config, runs[0].stores if runs else None))
+    results = train_together(runs)
     rows = [
         _make_row(run, result, {name: values.get(name) for name in varying})
         for run, result, values in zip(runs, results, grid, strict=True)

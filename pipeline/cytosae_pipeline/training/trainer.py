@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -12,18 +13,17 @@ import torch
 
 from cytosae.formats.atomic import write_torch_atomically
 from cytosae.formats.checkpoint import SaeCheckpointError, read_torch, save_sae
-from cytosae.sae.base import LossWeights, SaeLoss, SparseAutoencoder
+from cytosae.sae.base import LossWeights, Sae, SaeLoss
 from cytosae.sae.registry import make_sae
 from cytosae.training.loss import explained_variance
 from cytosae.training.lr_schedule import LearningRate
 from cytosae.training.step import TrainStep
 from cytosae_cache.format.spec import canonical_json
-from cytosae_cache.reading.concat import JoinedReader
+from cytosae_cache.reading.concat import ConcatReader
 from cytosae_pipeline.config import TrainConfig
-from cytosae_pipeline.runtime.devices import choose_products
-from cytosae_pipeline.runtime.progress import Reporter
+from cytosae_pipeline.runtime.devices import choose_matmul
 from cytosae_pipeline.training.evaluation import Evaluation, evaluate
-from cytosae_pipeline.training.init import StartingPoint
+from cytosae_pipeline.training.init import DataInit
 from cytosae_pipeline.training.loggers import (
     JsonLines,
     TensorboardTracker,
@@ -33,6 +33,8 @@ from cytosae_pipeline.training.loggers import (
     make_histogram,
 )
 from cytosae_pipeline.training.runs import Run, TrainingError, sae_cfg
+
+logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_SAVES = 300.0
 _IMAGES_ON_THE_WAY = 512
@@ -48,12 +50,11 @@ class Trainer:
         run: The run.
         start: Where it starts from.
         held_out: What it is evaluated on; None for nothing.
-        report: Shows what happens.
     """
 
-    def __init__(self, run: Run, start: StartingPoint, held_out: JoinedReader | None, report: Reporter) -> None:
-        self.run, self._held_out, self._report = run, held_out, report
-        self.position = 0
+    def __init__(self, run: Run, start: DataInit, held_out: ConcatReader | None) -> None:
+        self.run, self._held_out = run, held_out
+        self.samples_seen = 0
         """Images trained on."""
         self.n_done = 0
         """Steps done."""
@@ -93,7 +94,7 @@ class Trainer:
         self._trackers = Trackers()
         if not self._load_state():
             start.initialise_(sae, config)
-        self._due = _checkpoint_positions(config, after=self.position)
+        self._due = _checkpoint_positions(config, after=self.samples_seen)
         self._upcoming = next(self._due, None)
 
     def open_trackers(self) -> Trackers:
@@ -107,12 +108,12 @@ class Trainer:
         self._trackers = Trackers(*trackers)
         return self._trackers
 
-    def train_on(self, x: torch.Tensor, position: int, pace: Mapping[str, float]) -> bool:
+    def train_on(self, x: torch.Tensor, samples_seen: int, pace: Mapping[str, float]) -> bool:
         """One step.
 
         Args:
             x: Activations of the chosen tokens, float32, shape `(B, T, D)`, on the run's device.
-            position: Images trained on after it.
+            samples_seen: Images trained on after it.
             pace: Metrics of the stream that a log line also gets.
 
         Returns:
@@ -131,9 +132,9 @@ class Trainer:
         self._n_tokens += x.shape[0] * x.shape[1]
         self._schedule.advance()
         self.seconds, self.n_timed = self.seconds + time.perf_counter() - started, self.n_timed + 1
-        self.position, self.n_done = position, self.n_done + 1
-        last = position >= config.total_training_tokens
-        due = self._upcoming is not None and position >= self._upcoming
+        self.samples_seen, self.n_done = samples_seen, self.n_done + 1
+        last = samples_seen >= config.total_training_tokens
+        due = self._upcoming is not None and samples_seen >= self._upcoming
         logs = self.n_done % config.wandb_log_frequency == 0 or last or self.n_done == 1
         logs = logs or (due and self._held_out is not None)
         if logs:
@@ -151,9 +152,9 @@ class Trainer:
             self._n_tokens = 0
         if due:
             self._check_sound(result)
-            save_sae(self.run.checkpoint_path(position), self.finished_sae(), self._cfg())
+            save_sae(self.run.checkpoint_path(samples_seen), self.finished_sae(), self._cfg())
             self.save_state()
-            while self._upcoming is not None and position >= self._upcoming:
+            while self._upcoming is not None and samples_seen >= self._upcoming:
                 self._upcoming = next(self._due, None)
         elif time.monotonic() - self._last_save > _SECONDS_BETWEEN_SAVES:
             self._check_sound(result)
@@ -165,9 +166,9 @@ class Trainer:
         save_sae(self.run.final_path, self.finished_sae(), self._cfg())
         for path in self.run.state_paths:
             path.unlink(missing_ok=True)
-        self._report.say(f"wrote '{self.run.final_path}'")
+        logger.info(f"wrote '{self.run.final_path}'")
 
-    def finished_sae(self) -> SparseAutoencoder:
+    def finished_sae(self) -> Sae:
         """A copy as it is saved: decoder rows of unit norm, for raw activations."""
         sae = copy.deepcopy(self.step.sae)
         if self.run.config.norm_weighted_l1:
@@ -183,7 +184,7 @@ class Trainer:
         """Write everything needed to go on exactly here; the state before it is kept beside it."""
         state = {
             "recipe": self.run.recipe,
-            "position": self.position,
+            "samples_seen": self.samples_seen,
             "n_done": self.n_done,
             "n_fired": self._n_fired,
             "n_tokens": self._n_tokens,
@@ -205,11 +206,11 @@ class Trainer:
             try:
                 state = read_torch(path, device=self.run.device)
             except SaeCheckpointError as error:
-                self._report.say(f"{error}; looking for the state before it")
+                logger.info(f"{error}; looking for the state before it")
                 continue
             if state["recipe"] != self.run.recipe:
                 raise TrainingError(f"'{path}' belongs to other options; choose another --run_name")
-            self.position, self.n_done = state["position"], state["n_done"]
+            self.samples_seen, self.n_done = state["samples_seen"], state["n_done"]
             self._n_fired, self._n_tokens = state["n_fired"], state["n_tokens"]
             self._evaluation = Evaluation(**state["evaluation"]) if state["evaluation"] else None
             self._schedule.load_state_dict(state["schedule"])
@@ -222,9 +223,9 @@ class Trainer:
         evaluation = asdict(self._evaluation) if self._evaluation else None
         return {**sae_cfg(self.run), "evaluation": evaluation}
 
-    def _evaluate(self, held_out: JoinedReader, *, limit: int | None) -> Evaluation:
+    def _evaluate(self, held_out: ConcatReader, *, limit: int | None) -> Evaluation:
         config, layout = self.run.config, self.run.store.spec.tokens
-        products = choose_products("fp32", self.run.device, config.max_memory)
+        products = choose_matmul("fp32", self.run.device, config.max_memory)
         return evaluate(self.finished_sae(), held_out, layout, products=products, choice=config.trained_on, limit=limit)
 
     def _check_sound(self, result: SaeLoss) -> None:
@@ -280,7 +281,7 @@ class Trainer:
             "sparsity/below_1e-5": float((frequency < 1e-5).double().mean()),
             "sparsity/below_1e-6": float((frequency < 1e-6).double().mean()),
             "sparsity/dead_features": float((frequency < config.dead_feature_threshold).double().mean()),
-            "details/n_training_tokens": self.position,
+            "details/n_training_tokens": self.samples_seen,
             "details/current_learning_rate": rate,
         }
 
@@ -296,7 +297,7 @@ def _checkpoint_positions(config: TrainConfig, *, after: int) -> Iterator[int]:
     """Images after which checkpoints are due: evenly spaced between start and end."""
     parts = config.n_checkpoints + 1
     due = (config.total_training_tokens * number // parts for number in range(1, parts))
-    return (position for position in due if position > after)
+    return (n_images for n_images in due if n_images > after)
 
 
 def _make_wandb(run: Run) -> WandbTracker:

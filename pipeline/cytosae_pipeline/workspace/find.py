@@ -1,15 +1,18 @@
 """Finding the store that a verb means, or building it first when everything needed is at hand."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from cytosae_cache.errors import StoreMismatchError, StoreNotFoundError
 from cytosae_cache.format.spec import StoreSpec
 from cytosae_cache.store import ActivationStore, iter_stores
-from cytosae_pipeline.config import BuildConfig, StoreChoice, StoreSource, UserError
+from cytosae_pipeline.config import BuildConfig, StoreChoice, StoreSource
+from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.listing import ImageList, ImageRow
-from cytosae_pipeline.runtime.progress import Reporter
 from cytosae_pipeline.workspace.paths import Workspace
+
+logger = logging.getLogger(__name__)
 
 
 def find_store(
@@ -47,13 +50,12 @@ def find_store(
 
 
 def ensure_store(
-    config: StoreSource, report: Reporter, *, spec_hash: str | None = None, default_block: int | None = None
+    config: StoreSource, *, spec_hash: str | None = None, default_block: int | None = None
 ) -> ActivationStore:
     """The complete store that the options mean; a missing or unfinished one is built first if that can be done.
 
     Args:
         config: The verb's options.
-        report: Told what is going on.
         spec_hash: Spec of the store that the autoencoder was trained on, which wins over others.
         default_block: Block of the autoencoder, used for building.
 
@@ -61,21 +63,21 @@ def ensure_store(
         StoreNotFoundError: If there is no store and no checkpoint or images to build it from.
         StoreIncompleteError: If it is unfinished and cannot be finished from the options.
     """
-    weights = _hash_weights(config, report)
+    weights = _hash_weights(config)
     try:
         store = find_store(config, weights_sha256=weights, spec_hash=spec_hash)
         if store.complete or weights is None:
             return ActivationStore.open(store.path)
-        report.say(f"store '{store.path}' is unfinished: finishing it first")
+        logger.info(f"store '{store.path}' is unfinished: finishing it first")
     except StoreNotFoundError:
         if weights is None or config.store is not None:
             raise
-        report.say(f"no activation store of data set '{config.dataset_name}' yet: building it first")
+        logger.info(f"no activation store of data set '{config.dataset_name}' yet: building it first")
     from cytosae_pipeline.building.build import build_store
 
     block = config.block_layer if default_block is None else default_block
     shared = {name: getattr(config, name) for name in StoreSource.__dataclass_fields__}
-    result = build_store(BuildConfig(**{**shared, "block_layer": block}), report)
+    result = build_store(BuildConfig(**{**shared, "block_layer": block}))
     return ActivationStore.open(result.store)
 
 
@@ -124,13 +126,13 @@ def resolve_model_path(path: Path | None) -> Path | None:
     return embedded_model_path() if path == Path("embedded") else path
 
 
-def _hash_weights(config: StoreSource, report: Reporter) -> str | None:
+def _hash_weights(config: StoreSource) -> str | None:
     """Hash of the checkpoint that was named, so that a store of other weights is never taken for its own."""
     path = resolve_model_path(config.model_path)
     if path is None:
         return None
     if not path.exists():
-        report.say(f"checkpoint '{path}' is not there; going by the stores' own records instead")
+        logger.info(f"checkpoint '{path}' is not there; going by the stores' own records instead")
         return None
     from cytosae.backbones.backbone import weights_sha256
 

@@ -20,7 +20,7 @@ from cytosae.formats.checkpoint import (
     read_torch,
     save_sae,
 )
-from cytosae.sae.base import SparseAutoencoder
+from cytosae.sae.base import Sae
 from cytosae.sae.registry import ARCHITECTURES, make_sae
 
 D, S = 4, 6
@@ -89,14 +89,14 @@ def test_settings_cannot_reach_other_arguments(tmp_path):
 @pytest.mark.parametrize("value", [Path("x"), torch.ones(1), {1, 2}, object()])
 def test_cfg_of_anything_but_json_is_refused_and_nothing_is_written(tmp_path, value):
     with pytest.raises(TypeError, match="not JSON serializable"):
-        save_sae(tmp_path / "sae.pt", SparseAutoencoder(D, S), {"value": value})
+        save_sae(tmp_path / "sae.pt", Sae(D, S), {"value": value})
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
 def test_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, error):
     path = tmp_path / "sae.pt"
-    save_sae(path, SparseAutoencoder(D, S), CFG)
+    save_sae(path, Sae(D, S), CFG)
     before = path.read_bytes()
 
     def fail(value, file):
@@ -324,9 +324,9 @@ def test_killed_while_saving_leaves_a_whole_file(tmp_path):
 import os, pathlib, random, signal, sys, time
 import torch
 from cytosae.formats.checkpoint import load_sae, save_sae
-from cytosae.sae.base import SparseAutoencoder
+from cytosae.sae.base import Sae
 torch.set_num_threads(1)
-path, rng, sae = pathlib.Path(sys.argv[1]), random.Random(0), SparseAutoencoder(64, 512).requires_grad_(False)
+path, rng, sae = pathlib.Path(sys.argv[1]), random.Random(0), Sae(64, 512).requires_grad_(False)
 for number in range(5):
     child = os.fork()
     if not child:

@@ -5,19 +5,19 @@ import copy
 import pytest
 import torch
 
-from cytosae.sae.base import LossInputs, LossWeights, SparseAutoencoder
+from cytosae.sae.base import LossInputs, LossWeights, Sae
 from cytosae.sae.jumprelu import JumpReluSae
 from cytosae.sae.registry import ARCHITECTURES, make_sae
 from cytosae.sae.topk import BatchTopKSae, MatryoshkaSae, TopKSae
 from cytosae.statistics.accumulators import BlockEncoder
-from cytosae.training.fused_loss import Products
+from cytosae.training.fused_loss import MatmulConfig
 from cytosae.training.step import TrainStep
 
 D, S, N, K = 6, 20, 9, 3
 OTHERS = [name for name in ARCHITECTURES if name != "relu"]
 
 
-def make_random(name: str, *, dtype: torch.dtype = torch.float64, seed: int = 0) -> SparseAutoencoder:
+def make_random(name: str, *, dtype: torch.dtype = torch.float64, seed: int = 0) -> Sae:
     """Nothing zero, thresholds positive, some latents silent."""
     sae = make_sae(name, D, S, k=K, prefixes=(0.25, 1.0), bandwidth=0.2).to(dtype)
     generator = torch.Generator().manual_seed(seed)
@@ -42,7 +42,7 @@ def loss_of(sae, x, *, dead=None, weights=None, share=1.0):
 # --- what they compute
 
 
-def activation_by_hand(sae: SparseAutoencoder, s: int, linear: float, pre: list[float]) -> float:
+def activation_by_hand(sae: Sae, s: int, linear: float, pre: list[float]) -> float:
     """Latent s of a token, from `(x - b_dec) W_enc` and all its pre-activations."""
     if sae.architecture == "gated":
         return max(0.0, linear * sae.r_mag[s].exp().item() + sae.b_mag[s].item()) if pre[s] > 0 else 0.0
@@ -258,7 +258,7 @@ def test_running_threshold_follows_the_smallest_activation_kept():
 def test_losses_of_parts_add_up_for_topk():
     x = make_tokens(40, torch.float32).view(4, 10, D)
     results = []
-    for products in (Products(), Products(max_bytes=4 * S * 7)):
+    for products in (MatmulConfig(), MatmulConfig(max_bytes=4 * S * 7)):
         step = TrainStep(
             make_random("topk", dtype=torch.float32), weights=LossWeights(aux=0.0), use_ghost_grads=False,
             dead_feature_window=5, products=products,
@@ -306,7 +306,7 @@ def test_a_planted_dictionary_is_found_again(name, weights):
     sae.tie_()
     if isinstance(sae, JumpReluSae):
         sae.start_from_(draw(512)[0])
-    step = TrainStep(sae, weights=weights, use_ghost_grads=False, dead_feature_window=30, products=Products())
+    step = TrainStep(sae, weights=weights, use_ghost_grads=False, dead_feature_window=30, products=MatmulConfig())
     n_steps = 1000
     for number in range(n_steps):
         step.step(draw(512), 3e-3 * min(1, (n_steps - number) / 300), sparsity=min(1, (number + 1) / 100))

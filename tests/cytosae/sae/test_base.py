@@ -1,19 +1,19 @@
-"""The autoencoder: definition 4.4, seeded starts, decoder rows."""
+"""The autoencoder: docs/definitions.md, section 4, seeded starts, decoder rows."""
 
 import math
 
 import pytest
 import torch
 
-from cytosae.sae.base import SparseAutoencoder
+from cytosae.sae.base import Sae
 from cytosae.sae.registry import ARCHITECTURES, make_sae
 
 D, S = 5, 11
 
 
-def make_random_sae(seed=0) -> SparseAutoencoder:
+def make_random_sae(seed=0) -> Sae:
     """All four parameters non-zero, float64."""
-    sae = SparseAutoencoder(D, S, dtype=torch.float64)
+    sae = Sae(D, S, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in sae.parameters():
@@ -50,12 +50,12 @@ def test_parts_agree_with_forward_at_any_leading_shape(leading):
 
 
 def test_parameters_have_the_shapes_of_the_file_format():
-    shapes = {name: tuple(tensor.shape) for name, tensor in SparseAutoencoder(D, S).state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in Sae(D, S).state_dict().items()}
     assert shapes == {"W_enc": (D, S), "b_enc": (S,), "W_dec": (S, D), "b_dec": (D,)}
 
 
 def test_start_is_kaiming_uniform_with_unit_rows_and_zero_biases():
-    sae = SparseAutoencoder(64, 512, seed=7)
+    sae = Sae(64, 512, seed=7)
     bound = math.sqrt(6 / 512)  # fan-in is the second dimension, as torch counts it and the reference uses it
     assert sae.W_enc.abs().max() <= bound
     assert sae.W_enc.abs().max() > 0.99 * bound
@@ -67,10 +67,10 @@ def test_start_is_kaiming_uniform_with_unit_rows_and_zero_biases():
 
 def test_seed_alone_decides_the_start():
     state = torch.random.get_rng_state()
-    first = SparseAutoencoder(D, S, seed=3)
+    first = Sae(D, S, seed=3)
     assert torch.equal(torch.random.get_rng_state(), state), "the global random state was touched"
     torch.manual_seed(99)
-    again, other = SparseAutoencoder(D, S, seed=3), SparseAutoencoder(D, S, seed=4)
+    again, other = Sae(D, S, seed=3), Sae(D, S, seed=4)
     assert torch.equal(first.W_enc, again.W_enc)
     assert torch.equal(first.W_dec, again.W_dec)
     assert not torch.equal(first.W_enc, other.W_enc)
@@ -78,10 +78,8 @@ def test_seed_alone_decides_the_start():
 
 
 def test_dtype_and_device_are_those_asked_for():
-    assert {parameter.dtype for parameter in SparseAutoencoder(D, S, dtype=torch.bfloat16).parameters()} == {
-        torch.bfloat16
-    }
-    assert {parameter.device.type for parameter in SparseAutoencoder(D, S, device="meta").parameters()} == {"meta"}
+    assert {parameter.dtype for parameter in Sae(D, S, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
+    assert {parameter.device.type for parameter in Sae(D, S, device="meta").parameters()} == {"meta"}
 
 
 def test_normalise_decoder_keeps_directions_and_survives_a_zero_row():
@@ -110,17 +108,17 @@ def test_remove_parallel_gradient_leaves_what_turns_the_rows():
 
 def test_remove_parallel_gradient_needs_a_gradient():
     with pytest.raises(RuntimeError, match="call backward first"):
-        SparseAutoencoder(D, S).remove_parallel_gradient_()
+        Sae(D, S).remove_parallel_gradient_()
 
 
 @pytest.mark.parametrize(("d_in", "n_latents"), [(0, 3), (3, 0), (-1, 3)])
 def test_sizes_below_one_are_refused(d_in, n_latents):
     with pytest.raises(ValueError, match=f"1 or more, found {d_in} and {n_latents}"):
-        SparseAutoencoder(d_in, n_latents)
+        Sae(d_in, n_latents)
 
 
 def test_make_sae_knows_its_architectures():
     for name in ARCHITECTURES:
-        assert torch.equal(make_sae(name, D, S, seed=8, k=3).W_enc, SparseAutoencoder(D, S, seed=8).W_enc)
+        assert torch.equal(make_sae(name, D, S, seed=8, k=3).W_enc, Sae(D, S, seed=8).W_enc)
     with pytest.raises(ValueError, match=r"one of relu.*found 'tpok'"):
         make_sae("tpok", D, S)

@@ -1,9 +1,9 @@
-"""Products over the entries that are not zero against dense ones."""
+"""MatmulConfig over the entries that are not zero against dense ones."""
 
 import pytest
 import torch
 
-from cytosae.sae.coo import Nonzeros
+from cytosae.sae.coo import CooMatrix
 
 N, S, D = 7, 11, 5
 
@@ -18,7 +18,7 @@ def make_matrix(density: float) -> torch.Tensor:
 def test_products_are_those_of_the_dense_matrix(density):
     matrix = make_matrix(density)
     left, right = torch.randn(N, D, dtype=torch.float64), torch.randn(S, D, dtype=torch.float64)
-    entries = Nonzeros.of(matrix)
+    entries = CooMatrix.of(matrix)
     torch.testing.assert_close(entries.decode(right), matrix @ right)
     torch.testing.assert_close(entries.dots(left, right), (left @ right.T)[matrix != 0])
     turned = entries.by_column()
@@ -32,7 +32,7 @@ def test_products_are_those_of_the_dense_matrix(density):
 def test_a_transposed_product_is_made_or_added_in_blocks(n_rows):
     matrix = torch.randn(n_rows, S, dtype=torch.float64) * (torch.rand(n_rows, S) < 0.3)
     right, before = torch.randn(S, D, dtype=torch.float64), torch.randn(D, n_rows, dtype=torch.float64)
-    entries, onto = Nonzeros.of(matrix), before.clone()
+    entries, onto = CooMatrix.of(matrix), before.clone()
     torch.testing.assert_close(entries.transposed_product(right), (matrix @ right).T)
     assert entries.transposed_product(right, onto) is onto
     torch.testing.assert_close(onto, before + (matrix @ right).T)
@@ -40,12 +40,12 @@ def test_a_transposed_product_is_made_or_added_in_blocks(n_rows):
 
 def test_results_repeat_to_the_last_bit():
     matrix, right = torch.randn(64, 300).relu_(), torch.randn(300, 40)
-    first, again = (Nonzeros.of(matrix).decode(right) for _ in range(2))
+    first, again = (CooMatrix.of(matrix).decode(right) for _ in range(2))
     assert torch.equal(first, again)
 
 
 def test_values_may_be_exchanged():
-    entries = Nonzeros.of(make_matrix(0.5))
+    entries = CooMatrix.of(make_matrix(0.5))
     doubled = entries.with_values(entries.values * 2)
     right = torch.randn(S, D, dtype=torch.float64)
     torch.testing.assert_close(doubled.decode(right), 2 * entries.decode(right))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cytosae.sae.registry import ARCHITECTURES, make_sae
-from cytosae.statistics.heatmaps import LatentEncoder, make_byte_maps, read_image
+from cytosae.statistics.heatmaps import LatentEncoder, make_byte_maps, summarize_image
 
 
 def _acts(n_tokens=9, n_latents=40, seed=0, *, ties=False):
@@ -54,7 +54,7 @@ def test_maps_of_nothing():
 @pytest.mark.parametrize("n", [1, 5, 40, 99])
 def test_the_strongest_are_those_of_a_plain_sort(ties, n):
     acts = _acts(ties=ties)
-    reading = read_image(acts, n_latents=n, n_per_token=n)
+    reading = summarize_image(acts, n_latents=n, n_per_token=n)
     for token, values in enumerate(acts.tolist()):
         expected = sorted(
             (latent for latent, value in enumerate(values) if value > 0), key=lambda at: (-values[at], at)
@@ -72,6 +72,6 @@ def test_the_strongest_are_those_of_a_plain_sort(ties, n):
 
 
 def test_an_image_on_which_nothing_is_active():
-    reading = read_image(torch.zeros(3, 5), n_latents=2, n_per_token=2)
+    reading = summarize_image(torch.zeros(3, 5), n_latents=2, n_per_token=2)
     assert reading.latents.tolist() == []
     assert (reading.token_latents == -1).all()

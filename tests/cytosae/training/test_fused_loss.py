@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from cytosae.sae.base import SaeLoss, SparseAutoencoder
-from cytosae.training.fused_loss import Products, iter_parts, reference_gradients
+from cytosae.sae.base import Sae, SaeLoss
+from cytosae.training.fused_loss import MatmulConfig, fused_reference_loss, iter_parts
 from cytosae.training.loss import reference_loss
 
 B, T, D, S = 4, 17, 48, 300
@@ -14,10 +14,10 @@ SMALL = 8 * S * 11
 """Bytes that hold the latents of 11 tokens, so that parts are uneven."""
 
 
-def make_case(dtype: torch.dtype, *, shift: float = 0.0) -> tuple[SparseAutoencoder, torch.Tensor, torch.Tensor]:
+def make_case(dtype: torch.dtype, *, shift: float = 0.0) -> tuple[Sae, torch.Tensor, torch.Tensor]:
     """An autoencoder without zeros, activations with one zero token, and a mask of dead latents."""
     generator = torch.Generator().manual_seed(0)
-    sae = SparseAutoencoder(D, S, dtype=dtype)
+    sae = Sae(D, S, dtype=dtype)
     x = 2 * torch.randn(B, T, D, generator=generator, dtype=torch.float64)
     x[1, 2] = 0
     with torch.no_grad():
@@ -27,14 +27,14 @@ def make_case(dtype: torch.dtype, *, shift: float = 0.0) -> tuple[SparseAutoenco
     return sae, x.to(dtype), torch.rand(S, generator=generator) < 0.3
 
 
-def plain(sae: SparseAutoencoder, x: torch.Tensor, **options) -> SaeLoss:
+def plain(sae: Sae, x: torch.Tensor, **options) -> SaeLoss:
     sae.zero_grad()
     terms, output = reference_loss(sae, x, **options)
     terms.loss.backward()
     return SaeLoss(terms, (output.acts > 0).sum(dim=(0, 1)), output.reconstruction.detach())
 
 
-def gradients(sae: SparseAutoencoder) -> dict[str, torch.Tensor]:
+def gradients(sae: Sae) -> dict[str, torch.Tensor]:
     return {name: parameter.grad.clone() for name, parameter in sae.named_parameters()}
 
 
@@ -55,8 +55,8 @@ def test_losses_and_gradients_are_those_of_the_plain_path(ghost, norm_weighted_l
     }  # fmt: skip
     wanted = plain(sae, x, **options)
     expected = gradients(sae)
-    products = Products(torch.float64, max_bytes=max_bytes, sparse_below=sparse_below)
-    found = reference_gradients(sae, x, **options, products=products)
+    products = MatmulConfig(torch.float64, max_bytes=max_bytes, sparse_below=sparse_below)
+    found = fused_reference_loss(sae, x, **options, products=products)
     for name in wanted.terms._fields:
         one, other = getattr(found.terms, name).item(), getattr(wanted.terms, name).item()
         assert one == pytest.approx(other, rel=1e-12), name
@@ -75,7 +75,9 @@ def test_float32_is_within_1e_5(max_bytes, sparse_below):
     options = {"l1_coefficient": 0.03, "mse_cls_coefficient": 2.0}
     wanted = plain(sae, x, **options)
     expected = gradients(sae)
-    found = reference_gradients(sae, x, **options, products=Products(max_bytes=max_bytes, sparse_below=sparse_below))
+    found = fused_reference_loss(
+        sae, x, **options, products=MatmulConfig(max_bytes=max_bytes, sparse_below=sparse_below)
+    )
     for one, other in zip(found.terms, wanted.terms, strict=True):
         assert one.item() == pytest.approx(other.item(), rel=1e-5)
     for name, gradient in gradients(sae).items():
@@ -92,7 +94,7 @@ def test_ghost_gradients_in_float32_are_as_exact_as_the_plain_ones(sparse_below)
     truth = gradients(wide)
     plain(sae, x, **options)
     allowed = {name: max(1e-5, 20 * distance(gradient, truth[name])) for name, gradient in gradients(sae).items()}
-    reference_gradients(sae, x, **options, products=Products(sparse_below=sparse_below))
+    fused_reference_loss(sae, x, **options, products=MatmulConfig(sparse_below=sparse_below))
     for name, gradient in gradients(sae).items():
         assert distance(gradient, truth[name]) < allowed[name] < 1e-2, name
 
@@ -102,7 +104,7 @@ def test_bfloat16_products_leave_weights_and_gradients_in_float32(shift):
     sae, x, _ = make_case(torch.float32, shift=shift)
     wanted = plain(sae, x, l1_coefficient=0.03)
     expected = gradients(sae)
-    found = reference_gradients(sae, x, l1_coefficient=0.03, products=Products(torch.bfloat16))
+    found = fused_reference_loss(sae, x, l1_coefficient=0.03, products=MatmulConfig(torch.bfloat16))
     assert {parameter.dtype for parameter in sae.parameters()} == {torch.float32}
     assert found.terms.loss.item() == pytest.approx(wanted.terms.loss.item(), rel=5e-3)
     for name, gradient in gradients(sae).items():
@@ -116,9 +118,9 @@ def test_parts_cover_all_tokens_and_none_is_larger_than_the_budget():
         assert [token for part in parts for token in range(part.start, part.stop)] == list(range(n_tokens))
         assert max(part.stop - part.start for part in parts) <= longest
         assert len(parts) == -(-n_tokens // longest)
-    assert Products(torch.float32, max_bytes=4000).n_tokens(100) == 10
-    assert Products(torch.bfloat16, max_bytes=4000).n_tokens(100) == 20
-    assert Products(max_bytes=1).n_tokens(100) == 1
+    assert MatmulConfig(torch.float32, max_bytes=4000).n_tokens(100) == 10
+    assert MatmulConfig(torch.bfloat16, max_bytes=4000).n_tokens(100) == 20
+    assert MatmulConfig(max_bytes=1).n_tokens(100) == 1
 
 
 def test_no_tensor_of_tokens_and_latents_is_larger_than_the_budget():
@@ -133,9 +135,9 @@ def test_no_tensor_of_tokens_and_latents_is_larger_than_the_budget():
             return result
 
     generator = torch.Generator().manual_seed(0)
-    sae, x = SparseAutoencoder(8, 512), torch.randn(4, 64, 8, generator=generator)
+    sae, x = Sae(8, 512), torch.randn(4, 64, 8, generator=generator)
     budget = 64 * 512 * 4
-    for products, most in ((Products(max_bytes=budget), budget), (Products(), 256 * 512 * 4)):
+    for products, most in ((MatmulConfig(max_bytes=budget), budget), (MatmulConfig(), 256 * 512 * 4)):
         with Watch() as watch:
-            reference_gradients(sae, x, l1_coefficient=0.1, dead_mask=torch.ones(512) > 0, products=products)
+            fused_reference_loss(sae, x, l1_coefficient=0.1, dead_mask=torch.ones(512) > 0, products=products)
         assert watch.largest == most

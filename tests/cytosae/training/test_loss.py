@@ -1,20 +1,20 @@
-"""The loss of definition 4.5 and its gradients against a loop over single numbers; schedule and metrics."""
+"""The reference loss and its gradients against a loop over single numbers; schedule and metrics."""
 
 import math
 
 import pytest
 import torch
 
-from cytosae.sae.base import SparseAutoencoder
+from cytosae.sae.base import Sae
 from cytosae.training.loss import explained_variance, reference_loss
 
 B, T, D, S = 2, 3, 4, 6
 NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
-def make_sae(seed=0, dtype=torch.float64) -> SparseAutoencoder:
+def make_sae(seed=0, dtype=torch.float64) -> Sae:
     """Random parameters, the biases too; decoder rows of unit norm."""
-    sae = SparseAutoencoder(D, S, dtype=dtype)
+    sae = Sae(D, S, dtype=dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in sae.parameters():
@@ -118,7 +118,7 @@ def test_ghost_term_moves_a_latent_that_never_fires():
 
 
 def test_perfect_reconstruction_costs_nothing_and_has_finite_gradients():
-    sae = SparseAutoencoder(2, 2)
+    sae = Sae(2, 2)
     with torch.no_grad():
         sae.W_enc.copy_(torch.eye(2))
         sae.W_dec.copy_(torch.eye(2))

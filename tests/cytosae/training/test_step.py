@@ -6,8 +6,8 @@ import io
 import pytest
 import torch
 
-from cytosae.sae.base import LossWeights, SparseAutoencoder
-from cytosae.training.fused_loss import Products
+from cytosae.sae.base import LossWeights, Sae
+from cytosae.training.fused_loss import MatmulConfig
 from cytosae.training.step import DeadLatentTracker, TrainStep
 from tests.cytosae.training.test_loss import NAMES, D, S, length, loss_by_loops, make_sae, make_x
 
@@ -46,7 +46,7 @@ def make_step(seed=0, *, ghost=True, window=1, cls=2.0, dtype=torch.float32, pro
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("products", [None, Products(torch.float64), Products(torch.float64, sparse_below=1.1)])
+@pytest.mark.parametrize("products", [None, MatmulConfig(torch.float64), MatmulConfig(torch.float64, sparse_below=1.1)])
 @pytest.mark.parametrize("ghost", [True, False])
 def test_steps_are_those_of_a_loop_written_by_hand(ghost, products):
     step = make_step(ghost=ghost, dtype=torch.float64, products=products)
@@ -149,7 +149,7 @@ def test_training_is_repeatable_to_the_last_bit():
 
 def test_state_of_another_size_is_refused():
     other = TrainStep(
-        SparseAutoencoder(D, S + 1), weights=LossWeights(l1=0.1), use_ghost_grads=False, dead_feature_window=1
+        Sae(D, S + 1), weights=LossWeights(l1=0.1), use_ghost_grads=False, dead_feature_window=1
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="size mismatch for W_enc"):
         make_step().load_state_dict(other.state_dict())

@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cytosae_cache.format.quantize import SCALE_BYTES, Channels, dequantise, measure_channels, quantise
+from cytosae_cache.format.quantize import SCALE_BYTES, Channels, dequantize, measure_channels, quantize
 
 
 def _round_trip(image, channels):
     record = np.empty((len(image), image.shape[1] + SCALE_BYTES), np.int8)
-    quantise(image, channels, record)
+    quantize(image, channels, record)
     out = np.empty_like(image)
-    dequantise(record, channels, out, np.empty(image.shape, np.float32))
+    dequantize(record, channels, out, np.empty(image.shape, np.float32))
     return record, out
 
 

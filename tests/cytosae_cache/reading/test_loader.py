@@ -7,22 +7,22 @@ import pytest
 
 from cytosae_cache.errors import StoreCorruptError, StoreError, StoreMismatchError
 from cytosae_cache.format.shard import shard_name
-from cytosae_cache.reading.concat import JoinedReader
-from cytosae_cache.reading.loader import ReadAhead, TrainingStream, iter_row_blocks
+from cytosae_cache.reading.concat import ConcatReader
+from cytosae_cache.reading.loader import Prefetcher, ShuffledLoader, iter_row_blocks
 from cytosae_cache.reading.reader import StoreReader
-from cytosae_cache.reading.sampler import Sampling
+from cytosae_cache.reading.sampler import Sampler
 from tests.support.stores import make_activations, make_spec, make_store
 
 
 def _collect(stream):
-    return [(batch.rows.tolist(), batch.activations.copy(), batch.position) for batch in stream]
+    return [(batch.rows.tolist(), batch.activations.copy(), batch.samples_seen) for batch in stream]
 
 
 def test_every_valid_image_once_an_epoch_and_its_own_numbers(tmp_path):
     activations = make_activations(11)
     store = make_store(tmp_path / "s.zarr", activations, invalid=[3])
     with StoreReader(store) as reader:
-        batches = _collect(TrainingStream(JoinedReader([reader]), batch_images=4, seed=1, stop=30))
+        batches = _collect(ShuffledLoader(ConcatReader([reader]), batch_images=4, seed=1, stop=30))
     rows = [row for part, _, _ in batches for row in part]
     for epoch in range(3):
         assert sorted(rows[epoch * 10 : epoch * 10 + 10]) == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10]
@@ -35,8 +35,10 @@ def test_every_valid_image_once_an_epoch_and_its_own_numbers(tmp_path):
 def test_a_stream_resumes_with_the_batches_that_would_have_come(tmp_path):
     store = make_store(tmp_path / "s.zarr", make_activations(11))
     with StoreReader(store) as reader:
-        whole = _collect(TrainingStream(JoinedReader([reader]), batch_images=4, seed=1, stop=40))
-        tail = _collect(TrainingStream(JoinedReader([reader]), batch_images=4, seed=1, position=whole[3][2], stop=40))
+        whole = _collect(ShuffledLoader(ConcatReader([reader]), batch_images=4, seed=1, stop=40))
+        tail = _collect(
+            ShuffledLoader(ConcatReader([reader]), batch_images=4, seed=1, samples_seen=whole[3][2], stop=40)
+        )
     assert [part for part, _, _ in tail] == [part for part, _, _ in whole[4:]]
 
 
@@ -45,7 +47,7 @@ def test_several_stores_as_one(tmp_path):
     stores = [make_store(tmp_path / f"{number}.zarr", part, invalid=[1]) for number, part in enumerate(parts)]
     both = np.concatenate(parts)
     with StoreReader(stores[0]) as first, StoreReader(stores[1]) as second:
-        stream = TrainingStream(JoinedReader([first, second]), batch_images=4, seed=1, stop=10)
+        stream = ShuffledLoader(ConcatReader([first, second]), batch_images=4, seed=1, stop=10)
         batches = _collect(stream)
     assert sorted(row for part, _, _ in batches for row in part) == [0, 2, 3, 4, 5, 7, 8, 9, 10, 11]
     for part, values, _ in batches:
@@ -68,12 +70,12 @@ def readers(request, tmp_path):
 @pytest.mark.parametrize("in_memory", [False, True])
 def test_every_way_of_serving_gives_the_plain_batches(readers, shuffle, batch_of, in_memory, monkeypatch):
     monkeypatch.setattr("cytosae_cache.reading.sampler.GROUP_BATCHES", 2)
-    images = JoinedReader(readers)
+    images = ConcatReader(readers)
     everything = images.read_all()
-    sampling = Sampling(images.layout, 5, 4, 1, shuffle, batch_of)
-    plain = list(sampling.iter_batches(position=0, stop=70))
+    sampling = Sampler(images.layout, 5, 4, 1, shuffle, batch_of)
+    plain = list(sampling.iter_batches(samples_seen=0, stop=70))
     options = {"batch_images": 4, "seed": 1, "stop": 70, "shuffle": shuffle, "batch_of": batch_of}
-    batches = _collect(TrainingStream(JoinedReader(readers), **options, in_memory=in_memory))
+    batches = _collect(ShuffledLoader(ConcatReader(readers), **options, in_memory=in_memory))
     assert len(batches) == len(plain)
     flat = everything.reshape(len(everything) * sampling.parts_per_row, -1)
     for (rows, values, _), parts in zip(batches, plain, strict=True):
@@ -81,11 +83,11 @@ def test_every_way_of_serving_gives_the_plain_batches(readers, shuffle, batch_of
         assert np.ravel(rows).tolist() == images.rows[parts // sampling.parts_per_row].tolist()
     for start in (3, 8):
         tail = _collect(
-            TrainingStream(JoinedReader(readers), **options, in_memory=in_memory, position=batches[start - 1][2])
+            ShuffledLoader(ConcatReader(readers), **options, in_memory=in_memory, samples_seen=batches[start - 1][2])
         )
         assert len(tail) == len(batches) - start
-        for (rows, values, position), expected in zip(tail, batches[start:], strict=True):
-            assert (rows, position) == (expected[0], expected[2])
+        for (rows, values, samples_seen), expected in zip(tail, batches[start:], strict=True):
+            assert (rows, samples_seen) == (expected[0], expected[2])
             assert np.array_equal(values, expected[1])
 
 
@@ -93,7 +95,7 @@ def test_every_token_once_an_epoch(tmp_path):
     activations = np.arange(11 * 5 * 2, dtype="<f2").reshape(11, 5, 2)
     store = make_store(tmp_path / "s.zarr", activations)
     with StoreReader(store) as reader:
-        batches = _collect(TrainingStream(JoinedReader([reader]), batch_images=3, seed=1, stop=11, batch_of="tokens"))
+        batches = _collect(ShuffledLoader(ConcatReader([reader]), batch_images=3, seed=1, stop=11, batch_of="tokens"))
     assert [values.shape for _, values, _ in batches] == [(3, 5, 2)] * 3 + [(2, 5, 2)]
     tokens = np.concatenate([values.reshape(-1, 2) for _, values, _ in batches])
     assert sorted(map(tuple, tokens)) == sorted(map(tuple, activations.reshape(-1, 2)))
@@ -112,8 +114,8 @@ def test_memory_is_bounded_by_the_window(tmp_path, n, monkeypatch):
         return array
 
     with StoreReader(store) as reader:
-        stream = TrainingStream(
-            JoinedReader([reader]), batch_images=3, seed=1, stop=n, shuffle="windowed", make_buffer=counting
+        stream = ShuffledLoader(
+            ConcatReader([reader]), batch_images=3, seed=1, stop=n, shuffle="windowed", make_buffer=counting
         )
         monkeypatch.setattr("cytosae_cache.reading.loader.aligned_buffer", counting)
         for _ in stream:
@@ -127,7 +129,7 @@ def test_a_window_is_read_from_its_start_to_its_end(tmp_path):
     with StoreReader(store) as reader:
         read_rows = reader.read_rows
         reader.read_rows = lambda rows, out: (asked.append(rows.tolist()), read_rows(rows, out))
-        _collect(TrainingStream(JoinedReader([reader]), batch_images=3, seed=1, stop=40, shuffle="windowed"))
+        _collect(ShuffledLoader(ConcatReader([reader]), batch_images=3, seed=1, stop=40, shuffle="windowed"))
     assert len(asked) == 2
     assert all(rows == sorted(rows) for rows in asked)
     assert sorted(row for rows in asked for row in rows) == list(range(40))
@@ -139,7 +141,7 @@ def test_a_batch_of_two_stores_is_two_reads(tmp_path):
     with StoreReader(stores[0]) as first, StoreReader(stores[1]) as second:
         for reader in (first, second):
             reader.read_rows = lambda rows, out, read=reader.read_rows: (calls.append(len(rows)), read(rows, out))
-        _collect(TrainingStream(JoinedReader([first, second]), batch_images=20, seed=1, stop=40))
+        _collect(ShuffledLoader(ConcatReader([first, second]), batch_images=20, seed=1, stop=40))
     assert len(calls) == 4
     assert sum(calls) == 40
 
@@ -147,14 +149,14 @@ def test_a_batch_of_two_stores_is_two_reads(tmp_path):
 def test_memory_is_read_once(tmp_path):
     store = make_store(tmp_path / "s.zarr", make_activations(11))
     with StoreReader(store) as reader:
-        stream = TrainingStream(JoinedReader([reader]), batch_images=4, seed=1, stop=55, in_memory=True)
+        stream = ShuffledLoader(ConcatReader([reader]), batch_images=4, seed=1, stop=55, in_memory=True)
     assert len(_collect(stream)) == 14  # the reader is closed
 
 
 def test_batches_of_nothing_are_refused(tmp_path):
     store = make_store(tmp_path / "s.zarr", make_activations(2))
     with StoreReader(store) as reader, pytest.raises(ValueError, match="batch_images .* must be 1 or more"):
-        TrainingStream(JoinedReader([reader]), batch_images=0, seed=0, stop=4)
+        ShuffledLoader(ConcatReader([reader]), batch_images=0, seed=0, stop=4)
 
 
 def test_stores_of_different_kinds_are_not_mixed(tmp_path):
@@ -163,13 +165,13 @@ def test_stores_of_different_kinds_are_not_mixed(tmp_path):
     second = make_store(tmp_path / "b.zarr", make_activations(4), spec=spec)
     with StoreReader(first) as one, StoreReader(second) as two:
         with pytest.raises(StoreMismatchError, match="cannot be streamed as one: .*weights_sha256"):
-            TrainingStream(JoinedReader([one, two]), batch_images=2, seed=0, stop=4)
+            ShuffledLoader(ConcatReader([one, two]), batch_images=2, seed=0, stop=4)
 
 
 def test_nothing_valid(tmp_path):
     store = make_store(tmp_path / "s.zarr", make_activations(2), invalid=[0, 1])
     with StoreReader(store) as reader, pytest.raises(StoreError, match="nothing to train on"):
-        TrainingStream(JoinedReader([reader]), batch_images=2, seed=0, stop=4)
+        ShuffledLoader(ConcatReader([reader]), batch_images=2, seed=0, stop=4)
 
 
 @pytest.mark.parametrize("block_rows", [1, 4, 8, 64])
@@ -198,7 +200,7 @@ def test_damage_met_while_reading_ahead_reaches_the_consumer(tmp_path, shuffle, 
     (store.path / shard_name(1)).unlink()
     with StoreReader(store) as reader, pytest.raises(StoreCorruptError, match="is missing"):
         _collect(
-            TrainingStream(JoinedReader([reader]), batch_images=2, seed=0, stop=12, shuffle=shuffle, batch_of=batch_of)
+            ShuffledLoader(ConcatReader([reader]), batch_images=2, seed=0, stop=12, shuffle=shuffle, batch_of=batch_of)
         )
 
 
@@ -206,8 +208,8 @@ def test_damage_met_while_reading_ahead_reaches_the_consumer(tmp_path, shuffle, 
 def test_stopping_early_ends_the_threads(tmp_path, shuffle, batch_of):
     store = make_store(tmp_path / "s.zarr", make_activations(12))
     with StoreReader(store) as reader:
-        stream = TrainingStream(
-            JoinedReader([reader]), batch_images=2, seed=0, stop=1000, shuffle=shuffle, batch_of=batch_of
+        stream = ShuffledLoader(
+            ConcatReader([reader]), batch_images=2, seed=0, stop=1000, shuffle=shuffle, batch_of=batch_of
         )
         iterator = iter(stream)
         next(iterator)
@@ -227,7 +229,7 @@ def test_buffers_are_few_and_never_overwritten_while_in_use():
         return plan, buffer
 
     seen = []
-    for plan, buffer in ReadAhead(range(50), fill, make, depth=3):
+    for plan, buffer in Prefetcher(range(50), fill, make, depth=3):
         assert buffer[0] == plan
         seen.append(plan)
     assert seen == list(range(50))

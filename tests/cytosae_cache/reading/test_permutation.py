@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cytosae_cache.reading.permutation import (
-    cut_anew,
+    coalesce_reads,
     epoch_order,
     epoch_windows,
     iter_batches,
-    plan_runs,
+    rebatch,
     split_evenly,
     spread_rows,
 )
@@ -44,10 +44,10 @@ def test_the_shuffle_is_uniform():
 
 @given(st.integers(1, 40), st.integers(1, 17), st.integers(0, 90), st.integers(0, 130))
 def test_batches_from_a_position_are_the_tail_of_the_unbroken_run(n, batch, skip, stop):
-    whole = list(iter_batches(n, batch_rows=batch, seed=7, position=0, stop=stop))
-    position = min(skip // batch * batch, stop)
-    tail = list(iter_batches(n, batch_rows=batch, seed=7, position=position, stop=stop))
-    assert [part.tolist() for part in tail] == [part.tolist() for part in whole[-(-position // batch) :]]
+    whole = list(iter_batches(n, batch_rows=batch, seed=7, samples_seen=0, stop=stop))
+    samples_seen = min(skip // batch * batch, stop)
+    tail = list(iter_batches(n, batch_rows=batch, seed=7, samples_seen=samples_seen, stop=stop))
+    assert [part.tolist() for part in tail] == [part.tolist() for part in whole[-(-samples_seen // batch) :]]
     rows = np.concatenate([np.empty(0, dtype=np.int64), *whole])
     assert len(rows) == stop
     for epoch in range(stop // n):
@@ -57,7 +57,7 @@ def test_batches_from_a_position_are_the_tail_of_the_unbroken_run(n, batch, skip
 @given(st.lists(st.integers(0, 60), max_size=40), st.integers(1, 9), st.one_of(st.none(), st.integers(1, 5)))
 def test_runs_put_every_row_in_its_slot(rows, shard_images, max_run):
     placed = {}
-    for run in plan_runs(np.array(rows, dtype=np.int64), shard_images, max_run):
+    for run in coalesce_reads(np.array(rows, dtype=np.int64), shard_images, max_run):
         assert 0 <= run.first
         assert run.first + run.n_images <= shard_images
         assert max_run is None or run.n_images <= max_run
@@ -68,8 +68,8 @@ def test_runs_put_every_row_in_its_slot(rows, shard_images, max_run):
 
 
 def test_neighbours_become_one_read():
-    assert len(plan_runs(np.arange(20), 10)) == 2
-    assert len(plan_runs(np.arange(20)[::-1].copy(), 10)) == 20
+    assert len(coalesce_reads(np.arange(20), 10)) == 2
+    assert len(coalesce_reads(np.arange(20)[::-1].copy(), 10)) == 20
 
 
 @given(st.integers(0, 200), st.integers(0, 50))
@@ -91,7 +91,7 @@ def test_negative_arguments_are_refused(arguments):
 
 def test_empty_epochs_are_refused():
     with pytest.raises(ValueError, match="must be 1 or more"):
-        next(iter_batches(0, batch_rows=1, seed=0, position=0, stop=1))
+        next(iter_batches(0, batch_rows=1, seed=0, samples_seen=0, stop=1))
 
 
 def test_windows_of_nothing_are_refused():
@@ -103,7 +103,7 @@ def test_windows_of_nothing_are_refused():
 def test_cutting_anew_keeps_the_numbers(lengths, length):
     bounds = np.cumsum([0, *lengths])
     stretches = [np.arange(start, end) for start, end in itertools.pairwise(bounds)]
-    cut = list(cut_anew(stretches, length))
+    cut = list(rebatch(stretches, length))
     assert [number for stretch in cut for number in stretch] == list(range(bounds[-1]))
     assert all(len(stretch) == length for stretch in cut[:-1])
     assert all(0 < len(stretch) <= length for stretch in cut)

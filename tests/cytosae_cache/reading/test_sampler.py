@@ -1,4 +1,4 @@
-"""Every order of a training run serves everything once an epoch, and goes on exactly from any position."""
+"""Every order of a training run serves everything once an epoch, and goes on exactly from any samples_seen."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cytosae_cache.reading.permutation import epoch_order, group_order
-from cytosae_cache.reading.sampler import GROUP_BATCHES, WINDOW_SHARDS, Layout, Sampling
+from cytosae_cache.reading.sampler import GROUP_BATCHES, WINDOW_SHARDS, Layout, Sampler
 
 KINDS = [("global", "images"), ("global", "tokens"), ("windowed", "images"), ("windowed", "tokens")]
 
@@ -20,7 +20,7 @@ def _layout(shard_rows, n_first=None):
 
 
 samplings = st.builds(
-    Sampling,
+    Sampler,
     st.lists(st.integers(0, 6), min_size=1, max_size=9).filter(any).map(_layout),
     n_tokens=st.integers(1, 4),
     batch_images=st.integers(1, 9),
@@ -33,7 +33,7 @@ samplings = st.builds(
 
 @given(samplings, st.integers(0, 90), st.integers(0, 90))
 def test_every_part_once_an_epoch_and_resuming_gives_the_tail(sampling, skip, stop):
-    whole = list(sampling.iter_batches(position=0, stop=stop))
+    whole = list(sampling.iter_batches(samples_seen=0, stop=stop))
     parts = np.concatenate([np.empty(0, dtype=np.int64), *whole])
     per_epoch = sampling.n_rows * sampling.parts_per_row
     assert len(parts) == stop * sampling.parts_per_row
@@ -42,8 +42,8 @@ def test_every_part_once_an_epoch_and_resuming_gives_the_tail(sampling, skip, st
         served = parts[epoch * per_epoch : (epoch + 1) * per_epoch]
         assert sorted(served) == list(range(per_epoch))
     number = min(skip, len(whole))
-    position = min(number * sampling.batch_images, stop)
-    tail = list(sampling.iter_batches(position=position, stop=stop))
+    samples_seen = min(number * sampling.batch_images, stop)
+    tail = list(sampling.iter_batches(samples_seen=samples_seen, stop=stop))
     assert [batch.tolist() for batch in tail] == [batch.tolist() for batch in whole[number:]]
 
 
@@ -67,20 +67,20 @@ def test_a_window_is_whole_shards(sampling):
 
 
 def test_a_position_anywhere_gives_the_parts_that_come_there():
-    # Not only at borders of batches: the images or tokens after the position, in the same order.
+    # Not only at borders of batches: the images or tokens after the samples_seen, in the same order.
     for shuffle, batch_of in KINDS:
-        sampling = Sampling(_layout([3, 4, 2, 5]), 3, 4, 1, shuffle, batch_of, window_shards=2)
-        whole = np.concatenate(list(sampling.iter_batches(position=0, stop=40)))
-        for position in range(40):
-            tail = np.concatenate(list(sampling.iter_batches(position=position, stop=40)))
-            assert np.array_equal(tail, whole[position * sampling.parts_per_row :])
+        sampling = Sampler(_layout([3, 4, 2, 5]), 3, 4, 1, shuffle, batch_of, window_shards=2)
+        whole = np.concatenate(list(sampling.iter_batches(samples_seen=0, stop=40)))
+        for samples_seen in range(40):
+            tail = np.concatenate(list(sampling.iter_batches(samples_seen=samples_seen, stop=40)))
+            assert np.array_equal(tail, whole[samples_seen * sampling.parts_per_row :])
 
 
 def test_the_orders_are_frozen():
     # Golden: a change here would make every interrupted run resume in another order.
     assert (WINDOW_SHARDS, GROUP_BATCHES) == (8, 8)
     found = {
-        kind: next(Sampling(_layout([2] * 20), 2, 3, 42, *kind).iter_batches(position=7, stop=40)).tolist()
+        kind: next(Sampler(_layout([2] * 20), 2, 3, 42, *kind).iter_batches(samples_seen=7, stop=40)).tolist()
         for kind in KINDS
     }
     assert found == {
@@ -92,7 +92,7 @@ def test_the_orders_are_frozen():
 
 
 def test_the_true_shuffle_of_one_store_is_the_epochs_order():
-    (batch,) = Sampling(_layout([5, 6]), 3, 11, 7).iter_batches(position=11, stop=22)
+    (batch,) = Sampler(_layout([5, 6]), 3, 11, 7).iter_batches(samples_seen=11, stop=22)
     assert np.array_equal(batch, epoch_order(11, seed=7, epoch=1))
 
 
@@ -103,7 +103,7 @@ def test_two_stores_have_the_same_batches_with_each_stores_images_side_by_side(s
     one = dataclasses.replace(sampling, shuffle="global", batch_of="images")
     both = dataclasses.replace(one, layout=two)
     for plain, joined in zip(
-        one.iter_batches(position=0, stop=30), both.iter_batches(position=0, stop=30), strict=True
+        one.iter_batches(samples_seen=0, stop=30), both.iter_batches(samples_seen=0, stop=30), strict=True
     ):
         assert sorted(plain) == sorted(joined)
         assert np.count_nonzero(np.diff(joined >= first)) <= 1
@@ -113,15 +113,15 @@ def test_epochs_groups_and_seeds_have_their_own_orders():
     for shuffle, batch_of in KINDS:
         orders = set()
         for seed in range(3):
-            sampling = Sampling(_layout([10] * 6), 2, 5, seed, shuffle, batch_of, window_shards=2)
-            batches = list(sampling.iter_batches(position=0, stop=180))
+            sampling = Sampler(_layout([10] * 6), 2, 5, seed, shuffle, batch_of, window_shards=2)
+            batches = list(sampling.iter_batches(samples_seen=0, stop=180))
             orders |= {tuple(np.concatenate(batches[epoch * 12 : epoch * 12 + 12])) for epoch in range(3)}
         assert len(orders) == 9
 
 
 def test_tokens_of_a_batch_come_from_many_images():
-    sampling = Sampling(_layout([50] * 4), 16, 10, 0, "global", "tokens")
-    batch = next(sampling.iter_batches(position=0, stop=200))
+    sampling = Sampler(_layout([50] * 4), 16, 10, 0, "global", "tokens")
+    batch = next(sampling.iter_batches(samples_seen=0, stop=200))
     assert len(set(batch // 16)) > 60  # a batch's worth is 10 images; a group holds 80 at the most
 
 
@@ -133,11 +133,11 @@ def test_the_order_inside_a_group_is_uniform():
 
 
 def test_windows_are_equally_large():
-    sampling = Sampling(_layout([4] * 9), 1, 1, 0, "windowed", window_shards=8)
+    sampling = Sampler(_layout([4] * 9), 1, 1, 0, "windowed", window_shards=8)
     assert [len(rows) for rows in sampling.epoch_groups(0)] == [20, 16]
 
 
 @pytest.mark.parametrize("change", [{"batch_images": 0}, {"window_shards": 0}, {"layout": _layout([0])}])
 def test_nothing_to_serve_is_refused(change):
     with pytest.raises(ValueError, match="must be 1 or more, found"):
-        dataclasses.replace(Sampling(_layout([3]), 2, 2, 0), **change)
+        dataclasses.replace(Sampler(_layout([3]), 2, 2, 0), **change)

@@ -13,11 +13,11 @@ import pytest
 
 from cytosae_cache.errors import StoreCorruptError, StoreError, StoreIncompleteError, StoreNotFoundError
 from cytosae_cache.format.shard import shard_name
-from cytosae_cache.reading.concat import JoinedReader
-from cytosae_cache.reading.loader import TrainingStream
+from cytosae_cache.reading.concat import ConcatReader
+from cytosae_cache.reading.loader import ShuffledLoader
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.storage import remote
-from cytosae_cache.storage.local import LocalFolder, open_folder
+from cytosae_cache.storage.local import LocalStorage, open_storage
 from cytosae_cache.storage.remote import StoreUnreachableError
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.verify import verify_store
@@ -37,7 +37,7 @@ def s3(monkeypatch):
 
 
 def _files(location) -> dict[str, bytes]:
-    folder = open_folder(location)
+    folder = open_storage(location)
     return {name: folder.read(name) for name in folder.names()}
 
 
@@ -62,7 +62,7 @@ def test_streams_are_those_of_the_local_store(s3, tmp_path):
     batches = []
     for location in (URL, tmp_path / "s.zarr"):
         with StoreReader(make_store(location, activations)) as reader:
-            stream = TrainingStream(JoinedReader([reader]), batch_images=4, seed=1, stop=30)
+            stream = ShuffledLoader(ConcatReader([reader]), batch_images=4, seed=1, stop=30)
             batches.append([batch.activations.copy() for batch in stream])
     assert len(batches[0]) == len(batches[1]) == 8
     assert all(np.array_equal(first, second) for first, second in zip(*batches, strict=True))
@@ -73,13 +73,13 @@ def test_any_protocol_of_fsspec_works():
     store = make_store(url, make_activations(6))
     assert verify_store(store).sound
     assert np.array_equal(store[4], make_activations(6)[4])
-    open_folder(url).destroy()
+    open_storage(url).delete()
     with pytest.raises(StoreNotFoundError):
         ActivationStore(url)
 
 
 def test_file_urls_are_local(tmp_path):
-    assert isinstance(open_folder(f"file://{tmp_path}"), LocalFolder)
+    assert isinstance(open_storage(f"file://{tmp_path}"), LocalStorage)
 
 
 def test_passing_errors_are_tried_again(s3):
@@ -94,7 +94,7 @@ def test_passing_errors_are_tried_again(s3):
 
 def test_our_own_attempts_come_on_top_of_the_librarys(monkeypatch):
     monkeypatch.setattr(remote, "_FIRST_PAUSE_S", 0.001)
-    folder = open_folder("memory://attempts")
+    folder = open_storage("memory://attempts")
     folder.write("a", [b"xy"])
     calls = []
     original = folder._system.cat_file
@@ -108,12 +108,12 @@ def test_our_own_attempts_come_on_top_of_the_librarys(monkeypatch):
     monkeypatch.setattr(folder._system, "cat_file", flaky)
     assert folder.read("a") == b"xy"
     assert len(calls) == remote.N_ATTEMPTS
-    folder.destroy()
+    folder.delete()
 
 
 def test_a_storage_that_does_not_answer_is_one_message(monkeypatch):
     monkeypatch.setattr(remote, "_FIRST_PAUSE_S", 0.001)
-    folder = open_folder("memory://silent")
+    folder = open_storage("memory://silent")
 
     def silent(path, **more):
         raise ConnectionResetError("reset by peer")
@@ -131,9 +131,9 @@ def test_lasting_errors_are_not_tried_again(s3):
 
 def test_unknown_protocols_and_names_that_lead_out(s3):
     with pytest.raises(StoreError, match="neither a path nor a URL that fsspec knows"):
-        open_folder("nosuch://a/b")
+        open_storage("nosuch://a/b")
     with pytest.raises(StoreCorruptError, match="leads out of the store"):
-        open_folder(URL).read("../other/secret")
+        open_storage(URL).read("../other/secret")
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -142,7 +142,7 @@ def test_a_missing_package_is_named(monkeypatch):
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", absent)
     with pytest.raises(StoreError, match=r"pip install 'cytosae-cache\[s3\]'"):
-        open_folder(URL)
+        open_storage(URL)
 
 
 def test_an_unfinished_remote_store_is_resumed(s3, tmp_path):
@@ -154,7 +154,7 @@ def test_an_unfinished_remote_store_is_resumed(s3, tmp_path):
             writer.submit(make_shard(store, shard, activations[rows.start : rows.stop]))
     with pytest.raises(StoreIncompleteError, match="3 of 4 shards"):
         ActivationStore.open(URL)
-    store.folder.write(shard_name(1), [b"cut off"])
+    store.storage.write(shard_name(1), [b"cut off"])
     with StoreWriter(store) as writer:
         assert writer.missing_shards() == [1, 3]
     fill_store(store, activations)
@@ -163,13 +163,13 @@ def test_an_unfinished_remote_store_is_resumed(s3, tmp_path):
 
 def test_damage_in_remote_bytes_is_found(s3):
     store = make_store(URL, make_activations(6))
-    data = bytearray(store.folder.read(shard_name(0)))
+    data = bytearray(store.storage.read(shard_name(0)))
     data[5] ^= 1
-    store.folder.write(shard_name(0), [bytes(data)])
+    store.storage.write(shard_name(0), [bytes(data)])
     with StoreReader(store) as reader, pytest.raises(StoreCorruptError, match="fails its checksum"):
         reader.read(np.array([0]))
     assert not verify_store(store).sound
-    store.folder.remove([shard_name(1)])
+    store.storage.remove([shard_name(1)])
     with StoreReader(store) as reader, pytest.raises(StoreCorruptError, match="is missing"):
         reader.read(np.array([5]))
 
@@ -193,7 +193,7 @@ def test_the_whole_job_on_remote_storage(s3, with_images):
 
 
 def test_overwrite_removes_a_remote_store_and_nothing_else(s3, with_images):
-    other = open_folder("s3://cells/stores/other")
+    other = open_storage("s3://cells/stores/other")
     other.write("notes.txt", [b"keep"])
     with_images.build("--store", URL)
     with_images.build("--store", URL, "--overwrite")
@@ -210,7 +210,7 @@ def test_a_killed_remote_build_is_resumed_to_the_same_bytes(s3, with_images, mon
         sys.executable, "-c", HEARING_MAIN, "build", "--root_dir", str(place.root), "--dataset_name", "toy",
         "--model_path", str(place.vit), "--workers", "0", "--shard_images", "1", "--batch_size", "1", "--store", URL,
     ]  # fmt: skip
-    folder = open_folder(URL)
+    folder = open_storage(URL)
     kills = 0
     for wanted in (2, 9, 15):
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ))

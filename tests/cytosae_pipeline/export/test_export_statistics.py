@@ -19,13 +19,13 @@ from anndata.io import read_elem
 from pyarrow import parquet
 
 from cytosae.formats.checkpoint import load_sae, save_sae
-from cytosae.sae.base import SparseAutoencoder
+from cytosae.sae.base import Sae
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.storage.atomic import replacing_path
 from cytosae_cache.store import ActivationStore, ImageTable
 from cytosae_pipeline.export import table_files
 from cytosae_pipeline.export.anndata_files import CsrScores, open_group
-from cytosae_pipeline.export.table_files import LongScores, defuse
+from cytosae_pipeline.export.table_files import LongScores, escape_formula
 from cytosae_pipeline.export.tables import ImageTexts
 from tests.support.nursery import SOURCES
 from tests.support.stores import make_activations, make_store
@@ -70,7 +70,7 @@ def own(tmp_path):
             )
             make_store(self.store, make_activations(n), table=table, invalid=invalid, shard_images=256)
             torch.manual_seed(0)
-            sae = SparseAutoencoder(8, n_latents)
+            sae = Sae(8, n_latents)
             with torch.no_grad():
                 sae.W_enc.normal_()
                 sae.b_enc.fill_(-1.0)
@@ -154,7 +154,7 @@ def test_scanpy_finds_planted_groups(own):
     )
     make_store(own.store, activations.astype(np.float16), table=table, shard_images=64)
     torch.manual_seed(1)
-    sae = SparseAutoencoder(8, 40)
+    sae = Sae(8, 40)
     with torch.no_grad():
         sae.W_enc.normal_()
     save_sae(own.sae, sae, {})
@@ -342,9 +342,9 @@ def test_no_text_of_a_csv_is_a_formula(own):
     "text", ["=1", "+1", "-1", "@a", "'a", "\ta", "\ra", "\na", "\uff1d1", "\uff0b1", "\uff0d1", "\uff20a"]
 )
 def test_formulas_are_defused(text):
-    assert defuse(text) == "'" + text
-    assert defuse("a" + text) == "a" + text
-    assert defuse("") == ""
+    assert escape_formula(text) == "'" + text
+    assert escape_formula("a" + text) == "a" + text
+    assert escape_formula("") == ""
 
 
 def test_long_tables_are_handed_over_in_pieces():

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from cytosae.backbones.images import decode_image
-from cytosae_pipeline.config import UserError
+from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images import decoding
 from cytosae_pipeline.images import files as source_files
 from cytosae_pipeline.images.decoding import Decoded, DecodingError, ImageDecoder, decode_files

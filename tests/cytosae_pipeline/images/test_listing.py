@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cytosae_pipeline.config import UserError
+from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.listing import (
     DatasetError,
     DatasetNotFoundError,

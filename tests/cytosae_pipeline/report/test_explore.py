@@ -25,12 +25,11 @@ from PIL import Image
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.cli.app import cli
 from cytosae_pipeline.config.report import ExploreConfig
-from cytosae_pipeline.report.data.material import open_material
+from cytosae_pipeline.report.data.material import open_report_data
 from cytosae_pipeline.report.data.notes import read_notes, save_note
 from cytosae_pipeline.report.explore.app import read_policy
 from cytosae_pipeline.report.explore.server import _bind, make_server
-from cytosae_pipeline.report.explore.service import ByteCache, LivePage, profile_images
-from cytosae_pipeline.runtime.progress import Reporter
+from cytosae_pipeline.report.explore.service import ByteCache, ExploreService, profile_images
 from cytosae_pipeline.workspace.find import list_stored_images
 from tests.conftest import Workplace
 from tests.support.browser import PAINTED, Visit, browser_or_skip
@@ -280,32 +279,32 @@ def test_numbers_that_are_none(server):
     assert server.ask("thumbnails/1.png")[0] == 404
 
 
-def test_every_latent_and_image_is_what_a_report_holds(server, report):
+def test_every_latent_and_image_is_what_a_report_holds(server):
     overview = server.get("overview")
     assert len(overview["held"]) == 3
     for latent in range(N_LATENTS):
-        assert_alike(server.get(f"latents/{latent}"), _written(report, f"latents/{latent}"))
-    rows = _written(report, "overview")["images"]["rows"]
+        assert_alike(server.get(f"latents/{latent}"), _written(f"latents/{latent}"))
+    rows = _written("overview")["images"]["rows"]
     assert len(rows) > 10
     for row in rows:
-        assert server.get(f"images/{row}") == _written(report, f"images/{row}")
+        assert server.get(f"images/{row}") == _written(f"images/{row}")
         assert server.ask(f"thumbnails/{row}.jpg")[2] == (report / "thumbnails" / f"{row}.jpg").read_bytes()
     rows = set(ActivationStore.open(server.place.store).valid_rows.tolist()) - set(overview["images"]["rows"])
     for row in rows:
         assert server.get(f"images/{row}")["row"] == row
 
 
-def test_overview_and_patients_are_what_a_report_holds(server, report):
-    found, expected = server.get("overview"), _written(report, "overview")
+def test_overview_and_patients_are_what_a_report_holds(server):
+    found, expected = server.get("overview"), _written("overview")
     for name in ("latents", "store", "sae", "training", "counts", "labels", "patients", "thumbnails", "version"):
         assert found[name] == expected[name], name
     assert (found["live"], found["can_upload"], found["messages"]) == (True, True, [])
     assert found["held_reason"].startswith("The cards show 3 of")
-    found, expected = server.get("patients"), _written(report, "patients")
+    found, expected = server.get("patients"), _written("patients")
     for name in ("names", "groups", "group_names", "correlation", "comparisons"):
         assert found[name] == expected[name], name
     assert len(found["comparisons"]) == 1
-    assert server.get("comparisons/0") == _written(report, "comparisons/0")
+    assert server.get("comparisons/0") == _written("comparisons/0")
 
 
 def test_an_uploaded_image_is_read_as_the_stored_one(server):
@@ -502,10 +501,10 @@ def test_a_changed_image_has_no_picture(with_sae):
             page.thumbnail(0)
 
 
-def _open_page(place: Workplace, **options) -> LivePage:
+def _open_page(place: Workplace, **options) -> ExploreService:
     config = ExploreConfig(root_dir=place.root, dataset_name="toy", sae_path=place.sae(), **options)
-    material = open_material(config, Reporter(quiet=True))
-    return LivePage(material, np.array([1]), {}, list_stored_images(material.store, config), None)
+    material = open_report_data(config)
+    return ExploreService(material, np.array([1]), {}, list_stored_images(material.store, config), None)
 
 
 def test_computing_keeps_nobody_from_the_rest(with_sae):

@@ -20,7 +20,7 @@ from cytosae.analysis.differential import compare_groups
 from cytosae.analysis.latents import correlate, group_means
 from cytosae_pipeline.config.report import PageConfig
 from cytosae_pipeline.report.data.groups import PatientGroups
-from cytosae_pipeline.report.data.material import Cohort, open_material
+from cytosae_pipeline.report.data.material import Cohort, open_report_data
 from cytosae_pipeline.report.figures.curves import draw_masking, draw_training
 from cytosae_pipeline.report.figures.latents import draw_latents, draw_reference_images, overlay, read_pictures
 from cytosae_pipeline.report.figures.patients import draw_barcodes, draw_comparison, draw_correlation, spread_out
@@ -35,7 +35,6 @@ from cytosae_pipeline.report.figures.style import (
 )
 from cytosae_pipeline.report.figures.write import write_figures
 from cytosae_pipeline.report.records.patients import GroupPair
-from cytosae_pipeline.runtime.progress import Reporter
 from cytosae_pipeline.workspace.find import list_stored_images
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -98,9 +97,7 @@ def made(place):
 
 @pytest.fixture
 def material(place, made):
-    return open_material(
-        PageConfig(root_dir=place.root, dataset_name="toy", sae_path=place.sae(), top_k=3), Reporter(quiet=True)
-    )
+    return open_report_data(PageConfig(root_dir=place.root, dataset_name="toy", sae_path=place.sae(), top_k=3))
 
 
 def make_cohort(groups=(0, 0, 0, 0, 0, 1, 1, 1, 1, 1), n_latents=12, names=("left", "right"), seed=0):
@@ -169,7 +166,7 @@ def test_more_latents_take_more_figures_up_to_twenty(place, made, tmp_path, mate
     images = list_stored_images(material.store, material.config)
     for n, expected in ((1, [1]), (11, [10, 1]), (25, [10, 10])):
         folder = tmp_path / str(n)
-        write_figures(folder, material, np.arange(n), images, Reporter(quiet=True))
+        write_figures(folder, material, np.arange(n), images)
         shown = []
         for number in range(len(list(folder.glob("reference*.svg")))):
             texts = _texts(folder / f"reference_images_{number}.svg")
@@ -207,7 +204,7 @@ def test_only_top_images_are_read(with_sae):
 
 def test_cells_that_are_missing_or_other_ones_now_are_grey(with_sae):
     config = PageConfig(root_dir=with_sae.root, dataset_name="toy", sae_path=with_sae.sae(), top_k=3)
-    material = open_material(config, Reporter(quiet=True))
+    material = open_report_data(config)
     images = list_stored_images(material.store, config)
     rows = np.flatnonzero(material.store.valid)
     missing, changed, kept = rows[:3].tolist()

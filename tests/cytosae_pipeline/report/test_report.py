@@ -19,8 +19,8 @@ from cytosae.analysis.differential import compare_groups
 from cytosae.formats.checkpoint import load_sae, save_sae
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.config import UserError
 from cytosae_pipeline.config.report import PageConfig, parse_latents, parse_range
+from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.report.data.groups import find_groups
 from cytosae_pipeline.report.data.notes import check_note, read_notes, write_notes
 from cytosae_pipeline.report.data.pseudonyms import pseudonymise, read_key

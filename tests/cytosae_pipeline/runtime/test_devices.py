@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from cytosae_pipeline.config import UserError
+from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.devices import (
     accumulator_device,
     autocast,
     choose_device,
+    choose_matmul,
     choose_precision,
-    choose_products,
     choose_training_precision,
 )
 
@@ -64,9 +64,9 @@ def test_a_torch_that_does_not_say_what_the_processor_can_do_gets_float32(monkey
 
 
 def test_products_follow_precision_device_and_budget():
-    cpu = choose_products("bf16", torch.device("cpu"), None)
+    cpu = choose_matmul("bf16", torch.device("cpu"), None)
     assert (cpu.dtype, cpu.max_bytes) == (torch.bfloat16, 1 << 29)
     assert cpu.sparse_below > 0
-    gpu = choose_products("fp32", torch.device("cuda"), None)
+    gpu = choose_matmul("fp32", torch.device("cuda"), None)
     assert (gpu.dtype, gpu.max_bytes, gpu.sparse_below) == (torch.float32, 1 << 32, 0.0)
-    assert choose_products("fp32", torch.device("cpu"), 2.0).max_bytes == 1 << 31
+    assert choose_matmul("fp32", torch.device("cpu"), 2.0).max_bytes == 1 << 31

@@ -8,11 +8,11 @@ import torch
 
 from cytosae.analysis.masking import MASKINGS
 from cytosae.formats.checkpoint import load_sae, save_sae
-from cytosae.sae.base import SparseAutoencoder
+from cytosae.sae.base import Sae
 from cytosae_cache.reading.permutation import spread_rows
 from cytosae_cache.store import ImageTable
-from cytosae_pipeline.config import StatisticsConfig, UserError
-from cytosae_pipeline.runtime.progress import Reporter
+from cytosae_pipeline.config import StatisticsConfig
+from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.statistics.encode import Inputs, open_inputs
 from cytosae_pipeline.statistics.masking import KS, run_masking
 from cytosae_pipeline.training.split import split_in_halves
@@ -45,9 +45,9 @@ def plant(labels) -> np.ndarray:
     return values.astype(np.float16)
 
 
-def make_sae() -> SparseAutoencoder:
+def make_sae() -> Sae:
     """Latent s reads and writes channel s."""
-    sae = SparseAutoencoder(D, D).requires_grad_(False)
+    sae = Sae(D, D).requires_grad_(False)
     sae.W_enc.copy_(torch.eye(D))
     sae.W_dec.copy_(torch.eye(D))
     return sae
@@ -64,7 +64,7 @@ def make_inputs(tmp_path, labels=None, patients=None, *, encoder_only=True) -> t
 
 
 def run(inputs, config, **options):
-    return run_masking(inputs, config, Reporter(quiet=True), **options)
+    return run_masking(inputs, config, **options)
 
 
 def test_planted_latents_are_what_the_classifier_needs(tmp_path):
@@ -154,7 +154,7 @@ def test_a_class_of_one_patient_is_left_out_and_said(tmp_path, capsys):
     labels = [LABELS[row % 3] for row in range(60)]
     patients = ["alone" if label == "lymphocyte" else f"p{row % 7}" for row, label in enumerate(labels)]
     inputs, config = make_inputs(tmp_path, labels, patients)
-    result = run_masking(inputs, config, Reporter())
+    result = run_masking(inputs, config)
     assert "1 classes are left out, for lack of 2 training images or of a test image: lymphocyte" in (
         capsys.readouterr().err
     )
@@ -189,7 +189,7 @@ def test_too_few_classes_are_explained(tmp_path):
 
 def test_a_trained_autoencoder_opened_for_statistics(with_sae):
     config = StatisticsConfig(root_dir=with_sae.root, dataset_name="toy", sae_path=with_sae.sae())
-    inputs = open_inputs(config, Reporter(quiet=True))
+    inputs = open_inputs(config)
     assert not len(inputs.sae.W_dec)
     result = run(inputs, config)
     assert result.ks == tuple(min(k, 96) for k in KS)

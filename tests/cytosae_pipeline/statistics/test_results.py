@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from cytosae.formats.checkpoint import load_sae, save_sae
-from cytosae_pipeline.config import StatisticsConfig, UserError
-from cytosae_pipeline.runtime.progress import Reporter
+from cytosae_pipeline.config import StatisticsConfig
+from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.statistics.results import ensure_counts, ensure_features, read_counts, read_features
 
 
@@ -31,8 +31,8 @@ def filled(with_sae):
 
 def test_files_come_back_as_they_are_and_are_not_made_again(filled, capsys):
     folder, before = filled.features(), stamps(filled.features())
-    features = ensure_features(config(filled), Reporter())
-    counts = ensure_counts(config(filled), "patient", Reporter())
+    features = ensure_features(config(filled))
+    counts = ensure_counts(config(filled), "patient")
     assert stamps(folder) == before
     assert capsys.readouterr().err == ""
     assert features.values.shape == (96, 3)
@@ -49,8 +49,8 @@ def test_files_come_back_as_they_are_and_are_not_made_again(filled, capsys):
 
 def test_options_that_come_too_late_are_named(filled, capsys):
     late = config(filled, top_k=7, threshold=(0.9, 0.8), normalize="none")
-    assert ensure_features(late, Reporter()).values.shape == (96, 3)
-    ensure_counts(late, "patient", Reporter())
+    assert ensure_features(late).values.shape == (96, 3)
+    ensure_counts(late, "patient")
     said = capsys.readouterr().err
     assert (
         f"--top_k 7 has no effect: the results of `features` in '{filled.features()}' are there, made with 3." in said
@@ -58,15 +58,15 @@ def test_options_that_come_too_late_are_named(filled, capsys):
     assert "--threshold 0.9 0.8 has no effect" in said
     assert "made with 0.5 0.1. To make them anew, give it to: cytosae-cache patients" in said
     assert "--normalize none has no effect" in said
-    ensure_counts(config(filled, threshold=(0.5, 0.1), normalize="token"), "patient", Reporter())
+    ensure_counts(config(filled, threshold=(0.5, 0.1), normalize="token"), "patient")
     assert capsys.readouterr().err == ""
 
 
 def test_what_is_missing_is_made_first(with_sae, capsys):
-    features = ensure_features(config(with_sae, top_k=4), Reporter())
+    features = ensure_features(config(with_sae, top_k=4))
     assert "no results of `features`" in capsys.readouterr().err
     assert features.values.shape == (96, 4)
-    counts = ensure_counts(config(with_sae, threshold=(0.3,)), "label", Reporter())
+    counts = ensure_counts(config(with_sae, threshold=(0.3,)), "label")
     assert "no results of `classes`" in capsys.readouterr().err
     assert counts.names == features.labels
     assert counts.thresholds.tolist() == [0.3]
@@ -77,8 +77,8 @@ def test_results_of_another_autoencoder_are_made_anew(filled, capsys):
     sae.b_enc += 1
     save_sae(filled.sae(), sae, cfg)
     old = read_features(filled.features())
-    features = ensure_features(config(filled), Reporter())
-    counts = ensure_counts(config(filled), "patient", Reporter())
+    features = ensure_features(config(filled))
+    counts = ensure_counts(config(filled), "patient")
     said = capsys.readouterr().err
     assert "the results of `features`" in said
     assert "the results of `patients`" in said
@@ -90,8 +90,8 @@ def test_results_of_another_autoencoder_are_made_anew(filled, capsys):
 def test_results_of_other_readable_images_are_made_anew(filled, capsys):
     shutil.copy(next(filled.images.rglob("000.png")), filled.images / "neutrophil/p2/broken.png")
     filled.build("--overwrite")
-    counts = ensure_counts(config(filled), "patient", Reporter())
-    assert counts.n_images.sum() == ensure_features(config(filled), Reporter()).record["n_images"] == 23
+    counts = ensure_counts(config(filled), "patient")
+    assert counts.n_images.sum() == ensure_features(config(filled)).record["n_images"] == 23
     assert "are of other images" in capsys.readouterr().err
 
 
@@ -179,7 +179,7 @@ def test_labels_of_several_lines_keep_their_places(with_images):
     (with_images.images / "manifest.csv").write_bytes("\n".join(["path,label,patient", *rows]).encode())
     with_images.build()
     with_images.train("--run_name", "r")
-    features = ensure_features(config(with_images), Reporter(quiet=True))
+    features = ensure_features(config(with_images))
     assert features.labels == ('o\n"lines",\nyes', 'two\n"lines",\nyes')
     filled = features.indices >= 0
     np.testing.assert_array_equal(features.label_indices[filled], features.indices[filled] % 2)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from cytosae_cache.reading.concat import JoinedReader
+from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.reader import StoreReader
-from cytosae_cache.reading.sampler import Sampling
+from cytosae_cache.reading.sampler import Sampler
 from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.training.batches import DeviceBatches, open_batches
 from tests.support.stores import make_activations, make_store
@@ -23,20 +23,20 @@ def readers(tmp_path):
 
 
 def _collect(batches):
-    return [(batch.activations.clone(), batch.position) for batch in batches]
+    return [(batch.activations.clone(), batch.samples_seen) for batch in batches]
 
 
 @pytest.mark.parametrize("shuffle", ["global", "windowed"])
 @pytest.mark.parametrize("batch_of", ["images", "tokens"])
-@pytest.mark.parametrize("position", [0, 12])
-def test_every_place_gives_the_same_batches(readers, shuffle, batch_of, position):
+@pytest.mark.parametrize("samples_seen", [0, 12])
+def test_every_place_gives_the_same_batches(readers, shuffle, batch_of, samples_seen):
     config = TrainConfig(batch_size=4, total_training_tokens=70, seed=3, shuffle=shuffle, batch_of=batch_of)
     # The place called gpu is a tensor on any device; here it lies on the CPU.
     found = [
-        _collect(open_batches(JoinedReader(readers), config, position=position, device=CPU, place=place))
+        _collect(open_batches(ConcatReader(readers), config, samples_seen=samples_seen, device=CPU, place=place))
         for place in ("none", "ram", "gpu")
     ]
-    assert len(found[0]) == -(-(70 - position) // 4)
+    assert len(found[0]) == -(-(70 - samples_seen) // 4)
     assert found[0][-1][1] == 70
     for other in found[1:]:
         for (expected, expected_position), (values, other_position) in zip(found[0], other, strict=True):
@@ -47,10 +47,10 @@ def test_every_place_gives_the_same_batches(readers, shuffle, batch_of, position
 
 def test_a_tensor_on_the_device_is_filled_block_by_block(readers, monkeypatch):
     monkeypatch.setattr("cytosae_cache.reading.concat._BLOCK_IMAGES", 7)
-    images = JoinedReader(readers)
-    sampling = Sampling(images.layout, 5, 30, 0)
-    (batch,) = DeviceBatches(images, sampling, position=0, stop=30, device=CPU)
-    (order,) = sampling.iter_batches(position=0, stop=30)
+    images = ConcatReader(readers)
+    sampling = Sampler(images.layout, 5, 30, 0)
+    (batch,) = DeviceBatches(images, sampling, samples_seen=0, stop=30, device=CPU)
+    (order,) = sampling.iter_batches(samples_seen=0, stop=30)
     assert np.array_equal(batch.activations.numpy(), images.read_all()[order])
 
 
@@ -60,7 +60,7 @@ def test_a_tensor_on_the_device_is_filled_block_by_block(readers, monkeypatch):
 def test_a_gpu_sees_the_same_batches(readers, place):
     config = TrainConfig(batch_size=4, total_training_tokens=70, seed=3)
     device = torch.device("cuda")
-    expected = _collect(open_batches(JoinedReader(readers), config, position=0, device=CPU, place="none"))
-    found = _collect(open_batches(JoinedReader(readers), config, position=0, device=device, place=place))
+    expected = _collect(open_batches(ConcatReader(readers), config, samples_seen=0, device=CPU, place="none"))
+    found = _collect(open_batches(ConcatReader(readers), config, samples_seen=0, device=device, place=place))
     for (values, _), (plain, _) in zip(found, expected, strict=True):
         assert torch.equal(values.cpu(), plain)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from cytosae_cache.errors import StoreError
-from cytosae_cache.reading.concat import JoinedReader
+from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.reader import StoreReader
-from cytosae_pipeline.config import UserError
+from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.training.split import held_out, split_in_halves
 from tests.support.stores import make_activations, make_store, make_table
 
@@ -57,7 +57,7 @@ def test_the_two_sides_are_all_valid_images(tmp_path):
     store = make(tmp_path / "s.zarr", 50, invalid=[3, 7])
     mask = held_out(store, 0.5, "image")
     with StoreReader(store) as reader:
-        kept, apart = JoinedReader([reader], [~mask]), JoinedReader([reader], [mask])
+        kept, apart = ConcatReader([reader], [~mask]), ConcatReader([reader], [mask])
     assert sorted([*kept.rows, *apart.rows]) == store.valid_rows.tolist()
     assert len(kept) == kept.layout.store_bounds[-1] == kept.layout.shard_bounds[-1]
 
@@ -65,7 +65,7 @@ def test_the_two_sides_are_all_valid_images(tmp_path):
 def test_nothing_left_to_train_on_is_explained(tmp_path):
     store = make(tmp_path / "s.zarr", 3)
     with StoreReader(store) as reader, pytest.raises(StoreError, match="is left: give a smaller --held_out"):
-        JoinedReader([reader], [np.zeros(3, dtype=bool)])
+        ConcatReader([reader], [np.zeros(3, dtype=bool)])
 
 
 def test_halves_keep_groups_whole_and_labels_balanced():

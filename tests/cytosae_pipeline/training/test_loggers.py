@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cytosae_pipeline.config import UserError
+from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.training.loggers import JsonLines, TensorboardTracker, Trackers, WandbTracker, make_histogram
 from tests.support.nursery import SOURCES
 from tests.support.wandb_files import read_config, read_history, read_records

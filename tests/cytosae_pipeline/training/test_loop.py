@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from cytosae.formats.checkpoint import load_sae
-from cytosae.sae.base import SparseAutoencoder
+from cytosae.sae.base import Sae
 from cytosae.training.geometric_median import geometric_median
 from cytosae.training.loss import reference_loss
-from cytosae_cache.reading.concat import JoinedReader
+from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.permutation import iter_batches
 from cytosae_cache.reading.reader import StoreReader
-from cytosae_cache.reading.sampler import Sampling
+from cytosae_cache.reading.sampler import Sampler
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.training.init import sample_tokens
 from cytosae_pipeline.training.loop import WaitingTime
@@ -65,13 +65,13 @@ def test_the_final_weights_are_those_of_a_plain_loop_over_the_definition(with_st
     store = ActivationStore.open(with_store.store)
     with StoreReader(store) as reader:
         activations = torch.from_numpy(reader.read(store.valid_rows)).float()
-        sae = SparseAutoencoder(24, 96, seed=42)
+        sae = Sae(24, 96, seed=42)
         with torch.no_grad():
-            sae.b_dec.copy_(geometric_median(sample_tokens(JoinedReader([reader]), store.spec.tokens)))
+            sae.b_dec.copy_(geometric_median(sample_tokens(ConcatReader([reader]), store.spec.tokens)))
     optimizer = torch.optim.Adam(sae.parameters(), betas=(0.9, 0.999))
     since = torch.zeros(96)
     n_ghosts = 0
-    for step, rows in enumerate(iter_batches(22, batch_rows=4, seed=42, position=0, stop=60)):
+    for step, rows in enumerate(iter_batches(22, batch_rows=4, seed=42, samples_seen=0, stop=60)):
         with torch.no_grad():
             sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
         dead = since > 0
@@ -282,7 +282,7 @@ def test_other_starts_of_the_decoders_bias(with_store, method):
 def test_the_median_comes_from_tokens_spread_over_the_store(with_store):
     store = ActivationStore.open(with_store.store)
     with StoreReader(store) as reader:
-        tokens = sample_tokens(JoinedReader([reader]), store.spec.tokens, n_images=4, n_tokens=7)
+        tokens = sample_tokens(ConcatReader([reader]), store.spec.tokens, n_images=4, n_tokens=7)
         everything = reader.read(store.valid_rows).reshape(-1, 24)
     assert tokens.shape == (7, 24)
     for token in tokens.numpy():
@@ -383,10 +383,10 @@ def test_the_orders_train_on_what_the_sampling_says(with_store, monkeypatch):
     )
     with_store.train("--run_name", "r", "--shuffle", "windowed", "--batch_of", "tokens")
     with StoreReader(ActivationStore.open(with_store.store)) as reader:
-        images = JoinedReader([reader])
+        images = ConcatReader([reader])
         tokens = torch.from_numpy(images.read_all()).flatten(0, 1)
-        sampling = Sampling(images.layout, images.image_shape[0], 4, 42, "windowed", "tokens")
-    for x, parts in zip(seen, sampling.iter_batches(position=0, stop=60), strict=True):
+        sampling = Sampler(images.layout, images.image_shape[0], 4, 42, "windowed", "tokens")
+    for x, parts in zip(seen, sampling.iter_batches(samples_seen=0, stop=60), strict=True):
         assert torch.equal(x.flatten(0, 1), tokens[parts].float())
 
 
@@ -436,7 +436,7 @@ def test_a_further_data_set_that_is_missing_is_explained(with_store):
 def test_the_sample_is_spread_over_all_stores(tmp_path):
     stores = [make_store(tmp_path / f"{n}.zarr", np.full((n, 5, 8), n, dtype="<f2")) for n in (10, 30)]
     with StoreReader(stores[0]) as first, StoreReader(stores[1]) as second:
-        tokens = sample_tokens(JoinedReader([first, second]), stores[0].spec.tokens, n_images=8, n_tokens=40)
+        tokens = sample_tokens(ConcatReader([first, second]), stores[0].spec.tokens, n_images=8, n_tokens=40)
     assert tokens[:, 0].tolist() == [10.0] * 10 + [30.0] * 30
 
 

@@ -7,8 +7,16 @@ import pytest
 import torch
 
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.config import TrainConfig, UserError
-from cytosae_pipeline.training.placement import Needs, Room, choose_residence, exceeds_page_cache, find_needs, find_room
+from cytosae_pipeline.config import TrainConfig
+from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.training.placement import (
+    Needs,
+    Room,
+    choose_placement,
+    exceeds_page_cache,
+    find_free_memory,
+    find_needs,
+)
 from cytosae_pipeline.training.runs import Run
 from tests.support.stores import make_activations, make_store
 
@@ -34,25 +42,25 @@ NO_GPU = Room(ram=64 * GB, gpu=None)
     ],
 )
 def test_auto(needs, room, place, text):
-    found = choose_residence("auto", needs, room)
+    found = choose_placement("auto", needs, room)
     assert found.place == place
     assert re.search(text, found.text)
 
 
 def test_what_was_asked_for_is_done():
-    assert choose_residence("none", DEAR, Room(64 * GB, 80 * GB)).place == "none"
-    assert choose_residence("ram", NEEDS, NO_GPU).place == "ram"
-    assert choose_residence("ram", NEEDS, Room(ram=None, gpu=None)).place == "ram"
-    assert choose_residence("gpu", dataclasses.replace(NEEDS, n_epochs=0.5), Room(0, 80 * GB)).place == "gpu"
+    assert choose_placement("none", DEAR, Room(64 * GB, 80 * GB)).place == "none"
+    assert choose_placement("ram", NEEDS, NO_GPU).place == "ram"
+    assert choose_placement("ram", NEEDS, Room(ram=None, gpu=None)).place == "ram"
+    assert choose_placement("gpu", dataclasses.replace(NEEDS, n_epochs=0.5), Room(0, 80 * GB)).place == "gpu"
 
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(UserError, match=r"needs 36.0 GB, but 40.0 GB are free, of which 80% may be taken. Try --resid"):
-        choose_residence("gpu", NEEDS, Room(ram=64 * GB, gpu=40 * GB))
+        choose_placement("gpu", NEEDS, Room(ram=64 * GB, gpu=40 * GB))
     with pytest.raises(UserError, match="--resident ram needs 16.0 GB, but 8.0 GB are free"):
-        choose_residence("ram", NEEDS, Room(ram=8 * GB, gpu=None))
+        choose_placement("ram", NEEDS, Room(ram=8 * GB, gpu=None))
     with pytest.raises(UserError, match="--resident gpu needs a CUDA device, and training runs on none"):
-        choose_residence("gpu", NEEDS, NO_GPU)
+        choose_placement("gpu", NEEDS, NO_GPU)
 
 
 def test_needs_are_those_of_all_stores(tmp_path):
@@ -63,21 +71,21 @@ def test_needs_are_those_of_all_stores(tmp_path):
     stores = tuple(ActivationStore.open(store.path) for store in stores)
     config = TrainConfig(batch_size=4, total_training_tokens=51, expansion_factor=4, precision="fp32")
     run = Run(config, stores, tmp_path, {}, torch.device("cpu"))
-    needs = find_needs([run], position=17)
+    needs = find_needs([run], samples_seen=17)
     assert needs.store_bytes == 17 * 5 * 8 * 2
     assert needs.n_epochs == 2.0
     assert needs.dear
-    assert not find_needs([dataclasses.replace(run, stores=stores[:1])], position=17).dear
+    assert not find_needs([dataclasses.replace(run, stores=stores[:1])], samples_seen=17).dear
     # Parameters W_enc and W_dec with gradients and two moments, and matrices of (tokens, latents).
     assert needs.step_bytes >= 4 * (4 * 2 * 8 * 32 + 4 * 4 * 5 * 32)
-    assert find_needs([run, run], position=17).step_bytes == 2 * needs.step_bytes
+    assert find_needs([run, run], samples_seen=17).step_bytes == 2 * needs.step_bytes
     split = dataclasses.replace(config, max_memory=1e-6)
-    small = find_needs([dataclasses.replace(run, config=split)], position=17)
+    small = find_needs([dataclasses.replace(run, config=split)], samples_seen=17)
     assert small.step_bytes < needs.step_bytes
 
 
 def test_the_room_on_a_cpu():
-    room = find_room(torch.device("cpu"))
+    room = find_free_memory(torch.device("cpu"))
     assert room.gpu is None
     assert room.ram is None or room.ram > 0
 
@@ -92,4 +100,4 @@ def test_stores_larger_than_memory_are_read_past_the_page_cache(tmp_path):
 
 def test_the_room_on_a_gpu_is_what_the_driver_says(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5 * GB, 80 * GB))
-    assert find_room(torch.device("cuda")).gpu == 5 * GB
+    assert find_free_memory(torch.device("cuda")).gpu == 5 * GB

@@ -347,7 +347,7 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_state(with_store, monkeypa
     assert "--max_gradient_norm" in output
     assert torch.isfinite(load_sae(newest).sae.W_enc).all()
     state = torch.load(folder / "training_state.pt", weights_only=True)
-    assert state["position"] == 28
+    assert state["samples_seen"] == 28
     assert torch.isfinite(state["step"]["sae"]["W_enc"]).all()
 
 

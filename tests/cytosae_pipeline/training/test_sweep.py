@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 import pytest
 import torch
 
-from cytosae_pipeline.config import UserError
+from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.training.pareto import Point, draw_pareto, pareto_front
 from cytosae_pipeline.training.sweep import read_grid
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cytosae_pipeline.config import UserError
+from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.workspace.paths import Workspace, checkpoint_name, final_name, run_of_sae, safe_name
 
 

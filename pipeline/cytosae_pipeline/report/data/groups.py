@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae_cache.store import ImageTable
-from cytosae_pipeline.config import UserError
+from cytosae_pipeline.errors import UserError
 
 
 class PatientGroups(NamedTuple):

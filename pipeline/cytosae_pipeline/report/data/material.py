@@ -1,6 +1,7 @@
 """What a page is made of: store, autoencoder, the statistics of stage two, and who is called what on the page."""
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,15 @@ import torch
 
 from cytosae.analysis.latents import cluster_latents, is_defined, label_entropy, order_by_group
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.config import UserError
 from cytosae_pipeline.config.report import PageConfig
+from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.report.data.groups import PatientGroups, find_groups
 from cytosae_pipeline.report.data.notes import FILE_NAME, LatentNote, read_notes
 from cytosae_pipeline.report.data.pseudonyms import pseudonymise, read_key, shuffled_numbers
-from cytosae_pipeline.runtime.progress import Reporter
 from cytosae_pipeline.statistics.encode import Inputs, open_inputs
 from cytosae_pipeline.statistics.results import Counts, Features, ensure_counts, ensure_features
+
+logger = logging.getLogger(__name__)
 
 KEY_NAME = "pseudonym.key"
 
@@ -42,7 +44,7 @@ class Cohort:
 
 
 @dataclass(frozen=True)
-class Material:
+class ReportData:
     """Everything that the page's records are computed from."""
 
     config: PageConfig
@@ -52,9 +54,9 @@ class Material:
     sae_cfg: dict[str, Any]
     """What the autoencoder's file says of itself."""
     features: Features
-    """Feature data of definition 4.6."""
+    """Feature data of docs/definitions.md, section 6."""
     entropy: npt.NDArray[np.float64]
-    """Label entropy of definition 4.8, shape `(S,)`; 0 for one label only, -1 where not defined."""
+    """Label entropy of docs/definitions.md, section 8, shape `(S,)`; 0 for one label only, -1 where not defined."""
     clusters: npt.NDArray[np.int64]
     """Cluster of each latent, shape `(S,)`; -1 for those never active."""
     labels: npt.NDArray[np.int64]
@@ -96,21 +98,21 @@ class Material:
         return self.features.indices
 
 
-def open_material(config: PageConfig, report: Reporter, *, pseudonymous: bool = False) -> Material:
+def open_report_data(config: PageConfig, *, pseudonymous: bool = False) -> ReportData:
     """Open everything, computing first what stage two has not computed yet.
 
     Raises:
         ValueError: If the autoencoder or store is missing, they do not fit, or an option does not fit them.
     """
-    inputs = open_inputs(config, report, encoder_only=False)
+    inputs = open_inputs(config, encoder_only=False)
     store = inputs.store
-    features = ensure_features(config, report, inputs)
-    counts = ensure_counts(config, "patient", report, inputs) if any(store.images.patient) else None
+    features = ensure_features(config, inputs)
+    counts = ensure_counts(config, "patient", inputs) if any(store.images.patient) else None
     place = {name: number for number, name in enumerate(features.labels)}
     labels = np.array([place.get(name, -1) for name in store.images.label], dtype=np.int64)
     key = read_key(inputs.folder / KEY_NAME) if pseudonymous and counts is not None else None
-    cohort, patients = _make_cohort(counts, inputs, config, report, key)
-    return Material(
+    cohort, patients = _make_cohort(counts, inputs, config, key)
+    return ReportData(
         config=config,
         inputs=inputs,
         sae_cfg=inputs.sae_cfg,
@@ -126,13 +128,13 @@ def open_material(config: PageConfig, report: Reporter, *, pseudonymous: bool = 
     )
 
 
-def label_counts(material: Material) -> npt.NDArray[np.int64]:
+def label_counts(material: ReportData) -> npt.NDArray[np.int64]:
     """Readable images of each label, shape `(L,)`."""
     here = material.labels[material.store.valid]
     return np.bincount(here[here >= 0], minlength=len(material.features.labels))
 
 
-def main_labels(material: Material, latents: npt.NDArray[np.int64]) -> list[int]:
+def main_labels(material: ReportData, latents: npt.NDArray[np.int64]) -> list[int]:
     """The label with the largest value mass among each latent's top images; -1 where there is none."""
     values, labels = material.features.values[latents], material.features.label_indices[latents]
     mass = np.zeros((len(latents), len(material.features.labels) + 1))
@@ -148,7 +150,7 @@ def _clean_entropy(features: Features) -> npt.NDArray[np.float64]:
 
 
 def _make_cohort(
-    counts: Counts | None, inputs: Inputs, config: PageConfig, report: Reporter, key: bytes | None
+    counts: Counts | None, inputs: Inputs, config: PageConfig, key: bytes | None
 ) -> tuple[Cohort | None, npt.NDArray[np.int64]]:
     """The patients in the page's order, under pseudonyms if there is a key, and each image's place among them."""
     images = inputs.store.images
@@ -164,13 +166,13 @@ def _make_cohort(
     unseen = np.flatnonzero(counts.n_images == 0)
     names = [counts.names[at] for at in seen.tolist()]
     if len(unseen):
-        report.say(
+        logger.info(
             f"{len(unseen)} of {len(counts.names)} patients have no readable image and are left out, such as "
             f"{counts.names[unseen[0]]!r}"
         )
     groups = find_groups(names, images.take(inputs.store.valid_rows), config.groups)
     if groups.gaps:
-        report.say(groups.gaps)
+        logger.info(groups.gaps)
     shown = names if key is None else pseudonymise(names, key)
     # By the names shown: the order of the true ones would say something about them.
     order = order_by_group(groups.of, shown)
@@ -205,7 +207,7 @@ def read_training(sae_path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def decoder_neighbours(material: Material, latents: npt.NDArray[np.int64], n: int) -> list[list[tuple[int, float]]]:
+def decoder_neighbours(material: ReportData, latents: npt.NDArray[np.int64], n: int) -> list[list[tuple[int, float]]]:
     """The active latents whose decoder rows have the largest cosine with each of the given ones.
 
     Args:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from cytosae_cache.storage.atomic import write_file
-from cytosae_pipeline.config import UserError
+from cytosae_pipeline.errors import UserError
 
 FILE_NAME = "latent_notes.json"
 MAX_NAME, MAX_NOTE = 200, 10_000

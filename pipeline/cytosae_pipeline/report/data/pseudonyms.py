@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae_cache.storage.atomic import sync_folder
-from cytosae_pipeline.config import UserError
+from cytosae_pipeline.errors import UserError
 
 KEY_BYTES = 32
 _DIGITS = 12

@@ -12,7 +12,7 @@ from typing import Any
 from flask import Flask, Response, request
 
 from cytosae.backbones.images import UnreadableImageError
-from cytosae_pipeline.report.explore.service import LivePage, MissingError, RefusedError
+from cytosae_pipeline.report.explore.service import ExploreService, MissingError, RefusedError
 from cytosae_pipeline.report.static import page_files
 
 HOST = "127.0.0.1"
@@ -32,7 +32,7 @@ _KINDS = {
 _COMPUTING_FAILED = "This could not be done. The terminal in which cytosae-cache explore runs says why."
 
 
-def make_app(page: LivePage, *, port: int, token: str) -> Flask:
+def make_app(page: ExploreService, *, port: int, token: str) -> Flask:
     """The application: everything lies below the token, and is answered to pages of this server alone.
 
     Args:
@@ -105,7 +105,7 @@ def find_refusal(host: str, path: str, *, port: int, token: str) -> HTTPStatus |
     return None if known else HTTPStatus.NOT_FOUND
 
 
-def _add_routes(app: Flask, page: LivePage) -> None:
+def _add_routes(app: Flask, page: ExploreService) -> None:
     """What there is."""
     own = {name: (files("cytosae_pipeline.report") / "page" / name).read_bytes() for name in page_files()}
 

@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cytosae_pipeline.config import UserError
 from cytosae_pipeline.config.report import ExploreConfig
-from cytosae_pipeline.report.data.material import open_material
+from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.report.data.material import open_report_data
 from cytosae_pipeline.report.data.notes import read_notes
-from cytosae_pipeline.report.explore.service import LivePage
+from cytosae_pipeline.report.explore.service import ExploreService
 from cytosae_pipeline.report.explore.uploads import open_uploads
 from cytosae_pipeline.report.records.choice import choose_latents
 from cytosae_pipeline.report.records.overview import overview_record
 from cytosae_pipeline.report.static import measure_masking, top_image_rows
-from cytosae_pipeline.runtime.progress import Reporter
 from cytosae_pipeline.workspace.find import list_stored_images
+
+logger = logging.getLogger(__name__)
 
 _HOST = "127.0.0.1"
 _THREADS = 16
@@ -60,12 +61,11 @@ class Ended:
     """Where these are kept."""
 
 
-def explore(config: ExploreConfig, report: Reporter, on_ready: Callable[[Serving], None]) -> Ended:
+def explore(config: ExploreConfig, on_ready: Callable[[Serving], None]) -> Ended:
     """Serve the page until Ctrl-C or a request to end.
 
     Args:
         config: Options.
-        report: Told what is going on.
         on_ready: Called once the address is answered.
 
     Raises:
@@ -74,14 +74,14 @@ def explore(config: ExploreConfig, report: Reporter, on_ready: Callable[[Serving
     _require("flask", "waitress")
     with _bind(config.port) as listener:
         port = int(listener.getsockname()[1])
-        material = open_material(config, report)
+        material = open_report_data(config)
         store = material.store
         latents, reason = choose_latents(material, live=True)
         uploads = open_uploads(store, config)
         images = list_stored_images(store, config)
         messages = []
         if images is None:
-            report.say("the images are not at hand, so maps are shown without cells: say where with --images PATH")
+            logger.info("the images are not at hand, so maps are shown without cells: say where with --images PATH")
             messages.append("The images are not at hand: maps are shown without cells. Say where with --images PATH.")
         overview = overview_record(
             material,
@@ -89,13 +89,13 @@ def explore(config: ExploreConfig, report: Reporter, on_ready: Callable[[Serving
             reason,
             top_image_rows(material, latents),
             thumbnails=images is not None,
-            masking=measure_masking(material, messages, report),
+            masking=measure_masking(material, messages),
             messages=messages,
             live=True,
             can_upload=uploads is not None,
         )
         token = secrets.token_urlsafe(24)
-        with LivePage(material, latents, overview, images, uploads) as page:
+        with ExploreService(material, latents, overview, images, uploads) as page:
             serving = Serving(
                 url=f"http://{_HOST}:{port}/{token}/index.html",
                 n_latents=material.n_latents,
@@ -107,7 +107,7 @@ def explore(config: ExploreConfig, report: Reporter, on_ready: Callable[[Serving
     return Ended(len(read_notes(material.notes_path, material.n_latents)), material.notes_path)
 
 
-def make_server(page: LivePage, listener: socket.socket, port: int, token: str) -> Any:  # noqa: ANN401 - waitress's
+def make_server(page: ExploreService, listener: socket.socket, port: int, token: str) -> Any:  # noqa: ANN401 - waitress's
     """The server, with its threads started; `run` answers until it is interrupted.
 
     Args:
@@ -163,7 +163,7 @@ def make_server(page: LivePage, listener: socket.socket, port: int, token: str) 
     return server
 
 
-def _serve(page: LivePage, listener: socket.socket, port: int, token: str, on_ready: Callable[[], None]) -> None:
+def _serve(page: ExploreService, listener: socket.socket, port: int, token: str, on_ready: Callable[[], None]) -> None:
     """Serve until interrupted."""
     server = make_server(page, listener, port, token)
     try:

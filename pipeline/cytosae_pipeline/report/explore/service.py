@@ -13,7 +13,7 @@ import torch
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.images.decoding import ImageDecoder
 from cytosae_pipeline.images.listing import ImageList
-from cytosae_pipeline.report.data.material import Material
+from cytosae_pipeline.report.data.material import ReportData
 from cytosae_pipeline.report.data.notes import LatentNote, check_note, read_notes, save_note
 from cytosae_pipeline.report.explore.uploads import UploadReader
 from cytosae_pipeline.report.records.encoding import to_script
@@ -75,7 +75,7 @@ class ByteCache:
                 self._n_bytes -= len(self._kept.popitem(last=False)[1])
 
 
-class LivePage:
+class ExploreService:
     """Answers what the page asks for; use as a context manager.
 
     Args:
@@ -88,7 +88,7 @@ class LivePage:
 
     def __init__(
         self,
-        material: Material,
+        material: ReportData,
         latents: npt.NDArray[np.int64],
         overview: dict[str, Any],
         images: ImageList | None,
@@ -106,7 +106,7 @@ class LivePage:
         """Whether it is over: what is still being computed then fails, and nobody waits for it."""
         self._reader = StoreReader(material.store, verify=not material.config.no_verify)
 
-    def __enter__(self) -> "LivePage":
+    def __enter__(self) -> "ExploreService":
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -14,7 +14,7 @@ from cytosae.analysis.latents import is_defined
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.images.decoding import ImageDecoder
 from cytosae_pipeline.images.listing import ImageList
-from cytosae_pipeline.report.data.material import Material
+from cytosae_pipeline.report.data.material import ReportData
 from cytosae_pipeline.report.figures.style import (
     ONE_COLUMN_MM,
     QUIET,
@@ -44,7 +44,7 @@ _NO_PICTURE = 205
 """Grey of a cell whose picture is not at hand."""
 
 
-def draw_latents(material: Material, latents: npt.NDArray[np.int64]) -> Figure:
+def draw_latents(material: ReportData, latents: npt.NDArray[np.int64]) -> Figure:
     """How often and how strongly each latent is active, coloured by its label entropy.
 
     Args:
@@ -86,7 +86,7 @@ def draw_latents(material: Material, latents: npt.NDArray[np.int64]) -> Figure:
     return figure
 
 
-def draw_reference_images(material: Material, latents: npt.NDArray[np.int64], images: ImageList | None) -> Figure:
+def draw_reference_images(material: ReportData, latents: npt.NDArray[np.int64], images: ImageList | None) -> Figure:
     """The top images of a few latents, a row each, with heat maps over the cells.
 
     Args:
@@ -150,7 +150,7 @@ def overlay(picture: Pixels | None, levels: Pixels, side: int) -> Pixels:
     return np.asarray(whole.convert("RGB"))
 
 
-def read_pictures(material: Material, images: ImageList | None, rows: npt.NDArray[np.int64]) -> Mapping[int, Pixels]:
+def read_pictures(material: ReportData, images: ImageList | None, rows: npt.NDArray[np.int64]) -> Mapping[int, Pixels]:
     """The pictures of those rows whose files still are what the store was made from."""
     if images is None or not len(rows):
         return {}
@@ -164,12 +164,12 @@ def read_pictures(material: Material, images: ImageList | None, rows: npt.NDArra
     return found
 
 
-def _side(material: Material) -> int:
+def _side(material: ReportData) -> int:
     """Height and width of the pictures, in pixels."""
     return material.store.spec.preprocessing.image_size
 
 
-def _label(material: Material, row: int) -> str:
+def _label(material: ReportData, row: int) -> str:
     """Name of an image's label; '' if it has none."""
     label = int(material.labels[row])
     return material.features.labels[label] if label >= 0 else ""

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae.analysis.differential import GroupComparison
-from cytosae_pipeline.config import UserError
+from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.listing import ImageList
-from cytosae_pipeline.report.data.material import Material
+from cytosae_pipeline.report.data.material import ReportData
 from cytosae_pipeline.report.records.overview import training_record
 from cytosae_pipeline.report.records.patients import MAX_CORRELATED, GroupPair
-from cytosae_pipeline.runtime.progress import Reporter
+from cytosae_pipeline.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,10 +38,9 @@ def require_matplotlib() -> None:
 
 def write_figures(
     folder: Path,
-    material: Material,
+    material: ReportData,
     latents: npt.NDArray[np.int64],
     images: ImageList | None,
-    report: Reporter,
     *,
     comparisons: Sequence[tuple[GroupPair, GroupComparison]] = (),
     masking: dict[str, Any] | None = None,
@@ -55,7 +54,6 @@ def write_figures(
         material: What the page is made of.
         latents: Latents with a page, shape `(M,)`.
         images: Where the images lie; None if they are not at hand.
-        report: Told of progress.
         comparisons: The groups compared, in the order of the page.
         masking: Record of the masking experiment; None if it was not done.
 
@@ -72,7 +70,7 @@ def write_figures(
     folder.mkdir(parents=True, exist_ok=True)
     plan = _plan(material, latents, images, comparisons, masking)
     files: list[Path] = []
-    with figure_style(), report.progress("figures", len(plan), "figures") as bar:
+    with figure_style(), Progress("figures", len(plan), "figures") as bar:
         for name, draw in plan:
             files += save_figure(draw(), folder, name)
             bar.advance()
@@ -80,7 +78,7 @@ def write_figures(
 
 
 def _plan(
-    material: Material,
+    material: ReportData,
     latents: npt.NDArray[np.int64],
     images: ImageList | None,
     comparisons: Sequence[tuple[GroupPair, GroupComparison]],

@@ -8,16 +8,16 @@ import numpy.typing as npt
 
 from cytosae.analysis.differential import GroupComparison, largest_differences
 from cytosae.analysis.latents import best_latents, select_latents
-from cytosae_pipeline.config import UserError
 from cytosae_pipeline.config.report import PageConfig, parse_latents, parse_range
-from cytosae_pipeline.report.data.material import Material
+from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.report.data.material import ReportData
 from cytosae_pipeline.report.records.patients import SIGNIFICANT_Q
 
 Latents = npt.NDArray[np.int64]
 
 
 def choose_latents(
-    material: Material, comparisons: Sequence[GroupComparison] = (), *, live: bool = False
+    material: ReportData, comparisons: Sequence[GroupComparison] = (), *, live: bool = False
 ) -> tuple[Latents, str]:
     """The latents that get a page, and a sentence that says which they are.
 

@@ -7,14 +7,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cytosae.statistics.heatmaps import ByteMaps, ImageReading, LatentEncoder, make_byte_maps, read_image
+from cytosae.statistics.heatmaps import ByteMaps, ImageSummary, LatentEncoder, make_byte_maps, summarize_image
 from cytosae.statistics.histograms import BINS_PER_OCTAVE, LOWEST_EXPONENT, LatentProfiles, ProfileResult
 from cytosae_cache.reading.loader import iter_row_blocks
 from cytosae_cache.reading.permutation import spread_rows
 from cytosae_cache.reading.reader import StoreReader
-from cytosae_pipeline.report.data.material import Material, decoder_neighbours
+from cytosae_pipeline.report.data.material import ReportData, decoder_neighbours
 from cytosae_pipeline.report.records.encoding import pack
-from cytosae_pipeline.runtime.progress import Reporter
+from cytosae_pipeline.runtime.progress import Progress
 
 LATENTS_PER_IMAGE = 10
 LATENTS_PER_TOKEN = 4
@@ -28,7 +28,7 @@ TopMap = tuple[npt.NDArray[np.uint8], float]
 """A map's bytes, shape `(n_patches,)`, and its peak."""
 
 
-def profile_all(material: Material, latents: npt.NDArray[np.int64], report: Reporter) -> ProfileResult:
+def profile_all(material: ReportData, latents: npt.NDArray[np.int64]) -> ProfileResult:
     """Profiles of latents over all readable images of the store, in one pass."""
     encoder = LatentEncoder(material.inputs.sae, latents)
     profiles = LatentProfiles(len(latents), len(material.features.labels))
@@ -36,7 +36,7 @@ def profile_all(material: Material, latents: npt.NDArray[np.int64], report: Repo
     at_once = _images_at_once(material, len(latents))
     with (
         StoreReader(store, verify=not material.config.no_verify) as reader,
-        report.progress("latents", store.n_images, "images") as bar,
+        Progress("latents", store.n_images, "images") as bar,
     ):
         for block in iter_row_blocks(reader, block_rows=_IMAGES_AT_ONCE):
             rows = block.valid.nonzero()[0]
@@ -48,7 +48,7 @@ def profile_all(material: Material, latents: npt.NDArray[np.int64], report: Repo
 
 
 def profile_sample(
-    material: Material, reader: StoreReader, latents: npt.NDArray[np.int64], n_images: int
+    material: ReportData, reader: StoreReader, latents: npt.NDArray[np.int64], n_images: int
 ) -> ProfileResult:
     """Profiles of latents over readable images spread evenly over the store."""
     encoder = LatentEncoder(material.inputs.sae, latents)
@@ -63,7 +63,7 @@ def profile_sample(
 
 
 def latent_records(
-    material: Material,
+    material: ReportData,
     latents: npt.NDArray[np.int64],
     profiles: ProfileResult,
     maps: dict[tuple[int, int], TopMap],
@@ -107,14 +107,14 @@ def latent_records(
         }
 
 
-def encode_image(material: Material, x: torch.Tensor) -> torch.Tensor:
+def encode_image(material: ReportData, x: torch.Tensor) -> torch.Tensor:
     """Activations of all latents on one image, float32, shape `(T, S)`, from stored ones of shape `(T, D)`."""
     sae = material.inputs.sae
     with torch.no_grad():
         return sae.encode(x.to(device=sae.W_enc.device, dtype=torch.float32))
 
 
-def image_record(material: Material, acts: torch.Tensor, row: int | None) -> dict[str, Any]:
+def image_record(material: ReportData, acts: torch.Tensor, row: int | None) -> dict[str, Any]:
     """What the page shows of an image.
 
     Args:
@@ -122,7 +122,7 @@ def image_record(material: Material, acts: torch.Tensor, row: int | None) -> dic
         acts: Its activations, shape `(T, S)`.
         row: Its row; None for an image that is not in the store.
     """
-    reading = read_image(acts, n_latents=LATENTS_PER_IMAGE, n_per_token=LATENTS_PER_TOKEN)
+    reading = summarize_image(acts, n_latents=LATENTS_PER_IMAGE, n_per_token=LATENTS_PER_TOKEN)
     chosen = torch.from_numpy(reading.latents).to(acts.device)
     maps = make_byte_maps(acts[material.n_prefix :, chosen])
     images = material.store.images
@@ -139,12 +139,12 @@ def image_record(material: Material, acts: torch.Tensor, row: int | None) -> dic
     }
 
 
-def top_maps(material: Material, acts: torch.Tensor, latents: npt.NDArray[np.int64]) -> ByteMaps:
+def top_maps(material: ReportData, acts: torch.Tensor, latents: npt.NDArray[np.int64]) -> ByteMaps:
     """Maps of latents on an image, from its activations of shape `(T, S)`."""
     return make_byte_maps(acts[material.n_prefix :, torch.from_numpy(latents).to(acts.device)])
 
 
-def maps_of_latent(material: Material, reader: StoreReader, latent: int) -> dict[tuple[int, int], TopMap]:
+def maps_of_latent(material: ReportData, reader: StoreReader, latent: int) -> dict[tuple[int, int], TopMap]:
     """The maps of one latent on its top images."""
     rows = material.top_rows[latent]
     encoder = LatentEncoder(material.inputs.sae, np.array([latent]))
@@ -156,13 +156,13 @@ def maps_of_latent(material: Material, reader: StoreReader, latent: int) -> dict
     return found
 
 
-def _images_at_once(material: Material, n_latents: int) -> int:
+def _images_at_once(material: ReportData, n_latents: int) -> int:
     """Images whose activations of the latents fit into the memory set aside."""
     width = material.n_latents if material.inputs.sae.needs_whole_rows else n_latents
     return max(1, min(_IMAGES_AT_ONCE, _ACTS_BYTES // (4 * material.store.n_tokens * max(width, 1))))
 
 
-def _top_images(material: Material, latent: int, maps: dict[tuple[int, int], TopMap]) -> list[dict[str, Any]]:
+def _top_images(material: ReportData, latent: int, maps: dict[tuple[int, int], TopMap]) -> list[dict[str, Any]]:
     """The latent's top images with their maps."""
     top = []
     for row, value in zip(material.top_rows[latent].tolist(), material.features.values[latent].tolist(), strict=True):
@@ -177,7 +177,7 @@ def _top_images(material: Material, latent: int, maps: dict[tuple[int, int], Top
     return top
 
 
-def _top_patients(material: Material, latent: int) -> list[dict[str, Any]]:
+def _top_patients(material: ReportData, latent: int) -> list[dict[str, Any]]:
     """The patients with the highest counts an image."""
     cohort = material.cohort
     if cohort is None:
@@ -196,7 +196,7 @@ def _top_patients(material: Material, latent: int) -> list[dict[str, Any]]:
     ]
 
 
-def _pack_tokens(reading: ImageReading, n_latents: int) -> dict[str, Any]:
+def _pack_tokens(reading: ImageSummary, n_latents: int) -> dict[str, Any]:
     """The strongest latents of each token in as few bytes as do: values in steps of the largest's 65,535th."""
     wide = n_latents >= 65_535
     latents = reading.token_latents.astype(np.int32 if wide else np.uint16)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from cytosae.analysis.masking import Masking
 from cytosae_pipeline import __version__
-from cytosae_pipeline.report.data.material import Material, label_counts, main_labels, read_training
+from cytosae_pipeline.report.data.material import ReportData, label_counts, main_labels, read_training
 from cytosae_pipeline.report.records.encoding import finite, pack
 from cytosae_pipeline.statistics.masking import MaskingResult
 
@@ -34,7 +34,7 @@ _SAE_FACTS = ("expansion_factor", "l1_coefficient", "lr", "batch_size", "total_t
 
 
 def overview_record(
-    material: Material,
+    material: ReportData,
     latents: npt.NDArray[np.int64],
     reason: str,
     rows: npt.NDArray[np.int64],
@@ -100,7 +100,7 @@ def overview_record(
     }
 
 
-def training_record(material: Material) -> dict[str, Any] | None:
+def training_record(material: ReportData) -> dict[str, Any] | None:
     """Training curves, thinned out evenly; None if nothing was recorded."""
     assert material.config.sae_path is not None
     lines = read_training(material.config.sae_path)
@@ -141,7 +141,7 @@ def _number(value: object) -> float | None:
     return finite(value) if isinstance(value, int | float) else None
 
 
-def _store_record(material: Material) -> dict[str, Any]:
+def _store_record(material: ReportData) -> dict[str, Any]:
     """What the page needs of the store."""
     store = material.store
     return {
@@ -155,7 +155,7 @@ def _store_record(material: Material) -> dict[str, Any]:
     }
 
 
-def _store_facts(material: Material) -> list[list[str]]:
+def _store_facts(material: ReportData) -> list[list[str]]:
     """What the store is; nothing that names a place on this machine."""
     store, spec = material.store, material.store.spec
     return [
@@ -171,7 +171,7 @@ def _store_facts(material: Material) -> list[list[str]]:
     ]
 
 
-def _sae_facts(material: Material) -> list[list[str]]:
+def _sae_facts(material: ReportData) -> list[list[str]]:
     """What the autoencoder is."""
     sae, cfg = material.inputs.sae, material.sae_cfg
     d_in, n_latents = sae.W_enc.shape
