@@ -76,7 +76,7 @@ def make_latent_table(features: Features) -> Table:
 
     Returns:
         `sparsity`, `mean_acts` (docs/definitions.md, section 6), `label_entropy` (section 8; -1 where fewer than k
-        slots are filled), `dead` (active on no image), and of the labels among its top-k images, weighted by activation:
+        slots are filled), `dead` (active on no image), and of the labels among its top-k images, weighted by score:
         `top_label`, its share `top_label_share` (0 if there is none), and `top_labels`, all by falling share, joined by
         `;`.
     """
