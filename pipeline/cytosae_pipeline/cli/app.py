@@ -15,13 +15,14 @@ from cytosae_pipeline.cli.output import log_to_stderr, messages, print_result
 from cytosae_pipeline.config import (
     PRESETS,
     BuildConfig,
+    ExploreConfig,
     ExportConfig,
+    ReportConfig,
     StatisticsConfig,
     StoreChoice,
     StoreSource,
     TrainConfig,
 )
-from cytosae_pipeline.config.report import ExploreConfig, ReportConfig
 from cytosae_pipeline.runtime.progress import Progress, format_bytes, format_seconds
 
 

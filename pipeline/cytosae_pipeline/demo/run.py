@@ -11,8 +11,7 @@ import torch
 
 from cytosae.analysis.latents import is_defined, label_entropy, leave_one_out_accuracy
 from cytosae_pipeline.building.build import build_store
-from cytosae_pipeline.config import BuildConfig, StatisticsConfig, TrainConfig
-from cytosae_pipeline.config.report import ReportConfig
+from cytosae_pipeline.config import BuildConfig, ReportConfig, StatisticsConfig, TrainConfig
 from cytosae_pipeline.demo.cohort import plan_cohort, write_cohort
 from cytosae_pipeline.report.static import write_report
 from cytosae_pipeline.runtime.progress import Progress, format_seconds

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from cytosae_pipeline.config import Layout
+from cytosae_pipeline.config.store import Layout
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.files import FileStamp, stamp_file
 

@@ -14,7 +14,7 @@ import torch
 from cytosae.analysis.differential import GroupComparison
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.storage.atomic import replacing_path
-from cytosae_pipeline.config.report import ReportConfig
+from cytosae_pipeline.config import ReportConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.listing import ImageList
 from cytosae_pipeline.report.data.material import KEY_NAME, ReportData, open_report_data

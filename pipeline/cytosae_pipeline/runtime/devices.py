@@ -7,7 +7,7 @@ import torch
 
 from cytosae.training.fused_loss import MatmulConfig
 from cytosae_cache.format.spec import Precision
-from cytosae_pipeline.config import Device, PrecisionChoice
+from cytosae_pipeline.config.store import Device, PrecisionChoice
 from cytosae_pipeline.errors import UserError
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

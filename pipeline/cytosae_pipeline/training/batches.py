@@ -107,12 +107,17 @@ def open_batches(
     stop = config.total_training_tokens
     if place == "gpu":
         sampling = Sampler(
-            images.layout, images.image_shape[0], config.batch_size, config.order, config.shuffle, config.batch_of
+            images.layout,
+            images.image_shape[0],
+            config.batch_size,
+            config.shuffle_seed,
+            config.shuffle,
+            config.batch_of,
         )
         return DeviceBatches(images, sampling, samples_seen=samples_seen, stop=stop, device=device)
     make_buffer = _make_pinned if device.type == "cuda" else aligned_buffer
     stream = ShuffledLoader(
-        images, batch_images=config.batch_size, seed=config.order, samples_seen=samples_seen, stop=stop,
+        images, batch_images=config.batch_size, seed=config.shuffle_seed, samples_seen=samples_seen, stop=stop,
         shuffle=config.shuffle, batch_of=config.batch_of, in_memory=place == "ram", make_buffer=make_buffer,
     )  # fmt: skip
     return HostBatches(stream)

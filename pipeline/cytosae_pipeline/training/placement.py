@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.config import Resident
+from cytosae_pipeline.config.train import Resident
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.memory import available_ram
 from cytosae_pipeline.runtime.progress import format_bytes

@@ -5,16 +5,13 @@ import io
 import itertools
 import math
 import tomllib
-import typing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import click
-
 from cytosae_cache.storage.atomic import write_file
-from cytosae_pipeline.cli.options import click_type
 from cytosae_pipeline.config import TrainConfig
+from cytosae_pipeline.config.fields import check_field
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.training.loop import TrainResult, train_together
 from cytosae_pipeline.training.pareto import Point, draw_pareto
@@ -98,13 +95,12 @@ def read_grid(path: Path) -> list[dict[str, Any]]:
     tables = grid.pop("run", [{}])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise UserError(f"'run' in '{path}' must be written as [[run]] tables")
-    hints = typing.get_type_hints(TrainConfig)
     runs: list[dict[str, Any]] = []
     for table in tables:
         values = {name: value if isinstance(value, list) else [value] for name, value in {**grid, **table}.items()}
         for name, choices in values.items():
             _check_name(path, name)
-            converted = [_convert(path, name, value, hints[name]) for value in choices]
+            converted = [_convert(path, name, value) for value in choices]
             values[name] = list(dict.fromkeys(converted))
         # Counted before they are made: lists of moderate length make more combinations than fit into memory.
         n_runs = math.prod(map(len, values.values()))
@@ -132,7 +128,7 @@ def run_sweep(base: TrainConfig, path: Path) -> SweepResult:
         own = {name: values[name] for name in varying if name in values}
         name = "-".join([prefix, *(file_part(f"{key}_{value}") for key, value in own.items())])
         try:
-            config = replace(base, **values, order_seed=base.order, run_name=name)
+            config = replace(base, **values, order_seed=base.shuffle_seed, run_name=name)
         except ValueError as error:
             raise UserError(f"a run of '{path}' ({name}) cannot be: {error}") from error
         runs.append(plan_run(config, runs[0].stores if runs else None))
@@ -169,21 +165,12 @@ def _check_name(path: Path, name: str) -> None:
         )
 
 
-def _convert(path: Path, name: str, value: object, hint: Any) -> Any:  # noqa: ANN401 - an option's value
-    """A value as the command line would take it."""
-    wanted = click.types.convert_type(click_type(hint))
+def _convert(path: Path, name: str, value: object) -> Any:  # noqa: ANN401 - an option's value
+    """A value in the option's own type."""
     try:
-        if hint is bool or isinstance(value, bool):
-            if hint is not bool or not isinstance(value, bool):
-                raise click.BadParameter(f"{value!r} is not true or false")
-            return value
-        if wanted is click.INT and not isinstance(value, int):
-            raise click.BadParameter(f"{value!r} is not a whole number")
-        if not isinstance(value, int | float | str):
-            raise click.BadParameter(f"{value!r} is no single value")
-        return wanted.convert(value, None, None)
-    except click.BadParameter as error:
-        raise UserError(f"'{name}' in '{path}': {error.message}") from error
+        return check_field(TrainConfig, name, value)
+    except UserError as error:
+        raise UserError(f"'{path}': {error}") from error
 
 
 def _make_row(run: Run, result: TrainResult, options: dict[str, Any]) -> SweepRow:

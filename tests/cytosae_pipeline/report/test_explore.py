@@ -24,7 +24,7 @@ from PIL import Image
 
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.cli.app import cli
-from cytosae_pipeline.config.report import ExploreConfig
+from cytosae_pipeline.config import ExploreConfig
 from cytosae_pipeline.report.data.material import open_report_data
 from cytosae_pipeline.report.data.notes import read_notes, save_note
 from cytosae_pipeline.report.explore.app import read_policy

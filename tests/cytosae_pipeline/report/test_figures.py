@@ -18,7 +18,7 @@ from PIL import Image
 
 from cytosae.analysis.differential import compare_groups
 from cytosae.analysis.latents import correlate, group_means
-from cytosae_pipeline.config.report import PageConfig
+from cytosae_pipeline.config import PageConfig
 from cytosae_pipeline.report.data.groups import PatientGroups
 from cytosae_pipeline.report.data.material import Cohort, open_report_data
 from cytosae_pipeline.report.figures.curves import draw_masking, draw_training

@@ -173,7 +173,7 @@ def test_registers_are_no_patches():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--class_token", "--tokens", "patches"], "class_token is tokens cls, but tokens patches was given"),
+        (["--class_token", "--tokens", "patches"], "class_token means tokens cls, but tokens patches was given"),
         (["--batch_of", "tokens", "--tokens", "patches"], "tokens patches needs batch_of images"),
         (["--tokens", "patches", "--mse_cls_coefficient", 2], "trains on no CLS token"),
         (["--held_out", 0.95], "held_out must be at most 0.9"),

@@ -12,7 +12,7 @@ import torch
 
 from cytosae.analysis.latents import cluster_latents, is_defined, label_entropy, order_by_group
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.config.report import PageConfig
+from cytosae_pipeline.config import PageConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.report.data.groups import PatientGroups, find_groups
 from cytosae_pipeline.report.data.notes import FILE_NAME, LatentNote, read_notes

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cytosae_pipeline.config.report import ExploreConfig
+from cytosae_pipeline.config import ExploreConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.report.data.material import open_report_data
 from cytosae_pipeline.report.data.notes import read_notes
