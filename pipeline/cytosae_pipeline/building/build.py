@@ -1,9 +1,7 @@
 """Stage one: run the vision transformer once over a data set and write its activation store."""
 
 import contextlib
-import csv
 import errno
-import io
 import logging
 import os
 import shutil
@@ -35,8 +33,9 @@ from cytosae_pipeline.images.files import VANISHED
 from cytosae_pipeline.images.listing import ImageList, open_dataset
 from cytosae_pipeline.runtime.devices import autocast, choose_device, choose_precision
 from cytosae_pipeline.runtime.progress import Progress, format_bytes, format_seconds
-from cytosae_pipeline.workspace.find import require_dataset, resolve_model_path
-from cytosae_pipeline.workspace.paths import Workspace
+from cytosae_pipeline.workspace.csv_files import to_csv
+from cytosae_pipeline.workspace.find import require_dataset
+from cytosae_pipeline.workspace.paths import Workspace, resolve_model_path
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -104,7 +103,7 @@ class BuildResult:
     """Time it took."""
 
 
-def plan_build(config: BuildConfig) -> BuildPlan:
+def plan_build(config: BuildConfig, *, weights_digest: str | None = None) -> BuildPlan:
     """Decide everything about a build without reading an image or running the network.
 
     Raises:
@@ -121,7 +120,9 @@ def plan_build(config: BuildConfig) -> BuildPlan:
     images = open_dataset(config.images or workspace.dataset_dir(name), config.layout)
     if config.limit is not None:
         images = images.head(config.limit)
-    info = describe_backbone(model_path, name=config.model_name, block=config.block_layer)
+    info = describe_backbone(
+        model_path, name=config.model_name, block=config.block_layer, weights_digest=weights_digest
+    )
     device = choose_device(config.device)
     spec = make_spec(info, store_dtype=config.store_dtype, precision=choose_precision(config.precision, device))
     store = open_storage(config.store or workspace.store_path(name, spec.hash)).location
@@ -151,7 +152,7 @@ def make_spec(info: BackboneInfo, *, store_dtype: StoreDtype, precision: Precisi
     )
 
 
-def build_store(config: BuildConfig) -> BuildResult:
+def build_store(config: BuildConfig, *, weights_digest: str | None = None) -> BuildResult:
     """Build the store of a data set, go on with an interrupted build, or do nothing if it is complete.
 
     Raises:
@@ -160,7 +161,7 @@ def build_store(config: BuildConfig) -> BuildResult:
         SourceError: If the disk with the images fails; what was finished is kept.
     """
     started = time.monotonic()
-    plan = plan_build(config)
+    plan = plan_build(config, weights_digest=weights_digest)
     for note in plan.images.notes:
         logger.info(note)
     logger.info(plan.describe())
@@ -256,8 +257,9 @@ def _fill(store: ActivationStore, config: BuildConfig, plan: BuildPlan) -> None:
             logger.info(f"going on after {done:,} images that are on disk and verified")
         if rows:
             backbone = load_backbone(
-                plan.model_path, name=config.model_name, block=config.block_layer, device=plan.device
-            )
+                plan.model_path, name=config.model_name, block=config.block_layer, device=plan.device,
+                weights_digest=plan.info.weights_sha256,
+            )  # fmt: skip
             with Progress("build", store.n_images, "images", done=done) as progress:
                 decoded = decoder.iter_rows(rows)
                 for shard in todo:
@@ -342,12 +344,9 @@ def _write_skipped(store: ActivationStore, path: Path) -> Path | None:
     if not rows:
         return None
     reasons = store.column("images/reason")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", "path", "reason"])
-    writer.writerows([row, store.images.path[row], str(reasons[row])] for row in rows)
+    table = to_csv(["row", "path", "reason"], ([row, store.images.path[row], str(reasons[row])] for row in rows))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, text.getvalue().encode())
+    write_file(path, table)
     return path
 
 

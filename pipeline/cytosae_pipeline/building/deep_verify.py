@@ -17,11 +17,10 @@ from cytosae_pipeline.building.source_check import compare_source
 from cytosae_pipeline.config import StoreSource
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.decoding import ImageDecoder
-from cytosae_pipeline.images.listing import ImageList
+from cytosae_pipeline.images.listing import ImageList, list_stored_images
 from cytosae_pipeline.runtime.devices import choose_device
 from cytosae_pipeline.runtime.progress import Progress
-from cytosae_pipeline.workspace.find import list_stored_images, resolve_model_path
-from cytosae_pipeline.workspace.paths import Workspace
+from cytosae_pipeline.workspace.paths import Workspace, resolve_model_path
 
 N_IMAGES = 16
 """Images computed again, spread over the store."""
@@ -59,7 +58,9 @@ def verify_against_source(store: ActivationStore, config: StoreSource) -> list[s
     sound = np.array([row for row in store.valid_rows.tolist() if row not in problems], dtype=np.int64)
     rows = sound[spread_rows(len(sound), N_IMAGES)]
     device = choose_device(config.device)
-    backbone = load_backbone(model_path, name=config.model_name, block=info.block, device=device)
+    backbone = load_backbone(
+        model_path, name=config.model_name, block=info.block, device=device, weights_digest=info.weights_sha256
+    )
     with (
         StoreReader(store) as reader,
         ImageDecoder(images, n_workers=0, image_size=info.image_size) as decoder,

@@ -157,9 +157,9 @@ def features(as_json: bool, **values: Any) -> None:
     cytosae-cache features --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt --top_k 10
     """
     config = make_config(StatisticsConfig, values)
-    from cytosae_pipeline.statistics.features import compute_features
+    from cytosae_pipeline.statistics.verbs import run_features
 
-    result = compute_features(config)
+    result = run_features(config)
     where = f"--dataset_name {config.dataset_name or 'NAME'} --sae_path '{config.sae_path}'"
     text = (
         f"{result.n_active:,} of {result.n_latents:,} latents are active on one of {result.n_images:,} images\n"
@@ -196,9 +196,9 @@ def patients(as_json: bool, **values: Any) -> None:
 def _count(values: dict[str, Any], kind: Any, as_json: bool) -> None:
     """`classes` and `patients`."""
     config = make_config(StatisticsConfig, values)
-    from cytosae_pipeline.statistics.counts import compute_counts
+    from cytosae_pipeline.statistics.verbs import run_counts
 
-    result = compute_counts(config, kind)
+    result = run_counts(config, kind)
     noun = "patients" if kind == "patient" else "classes"
     text = (
         f"{len(result.groups):,} {noun} x {result.n_latents:,} latents from {result.n_images:,} images\n"

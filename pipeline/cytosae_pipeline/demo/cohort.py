@@ -4,7 +4,6 @@ The plan is a pure function of its seed; writing it is resumable. No torch here:
 before it is loaded. `synthetic_cells` draws, and its public names are repeated here.
 """
 
-import csv
 import hashlib
 import io
 import os
@@ -17,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from cytosae_pipeline.demo.cells import CELL_CLASSES, GENERATOR_VERSION, make_cell, make_stain
+from cytosae_pipeline.workspace.csv_files import to_csv
 
 __all__ = [
     "CELL_CLASSES",
@@ -138,22 +138,16 @@ def write_cohort(
         if on_progress is not None:
             on_progress(n_done, len(cells))
     patients = {cell.patient: cell.group for cell in cells}
-    _replace(folder / "patients.csv", _csv([("patient", "group"), *patients.items()]))
+    _replace(folder / "patients.csv", to_csv(("patient", "group"), patients.items()))
     rows = [(cell.path, cell.label, cell.patient) for cell in cells]
     manifest = folder / "manifest.csv"
-    _replace(manifest, _csv([("path", "label", "patient"), *rows]))
+    _replace(manifest, to_csv(("path", "label", "patient"), rows))
     return manifest
 
 
 def _make_rng(seed: Sequence[int], purpose: str) -> np.random.Generator:
     """An independent stream for each purpose."""
     return np.random.default_rng([*seed, len(seed), int.from_bytes(purpose.encode(), "big")])
-
-
-def _csv(rows: Sequence[Sequence[str]]) -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
 
 
 def _encode(picture: Image.Image, tag: bytes) -> bytes:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cytosae.analysis.latents import is_defined, label_entropy, leave_one_out_accuracy
 from cytosae_pipeline.building.build import build_store
@@ -15,8 +14,10 @@ from cytosae_pipeline.config import BuildConfig, ReportConfig, StatisticsConfig,
 from cytosae_pipeline.demo.cohort import plan_cohort, write_cohort
 from cytosae_pipeline.report.static import write_report
 from cytosae_pipeline.runtime.progress import Progress, format_seconds
-from cytosae_pipeline.statistics.counts import compute_counts
-from cytosae_pipeline.statistics.features import compute_features
+from cytosae_pipeline.statistics.counts import Counts
+from cytosae_pipeline.statistics.features import Features
+from cytosae_pipeline.statistics.inputs import open_inputs
+from cytosae_pipeline.statistics.results import compute_statistics
 from cytosae_pipeline.training.loop import train
 
 DATASET = "demo"
@@ -107,21 +108,22 @@ def run_demo(root: Path, *, seed: int) -> DemoResult:
         ),
     )  # fmt: skip
     statistics = StatisticsConfig(**source, sae_path=trained.sae)
-    found = compute_features(statistics)
-    classes = compute_counts(statistics, "label")
-    patients = compute_counts(statistics, "patient")
+    inputs = open_inputs(statistics)
+    found = compute_statistics(inputs, statistics, features=True, counts=["label", "patient"], what="statistics")
+    assert found.features is not None
+    files = found.save(inputs)
     page = write_report(
         ReportConfig(**source, sae_path=trained.sae, groups=images / "patients.csv", n_latents=_N_LATENTS)
     )
-    accuracy, chance = recover_groups(patients.folder, images / "patients.csv")
+    accuracy, chance = recover_groups(found.counts["patient"], images / "patients.csv")
     return DemoResult(
-        files=[images, built.store, trained.folder, *found.files, *classes.files, *patients.files, page.index.parent],
+        files=[images, built.store, trained.folder, *files, page.index.parent],
         report=page.index,
-        n_images=found.n_images,
+        n_images=int(found.features.record["n_images"]),
         explained_variance=trained.metrics["metrics/explained_variance"],
         l0=trained.metrics["metrics/l0"],
-        n_specific=count_specific(found.folder),
-        n_active=found.n_active,
+        n_specific=count_specific(found.features),
+        n_active=found.features.n_active,
         accuracy=accuracy,
         chance=chance,
         seconds=time.monotonic() - started,
@@ -129,11 +131,11 @@ def run_demo(root: Path, *, seed: int) -> DemoResult:
     )
 
 
-def recover_groups(folder: Path, truth: Path) -> tuple[float, float]:
+def recover_groups(counts: Counts, truth: Path) -> tuple[float, float]:
     """How well patients' counts tell the planted groups apart.
 
     Args:
-        folder: Where `patients` wrote its files.
+        counts: Counts per patient.
         truth: CSV with columns patient and group.
 
     Returns:
@@ -141,18 +143,11 @@ def recover_groups(folder: Path, truth: Path) -> tuple[float, float]:
     """
     with truth.open(newline="") as file:
         group_of = {row["patient"]: row["group"] for row in csv.DictReader(file)}
-    with (folder / "patients.csv").open(newline="") as file:
-        groups = np.unique([group_of[row["patient"]] for row in csv.DictReader(file)], return_inverse=True)[1]
-    counts = np.load(folder / "cls_sae_cnt.npy", allow_pickle=False)
-    return leave_one_out_accuracy(counts, groups), float(np.bincount(groups).max() / len(groups))
+    groups = np.unique([group_of[name] for name in counts.names], return_inverse=True)[1]
+    return leave_one_out_accuracy(counts.normalised, groups), float(np.bincount(groups).max() / len(groups))
 
 
-def count_specific(folder: Path) -> int:
-    """Latents whose top images are nearly all of one class, from the files that `features` wrote."""
-    values, labels = (
-        torch.load(folder / f"max_activating_image_{name}.pt", weights_only=True).numpy()
-        for name in ("values", "label_indices")
-    )
-    names = (folder / "labels.txt").read_text().splitlines()
-    entropy = label_entropy(values, labels, len(names))
+def count_specific(features: Features) -> int:
+    """Latents whose top images are nearly all of one class."""
+    entropy = label_entropy(features.values, features.label_indices, len(features.labels))
     return int((is_defined(entropy) & (entropy < 0.1)).sum())

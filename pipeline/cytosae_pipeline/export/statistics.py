@@ -17,8 +17,9 @@ from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.export import anndata_files, table_files
 from cytosae_pipeline.export.table_files import ScoreWriter, TableWriter
 from cytosae_pipeline.export.tables import Table, Tables, make_tables
-from cytosae_pipeline.statistics.encode import open_inputs, run_pass
-from cytosae_pipeline.statistics.results import ensure_counts, ensure_features
+from cytosae_pipeline.statistics.encode import encode_store
+from cytosae_pipeline.statistics.inputs import open_inputs
+from cytosae_pipeline.statistics.results import ensure_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +61,9 @@ def export_tables(config: ExportConfig) -> TablesResult:
     if not has_patients:
         logger.info(f"no image of store '{inputs.store.path}' has a patient: no file of patients is written")
     paths = _plan(config, folder, has_patients=has_patients)
-    features = ensure_features(config, inputs)
-    counts = ensure_counts(config, "patient", inputs) if has_patients else None
+    found = ensure_statistics(inputs, config, counts=["patient"] if has_patients else [])
+    features, counts = found.features, found.counts.get("patient")
+    assert features is not None
     tables = make_tables(inputs, features, counts)
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -71,7 +73,7 @@ def export_tables(config: ExportConfig) -> TablesResult:
             def consume(rows: torch.Tensor, images: PooledActs) -> None:
                 writer.append(images.scores.cpu().numpy())
 
-            run_pass(inputs, config, (), consume, what="export")
+            encode_store(inputs, config, [consume], what="export")
     n_patients = len(counts.names) if counts is not None else 0
     return TablesResult(
         folder, list(paths.values()), config.format, len(tables.images.row), n_patients, len(features.sparsity)

@@ -1,6 +1,5 @@
 """Tables as CSV and Parquet, scores of images written as they come."""
 
-import csv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae_pipeline.export.tables import Column, ImageTexts, Table, Tables, latent_name
+from cytosae_pipeline.workspace.csv_files import CsvWriter
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -94,7 +94,7 @@ class LongScores:
         self._n_done += len(scores)
 
 
-class CsvWriter:
+class CsvTable:
     """Lines of a CSV as RFC 4180 has it: commas, CRLF, quotes where needed; UTF-8, texts defused.
 
     Args:
@@ -103,8 +103,7 @@ class CsvWriter:
     """
 
     def __init__(self, file: Any, names: Sequence[str]) -> None:  # noqa: ANN401 - anything with `write`
-        self._writer = csv.writer(file)
-        self._writer.writerow(names)
+        self._writer = CsvWriter(file, names, line_end="\r\n")
 
     def write(self, table: Table) -> None:
         """Write further lines."""
@@ -112,14 +111,14 @@ class CsvWriter:
         step = max(1, _CELLS_AT_ONCE // max(1, len(table)))
         for start in range(0, n_lines, step):
             parts = (_cells(column[start : start + step]) for column in table.values())
-            self._writer.writerows(zip(*parts, strict=True))
+            self._writer.write(zip(*parts, strict=True))
 
 
 @contextmanager
-def open_csv(path: Path, names: Sequence[str]) -> Iterator[CsvWriter]:
+def open_csv(path: Path, names: Sequence[str]) -> Iterator[CsvTable]:
     """A new CSV with these columns."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        yield CsvWriter(file, names)
+        yield CsvTable(file, names)
 
 
 class ParquetTable:

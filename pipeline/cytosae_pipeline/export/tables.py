@@ -13,9 +13,9 @@ from cytosae.analysis.latents import label_entropy
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline import __version__
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.statistics.counts import patient_labels
-from cytosae_pipeline.statistics.encode import Inputs
-from cytosae_pipeline.statistics.results import Counts, Features
+from cytosae_pipeline.statistics.counts import Counts, patient_labels
+from cytosae_pipeline.statistics.features import Features
+from cytosae_pipeline.statistics.inputs import Inputs
 
 Column = npt.NDArray[Any] | list[str | None]
 Table = Mapping[str, Column]

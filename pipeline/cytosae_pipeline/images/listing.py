@@ -10,9 +10,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from cytosae_cache.store import ActivationStore
+from cytosae_pipeline.config import StoreSource
 from cytosae_pipeline.config.store import Layout
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.files import FileStamp, stamp_file
+from cytosae_pipeline.workspace.paths import Workspace
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
 """Endings of image files, in any case."""
@@ -205,6 +208,21 @@ def read_manifest(path: Path) -> ImageList:
     extra = [name for name in columns if name not in _COLUMNS]
     notes = (f"columns of '{path}' that are not used: {', '.join(map(repr, extra))}",) if extra else ()
     return ImageList(root, tuple(rows.values()), "manifest", notes)
+
+
+def list_stored_images(store: ActivationStore, source: StoreSource) -> ImageList | None:
+    """The images of a store where they lie now; None if that place does not exist.
+
+    Args:
+        store: The store.
+        source: Names the folder of the images, if it is not the data set's own.
+    """
+    root = source.images or Workspace(source.root_dir).dataset_dir(store.provenance.dataset)
+    if not root.exists():
+        return None
+    # Straight from the store's own table: its rows are sorted already.
+    table = tuple(ImageRow(*names) for names in zip(*store.images, strict=True))
+    return ImageList(root.parent if root.is_file() else root, table, "store")
 
 
 def resolve_inside(root: Path, relative: str) -> Path:

@@ -16,7 +16,7 @@ from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.storage.atomic import replacing_path
 from cytosae_pipeline.config import ReportConfig
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.images.listing import ImageList
+from cytosae_pipeline.images.listing import ImageList, list_stored_images
 from cytosae_pipeline.report.data.material import KEY_NAME, ReportData, open_report_data
 from cytosae_pipeline.report.figures.write import require_matplotlib, write_figures
 from cytosae_pipeline.report.records.choice import choose_latents
@@ -41,7 +41,6 @@ from cytosae_pipeline.report.records.patients import (
 from cytosae_pipeline.report.records.thumbnails import write_thumbnails
 from cytosae_pipeline.runtime.progress import Progress
 from cytosae_pipeline.statistics.masking import run_masking
-from cytosae_pipeline.workspace.find import list_stored_images
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +167,7 @@ def _write_latents(
     maps: dict[tuple[int, int], TopMap],
 ) -> None:
     """Write the latents' pages."""
-    profiles = profile_all(material, latents)
+    profiles = material.profiles.take(latents) if material.profiles else profile_all(material, latents)
     for record in latent_records(material, latents, profiles, maps):
         _write_data(folder, f"latents/{record['latent']}", record)
 

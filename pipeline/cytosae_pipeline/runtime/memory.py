@@ -56,3 +56,9 @@ def _cgroup(folder: Path, limit: str, usage: str, cache: str) -> int | None:
         return int((folder / limit).read_text()) - used
     except (OSError, ValueError):  # no such group, or a limit of `max`
         return None
+
+
+def exceeds_page_cache(n_bytes: int) -> bool:
+    """Whether so many bytes do not fit into free memory, so that reading past the system's cache is better."""
+    ram = available_ram()
+    return ram is not None and n_bytes > ram

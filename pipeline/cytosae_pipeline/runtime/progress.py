@@ -39,6 +39,7 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
+            self._bar.delay = 0.0  # else tqdm would say nothing at all of short work
             self._bar.close()
 
     @property
@@ -88,7 +89,7 @@ def _make_bar(what: str, total: int, unit: str, done: int) -> Any:  # noqa: ANN4
 
         monitor_interval = 0
 
-    options: dict[str, Any] = {"desc": what, "total": total, "initial": done, "unit": f" {unit}", "smoothing": 0}
+    options: dict[str, Any] = {"desc": what, "total": total, "initial": done, "unit": f" {unit}", "smoothing": 0, "delay": 1e-3}
     if sys.stderr.isatty() or "ipykernel" in sys.modules:
         return Bar(**options, miniters=1, dynamic_ncols=True)
     line = _LINE.replace("{plural}", unit)

@@ -11,20 +11,18 @@ import torch
 
 from cytosae.analysis.masking import ClassScores, Masking, MaskingCounts, MaskingExperiment
 from cytosae.analysis.probe import LinearProbe
-from cytosae.formats.checkpoint import load_sae
-from cytosae.statistics.accumulators import BLOCK_IMAGES, BlockEncoder
 from cytosae_cache.reading.loader import Prefetcher
 from cytosae_cache.reading.permutation import IntArray, spread_rows
 from cytosae_cache.reading.reader import StoreReader, aligned_buffer
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import StatisticsConfig
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.runtime.devices import DTYPES, accumulator_device
-from cytosae_pipeline.runtime.memory import available_ram
+from cytosae_pipeline.runtime.devices import accumulator_device
+from cytosae_pipeline.runtime.memory import exceeds_page_cache
 from cytosae_pipeline.runtime.progress import Progress
-from cytosae_pipeline.statistics.encode import Inputs
-from cytosae_pipeline.statistics.features import label_index, sorted_names
-from cytosae_pipeline.training.placement import exceeds_page_cache
+from cytosae_pipeline.statistics.encode import make_encoder, rows_at_once
+from cytosae_pipeline.statistics.inputs import Inputs
+from cytosae_pipeline.statistics.label_index import LabelIndex
 from cytosae_pipeline.training.split import split_in_halves
 
 logger = logging.getLogger(__name__)
@@ -177,7 +175,7 @@ def run_masking(
     not depend on the batch size.
 
     Args:
-        inputs: Store and autoencoder; its decoder is read again from `config.sae_path` if it was left out.
+        inputs: Store and autoencoder, with its decoder.
         config: Batch size, precision, and whether checksums are checked.
         n_images: Images to look at, at most, spread evenly over the store's valid images with a label.
         ks: Numbers of latents to keep or remove; those above S count as S.
@@ -194,12 +192,14 @@ def run_masking(
             f"{len(plan.left_out)} classes are left out, for lack of {_LEAST_TRAINING} training images or of a test "
             f"image: {', '.join(plan.left_out)}"
         )
-    n_latents, device = inputs.sae.W_enc.shape[1], accumulator_device(inputs.sae.W_enc.device)
+    n_latents, device = inputs.n_latents, accumulator_device(inputs.sae.W_enc.device)
     probe = LinearProbe(inputs.store.d_model, len(plan.classes), device=device)
     class_scores = ClassScores(len(plan.classes), n_latents, device=device)
     with (
         StoreReader(
-            inputs.store, verify=not config.no_verify, direct=exceeds_page_cache([inputs.store], available_ram())
+            inputs.store,
+            verify=not config.no_verify,
+            direct=exceeds_page_cache(inputs.store.n_images * inputs.store.spec.record_bytes),
         ) as reader,
         Progress("masking", len(plan.train.rows) + len(plan.test.rows), "images") as bar,
     ):
@@ -207,7 +207,7 @@ def run_masking(
             probe.update(images.features, plan.train.labels[images.at])
             class_scores.update(images.scores, plan.train.labels[images.at])
         experiment = MaskingExperiment(
-            probe.fit(ridge), _decoder(inputs, config), inputs.sae.b_dec, class_scores.differences(), ks,
+            probe.fit(ridge), inputs.sae.W_dec.detach(), inputs.sae.b_dec, class_scores.differences(), ks,
             seed=seed, device=device,
         )  # fmt: skip
         rows = torch.from_numpy(plan.test.rows)
@@ -220,14 +220,12 @@ def run_masking(
 
 def _make_plan(store: ActivationStore, n_images: int, seed: int) -> _Plan:
     """Choose images, split them, and leave out classes with too few."""
-    column = list(store.images.label)
-    names = sorted_names(column)
+    names, index = LabelIndex.of(store.images.label)
     if not names:
         raise UserError(
             f"no image of store '{store.path}' has a label. Build it from a CSV with a 'label' column, or from folders "
             "with --layout class"
         )
-    index = label_index(names, column).numpy()
     labelled = store.valid_rows[index[store.valid_rows] >= 0]
     rows = labelled[spread_rows(len(labelled), n_images)]
     labels = index[rows]
@@ -264,8 +262,7 @@ def _iter_images(
     inputs: Inputs, config: StatisticsConfig, reader: StoreReader, rows: IntArray, advance: Callable[[int], None]
 ) -> Iterator[_Images]:
     """Token means and scores of the given rows, in their order, read ahead of the encoder."""
-    encoder = BlockEncoder(inputs.sae, dtype=DTYPES["fp32" if config.precision == "auto" else config.precision])
-    n_at_once = -(-config.batch_size // BLOCK_IMAGES) * BLOCK_IMAGES
+    encoder, n_at_once = make_encoder(inputs, config), rows_at_once(config)
 
     def read(start: int, buffer: npt.NDArray[Any]) -> tuple[int, npt.NDArray[Any]]:
         part = rows[start : start + n_at_once]
@@ -281,10 +278,3 @@ def _iter_images(
         # An image's place among the rows decides its block, so that blocks are full though the rows lie scattered.
         yield _Images(slice(start, start + len(values)), features, encoder.reduce(activations, start).scores)
         advance(len(values))
-
-
-def _decoder(inputs: Inputs, config: StatisticsConfig) -> torch.Tensor:
-    """`W_dec`, shape `(S, D)`."""
-    if len(inputs.sae.W_dec) or config.sae_path is None:
-        return inputs.sae.W_dec.detach()
-    return load_sae(config.sae_path).sae.W_dec.detach()

@@ -13,11 +13,11 @@ from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.runtime.interrupts import HeldInterrupts
-from cytosae_pipeline.runtime.memory import available_ram
+from cytosae_pipeline.runtime.memory import exceeds_page_cache
 from cytosae_pipeline.runtime.progress import Progress
 from cytosae_pipeline.training.batches import Batches, open_batches
 from cytosae_pipeline.training.init import DataInit, choose_tokens
-from cytosae_pipeline.training.placement import choose_placement, exceeds_page_cache, find_free_memory, find_needs
+from cytosae_pipeline.training.placement import choose_placement, find_free_memory, find_needs
 from cytosae_pipeline.training.runs import Run, TrainingError, plan_run
 from cytosae_pipeline.training.split import held_out
 from cytosae_pipeline.training.trainer import Trainer, last_metrics
@@ -109,7 +109,7 @@ class TrainingLoop:
         run = self._runs[0]
         config = run.config
         with contextlib.ExitStack() as stack:
-            direct = exceeds_page_cache(run.stores, available_ram())
+            direct = exceeds_page_cache(sum(store.n_images * store.spec.record_bytes for store in run.stores))
             readers = [
                 stack.enter_context(StoreReader(store, verify=not config.no_verify, direct=direct))
                 for store in run.stores

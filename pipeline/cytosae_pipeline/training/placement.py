@@ -6,7 +6,6 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config.train import Resident
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.memory import available_ram
@@ -128,16 +127,6 @@ def _step_bytes(run: Run) -> int:
     largest = min(products.max_bytes, n_tokens * run.n_latents * products.dtype.itemsize)
     # Parameters, gradients, two moments and the products' copies; then the matrices.
     return n_weights * (4 * 4 + products.dtype.itemsize) + _MATRICES * largest
-
-
-def exceeds_page_cache(stores: Sequence[ActivationStore], ram: int | None) -> bool:
-    """Whether stores are too large for the system to cache, so that reading past its cache is better.
-
-    Args:
-        stores: What will be read, perhaps many times.
-        ram: Free memory in bytes; None where the system does not say.
-    """
-    return ram is not None and sum(store.n_images * store.spec.record_bytes for store in stores) > ram
 
 
 def find_free_memory(device: torch.device) -> Room:

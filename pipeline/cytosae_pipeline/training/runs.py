@@ -14,10 +14,10 @@ from cytosae_cache.reading.concat import check_same_spec
 from cytosae_cache.storage.atomic import write_file
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline import __version__
+from cytosae_pipeline.building.ensure import ensure_store
 from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.devices import choose_device, choose_matmul, choose_training_precision
-from cytosae_pipeline.workspace.find import ensure_store
 from cytosae_pipeline.workspace.paths import Workspace, checkpoint_name, file_part, final_name
 
 NOT_THE_RECIPE = {

@@ -1,7 +1,5 @@
 """Several autoencoders from one stream: a grid of options, its runs, and what came of them."""
 
-import csv
-import io
 import itertools
 import math
 import tomllib
@@ -16,6 +14,7 @@ from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.training.loop import TrainResult, train_together
 from cytosae_pipeline.training.pareto import Point, draw_pareto
 from cytosae_pipeline.training.runs import NOT_THE_RECIPE, Run, plan_run
+from cytosae_pipeline.workspace.csv_files import to_csv
 from cytosae_pipeline.workspace.paths import Workspace, file_part
 
 _STREAM = {
@@ -140,7 +139,7 @@ def run_sweep(base: TrainConfig, path: Path) -> SweepResult:
     folder = Workspace(base.root_dir).run_dir(prefix)
     folder.mkdir(parents=True, exist_ok=True)
     table, picture = folder / "sweep.csv", folder / "sweep.svg"
-    write_file(table, _to_csv(rows, varying).encode())
+    write_file(table, _to_csv(rows, varying))
     points = [
         Point(
             row.l0, row.explained_variance, str(run.config.arch), ", ".join(f"{n} {v}" for n, v in row.options.items())
@@ -193,15 +192,19 @@ def _make_row(run: Run, result: TrainResult, options: dict[str, Any]) -> SweepRo
     )
 
 
-def _to_csv(rows: list[SweepRow], varying: list[str]) -> str:
+def _to_csv(rows: list[SweepRow], varying: list[str]) -> bytes:
     """The table."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", *varying, "explained_variance", "l0", "dead_share", "loss", "step_s", "status", "sae"])
-    for row in rows:
-        values = [row.explained_variance, row.l0, row.dead_share, row.loss, row.step_s, row.status, row.sae]
-        writer.writerow([row.run, *(row.options[name] for name in varying), *values])
-    return text.getvalue()
+    header = ["run", *varying, "explained_variance", "l0", "dead_share", "loss", "step_s", "status", "sae"]
+    return to_csv(
+        header,
+        (
+            [
+                row.run, *(row.options[name] for name in varying),
+                row.explained_variance, row.l0, row.dead_share, row.loss, row.step_s, row.status, row.sae,
+            ]
+            for row in rows
+        ),
+    )  # fmt: skip
 
 
 def _show(value: float | None, form: str) -> str:

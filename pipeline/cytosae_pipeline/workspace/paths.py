@@ -6,6 +6,9 @@ from pathlib import Path, PurePosixPath
 
 from cytosae_pipeline.errors import UserError
 
+EMBEDDED_MODEL = Path(__file__).parents[1] / "assets" / "cytosae_tiny14.pth"
+"""Checkpoint of the small vision transformer in the package, which the word `embedded` stands for."""
+
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -34,6 +37,10 @@ class Workspace:
         """Training runs."""
         return self.root / "out" / "checkpoints"
 
+    def datasets_with_stores(self) -> list[str]:
+        """Data sets that have a folder of activation stores, sorted."""
+        return sorted(path.name for path in self.activations_dir.glob("*") if path.is_dir())
+
     def store_path(self, dataset: str, spec_hash: str) -> Path:
         """One activation store."""
         return self.stores_dir(dataset) / f"{spec_hash}.zarr"
@@ -53,6 +60,11 @@ class Workspace:
         folder = f"sae_{safe_name(run_of_sae(sae_path), 'run')}"
         name = safe_name(dataset, "data set")
         return self.root / "out" / "feature_data" / folder / safe_name(vit_type, "vit_type") / name
+
+
+def resolve_model_path(path: Path | None) -> Path | None:
+    """The checkpoint's path, with the word `embedded` resolved."""
+    return EMBEDDED_MODEL if path == Path("embedded") else path
 
 
 def run_of_sae(sae_path: Path) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from cytosae_pipeline.config import ExploreConfig
 from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.images.listing import list_stored_images
 from cytosae_pipeline.report.data.material import open_report_data
 from cytosae_pipeline.report.data.notes import read_notes
 from cytosae_pipeline.report.explore.service import ExploreService
@@ -18,7 +19,6 @@ from cytosae_pipeline.report.explore.uploads import open_uploads
 from cytosae_pipeline.report.records.choice import choose_latents
 from cytosae_pipeline.report.records.overview import overview_record
 from cytosae_pipeline.report.static import measure_masking, top_image_rows
-from cytosae_pipeline.workspace.find import list_stored_images
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def explore(config: ExploreConfig, on_ready: Callable[[Serving], None]) -> Ended
     _require("flask", "waitress")
     with _bind(config.port) as listener:
         port = int(listener.getsockname()[1])
-        material = open_report_data(config)
+        material = open_report_data(config, profiles=False)
         store = material.store
         latents, reason = choose_latents(material, live=True)
         uploads = open_uploads(store, config)
