@@ -89,11 +89,12 @@ def _make_bar(what: str, total: int, unit: str, done: int) -> Any:  # noqa: ANN4
 
         monitor_interval = 0
 
-    options: dict[str, Any] = {"desc": what, "total": total, "initial": done, "unit": f" {unit}", "smoothing": 0, "delay": 1e-3}
+    options: dict[str, Any] = {"desc": what, "total": total, "initial": done, "unit": f" {unit}", "smoothing": 0}
     if sys.stderr.isatty() or "ipykernel" in sys.modules:
         return Bar(**options, miniters=1, dynamic_ncols=True)
     line = _LINE.replace("{plural}", unit)
-    return Bar(**options, miniters=1, mininterval=_SECONDS_BETWEEN_LINES, bar_format=line, file=_Lines(sys.stderr))
+    wait = _SECONDS_BETWEEN_LINES
+    return Bar(**options, miniters=1, mininterval=wait, delay=wait, bar_format=line, file=_Lines(sys.stderr))
 
 
 class _Lines:

@@ -32,7 +32,7 @@ class Evaluation:
     """Images looked at."""
 
     def metrics(self) -> dict[str, float]:
-        """The same by the names that trackers get."""
+        """The same under the names that metric loggers get."""
         return {f"eval/{name}": value for name, value in asdict(self).items()}
 
 

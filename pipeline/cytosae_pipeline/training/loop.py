@@ -137,9 +137,9 @@ class TrainingLoop:
         progress = Progress("train", config.total_training_tokens, "images", done=samples_seen)
         with HeldInterrupts() as interrupts:
             try:
-                with contextlib.ExitStack() as trackers, progress:
+                with contextlib.ExitStack() as loggers, progress:
                     for trainer in trainers:
-                        trackers.enter_context(trainer.open_trackers())
+                        loggers.enter_context(trainer.open_loggers())
                     failures = self._steps(trainers, batches, progress, interrupts)
             except (KeyboardInterrupt, OSError, StoreError):
                 # After a second Ctrl-C the parameters may be half-way through a step: the last state saved stands.

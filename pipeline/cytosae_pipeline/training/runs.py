@@ -17,7 +17,8 @@ from cytosae_pipeline import __version__
 from cytosae_pipeline.building.ensure import ensure_store
 from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.runtime.devices import choose_device, choose_matmul, choose_training_precision
+from cytosae_pipeline.runtime.devices import choose_device
+from cytosae_pipeline.training.matmul import choose_matmul, choose_training_precision
 from cytosae_pipeline.workspace.paths import Workspace, checkpoint_name, file_part, final_name
 
 NOT_THE_RECIPE = {

@@ -21,18 +21,14 @@ from cytosae.training.step import TrainStep
 from cytosae_cache.format.spec import canonical_json
 from cytosae_cache.reading.concat import ConcatReader
 from cytosae_pipeline.config import TrainConfig
-from cytosae_pipeline.runtime.devices import choose_matmul
 from cytosae_pipeline.training.evaluation import Evaluation, evaluate
 from cytosae_pipeline.training.init import DataInit
-from cytosae_pipeline.training.loggers import (
-    JsonLines,
-    TensorboardTracker,
-    Tracker,
-    Trackers,
-    WandbTracker,
-    make_histogram,
-)
+from cytosae_pipeline.training.loggers import JsonlLogger, MetricLoggers
+from cytosae_pipeline.training.matmul import choose_matmul
+from cytosae_pipeline.training.metric_logger import MetricLogger, make_histogram
 from cytosae_pipeline.training.runs import Run, TrainingError, sae_cfg
+from cytosae_pipeline.training.tensorboard_logger import TensorboardLogger
+from cytosae_pipeline.training.wandb_logger import WandbLogger
 
 logger = logging.getLogger(__name__)
 
@@ -91,22 +87,22 @@ class Trainer:
         self._n_tokens = 0
         self._evaluation: Evaluation | None = None
         self._last_save = time.monotonic()
-        self._trackers = Trackers()
+        self._loggers = MetricLoggers()
         if not self._load_state():
             start.initialise_(sae, config)
         self._due = _checkpoint_positions(config, after=self.samples_seen)
         self._upcoming = next(self._due, None)
 
-    def open_trackers(self) -> Trackers:
+    def open_loggers(self) -> MetricLoggers:
         """Where the metrics go; the caller's to close."""
         config = self.run.config
-        trackers: list[Tracker] = [JsonLines(self.run.folder / "metrics.jsonl", after_step=self.n_done)]
+        loggers: list[MetricLogger] = [JsonlLogger(self.run.folder / "metrics.jsonl", after_step=self.n_done)]
         if config.log_to_wandb:
-            trackers.append(_make_wandb(self.run))
+            loggers.append(_make_wandb(self.run))
         if config.tensorboard:
-            trackers.append(TensorboardTracker(self.run.folder / "tensorboard", after_step=self.n_done))
-        self._trackers = Trackers(*trackers)
-        return self._trackers
+            loggers.append(TensorboardLogger(self.run.folder / "tensorboard", after_step=self.n_done))
+        self._loggers = MetricLoggers(*loggers)
+        return self._loggers
 
     def train_on(self, x: torch.Tensor, samples_seen: int, pace: Mapping[str, float]) -> bool:
         """One step.
@@ -145,7 +141,7 @@ class Trainer:
                 self._evaluation = self._evaluate(self._held_out, limit=None if last else _IMAGES_ON_THE_WAY)
                 metrics |= self._evaluation.metrics()
             histogram = make_histogram(torch.log10(frequency + _LEAST_FREQUENCY).numpy())
-            self._trackers.log(self.n_done, metrics, {"plots/feature_density_line_chart": histogram})
+            self._loggers.log(self.n_done, metrics, {"plots/feature_density_line_chart": histogram})
             self.note = f"loss {metrics['losses/overall_loss']:.4g}, EV {metrics['metrics/explained_variance']:.3f}"
         if self.n_done % config.feature_sampling_window == 0:
             self._n_fired.zero_()
@@ -300,11 +296,11 @@ def _checkpoint_positions(config: TrainConfig, *, after: int) -> Iterator[int]:
     return (n_images for n_images in due if n_images > after)
 
 
-def _make_wandb(run: Run) -> WandbTracker:
+def _make_wandb(run: Run) -> WandbLogger:
     """A Weights & Biases run that knows the recipe's numbers and no name of a data set, path or person."""
     numbers = {name: value for name, value in run.recipe.items() if isinstance(value, int | float)}
     identity = hashlib.sha256(canonical_json([run.recipe, run.folder.name])).hexdigest()[:8]
     config = run.config
-    return WandbTracker(
+    return WandbLogger(
         project=config.wandb_project, entity=config.wandb_entity, run_id=identity, folder=run.folder, config=numbers
     )

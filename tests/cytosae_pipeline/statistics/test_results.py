@@ -64,7 +64,8 @@ def test_options_that_come_too_late_are_named(filled, messages):
     ensure_counts(late, "patient")
     said = messages()
     assert (
-        f"--top_k 7 has no effect: existing results of `features` in '{filled.features()}' are reused, made with 3." in said
+        f"--top_k 7 has no effect: existing results of `features` in '{filled.features()}' are reused, made with 3."
+        in said
     )
     assert "--threshold 0.9 0.8 has no effect" in said
     assert "made with 0.5 0.1. To compute them again, give it to: cytosae-cache patients" in said
