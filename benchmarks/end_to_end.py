@@ -46,7 +46,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         source = options.images_path or draw_cells(root / "cells", options.images)
-        images = open_dataset(source).head(options.images)
+        images = open_dataset(source).spread(options.images)
         started = time.perf_counter()
         ours = run_ours(root, source, options)
         ours_s = time.perf_counter() - started

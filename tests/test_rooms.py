@@ -24,9 +24,9 @@ ORDER: dict[str, list[set[str]]] = {
         {"training", "statistics"}, {"export"}, {"report"}, {"demo"}, {"cli"},
     ],
 }  # fmt: skip
-"""Rooms of each package, lowest first; those of one set do not know each other. CONTRIBUTING.md says what is in them."""
+"""Rooms of each package, lowest first; those of one set do not know each other. CONTRIBUTING.md describes them."""
 
-REPORT = [{"data"}, {"records"}, {"figures", "static", "explore"}]
+REPORT = [{"data"}, {"records"}, {"figures", "explore"}, {"static"}]
 """The same inside `cytosae_pipeline.report`."""
 
 

@@ -1,7 +1,7 @@
-"""A small cohort of procedural cells with a planted truth: which groups, which patients, which composition.
+"""A small cohort of synthetic cells with a planted truth: groups, patients and their cell composition.
 
-The plan is a pure function of its seed; writing it is resumable. No torch here: the demonstration's pictures are ready
-before it is loaded. `synthetic_cells` draws, and its public names are repeated here.
+The plan is a pure function of its seed; writing it is resumable. No torch here: the pictures are ready before it is
+loaded. `cells` draws them.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ class SyntheticCell:
 
 @dataclass(frozen=True)
 class CohortPlan:
-    """What a cohort consists of; `make_cells` spells it out."""
+    """Plan of a cohort; `make_cells` lists its cells."""
 
     seed: int
     n_patients_per_group: int = 12
@@ -78,7 +78,7 @@ class CohortPlan:
                 )
 
     def make_cells(self) -> list[SyntheticCell]:
-        """Spell out every cell; patients take the groups in turn, so that a larger cohort only adds to a smaller."""
+        """List every cell; patients take the groups in turn, so that a larger cohort extends a smaller one."""
         names = tuple(self.groups)
         return [
             cell
@@ -118,10 +118,10 @@ def write_cohort(
 ) -> Path:
     """Write the planned images as JPEG, `manifest.csv`, and the planted truth in `patients.csv`.
 
-    Images that are already there and right, by the tag and the SHA-256 in their comment, are left alone.
+    Images that exist and are correct, by the tag and the SHA-256 in their comment, are not written again.
 
     Args:
-        folder: Made where missing; the paths in the manifest are relative to it.
+        folder: Created if missing; paths in the manifest are relative to it.
         cells: The plan.
         size: Side of the images in pixels.
         on_progress: Called with images done and images planned after each.
@@ -160,7 +160,7 @@ def _encode(picture: Image.Image, tag: bytes) -> bytes:
 
 
 def _is_right(path: Path, tag: bytes) -> bool:
-    """Whether a file is one that `_encode` made with this tag, undamaged."""
+    """Whether a file was made by `_encode` with this tag and is undamaged."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -170,7 +170,7 @@ def _is_right(path: Path, tag: bytes) -> bool:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
+    """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_bytes(data)

@@ -1,4 +1,4 @@
-"""`demo`: the whole program on a made-up cohort whose groups are planted and known."""
+"""`demo`: the whole program on a synthetic cohort with planted groups."""
 
 import csv
 import time
@@ -25,7 +25,7 @@ _N_PATIENTS_PER_GROUP = 12
 _N_CELLS_PER_PATIENT = 20
 _N_LATENTS = 60
 _MARGIN = 0.25
-"""Accuracy above chance from which the groups count as recovered: far outside chance's spread with 36 patients."""
+"""Accuracy above chance from which groups count as recovered: far outside the spread of chance with 36 patients."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class DemoResult:
     """What the demo made and found."""
 
     files: list[Path | str]
-    """Everything written, folders for the stores and images."""
+    """Everything that was written; folders for stores and images."""
     n_images: int
     """Cells drawn."""
     explained_variance: float
     """Share of the activations' variance that the autoencoder explains at the last step."""
     l0: float
-    """Active latents a token at the last step."""
+    """Active latents per token at the last step."""
     n_specific: int
     """Active latents whose top images are nearly all of one class (label entropy below 0.1 nats)."""
     n_active: int
@@ -47,28 +47,28 @@ class DemoResult:
     accuracy: float
     """Leave-one-out accuracy of telling a patient's group from its latent counts."""
     chance: float
-    """Accuracy of guessing."""
+    """Accuracy of always guessing the largest group."""
     report: Path
     """The page to open in a browser."""
     seconds: float
-    """Time it took."""
+    """Duration in seconds."""
     root: Path
     """The demo's folder."""
 
     @property
     def recovered(self) -> bool:
-        """Whether the planted groups were found again."""
+        """Whether the planted groups were recovered."""
         return self.accuracy >= self.chance + _MARGIN
 
     def describe(self) -> str:
-        """The result for people, and what to type next."""
+        """The result as text, and what to type next."""
         verdict = "the planted groups are recovered" if self.recovered else "the planted groups were NOT recovered"
         files = "\n".join(f"  {path}" for path in self.files)
         return (
             f"\n{self.n_images:,} cells, explained variance {self.explained_variance:.3f}, "
-            f"{self.l0:.1f} active latents a token (L0)\n"
+            f"{self.l0:.1f} active latents per token (L0)\n"
             f"{self.n_specific} of {self.n_active} active latents fire for one cell class only\n"
-            f"patients' groups told from their latent counts, leave one out: {self.accuracy:.0%} right "
+            f"patients' groups predicted from their latent counts, leave-one-out: {self.accuracy:.0%} correct "
             f"(guessing: {self.chance:.0%}): {verdict}\n"
             f"done in {format_seconds(self.seconds)}; everything written:\n{files}\n\n"
             "With your own images (a folder class/patient/image, or a CSV with columns path,label,patient):\n"
@@ -77,16 +77,16 @@ class DemoResult:
             "  cytosae-cache features --dataset_name mine --sae_path out/checkpoints/RUN/final_....pt\n"
             "  cytosae-cache patients --dataset_name mine --sae_path out/checkpoints/RUN/final_....pt\n"
             "  cytosae-cache report   --dataset_name mine --sae_path out/checkpoints/RUN/final_....pt\n"
-            f"Look around in what the demo made:  cytosae-cache list --root_dir '{self.root}'\n\n"
-            f"Cells, latents and patients to look at, in any browser: {self.report}"
+            f"List what the demo wrote:  cytosae-cache list --root_dir '{self.root}'\n\n"
+            f"Open the report of cells, latents and patients in any browser: {self.report}"
         )
 
 
 def run_demo(root: Path, *, seed: int) -> DemoResult:
-    """Draw the cohort, run every stage on it, and check that the planted groups are found again.
+    """Draw the cohort, run every stage on it, and check that the planted groups are recovered.
 
     Args:
-        root: Folder for images and outputs; a second demo in the same folder reuses what is there.
+        root: Folder for images and outputs; a second demo in the same folder reuses existing results.
         seed: Seed of the cohort.
     """
     started = time.monotonic()

@@ -449,7 +449,7 @@ def test_in_a_program_of_its_own(tmp_path, folder):
 
 
 def test_real_crops(test_data):
-    images = open_dataset(test_data / "bccd_cells").head(5)
+    images = open_dataset(test_data / "bccd_cells").spread(5)
     decoded = _decode(images)
     assert [one.reason for one in decoded] == [""] * 5
     assert all(one.pixels.shape == (SIZE, SIZE, 3) for one in decoded)

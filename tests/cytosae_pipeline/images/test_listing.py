@@ -563,7 +563,7 @@ def test_digest_of_csv_and_folder_agree(tmp_path):
 def test_head_is_spread_evenly(n_rows):
     images = _list(*((f"{number:03d}", "", "") for number in range(n_rows)))
     for n in range(n_rows + 3):
-        head = images.head(n)
+        head = images.spread(n)
         assert len(head) == min(n, n_rows)
         places = [int(path) for path in head.paths]
         assert len(set(places)) == len(places)
@@ -578,11 +578,11 @@ def test_head_shows_all_folders_and_keeps_the_rest():
     images = ImageList(
         Path("/r"), tuple(ImageRow(f"{c}/{n}", c, "") for c in "abcd" for n in range(25)), "class", ("note",)
     )
-    head = images.head(4)
+    head = images.spread(4)
     assert head.labels == ["a", "b", "c", "d"]
     assert (head.root, head.layout, head.notes) == (images.root, "class", ("note",))
     assert head.digest() != images.digest()
-    assert images.head(1000) == images
+    assert images.spread(1000) == images
 
 
 def test_rows_hold_nothing_but_strings(tmp_path):

@@ -13,9 +13,9 @@ from cytosae_cache.reading.permutation import spread_rows
 from cytosae_cache.store import ImageTable
 from cytosae_pipeline.config import StatisticsConfig
 from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.statistics.halves import split_in_halves
 from cytosae_pipeline.statistics.inputs import Inputs, open_inputs
 from cytosae_pipeline.statistics.masking import KS, run_masking
-from cytosae_pipeline.training.split import split_in_halves
 from tests.support.stores import make_store
 
 N, T, D, C = 300, 5, 16, 3

@@ -9,7 +9,8 @@ from cytosae_cache.errors import StoreError
 from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.training.split import held_out, split_in_halves
+from cytosae_pipeline.statistics.halves import split_in_halves
+from cytosae_pipeline.training.holdout import held_out
 from tests.support.stores import make_activations, make_store, make_table
 
 

@@ -12,9 +12,9 @@ from cytosae_cache.format.spec import TokenLayout
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import PRESETS, TrainConfig
+from cytosae_pipeline.training.holdout import held_out
 from cytosae_pipeline.training.init import choose_tokens, find_scaling
 from cytosae_pipeline.training.runs import TrainingError
-from cytosae_pipeline.training.split import held_out
 from tests.support.stores import make_activations, make_store
 
 ARCHITECTURES = ("relu", "topk", "batchtopk", "jumprelu", "gated", "matryoshka")
