@@ -189,8 +189,8 @@ def run_masking(
     plan = _make_plan(inputs.store, n_images, seed)
     if plan.left_out:
         logger.info(
-            f"{len(plan.left_out)} classes have fewer than {_LEAST_TRAINING} training images or no test image and are left "
-            f"out: {', '.join(plan.left_out)}"
+            f"{len(plan.left_out)} classes have fewer than {_LEAST_TRAINING} training images or no test image and are "
+            f"left out: {', '.join(plan.left_out)}"
         )
     n_latents, device = inputs.n_latents, accumulator_device(inputs.sae.W_enc.device)
     probe = LinearProbe(inputs.store.d_model, len(plan.classes), device=device)

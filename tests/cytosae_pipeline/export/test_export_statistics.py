@@ -489,7 +489,7 @@ def test_folders_of_others_are_not_replaced(with_sae, tmp_path):
 def test_what_does_not_go_together_is_said(with_sae):
     sae = ["--sae_path", with_sae.sae()]
     output = with_sae.run("export", *sae, "--format", "anndata", code=1).output
-    assert "say which, with --dataset_name NAME or --store PATH" in " ".join(output.split())
+    assert "name it with --dataset_name NAME or --store PATH" in " ".join(output.split())
     assert "format saelens writes the autoencoder alone" in export(with_sae, "saelens", code=2).output
     output = with_sae.run("export", *sae, "--store", with_sae.store, "--format", "reference", code=2).output
     assert "but store was given" in output
@@ -515,4 +515,4 @@ def test_csv_needs_no_extra(with_sae, monkeypatch):
 
 def test_names_with_a_nul_are_refused(own):
     own.make(6, labels=("a\0b",))
-    assert "holds a NUL byte" in run(own, "csv", code=1).output
+    assert "contains a NUL byte" in run(own, "csv", code=1).output

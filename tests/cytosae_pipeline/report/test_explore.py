@@ -403,7 +403,7 @@ def test_a_window_that_is_behind_replaces_no_note(server, place):
     status, answer = put(second, nothing)
     assert (status, json.loads(answer)) == (409, first)
     assert kept() == first == read_notes(place.features() / "latent_notes.json", N_LATENTS)[9]
-    assert put(first, nothing)[0] == 200, "what is there already is no conflict"
+    assert put(first, nothing)[0] == 200, "what exists already is no conflict"
     assert put(second, first)[0] == 200
     assert kept() == second
     assert put(second, {"name": 1})[0] == 400

@@ -50,7 +50,7 @@ def test_patients_stay_whole(tmp_path):
 
 def test_patients_that_nobody_named_are_explained(tmp_path):
     store = make(tmp_path / "s.zarr", 4, table=make_table(4, patients=[""]))
-    with pytest.raises(UserError, match="--held_out_by patient was given, but store .* names no patients"):
+    with pytest.raises(UserError, match="--held_out_by patient was given, but store .* has no patients"):
         held_out(store, 0.5, "patient")
 
 
