@@ -11,13 +11,13 @@ import json
 
 import numpy as np
 
-from cytosae_cache.reading.sampler import Layout, Sampler
+from cytosae_cache.reading.sampler import RowLayout, Sampler
 
 
-def make_layout(n_images: int, shard_images: int) -> Layout:
+def make_layout(n_images: int, shard_images: int) -> RowLayout:
     """One store without unreadable images."""
     bounds = np.append(np.arange(0, n_images, shard_images), n_images)
-    return Layout(bounds, np.array([0, n_images]))
+    return RowLayout(bounds, np.array([0, n_images]))
 
 
 def rank_correlation(rows: np.ndarray) -> float:
@@ -30,14 +30,14 @@ def class_distance(labels: np.ndarray, n_classes: int, store: np.ndarray) -> flo
     return 0.5 * float(np.abs(np.bincount(labels, minlength=n_classes) / len(labels) - store).sum())
 
 
-def measure(sampling: Sampler, labels: np.ndarray, epochs: int) -> dict[str, float]:
+def measure(sampler: Sampler, labels: np.ndarray, epochs: int) -> dict[str, float]:
     """Mixing of one order, averaged over epochs."""
     store = np.bincount(labels) / len(labels)
     correlations, distances, n_present = [], [], []
     for epoch in range(epochs):
-        first = epoch * sampling.n_rows
-        batches = list(sampling.iter_batches(samples_seen=first, stop=first + sampling.n_rows))
-        rows = [parts // sampling.parts_per_row for parts in batches]
+        first = epoch * sampler.n_rows
+        batches = list(sampler.iter_batches(samples_seen=first, stop=first + sampler.n_rows))
+        rows = [parts // sampler.parts_per_row for parts in batches]
         correlations.append(abs(rank_correlation(np.concatenate(rows))))
         distances += [class_distance(labels[part], len(store), store) for part in rows]
         n_present += [len(np.unique(labels[part])) for part in rows]
@@ -56,8 +56,8 @@ def run(options: argparse.Namespace) -> None:
         true_distance = None
         for shuffle, window in orders:
             more = {} if window is None else {"window_shards": window}
-            sampling = Sampler(layout, n_tokens, options.batch, 0, shuffle, batch_of, **more)
-            found = measure(sampling, labels, options.epochs)
+            sampler = Sampler(layout, n_tokens, options.batch, 0, shuffle, batch_of, **more)
+            found = measure(sampler, labels, options.epochs)
             true_distance = true_distance or found["class_distance"]
             line = {
                 "name": "shuffle",

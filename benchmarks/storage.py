@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import compare
+from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.format.metadata import Provenance
 from cytosae_cache.format.shard import as_bytes, shard_name
 from cytosae_cache.format.spec import StoreSpec, TokenLayout
@@ -24,8 +25,8 @@ from cytosae_cache.reading.loader import ShuffledLoader, iter_row_blocks
 from cytosae_cache.reading.reader import StoreReader, aligned_buffer
 from cytosae_cache.reading.sampler import BatchOf
 from cytosae_cache.storage.atomic import write_all
-from cytosae_cache.store import ActivationStore, ImageTable
-from cytosae_cache.writer import ShardData, StoreWriter
+from cytosae_cache.store import ActivationStore
+from cytosae_cache.writer import ShardData, StoreWriter, create_store
 from cytosae_pipeline.building.build import widen_with_torch
 
 
@@ -39,12 +40,11 @@ def write_store(path: Path, spec: StoreSpec, shards: list[np.ndarray], compressi
     n = sum(len(shard) for shard in shards)
     table = ImageTable([f"{row:08d}.png" for row in range(n)], [""] * n, [""] * n)
     provenance = Provenance("bench", "0" * 64, "0", "now")
-    store = ActivationStore.create(path, spec, table, provenance, shard_images=len(shards[0]), compression=compression)
+    store = create_store(path, spec, table, provenance, shard_images=len(shards[0]), compression=compression)
     with StoreWriter(store, widen=widen_with_torch) as writer:
         for number, shard in enumerate(shards):
             writer.submit(ShardData(number, shard, [b"0" * 32] * len(shard), [""] * len(shard)))
-        writer.finish()
-    return store
+        return writer.finish()
 
 
 def write_bare(folder: Path, shards: list[np.ndarray]) -> None:
@@ -123,7 +123,6 @@ def run(folder: Path, options: argparse.Namespace) -> None:
     raw = write_store(folder / "raw.zarr", spec, shards)
     for codec in options.codecs:
         store = raw if codec == "none" else write_store(folder / f"{codec}.zarr", spec, shards, codec)
-        store = ActivationStore.open(store.path)
         more = {**sizes, "codec": codec}
         for verify in (True, False) if codec == "none" else (True,):
             with StoreReader(store, verify=verify, n_threads=options.threads) as reader:

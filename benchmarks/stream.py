@@ -16,7 +16,6 @@ from benchmarks.storage import make_spec, read_sequentially, write_store
 from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.loader import ShuffledLoader
 from cytosae_cache.reading.reader import StoreReader
-from cytosae_cache.store import ActivationStore
 
 
 def read_epochs(reader: StoreReader, batch: int, epochs: int) -> None:
@@ -37,7 +36,7 @@ def run(folder: Path, options: argparse.Namespace) -> None:
     n = options.shards * options.shard_images
     sizes = {"images": n, "megabytes": round(sum(shard.nbytes for shard in shards) / 1e6), "batch": options.batch}
     for codec in options.codecs:
-        store = ActivationStore.open(write_store(folder / f"{codec}.zarr", spec, shards, codec).path)
+        store = write_store(folder / f"{codec}.zarr", spec, shards, codec)
         with StoreReader(store) as reader:
             for batch_of in ("images", "tokens"):
                 for shuffle, memory in (("global", False), ("windowed", False), ("global", True)):

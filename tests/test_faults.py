@@ -21,7 +21,7 @@ from cytosae_cache.format.shard import shard_name
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.verify import verify_store
-from cytosae_cache.writer import StoreWriter
+from cytosae_cache.writer import StoreWriter, create_store
 from cytosae_pipeline.building import build as build_module
 from cytosae_pipeline.runtime.progress import Progress
 from tests.support.nursery import Nursery
@@ -514,7 +514,7 @@ def test_links_within_a_store_and_to_it_are_followed(tmp_path):
 
 def test_links_out_of_an_unfinished_store_are_not_written_through(tmp_path):
     (tmp_path / "outside").mkdir()
-    store = ActivationStore.create(tmp_path / "s.zarr", make_spec(), make_table(6), PROVENANCE, shard_images=4)
+    store = create_store(tmp_path / "s.zarr", make_spec(), make_table(6), PROVENANCE, shard_images=4)
     (store.path / "progress").symlink_to(tmp_path / "outside")
     with (
         pytest.raises(StoreError, match="is a link that leads out of the store"),

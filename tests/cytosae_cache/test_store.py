@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cytosae_cache.errors import (
+    NotFiniteError,
     StoreBusyError,
     StoreCorruptError,
     StoreError,
@@ -28,10 +29,11 @@ from cytosae_cache.format.moments import widen
 from cytosae_cache.format.shard import as_bytes, make_index, shard_name
 from cytosae_cache.reading.reader import StoreReader, aligned_buffer
 from cytosae_cache.storage.atomic import replacing, write_file
-from cytosae_cache.storage.local import is_aligned, open_storage
+from cytosae_cache.storage.local import is_aligned
+from cytosae_cache.storage.open import open_storage
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.verify import verify_store
-from cytosae_cache.writer import NotFiniteError, StoreWriter
+from cytosae_cache.writer import StoreWriter, create_store
 from cytosae_pipeline.building.build import widen_with_torch
 from tests.support.stores import (
     PROVENANCE,
@@ -100,7 +102,7 @@ def test_codes_are_documented_well_enough_to_decode_them_without_us(tmp_path):
 def test_an_int8_build_resumes_to_the_same_bytes(tmp_path, n_before):
     activations, whole = _int8_store(tmp_path / "a" / "s.zarr")
     path = tmp_path / "b" / "s.zarr"
-    store = ActivationStore.create(path, whole.spec, make_table(11), PROVENANCE, shard_images=4)
+    store = create_store(path, whole.spec, make_table(11), PROVENANCE, shard_images=4)
     with StoreWriter(store) as writer:
         for shard in range(n_before):
             rows = store.shard_rows(shard)
@@ -119,7 +121,7 @@ def test_an_int8_store_without_a_readable_image_in_its_first_shard(tmp_path):
 def test_infinity_stops_an_int8_build_and_leaves_it_resumable(tmp_path):
     activations, whole = _int8_store(tmp_path / "a" / "s.zarr")
     path = tmp_path / "b" / "s.zarr"
-    store = ActivationStore.create(path, whole.spec, make_table(11), PROVENANCE, shard_images=4)
+    store = create_store(path, whole.spec, make_table(11), PROVENANCE, shard_images=4)
     broken = activations.copy()
     broken[1, 0, 0] = np.inf
     with pytest.raises(NotFiniteError, match=r"img_0001\.png.*NaN or infinity"):
@@ -132,7 +134,7 @@ def test_channels_that_cannot_be(tmp_path):
     _, store = _int8_store(tmp_path / "s.zarr")
     zarr.open_group(store.path, mode="r+")["channels/std"][3] = 0
     seal(store)
-    with pytest.raises(StoreCorruptError, match="channels of store .* must be 16 finite numbers"):
+    with pytest.raises(StoreCorruptError, match="channels of store .* must be 16 finite means and positive deviations"):
         StoreReader(ActivationStore.open(store.path))
 
 
@@ -228,7 +230,7 @@ def test_a_file_cut_off_is_found_past_the_page_cache_too(tmp_path):
     with StoreReader(store, direct=True) as reader:
         reader.read(np.array([0]))
         os.truncate(store.path / shard_name(0), 3 * store.image_bytes + 100)
-        with pytest.raises(StoreCorruptError, match="ends before byte .* it was cut off"):
+        with pytest.raises(StoreCorruptError, match="ends before byte .* it was truncated"):
             reader.read(np.array([3]))
 
 
@@ -276,7 +278,7 @@ def test_rows_and_buffers_are_checked(tmp_path):
     with StoreReader(store) as reader:
         with pytest.raises(ValueError, match=r"rows must lie in 0\.\.2"):
             reader.read(np.array([3]))
-        with pytest.raises(ValueError, match="need C-contiguous"):
+        with pytest.raises(ValueError, match="out must be C-contiguous"):
             reader.read_rows(np.array([0]), np.empty((1, 5, 8), dtype=np.float32))
 
 
@@ -345,7 +347,7 @@ def test_metadata_that_is_no_json_or_too_large(tmp_path):
 
 
 def test_an_unfinished_store_can_be_inspected_but_not_used(tmp_path):
-    store = ActivationStore.create(tmp_path / "s.zarr", make_spec(), make_table(6), PROVENANCE, shard_images=4)
+    store = create_store(tmp_path / "s.zarr", make_spec(), make_table(6), PROVENANCE, shard_images=4)
     with StoreWriter(store) as writer:
         writer.submit(make_shard(store, 0, make_activations(4)))
     assert ActivationStore(store.path).describe()["n_finished_shards"] == 1
@@ -360,7 +362,7 @@ def _snapshot(path: Path) -> dict[str, bytes]:
 def test_resuming_rewrites_only_what_does_not_verify_and_ends_with_the_same_bytes(tmp_path):
     activations = make_activations(15)
     whole = make_store(tmp_path / "a" / "s.zarr", activations, spec=make_spec())
-    store = ActivationStore.create(tmp_path / "b" / "s.zarr", make_spec(), make_table(15), PROVENANCE, shard_images=4)
+    store = create_store(tmp_path / "b" / "s.zarr", make_spec(), make_table(15), PROVENANCE, shard_images=4)
     with StoreWriter(store) as writer:
         for shard in (0, 1, 2):
             rows = store.shard_rows(shard)
@@ -380,17 +382,19 @@ _CHILD = """
 import sys, time
 from pathlib import Path
 from cytosae_cache.store import ActivationStore
-from cytosae_cache.writer import StoreWriter
+from cytosae_cache.writer import StoreWriter, create_store
 from tests.support.stores import PROVENANCE, make_activations, make_shard, make_spec, make_table
 path = Path(sys.argv[1])
 store = (
     ActivationStore(path) if (path / "zarr.json").exists()
-    else ActivationStore.create(path, make_spec(), make_table(60), PROVENANCE, shard_images=2)
+    else create_store(path, make_spec(), make_table(60), PROVENANCE, shard_images=2)
 )
 if not store.complete:
     activations = make_activations(60)
     with StoreWriter(store) as writer:
-        for shard in writer.missing_shards():
+        missing = writer.missing_shards()
+        writer.discard(missing)
+        for shard in missing:
             rows = store.shard_rows(shard)
             writer.submit(make_shard(store, shard, activations[rows.start:rows.stop]))
             print(shard, flush=True)
@@ -429,14 +433,14 @@ def test_a_killed_build_resumes_to_the_same_bytes(tmp_path):
 def test_nan_and_infinity_stop_the_build_with_the_images_name(tmp_path):
     activations = make_activations(6)
     activations[5, 0, 0] = np.inf
-    store = ActivationStore.create(tmp_path / "s.zarr", make_spec(), make_table(6), PROVENANCE, shard_images=4)
+    store = create_store(tmp_path / "s.zarr", make_spec(), make_table(6), PROVENANCE, shard_images=4)
     with pytest.raises(NotFiniteError, match=r"img_0005\.png.*NaN or infinity"):
         fill_store(store, activations)
     assert not ActivationStore(store.path).complete
 
 
 def test_a_failing_disk_reaches_the_caller_and_leaves_nothing_half_written(tmp_path):
-    store = ActivationStore.create(tmp_path / "s.zarr", make_spec(), make_table(8), PROVENANCE, shard_images=4)
+    store = create_store(tmp_path / "s.zarr", make_spec(), make_table(8), PROVENANCE, shard_images=4)
     (store.path / "activations" / "c").write_text("in the way")
     with pytest.raises(OSError, match="c/0/0"):
         fill_store(store, make_activations(8))
@@ -444,7 +448,7 @@ def test_a_failing_disk_reaches_the_caller_and_leaves_nothing_half_written(tmp_p
 
 
 def test_a_store_with_a_missing_shard_cannot_be_finished(tmp_path):
-    store = ActivationStore.create(tmp_path / "s.zarr", make_spec(), make_table(8), PROVENANCE, shard_images=4)
+    store = create_store(tmp_path / "s.zarr", make_spec(), make_table(8), PROVENANCE, shard_images=4)
     with pytest.raises(StoreError, match="shard 0 .* was never written"), StoreWriter(store) as writer:
         writer.finish()
 
@@ -510,7 +514,10 @@ def test_a_link_that_leads_out_of_the_store_is_not_followed(tmp_path):
     path = store.path / shard_name(0)
     path.rename(outside)
     path.symlink_to(outside)
-    with StoreReader(store) as reader, pytest.raises(StoreCorruptError, match="leads out of the store: not followed"):
+    with (
+        StoreReader(store) as reader,
+        pytest.raises(StoreCorruptError, match="leads out of the store; it is not followed"),
+    ):
         reader.read(np.array([0]))
     assert not verify_store(store).sound
 
@@ -518,7 +525,7 @@ def test_a_link_that_leads_out_of_the_store_is_not_followed(tmp_path):
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "s.zarr").mkdir()
     (tmp_path / "s.zarr" / "thesis.txt").write_text("mine")
-    with pytest.raises(StoreError, match=r"is not empty and holds no unfinished store \(found 'thesis.txt'\)"):
+    with pytest.raises(StoreError, match=r"is neither empty nor an unfinished store \(found 'thesis.txt'\)"):
         make_store(tmp_path / "s.zarr", make_activations(3))
     assert (tmp_path / "s.zarr" / "thesis.txt").read_text() == "mine"
 
@@ -545,7 +552,7 @@ def test_one_build_at_a_time(tmp_path):
 
 def test_a_crashed_build_leaves_no_lock(tmp_path):
     code = (
-        "import os,sys; from pathlib import Path; from cytosae_cache.storage.local import is_aligned, open_storage\n"
+        "import os,sys; from pathlib import Path; from cytosae_cache.storage.open import open_storage\n"
         "with open_storage(Path(sys.argv[1])).lock(): print('held', flush=True); os.kill(os.getpid(), 9)"
     )
     environment = {**os.environ, "PYTHONPATH": "cache"}

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cytosae_cache.errors import StoreCorruptError, StoreNotFoundError
+from cytosae_cache.format.progress import PROGRESS_FOLDER
 from cytosae_cache.format.spec import FORMAT_VERSION, Compression, StoreSpec, canonical_json
-from cytosae_cache.storage.local import StorageBackend
+from cytosae_cache.storage.base import StorageBackend
 
 ATTRIBUTES_KEY = "cytosae_cache"
 """Name of the group attribute that holds everything of ours."""
@@ -117,7 +118,7 @@ def hash_tables(storage: StorageBackend) -> dict[str, str]:
 
 def table_names(storage: StorageBackend) -> list[str]:
     """Every file of a store that is neither a shard, the group's own metadata, nor progress of a build."""
-    outside = ("activations/c/", "progress/")
+    outside = ("activations/c/", f"{PROGRESS_FOLDER}/")
     return [name for name in storage.names() if name != "zarr.json" and not name.startswith(outside)]
 
 

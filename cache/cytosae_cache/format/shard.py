@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae_cache.errors import StoreCorruptError
-from cytosae_cache.storage.local import ReadableFile
+from cytosae_cache.storage.base import ReadableFile
 
 MISSING = (1 << 64) - 1
 """Offset and length of a chunk that the shard does not hold."""

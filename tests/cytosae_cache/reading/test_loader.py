@@ -8,7 +8,8 @@ import pytest
 from cytosae_cache.errors import StoreCorruptError, StoreError, StoreMismatchError
 from cytosae_cache.format.shard import shard_name
 from cytosae_cache.reading.concat import ConcatReader
-from cytosae_cache.reading.loader import Prefetcher, ShuffledLoader, iter_row_blocks
+from cytosae_cache.reading.loader import ShuffledLoader, iter_row_blocks
+from cytosae_cache.reading.prefetch import Prefetcher
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.reading.sampler import Sampler
 from tests.support.stores import make_activations, make_spec, make_store
@@ -72,15 +73,15 @@ def test_every_way_of_serving_gives_the_plain_batches(readers, shuffle, batch_of
     monkeypatch.setattr("cytosae_cache.reading.sampler.GROUP_BATCHES", 2)
     images = ConcatReader(readers)
     everything = images.read_all()
-    sampling = Sampler(images.layout, 5, 4, 1, shuffle, batch_of)
-    plain = list(sampling.iter_batches(samples_seen=0, stop=70))
+    sampler = Sampler(images.layout, 5, 4, 1, shuffle, batch_of)
+    plain = list(sampler.iter_batches(samples_seen=0, stop=70))
     options = {"batch_images": 4, "seed": 1, "stop": 70, "shuffle": shuffle, "batch_of": batch_of}
     batches = _collect(ShuffledLoader(ConcatReader(readers), **options, in_memory=in_memory))
     assert len(batches) == len(plain)
-    flat = everything.reshape(len(everything) * sampling.parts_per_row, -1)
+    flat = everything.reshape(len(everything) * sampler.parts_per_row, -1)
     for (rows, values, _), parts in zip(batches, plain, strict=True):
         assert np.array_equal(values, flat[parts].reshape(values.shape))
-        assert np.ravel(rows).tolist() == images.rows[parts // sampling.parts_per_row].tolist()
+        assert np.ravel(rows).tolist() == images.rows[parts // sampler.parts_per_row].tolist()
     for start in (3, 8):
         tail = _collect(
             ShuffledLoader(ConcatReader(readers), **options, in_memory=in_memory, samples_seen=batches[start - 1][2])
@@ -214,7 +215,7 @@ def test_stopping_early_ends_the_threads(tmp_path, shuffle, batch_of):
         iterator = iter(stream)
         next(iterator)
         iterator.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "read-ahead"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetcher"]
 
 
 def test_buffers_are_few_and_never_overwritten_while_in_use():

@@ -11,17 +11,23 @@ import fsspec
 import numpy as np
 import pytest
 
-from cytosae_cache.errors import StoreCorruptError, StoreError, StoreIncompleteError, StoreNotFoundError
+from cytosae_cache.errors import (
+    StoreCorruptError,
+    StoreError,
+    StoreIncompleteError,
+    StoreNotFoundError,
+    StoreUnreachableError,
+)
 from cytosae_cache.format.shard import shard_name
 from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.loader import ShuffledLoader
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.storage import remote
-from cytosae_cache.storage.local import LocalStorage, open_storage
-from cytosae_cache.storage.remote import StoreUnreachableError
+from cytosae_cache.storage.local import LocalStorage
+from cytosae_cache.storage.open import open_storage
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.verify import verify_store
-from cytosae_cache.writer import StoreWriter
+from cytosae_cache.writer import StoreWriter, create_store
 from tests.support.pictures import HEARING_MAIN
 from tests.support.s3 import serve_s3
 from tests.support.stores import PROVENANCE, fill_store, make_activations, make_shard, make_spec, make_store, make_table
@@ -147,7 +153,7 @@ def test_a_missing_package_is_named(monkeypatch):
 
 def test_an_unfinished_remote_store_is_resumed(s3, tmp_path):
     activations = make_activations(15)
-    store = ActivationStore.create(URL, make_spec(), make_table(15), PROVENANCE, shard_images=4)
+    store = create_store(URL, make_spec(), make_table(15), PROVENANCE, shard_images=4)
     with StoreWriter(store) as writer:
         for shard in (0, 1, 2):
             rows = store.shard_rows(shard)
@@ -199,7 +205,7 @@ def test_overwrite_removes_a_remote_store_and_nothing_else(s3, with_images):
     with_images.build("--store", URL, "--overwrite")
     assert other.names() == ["notes.txt"]
     output = with_images.build("--store", "s3://cells/stores/other", "--overwrite", code=1).output
-    assert "holds no unfinished store (found 'notes.txt')" in output
+    assert "is neither empty nor an unfinished store (found 'notes.txt')" in output
     assert other.read("notes.txt") == b"keep"
 
 
