@@ -54,21 +54,3 @@ def test_without_xarray_the_message_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "xarray", None)
     with pytest.raises(StoreError, match=r"pip install 'cytosae-cache\[xarray\]'"):
         store.xarray()
-
-
-@pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
-def test_indexing_reads_only_what_is_asked_for(tmp_path, compression):
-    activations = make_activations(11)
-    store = make_store(tmp_path / "s.zarr", activations, compression=compression)
-    for shard in (0, 2):
-        (store.path / shard_name(shard)).unlink()
-    assert len(store) == 11
-    assert np.array_equal(store[5], activations[5])
-    assert np.array_equal(store[-5], activations[6])
-    assert np.array_equal(store[[7, 4]], activations[[7, 4]])
-    assert np.array_equal(store[4:8:3], activations[4:8:3])
-    assert store[np.array([], dtype=int)].shape == (0, 5, 8)
-    with pytest.raises(IndexError):
-        store[11]
-    with pytest.raises(StoreCorruptError, match="is missing"):
-        store[0]

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.format.metadata import Provenance, hash_tables, write_attributes
 from cytosae_cache.format.spec import StoreSpec, TokenLayout
+from cytosae_cache.storage.base import ReadableFile
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.writer import ShardData, StoreWriter, create_store
 
@@ -84,3 +86,28 @@ def make_store(
         compression=compression,
     )
     return fill_store(store, activations, invalid)
+
+
+def make_int8_store(path: Path, n: int = 11, **options) -> tuple[np.ndarray, ActivationStore]:
+    """Random float16 activations, shape `(n, 5, 16)`, and an int8 store made from them."""
+    spec = make_spec(d_model=16, store_dtype="int8")
+    activations = np.random.default_rng(0).normal(size=(n, *spec.image_shape)).astype(np.float16)
+    return activations, make_store(path, activations, spec=spec, **options)
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """The bytes of every file below a folder, by relative path."""
+    return {str(item.relative_to(folder)): item.read_bytes() for item in sorted(folder.rglob("*")) if item.is_file()}
+
+
+def record_opens(store: ActivationStore, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A list to which every file name is added that the store's storage opens from now on."""
+    opened: list[str] = []
+    open_file = store.storage.open
+
+    def record(name: str, *, direct: bool = False) -> ReadableFile:
+        opened.append(name)
+        return open_file(name, direct=direct)
+
+    monkeypatch.setattr(store.storage, "open", record)
+    return opened
