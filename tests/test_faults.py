@@ -436,7 +436,7 @@ def test_activations_beyond_the_stores_type_stop_the_build_with_the_images_name(
     checkpoint["teacher"]["backbone.cls_token"][...] = 1e6
     torch.save(checkpoint, with_images.vit)
     output = with_images.build(code=1).output
-    assert "activations of image 'blast/p0/000.png' (row 0) hold NaN or infinity in float16" in output
+    assert "image 'blast/p0/000.png' (row 0) has activations of NaN or infinity in float16" in output
     assert "--store-dtype float32" in output
     with_images.build("--store_dtype", "float32")
 

@@ -41,7 +41,7 @@ def test_a_missing_store_is_an_error_that_says_what_to_type(tmp_path):
 
 def test_other_zarr_groups_are_refused(tmp_path):
     zarr.create_group(tmp_path / "g", zarr_format=3)
-    with pytest.raises(StoreCorruptError, match="no activation store"):
+    with pytest.raises(StoreCorruptError, match="is a Zarr group but not an activation store"):
         ActivationStore.open(tmp_path / "g")
 
 
