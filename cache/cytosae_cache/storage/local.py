@@ -139,7 +139,7 @@ class LocalStorage(StorageBackend):
                 path.lstat()
             inside = path.resolve().is_relative_to(self.path.resolve())
         except (OSError, ValueError) as error:
-            raise StoreCorruptError(f"store '{self}' refers to an impossible file name: {name[:99]!r}") from error
+            raise StoreCorruptError(f"store '{self}' lists an invalid file name: {name[:99]!r}") from error
         if not inside:
             raise StoreCorruptError(f"'{path}' leads out of the store; it is not followed")
         return path
