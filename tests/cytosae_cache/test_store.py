@@ -20,7 +20,7 @@ from tests.support.stores import PROVENANCE, make_activations, make_spec, make_s
 
 
 @pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
-def test_indexing_reads_only_what_is_asked_for(tmp_path, compression):
+def test_indexing_reads_only_the_requested_rows(tmp_path, compression):
     activations = make_activations(11)
     store = make_store(tmp_path / "s.zarr", activations, compression=compression)
     for shard in (0, 2):
@@ -73,7 +73,7 @@ def test_files_and_threads_of_the_kept_reader_are_released(tmp_path, how):
     activations = make_activations(20)
     store = make_store(tmp_path / "s.zarr", activations)
     before = _n_open_files()
-    gc.disable()  # what follows must not depend on the collector of cycles
+    gc.disable()  # releasing files must not depend on the collector of cycles
     try:
         store[:]
         assert _n_open_files() == before + 5

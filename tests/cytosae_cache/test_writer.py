@@ -91,7 +91,7 @@ def test_an_unfinished_store_can_be_inspected_but_not_used(tmp_path):
         ActivationStore.open(store.path)
 
 
-def test_resuming_rewrites_only_what_does_not_verify_and_ends_with_the_same_bytes(tmp_path):
+def test_resuming_rewrites_only_unverified_shards_and_ends_with_the_same_bytes(tmp_path):
     activations = make_activations(15)
     whole = make_store(tmp_path / "a" / "s.zarr", activations, spec=make_spec())
     store = create_store(tmp_path / "b" / "s.zarr", make_spec(), make_table(15), PROVENANCE, shard_images=4)

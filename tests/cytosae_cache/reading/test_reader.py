@@ -57,7 +57,7 @@ def test_images_written_by_zarr_python_are_read_by_us(tmp_path, compression):
     store = make_store(tmp_path / "s.zarr", make_activations(11), invalid=[2], compression=compression)
     array = zarr.open_group(store.path, mode="r+")["activations"]
     replaced = make_activations(11, seed=1)
-    replaced[2] = np.nan  # left out of the shard by zarr-python, so the images are no longer a plain run
+    replaced[2] = np.nan  # zarr-python leaves it out of the shard, so the images are no longer contiguous
     array[...] = replaced
     with StoreReader(store, verify=False) as reader:
         assert np.array_equal(reader.read(np.arange(11)), replaced, equal_nan=True)
@@ -98,7 +98,7 @@ def test_an_int8_store_without_a_readable_image_in_its_first_shard(tmp_path):
 
 @pytest.mark.parametrize("d_model", [256, 8])
 def test_bypassing_the_page_cache_gives_the_same_numbers(tmp_path, d_model):
-    # 5 x 256 float16 are 2,560 bytes an image: aligned, as ViT-B's; 5 x 8 are not, and go through the cache.
+    # Images of 5 x 256 float16 have 2,560 bytes: aligned, like those of ViT-B. 5 x 8 are not, and go through the cache.
     activations = make_activations(40, make_spec(d_model=d_model))
     store = make_store(tmp_path / "s.zarr", activations, shard_images=9)
     rows = np.random.default_rng(0).integers(0, 40, size=64)
@@ -175,7 +175,7 @@ def test_a_damaged_shard_file_is_an_error(tmp_path, damage):
         reader.read(np.array([4]))
 
 
-def test_more_shards_than_open_files(tmp_path):
+def test_the_number_of_open_files_is_limited(tmp_path):
     activations = make_activations(300)
     store = make_store(tmp_path / "s.zarr", activations, shard_images=1)
     before = len(os.listdir("/proc/self/fd"))

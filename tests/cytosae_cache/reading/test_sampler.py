@@ -1,4 +1,4 @@
-"""Every order of a training run serves everything once an epoch, and goes on exactly from any samples_seen."""
+"""Every training order serves every part once per epoch, and resumes exactly from any position."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ samplers = st.builds(
 
 
 @given(samplers, st.integers(0, 90), st.integers(0, 90))
-def test_every_part_once_an_epoch_and_resuming_gives_the_tail(sampler, skip, stop):
+def test_every_epoch_serves_every_part_once_and_resuming_gives_the_tail(sampler, skip, stop):
     whole = list(sampler.iter_batches(samples_seen=0, stop=stop))
     parts = np.concatenate([np.empty(0, dtype=np.int64), *whole])
     per_epoch = sampler.n_rows * sampler.parts_per_row
@@ -48,7 +48,7 @@ def test_every_part_once_an_epoch_and_resuming_gives_the_tail(sampler, skip, sto
 
 
 @given(samplers, st.integers(0, 5))
-def test_groups_hold_every_row_once_and_no_more_than_promised(sampler, epoch):
+def test_groups_contain_every_row_once_and_at_most_max_group_rows(sampler, epoch):
     groups = sampler.epoch_groups(epoch)
     assert sorted(np.concatenate(groups)) == list(range(sampler.n_rows))
     for rows in groups:
@@ -57,7 +57,7 @@ def test_groups_hold_every_row_once_and_no_more_than_promised(sampler, epoch):
 
 
 @given(samplers)
-def test_a_window_is_whole_shards(sampler):
+def test_a_window_consists_of_whole_shards(sampler):
     sampler = dataclasses.replace(sampler, shuffle="windowed")
     bounds = sampler.layout.shard_bounds
     for rows in sampler.epoch_groups(0):
@@ -66,8 +66,8 @@ def test_a_window_is_whole_shards(sampler):
         assert len(rows) == sum(bounds[shard + 1] - bounds[shard] for shard in shards)
 
 
-def test_a_position_anywhere_gives_the_parts_that_come_there():
-    # Not only at borders of batches: the images or tokens after the samples_seen, in the same order.
+def test_any_position_gives_the_parts_from_there_on():
+    # Not only at borders of batches: the images or tokens after the position, in the same order.
     for shuffle, batch_of in KINDS:
         sampler = Sampler(_layout([3, 4, 2, 5]), 3, 4, 1, shuffle, batch_of, window_shards=2)
         whole = np.concatenate(list(sampler.iter_batches(samples_seen=0, stop=40)))
@@ -91,13 +91,13 @@ def test_the_orders_are_frozen():
     }
 
 
-def test_the_true_shuffle_of_one_store_is_the_epochs_order():
+def test_the_global_shuffle_of_one_store_is_the_epochs_order():
     (batch,) = Sampler(_layout([5, 6]), 3, 11, 7).iter_batches(samples_seen=11, stop=22)
     assert np.array_equal(batch, epoch_order(11, seed=7, epoch=1))
 
 
 @given(samplers, st.integers(0, 40))
-def test_two_stores_have_the_same_batches_with_each_stores_images_side_by_side(sampler, first):
+def test_two_stores_give_the_same_batches_with_the_images_of_each_store_contiguous(sampler, first):
     layout = sampler.layout
     two = RowLayout(layout.shard_bounds, np.array([0, min(first, sampler.n_rows), sampler.n_rows]))
     one = dataclasses.replace(sampler, shuffle="global", batch_of="images")
@@ -122,11 +122,11 @@ def test_epochs_groups_and_seeds_have_their_own_orders():
 def test_tokens_of_a_batch_come_from_many_images():
     sampler = Sampler(_layout([50] * 4), 16, 10, 0, "global", "tokens")
     batch = next(sampler.iter_batches(samples_seen=0, stop=200))
-    assert len(set(batch // 16)) > 60  # a batch's worth is 10 images; a group holds 80 at the most
+    assert len(set(batch // 16)) > 60  # a batch has the tokens of 10 images; a group has at most 80 images
 
 
 def test_the_order_inside_a_group_is_uniform():
-    # Each of 6 parts stands at each of 6 places about 1000 times in 6000 groups; 5 sigma is 144.
+    # Each of 6 parts is at each of 6 positions about 1000 times in 6000 groups; 5 sigma is 144.
     places = np.stack([group_order(6, seed=1, epoch=0, group=group) for group in range(6000)])
     counts = np.stack([np.bincount(places[:, place], minlength=6) for place in range(6)])
     assert abs(counts - 1000).max() < 144
@@ -138,6 +138,6 @@ def test_windows_are_equally_large():
 
 
 @pytest.mark.parametrize("change", [{"batch_images": 0}, {"window_shards": 0}, {"layout": _layout([0])}])
-def test_nothing_to_serve_is_refused(change):
+def test_empty_batches_windows_and_layouts_are_refused(change):
     with pytest.raises(ValueError, match="must be 1 or more, found"):
         dataclasses.replace(Sampler(_layout([3]), 2, 2, 0), **change)
