@@ -96,7 +96,7 @@ def _check_tables(store: StoreLayout, report: VerifyReport) -> None:
         expected = getattr(store, length)
         if len(column) != expected or (dtype and column.dtype != dtype):
             report.problems.append(
-                f"{place}: found {column.dtype} {column.shape}, expected {expected} of {dtype or 'text'}"
+                f"{place}: found {column.dtype} {column.shape}, expected {dtype or 'text'} of length {expected}"
             )
     if report.problems:
         return

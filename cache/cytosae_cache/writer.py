@@ -126,7 +126,9 @@ class StoreWriter:
 
     def __init__(self, store: StoreLayout, *, widen: Widen = widen) -> None:
         self.store = store
-        self._storage, self._widen, self._channels = store.storage, widen, store.channels
+        self._storage, self._widen = store.storage, widen
+        # Written before the first mark: without a mark they may be incomplete, and the first shard gives them again.
+        self._channels = store.channels if store.n_finished_shards else None
         self._codec = make_codec(store.compression, np.dtype(store.spec.store_dtype).itemsize)
         self._queue: queue.Queue[ShardData | None] = queue.Queue(maxsize=_QUEUED_SHARDS)
         self._failure: BaseException | None = None

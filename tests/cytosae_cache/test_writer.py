@@ -175,6 +175,15 @@ def test_an_int8_build_resumes_to_the_same_bytes(tmp_path, n_before):
     assert read_files(path) == read_files(whole.path)
 
 
+def test_an_int8_build_killed_while_it_writes_its_channels_resumes_to_the_same_bytes(tmp_path):
+    activations, whole = make_int8_store(tmp_path / "a" / "s.zarr")
+    path = tmp_path / "b" / "s.zarr"
+    store = create_store(path, whole.spec, make_table(11), PROVENANCE, shard_images=4)
+    store.storage.write("channels/mean/zarr.json", [(whole.path / "channels/mean/zarr.json").read_bytes()])
+    fill_store(ActivationStore(path), activations)
+    assert read_files(path) == read_files(whole.path)
+
+
 def test_infinity_stops_an_int8_build_and_leaves_it_resumable(tmp_path):
     activations, whole = make_int8_store(tmp_path / "a" / "s.zarr")
     path = tmp_path / "b" / "s.zarr"

@@ -32,7 +32,7 @@ class RowBlock(NamedTuple):
     """Consecutive rows for one-pass statistics."""
 
     first: int
-    """Row number of the first row."""
+    """Number of the first row."""
     activations: npt.NDArray[Any]
     """Shape `(n, n_tokens, d_model)`; zeros for unreadable images; reused memory, valid until the next request."""
     valid: npt.NDArray[np.bool_]
@@ -49,7 +49,7 @@ class ShuffledLoader:
     are.
 
     Args:
-        images: What is streamed.
+        images: The images to serve.
         batch_images: Images per batch, or as many tokens as that many images have; at least 1.
         seed: Seed of the order.
         samples_seen: Position at which to start: samples already served, in images, over all epochs.
@@ -105,7 +105,7 @@ class ShuffledLoader:
     def _prefetch(
         self, plans: Iterable[tuple[int, Plan]], fill: Callable[[Plan, npt.NDArray[Any]], IntArray]
     ) -> Generator[Batch, None, None]:
-        """Batches from pairs of size, in images, and plan; `fill` carries out a plan and returns its row numbers."""
+        """Prefetch one batch per pair `(n_images, plan)`; `fill` carries out a plan and returns its row numbers."""
         samples_seen = self._samples_seen
 
         def fill_batch(plan: tuple[int, Plan], buffer: npt.NDArray[Any]) -> Batch:
@@ -120,7 +120,7 @@ class ShuffledLoader:
         return iter(self._prefetcher)
 
     def _iter_plans(self) -> Iterator[tuple[int, IntArray]]:
-        """Size, in images, and part numbers of each batch."""
+        """The pairs `(n_images, part numbers)` of all batches."""
         for parts in self._sampler.iter_batches(samples_seen=self._samples_seen, stop=self._stop):
             yield len(parts) // self._sampler.parts_per_row, parts
 
