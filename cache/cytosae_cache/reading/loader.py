@@ -61,7 +61,7 @@ class ShuffledLoader:
         make_buffer: Makes the memory of a batch from its shape and dtype, for example pinned memory.
 
     Raises:
-        ValueError: If `batch_images` is below 1.
+        ValueError: If `batch_images` is below 1, or `shuffle` or `batch_of` is unknown.
     """
 
     def __init__(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -53,7 +53,7 @@ class Sampler:
     all that is needed to resume. Every epoch serves every part once.
 
     Raises:
-        ValueError: If there is no row, or `batch_images` or `window_shards` is below 1.
+        ValueError: If there is no row, `batch_images` or `window_shards` is below 1, or a choice is unknown.
     """
 
     layout: RowLayout
@@ -72,12 +72,18 @@ class Sampler:
     """Shards per window of the windowed shuffle."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
+        """Check ranges and choices."""
         if min(self.n_rows, self.batch_images, self.window_shards) < 1:
             raise ValueError(
                 "rows, batch_images and window_shards must be 1 or more, found "
                 f"{self.n_rows}, {self.batch_images} and {self.window_shards}"
             )
+        for name, value, known in (
+            ("shuffle", self.shuffle, get_args(Shuffle)),
+            ("batch_of", self.batch_of, get_args(BatchOf)),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, found {value!r}")
 
     @property
     def n_rows(self) -> int:

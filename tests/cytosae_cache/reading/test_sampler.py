@@ -141,3 +141,9 @@ def test_windows_are_equally_large():
 def test_empty_batches_windows_and_layouts_are_refused(change):
     with pytest.raises(ValueError, match="must be 1 or more, found"):
         dataclasses.replace(Sampler(_layout([3]), 2, 2, 0), **change)
+
+
+@pytest.mark.parametrize(("name", "value"), [("shuffle", "globall"), ("batch_of", "token")])
+def test_unknown_choices_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be one of .*, found '{value}'"):
+        dataclasses.replace(Sampler(_layout([3]), 2, 2, 0), **{name: value})
