@@ -20,9 +20,10 @@ from pyarrow import parquet
 
 from cytosae.formats.checkpoint import load_sae, save_sae
 from cytosae.sae.base import Sae
+from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.storage.atomic import replacing_path
-from cytosae_cache.store import ActivationStore, ImageTable
+from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.export import table_files
 from cytosae_pipeline.export.anndata_files import CsrScores, open_group
 from cytosae_pipeline.export.table_files import LongScores, escape_formula

@@ -9,8 +9,8 @@ import torch
 from cytosae.analysis.masking import MASKINGS
 from cytosae.formats.checkpoint import load_sae, save_sae
 from cytosae.sae.base import Sae
+from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.reading.permutation import spread_rows
-from cytosae_cache.store import ImageTable
 from cytosae_pipeline.config import StatisticsConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.statistics.halves import split_in_halves
