@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from cytosae.analysis.probe import Probe, check_labels, check_shape, members_of
+from cytosae.statistics.ties import topk_with_ties
 
 Masking = Literal["kept", "removed", "random_removed", "class_kept", "class_removed"]
 """How latents are chosen; see `MaskingExperiment`."""
@@ -30,8 +31,6 @@ MASKINGS: tuple[Masking, ...] = get_args(Masking)
 
 _IMAGES_AT_ONCE = 64
 _LATENTS_AT_ONCE = 4096
-_ROW_BITS = 32
-_ROW_MASK = (1 << _ROW_BITS) - 1
 
 
 class ClassScores:
@@ -193,7 +192,7 @@ class MaskingExperiment:
         """Logits of every kind of feature in the order of the hits, shape `(n_kinds, n, C)`."""
         wide = scores.to(self._effects.dtype)
         full = wide @ self._effects + self._base
-        own = self._sums(wide, _largest(scores, self.ks[-1]))
+        own = self._sums(wide, topk_with_ties(scores, self.ks[-1]).indices)
         random = self._sums(wide, _draw(rows, scores, self.ks[-1], self._seed))
         by_class = torch.stack([wide[:, part] @ self._effects[part] for part in self._class_sets]).cumsum(dim=0)
         single = torch.stack([self._probe.logits(features), full])
@@ -204,14 +203,6 @@ class MaskingExperiment:
         effects = scores.gather(1, latents)[:, :, None] * self._effects[latents]
         ends = torch.tensor(self.ks, device=scores.device) - 1
         return effects.cumsum(dim=1)[:, ends].transpose(0, 1)
-
-
-def _largest(scores: torch.Tensor, k: int) -> torch.Tensor:
-    """The k latents with the largest scores, falling, ties to the smaller latent; int64, shape `(n, k)`."""
-    # As in FeatureStatistics: a positive float's bits grow with its value, and topk alone promises nothing about ties.
-    bits = scores.contiguous().view(torch.int32).to(torch.int64)
-    latents = torch.arange(scores.shape[1], device=scores.device)
-    return ((bits << _ROW_BITS) | (_ROW_MASK - latents)).topk(k, dim=1).indices
 
 
 def _draw(rows: torch.Tensor, scores: torch.Tensor, k: int, seed: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from cytosae.sae.base import Sae
+from cytosae.statistics.ties import pack_keys, unpack_keys
 
 BLOCK_IMAGES = 8
 """Images encoded at once, starting at multiples of it, whatever the batch read from disk is."""
@@ -19,9 +20,6 @@ LATENT_CHUNK = 4096
 """Latents computed at once: bounds memory at 8 x 257 x 4096 numbers however wide the autoencoder is."""
 
 Normalization = Literal["image", "token", "none", "latents"]
-
-_ROW_BITS = 32
-_ROW_MASK = (1 << _ROW_BITS) - 1
 
 
 class PooledActs(NamedTuple):
@@ -111,9 +109,7 @@ class BlockEncoder:
             pre = torch.addmm(self._bias[latents], centred, weights)
         else:
             pre = (centred @ weights).float().add_(self._bias[latents])
-        if type(self._sae) is Sae:
-            return pre.relu_()
-        return self._sae.activate(pre, latents)
+        return self._sae.activate_(pre, latents)
 
 
 class FeatureStatistics:
@@ -131,8 +127,7 @@ class FeatureStatistics:
     def __init__(self, n_latents: int, top_k: int, *, device: torch.device | str = "cpu") -> None:
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, found {top_k}")
-        # One int64 key an entry: the score's bits above, the row's complement below. A positive float's bits grow with
-        # its value, so the largest keys are the largest scores with ties broken by the smaller row, and all differ.
+        # Keys of cytosae.statistics.ties; 0 is a free place.
         self._keys = torch.zeros(n_latents, top_k, dtype=torch.int64, device=device)
         self._sums = torch.zeros(n_latents, dtype=torch.float64, device=device)
         self._n_active = torch.zeros(n_latents, dtype=torch.int64, device=device)
@@ -152,8 +147,7 @@ class FeatureStatistics:
         if scores.shape != (len(rows), len(self._sums)):
             raise ValueError(f"scores must be {(len(rows), len(self._sums))}, found {tuple(scores.shape)}")
         rows, scores = rows.to(self._keys.device), scores.to(device=self._keys.device, dtype=torch.float32)
-        bits = scores.contiguous().view(torch.int32).to(torch.int64)
-        keys = torch.where(scores > 0, (bits << _ROW_BITS) | (_ROW_MASK - rows)[:, None], 0)
+        keys = torch.where(scores > 0, pack_keys(scores, rows[:, None]), 0)
         self._keep(keys.T)
         self._sums += scores.sum(dim=0, dtype=torch.float64)
         self._n_active += (scores > 0).sum(dim=0)
@@ -170,10 +164,10 @@ class FeatureStatistics:
         """The statistics so far, on the CPU."""
         keys, sums, n_active = self._keys.cpu(), self._sums.cpu(), self._n_active.cpu()
         filled = keys != 0
-        values = (keys >> _ROW_BITS).to(torch.int32).view(torch.float32)
+        best = unpack_keys(keys)
         return FeatureResult(
-            indices=torch.where(filled, _ROW_MASK - (keys & _ROW_MASK), -1),
-            values=torch.where(filled, values, 0.0),
+            indices=torch.where(filled, best.indices, -1),
+            values=torch.where(filled, best.values, 0.0),
             mean_acts=torch.where(n_active > 0, sums / n_active.clamp(min=1), 0.0).float(),
             sparsity=(n_active.double() / max(self.n_images, 1)).float(),
         )

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 
 from cytosae.sae.base import Sae
+from cytosae.statistics.ties import topk_with_ties
 
 BYTE_LEVELS = 255
 """Steps of a map that is kept in bytes: 255 stands for its largest value."""
@@ -84,8 +85,9 @@ def summarize_image(acts: torch.Tensor, *, n_latents: int, n_per_token: int) -> 
         n_latents: Latents wanted for the image.
         n_per_token: Latents wanted for each token.
     """
-    scores, latents = _largest(acts.mean(dim=0)[None], n_latents)
-    values, token_latents = _largest(acts, n_per_token)
+    width = acts.shape[1]
+    scores, latents = topk_with_ties(acts.mean(dim=0)[None], min(n_latents, width))
+    values, token_latents = topk_with_ties(acts, min(n_per_token, width))
     active = scores[0] > 0
     return ImageSummary(
         latents=latents[0][active].cpu().numpy(),
@@ -93,19 +95,3 @@ def summarize_image(acts: torch.Tensor, *, n_latents: int, n_per_token: int) -> 
         token_latents=torch.where(values > 0, token_latents, -1).cpu().numpy(),
         token_values=values.cpu().numpy(),
     )
-
-
-def _largest(values: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The n largest of each row, falling, ties to the smaller index."""
-    n = min(n, values.shape[1])
-    # topk does not say which of equals it takes. One more tells where the n-th has an equal that was left out; equals
-    # of 0 do not matter, they are left out later.
-    largest, at = values.topk(min(n + 1, values.shape[1]), dim=1)
-    tied = (largest[:, n - 1] == largest[:, -1]) & (largest[:, -1] > 0)
-    largest, at = largest[:, :n], at[:, :n]
-    if bool(tied.any()) and n < values.shape[1]:
-        found = values[tied].sort(dim=1, descending=True, stable=True)
-        largest[tied], at[tied] = found.values[:, :n], found.indices[:, :n]
-    at, order = at.sort(dim=1)
-    largest, order = largest.gather(1, order).sort(dim=1, descending=True, stable=True)
-    return largest, at.gather(1, order)

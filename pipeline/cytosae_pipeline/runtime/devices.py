@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 
-from cytosae.training.fused_loss import MatmulConfig
+from cytosae.training.matmul import MatmulConfig
 from cytosae_cache.format.spec import Precision
 from cytosae_pipeline.config import Device, PrecisionChoice
 from cytosae_pipeline.errors import UserError

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from cytosae.formats.atomic import write_torch_atomically
 from cytosae.statistics.accumulators import FeatureResult, FeatureStatistics
 from cytosae_cache.storage.atomic import write_file
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import StatisticsConfig
 from cytosae_pipeline.runtime.devices import accumulator_device
 from cytosae_pipeline.statistics.encode import open_inputs, run_pass, withdraw_record, write_record
+from cytosae_pipeline.workspace.files import write_torch
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def write_features(folder: Path, result: FeatureResult, store: ActivationStore) 
     files = []
     for name, tensor in tensors.items():
         files.append(folder / f"{name}.pt")
-        write_torch_atomically(files[-1], tensor.contiguous().clone())
+        write_torch(files[-1], tensor.contiguous().clone())
     files += [folder / "images.csv", folder / "labels.txt"]
     write_file(files[-2], _images_csv(store))
     write_file(files[-1], "".join(f"{name}\n" for name in names).encode())

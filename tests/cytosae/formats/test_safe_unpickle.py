@@ -142,7 +142,7 @@ def write_tensor_file(path, fragment: bytes, **options) -> Path:
 
 def test_handwritten_tensor_is_read(tmp_path):
     """The control of the tests below: only the other three tensors are missing."""
-    with pytest.raises(SaeCheckpointError, match=r"must hold W_enc, .*found \['W_enc'\]"):
+    with pytest.raises(SaeCheckpointError, match=r"must contain W_enc, .*found \['W_enc'\]"):
         load_sae(write_tensor_file(tmp_path / "sae.pt", tensor()))
 
 

@@ -1,16 +1,18 @@
-"""Architectures: what they compute, their gradients, what they learn, and how they are rescaled and counted."""
+"""Architectures: activations, training losses and their gradients, rescaling, and what training finds."""
 
 import copy
 
 import pytest
 import torch
 
-from cytosae.sae.base import LossInputs, LossWeights, Sae
+from cytosae.sae.base import Sae
 from cytosae.sae.jumprelu import JumpReluSae
+from cytosae.sae.loss import LossInputs, LossWeights
 from cytosae.sae.registry import ARCHITECTURES, make_sae
 from cytosae.sae.topk import BatchTopKSae, MatryoshkaSae, TopKSae
 from cytosae.statistics.accumulators import BlockEncoder
-from cytosae.training.fused_loss import MatmulConfig
+from cytosae.training.lr_schedule import LearningRateSchedule
+from cytosae.training.matmul import MatmulConfig
 from cytosae.training.step import TrainStep
 
 D, S, N, K = 6, 20, 9, 3
@@ -35,8 +37,8 @@ def make_tokens(n: int = N, dtype: torch.dtype = torch.float64) -> torch.Tensor:
 
 def loss_of(sae, x, *, dead=None, weights=None, share=1.0):
     variance = (x - x.mean(dim=0)).square().sum()
-    weights = weights or LossWeights(l1=0.1)
-    return sae.training_loss(x, LossInputs(variance, share, dead, weights, x.dtype))
+    weights = weights or LossWeights(l1_coefficient=0.1)
+    return sae.training_loss(x, LossInputs(variance, share, weights, x.dtype, dead))
 
 
 # --- what they compute
@@ -80,6 +82,23 @@ def test_statistics_encode_as_the_architecture_does(name):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
+def test_activating_in_place_gives_the_same(name):
+    sae = make_random(name)
+    pre = sae.pre_activations(make_tokens()).detach()
+    expected = sae.activate(pre.clone())
+    assert torch.equal(sae.activate_(pre), expected)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_tokens_are_fitted_only_where_the_class_says_so(name):
+    sae = make_random(name)
+    before = copy.deepcopy(sae.state_dict())
+    sae.fit_to_tokens_(make_tokens())
+    changed = any(not torch.equal(tensor, before[key]) for key, tensor in sae.state_dict().items())
+    assert changed == sae.fits_to_tokens
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_scaling_folded_in_is_the_same_function(name):
     sae, x = make_random(name), make_tokens()
     mean, scale = torch.randn(D, dtype=torch.float64), 2.5
@@ -107,8 +126,8 @@ def test_rescaled_latents_reconstruct_the_same(name):
     [
         (TopKSae, {"k": 0}, "whole number from 1 to the 20 latents, found 0"),
         (BatchTopKSae, {"k": S + 1}, "found 21"),
-        (MatryoshkaSae, {"k": 1, "prefixes": (0.5,)}, "rise from above 0 to 1"),
-        (MatryoshkaSae, {"k": 1, "prefixes": (0.0, 1.0)}, "rise from above 0 to 1"),
+        (MatryoshkaSae, {"k": 1, "prefixes": (0.5,)}, "ascend from above 0 to 1"),
+        (MatryoshkaSae, {"k": 1, "prefixes": (0.0, 1.0)}, "ascend from above 0 to 1"),
         (JumpReluSae, {"k": 0}, "k and bandwidth must be above 0"),
         (JumpReluSae, {"bandwidth": 0}, "k and bandwidth must be above 0"),
     ],
@@ -116,11 +135,6 @@ def test_rescaled_latents_reconstruct_the_same(name):
 def test_settings_out_of_range_are_refused(kind, settings, message):
     with pytest.raises(ValueError, match=message):
         kind(D, S, **settings)
-
-
-def test_the_reference_has_no_other_loss():
-    with pytest.raises(NotImplementedError, match="reference_loss"):
-        loss_of(make_random("relu"), make_tokens())
 
 
 # --- training losses
@@ -184,7 +198,7 @@ def test_auxiliary_term_reaches_the_dead_latents_encoder_and_nothing_else():
 @pytest.mark.parametrize("name", ["jumprelu", "gated"])
 def test_gradients_are_finite_differences_where_the_loss_is_smooth(name):
     sae, x = make_random(name), make_tokens()
-    weights = LossWeights(l1=0.1, l0=0.0)  # the step function of L0 has no derivative
+    weights = LossWeights(l1_coefficient=0.1, l0_coefficient=0.0)  # the step function of L0 has no derivative
     loss_of(sae, x, weights=weights).terms.loss.backward()
     for key in ("W_enc", "b_enc", "W_dec", "b_dec") + (("r_mag", "b_mag") if name == "gated" else ()):
         parameter = getattr(sae, key)
@@ -208,7 +222,7 @@ def test_gradients_are_finite_differences_where_the_loss_is_smooth(name):
 
 def test_thresholds_learn_by_the_straight_through_estimator():
     sae, x = make_random("jumprelu"), make_tokens()
-    found = loss_of(sae, x, weights=LossWeights(l0=0.7))
+    found = loss_of(sae, x, weights=LossWeights(l0_coefficient=0.7))
     found.terms.loss.backward()
     pre = ((x - sae.b_dec) @ sae.W_enc + sae.b_enc).detach()
     threshold, active = sae.threshold.detach(), (pre > sae.threshold).double().detach()
@@ -226,11 +240,11 @@ def test_thresholds_learn_by_the_straight_through_estimator():
 
 def test_jumprelu_starts_with_as_many_active_latents_as_asked():
     sae, x = make_random("jumprelu"), make_tokens(200)
-    sae.start_from_(x)
+    sae.fit_to_tokens_(x)
     assert (sae.encode(x) > 0).sum(dim=1).double().mean().item() == pytest.approx(K, abs=0.01)
     assert len(sae.threshold.unique()) == 1
     sae.k = S
-    sae.start_from_(x)
+    sae.fit_to_tokens_(x)
     assert (sae.threshold == 0).all(), "a threshold below 0 would let negative latents through"
 
 
@@ -258,12 +272,12 @@ def test_running_threshold_follows_the_smallest_activation_kept():
 def test_losses_of_parts_add_up_for_topk():
     x = make_tokens(40, torch.float32).view(4, 10, D)
     results = []
-    for products in (MatmulConfig(), MatmulConfig(max_bytes=4 * S * 7)):
+    for matmul in (MatmulConfig(), MatmulConfig(max_bytes=4 * S * 7)):
         step = TrainStep(
-            make_random("topk", dtype=torch.float32), weights=LossWeights(aux=0.0), use_ghost_grads=False,
-            dead_feature_window=5, products=products,
+            make_random("topk", dtype=torch.float32), lr=0.01, weights=LossWeights(aux_coefficient=0.0),
+            use_ghost_grads=False, dead_feature_window=5, matmul=matmul,
         )  # fmt: skip
-        results.append((step.step(x, 0.01), step.sae.W_enc.detach()))
+        results.append((step.step(x), step.sae.W_enc.detach()))
     (whole, weights), (parts, again) = results
     torch.testing.assert_close(parts.terms.loss, whole.terms.loss)
     torch.testing.assert_close(again, weights, rtol=1e-3, atol=1e-5)
@@ -273,10 +287,10 @@ def test_losses_of_parts_add_up_for_topk():
 
 @pytest.mark.parametrize("options", [{"use_ghost_grads": True}, {"norm_weighted_l1": True}, {"mse_cls_coefficient": 2}])
 def test_options_of_the_reference_are_refused_elsewhere(options):
-    with pytest.raises(ValueError, match="options of the relu architecture, found 'topk'"):
+    with pytest.raises(ValueError, match=f"architecture topk has no option {next(iter(options))}"):
         TrainStep(
             make_random("topk"),
-            **{"weights": LossWeights(), "use_ghost_grads": False, "dead_feature_window": 1, **options},
+            **{"lr": 0.1, "weights": LossWeights(), "use_ghost_grads": False, "dead_feature_window": 1, **options},
         )
 
 
@@ -286,11 +300,11 @@ PLANTED_WIDTH, PLANTED_FEATURES, PLANTED_LATENTS = 24, 32, 40
 @pytest.mark.parametrize(
     ("name", "weights"),
     [
-        ("relu", LossWeights(l1=0.01)),
+        ("relu", LossWeights(l1_coefficient=0.01)),
         ("topk", LossWeights()),
         ("batchtopk", LossWeights()),
         ("jumprelu", LossWeights()),
-        ("gated", LossWeights(l1=0.3)),
+        ("gated", LossWeights(l1_coefficient=0.3)),
         ("matryoshka", LossWeights()),
     ],
 )
@@ -304,12 +318,16 @@ def test_a_planted_dictionary_is_found_again(name, weights):
 
     sae = make_sae(name, PLANTED_WIDTH, PLANTED_LATENTS, seed=1, k=K, prefixes=(0.5, 1.0), bandwidth=0.1)
     sae.tie_()
-    if isinstance(sae, JumpReluSae):
-        sae.start_from_(draw(512)[0])
-    step = TrainStep(sae, weights=weights, use_ghost_grads=False, dead_feature_window=30, products=MatmulConfig())
+    if sae.fits_to_tokens:
+        sae.fit_to_tokens_(draw(512)[0])
+    step = TrainStep(
+        sae, lr=3e-3, weights=weights, use_ghost_grads=False, dead_feature_window=30, matmul=MatmulConfig()
+    )
     n_steps = 1000
+    schedule = LearningRateSchedule(step.optimizer, "constant", n_steps=n_steps, decay_share=0.3)
     for number in range(n_steps):
-        step.step(draw(512), 3e-3 * min(1, (n_steps - number) / 300), sparsity=min(1, (number + 1) / 100))
+        step.step(draw(512), sparsity=min(1, (number + 1) / 100))
+        schedule.step()
     x = draw(4096)
     acts = sae.encode(x)
     closest = (planted @ torch.nn.functional.normalize(sae.W_dec, dim=1).T).max(dim=1).values

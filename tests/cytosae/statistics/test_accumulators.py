@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cytosae.sae.base import Sae
+from cytosae.sae.relu import ReluSae
 from cytosae.statistics.accumulators import BlockEncoder, FeatureStatistics, GroupCounts, normalise_counts
 from cytosae_cache.reading.loader import iter_row_blocks
 from cytosae_cache.reading.reader import StoreReader
@@ -18,7 +19,7 @@ N, T, D, S, K = 37, 5, 8, 24, 4
 def make_exact_sae() -> Sae:
     """Small integers over powers of two: float32 makes no rounding error, so float64 numpy must agree exactly."""
     rng = np.random.default_rng(3)
-    sae = Sae(D, S, seed=0)
+    sae = ReluSae(D, S, seed=0)
     with torch.no_grad():
         sae.W_enc.copy_(torch.from_numpy(rng.integers(-4, 5, size=(D, S)) / 4))
         sae.b_enc.copy_(torch.from_numpy(rng.integers(-12, 2, size=S) / 4))
@@ -120,7 +121,7 @@ def make_random_case(tmp_path, shard_images):
 
 
 def test_no_bit_depends_on_batches_shards_or_merge_order(tmp_path):
-    sae = Sae(D, S, seed=5)
+    sae = ReluSae(D, S, seed=5)
     groups = torch.arange(N) % 3
     options = {"thresholds": (0.1,), "groups": groups, "n_groups": 3}
     reference, reference_counts = run(make_random_case(tmp_path, 64), sae, block_rows=64, **options)
@@ -185,7 +186,7 @@ def test_many_latents_are_encoded_in_parts_with_the_same_bits(tmp_path, monkeypa
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_lower_precision_is_close(dtype):
-    sae = Sae(D, S, seed=5)
+    sae = ReluSae(D, S, seed=5)
     activations = torch.from_numpy(make_activations(9))
     low = BlockEncoder(sae, dtype=dtype).reduce(activations, 0).scores
     torch.testing.assert_close(low, BlockEncoder(sae).reduce(activations, 0).scores, rtol=0.05, atol=0.02)

@@ -99,7 +99,7 @@ def test_a_write_that_was_broken_off_leaves_no_record(filled, monkeypatch):
     def fail(*_):
         raise OSError("full")
 
-    monkeypatch.setattr("cytosae_pipeline.statistics.features.write_torch_atomically", fail)
+    monkeypatch.setattr("cytosae_pipeline.statistics.features.write_torch", fail)
     monkeypatch.setattr("cytosae_pipeline.statistics.counts.write_file", fail)
     arguments = ["--dataset_name", "toy", "--sae_path", filled.sae()]
     for verb in ("features", "patients"):
