@@ -1,4 +1,4 @@
-"""Where on an image latents are active: maps over its tokens, from stored activations alone."""
+"""Heat maps: where on an image latents are active, from stored activations alone."""
 
 from typing import NamedTuple
 
@@ -10,15 +10,15 @@ from cytosae.sae.base import Sae
 from cytosae.statistics.ties import topk_with_ties
 
 BYTE_LEVELS = 255
-"""Steps of a map that is kept in bytes: 255 stands for its largest value."""
+"""Levels of a map stored in bytes: 255 is its largest value."""
 
 
 class LatentEncoder:
-    """Activations of chosen latents only, without computing the others where the architecture allows it.
+    """Activations of chosen latents, without computing the others if the architecture allows it.
 
     Args:
         sae: The autoencoder; its decoder is not used.
-        latents: The latents wanted, int64, shape `(M,)`.
+        latents: The chosen latents, int64, shape `(M,)`.
 
     Raises:
         ValueError: If a latent is out of range.
@@ -36,7 +36,7 @@ class LatentEncoder:
 
     @torch.no_grad()
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Activations, float32, shape `(..., M)`, of activations of shape `(..., D)`."""
+        """Latent activations, float32, shape `(..., M)`, from activations of shape `(..., D)`."""
         x = x.to(device=self._latents.device, dtype=torch.float32)
         if self._sae.needs_whole_rows:
             return self._sae.encode(x)[..., self._latents]
@@ -45,34 +45,34 @@ class LatentEncoder:
 
 
 class ByteMaps(NamedTuple):
-    """Maps of M latents over an image's patches, a byte each."""
+    """Maps of M latents over an image's patches, one byte per patch."""
 
     levels: npt.NDArray[np.uint8]
     """Shape `(M, n_patches)`: activation as a share of the map's peak, in steps of 1/255, rounded up above 0."""
     peaks: npt.NDArray[np.float32]
-    """Largest activation of each map, shape `(M,)`; 0 where it is active on no patch."""
+    """Largest activation of each map, shape `(M,)`; 0 if the latent is active on no patch."""
 
 
 class ImageSummary(NamedTuple):
-    """What an image's page shows of the latents."""
+    """The strongest latents of an image and of its tokens."""
 
     latents: npt.NDArray[np.int64]
-    """Active latents with the largest scores on the image (docs/definitions.md, section 6), falling, shape `(M,)`."""
+    """Active latents with the image's largest scores (docs/definitions.md, section 6), descending, shape `(M,)`."""
     scores: npt.NDArray[np.float32]
     """Their scores, shape `(M,)`."""
     token_latents: npt.NDArray[np.int64]
-    """Latents with the largest activations on each token, falling, shape `(T, P)`; -1 where fewer are active."""
+    """Latents with the largest activations on each token, descending, shape `(T, P)`; -1 if fewer are active."""
     token_values: npt.NDArray[np.float32]
-    """Their activations, shape `(T, P)`; 0 where fewer are active."""
+    """Their activations, shape `(T, P)`; 0 if fewer are active."""
 
 
 def make_byte_maps(acts: torch.Tensor) -> ByteMaps:
-    """Maps of latents over an image's patches, from their activations there, shape `(n_patches, M)`."""
+    """Maps of latents over an image's patches, from their activations of shape `(n_patches, M)`."""
     if not len(acts):
         return ByteMaps(np.zeros((acts.shape[1], 0), np.uint8), np.zeros(acts.shape[1], np.float32))
     peaks = acts.amax(dim=0)
     share = acts / peaks.clamp_min(torch.finfo(torch.float32).tiny)
-    # Rounded up, so that what is active at all is seen.
+    # Rounded up, so that every active patch is visible.
     levels = (share * BYTE_LEVELS).ceil_().clamp_(0, BYTE_LEVELS).to(torch.uint8)
     return ByteMaps(levels.T.contiguous().cpu().numpy(), peaks.float().cpu().numpy())
 
@@ -82,8 +82,8 @@ def summarize_image(acts: torch.Tensor, *, n_latents: int, n_per_token: int) -> 
 
     Args:
         acts: Activations of all latents on one image, float32, shape `(T, S)`.
-        n_latents: Latents wanted for the image.
-        n_per_token: Latents wanted for each token.
+        n_latents: Largest number of latents for the image.
+        n_per_token: Largest number of latents for each token.
     """
     width = acts.shape[1]
     scores, latents = topk_with_ties(acts.mean(dim=0)[None], min(n_latents, width))

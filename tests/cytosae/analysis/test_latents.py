@@ -38,7 +38,7 @@ def test_groups_that_differ_are_recovered_and_others_are_not():
 
 
 def test_a_group_of_one_is_refused():
-    with pytest.raises(ValueError, match="two rows a group"):
+    with pytest.raises(ValueError, match="two rows per group"):
         leave_one_out_accuracy(np.zeros((3, 2)), np.array([0, 0, 1]))
 
 

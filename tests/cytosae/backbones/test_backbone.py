@@ -15,7 +15,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from cytosae.backbones.backbone import BackboneError, describe_backbone, find_blocks, load_backbone, weights_sha256
-from cytosae.backbones.dinov2 import ARCHITECTURES, BackboneNotFoundError, expected_shapes, interpolate_positions
+from cytosae.backbones.dinov2 import VIT_ARCHITECTURES, BackboneNotFoundError, expected_shapes, interpolate_positions
 
 ROOT = Path(__file__).parents[3]
 MLP = {"width": 24, "depth": 4, "heads": 3, "patch_size": 56}
@@ -235,7 +235,7 @@ def test_bare_state_of_a_known_network(tmp_path, pixels, vits14_state):
         describe_backbone(path, name="dinov2_vits14_reg4", block=-2)
     with pytest.raises(BackboneError, match="model_name 'vit_huge' is unknown; known are dinov2_vits14, "):
         describe_backbone(path, name="vit_huge", block=-2)
-    with pytest.raises(BackboneError, match=r"--block_layer 12 was asked for, but .* has 12 blocks: -12 to 11"):
+    with pytest.raises(BackboneError, match=r"--block_layer 12 was given, but .* has 12 blocks: -12 to 11"):
         describe_backbone(path, name=None, block=12)
 
 
@@ -258,7 +258,7 @@ def test_safetensors_equals_pth(tmp_path, pixels, vits14_state):
     assert torch.equal(*outputs)
 
 
-@pytest.mark.parametrize(("name", "base"), [(f"{n}{r}", n) for n in list(ARCHITECTURES)[:4] for r in ("", "_reg")])
+@pytest.mark.parametrize(("name", "base"), [(f"{n}{r}", n) for n in list(VIT_ARCHITECTURES)[:4] for r in ("", "_reg")])
 def test_known_networks_have_their_published_sizes(name, base):
     published = {
         "dinov2_vits14": (22_056_576, 384, 12, 6),
@@ -267,7 +267,7 @@ def test_known_networks_have_their_published_sizes(name, base):
         "dinov2_vitg14": (1_136_480_768, 1536, 40, 24),
     }
     n_parameters, width, depth, heads = published[base]
-    architecture = ARCHITECTURES[name]
+    architecture = VIT_ARCHITECTURES[name]
     n_registers = 4 if name.endswith("_reg") else 0
     assert (architecture.width, architecture.depth, architecture.heads) == (width, depth, heads)
     assert (architecture.patch_size, architecture.n_registers) == (14, n_registers)
@@ -279,8 +279,8 @@ def test_known_networks_have_their_published_sizes(name, base):
 
 
 def test_there_are_eight_known_networks():
-    assert len(ARCHITECTURES) == 8
-    assert all(name == architecture.name for name, architecture in ARCHITECTURES.items())
+    assert len(VIT_ARCHITECTURES) == 8
+    assert all(name == architecture.name for name, architecture in VIT_ARCHITECTURES.items())
 
 
 # --- Position tables ------------------------------------------------------------------------------------------------
@@ -388,13 +388,13 @@ def test_any_missing_or_misshapen_tensor_is_an_error(tmp_path, key):
 def test_weights_that_are_no_numbers(tmp_path, key, value):
     state = make_state(MLP)
     state[key].flatten()[-1] = value
-    refuse(save_toy(tmp_path / "v.pth", state=state), r"weights in '.*v.pth' hold NaN or infinity: ")
+    refuse(save_toy(tmp_path / "v.pth", state=state), r"weights in '.*v.pth' contain NaN or infinity: ")
 
 
 def test_a_table_of_no_numbers_is_seen_through_interpolation(tmp_path):
     state = make_state(MLP, side=7)
     state["pos_embed"][0, 20, 3] = float("nan")
-    refuse(save_toy(tmp_path / "v.pth", state=state), "hold NaN or infinity: embeddings.position_embeddings")
+    refuse(save_toy(tmp_path / "v.pth", state=state), "contain NaN or infinity: embeddings.position_embeddings")
 
 
 def test_scalar_tokens_of_a_bare_file(tmp_path):
@@ -426,7 +426,7 @@ def test_objects_are_refused_and_not_executed(tmp_path, save, nested):
     for item in (Foreign(), Harmful(trap)):
         value = {"teacher": {"backbone.cls_token": torch.ones(1, 1, 384)}, "config": item} if nested else item
         save(value, tmp_path / "v.pth")
-        refuse(tmp_path / "v.pth", "holds Python objects or is no torch checkpoint; nothing in it was executed")
+        refuse(tmp_path / "v.pth", "contains Python objects or is not a torch checkpoint; nothing in it was executed")
         assert not trap.exists()
     with (tmp_path / "v.pth").open("rb") as file:
         # The trap is real: plain unpickling does make the folder.
@@ -438,10 +438,10 @@ def test_damaged_files(tmp_path, toy):
     whole = toy.read_bytes()
     for data in (b"", b"PK", b"hello world", whole[: len(whole) // 2], whole[:100], b"\x80\x02"):
         toy.write_bytes(data)
-        refuse(toy, r"toy.pth' (is no readable checkpoint|holds Python objects or is no torch checkpoint)")
+        refuse(toy, r"toy.pth' (is not a readable checkpoint|contains Python objects or is not a torch checkpoint)")
     for data in (b"", b"\xff" * 40, whole):
         (tmp_path / "v.safetensors").write_bytes(data)
-        refuse(tmp_path / "v.safetensors", "v.safetensors' is no readable checkpoint: ")
+        refuse(tmp_path / "v.safetensors", "v.safetensors' is not a readable checkpoint: ")
 
 
 def test_nothing_there(tmp_path):
@@ -458,12 +458,12 @@ def test_nothing_there(tmp_path):
         ({"teacher": {"dino_head.weight": torch.ones(1)}}, r"'teacher' without 'backbone.' keys: dino_head.weight$"),
         ({"teacher": {}}, "'teacher' without 'backbone.' keys"),
         ({"teacher": {1: torch.ones(1)}}, "'teacher' without 'backbone.' keys: 1"),
-        ({"state_dict": {"cls_token": 3}}, "holds no state dict of tensors; found cls_token"),
-        ({"epoch": 3, "model": {}}, "holds no state dict of tensors; found epoch; model"),
+        ({"state_dict": {"cls_token": 3}}, "does not contain a state dict of tensors; found cls_token"),
+        ({"epoch": 3, "model": {}}, "does not contain a state dict of tensors; found epoch; model"),
         ({1: torch.ones(1)}, "fits no known network"),
         ({"architecture": "vit_small", "state_dict": {}}, "states its architecture as a str, expected a dict"),
-        ([torch.ones(1)], "holds no state dict of tensors; found list"),
-        (torch.ones(1), "holds no state dict of tensors; found Tensor"),
+        ([torch.ones(1)], "does not contain a state dict of tensors; found list"),
+        (torch.ones(1), "does not contain a state dict of tensors; found Tensor"),
     ],
 )
 def test_files_of_another_layout(tmp_path, value, match):
@@ -528,7 +528,7 @@ def test_stated_architecture_binds(tmp_path):
 
 @pytest.mark.parametrize("block", [4, -5, 100])
 def test_blocks_out_of_range(toy, block):
-    refuse(toy, rf"--block_layer {block} was asked for, but '.*toy.pth' has 4 blocks: -4 to 3", block=block)
+    refuse(toy, rf"--block_layer {block} was given, but '.*toy.pth' has 4 blocks: -4 to 3", block=block)
 
 
 # --- What a backbone is ---------------------------------------------------------------------------------------------
@@ -784,7 +784,7 @@ def test_folders_equal_the_full_model(hf_folder, pixels, kind, image_size):
 def test_folder_of_a_known_name(hf_folder):
     folder = hf_folder("vit")
     assert describe_backbone(folder, name="mine", block=0).name == "mine"
-    refuse(folder, r"--block_layer 4 was asked for, but '.*hf_vit_224' has 4 blocks: -4 to 3", block=4)
+    refuse(folder, r"--block_layer 4 was given, but '.*hf_vit_224' has 4 blocks: -4 to 3", block=4)
 
 
 def test_half_precision_folder_is_loaded_as_asked(hf_folder, pixels):
@@ -820,7 +820,7 @@ def test_preprocessor_is_honoured(hf_folder, kind, mean):
         {"image_mean": [0, 0, float("nan")]},
     ):
         preprocessor.write_text(json.dumps(wrong))
-        refuse(folder, "states its sizes or its normalisation wrongly")
+        refuse(folder, "has invalid sizes or an invalid normalisation")
 
 
 def change_weights(folder, change):
@@ -839,7 +839,7 @@ def test_weights_missing_in_a_folder(hf_folder, kind):
         del state[name]
 
     change_weights(folder, remove)
-    refuse(folder, r"lacks weights: missing \['.*\.1\.")
+    refuse(folder, r"do not match its config.json: missing \['.*\.1\.")
 
 
 def test_weights_of_blocks_that_are_cut_off_may_be_missing(hf_folder, pixels):
@@ -879,7 +879,7 @@ def test_weights_of_a_folder_that_are_no_numbers(hf_folder):
         state["embeddings.cls_token"][0, 0, 0] = float("nan")
 
     change_weights(folder, change)
-    refuse(folder, "hold NaN or infinity: embeddings.cls_token")
+    refuse(folder, "contain NaN or infinity: embeddings.cls_token")
 
 
 def test_folder_without_weights(hf_folder):
@@ -907,23 +907,23 @@ def test_folder_with_pickled_objects(hf_folder, tmp_path):
     [
         (None, r"config.json' is missing: expected a transformers folder"),
         ("{", "is not JSON"),
-        ("[]", "must hold a JSON object"),
-        ('{"model_type": "bert"}', "holds a model of type 'bert'; known are clip, "),
-        ('{"model_type": ["vit"]}', r"holds a model of type \['vit'\]; known are clip, "),
-        ("{}", "holds a model of type None"),
+        ("[]", "must contain a JSON object"),
+        ('{"model_type": "bert"}', "contains a model of type 'bert'; known are clip, "),
+        ('{"model_type": ["vit"]}', r"contains a model of type \['vit'\]; known are clip, "),
+        ("{}", "contains a model of type None"),
         (
             '{"model_type": "vit", "hidden_size": 24, "patch_size": 56, "num_hidden_layers": 0}',
-            "states its sizes or its normalisation wrongly",
+            "has invalid sizes or an invalid normalisation",
         ),
         (
             '{"model_type": "vit", "hidden_size": 24, "patch_size": 225, "num_hidden_layers": 2}',
-            "states its sizes or its normalisation wrongly",
+            "has invalid sizes or an invalid normalisation",
         ),
         (
             '{"model_type": "vit", "hidden_size": "x", "patch_size": 56, "num_hidden_layers": 2}',
-            "states its sizes or its normalisation wrongly",
+            "has invalid sizes or an invalid normalisation",
         ),
-        ('{"model_type": "clip", "vision_config": null}', "states its sizes or its normalisation wrongly"),
+        ('{"model_type": "clip", "vision_config": null}', "has invalid sizes or an invalid normalisation"),
     ],
 )
 def test_folders_that_are_none(tmp_path, config, match):

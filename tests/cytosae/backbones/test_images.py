@@ -467,7 +467,7 @@ def test_bomb_of_text(loads):
 def test_limit_does_not_hang_on_pillows_global_one(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert _reason(_png(60_000, 60_000, 8, 2, b"\0" * 100)) == (
-        f"60000 x 60000 pixels are more than the limit of {MAX_PIXELS}"
+        f"60000 x 60000 pixels exceed the limit of {MAX_PIXELS}"
     )
 
 
@@ -479,7 +479,7 @@ def test_limit_is_below_pillows():
 def test_pictures_as_large_as_the_limit_pass(monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 24 * 24)
     decode_image(_saved(Image.fromarray(SQUARE), "PNG"))
-    with pytest.raises(UnreadableImageError, match="24 x 25 pixels are more than the limit of 576"):
+    with pytest.raises(UnreadableImageError, match="24 x 25 pixels exceed the limit of 576"):
         decode_image(_saved(Image.fromarray(_noise(25, 24)), "PNG"))
 
 

@@ -175,7 +175,7 @@ def test_reference_parameters_are_read_as_tensors(write_reference):
 
 def test_old_torch_format_is_a_clear_error(write_reference):
     path = write_reference({"a": 1}, _use_new_zipfile_serialization=False)
-    with pytest.raises(SaeCheckpointError, match=r"no torch checkpoint of the zip format"):
+    with pytest.raises(SaeCheckpointError, match=r"not a torch checkpoint in zip format"):
         load_sae(path)
 
 
