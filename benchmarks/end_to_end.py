@@ -96,7 +96,7 @@ def run_ours(root: Path, source: Path, options: argparse.Namespace) -> dict[str,
 def run_reference(images: ImageList, options: argparse.Namespace) -> None:
     """The same work with the network at every step, everything in float32."""
     info = describe_backbone(_model(options), name=None, block=-2)
-    backbone = load_backbone(_model(options), name=None, block=-2)
+    backbone = load_backbone(_model(options), info)
     spec = make_spec(info, store_dtype="float32", precision="fp32")
     cpu = torch.device("cpu")
     sae = make_sae("relu", info.d_model, options.expansion * info.d_model)

@@ -157,36 +157,29 @@ def describe_backbone(path: Path, *, name: str | None, block: int) -> BackboneIn
 
 
 def load_backbone(
-    path: Path,
-    *,
-    name: str | None,
-    block: int,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    path: Path, info: BackboneInfo, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Backbone:
-    """Load a backbone up to the requested block; later blocks are neither built nor read.
+    """Load a described backbone up to its requested block; later blocks are neither built nor read.
 
     Args:
         path: As for `describe_backbone`.
-        name: As for `describe_backbone`.
-        block: As for `describe_backbone`.
+        info: What `describe_backbone` returned for the path; the checkpoint is not hashed again.
         device: Device of the network.
         dtype: Type of its parameters.
 
     Returns:
-        The network in evaluation mode, without gradients; its `info` is the result of `describe_backbone`.
+        The network in evaluation mode, without gradients.
 
     Raises:
-        BackboneNotFoundError: If `path` does not exist.
         BackboneError: As for `describe_backbone`, or if a weight in use is NaN or infinity.
     """
-    info = describe_backbone(path, name=name, block=block)
-    n_kept = block % info.n_blocks + 1
+    n_kept = info.block % info.n_blocks + 1
     if path.is_dir():
         model, arguments = vit_transformers.load_folder(path, n_kept)
     else:
         state, stated = vit_checkpoint.read_state(path)
-        architecture = vit_checkpoint.choose_architecture(state, stated, name, path)
+        architecture = vit_checkpoint.choose_architecture(state, stated, info.name, path)
+        vit_checkpoint.check_state(state, architecture, path)
         model, arguments = vit_checkpoint.load_model(state, architecture, n_kept, info.grid, path), None
     _check_finite(model, path)
     return Backbone(model.to(device=device, dtype=dtype), info, arguments)

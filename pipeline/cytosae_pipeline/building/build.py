@@ -255,9 +255,7 @@ def _fill(store: ActivationStore, config: BuildConfig, plan: BuildPlan) -> None:
         if done:
             logger.info(f"going on after {done:,} images that are on disk and verified")
         if rows:
-            backbone = load_backbone(
-                plan.model_path, name=config.model_name, block=config.block_layer, device=plan.device
-            )
+            backbone = load_backbone(plan.model_path, plan.info, device=plan.device)
             with Progress("build", store.n_images, "images", done=done) as progress:
                 decoded = decoder.iter_rows(rows)
                 for shard in todo:

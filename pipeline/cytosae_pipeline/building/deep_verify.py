@@ -59,7 +59,7 @@ def verify_against_source(store: ActivationStore, config: StoreSource) -> list[s
     sound = np.array([row for row in store.valid_rows.tolist() if row not in problems], dtype=np.int64)
     rows = sound[spread_rows(len(sound), N_IMAGES)]
     device = choose_device(config.device)
-    backbone = load_backbone(model_path, name=config.model_name, block=info.block, device=device)
+    backbone = load_backbone(model_path, info, device=device)
     with (
         StoreReader(store) as reader,
         ImageDecoder(images, n_workers=0, image_size=info.image_size) as decoder,

@@ -27,6 +27,11 @@ ALL = {"mlp": MLP, "swiglu": SWIGLU, "registers": REGISTERS, "ratio": {**MLP, "m
 # --- A second implementation, from DINOv2's description -------------------------------------------------------------
 
 
+def load(path: Path, *, name: str | None, block: int, **options):
+    """Describe and load."""
+    return load_backbone(path, describe_backbone(path, name=name, block=block), **options)
+
+
 def make_state(shape, side=None, seed=0):
     """Random tensors under DINOv2's names; nothing is zero or one, so no tensor can be lost unseen."""
     width, patch, n_registers = shape["width"], shape["patch_size"], shape.get("n_registers", 0)
@@ -170,7 +175,7 @@ def assert_close(found, expected, atol=1e-5):
 def test_output_equals_the_second_implementation(tmp_path, pixels, kind, block):
     shape = ALL[kind]
     state = make_state(shape)
-    backbone = load_backbone(save_toy(tmp_path / "v.pth", shape, state=state), name=None, block=block)
+    backbone = load(save_toy(tmp_path / "v.pth", shape, state=state), name=None, block=block)
     tokens = backbone(pixels)
     assert tokens.shape == (2, 17 + shape.get("n_registers", 0), 24)
     assert tokens.dtype == torch.float32
@@ -189,9 +194,7 @@ def test_every_tensor_of_the_reference_matters(pixels):
 def test_final_norm_is_not_applied(tmp_path, pixels):
     state = make_state(MLP)
     other = {**state, "norm.weight": state["norm.weight"] * 3, "norm.bias": state["norm.bias"] - 1}
-    outputs = [
-        load_backbone(save_toy(tmp_path / "v.pth", state=each), name=None, block=-1)(pixels) for each in (state, other)
-    ]
+    outputs = [load(save_toy(tmp_path / "v.pth", state=each), name=None, block=-1)(pixels) for each in (state, other)]
     assert torch.equal(*outputs)
 
 
@@ -213,7 +216,7 @@ def test_layouts_of_a_file_give_the_same(tmp_path, pixels, layout):
     path = save_toy(tmp_path / "v.pth", state=state, key="teacher" if layout == "teacher" else "state_dict")
     if layout == "legacy":
         torch.save(torch.load(path), path, _use_new_zipfile_serialization=False)
-    assert_close(load_backbone(path, name=None, block=-2)(pixels), expected)
+    assert_close(load(path, name=None, block=-2)(pixels), expected)
 
 
 def test_bare_state_of_a_known_network(tmp_path, pixels, vits14_state):
@@ -221,7 +224,7 @@ def test_bare_state_of_a_known_network(tmp_path, pixels, vits14_state):
     torch.save(vits14_state, path)
     info = describe_backbone(path, name=None, block=-2)
     assert (info.name, info.n_tokens, info.d_model, info.grid) == ("dinov2_vits14", 257, 384, (16, 16))
-    tokens = load_backbone(path, name="dinov2_vits14", block=1)(pixels[:1])
+    tokens = load(path, name="dinov2_vits14", block=1)(pixels[:1])
     fitted = {**vits14_state, "pos_embed": fit_by_hand(vits14_state["pos_embed"].float(), 16)}
     assert_close(tokens, run_reference(fitted, pixels[:1], 1, heads=6), atol=5e-5)
 
@@ -254,7 +257,7 @@ def test_safetensors_equals_pth(tmp_path, pixels, vits14_state):
     safetensors = pytest.importorskip("safetensors.torch")
     safetensors.save_file(vits14_state, tmp_path / "s.safetensors")
     torch.save({"teacher": {f"backbone.{key}": value for key, value in vits14_state.items()}}, tmp_path / "s.pth")
-    outputs = [load_backbone(tmp_path / name, name=None, block=0)(pixels[:1]) for name in ("s.safetensors", "s.pth")]
+    outputs = [load(tmp_path / name, name=None, block=0)(pixels[:1]) for name in ("s.safetensors", "s.pth")]
     assert torch.equal(*outputs)
 
 
@@ -325,7 +328,7 @@ def test_positions_that_fit_stay(with_registers):
 def test_network_uses_the_interpolated_positions(tmp_path, pixels, kind):
     shape = ALL[kind]
     state = make_state(shape, side=7)
-    tokens = load_backbone(save_toy(tmp_path / "v.pth", shape, state=state), name=None, block=-2)(pixels)
+    tokens = load(save_toy(tmp_path / "v.pth", shape, state=state), name=None, block=-2)(pixels)
     fitted = interpolate_positions(state["pos_embed"], (4, 4), with_registers=kind == "registers")
     if kind == "mlp":
         assert_close(fitted, fit_by_hand(state["pos_embed"], 4))
@@ -337,7 +340,7 @@ def test_network_uses_the_interpolated_positions(tmp_path, pixels, kind):
 
 def refuse(path, match, *, name=None, block=-2):
     with pytest.raises(BackboneError, match=match) as caught:
-        load_backbone(path, name=name, block=block)
+        load(path, name=name, block=block)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -446,7 +449,7 @@ def test_damaged_files(tmp_path, toy):
 
 def test_nothing_there(tmp_path):
     path = tmp_path / "none.pth"
-    for call in (describe_backbone, load_backbone):
+    for call in (describe_backbone, load):
         with pytest.raises(FileNotFoundError, match=r"no vision transformer at '.*none.pth'. .* --model_path embedded"):
             call(path, name=None, block=-2)
     assert issubclass(BackboneNotFoundError, BackboneError)
@@ -539,7 +542,7 @@ def test_description_equals_the_loaded_network(tmp_path, kind):
     shape = ALL[kind]
     path = save_toy(tmp_path / "v.pth", shape)
     info = describe_backbone(path, name=None, block=-3)
-    assert info == load_backbone(path, name=None, block=-3).info
+    assert info == load(path, name=None, block=-3).info
     assert (info.name, info.block, info.n_blocks, info.d_model, info.patch_size) == ("toy", -3, 4, 24, 56)
     assert (info.n_cls, info.n_registers, info.grid, info.image_size) == (1, shape.get("n_registers", 0), (4, 4), 224)
     assert info.n_tokens == 17 + shape.get("n_registers", 0)
@@ -565,14 +568,14 @@ def test_describing_does_not_import_transformers(toy, tmp_path):
 
 @pytest.mark.parametrize(("block", "n_kept"), [(0, 1), (2, 3), (-1, 4), (-2, 3), (-4, 1)])
 def test_only_the_needed_blocks_are_built(toy, block, n_kept):
-    backbone = load_backbone(toy, name=None, block=block)
+    backbone = load(toy, name=None, block=block)
     assert len(find_blocks(backbone.model, n_kept)) == n_kept
     blocks = {name.split(".layer.")[1].split(".")[0] for name, _ in backbone.named_parameters() if ".layer." in name}
     assert blocks == set(map(str, range(n_kept)))
 
 
 def test_network_does_not_change_with_its_file(toy, pixels):
-    backbone = load_backbone(toy, name=None, block=-2)
+    backbone = load(toy, name=None, block=-2)
     with toy.open("r+b") as file:
         file.write(bytes(toy.stat().st_size))
     assert_close(backbone(pixels), run_reference(make_state(MLP), pixels, -2, heads=3))
@@ -592,14 +595,14 @@ def test_later_blocks_are_not_read(tmp_path, pixels):
     for key in state:
         if key.startswith(("blocks.2", "blocks.3")):
             state[key].fill_(float("nan"))
-    assert_close(load_backbone(save_toy(tmp_path / "v.pth", state=state), name=None, block=1)(pixels), expected)
+    assert_close(load(save_toy(tmp_path / "v.pth", state=state), name=None, block=1)(pixels), expected)
 
 
 def test_loading_takes_no_random_numbers(toy, hf_folder):
-    load_backbone(hf_folder("vit"), name=None, block=-2)  # whatever imports do
+    load(hf_folder("vit"), name=None, block=-2)  # whatever imports do
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    load_backbone(toy, name=None, block=-2)
-    load_backbone(hf_folder("vit"), name=None, block=-2)
+    load(toy, name=None, block=-2)
+    load(hf_folder("vit"), name=None, block=-2)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])
     assert random.getstate() == before[2]
@@ -607,28 +610,28 @@ def test_loading_takes_no_random_numbers(toy, hf_folder):
 
 def test_networks_are_frozen(toy, hf_folder):
     for path in (toy, hf_folder("clip")):
-        backbone = load_backbone(path, name=None, block=-2)
+        backbone = load(path, name=None, block=-2)
         assert not any(parameter.requires_grad for parameter in backbone.parameters())
         assert not any(module.training for module in backbone.modules())
         assert all(parameter.dtype == torch.float32 for parameter in backbone.parameters())
 
 
 def test_wanted_dtype(toy, pixels):
-    backbone = load_backbone(toy, name=None, block=-2, dtype=torch.bfloat16)
+    backbone = load(toy, name=None, block=-2, dtype=torch.bfloat16)
     tokens = backbone(pixels.bfloat16())
     assert tokens.dtype == torch.bfloat16
-    full = load_backbone(toy, name=None, block=-2)(pixels)
+    full = load(toy, name=None, block=-2)(pixels)
     assert (tokens.float() - full).abs().mean() < 0.05 * full.abs().mean()
 
 
 def test_images_do_not_meet(toy, pixels):
-    backbone = load_backbone(toy, name=None, block=-2)
+    backbone = load(toy, name=None, block=-2)
     together = backbone(pixels)
     assert_close(together, torch.cat([backbone(pixels[:1]), backbone(pixels[1:])]))
 
 
 def test_images_of_another_size_are_refused(toy):
-    backbone = load_backbone(toy, name=None, block=-2)
+    backbone = load(toy, name=None, block=-2)
     with pytest.raises(BackboneError, match=r"pixels have shape \(1, 3, 280, 280\), expected \('B', 3, 224, 224\)"):
         backbone(torch.zeros(1, 3, 280, 280))
 
@@ -666,7 +669,7 @@ def test_digest_follows_the_contents(tmp_path, toy):
 
 def test_real_vits14(test_data, pixels):
     path = test_data / "vit" / "dinov2_vits14.pth"
-    backbone = load_backbone(path, name=None, block=-2)
+    backbone = load(path, name=None, block=-2)
     assert (backbone.info.name, backbone.info.n_tokens) == ("dinov2_vits14", 257)
     state = torch.load(path, weights_only=True)
     state = {**state, "pos_embed": fit_by_hand(state["pos_embed"].float(), 16)}
@@ -676,7 +679,7 @@ def test_real_vits14(test_data, pixels):
 
 def test_embedded_network(pixels):
     path = ROOT / "pipeline" / "cytosae_pipeline" / "assets" / "cytosae_tiny14.pth"
-    backbone = load_backbone(path, name=None, block=-2)
+    backbone = load(path, name=None, block=-2)
     assert (backbone.info.name, backbone.info.n_blocks, backbone.info.n_tokens) == ("cytosae_tiny14", 6, 257)
     state = torch.load(path, weights_only=True)["state_dict"]
     assert_close(backbone(pixels[:1]), run_reference(state, pixels[:1], -2, heads=4), atol=1e-4)
@@ -768,7 +771,7 @@ def test_folders_equal_the_full_model(hf_folder, pixels, kind, image_size):
     model = make_hf(kind, image_size)
     interpolate = image_size != 224 and kind in INTERPOLATED
     for block in (-2, -1, 0):
-        backbone = load_backbone(folder, name=None, block=block)
+        backbone = load(folder, name=None, block=block)
         assert backbone.info == describe_backbone(folder, name=None, block=block)
         n_kept = block % 4 + 1
         assert len(find_blocks(backbone.model, n_kept)) == n_kept
@@ -790,7 +793,7 @@ def test_folder_of_a_known_name(hf_folder):
 def test_half_precision_folder_is_loaded_as_asked(hf_folder, pixels):
     folder = hf_folder("dinov2")
     copy.deepcopy(make_hf("dinov2")).half().save_pretrained(folder)
-    backbone = load_backbone(folder, name=None, block=-2)
+    backbone = load(folder, name=None, block=-2)
     assert {parameter.dtype for parameter in backbone.parameters()} == {torch.float32}
     assert backbone(pixels).dtype == torch.float32
 
@@ -811,7 +814,7 @@ def test_preprocessor_is_honoured(hf_folder, kind, mean):
     preprocessor.write_text(json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 1]}))
     info = describe_backbone(folder, name=None, block=0)
     assert (info.image_mean, info.image_std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 1.0))
-    assert load_backbone(folder, name=None, block=0).info == info
+    assert load(folder, name=None, block=0).info == info
     for wrong in (
         {"image_mean": [0.1, 0.2]},
         {"image_mean": "red"},
@@ -851,7 +854,7 @@ def test_weights_of_blocks_that_are_cut_off_may_be_missing(hf_folder, pixels):
             del state[key]
 
     change_weights(folder, remove)
-    assert_close(load_backbone(folder, name=None, block=1)(pixels), expected)
+    assert_close(load(folder, name=None, block=1)(pixels), expected)
 
 
 def test_weights_of_a_kept_block_are_never_left_unused(hf_folder):
@@ -859,7 +862,7 @@ def test_weights_of_a_kept_block_are_never_left_unused(hf_folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "qkv_bias": False}))
     with pytest.raises(BackboneError, match=r"unused \[.*bias"):
-        load_backbone(folder, name=None, block=-2)
+        load(folder, name=None, block=-2)
 
 
 def test_misshapen_weights_in_a_folder(hf_folder):
@@ -952,3 +955,20 @@ def test_sizes_left_out_are_the_defaults_of_transformers(tmp_path, name, config)
     default = getattr(default, "vision_config", default)
     assert (info.n_blocks, info.d_model) == (default.num_hidden_layers, default.hidden_size)
     assert (info.patch_size, info.n_registers) == (default.patch_size, getattr(default, "num_register_tokens", 0))
+
+
+def test_loading_does_not_hash_the_checkpoint_again(toy, hf_folder, monkeypatch):
+    for path in (toy, hf_folder("vit")):
+        info = describe_backbone(path, name=None, block=-2)
+        with monkeypatch.context() as patch:
+            patch.setattr("cytosae.backbones.backbone.weights_sha256", lambda path: pytest.fail("hashed again"))
+            assert load_backbone(path, info).info is info
+
+
+def test_another_checkpoint_under_a_described_path_is_refused(toy):
+    info = describe_backbone(toy, name=None, block=-2)
+    state = torch.load(toy, weights_only=True)
+    state["state_dict"].pop("norm.weight")
+    torch.save(state, toy)
+    with pytest.raises(BackboneError, match="missing norm.weight"):
+        load_backbone(toy, info)
