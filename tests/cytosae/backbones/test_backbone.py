@@ -33,7 +33,7 @@ def load(path: Path, *, name: str | None, block: int, **options):
 
 
 def make_state(shape, side=None, seed=0):
-    """Random tensors under DINOv2's names; nothing is zero or one, so no tensor can be lost unseen."""
+    """Random tensors under DINOv2's names; no value is zero or one, so that every missing tensor is noticed."""
     width, patch, n_registers = shape["width"], shape["patch_size"], shape.get("n_registers", 0)
     side = side or 224 // patch
     hidden = width * shape.get("mlp_ratio", 4)
@@ -142,7 +142,7 @@ def save_toy(path, shape=MLP, *, state=None, key="state_dict", **stated):
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
-    """Networks this small only lose by threads."""
+    """Networks this small are slower with threads."""
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -183,7 +183,7 @@ def test_output_equals_the_second_implementation(tmp_path, pixels, kind, block):
 
 
 def test_every_tensor_of_the_reference_matters(pixels):
-    """The comparison above would see a tensor that is not read."""
+    """The comparison above would notice a tensor that is not read."""
     state = make_state(REGISTERS)
     base = run_reference(state, pixels, -1, heads=3)
     for key in state.keys() - {"mask_token", "norm.weight", "norm.bias"}:
@@ -242,8 +242,8 @@ def test_bare_state_of_a_known_network(tmp_path, pixels, vits14_state):
         describe_backbone(path, name=None, block=12)
 
 
-def test_registers_tell_the_network(tmp_path, vits14_state):
-    """Keys and shapes decide, so the registers' network is found by its registers, also from safetensors."""
+def test_registers_identify_the_network(tmp_path, vits14_state):
+    """Keys and shapes decide: a network with registers is recognised by them, also in safetensors."""
     safetensors = pytest.importorskip("safetensors.torch")
     path = tmp_path / "s.safetensors"
     state = {**vits14_state, "register_tokens": torch.full((1, 4, 384), 0.25, dtype=torch.float16)}
@@ -317,7 +317,7 @@ def test_positions_with_registers(old, side):
 
 
 @pytest.mark.parametrize("with_registers", [False, True])
-def test_positions_that_fit_stay(with_registers):
+def test_positions_that_fit_are_kept(with_registers):
     table = torch.randn(1, 17, 5).half()
     fitted = interpolate_positions(table, (4, 4), with_registers=with_registers)
     assert fitted.dtype == torch.float32
@@ -367,7 +367,7 @@ def test_all_problems_are_listed_at_once(tmp_path):
         assert part in message, part
 
 
-def test_hundreds_of_problems_are_listed_too(tmp_path):
+def test_hundreds_of_problems_are_summarised(tmp_path):
     message = refuse(save_toy(tmp_path / "v.pth", state={"cls_token": torch.ones(1, 1, 24)}), "missing pos_embed")
     assert message.count("missing ") == len(make_state(MLP)) - len(["cls_token", "mask_token"])
 
@@ -375,7 +375,7 @@ def test_hundreds_of_problems_are_listed_too(tmp_path):
 @pytest.mark.parametrize(
     "key", [key for key in make_state(REGISTERS) if not key.startswith(("blocks.0", "blocks.1", "blocks.2"))]
 )
-def test_any_missing_or_misshapen_tensor_is_an_error(tmp_path, key):
+def test_any_missing_tensor_or_wrong_shape_is_an_error(tmp_path, key):
     state = make_state(REGISTERS)
     if key != "mask_token":
         rest = {name: tensor for name, tensor in state.items() if name != key}
@@ -388,13 +388,13 @@ def test_any_missing_or_misshapen_tensor_is_an_error(tmp_path, key):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("key", ["blocks.2.mlp.fc2.bias", "pos_embed", "blocks.0.attn.qkv.weight"])
-def test_weights_that_are_no_numbers(tmp_path, key, value):
+def test_weights_that_are_not_finite(tmp_path, key, value):
     state = make_state(MLP)
     state[key].flatten()[-1] = value
     refuse(save_toy(tmp_path / "v.pth", state=state), r"weights in '.*v.pth' contain NaN or infinity: ")
 
 
-def test_a_table_of_no_numbers_is_seen_through_interpolation(tmp_path):
+def test_positions_that_are_not_finite_are_found_after_interpolation(tmp_path):
     state = make_state(MLP, side=7)
     state["pos_embed"][0, 20, 3] = float("nan")
     refuse(save_toy(tmp_path / "v.pth", state=state), "contain NaN or infinity: embeddings.position_embeddings")
@@ -409,11 +409,11 @@ def test_scalar_tokens_of_a_bare_file(tmp_path):
 
 
 class Foreign:
-    """Any class of the user's."""
+    """Any class of a user."""
 
 
 class Harmful:
-    """Its pickle makes a folder when it is executed."""
+    """Its pickle creates a folder when it is executed."""
 
     def __init__(self, path):
         self.path = path
@@ -432,7 +432,7 @@ def test_objects_are_refused_and_not_executed(tmp_path, save, nested):
         refuse(tmp_path / "v.pth", "contains Python objects or is not a torch checkpoint; nothing in it was executed")
         assert not trap.exists()
     with (tmp_path / "v.pth").open("rb") as file:
-        # The trap is real: plain unpickling does make the folder.
+        # The attack works: plain unpickling creates the folder.
         torch.load(file, weights_only=False) if save is torch.save else pickle.load(file)
     assert trap.exists()
 
@@ -447,7 +447,7 @@ def test_damaged_files(tmp_path, toy):
         refuse(tmp_path / "v.safetensors", "v.safetensors' is not a readable checkpoint: ")
 
 
-def test_nothing_there(tmp_path):
+def test_missing_path(tmp_path):
     path = tmp_path / "none.pth"
     for call in (describe_backbone, load):
         with pytest.raises(FileNotFoundError, match=r"no vision transformer at '.*none.pth'. .* --model_path embedded"):
@@ -519,8 +519,8 @@ def test_incomplete_stated_architecture(tmp_path):
     refuse(tmp_path / "v.pth", r"states the architecture \{'width': 24\}; expected name, width, depth")
 
 
-def test_stated_architecture_binds(tmp_path):
-    """A wrong statement is found out by the shapes, and a name only labels the file."""
+def test_stated_architecture_decides(tmp_path):
+    """A wrong statement is detected by the shapes; a name is only a label."""
     refuse(save_toy(tmp_path / "v.pth", depth=3), "unknown blocks.3.")
     refuse(save_toy(tmp_path / "v.pth", depth=5), "missing blocks.4.")
     refuse(save_toy(tmp_path / "v.pth", mlp_ratio=3), "fc1.weight has shape")
@@ -534,7 +534,7 @@ def test_blocks_out_of_range(toy, block):
     refuse(toy, rf"--block_layer {block} was given, but '.*toy.pth' has 4 blocks: -4 to 3", block=block)
 
 
-# --- What a backbone is ---------------------------------------------------------------------------------------------
+# --- Loaded backbones -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -574,14 +574,14 @@ def test_only_the_needed_blocks_are_built(toy, block, n_kept):
     assert blocks == set(map(str, range(n_kept)))
 
 
-def test_network_does_not_change_with_its_file(toy, pixels):
+def test_network_is_independent_of_later_changes_to_its_file(toy, pixels):
     backbone = load(toy, name=None, block=-2)
     with toy.open("r+b") as file:
         file.write(bytes(toy.stat().st_size))
     assert_close(backbone(pixels), run_reference(make_state(MLP), pixels, -2, heads=3))
 
 
-def test_unknown_part_beside_the_backbone(tmp_path):
+def test_unknown_keys_beside_the_backbone(tmp_path):
     path = save_toy(tmp_path / "v.pth", key="teacher")
     value = torch.load(path)
     value["teacher"]["decoder.weight"] = torch.ones(1)
@@ -598,8 +598,8 @@ def test_later_blocks_are_not_read(tmp_path, pixels):
     assert_close(load(save_toy(tmp_path / "v.pth", state=state), name=None, block=1)(pixels), expected)
 
 
-def test_loading_takes_no_random_numbers(toy, hf_folder):
-    load(hf_folder("vit"), name=None, block=-2)  # whatever imports do
+def test_loading_does_not_touch_the_random_state(toy, hf_folder):
+    load(hf_folder("vit"), name=None, block=-2)  # imports may use random numbers
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     load(toy, name=None, block=-2)
     load(hf_folder("vit"), name=None, block=-2)
@@ -616,7 +616,7 @@ def test_networks_are_frozen(toy, hf_folder):
         assert all(parameter.dtype == torch.float32 for parameter in backbone.parameters())
 
 
-def test_wanted_dtype(toy, pixels):
+def test_requested_dtype(toy, pixels):
     backbone = load(toy, name=None, block=-2, dtype=torch.bfloat16)
     tokens = backbone(pixels.bfloat16())
     assert tokens.dtype == torch.bfloat16
@@ -624,7 +624,7 @@ def test_wanted_dtype(toy, pixels):
     assert (tokens.float() - full).abs().mean() < 0.05 * full.abs().mean()
 
 
-def test_images_do_not_meet(toy, pixels):
+def test_images_do_not_affect_each_other(toy, pixels):
     backbone = load(toy, name=None, block=-2)
     together = backbone(pixels)
     assert_close(together, torch.cat([backbone(pixels[:1]), backbone(pixels[1:])]))
@@ -636,7 +636,7 @@ def test_images_of_another_size_are_refused(toy):
         backbone(torch.zeros(1, 3, 280, 280))
 
 
-def test_find_blocks_says_what_is_wrong():
+def test_find_blocks_explains_what_is_missing():
     with pytest.raises(BackboneError, match="Linear has no list of 3 blocks"):
         find_blocks(torch.nn.Linear(2, 2), 3)
 
@@ -726,7 +726,7 @@ def make_hf(kind, image_size=224):
             config = transformers.SiglipConfig(text_config=TEXT, vision_config=vision)
             model = transformers.SiglipModel(config)
         for parameter in model.parameters():
-            # Fresh biases are 0 and gains 1: move them, so that each of them counts.
+            # New biases are 0 and gains 1; changed, so that each of them matters.
             parameter.data += 0.1 * torch.randn_like(parameter)
     return model.eval()
 
@@ -737,7 +737,7 @@ INTERPOLATED = ("clip", "clip_full", "vit", "siglip", "siglip_full")
 
 @pytest.fixture
 def hf_folder(tmp_path):
-    """Makes a folder with a random model of a kind."""
+    """Creates a folder with a random model of a kind."""
 
     def make(kind, image_size=224):
         folder = tmp_path / f"hf_{kind}_{image_size}"
@@ -748,7 +748,7 @@ def hf_folder(tmp_path):
 
 
 def run_full(model, pixels, block, *, interpolate):
-    """What the full model's own block yields."""
+    """The output of the block in the full model."""
     model = getattr(model, "vision_model", model)
     (blocks,) = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 4]
     caught = []
@@ -790,7 +790,7 @@ def test_folder_of_a_known_name(hf_folder):
     refuse(folder, r"--block_layer 4 was given, but '.*hf_vit_224' has 4 blocks: -4 to 3", block=4)
 
 
-def test_half_precision_folder_is_loaded_as_asked(hf_folder, pixels):
+def test_half_precision_folder_is_loaded_in_the_requested_dtype(hf_folder, pixels):
     folder = hf_folder("dinov2")
     copy.deepcopy(make_hf("dinov2")).half().save_pretrained(folder)
     backbone = load(folder, name=None, block=-2)
@@ -857,7 +857,7 @@ def test_weights_of_blocks_that_are_cut_off_may_be_missing(hf_folder, pixels):
     assert_close(load(folder, name=None, block=1)(pixels), expected)
 
 
-def test_weights_of_a_kept_block_are_never_left_unused(hf_folder):
+def test_unused_weights_of_a_kept_block_are_refused(hf_folder):
     folder = hf_folder("vit")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "qkv_bias": False}))
@@ -865,7 +865,7 @@ def test_weights_of_a_kept_block_are_never_left_unused(hf_folder):
         load(folder, name=None, block=-2)
 
 
-def test_misshapen_weights_in_a_folder(hf_folder):
+def test_weights_of_another_shape_in_a_folder(hf_folder):
     folder = hf_folder("vit")
 
     def change(state):
@@ -875,7 +875,7 @@ def test_misshapen_weights_in_a_folder(hf_folder):
     refuse(folder, "hf_vit_224' (cannot be loaded|lacks weights)")
 
 
-def test_weights_of_a_folder_that_are_no_numbers(hf_folder):
+def test_weights_of_a_folder_that_are_not_finite(hf_folder):
     folder = hf_folder("vit")
 
     def change(state):
@@ -929,7 +929,7 @@ def test_folder_with_pickled_objects(hf_folder, tmp_path):
         ('{"model_type": "clip", "vision_config": null}', "has invalid sizes or an invalid normalisation"),
     ],
 )
-def test_folders_that_are_none(tmp_path, config, match):
+def test_folders_that_are_not_models(tmp_path, config, match):
     if config is not None:
         (tmp_path / "config.json").write_text(config)
     refuse(tmp_path, match)
@@ -946,7 +946,7 @@ def test_folders_that_are_none(tmp_path, config, match):
     ],
 )
 def test_sizes_left_out_are_the_defaults_of_transformers(tmp_path, name, config):
-    """A config need not repeat what transformers assumes."""
+    """A config may omit the defaults of transformers."""
     import transformers
 
     (tmp_path / "config.json").write_text(json.dumps(config))

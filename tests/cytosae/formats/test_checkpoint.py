@@ -1,4 +1,4 @@
-"""Autoencoder files: round trips, the reference's own files, damage, and files that try to run something."""
+"""Autoencoder files: round trips, the reference's own files, damage, and files that try to execute code."""
 
 import collections
 import json
@@ -69,7 +69,7 @@ def test_round_trip_is_exact_and_opens_with_weights_only(tmp_path, architecture)
         ("jumprelu", {"k": -1}, "must be above 0"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(tmp_path, architecture, settings, message):
+def test_invalid_settings_are_refused(tmp_path, architecture, settings, message):
     state = make_sae(architecture, D, S, k=2).state_dict()
     path = save_raw(tmp_path / "sae.pt", cfg={"arch": architecture, "settings": settings}, state_dict=state)
     with pytest.raises(SaeCheckpointError, match=f"'settings' in .* cannot be used: .*{message}"):
@@ -138,7 +138,7 @@ def test_reference_file_is_read_without_its_classes(write_reference):
     assert "src.sae_training.config" not in sys.modules
 
 
-def test_reference_cfg_becomes_json_whatever_it_held(write_reference):
+def test_any_reference_cfg_becomes_json(write_reference):
     path = write_reference(
         {
             "device": torch.device("cuda"),
@@ -164,7 +164,7 @@ def test_reference_tensors_may_be_views_of_shared_memory(write_reference):
     assert_same(load_sae(write_reference({"a": 1}, state)).sae, state)
 
 
-def test_reference_config_without_any_attribute_is_empty(write_reference):
+def test_reference_config_without_attributes_is_empty(write_reference):
     assert load_sae(write_reference({})).cfg == {}
 
 
@@ -208,7 +208,7 @@ def test_state_that_does_not_fit_is_refused(tmp_path, state, message):
         load_sae(save_raw(tmp_path / "sae.pt", state_dict=state))
 
 
-def test_other_files_are_refused_by_what_they_hold(tmp_path):
+def test_other_files_are_refused_with_their_contents(tmp_path):
     path = tmp_path / "sae.pt"
     for value, message in ((torch.ones(2), "found Tensor"), ({"teacher": {}}, r"found \['teacher'\]")):
         torch.save(value, path)
@@ -224,10 +224,10 @@ def test_other_files_are_refused_by_what_they_hold(tmp_path):
 
 
 @pytest.mark.parametrize("foreign", [True, False])
-def test_config_that_grows_without_end_is_refused(tmp_path, write_reference, foreign):
+def test_config_that_expands_exponentially_is_refused(tmp_path, write_reference, foreign):
     nested, deep, endless = [1], [], []
     for _ in range(40):
-        nested = [nested, nested]  # 2**40 values out of 40 lists
+        nested = [nested, nested]  # 2**40 values from 40 lists
     for _ in range(100):
         deep = [deep]
     endless.append(endless)
@@ -237,13 +237,13 @@ def test_config_that_grows_without_end_is_refused(tmp_path, write_reference, for
             load_sae(path)
 
 
-def test_numbers_that_json_has_not_become_text(write_reference):
+def test_numbers_without_a_json_form_become_text(write_reference):
     cfg = load_sae(write_reference({"nan": float("nan"), "inf": float("-inf"), "huge": 1 << 20000})).cfg
     assert cfg == {"nan": "nan", "inf": "-inf", "huge": "<integer of 20001 bits>"}
 
 
 @pytest.mark.parametrize("foreign", [True, False])
-def test_encoder_only_leaves_the_decoder_out(tmp_path, write_reference, foreign):
+def test_encoder_only_omits_the_decoder(tmp_path, write_reference, foreign):
     path = write_reference({"a": 1}) if foreign else save_raw(tmp_path / "sae.pt")
     sae, x = load_sae(path, encoder_only=True).sae, torch.randn(3, D)
     assert torch.equal(sae.encode(x), load_sae(path).sae.encode(x))
@@ -260,7 +260,7 @@ def test_missing_file_names_the_command(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0, 1, 10, 200, 0.5, 0.99])
-def test_cut_off_file_is_an_error_of_ours(tmp_path, write_reference, keep):
+def test_truncated_file_is_a_checkpoint_error(tmp_path, write_reference, keep):
     for path in (save_raw(tmp_path / "sae.pt"), write_reference({"a": 1})):
         data = path.read_bytes()
         path.write_bytes(data[: keep if isinstance(keep, int) else int(keep * len(data))])
@@ -270,7 +270,7 @@ def test_cut_off_file_is_an_error_of_ours(tmp_path, write_reference, keep):
             read_torch(path)
 
 
-def test_attack_beside_sound_tensors_stays_inert(tmp_path, write_reference):
+def test_attack_beside_valid_tensors_stays_inert(tmp_path, write_reference):
     class Evil:
         def __reduce__(self):
             return (Path.mkdir, (tmp_path / "marker",))
@@ -284,7 +284,7 @@ def test_attack_beside_sound_tensors_stays_inert(tmp_path, write_reference):
 
 
 def test_tensors_larger_than_their_file_are_refused(tmp_path):
-    """One number with strides of 0; made dense it would fill any memory."""
+    """One number with strides of 0; as a dense tensor it would exhaust any memory."""
     wide = {name: torch.zeros(1).expand(shape) for name, shape in (("W_enc", (4000, 9000)), ("W_dec", (9000, 4000)))}
     path = save_raw(tmp_path / "sae.pt", state_dict=wide | {"b_enc": torch.zeros(9000), "b_dec": torch.zeros(4000)})
     assert path.stat().st_size < 100_000
@@ -311,7 +311,7 @@ def test_numbers_beyond_float32_are_refused(tmp_path):
         load_sae(save_raw(tmp_path / "sae.pt", state_dict=state))
 
 
-def test_keys_that_are_no_names_are_named_by_type(tmp_path):
+def test_keys_that_are_not_strings_are_shown_by_type(tmp_path):
     torch.save({1 << 20000: 1, (1, 2): 2, "x" * 1000: 3}, tmp_path / "sae.pt")
     with pytest.raises(SaeCheckpointError, match=r"found \['<int>', '<tuple>', 'x{40}'\]"):
         load_sae(tmp_path / "sae.pt")

@@ -20,7 +20,7 @@ OTHERS = [name for name in ARCHITECTURES if name != "relu"]
 
 
 def make_random(name: str, *, dtype: torch.dtype = torch.float64, seed: int = 0) -> Sae:
-    """Nothing zero, thresholds positive, some latents silent."""
+    """No zeros, positive thresholds, some latents inactive."""
     sae = make_sae(name, D, S, k=K, prefixes=(0.25, 1.0), bandwidth=0.2).to(dtype)
     generator = torch.Generator().manual_seed(seed)
     for tensor in sae.state_dict().values():
@@ -41,7 +41,7 @@ def loss_of(sae, x, *, dead=None, weights=None, share=1.0):
     return sae.training_loss(x, LossInputs(variance, share, weights, x.dtype, dead))
 
 
-# --- what they compute
+# --- activations
 
 
 def activation_by_hand(sae: Sae, s: int, linear: float, pre: list[float]) -> float:
@@ -182,10 +182,10 @@ def test_sparse_losses_and_gradients_are_those_of_dense_ones(name):
         torch.testing.assert_close(parameter.grad, wanted[key])
 
 
-def test_auxiliary_term_reaches_the_dead_latents_encoder_and_nothing_else():
+def test_auxiliary_term_reaches_only_the_encoder_of_dead_latents():
     sae, x = make_random("topk"), make_tokens()
     with torch.no_grad():
-        sae.b_enc[:5] = -3  # never among the largest, but AuxK looks at the positive ones of the dead
+        sae.b_enc[:5] = -3  # never among the largest, but AuxK uses the positive ones of dead latents
         sae.W_enc[:, :5] *= 4
     dead = torch.arange(S) < 5
     loss_of(sae, x, dead=dead).terms.ghost.backward()
@@ -209,9 +209,9 @@ def test_gradients_are_finite_differences_where_the_loss_is_smooth(name):
                 before = flat[at].item()
                 flat[at] += sign * 1e-6
                 terms = loss_of(sae, x, weights=weights).terms
-                # The gated loss holds the decoder still in its auxiliary term, so that is left out there.
-                held = name == "gated" and key in ("W_dec", "b_dec")
-                ends.append((terms.mse + terms.l1 if held else terms.loss).item())
+                # The gated loss freezes the decoder in its auxiliary term, which is left out here.
+                frozen = name == "gated" and key in ("W_dec", "b_dec")
+                ends.append((terms.mse + terms.l1 if frozen else terms.loss).item())
                 flat[at] = before
             slope = (ends[0] - ends[1]) / 2e-6
             wanted = parameter.grad.view(-1)[at].item()
@@ -238,7 +238,7 @@ def test_thresholds_learn_by_the_straight_through_estimator():
     assert torch.equal(found.n_fired, active.sum(dim=0).long())
 
 
-def test_jumprelu_starts_with_as_many_active_latents_as_asked():
+def test_jumprelu_starts_with_k_active_latents_per_token():
     sae, x = make_random("jumprelu"), make_tokens(200)
     sae.fit_to_tokens_(x)
     assert (sae.encode(x) > 0).sum(dim=1).double().mean().item() == pytest.approx(K, abs=0.01)
@@ -248,7 +248,7 @@ def test_jumprelu_starts_with_as_many_active_latents_as_asked():
     assert (sae.threshold == 0).all(), "a threshold below 0 would let negative latents through"
 
 
-def test_running_threshold_follows_the_smallest_activation_kept():
+def test_running_threshold_follows_the_smallest_kept_activation():
     sae = make_random("batchtopk")
     sae.threshold.zero_()
     smallest = []
@@ -286,7 +286,7 @@ def test_losses_of_parts_add_up_for_topk():
 
 
 @pytest.mark.parametrize("options", [{"use_ghost_grads": True}, {"norm_weighted_l1": True}, {"mse_cls_coefficient": 2}])
-def test_options_of_the_reference_are_refused_elsewhere(options):
+def test_options_that_an_architecture_does_not_use_are_refused(options):
     with pytest.raises(ValueError, match=f"architecture topk has no option {next(iter(options))}"):
         TrainStep(
             make_random("topk"),
@@ -308,7 +308,7 @@ PLANTED_WIDTH, PLANTED_FEATURES, PLANTED_LATENTS = 24, 32, 40
         ("matryoshka", LossWeights()),
     ],
 )
-def test_a_planted_dictionary_is_found_again(name, weights):
+def test_a_planted_dictionary_is_recovered(name, weights):
     generator = torch.Generator().manual_seed(0)
     planted = torch.nn.functional.normalize(torch.randn(PLANTED_FEATURES, PLANTED_WIDTH, generator=generator), dim=1)
 

@@ -55,7 +55,7 @@ def test_parameters_have_the_shapes_of_the_file_format():
     assert shapes == {"W_enc": (D, S), "b_enc": (S,), "W_dec": (S, D), "b_dec": (D,)}
 
 
-def test_start_is_kaiming_uniform_with_unit_rows_and_zero_biases():
+def test_initial_weights_are_kaiming_uniform_with_unit_rows_and_zero_biases():
     sae = ReluSae(64, 512, seed=7)
     bound = math.sqrt(6 / 512)  # fan-in is the second dimension, as torch counts it and the reference uses it
     assert sae.W_enc.abs().max() <= bound
@@ -66,7 +66,7 @@ def test_start_is_kaiming_uniform_with_unit_rows_and_zero_biases():
     assert not sae.b_dec.any()
 
 
-def test_seed_alone_decides_the_start():
+def test_the_seed_alone_determines_the_initial_weights():
     state = torch.random.get_rng_state()
     first = ReluSae(D, S, seed=3)
     assert torch.equal(torch.random.get_rng_state(), state), "the global random state was touched"
@@ -78,7 +78,7 @@ def test_seed_alone_decides_the_start():
     assert not torch.equal(first.W_dec, other.W_dec)
 
 
-def test_dtype_and_device_are_those_asked_for():
+def test_dtype_and_device_are_as_requested():
     assert {parameter.dtype for parameter in ReluSae(D, S, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
     assert {parameter.device.type for parameter in ReluSae(D, S, device="meta").parameters()} == {"meta"}
 
@@ -95,7 +95,7 @@ def test_normalise_decoder_keeps_directions_and_survives_a_zero_row():
     assert sae.W_dec.requires_grad
 
 
-def test_remove_parallel_gradient_leaves_what_turns_the_rows():
+def test_remove_parallel_gradient_keeps_the_orthogonal_part():
     sae = make_random_sae()
     sae.normalise_decoder_()
     gradient = torch.randn(S, D, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
@@ -118,7 +118,7 @@ def test_sizes_below_one_are_refused(d_in, n_latents):
         ReluSae(d_in, n_latents)
 
 
-def test_the_base_class_is_no_architecture():
+def test_the_base_class_is_abstract():
     with pytest.raises(TypeError, match="abstract"):
         Sae(D, S)
 

@@ -1,4 +1,4 @@
-"""The reference's loss and its gradients against a loop over single numbers."""
+"""The reference's loss and its gradients against a loop over scalars."""
 
 import pytest
 import torch
@@ -66,7 +66,7 @@ def gradients(sae, loss) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("dead", [(), (2,), (0, 3, 5), tuple(range(S))])
 @pytest.mark.parametrize("cls", [1.0, 0.0, 3.5])
 @pytest.mark.parametrize("l1_coefficient", [0.0, 0.3])
-def test_loss_and_gradients_are_those_of_the_definition(dead, cls, l1_coefficient):
+def test_loss_and_gradients_follow_the_definition(dead, cls, l1_coefficient):
     sae, x = make_sae(), make_x()
     mask = torch.zeros(S, dtype=torch.bool)
     mask[list(dead)] = True
@@ -85,7 +85,7 @@ def test_loss_and_gradients_are_those_of_the_definition(dead, cls, l1_coefficien
     torch.testing.assert_close(loss.reconstruction, sae(x).reconstruction)
 
 
-def test_cls_coefficient_leaves_the_ghost_term_alone():
+def test_cls_coefficient_does_not_affect_the_ghost_term():
     sae, x, mask = make_sae(), make_x(), torch.arange(S) < 2
     plain = plain_loss(sae, x, l1_coefficient=0.1, dead_mask=mask).terms
     weighted = plain_loss(sae, x, l1_coefficient=0.1, dead_mask=mask, mse_cls_coefficient=7.0).terms
@@ -127,7 +127,7 @@ def test_perfect_reconstruction_costs_nothing_and_has_finite_gradients():
     assert all(torch.isfinite(parameter.grad).all() for parameter in sae.parameters())
 
 
-def test_zero_token_adds_nothing_and_the_others_count_as_before():
+def test_a_zero_token_adds_nothing_and_the_others_are_unchanged():
     sae, x, mask = make_sae(), make_x(), torch.arange(S) < 2
     x[0, 1] = 0
     x[1, 0] = 0

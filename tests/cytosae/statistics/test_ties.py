@@ -23,7 +23,7 @@ def test_the_largest_are_those_of_a_stable_sort(n_levels, k):
         assert torch.equal(found.indices[positive], expected.indices[:, :k][positive])
 
 
-def test_zeros_are_chosen_but_in_no_certain_order():
+def test_zeros_are_chosen_in_arbitrary_order():
     found = topk_with_ties(torch.tensor([[0.0, 2.0, 0.0, 0.0]]), 3)
     assert found.values.tolist() == [[2.0, 0.0, 0.0]]
     assert found.indices[0, 0] == 1

@@ -15,7 +15,7 @@ from tests.support.losses import make_inputs, plain_loss
 
 B, T, D, S = 4, 17, 48, 300
 SMALL = 8 * S * 11
-"""Bytes that hold the latents of 11 tokens, so that parts are uneven."""
+"""Bytes for the latents of 11 tokens, so that parts are uneven."""
 
 
 def make_case(dtype: torch.dtype, *, shift: float = 0.0) -> tuple[Sae, torch.Tensor, torch.Tensor]:
@@ -48,7 +48,7 @@ def gradients(sae: Sae) -> dict[str, torch.Tensor]:
 
 
 def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Relative to the wanted one's norm."""
+    """Distance relative to the norm of the expected tensor."""
     return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 
 
@@ -93,8 +93,8 @@ def test_float32_is_within_1e_5(max_bytes, sparse_below):
 
 @pytest.mark.parametrize("sparse_below", [0.0, 1.1])
 def test_ghost_gradients_in_float32_are_as_exact_as_the_plain_ones(sparse_below):
-    # The ghost term divides by its own error, which may be as small as rounding: the plain path, too, is off by more
-    # than 1e-5 where that happens. So both are held against float64.
+    # The ghost term divides by its own error, which may be as small as rounding: the plain path is also off by more
+    # than 1e-5 where that happens. So both are compared with float64.
     sae, x, dead = make_case(torch.float32)
     options = {"l1_coefficient": 0.03, "dead_mask": dead}
     plain(wide := copy.deepcopy(sae).double(), x.double(), **options)

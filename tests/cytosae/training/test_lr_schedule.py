@@ -50,7 +50,7 @@ FORMULAS = {
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_every_schedule_is_its_formula(name):
+def test_every_schedule_follows_its_formula(name):
     found = factors(name, warm_up_steps=W, n_cycles=4)
     assert found == pytest.approx([FORMULAS[name](step) for step in range(N)], abs=1e-9)
 
@@ -77,7 +77,7 @@ def test_resuming_gives_the_same_bits(name):
         assert advance(resumed, second, N - stop) == whole[stop:]
 
 
-def test_state_holds_plain_values_alone(tmp_path):
+def test_state_contains_only_plain_values(tmp_path):
     for name in SCHEDULERS:
         optimizer = make_optimizer()
         schedule = LearningRateSchedule(optimizer, name, n_steps=N, warm_up_steps=W)
@@ -98,16 +98,16 @@ def test_the_rates_of_a_step_are_the_common_rate_times_each_groups_factor():
 
 
 @pytest.mark.parametrize("name", ["constantwithwarmup", "linearwarmupdecay", "cosineannealingwarmup"])
-def test_without_warm_up_the_first_step_is_whole(name):
+def test_without_warm_up_the_first_step_has_the_full_rate(name):
     assert factors(name, warm_up_steps=0)[0] == 1.0
 
 
-def test_decay_falls_to_zero_over_the_last_share():
+def test_decay_falls_to_zero_over_the_last_steps():
     found = factors("constant", decay_share=0.2)
     assert found == pytest.approx([1.0] * 17 + [0.75, 0.5, 0.25])
 
 
-def test_steps_beyond_the_end_are_no_error():
+def test_steps_beyond_the_end_do_not_fail():
     for name in SCHEDULERS:
         assert all(-1e-9 <= factor <= 1 + 1e-9 for factor in factors(name, n_steps=3, count=9, warm_up_steps=5))
 

@@ -8,7 +8,7 @@ from cytosae.training.metrics import explained_variance
 from tests.cytosae.sae.test_relu import D, make_x
 
 
-def test_explained_variance_is_written_out_right():
+def test_explained_variance_follows_its_definition():
     x = make_x()
     again = x + 0.3 * make_x(2)
     tokens, guesses = x.reshape(-1, D).tolist(), again.reshape(-1, D).tolist()
@@ -23,7 +23,7 @@ def test_explained_variance_is_written_out_right():
     assert variance.per_token_std.item() == pytest.approx(deviation)
 
 
-def test_explained_variance_of_the_ends_of_its_scale():
+def test_explained_variance_of_perfect_and_constant_reconstructions():
     x = make_x()
     perfect, mean = explained_variance(x, x), explained_variance(x, x.mean(dim=(0, 1)).expand_as(x))
     assert perfect.total == 1

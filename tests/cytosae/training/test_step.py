@@ -1,4 +1,4 @@
-"""Training steps against a loop written by hand, resumed and repeated; counters of dead latents."""
+"""Training steps against a loop written by hand, resuming and repeating; counters of dead latents."""
 
 import copy
 import io
@@ -83,7 +83,7 @@ def test_steps_are_those_of_a_loop_written_by_hand(ghost, matmul):
     assert not ghost or silent[1] > 1, "the ghost path was never taken"
 
 
-def test_result_is_of_before_the_update_and_holds_no_graph():
+def test_result_is_from_before_the_update_and_has_no_graph():
     step, x = make_step(lr=0.1), make_x(dtype=torch.float32)
     before = copy.deepcopy(step.sae)
     result = step.step(x)
@@ -93,7 +93,7 @@ def test_result_is_of_before_the_update_and_holds_no_graph():
     assert not torch.equal(before.W_enc, step.sae.W_enc)
 
 
-def test_rate_of_zero_changes_nothing_but_the_length_of_decoder_rows():
+def test_a_rate_of_zero_changes_only_the_norm_of_decoder_rows():
     step = make_step(lr=0.0)
     with torch.no_grad():
         step.sae.W_dec *= 3
@@ -129,7 +129,7 @@ def test_resumed_training_is_the_same_to_the_last_bit():
     assert torch.equal(unbroken.tracker.n_steps_since_fired, resumed.tracker.n_steps_since_fired)
 
 
-def test_loaded_state_is_not_shared_with_where_it_came_from():
+def test_loaded_state_is_a_copy():
     first, second = make_step(), make_step(seed=9)
     first.step(make_x(1, torch.float32))
     state = first.state_dict()
@@ -158,7 +158,7 @@ def test_state_of_another_size_is_refused():
         make_step().load_state_dict(other.state_dict())
 
 
-def test_zero_token_does_not_spoil_training():
+def test_a_zero_token_does_not_break_training():
     step, x = make_step(), make_x(dtype=torch.float32)
     x[0, 1] = 0
     with torch.no_grad():
