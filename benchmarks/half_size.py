@@ -14,11 +14,13 @@ from collections.abc import Callable  # noqa: TC003
 import numpy as np
 import torch
 
-from cytosae.sae.base import LossWeights, Sae
+from cytosae.sae.base import Sae
+from cytosae.sae.loss import LossWeights
 from cytosae.sae.registry import make_sae
 from cytosae.statistics.accumulators import BlockEncoder, FeatureStatistics
-from cytosae.training.fused_loss import MatmulConfig
 from cytosae.training.geometric_median import geometric_median
+from cytosae.training.lr_schedule import LearningRateSchedule
+from cytosae.training.matmul import MatmulConfig
 from cytosae.training.step import TrainStep
 from cytosae_cache.format.quantize import SCALE_BYTES, Channels, dequantize, measure_channels, quantize
 from cytosae_cache.reading.permutation import iter_batches, spread_rows
@@ -125,12 +127,14 @@ def train(images: np.ndarray, options: argparse.Namespace, *, seed: int = 42, or
     with torch.no_grad():
         sae.b_dec.copy_(geometric_median(tokens[spread_rows(len(tokens), 4096)]))
     step = TrainStep(
-        sae, weights=LossWeights(l1=options.l1), use_ghost_grads=True, dead_feature_window=64, products=MatmulConfig()
-    )
+        sae, lr=0.001, weights=LossWeights(l1_coefficient=options.l1), use_ghost_grads=True, dead_feature_window=64,
+        matmul=MatmulConfig(),
+    )  # fmt: skip
+    schedule = LearningRateSchedule(step.optimizer, "constantwithwarmup", n_steps=1, warm_up_steps=50)
     stop = int(options.epochs * len(images))
-    for number, rows in enumerate(iter_batches(len(images), batch_rows=16, seed=1, samples_seen=0, stop=stop)):
-        factor = min(1.0, (number + 1) / 50)
-        step.step(torch.from_numpy(images[rows[::order]]).float(), 0.001 * factor)
+    for rows in iter_batches(len(images), batch_rows=16, seed=1, samples_seen=0, stop=stop):
+        step.step(torch.from_numpy(images[rows[::order]]).float())
+        schedule.step()
     sae.normalise_decoder_()
     return sae
 

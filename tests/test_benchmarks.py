@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import shuffle, train_step
-from cytosae.training.fused_loss import MatmulConfig
+from cytosae.training.matmul import MatmulConfig
 from tests.support.stores import make_activations, make_spec, make_store
 
 ROOT = Path(__file__).parents[1]
@@ -135,7 +135,7 @@ def test_the_benchmarks_densities_are_those_asked_for():
             step = train_step.make_step(options, cpu, density, products)
             for _ in range(2):
                 train_step.run_step(step, x)
-            found = step.step(x, 0.0)
+            found = step.step(x)
             assert found.n_fired.sum().item() / (200 * 256) == pytest.approx(density, rel=0.25)
             assert found.terms.ghost > 0
 

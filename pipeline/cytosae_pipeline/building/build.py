@@ -259,10 +259,7 @@ def _fill(store: ActivationStore, config: BuildConfig, plan: BuildPlan) -> Activ
         if done:
             logger.info(f"resuming after {done:,} images that are on disk and verified")
         if rows:
-            backbone = load_backbone(
-                plan.model_path, name=config.model_name, block=config.block_layer, device=plan.device,
-                weights_digest=plan.info.weights_sha256,
-            )  # fmt: skip
+            backbone = load_backbone(plan.model_path, plan.info, device=plan.device)
             with Progress("build", store.n_images, "images", done=done) as progress:
                 decoded = decoder.iter_rows(rows)
                 for shard in todo:
