@@ -88,7 +88,7 @@ def load_sae(path: Path, *, device: torch.device | str = "cpu", encoder_only: bo
     if not isinstance(cfg, dict):
         raise SaeCheckpointError(f"'cfg' in '{path}' must be a dict, found {type(cfg).__name__}")
     architecture = cfg.get("arch", "relu")
-    if architecture not in list(ARCHITECTURES):  # a list, because the value may be unhashable
+    if architecture not in ARCHITECTURES:
         raise SaeCheckpointError(
             f"'{path}' has architecture {architecture!r}; this version knows: {', '.join(ARCHITECTURES)}"
         )

@@ -1,30 +1,58 @@
 """Architectures by name. A new architecture is a subclass of `Sae` and one call of `register`."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:  # option tables list the names without importing torch
+    import torch
 
-from cytosae.sae.base import Sae
-from cytosae.sae.gated import GatedSae
-from cytosae.sae.jumprelu import JumpReluSae
-from cytosae.sae.relu import ReluSae
-from cytosae.sae.topk import BatchTopKSae, MatryoshkaSae, TopKSae
+    from cytosae.sae.base import Sae
 
-_architectures: dict[str, type[Sae]] = {}
+_MODULE = "cytosae.sae"
 
-ARCHITECTURES: Mapping[str, type[Sae]] = MappingProxyType(_architectures)
-"""Every registered architecture by its name."""
+_architectures: "dict[str, type[Sae] | str]" = {
+    "relu": "relu:ReluSae",
+    "topk": "topk:TopKSae",
+    "batchtopk": "topk:BatchTopKSae",
+    "jumprelu": "jumprelu:JumpReluSae",
+    "gated": "gated:GatedSae",
+    "matryoshka": "topk:MatryoshkaSae",
+}
+"""The class of every name, or `module:class` in `cytosae.sae` until it is first looked up."""
 
 
-def register(kind: type[Sae]) -> type[Sae]:
-    """Make an architecture known to `make_sae`, to checkpoints and to exports. Works as a class decorator.
+class _Architectures(Mapping[str, "type[Sae]"]):
+    """A read-only view that imports a class when it is looked up."""
+
+    def __getitem__(self, name: str) -> "type[Sae]":
+        kind = _architectures[name]
+        if isinstance(kind, str):
+            module, _, class_name = kind.partition(":")
+            kind = _architectures[name] = getattr(importlib.import_module(f"{_MODULE}.{module}"), class_name)
+        return kind
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_architectures)
+
+    def __len__(self) -> int:
+        return len(_architectures)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name in _architectures
+
+
+ARCHITECTURES: "Mapping[str, type[Sae]]" = _Architectures()
+"""Every registered architecture by its name. Listing the names imports nothing."""
+
+
+def register(kind: "type[Sae]") -> "type[Sae]":
+    """Make an architecture known to `train`, to checkpoints and to exports. Works as a class decorator.
 
     Raises:
         ValueError: If another class has the name already, or is already read from the same SAELens architecture.
     """
-    if _architectures.get(kind.architecture, kind) is not kind:
+    if ARCHITECTURES.get(kind.architecture, kind) is not kind:
         raise ValueError(f"architecture {kind.architecture!r} is registered already")
     if kind.is_saelens_default and kind.saelens_architecture is not None:
         other = saelens_defaults().get(kind.saelens_architecture, kind)
@@ -34,11 +62,11 @@ def register(kind: type[Sae]) -> type[Sae]:
     return kind
 
 
-def saelens_defaults() -> dict[str, type[Sae]]:
+def saelens_defaults() -> "dict[str, type[Sae]]":
     """The class that a SAELens folder of each architecture is read as, unless this package wrote it."""
     return {
         kind.saelens_architecture: kind
-        for kind in _architectures.values()
+        for kind in ARCHITECTURES.values()
         if kind.is_saelens_default and kind.saelens_architecture is not None
     }
 
@@ -49,9 +77,9 @@ def make_sae(
     n_latents: int,
     *,
     seed: int = 42,
-    device: torch.device | str | None = None,
+    device: "torch.device | str | None" = None,
     **settings: Any,  # noqa: ANN401 - of the architecture
-) -> Sae:
+) -> "Sae":
     """An untrained autoencoder of a named architecture.
 
     Args:
@@ -70,7 +98,3 @@ def make_sae(
     kind = ARCHITECTURES[architecture]
     chosen = {name: settings[name] for name in kind.setting_names if name in settings}
     return kind(d_in, n_latents, seed=seed, device=device, **chosen)
-
-
-for _kind in (ReluSae, TopKSae, BatchTopKSae, JumpReluSae, GatedSae, MatryoshkaSae):
-    register(_kind)

@@ -4,11 +4,11 @@ import dataclasses
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import click
 
-from cytosae_pipeline.config.fields import Config, parse_hint, suggest
+from cytosae_pipeline.config.fields import Config, parse_choices, parse_hint, suggest
 from cytosae_pipeline.errors import UserError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -73,7 +73,8 @@ def _make_option(field: "dataclasses.Field[Any]", annotation: Any) -> Callable[[
     hint, _, multiple = parse_hint(annotation)
     if hint is bool:
         return click.option(*names, field.name, is_flag=True, default=field.default, help=text)
-    kind = _Choice(typing.get_args(hint)) if typing.get_origin(hint) is Literal else hint
+    choices = parse_choices(hint, field.metadata)
+    kind = _Choice(choices) if choices else hint
     return click.option(
         *names,
         field.name,

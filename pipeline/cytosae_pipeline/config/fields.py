@@ -8,7 +8,7 @@ import numbers
 import os
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -22,6 +22,7 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     above: float | None = None,
+    choices: Collection[str] | None = None,
 ) -> Any:  # noqa: ANN401 - a field
     """A field with its help text, its range and further names on the command line.
 
@@ -32,8 +33,9 @@ def option(
         minimum: Smallest value allowed.
         maximum: Largest value allowed.
         above: Every value must be larger than this.
+        choices: Values allowed, where they are not a `Literal` because more can be registered.
     """
-    limits = {"minimum": minimum, "maximum": maximum, "above": above}
+    limits = {"minimum": minimum, "maximum": maximum, "above": above, "choices": choices}
     return dataclasses.field(default=default, metadata={"help": text, "names": names, **limits})
 
 
@@ -85,6 +87,13 @@ def parse_hint(hint: Any) -> tuple[Any, bool, bool]:  # noqa: ANN401 - an annota
     return (typing.get_args(hint)[0] if is_tuple else hint), is_optional, is_tuple
 
 
+def parse_choices(hint: Any, metadata: typing.Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ANN401 - an annotation
+    """The values that a field is limited to; empty if it is not limited to any."""
+    if typing.get_origin(hint) is Literal:
+        return typing.get_args(hint)
+    return tuple(metadata["choices"] or ())
+
+
 def suggest(value: object, known: Iterable[str]) -> str:
     """`. Did you mean 'x'?` for the nearest of the known names, or nothing if none is near."""
     near = difflib.get_close_matches(str(value), list(known), n=1)
@@ -98,8 +107,9 @@ def _hints(record: type) -> dict[str, Any]:
 
 def _check(name: str, value: Any, hint: Any, limits: typing.Mapping[str, Any]) -> Any:  # noqa: ANN401
     """One value."""
-    if typing.get_origin(hint) is Literal:
-        return _check_choice(name, value, typing.get_args(hint))
+    choices = parse_choices(hint, limits)
+    if choices:
+        return _check_choice(name, value, choices)
     if hint is Path and isinstance(value, str | os.PathLike):
         return Path(value)
     if hint is str and isinstance(value, str | os.PathLike):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from cytosae.sae.registry import ARCHITECTURES
 from cytosae_pipeline.config.fields import option
 from cytosae_pipeline.config.store import StoreSource
 from cytosae_pipeline.errors import UserError
@@ -29,9 +30,7 @@ class TrainConfig(StoreSource):
         "Values for options that are not given: cytosae = those of the published command, modern = the best found on "
         "real blood cells (docs/training.md).",
     )
-    arch: Literal["relu", "topk", "batchtopk", "jumprelu", "gated", "matryoshka"] = option(
-        "relu", "Architecture of the autoencoder; relu is the reference's."
-    )
+    arch: str = option("relu", "Architecture of the autoencoder; relu is the reference's.", choices=ARCHITECTURES)
     k: int = option(32, "Target L0: active latents per token (topk, batchtopk, matryoshka, jumprelu).", minimum=1)
     expansion_factor: int = option(64, "Latents per channel: S = expansion_factor x D.", minimum=1)
     b_dec_init_method: Literal["geometric_median", "mean", "zeros"] = option(
@@ -151,14 +150,15 @@ class TrainConfig(StoreSource):
 
     def _check_architecture(self) -> None:
         """Raise for options that the architecture does not have."""
-        relu_only = {
+        of_some = {
             "use_ghost_grads": self.use_ghost_grads,
             "norm_weighted_l1": self.norm_weighted_l1,
             "mse_cls_coefficient": self.mse_cls_coefficient != 1,
         }
-        for name, given in relu_only.items():
-            if given and self.arch != "relu":
-                raise UserError(f"{name} is an option of arch relu, found arch {self.arch}")
+        for name, given in of_some.items():
+            if given and name not in ARCHITECTURES[self.arch].training_options:
+                owners = [arch for arch, kind in ARCHITECTURES.items() if name in kind.training_options]
+                raise UserError(f"{name} is an option of arch {', '.join(owners)}, found arch {self.arch}")
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -1,5 +1,7 @@
 """A seventh architecture, known through the registry alone, passes through training, files and statistics."""
 
+import subprocess
+import sys
 from typing import ClassVar
 
 import numpy as np
@@ -17,6 +19,8 @@ from cytosae.statistics.heatmaps import LatentEncoder
 from cytosae.training.lr_schedule import LearningRateSchedule
 from cytosae.training.matmul import MatmulConfig
 from cytosae.training.step import TrainStep
+from cytosae_pipeline.config import TrainConfig
+from cytosae_pipeline.errors import UserError
 
 D, S = 6, 20
 
@@ -86,6 +90,25 @@ def test_it_trains_at_its_rates_and_lowers_its_loss(square):
 def test_options_that_it_does_not_use_are_refused(square):
     with pytest.raises(ValueError, match="architecture square has no option use_ghost_grads"):
         TrainStep(square, lr=0.1, weights=LossWeights(), use_ghost_grads=True, dead_feature_window=1)
+
+
+def test_its_name_is_a_choice_of_train(square):
+    assert TrainConfig(arch="square").arch == "square"
+    with pytest.raises(UserError, match="use_ghost_grads is an option of arch relu, found arch square"):
+        TrainConfig(arch="square", use_ghost_grads=True)
+
+
+def test_an_architecture_that_is_not_registered_is_refused():
+    with pytest.raises(UserError, match=r"arch must be relu, .* or matryoshka, found 'topkk'\. Did you mean 'topk'\?"):
+        TrainConfig(arch="topkk")
+    with pytest.raises(UserError, match=r"arch must be relu, .* or matryoshka, found \['topk'\]"):
+        TrainConfig(arch=["topk"])
+
+
+def test_names_are_listed_without_importing_torch():
+    code = "import sys; from cytosae.sae.registry import ARCHITECTURES; print(*ARCHITECTURES, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["relu", "topk", "batchtopk", "jumprelu", "gated", "matryoshka", "False"]
 
 
 @pytest.mark.parametrize("name", ["sae.pt", "sae.safetensors"])
