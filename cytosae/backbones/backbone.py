@@ -9,10 +9,8 @@ from torch import nn
 
 from cytosae.backbones import dinov2 as vit_checkpoint
 from cytosae.backbones import huggingface as vit_transformers
-from cytosae.backbones.dinov2 import BackboneError, BackboneNotFoundError
+from cytosae.backbones.errors import BackboneError, BackboneNotFoundError
 from cytosae.backbones.images import IMAGE_MEAN, IMAGE_SIZE, IMAGE_STD
-
-__all__ = ["Backbone", "BackboneError", "BackboneInfo", "describe_backbone", "load_backbone", "weights_sha256"]
 
 _FOLDER_FILES = ("config.json", "model*.safetensors", "pytorch_model*.bin")
 """Files of a transformers folder that determine what the network computes."""

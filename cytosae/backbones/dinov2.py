@@ -10,22 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from cytosae.backbones.errors import BackboneError
 from cytosae.backbones.images import IMAGE_SIZE
 
 State = Mapping[str, torch.Tensor]
 
 _MAX_LISTED = 12
-
-
-class BackboneError(ValueError):
-    """A vision transformer cannot be used; the message states what was found and what was expected."""
-
-
-class BackboneNotFoundError(BackboneError, FileNotFoundError):
-    """The file or folder does not exist."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cytosae.backbones.dinov2 import BackboneError
+from cytosae.backbones.errors import BackboneError
 from cytosae.backbones.images import IMAGE_MEAN, IMAGE_SIZE, IMAGE_STD
 
 Triple = tuple[float, float, float]

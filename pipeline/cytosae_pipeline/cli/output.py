@@ -73,7 +73,7 @@ def _is_expected(error: Exception) -> bool:
 
     if isinstance(error, UserError | StoreError | DatasetError | DecodingError | OSError):
         return True
-    from cytosae.backbones.backbone import BackboneError
+    from cytosae.backbones.errors import BackboneError
     from cytosae.formats.checkpoint import SaeCheckpointError
     from cytosae.formats.interop import InteropError
 

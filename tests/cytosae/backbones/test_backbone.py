@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from cytosae.backbones.backbone import BackboneError, describe_backbone, find_blocks, load_backbone, weights_sha256
-from cytosae.backbones.dinov2 import VIT_ARCHITECTURES, BackboneNotFoundError, expected_shapes, interpolate_positions
+from cytosae.backbones.backbone import describe_backbone, find_blocks, load_backbone, weights_sha256
+from cytosae.backbones.dinov2 import VIT_ARCHITECTURES, expected_shapes, interpolate_positions
+from cytosae.backbones.errors import BackboneError, BackboneNotFoundError
 
 ROOT = Path(__file__).parents[3]
 MLP = {"width": 24, "depth": 4, "heads": 3, "patch_size": 56}
