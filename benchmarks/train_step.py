@@ -82,7 +82,7 @@ def make_batch(options: argparse.Namespace, device: torch.device) -> torch.Tenso
 
 
 def make_step(
-    options: argparse.Namespace, device: torch.device, density: float, products: MatmulConfig | None
+    options: argparse.Namespace, device: torch.device, density: float, matmul: MatmulConfig | None
 ) -> TrainStep:
     """A step whose latents are active as often as asked; the plain one with default Adam."""
     sae = ReluSae(options.d_in, options.latents, device=device)
@@ -92,10 +92,10 @@ def make_step(
         sae.b_enc.sub_(pre.float().sort().values[min(len(pre) - 1, int((1 - density) * len(pre)))])
     step = TrainStep(
         sae, lr=0.0, weights=LossWeights(l1_coefficient=8e-5), use_ghost_grads=options.ghost_share > 0,
-        dead_feature_window=1 << 40, matmul=products,
+        dead_feature_window=1 << 40, matmul=matmul,
     )  # fmt: skip
     step.tracker.n_steps_since_fired[: int(options.ghost_share * options.latents)] = 1 << 60
-    if products is None:
+    if matmul is None:
         step.optimizer = torch.optim.Adam(sae.parameters(), lr=0.0, betas=(0.9, 0.999))
     return step
 
@@ -138,11 +138,11 @@ def run_peak(options: argparse.Namespace, density: float, precision: str, which:
 
 def measure_peak(options: argparse.Namespace, device: torch.device, precision: TrainingPrecision) -> int:
     """Peak memory of this process's steps above what it had before, in bytes."""
-    products = None if options.peak_of == "plain" else choose_matmul(precision, device, None)
+    matmul = None if options.peak_of == "plain" else choose_matmul(precision, device, None)
     (density,) = options.density
     torch.ones(8, 8, device=device) @ torch.ones(8, 8, device=device)  # loads the libraries
     before = _resident() if device.type == "cpu" else torch.cuda.memory_allocated()
-    step, x = make_step(options, device, density, products), make_batch(options, device)
+    step, x = make_step(options, device, density, matmul), make_batch(options, device)
     run_step(step, x)  # makes the moments
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

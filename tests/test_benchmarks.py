@@ -131,8 +131,8 @@ def test_the_benchmarks_densities_are_those_asked_for():
     cpu = torch.device("cpu")
     x = train_step.make_batch(options, cpu)
     for density in (0.5, 0.1, 0.01):
-        for products in (None, MatmulConfig()):
-            step = train_step.make_step(options, cpu, density, products)
+        for matmul in (None, MatmulConfig()):
+            step = train_step.make_step(options, cpu, density, matmul)
             for _ in range(2):
                 train_step.run_step(step, x)
             found = step.step(x)

@@ -162,7 +162,7 @@ def test_a_full_disk_stops_the_build_and_keeps_what_is_finished(site, tmp_path, 
     (error,) = [line for line in ended.output.splitlines() if line.startswith("Error")]
     assert f"store '{small}/out/activations/toy/" in error
     assert "cannot be written: No space left on device (" in error
-    assert "What was finished is kept: make room, then type the command again to go on" in error
+    assert "Finished work is kept: free some space, then type the command again to resume" in error
     assert "Traceback" not in ended.output
     assert 5 < _n_marks(seen) < 51
     assert not list(seen.rglob("*.partial"))

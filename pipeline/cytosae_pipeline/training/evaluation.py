@@ -42,7 +42,7 @@ def evaluate(
     images: ConcatReader,
     layout: TokenLayout,
     *,
-    products: MatmulConfig,
+    matmul: MatmulConfig,
     choice: str = "all",
     limit: int | None = None,
 ) -> Evaluation:
@@ -52,7 +52,7 @@ def evaluate(
         sae: The autoencoder, as it is saved.
         images: Held-out images.
         layout: Kinds of their tokens.
-        products: How products are computed, of type float32.
+        matmul: How products are computed, of type float32.
         choice: Which tokens.
         limit: Images to evaluate, spread evenly; all by default.
     """
@@ -68,12 +68,12 @@ def evaluate(
         values = np.empty((len(chosen), *images.image_shape), dtype=images.dtype)
         images.read(chosen, values)
         tokens = choose_tokens(torch.from_numpy(values), choice, layout).flatten(0, 1).to(device).float()
-        for part in iter_parts(len(tokens), products.n_tokens(n_latents)):
+        for part in iter_parts(len(tokens), matmul.n_tokens(n_latents)):
             x = tokens[part]
             acts = sae.encode(x)
             fired = torch.count_nonzero(acts, dim=0)
             n_active, n_tokens = int(fired.sum()), n_tokens + len(x)
-            sparse = n_active < products.sparse_below * acts.numel()
+            sparse = n_active < matmul.sparse_below * acts.numel()
             again = CooMatrix.from_dense(acts).matmul(sae.W_dec) + sae.b_dec if sparse else sae.decode(acts)
             n_fired += fired
             error += (x - again).to(wide).square().sum()

@@ -121,12 +121,12 @@ def find_needs(runs: Sequence[Run], *, samples_seen: int) -> Needs:
 
 def _step_bytes(run: Run) -> int:
     """Memory of an autoencoder and its step on the device."""
-    products = run.products
+    matmul = run.matmul
     n_weights = 2 * run.n_latents * run.store.d_model
     n_tokens = run.config.batch_size * run.store.n_tokens
-    largest = min(products.max_bytes, n_tokens * run.n_latents * products.dtype.itemsize)
-    # Parameters, gradients, two moments and the products' copies; then the matrices.
-    return n_weights * (4 * 4 + products.dtype.itemsize) + _MATRICES * largest
+    largest = min(matmul.max_bytes, n_tokens * run.n_latents * matmul.dtype.itemsize)
+    # Parameters, gradients, two moments and copies in the products' type; then the matrices.
+    return n_weights * (4 * 4 + matmul.dtype.itemsize) + _MATRICES * largest
 
 
 def find_free_memory(device: torch.device) -> FreeMemory:

@@ -17,6 +17,7 @@ from cytosae_cache.store import ActivationStore
 from cytosae_pipeline import __version__
 from cytosae_pipeline.building.ensure import ensure_store
 from cytosae_pipeline.config import TrainConfig
+from cytosae_pipeline.config.fields import suggest
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.devices import choose_device
 from cytosae_pipeline.training.matmul import choose_matmul, choose_training_precision
@@ -64,7 +65,7 @@ class Run:
         return -(-self.config.total_training_tokens // self.config.batch_size)
 
     @property
-    def products(self) -> MatmulConfig:
+    def matmul(self) -> MatmulConfig:
         """How a step computes its matrix products."""
         precision = self.config.precision
         assert precision != "auto", "plan_run resolves it"
@@ -192,6 +193,7 @@ def _resumed_config(config: TrainConfig, workspace: Workspace) -> TrainConfig:
         there = sorted(item.parent.name for item in workspace.checkpoints_dir.glob("*/config.json"))
         raise TrainingError(
             f"no run '{config.resume}' in '{workspace.checkpoints_dir}'. There are: {', '.join(there) or 'none'}"
+            + suggest(config.resume, there)
         )
     record = json.loads(path.read_text())
     options = record["options"]

@@ -78,7 +78,7 @@ class Trainer:
             mse_cls_coefficient=config.mse_cls_coefficient if layout.n_cls else 1.0,
             norm_weighted_l1=config.norm_weighted_l1,
             max_gradient=config.max_gradient_norm,
-            matmul=run.products,
+            matmul=run.matmul,
         )
         self._schedule = LearningRateSchedule(
             self.step.optimizer,
@@ -216,6 +216,11 @@ class Trainer:
                 continue
             if state["recipe"] != self.run.recipe:
                 raise TrainingError(f"'{path}' belongs to other options; choose another --run_name")
+            if "samples_seen" not in state:
+                raise TrainingError(
+                    f"'{path}' was written by an older version of cytosae-cache, whose unfinished runs cannot be "
+                    "resumed: finish the run with that version, or choose another --run_name"
+                )
             self.samples_seen, self.n_done = state["samples_seen"], state["n_done"]
             self._n_fired, self._n_tokens = state["n_fired"], state["n_tokens"]
             self._evaluation = Evaluation(**state["evaluation"]) if state["evaluation"] else None
@@ -231,8 +236,8 @@ class Trainer:
 
     def _evaluate(self, held_out: ConcatReader, *, limit: int | None) -> Evaluation:
         config, layout = self.run.config, self.run.store.spec.tokens
-        products = choose_matmul("fp32", self.run.device, config.max_memory)
-        return evaluate(self.finished_sae(), held_out, layout, products=products, choice=config.trained_on, limit=limit)
+        matmul = choose_matmul("fp32", self.run.device, config.max_memory)
+        return evaluate(self.finished_sae(), held_out, layout, matmul=matmul, choice=config.trained_on, limit=limit)
 
     def _check_sound(self, result: SaeLoss) -> None:
         """Refuse to save a state of NaN, which would replace the last good one.

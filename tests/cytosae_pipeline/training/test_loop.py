@@ -204,7 +204,7 @@ def test_a_killed_run_resumes_to_the_same_bits(with_store, number):
     _assert_same_weights(with_store.sae("whole"), with_store.sae("killed"))
 
 
-def test_a_polite_kill_saves_as_ctrl_c_does(with_store):
+def test_sigterm_saves_like_ctrl_c(with_store):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([".", "cache", "pipeline"])}
     arguments = [
         "train",
@@ -328,6 +328,29 @@ def test_an_unknown_run_cannot_be_resumed(with_sae):
     output = with_sae.run("train", "--resume", "nothing", code=1).output
     assert "no run 'nothing'" in output
     assert "There are: r" in output
+
+
+def test_the_nearest_runs_name_is_suggested(with_store):
+    with_store.train("--run_name", "monocytes")
+    output = with_store.run("train", "--resume", "monocyte", code=1).output
+    assert "There are: monocytes. Did you mean 'monocytes'?" in " ".join(output.split())
+
+
+def test_the_state_of_an_older_version_is_refused(with_store, monkeypatch):
+    from cytosae.training.step import TrainStep
+
+    def interrupted(self, x, **more):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainStep, "step", interrupted)
+        with_store.train("--run_name", "r", code=130)
+    path = with_store.root / "out/checkpoints/r/training_state.pt"
+    state = torch.load(path, weights_only=True)
+    state["position"] = state.pop("samples_seen")
+    torch.save(state, path)
+    output = with_store.run("train", "--resume", "r", code=1).output
+    assert "was written by an older version of cytosae-cache, whose unfinished runs cannot be resumed" in output
 
 
 def test_damage_on_disk_stops_training_and_keeps_the_state(with_store):
