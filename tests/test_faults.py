@@ -136,7 +136,7 @@ def test_a_killed_worker_ends_the_build_with_advice(site, tmp_path):
 def test_an_interrupted_build_resumes_to_the_same_bytes(site, tmp_path, number, n_shards):
     ended = site.build(tmp_path, kill_at_marks=(tmp_path, n_shards), number=number, group=True)
     assert ended.code == 130, ended.output
-    assert "interrupted; finished work is kept. Go on with:" in ended.output
+    assert "interrupted; finished work is kept. Resume with:" in ended.output
     assert shlex.join(["cytosae-cache", *map(str, site.command(tmp_path))]) in ended.output
     assert "Traceback" not in ended.output
     assert not ended.left_over
@@ -223,7 +223,7 @@ def test_errors_of_other_files_are_not_blamed_on_the_store(with_images, monkeypa
 
 @pytest.mark.parametrize(
     ("code", "message"),
-    [(5, "cannot be written: Input/output error. What was finished is kept"), (122, r"make room, then type")],
+    [(5, "cannot be written: Input/output error. Finished work is kept"), (122, r"free some space, then type")],
 )
 def test_every_error_of_the_disk_names_the_store(with_images, monkeypatch, code, message):
     def fail(file, data):
@@ -312,8 +312,8 @@ def test_a_disk_of_images_that_is_taken_away_stops_the_build(with_images, with_s
 
     _at(monkeypatch, 8, take_away)
     output = with_images.build(code=1).output
-    assert "3 images in a row are gone that were there when the build began, the first 'neutrophil/" in output
-    assert "was a disk taken away?" in output
+    assert "3 consecutive images have vanished since the build began, the first 'neutrophil/" in output
+    assert "was a disk unmounted?" in output
     with_images.images.rmdir()
     away.rename(with_images.images)
     output = with_images.build().output
@@ -365,7 +365,7 @@ def test_old_and_new_images_are_never_mixed(with_images, with_store, monkeypatch
     assert "4 images changed since the build of store" in output
     note = " (file not found)" if change == "vanished" else ""
     assert ", ".join(f"'{name}'{note}" for name in names[:3]) + " and 1 more. " in output
-    assert "Put the old ones back, or --overwrite" in output
+    assert "Restore the old ones, or --overwrite" in output
     assert _snapshot(with_images.store) == before
     for path, data in zip(paths, old, strict=True):
         path.write_bytes(data)
@@ -421,7 +421,7 @@ def test_a_failing_disk_of_images_stops_the_build(with_images, with_store, monke
     monkeypatch.setattr(os, "read", fail)
     _at(monkeypatch, 10, lambda: failing.append(True))
     output = with_images.build(code=1).output
-    assert "cannot be read at the moment: Input/output error (2 attempts). What was finished is kept: type" in output
+    assert "cannot be read at the moment: Input/output error (2 attempts). Finished work is kept: type" in output
     assert "put an empty file in its place" in output
     failing.clear()
     assert "resuming after 15 images" in with_images.build().output
