@@ -30,7 +30,7 @@ def main() -> None:
         page = browser.new_page(viewport={"width": 1280, "height": 860})
         page.goto((options.report.resolve() / "index.html").as_uri() + "#/latents")
         page.wait_for_function("() => state.scatter && !state.scatter.pending")
-        latent = page.evaluate("at => state.overview.held[at]", options.card)
+        latent = page.evaluate("at => state.overview.featured[at]", options.card)
         x, y = page.evaluate("i => state.scatter.toScreen(state.latents.x[i], state.latents.y[i])", latent)
         page.click(".scatter canvas", position={"x": x, "y": y})
         page.wait_for_selector(".side .top-image img")

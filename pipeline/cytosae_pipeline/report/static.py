@@ -3,9 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +17,7 @@ from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.listing import ImageList
 from cytosae_pipeline.report.data.material import KEY_NAME, ReportData, open_report_data
 from cytosae_pipeline.report.figures.write import require_matplotlib, write_figures
-from cytosae_pipeline.report.records.choice import choose_latents
+from cytosae_pipeline.report.records.choice import choose_latents, top_image_rows
 from cytosae_pipeline.report.records.encoding import to_script
 from cytosae_pipeline.report.records.latents import (
     TopMap,
@@ -29,7 +27,9 @@ from cytosae_pipeline.report.records.latents import (
     profile_all,
     top_maps,
 )
-from cytosae_pipeline.report.records.overview import masking_record, overview_record
+from cytosae_pipeline.report.records.masking import measure_masking
+from cytosae_pipeline.report.records.overview import overview_record
+from cytosae_pipeline.report.records.page_files import read_page_files
 from cytosae_pipeline.report.records.patients import (
     GroupPair,
     compare_pair,
@@ -40,7 +40,6 @@ from cytosae_pipeline.report.records.patients import (
 )
 from cytosae_pipeline.report.records.thumbnails import write_thumbnails
 from cytosae_pipeline.runtime.progress import Progress
-from cytosae_pipeline.statistics.masking import run_masking
 from cytosae_pipeline.workspace.find import list_stored_images
 
 logger = logging.getLogger(__name__)
@@ -115,27 +114,14 @@ def write_report(config: ReportConfig) -> ReportResult:
 
 def copy_page(folder: Path) -> None:
     """Copy the page's own files: `index.html`, and scripts and styles in `page/`."""
-    (folder / "page").mkdir(exist_ok=True)
-    for item in page_files():
-        data = (files("cytosae_pipeline.report") / "page" / item).read_bytes()
-        (folder / (item if item == "index.html" else f"page/{item}")).write_bytes(data)
-
-
-def page_files() -> list[str]:
-    """Names of the page's own files."""
-    return sorted(item.name for item in (files("cytosae_pipeline.report") / "page").iterdir())
+    for address, data in read_page_files().items():
+        (folder / address).parent.mkdir(parents=True, exist_ok=True)
+        (folder / address).write_bytes(data)
 
 
 def _write_data(folder: Path, name: str, value: object) -> None:
     """One data file."""
     (folder / "data" / f"{name}.js").write_bytes(to_script(name, value))
-
-
-def top_image_rows(material: ReportData, latents: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Rows of all top images of the latents, in the order of the page's numbers."""
-    rows = np.unique(material.top_rows[latents])
-    rows = rows[rows >= 0]
-    return rows[np.argsort(material.numbers[rows])]
 
 
 def _write_images(
@@ -224,21 +210,3 @@ def _write_thumbnails(
     text = f"{len(missing):,} of {len(rows):,} images have no picture: their files are missing or are other ones now"
     logger.info(text)
     return missing, [text + "."]
-
-
-def measure_masking(material: ReportData, messages: list[str]) -> dict[str, Any] | None:
-    """The masking experiment; None, with a message, if the labels do not allow it."""
-    config = material.config
-    if not config.masking_images:
-        return None
-    if len(material.features.labels) < 2:
-        logger.info("the masking experiment is left out: it needs images of two labels or more")
-        return None
-    try:
-        result = run_masking(material.inputs, config, n_images=config.masking_images, seed=config.seed)
-    except UserError as error:
-        # The error names the store's place, which has no business on a page that may be passed on.
-        logger.info(f"the masking experiment is left out: {error}")
-        messages.append("The masking experiment was left out: it needs two labels with enough images on each side.")
-        return None
-    return masking_record(result)

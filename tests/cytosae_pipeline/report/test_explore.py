@@ -27,9 +27,9 @@ from cytosae_pipeline.cli.app import cli
 from cytosae_pipeline.config.report import ExploreConfig
 from cytosae_pipeline.report.data.material import open_report_data
 from cytosae_pipeline.report.data.notes import read_notes, save_note
-from cytosae_pipeline.report.explore.app import read_policy
 from cytosae_pipeline.report.explore.server import _bind, make_server
 from cytosae_pipeline.report.explore.service import ByteCache, ExploreService, profile_images
+from cytosae_pipeline.report.records.page_files import read_policy
 from cytosae_pipeline.workspace.find import list_stored_images
 from tests.conftest import Workplace
 from tests.support.browser import PAINTED, Visit, browser_or_skip
@@ -216,7 +216,7 @@ def test_every_answer_says_the_same_to_the_browser(server):
     assert [status for status, _, _ in asked] == [200, 200, 200, 404, 404, 403, 405, 400]
     page = (ROOT / "pipeline/cytosae_pipeline/report/page/index.html").read_text()
     for _, headers, _ in asked:
-        assert f'content="{headers["Content-Security-Policy"]}"' in page
+        assert headers["Content-Security-Policy"] in " ".join(page.split())
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["Referrer-Policy"] == "no-referrer"
         assert headers["Cache-Control"] == "no-store"
@@ -231,7 +231,7 @@ def test_every_answer_says_the_same_to_the_browser(server):
 
 
 def test_methods(server):
-    for path in ("index.html", "page/app.js", "data/overview.js", "data/latents/0.js", "thumbnails/0.jpg"):
+    for path in ("index.html", "page/core/data.js", "data/overview.js", "data/latents/0.js", "thumbnails/0.jpg"):
         for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
             assert server.ask(path, method)[0] == 405, (path, method)
         status, headers, body = server.ask(path, "HEAD")
@@ -244,12 +244,15 @@ def test_methods(server):
 
 def test_nothing_but_the_pages_own_files_is_handed_out(server):
     folder = ROOT / "pipeline/cytosae_pipeline/report/page"
-    for path in folder.iterdir():
-        address = path.name if path.name == "index.html" else f"page/{path.name}"
+    for path in filter(Path.is_file, folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        address = name if name == "index.html" else f"page/{name}"
         assert server.ask(address)[2] == path.read_bytes()
-    for name in ("..", "../folder.py", "%2e%2e/folder.py", "..%2ffolder.py", "%2e%2e%2f%2e%2e%2fcli.py", "", ".",
-                 "app.js/", "app.js%00", "/etc/passwd", "%2fetc%2fpasswd", "..\\folder.py", "APP.JS", "index.html",
-                 "app.js/../../config.py", "./app.js", "//app.js"):  # fmt: skip
+    for name in ("..", "../static.py", "%2e%2e/static.py", "..%2fstatic.py", "%2e%2e%2f%2e%2e%2ferrors.py", "", ".",
+                 "app.js/", "app.js%00", "/etc/passwd", "%2fetc%2fpasswd", "..\\static.py", "APP.JS", "index.html",
+                 "app.js/../../static.py", "./app.js", "//app.js", "core", "core/", "core/../app.js",
+                 "core/%2e%2e/app.js", "core//data.js", "/core/data.js", "core/../../static.py", "core%5cdata.js",
+                 "views/data.js"):  # fmt: skip
         assert server.ask(f"page/{name}")[0] == 404, name
     for path in (
         "",
@@ -279,32 +282,32 @@ def test_numbers_that_are_none(server):
     assert server.ask("thumbnails/1.png")[0] == 404
 
 
-def test_every_latent_and_image_is_what_a_report_holds(server):
+def test_every_latent_and_image_is_what_a_report_holds(server, report):
     overview = server.get("overview")
-    assert len(overview["held"]) == 3
+    assert len(overview["featured"]) == 3
     for latent in range(N_LATENTS):
-        assert_alike(server.get(f"latents/{latent}"), _written(f"latents/{latent}"))
-    rows = _written("overview")["images"]["rows"]
+        assert_alike(server.get(f"latents/{latent}"), _written(report, f"latents/{latent}"))
+    rows = _written(report, "overview")["images"]["rows"]
     assert len(rows) > 10
     for row in rows:
-        assert server.get(f"images/{row}") == _written(f"images/{row}")
+        assert server.get(f"images/{row}") == _written(report, f"images/{row}")
         assert server.ask(f"thumbnails/{row}.jpg")[2] == (report / "thumbnails" / f"{row}.jpg").read_bytes()
     rows = set(ActivationStore.open(server.place.store).valid_rows.tolist()) - set(overview["images"]["rows"])
     for row in rows:
         assert server.get(f"images/{row}")["row"] == row
 
 
-def test_overview_and_patients_are_what_a_report_holds(server):
-    found, expected = server.get("overview"), _written("overview")
+def test_overview_and_patients_are_what_a_report_holds(server, report):
+    found, expected = server.get("overview"), _written(report, "overview")
     for name in ("latents", "store", "sae", "training", "counts", "labels", "patients", "thumbnails", "version"):
         assert found[name] == expected[name], name
-    assert (found["live"], found["can_upload"], found["messages"]) == (True, True, [])
-    assert found["held_reason"].startswith("The cards show 3 of")
-    found, expected = server.get("patients"), _written("patients")
+    assert (found["explore"], found["can_upload"], found["messages"]) == (True, True, [])
+    assert found["featured_reason"].startswith("The cards show 3 of")
+    found, expected = server.get("patients"), _written(report, "patients")
     for name in ("names", "groups", "group_names", "correlation", "comparisons"):
         assert found[name] == expected[name], name
     assert len(found["comparisons"]) == 1
-    assert server.get("comparisons/0") == _written("comparisons/0")
+    assert server.get("comparisons/0") == _written(report, "comparisons/0")
 
 
 def test_an_uploaded_image_is_read_as_the_stored_one(server):
@@ -526,7 +529,13 @@ def test_computing_keeps_nobody_from_the_rest(with_sae):
         with ThreadPoolExecutor(12) as pool:
             with page.computing:
                 waiting = [pool.submit(get, f"data/latents/{latent % 6}.js") for latent in range(12)]
-                for path in ("index.html", "page/app.js", "data/overview.js", "thumbnails/1.jpg", "thumbnails/2.jpg"):
+                for path in (
+                    "index.html",
+                    "page/core/data.js",
+                    "data/overview.js",
+                    "thumbnails/1.jpg",
+                    "thumbnails/2.jpg",
+                ):
                     assert get(path) == 200
                 assert not any(job.done() for job in waiting)
             assert {job.result() for job in waiting} == {200}
@@ -638,7 +647,7 @@ def test_in_a_browser(server, place):
         visit = Visit(browser, server.url)
         page, overview = visit.page, server.get("overview")
         sparsity = unpack(overview["latents"]["sparsity"])
-        latent = next(n for n in range(N_LATENTS) if n not in overview["held"] and sparsity[n] > 0)
+        latent = next(n for n in range(N_LATENTS) if n not in overview["featured"] and sparsity[n] > 0)
         visit.go("latents")
         assert page.locator(".card").count() == 3
         assert "Latents with a card" in page.inner_text("#view")
@@ -673,7 +682,7 @@ def test_in_a_browser(server, place):
         assert server.put(latent, theirs) == 200
         page.fill("textarea", "mine")
         page.click("text=Save")
-        page.wait_for_selector("text=Not saved: another window wrote meanwhile “theirs”. Save again to replace it.")
+        page.wait_for_selector("text=Not saved: another window has saved “theirs” since. Save again to replace it.")
         assert server.get("overview")["notes"][str(latent)] == theirs
         page.click("text=Save")
         page.wait_for_selector("text=Saved.")
@@ -682,7 +691,7 @@ def test_in_a_browser(server, place):
         page.fill("textarea", "mine again")
         page.locator(".columns table a").first.click()
         page.wait_for_selector("[role=alert] >> text=mine again")
-        assert "Not saved: another window wrote meanwhile “theirs”" in page.inner_text("[role=alert]")
+        assert "Not saved: another window has saved “theirs” since" in page.inner_text("[role=alert]")
         assert server.get("overview")["notes"][str(latent)] == theirs
         visit.complaints = [text for text in visit.complaints if "409" not in text]
         page.go_back()

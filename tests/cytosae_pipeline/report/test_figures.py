@@ -147,7 +147,7 @@ def test_svgs_hold_text_as_text_and_pictures_as_pictures(made):
     assert {"group means", "sick (2)", "well (2)", "p0", "p1", "p2", "p3"} <= set(_texts(folder / "barcodes.svg"))
     assert [text for text in _texts(folder / "comparison_0.svg") if "more in" in text]
     assert {"explained variance", "loss", "L0", "dead share"} <= set(_texts(folder / "training.svg"))
-    assert {"original activations", "guessing", "1", "50"} <= set(_texts(folder / "masking.svg"))
+    assert {"original activations", "chance", "1", "50"} <= set(_texts(folder / "masking.svg"))
 
 
 def test_reference_grids_show_each_latents_top_images_with_value_and_label(made, material):

@@ -22,11 +22,13 @@ from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config.report import PageConfig, parse_latents, parse_range
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.report.data.groups import find_groups
+from cytosae_pipeline.report.data.limits import MAX_NAME, MAX_NOTE, MAX_UPLOAD, SIGNIFICANT_Q
 from cytosae_pipeline.report.data.notes import check_note, read_notes, write_notes
 from cytosae_pipeline.report.data.pseudonyms import pseudonymise, read_key
 from cytosae_pipeline.report.records.choice import most_different
 from cytosae_pipeline.report.records.encoding import pack, to_script
-from cytosae_pipeline.report.static import page_files
+from cytosae_pipeline.report.records.page_files import read_page_files
+from cytosae_pipeline.runtime.palette import KINDS
 from tests.support.pictures import HEARING_MAIN
 
 TYPES = {"f4": "<f4", "u1": "u1", "u2": "<u2", "i4": "<i4", "i1": "i1"}
@@ -35,6 +37,10 @@ TYPES = {"f4": "<f4", "u1": "u1", "u2": "<u2", "i4": "<i4", "i1": "i1"}
 def _data(report, name):
     text = (report / "data" / f"{name}.js").read_text()
     return json.loads(re.fullmatch(r'cytosae\.receive\("[^"]+",(.*)\);\n', text, re.DOTALL)[1])
+
+
+def _files(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def _unpack(value):
@@ -73,9 +79,10 @@ def test_the_report_is_named_and_whole(made):
     assert "30 latents and " in output
     assert f"open in a browser: {report / 'index.html'}" in output
     assert {path.name for path in report.iterdir()} == {"index.html", "page", "data", "thumbnails", "cytosae-report"}
-    assert {path.name for path in (report / "page").iterdir()} == set(page_files()) - {"index.html"}
+    written = {path.relative_to(report).as_posix(): path.read_bytes() for path in _files(report / "page")}
+    assert {"index.html": (report / "index.html").read_bytes(), **written} == read_page_files()
     overview = _data(report, "overview")
-    assert sorted(path.stem for path in (report / "data/latents").iterdir()) == sorted(map(str, overview["held"]))
+    assert sorted(path.stem for path in (report / "data/latents").iterdir()) == sorted(map(str, overview["featured"]))
     assert sorted(path.stem for path in (report / "data/images").iterdir()) == sorted(
         map(str, overview["images"]["rows"])
     )
@@ -87,16 +94,34 @@ def test_the_report_is_named_and_whole(made):
 def test_every_file_that_the_page_names_is_there(made):
     text = (made[1] / "index.html").read_text()
     named = set(re.findall(r'(?:src|href)="(page/[^"]+)"', text))
-    assert named == {f"page/{name}" for name in page_files() if name != "index.html"}
+    assert named == read_page_files().keys() - {"index.html"}
 
 
 def test_the_scripts_build_no_markup_from_text_and_name_no_other_place(made):
-    for path in (made[1] / "page").iterdir():
+    for path in _files(made[1] / "page"):
         text = path.read_text()
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text), (
             path
         )
         assert set(re.findall(r"https?://[^\s\"']+", text)) <= {"http://www.w3.org/2000/svg"}, path
+
+
+def test_no_line_and_no_file_of_the_page_is_too_long():
+    for address, data in read_page_files().items():
+        lines = data.decode().splitlines()
+        assert len(lines) <= 400, address
+        assert max(map(len, lines)) <= 120, address
+
+
+def test_palette_and_limits_come_from_python_alone(made):
+    overview = _data(made[1], "overview")
+    assert overview["palette"]["kinds"] == list(KINDS)
+    assert overview["limits"] == {
+        "significant_q": SIGNIFICANT_Q, "name_length": MAX_NAME, "note_length": MAX_NOTE, "upload_bytes": MAX_UPLOAD,
+    }  # fmt: skip
+    scripts = {name: data.decode() for name, data in read_page_files().items() if name.endswith(".js")}
+    for name, text in scripts.items():
+        assert not re.search(r"#[0-9a-f]{6}\b", text), f"{name} has a colour of its own"
 
 
 def test_the_overview_holds_the_statistics(made):
@@ -113,7 +138,7 @@ def test_the_overview_holds_the_statistics(made):
     metrics = [json.loads(line) for line in (place.sae().parent / "metrics.jsonl").read_text().splitlines()]
     (loss,) = (curve for curve in overview["training"]["curves"] if curve["name"] == "loss")
     assert loss["values"] == [line["losses/overall_loss"] for line in metrics]
-    assert overview["live"] is False
+    assert overview["explore"] is False
 
 
 def test_a_latents_record_is_what_plain_numpy_finds(made):
@@ -122,7 +147,7 @@ def test_a_latents_record_is_what_plain_numpy_finds(made):
     names = [label["name"] for label in _data(report, "overview")["labels"]]
     patients = _data(report, "patients")["names"]
     decoder = torch.nn.functional.normalize(sae.W_dec, dim=1)
-    for latent in _data(report, "overview")["held"]:
+    for latent in _data(report, "overview")["featured"]:
         record = _data(report, f"latents/{latent}")
         order = sorted(
             (row for row in range(23) if scores[row, latent] > 0), key=lambda row: (-scores[row, latent], row)
@@ -172,13 +197,13 @@ def test_an_images_record_is_what_plain_numpy_finds(made):
 
 def test_barcodes_and_correlation(made):
     place, report, *_ = made
-    patients, held = _data(report, "patients"), _data(report, "overview")["held"]
+    patients, featured = _data(report, "patients"), _data(report, "overview")["featured"]
     normalised = np.load(place.features() / "cls_sae_cnt.npy")
     assert patients["names"] == ["p0", "p1", "p2", "p3"]
     peaks = _unpack(patients["barcodes"]["peaks"])
     values = _unpack(patients["barcodes"]["values"])
-    np.testing.assert_allclose(peaks, normalised[:, held].max(axis=0), rtol=1e-6)
-    np.testing.assert_allclose(values / 255 * peaks, normalised[:, held], atol=peaks.max() / 500)
+    np.testing.assert_allclose(peaks, normalised[:, featured].max(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(values / 255 * peaks, normalised[:, featured], atol=peaks.max() / 500)
     expected = np.corrcoef(np.log1p(normalised))
     np.testing.assert_allclose(_unpack(patients["correlation"]) / 127 - 1, expected, atol=0.005)
     assert patients["comparisons"] == []
@@ -228,9 +253,9 @@ def test_without_patients_and_with_few_labels(with_images):
     with_images.build("--images", manifest)
     with_images.train("--run_name", "r")
     report, output = _report(with_images, "--images", manifest)
-    assert "the masking experiment is left out: it needs images of two labels or more" in output
-    held = _data(report, "overview")["held"][0]
-    record = _data(report, f"latents/{held}")
+    assert "the masking experiment is skipped: it needs images of at least two labels" in output
+    featured = _data(report, "overview")["featured"][0]
+    record = _data(report, f"latents/{featured}")
     assert record["n_images"] == 20, "all images were read, with a label or without"
     assert [label["n_images"] for label in record["labels"]] == [3]
     groups = with_images.root / "groups.csv"
@@ -243,9 +268,9 @@ def test_numbers_of_images_say_nothing_of_the_order_of_names(with_sae):
     plain = shutil.copytree(_report(with_sae)[0], with_sae.root / "plain")
     shuffled, _ = _report(with_sae, "--pseudonymize")
     one, other = _data(plain, "overview"), _data(shuffled, "overview")
-    assert one["held"] == other["held"]
+    assert one["featured"] == other["featured"]
     pairs = {}
-    for latent in one["held"]:
+    for latent in one["featured"]:
         records = _data(plain, f"latents/{latent}"), _data(shuffled, f"latents/{latent}")
         for item, again in zip(records[0]["top"], records[1]["top"], strict=True):
             assert (item["value"], item["label"], item["map"]) == (again["value"], again["label"], again["map"])
@@ -292,9 +317,9 @@ def test_a_store_whose_patients_were_never_seen_has_none(with_images):
 
 def test_the_latents_asked_for(with_sae):
     report, output = _report(with_sae, "--latents", "5, 80-82,5")
-    assert _data(report, "overview")["held"] == [5, 80, 81, 82]
+    assert _data(report, "overview")["featured"] == [5, 80, 81, 82]
     assert "4 latents and" in output
-    assert "that were asked for" in _data(report, "overview")["held_reason"]
+    assert "that were asked for" in _data(report, "overview")["featured_reason"]
     assert "--latents names 96, the autoencoder's latents are 0..95" in _report(with_sae, "--latents", "96", code=1)[1]
     text = _report(with_sae, "--log10_mean", "9:", code=1)[1]
     assert "no latent is left" in text
@@ -322,8 +347,8 @@ def test_latents_of_a_cluster(with_sae):
     report, _ = _report(with_sae, "--clusters", 3, "--cluster", 2)
     overview = _data(report, "overview")
     clusters, sparsity = (_unpack(overview["latents"][name]) for name in ("cluster", "sparsity"))
-    assert set(clusters[overview["held"]].tolist()) == {2}
-    assert len(overview["held"]) == (clusters == 2).sum() < (sparsity > 0).sum()
+    assert set(clusters[overview["featured"]].tolist()) == {2}
+    assert len(overview["featured"]) == (clusters == 2).sum() < (sparsity > 0).sum()
     means = [sparsity[clusters == number].mean() for number in range(3)]
     assert means == sorted(means, reverse=True)
     assert "cluster must lie in 0..2, as clusters is 3, found 3" in _report(
@@ -530,4 +555,4 @@ def test_images_without_patients_and_labels(with_images):
     assert overview["labels"] == []
     assert (_unpack(overview["latents"]["entropy"]) == -1).all()
     assert not (out / "data" / "patients.js").exists()
-    assert overview["held"]
+    assert overview["featured"]

@@ -6,19 +6,16 @@ import re
 import sys
 from collections.abc import Callable
 from http import HTTPStatus
-from importlib.resources import files
 from typing import Any
 
 from flask import Flask, Response, request
 
 from cytosae.backbones.images import UnreadableImageError
+from cytosae_pipeline.report.data.limits import MAX_UPLOAD
 from cytosae_pipeline.report.explore.service import ExploreService, MissingError, RefusedError
-from cytosae_pipeline.report.static import page_files
+from cytosae_pipeline.report.records.page_files import read_page_files, read_policy
 
 HOST = "127.0.0.1"
-MAX_UPLOAD = 64 << 20
-"""Bytes of an uploaded image at most."""
-
 _MAX_NOTE_BYTES = 1 << 18
 _READING = ("GET", "HEAD")
 _KINDS = {
@@ -107,7 +104,7 @@ def find_refusal(host: str, path: str, *, port: int, token: str) -> HTTPStatus |
 
 def _add_routes(app: Flask, page: ExploreService) -> None:
     """What there is."""
-    own = {name: (files("cytosae_pipeline.report") / "page" / name).read_bytes() for name in page_files()}
+    own = read_page_files()
 
     def add(rule: str, view: Callable[..., Response], method: str = "GET") -> None:
         app.add_url_rule(
@@ -115,9 +112,11 @@ def _add_routes(app: Flask, page: ExploreService) -> None:
         )
 
     def own_file(name: str) -> Response:
-        if name not in own or name == "index.html":
+        # Only known names: the dictionary is looked up, never the disk.
+        data = own.get(f"page/{name}")
+        if data is None:
             raise MissingError
-        return _answer(name.rpartition(".")[2], own[name])
+        return _answer(name.rpartition(".")[2], data)
 
     def numbered(make: Callable[[int], bytes], kind: str) -> Callable[[str], Response]:
         return lambda name: _answer(kind, make(_number(name, f".{kind}")))
@@ -143,7 +142,7 @@ def _add_routes(app: Flask, page: ExploreService) -> None:
         return _answer("json", json.dumps(page.upload(body), allow_nan=False))
 
     add("index.html", lambda: _answer("html", own["index.html"]))
-    add("page/<name>", own_file)
+    add("page/<path:name>", own_file)
     add("data/overview.js", lambda: _answer("js", page.overview()))
     add("data/patients.js", lambda: _answer("js", page.patients()))
     add("data/latents/<name>", numbered(page.latent, "js"))
@@ -153,14 +152,6 @@ def _add_routes(app: Flask, page: ExploreService) -> None:
     add("notes/<name>", put_note, "PUT")
     add("data/notes/<name>", lambda name: _answer("json", json.dumps(page.note(_number(name, ".json")))))
     add("upload", post_upload, "POST")
-
-
-def read_policy() -> str:
-    """The content security policy that the page itself states."""
-    text = (files("cytosae_pipeline.report") / "page" / "index.html").read_text(encoding="utf-8")
-    found = re.search(r'http-equiv="Content-Security-Policy"\s+content="([^"]+)"', text)
-    assert found is not None
-    return found[1]
 
 
 def _is_same_origin(host: str) -> bool:

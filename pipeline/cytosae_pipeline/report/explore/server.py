@@ -15,9 +15,9 @@ from cytosae_pipeline.report.data.material import open_report_data
 from cytosae_pipeline.report.data.notes import read_notes
 from cytosae_pipeline.report.explore.service import ExploreService
 from cytosae_pipeline.report.explore.uploads import open_uploads
-from cytosae_pipeline.report.records.choice import choose_latents
+from cytosae_pipeline.report.records.choice import choose_latents, top_image_rows
+from cytosae_pipeline.report.records.masking import measure_masking
 from cytosae_pipeline.report.records.overview import overview_record
-from cytosae_pipeline.report.static import measure_masking, top_image_rows
 from cytosae_pipeline.workspace.find import list_stored_images
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def explore(config: ExploreConfig, on_ready: Callable[[Serving], None]) -> Ended
         port = int(listener.getsockname()[1])
         material = open_report_data(config)
         store = material.store
-        latents, reason = choose_latents(material, live=True)
+        latents, reason = choose_latents(material, explore=True)
         uploads = open_uploads(store, config)
         images = list_stored_images(store, config)
         messages = []
@@ -91,7 +91,7 @@ def explore(config: ExploreConfig, on_ready: Callable[[Serving], None]) -> Ended
             thumbnails=images is not None,
             masking=measure_masking(material, messages),
             messages=messages,
-            live=True,
+            explore=True,
             can_upload=uploads is not None,
         )
         token = secrets.token_urlsafe(24)
@@ -120,7 +120,8 @@ def make_server(page: ExploreService, listener: socket.socket, port: int, token:
     from waitress.channel import HTTPChannel
     from waitress.parser import HTTPRequestParser
 
-    from cytosae_pipeline.report.explore.app import MAX_UPLOAD, find_refusal, make_app
+    from cytosae_pipeline.report.data.limits import MAX_UPLOAD
+    from cytosae_pipeline.report.explore.app import find_refusal, make_app
 
     class Parser(HTTPRequestParser):  # type: ignore[misc]
         """Takes no body from whoever may not ask: it would fill memory before the application could refuse it."""

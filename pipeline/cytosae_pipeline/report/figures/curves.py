@@ -6,7 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, MaxNLocator, NullLocator
 
-from cytosae_pipeline.report.figures.style import KINDS, QUIET, TWO_COLUMNS_MM, make_figure
+from cytosae_pipeline.report.figures.style import QUIET, TWO_COLUMNS_MM, make_figure
+from cytosae_pipeline.runtime.palette import kind_color
 
 _PANELS_A_LINE = 4
 _ROOM = 0.02
@@ -22,7 +23,7 @@ def draw_training(record: dict[str, Any]) -> Figure:
     for axes, curve in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
         y = np.array([np.nan if value is None else value for value in curve["values"]])
         # A short run has few points: markers show what lies between them.
-        axes.plot(x, y, marker="o" if len(x) <= 20 else None, markersize=1.5, color=KINDS[0])
+        axes.plot(x, y, marker="o" if len(x) <= 20 else None, markersize=1.5, color=kind_color(0))
         axes.set_title(curve["name"])
         axes.set_xlabel("images seen")
         axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -45,12 +46,12 @@ def draw_masking(record: dict[str, Any]) -> Figure:
     for name, text, dashes in (
         ("original", "original activations", (1, 0)),
         ("reconstruction", "reconstruction from all latents", (4, 2)),
-        ("chance", "guessing", (1, 1.5)),
+        ("chance", "chance", (1, 1.5)),
     ):
         axes.axhline(record[name], color=QUIET, linewidth=0.7, dashes=dashes, label=text)
     for number, curve in enumerate(record["curves"]):
         axes.plot(
-            ks, curve["accuracy"], marker="o", markersize=2.5, color=KINDS[number % len(KINDS)],
+            ks, curve["accuracy"], marker="o", markersize=2.5, color=kind_color(number),
             linestyle="--" if curve["dashed"] else "-", label=curve["name"], clip_on=False,
         )  # fmt: skip
     axes.set_xscale("log")

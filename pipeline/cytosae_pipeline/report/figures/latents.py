@@ -27,6 +27,7 @@ from cytosae_pipeline.report.figures.style import (
 )
 from cytosae_pipeline.report.records.latents import maps_of_latent
 from cytosae_pipeline.report.records.thumbnails import is_same
+from cytosae_pipeline.runtime.palette import HEAT_ALPHA, HEAT_SHADE
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -141,8 +142,8 @@ def overlay(picture: Pixels | None, levels: Pixels, side: int) -> Pixels:
         RGB, uint8, shape `(side, side, 3)`.
     """
     share = levels / 255
-    heat = colormaps["viridis"](0.15 + 0.85 * share)
-    heat[..., 3] = np.where(levels == 0, 0, 0.2 + 0.6 * share)
+    heat = colormaps["viridis"](HEAT_SHADE[0] + HEAT_SHADE[1] * share)
+    heat[..., 3] = np.where(levels == 0, 0, HEAT_ALPHA[0] + HEAT_ALPHA[1] * share)
     small = Image.fromarray(np.rint(255 * heat).astype(np.uint8), "RGBA")
     ground = np.full((side, side, 3), _NO_PICTURE, np.uint8) if picture is None else picture
     whole = Image.fromarray(ground).convert("RGBA")

@@ -14,9 +14,9 @@ from matplotlib.patches import Rectangle
 
 from cytosae.analysis.differential import GroupComparison, largest_differences
 from cytosae.analysis.latents import correlate, group_means
+from cytosae_pipeline.report.data.limits import SIGNIFICANT_Q
 from cytosae_pipeline.report.data.material import Cohort
 from cytosae_pipeline.report.figures.style import (
-    KINDS,
     ONE_COLUMN_MM,
     QUIET,
     SMALL,
@@ -28,7 +28,8 @@ from cytosae_pipeline.report.figures.style import (
     place_axes,
     widest_mm,
 )
-from cytosae_pipeline.report.records.patients import LEAST_P, SIGNIFICANT_Q, GroupPair
+from cytosae_pipeline.report.records.patients import LEAST_P, GroupPair
+from cytosae_pipeline.runtime.palette import kind_color
 
 ANNOTATED = 5
 """Latents named on each side of a comparison."""
@@ -127,8 +128,8 @@ def draw_comparison(cohort: Cohort, pair: GroupPair, found: GroupComparison) -> 
     figure = make_figure(ONE_COLUMN_MM, 80)
     axes = figure.subplots()
     names = cohort.groups.names
-    first = names[pair.first], KINDS[pair.first % len(KINDS)]
-    second = ("all others", "black") if pair.second is None else (names[pair.second], KINDS[pair.second % len(KINDS)])
+    first = names[pair.first], kind_color(pair.first)
+    second = ("all others", "black") if pair.second is None else (names[pair.second], kind_color(pair.second))
     x, y = found.log2_fold_change, -np.log10(np.maximum(found.p_value, LEAST_P))
     significant = found.tested & (found.q_value < SIGNIFICANT_Q)
     quiet = np.flatnonzero(found.tested & ~significant)
@@ -254,7 +255,7 @@ def _group_bar(sheet: Axes, left: float, top: float, height: float, group: int, 
     """A patch of a group's colour; none if there are no groups."""
     if group == _ALL:
         return
-    color = KINDS[group % len(KINDS)] if group >= 0 else UNDEFINED
+    color = kind_color(group) if group >= 0 else UNDEFINED
     sheet.add_patch(Rectangle((left, top), width, height, color=color, linewidth=0))
 
 

@@ -21,9 +21,6 @@ DPI = 300
 SMALL = 5.0
 """Smallest font size, in points."""
 
-KINDS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8f8a00", "#7f7f7f")
-"""Okabe and Ito's colours for kinds, in the page's order; yellow is darker and black left out, for a white ground."""
-
 UNDEFINED, QUIET = "#b8b8b8", "#666666"
 
 _MM_PER_INCH, _MM_PER_POINT = 25.4, 25.4 / 72

@@ -12,9 +12,10 @@ import numpy.typing as npt
 from cytosae.analysis.differential import GroupComparison
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.listing import ImageList
+from cytosae_pipeline.report.data.limits import MAX_CORRELATED
 from cytosae_pipeline.report.data.material import ReportData
 from cytosae_pipeline.report.records.overview import training_record
-from cytosae_pipeline.report.records.patients import MAX_CORRELATED, GroupPair
+from cytosae_pipeline.report.records.patients import GroupPair
 from cytosae_pipeline.runtime.progress import Progress
 
 if TYPE_CHECKING:

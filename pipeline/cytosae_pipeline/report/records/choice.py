@@ -1,4 +1,4 @@
-"""Which latents get a page."""
+"""Which latents and images get a page."""
 
 import itertools
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ from cytosae.analysis.differential import GroupComparison, largest_differences
 from cytosae.analysis.latents import best_latents, select_latents
 from cytosae_pipeline.config.report import PageConfig, parse_latents, parse_range
 from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.report.data.limits import SIGNIFICANT_Q
 from cytosae_pipeline.report.data.material import ReportData
-from cytosae_pipeline.report.records.patients import SIGNIFICANT_Q
 
 Latents = npt.NDArray[np.int64]
 
 
 def choose_latents(
-    material: ReportData, comparisons: Sequence[GroupComparison] = (), *, live: bool = False
+    material: ReportData, comparisons: Sequence[GroupComparison] = (), *, explore: bool = False
 ) -> tuple[Latents, str]:
     """The latents that get a page, and a sentence that says which they are.
 
@@ -26,14 +26,14 @@ def choose_latents(
     Args:
         material: What the page is made of.
         comparisons: Groups of patients compared.
-        live: Whether all others can be looked at too, so that these are a choice to begin with.
+        explore: Whether all others can be looked at too, so that these are a choice to begin with.
 
     Raises:
         UserError: If one is out of range, or none is left.
     """
     config = material.config
     if config.latents is not None:
-        return _asked_for(config.latents, material.n_latents, live=live)
+        return _asked_for(config.latents, material.n_latents, explore=explore)
     sparsity, mean = material.features.sparsity, material.features.mean_acts
     selected = select_latents(
         sparsity,
@@ -53,12 +53,14 @@ def choose_latents(
     left[differing] = 0
     specific = best_latents(left, mean, material.entropy, config.n_latents - len(differing))
     chosen = np.concatenate([differing, specific])
-    held = "The cards show" if live else "This report holds pages of"
-    more = "Any other opens by a click or by its number." if live else "More with --n_latents, others with --latents."
+    shown = "The cards show" if explore else "This report holds pages of"
+    more = (
+        "Any other opens by a click or by its number." if explore else "More with --n_latents, others with --latents."
+    )
     some = f"{n_selected:,} selected of the " if n_selected < n_active else ""
     groups = f"{len(differing):,} that differ most between groups of patients, then " if len(differing) else ""
     return chosen, (
-        f"{held} {len(chosen):,} of {some}{n_active:,} active latents: {groups}those with the lowest label entropy, "
+        f"{shown} {len(chosen):,} of {some}{n_active:,} active latents: {groups}those with the lowest label entropy, "
         f"then the strongest. {more}"
     )
 
@@ -81,14 +83,21 @@ def most_different(comparisons: Sequence[GroupComparison], allowed: npt.NDArray[
     return np.array(list(itertools.islice(turns, n)), dtype=np.int64)
 
 
-def _asked_for(text: str, n_latents: int, *, live: bool) -> tuple[Latents, str]:
+def top_image_rows(material: ReportData, latents: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Rows of all top images of the latents, in the order of the page's numbers, shape `(n,)`."""
+    rows = np.unique(material.top_rows[latents])
+    rows = rows[rows >= 0]
+    return rows[np.argsort(material.numbers[rows])]
+
+
+def _asked_for(text: str, n_latents: int, *, explore: bool) -> tuple[Latents, str]:
     """The latents of `--latents`."""
     chosen = np.array(parse_latents(text), dtype=np.int64)
     if chosen.max() >= n_latents:
         raise UserError(f"--latents names {chosen.max()}, the autoencoder's latents are 0..{n_latents - 1}")
-    held = "The cards show" if live else "This report holds"
-    more = " Any other opens by a click or by its number." if live else ""
-    return chosen, f"{held} the {len(chosen):,} latents that were asked for, of {n_latents:,}.{more}"
+    shown = "The cards show" if explore else "This report holds"
+    more = " Any other opens by a click or by its number." if explore else ""
+    return chosen, f"{shown} the {len(chosen):,} latents that were asked for, of {n_latents:,}.{more}"
 
 
 def _nothing_left(config: PageConfig, n_active: int) -> str:

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cytosae.analysis.masking import Masking
 from cytosae_pipeline import __version__
+from cytosae_pipeline.report.data.limits import MAX_NAME, MAX_NOTE, MAX_UPLOAD, SIGNIFICANT_Q
 from cytosae_pipeline.report.data.material import ReportData, label_counts, main_labels, read_training
 from cytosae_pipeline.report.records.encoding import finite, pack
-from cytosae_pipeline.statistics.masking import MaskingResult
+from cytosae_pipeline.runtime.palette import HEAT_ALPHA, HEAT_SHADE, KINDS
 
 _CURVE_POINTS = 400
 _CARD_IMAGES = 4
@@ -21,14 +21,6 @@ _CURVES = (
     ("dead share", "sparsity/dead_features", 0.0, 1.0),
 )
 """Name on the page, name in metrics.jsonl, and the ends of the axis where they are known."""
-
-_MASKING_NAMES: dict[Masking, str] = {
-    "kept": "only the image's k strongest",
-    "removed": "without the image's k strongest",
-    "random_removed": "without k random active ones",
-    "class_kept": "only each label's k most typical",
-    "class_removed": "without each label's k most typical",
-}
 
 _SAE_FACTS = ("expansion_factor", "l1_coefficient", "lr", "batch_size", "total_training_tokens", "seed")
 
@@ -42,7 +34,7 @@ def overview_record(
     thumbnails: bool,
     masking: dict[str, Any] | None,
     messages: list[str],
-    live: bool = False,
+    explore: bool = False,
     can_upload: bool = False,
 ) -> dict[str, Any]:
     """What every view of the page needs.
@@ -55,7 +47,7 @@ def overview_record(
         thumbnails: Whether there are pictures.
         masking: The masking experiment, if it was done.
         messages: What readers should know first.
-        live: Whether a server computes what is asked for.
+        explore: Whether the explore server serves the page, so that every latent and image can be opened.
         can_upload: Whether it can read new images.
     """
     features, store = material.features, material.store
@@ -66,10 +58,17 @@ def overview_record(
         "title": store.provenance.dataset,
         "made": datetime.now(UTC).date().isoformat(),
         "version": __version__,
-        "live": live,
+        "explore": explore,
         "can_upload": can_upload,
         "pseudonymous": material.pseudonymous,
         "messages": messages,
+        "palette": {"kinds": list(KINDS), "heat_shade": list(HEAT_SHADE), "heat_alpha": list(HEAT_ALPHA)},
+        "limits": {
+            "significant_q": SIGNIFICANT_Q,
+            "name_length": MAX_NAME,
+            "note_length": MAX_NOTE,
+            "upload_bytes": MAX_UPLOAD,
+        },
         "store": _store_record(material),
         "sae": {"latents": material.n_latents, "facts": _sae_facts(material)},
         "training": training_record(material),
@@ -80,8 +79,8 @@ def overview_record(
             "entropy": pack(material.entropy.astype(np.float32)),
             "cluster": pack(material.clusters.astype(np.int8)),
         },
-        "held": latents.tolist(),
-        "held_reason": reason,
+        "featured": latents.tolist(),
+        "featured_reason": reason,
         "cards": [material.numbers[top[top >= 0]].tolist() for top in material.top_rows[latents, :_CARD_IMAGES]],
         "main_label": main_labels(material, latents),
         "labels": [
@@ -116,24 +115,6 @@ def training_record(material: ReportData) -> dict[str, Any] | None:
         if any(value is not None for value in values):
             curves.append({"name": name, "values": values, "low": low, "high": high})
     return {"x": x, "curves": curves}
-
-
-def masking_record(result: MaskingResult) -> dict[str, Any]:
-    """The masking experiment as the page shows it: accuracy in which every label counts alike."""
-    accuracy = result.balanced_accuracy
-    return {
-        "ks": list(result.ks),
-        "n_train": result.n_train,
-        "n_test": result.n_test,
-        "left_out": result.left_out,
-        "original": accuracy.original,
-        "reconstruction": accuracy.reconstruction,
-        "chance": accuracy.chance,
-        "curves": [
-            {"name": text, "accuracy": accuracy.masked[kind].tolist(), "dashed": kind == "random_removed"}
-            for kind, text in _MASKING_NAMES.items()
-        ],
-    }
 
 
 def _number(value: object) -> float | None:

@@ -10,17 +10,12 @@ import numpy.typing as npt
 from cytosae.analysis.classification import classify_groups
 from cytosae.analysis.differential import GroupComparison, Method, compare_groups, largest_differences
 from cytosae.analysis.latents import correlate, group_means
+from cytosae_pipeline.report.data.limits import MAX_CORRELATED
 from cytosae_pipeline.report.data.material import Cohort
 from cytosae_pipeline.report.records.encoding import pack
 
-MAX_CORRELATED = 2000
-"""Patients up to whom the page shows a matrix of all pairs."""
-
 _PAIRS_UP_TO = 4
 _LARGEST = 15
-SIGNIFICANT_Q = 0.05
-"""A latent differs between groups if its q is below this."""
-
 LEAST_P = 1e-300
 """Stands for a p of 0, which has no logarithm."""
 
