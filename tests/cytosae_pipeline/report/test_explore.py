@@ -1,6 +1,7 @@
 """`explore`: a real server in a child process; who is answered, with what, and what is kept."""
 
 import base64
+import contextlib
 import http.client
 import io
 import json
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,7 +29,8 @@ from cytosae_pipeline.cli.app import cli
 from cytosae_pipeline.config.report import ExploreConfig
 from cytosae_pipeline.report.data.material import open_report_data
 from cytosae_pipeline.report.data.notes import read_notes, save_note
-from cytosae_pipeline.report.explore.server import _bind, make_server
+from cytosae_pipeline.report.explore.app import make_app
+from cytosae_pipeline.report.explore.http_server import ExploreServer, bind
 from cytosae_pipeline.report.explore.service import ByteCache, ExploreService, profile_images
 from cytosae_pipeline.report.records.page_files import read_policy
 from cytosae_pipeline.workspace.find import list_stored_images
@@ -83,6 +86,11 @@ class Server:
 
     def put(self, latent: object, value: object) -> int:
         return self.ask(f"notes/{latent}", "PUT", json.dumps(value).encode())[0]
+
+    def peak_bytes(self) -> int:
+        """Largest resident memory of the server so far."""
+        status = Path(f"/proc/{self._child.pid}/status").read_text()
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
 
     def end(self, number: int = signal.SIGINT) -> tuple[int, str, str]:
         """Exit code, and the rest of stdout and stderr."""
@@ -351,13 +359,32 @@ def test_what_is_no_image_is_refused(server):
     assert server.ask("upload", "POST", real.getvalue())[0] == 200
 
 
-def test_far_too_much_is_cut_off(server):
+def test_a_body_far_too_long_is_refused_unread(server):
+    for origin, status in ((f"http://127.0.0.1:{server.port}", 413), ("https://evil.example", 403)):
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        connection.putrequest("POST", f"/{server.token}/upload")
+        connection.putheader("Origin", origin)
+        connection.putheader("Content-Length", str(1 << 40))
+        connection.endheaders(b"x")
+        assert connection.getresponse().status == status
+        connection.close()
+    assert server.ask("index.html")[0] == 200
+
+
+@pytest.mark.parametrize("length", [{"Content-Length": str(1 << 28)}, {"Transfer-Encoding": "chunked"}])
+def test_a_refused_body_takes_no_memory(server, length):
+    before = server.peak_bytes()
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-    connection.putrequest("POST", f"/{server.token}/upload")
-    connection.putheader("Content-Length", str(1 << 40))
-    connection.endheaders(b"x")
-    assert connection.getresponse().status == 413
+    connection.putrequest("POST", "/wrong/upload")
+    for name, value in length.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    piece = bytes(1 << 20)
+    with contextlib.suppress(ConnectionError):
+        for _ in range(256):
+            connection.send(piece if "Content-Length" in length else b"100000\r\n" + piece + b"\r\n")
     connection.close()
+    assert server.peak_bytes() - before < 64 << 20
     assert server.ask("index.html")[0] == 200
 
 
@@ -441,6 +468,19 @@ def test_connections_that_say_nothing_keep_nobody_out(server):
         assert server.ask("index.html")[0] == 200
 
 
+def test_ctrl_c_stops_within_seconds_whatever_is_connected(place):
+    with Server(place, "--n_latents", 1) as server, ExitStack() as stack:
+        for _ in range(5):
+            idle = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))
+            idle.sendall(b"POST / HTTP/1.1\r\n")
+        begun = time.monotonic()
+        code, _, error = server.end()
+        assert code == 0
+        assert "Traceback" not in error
+        assert "Exception" not in error
+        assert time.monotonic() - begun < 15
+
+
 def test_two_servers_and_many_tabs_lose_no_note_and_a_restart_keeps_them(server, place):
     with Server(place, "--n_latents", 1) as other:
         latents = range(40, 80)
@@ -485,7 +525,7 @@ def test_without_a_vision_transformer_and_without_images(with_sae):
             server.ask("notes/1", "PUT", b'{"name": "x", "note": ""}'),
         ):
             assert status == 500
-            assert body.startswith(b"This could not be done.")
+            assert body.startswith(b"This failed. See the terminal")
         assert path.read_text() == "no notes"
         path.unlink()
         assert server.put(1, {"name": "x", "note": ""}) == 200
@@ -512,10 +552,10 @@ def _open_page(place: Workplace, **options) -> ExploreService:
 
 def test_computing_keeps_nobody_from_the_rest(with_sae):
     page = _open_page(with_sae)
-    with page, _bind(0) as listener:
+    with page, bind(0) as listener:
         assert listener.getsockname()[0] == "127.0.0.1"
         port = listener.getsockname()[1]
-        server = make_server(page, listener, port, "token")
+        server = ExploreServer(make_app(page, port=port, token="token"), listener)
         thread = threading.Thread(target=server.run)
         thread.start()
 
@@ -539,9 +579,7 @@ def test_computing_keeps_nobody_from_the_rest(with_sae):
                     assert get(path) == 200
                 assert not any(job.done() for job in waiting)
             assert {job.result() for job in waiting} == {200}
-        server.task_dispatcher.shutdown()
-        # Closed by the loop's own thread: a socket closed under its select() ends the loop with an error.
-        server.trigger.pull_trigger(lambda: server.asyncore.close_all(server._map))
+        server.shutdown()
         thread.join(20)
         assert not thread.is_alive()
 
@@ -614,7 +652,7 @@ def test_refusals_before_anything_is_served(with_sae, monkeypatch):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert f"port {port} of 127.0.0.1 is not to be had" in _refusal(with_sae, "--port", port)
+        assert f"port {port} of 127.0.0.1 is already in use." in _refusal(with_sae, "--port", port)
     assert with_sae.run("explore", "--port", 65536, code=2)
     monkeypatch.setitem(sys.modules, "flask", None)
     assert 'pip install "cytosae-cache[explore]"' in CliRunner().invoke(cli, ["explore"]).output
