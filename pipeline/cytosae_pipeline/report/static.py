@@ -15,7 +15,7 @@ from cytosae_cache.storage.atomic import replacing_path
 from cytosae_pipeline.config.report import ReportConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.listing import ImageList
-from cytosae_pipeline.report.data.material import KEY_NAME, ReportData, open_report_data
+from cytosae_pipeline.report.data.report_data import KEY_NAME, ReportData, open_report_data
 from cytosae_pipeline.report.figures.write import require_matplotlib, write_figures
 from cytosae_pipeline.report.records.choice import choose_latents, top_image_rows
 from cytosae_pipeline.report.records.encoding import to_script
@@ -77,10 +77,10 @@ def write_report(config: ReportConfig) -> ReportResult:
     """
     if config.figures:
         require_matplotlib()
-    material = open_report_data(config, pseudonymous=config.pseudonymize)
-    comparisons = _compare(material)
-    latents, reason = choose_latents(material, [found for _, found in comparisons])
-    target = config.out or material.inputs.folder / "report"
+    data = open_report_data(config, pseudonymous=config.pseudonymize)
+    comparisons = _compare(data)
+    latents, reason = choose_latents(data, [found for _, found in comparisons])
+    target = config.out or data.inputs.folder / "report"
     if target.exists() and not (target / MARK).is_file():
         raise UserError(f"'{target}' is there already and is no report. Give another --out")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -90,23 +90,21 @@ def write_report(config: ReportConfig) -> ReportResult:
             (folder / name).mkdir(parents=True)
         copy_page(folder)
         (folder / MARK).write_text("made by cytosae-cache report, which replaces this folder when it is run again\n")
-        rows = top_image_rows(material, latents)
-        maps = _write_images(folder, material, latents, rows)
-        _write_latents(folder, material, latents, maps)
-        _write_patients(folder, material, latents, comparisons)
-        images = list_stored_images(material.store, config)
-        missing, messages = _write_thumbnails(folder, material, images, rows)
-        masking = measure_masking(material, messages)
+        rows = top_image_rows(data, latents)
+        maps = _write_images(folder, data, latents, rows)
+        _write_latents(folder, data, latents, maps)
+        _write_patients(folder, data, latents, comparisons)
+        images = list_stored_images(data.store, config)
+        missing, messages = _write_thumbnails(folder, data, images, rows)
+        masking = measure_masking(data, messages)
         overview = overview_record(
-            material, latents, reason, rows, thumbnails=len(missing) < len(rows), masking=masking, messages=messages
+            data, latents, reason, rows, thumbnails=len(missing) < len(rows), masking=masking, messages=messages
         )
         _write_data(folder, "overview", overview)
         figures: list[Path] = []
         if config.figures:
-            figures = write_figures(
-                folder / "figures", material, latents, images, comparisons=comparisons, masking=masking
-            )
-    key = material.inputs.folder / KEY_NAME if config.pseudonymize and material.cohort else None
+            figures = write_figures(folder / "figures", data, latents, images, comparisons=comparisons, masking=masking)
+    key = data.inputs.folder / KEY_NAME if config.pseudonymize and data.cohort else None
     # Written where the folder was made; it has its own name by now.
     figures = [target / path.relative_to(folder) for path in figures]
     return ReportResult(target / "index.html", len(latents), len(rows), len(missing), figures, key)
@@ -125,86 +123,84 @@ def _write_data(folder: Path, name: str, value: object) -> None:
 
 
 def _write_images(
-    folder: Path, material: ReportData, latents: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
+    folder: Path, data: ReportData, latents: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
 ) -> dict[tuple[int, int], TopMap]:
     """Write the images' pages, and collect the maps of latents on their top images on the way."""
     wanted: dict[int, list[int]] = {}
     for latent in latents.tolist():
-        for row in material.top_rows[latent].tolist():
+        for row in data.top_rows[latent].tolist():
             wanted.setdefault(row, []).append(latent)
     maps: dict[tuple[int, int], TopMap] = {}
     with (
-        StoreReader(material.store, verify=not material.config.no_verify) as reader,
+        StoreReader(data.store, verify=not data.config.no_verify) as reader,
         Progress("images", len(rows), "images") as bar,
     ):
         for row in rows.tolist():
-            acts = encode_image(material, torch.from_numpy(reader.read(np.array([row]))[0]))
-            here = top_maps(material, acts, np.array(wanted[row]))
+            acts = encode_image(data, torch.from_numpy(reader.read(np.array([row]))[0]))
+            here = top_maps(data, acts, np.array(wanted[row]))
             for at, latent in enumerate(wanted[row]):
                 maps[latent, row] = here.levels[at], float(here.peaks[at])
-            _write_data(folder, f"images/{material.numbers[row]}", image_record(material, acts, row))
+            _write_data(folder, f"images/{data.numbers[row]}", image_record(data, acts, row))
             bar.advance()
     return maps
 
 
 def _write_latents(
     folder: Path,
-    material: ReportData,
+    data: ReportData,
     latents: npt.NDArray[np.int64],
     maps: dict[tuple[int, int], TopMap],
 ) -> None:
     """Write the latents' pages."""
-    profiles = profile_all(material, latents)
-    for record in latent_records(material, latents, profiles, maps):
+    profiles = profile_all(data, latents)
+    for record in latent_records(data, latents, profiles, maps):
         _write_data(folder, f"latents/{record['latent']}", record)
 
 
-def _compare(material: ReportData) -> list[Comparison]:
+def _compare(data: ReportData) -> list[Comparison]:
     """All groups compared."""
-    if material.cohort is None:
+    if data.cohort is None:
         return []
-    pairs = plan_comparisons(material.cohort)
+    pairs = plan_comparisons(data.cohort)
     if not pairs:
-        logger.info(no_groups(material.cohort))
+        logger.info(no_groups(data.cohort))
         return []
-    test, seed = material.config.group_test, material.config.seed
+    test, seed = data.config.group_test, data.config.seed
     made = []
     with Progress("compare groups", len(pairs), "comparisons") as bar:
         for pair in pairs:
-            made.append((pair, compare_pair(material.cohort, pair, test=test, seed=seed)))
+            made.append((pair, compare_pair(data.cohort, pair, test=test, seed=seed)))
             bar.advance()
     return made
 
 
 def _write_patients(
     folder: Path,
-    material: ReportData,
+    data: ReportData,
     latents: npt.NDArray[np.int64],
     comparisons: Sequence[Comparison],
 ) -> None:
     """Write the patients' views."""
-    if material.cohort is None:
+    if data.cohort is None:
         return
-    config = material.config
+    config = data.config
     for number, (_, found) in enumerate(comparisons):
         _write_data(folder, f"comparisons/{number}", comparison_record(found, config.group_test))
     if comparisons:
         logger.info("patients: telling groups apart by nested cross-validation")
     pairs = [pair for pair, _ in comparisons]
-    _write_data(folder, "patients", patients_record(material.cohort, latents, pairs, seed=config.seed))
+    _write_data(folder, "patients", patients_record(data.cohort, latents, pairs, seed=config.seed))
 
 
 def _write_thumbnails(
-    folder: Path, material: ReportData, images: ImageList | None, rows: npt.NDArray[np.int64]
+    folder: Path, data: ReportData, images: ImageList | None, rows: npt.NDArray[np.int64]
 ) -> tuple[list[int], list[str]]:
     """Write the pictures; rows without one, and what the page should say of it."""
     if images is None:
         logger.info("the images are not at hand, so the report shows maps without cells: say where with --images PATH")
         return rows.tolist(), ["The images were not at hand when this report was made: maps are shown without cells."]
     with Progress("pictures", len(rows), "images") as bar:
-        missing = write_thumbnails(
-            folder / "thumbnails", material.store, images, rows.tolist(), material.numbers, bar.advance
-        )
+        missing = write_thumbnails(folder / "thumbnails", data.store, images, rows.tolist(), data.numbers, bar.advance)
     if not missing:
         return missing, []
     text = f"{len(missing):,} of {len(rows):,} images have no picture: their files are missing or are other ones now"

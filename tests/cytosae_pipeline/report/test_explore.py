@@ -27,8 +27,8 @@ from PIL import Image
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.cli.app import cli
 from cytosae_pipeline.config.report import ExploreConfig
-from cytosae_pipeline.report.data.material import open_report_data
 from cytosae_pipeline.report.data.notes import read_notes, save_note
+from cytosae_pipeline.report.data.report_data import open_report_data
 from cytosae_pipeline.report.explore.app import make_app
 from cytosae_pipeline.report.explore.http_server import ExploreServer, bind
 from cytosae_pipeline.report.explore.service import ByteCache, ExploreService, profile_images
@@ -546,8 +546,8 @@ def test_a_changed_image_has_no_picture(with_sae):
 
 def _open_page(place: Workplace, **options) -> ExploreService:
     config = ExploreConfig(root_dir=place.root, dataset_name="toy", sae_path=place.sae(), **options)
-    material = open_report_data(config)
-    return ExploreService(material, np.array([1]), {}, list_stored_images(material.store, config), None)
+    report_data = open_report_data(config)
+    return ExploreService(report_data, np.array([1]), {}, list_stored_images(report_data.store, config), None)
 
 
 def test_computing_keeps_nobody_from_the_rest(with_sae):

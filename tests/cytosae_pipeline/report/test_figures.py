@@ -20,7 +20,7 @@ from cytosae.analysis.differential import compare_groups
 from cytosae.analysis.latents import correlate, group_means
 from cytosae_pipeline.config.report import PageConfig
 from cytosae_pipeline.report.data.groups import PatientGroups
-from cytosae_pipeline.report.data.material import Cohort, open_report_data
+from cytosae_pipeline.report.data.report_data import Cohort, open_report_data
 from cytosae_pipeline.report.figures.curves import draw_masking, draw_training
 from cytosae_pipeline.report.figures.latents import draw_latents, draw_reference_images, overlay, read_pictures
 from cytosae_pipeline.report.figures.patients import draw_barcodes, draw_comparison, draw_correlation, spread_out
@@ -96,7 +96,7 @@ def made(place):
 
 
 @pytest.fixture
-def material(place, made):
+def report_data(place, made):
     return open_report_data(PageConfig(root_dir=place.root, dataset_name="toy", sae_path=place.sae(), top_k=3))
 
 
@@ -150,23 +150,23 @@ def test_svgs_hold_text_as_text_and_pictures_as_pictures(made):
     assert {"original activations", "chance", "1", "50"} <= set(_texts(folder / "masking.svg"))
 
 
-def test_reference_grids_show_each_latents_top_images_with_value_and_label(made, material):
+def test_reference_grids_show_each_latents_top_images_with_value_and_label(made, report_data):
     folder, _result = made
     texts = _texts(folder / "reference_images_0.svg")
-    filled = material.top_rows[:10] >= 0
+    filled = report_data.top_rows[:10] >= 0
     assert len(list(ET.parse(folder / "reference_images_0.svg").iter(f"{SVG}image"))) == filled.sum()
     assert [text for text in texts if text in map(str, range(10))] == [str(latent) for latent in range(10)]
-    labels = [material.features.labels[material.labels[row]] for row in material.top_rows[:10][filled]]
-    assert [text for text in texts if text in material.features.labels] == labels
+    labels = [report_data.features.labels[report_data.labels[row]] for row in report_data.top_rows[:10][filled]]
+    assert [text for text in texts if text in report_data.features.labels] == labels
     values = [text for text in texts if re.fullmatch(r"[\d.e+-]*\.[\d.e+-]*", text)]
-    assert np.array(values, float) == pytest.approx(material.features.values[:10][filled], rel=5e-3)
+    assert np.array(values, float) == pytest.approx(report_data.features.values[:10][filled], rel=5e-3)
 
 
-def test_more_latents_take_more_figures_up_to_twenty(place, made, tmp_path, material):
-    images = list_stored_images(material.store, material.config)
+def test_more_latents_take_more_figures_up_to_twenty(place, made, tmp_path, report_data):
+    images = list_stored_images(report_data.store, report_data.config)
     for n, expected in ((1, [1]), (11, [10, 1]), (25, [10, 10])):
         folder = tmp_path / str(n)
-        write_figures(folder, material, np.arange(n), images)
+        write_figures(folder, report_data, np.arange(n), images)
         shown = []
         for number in range(len(list(folder.glob("reference*.svg")))):
             texts = _texts(folder / f"reference_images_{number}.svg")
@@ -204,16 +204,16 @@ def test_only_top_images_are_read(with_sae):
 
 def test_cells_that_are_missing_or_other_ones_now_are_grey(with_sae):
     config = PageConfig(root_dir=with_sae.root, dataset_name="toy", sae_path=with_sae.sae(), top_k=3)
-    material = open_report_data(config)
-    images = list_stored_images(material.store, config)
-    rows = np.flatnonzero(material.store.valid)
+    report_data = open_report_data(config)
+    images = list_stored_images(report_data.store, config)
+    rows = np.flatnonzero(report_data.store.valid)
     missing, changed, kept = rows[:3].tolist()
-    (with_sae.images / material.store.images.path[missing]).unlink()
+    (with_sae.images / report_data.store.images.path[missing]).unlink()
     shutil.copy(
-        with_sae.images / material.store.images.path[kept], with_sae.images / material.store.images.path[changed]
+        with_sae.images / report_data.store.images.path[kept], with_sae.images / report_data.store.images.path[changed]
     )
-    assert set(read_pictures(material, images, rows)) == set(rows.tolist()) - {missing, changed}
-    assert read_pictures(material, None, rows) == {}
+    assert set(read_pictures(report_data, images, rows)) == set(rows.tolist()) - {missing, changed}
+    assert read_pictures(report_data, None, rows) == {}
     shutil.rmtree(with_sae.images)
     folder, _result = _figures(with_sae)
     assert "reference_images_0" in _names(folder)
@@ -238,39 +238,39 @@ def test_an_overlay_is_the_pages_viridis_over_the_cell():
     assert (corner[:10, :10] != 205).any(axis=2).all()
 
 
-def test_all_latents_are_points_and_the_chosen_ones_rings(made, material):
+def test_all_latents_are_points_and_the_chosen_ones_rings(made, report_data):
     with figure_style():
-        figure = draw_latents(material, np.array([3, 1]))
+        figure = draw_latents(report_data, np.array([3, 1]))
     axes = figure.axes[0]
     points = np.concatenate([item.get_offsets() for item in axes.collections[:-1]])
-    active = material.features.sparsity > 0
-    expected = np.log10([material.features.sparsity[active], material.features.mean_acts[active]]).T
+    active = report_data.features.sparsity > 0
+    expected = np.log10([report_data.features.sparsity[active], report_data.features.mean_acts[active]]).T
     in_order = points[np.lexsort(points.T)], expected[np.lexsort(expected.T)]
     np.testing.assert_allclose(*in_order, rtol=1e-6)
-    rings = np.log10([material.features.sparsity[[3, 1]], material.features.mean_acts[[3, 1]]]).T
+    rings = np.log10([report_data.features.sparsity[[3, 1]], report_data.features.mean_acts[[3, 1]]]).T
     np.testing.assert_allclose(axes.collections[-1].get_offsets(), rings)
 
 
-def test_undefined_entropies_are_grey_and_never_on_the_scale(material):
-    undefined = dataclasses.replace(material, entropy=np.full(material.n_latents, -1.0))
+def test_undefined_entropies_are_grey_and_never_on_the_scale(report_data):
+    undefined = dataclasses.replace(report_data, entropy=np.full(report_data.n_latents, -1.0))
     with figure_style():
         figure = draw_latents(undefined, np.array([], int))
     assert len(figure.axes) == 1  # no scale beside
-    n_active = int((material.features.sparsity > 0).sum())
+    n_active = int((report_data.features.sparsity > 0).sum())
     assert figure.legends[0].get_texts()[0].get_text() == f"entropy undefined ({n_active})"
-    just_below = dataclasses.replace(material, entropy=np.full(material.n_latents, -1e-9))
+    just_below = dataclasses.replace(report_data, entropy=np.full(report_data.n_latents, -1e-9))
     with figure_style():
         figure = draw_latents(just_below, np.array([], int))
     assert len(figure.axes) == 2
     assert (figure.axes[0].collections[0].get_array() == 0).all()
 
 
-def test_a_wide_autoencoder_takes_little_room(material, tmp_path):
+def test_a_wide_autoencoder_takes_little_room(report_data, tmp_path):
     rng, n = np.random.default_rng(0), 49_152
-    features = material.features._replace(
+    features = report_data.features._replace(
         sparsity=10 ** rng.uniform(-4, 0, n), mean_acts=10 ** rng.uniform(-3, 1, n), labels=("a", "b", "c")
     )
-    wide = dataclasses.replace(material, features=features, entropy=rng.uniform(0, math.log(3), n))
+    wide = dataclasses.replace(report_data, features=features, entropy=rng.uniform(0, math.log(3), n))
     with figure_style():
         _png, svg = save_figure(draw_latents(wide, np.arange(1000)), tmp_path, "latents")
     assert svg.stat().st_size < 2_000_000
@@ -506,9 +506,9 @@ def test_letters_that_no_file_may_hold_are_replaced():
     assert clean_text("a\x00b\nc\ud800d é芽") == "a\ufffdb\ufffdc\ufffdd é芽"
 
 
-def test_reference_images_of_a_latent_that_is_never_active_are_empty(material):
-    features = material.features._replace(indices=np.full_like(material.features.indices, -1))
-    dead = dataclasses.replace(material, features=features)
+def test_reference_images_of_a_latent_that_is_never_active_are_empty(report_data):
+    features = report_data.features._replace(indices=np.full_like(report_data.features.indices, -1))
+    dead = dataclasses.replace(report_data, features=features)
     with figure_style():
         figure = draw_reference_images(dead, np.array([0]), None)
     assert not figure.axes[0].images

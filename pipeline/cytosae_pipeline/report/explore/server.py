@@ -10,8 +10,8 @@ from pathlib import Path
 
 from cytosae_pipeline.config.report import ExploreConfig
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.report.data.material import open_report_data
 from cytosae_pipeline.report.data.notes import read_notes
+from cytosae_pipeline.report.data.report_data import open_report_data
 from cytosae_pipeline.report.explore.service import ExploreService
 from cytosae_pipeline.report.explore.uploads import open_uploads
 from cytosae_pipeline.report.records.choice import choose_latents, top_image_rows
@@ -73,9 +73,9 @@ def explore(config: ExploreConfig, on_ready: Callable[[Serving], None]) -> Ended
     # Before the data are loaded: a port that is in use is reported at once.
     with bind(config.port) as listener:
         host, port = listener.getsockname()
-        material = open_report_data(config)
-        store = material.store
-        latents, reason = choose_latents(material, explore=True)
+        report_data = open_report_data(config)
+        store = report_data.store
+        latents, reason = choose_latents(report_data, explore=True)
         uploads = open_uploads(store, config)
         images = list_stored_images(store, config)
         messages = []
@@ -84,30 +84,30 @@ def explore(config: ExploreConfig, on_ready: Callable[[Serving], None]) -> Ended
             logger.info(text)
             messages.append(f"{text[0].upper()}{text[1:]}.")
         overview = overview_record(
-            material,
+            report_data,
             latents,
             reason,
-            top_image_rows(material, latents),
+            top_image_rows(report_data, latents),
             thumbnails=images is not None,
-            masking=measure_masking(material, messages),
+            masking=measure_masking(report_data, messages),
             messages=messages,
             explore=True,
             can_upload=uploads is not None,
         )
         token = secrets.token_urlsafe(24)
-        with ExploreService(material, latents, overview, images, uploads) as service:
+        with ExploreService(report_data, latents, overview, images, uploads) as service:
             serving = Serving(
                 url=f"http://{host}:{port}/{token}/index.html",
-                n_latents=material.n_latents,
+                n_latents=report_data.n_latents,
                 n_images=int(store.valid.sum()),
                 can_upload=uploads is not None,
-                notes=material.notes_path,
+                notes=report_data.notes_path,
             )
             app = make_app(service, port=port, token=token)
             with ExploreServer(app, listener) as server, contextlib.suppress(KeyboardInterrupt):
                 on_ready(serving)
                 server.run()
-    return Ended(len(read_notes(material.notes_path, material.n_latents)), material.notes_path)
+    return Ended(len(read_notes(report_data.notes_path, report_data.n_latents)), report_data.notes_path)
 
 
 def _require(*names: str) -> None:

@@ -13,8 +13,8 @@ import torch
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.images.decoding import ImageDecoder
 from cytosae_pipeline.images.listing import ImageList
-from cytosae_pipeline.report.data.material import ReportData
 from cytosae_pipeline.report.data.notes import LatentNote, check_note, read_notes, save_note
+from cytosae_pipeline.report.data.report_data import ReportData
 from cytosae_pipeline.report.explore.uploads import UploadReader
 from cytosae_pipeline.report.records.encoding import to_script
 from cytosae_pipeline.report.records.latents import (
@@ -79,7 +79,7 @@ class ExploreService:
     """Computes what the page requests; use as a context manager.
 
     Args:
-        material: What the page is made of.
+        report_data: What the page is made of.
         latents: Latents with a card.
         overview: The overview's record; its notes are read from disk on every request.
         images: Location of the store's images; None if they were not found.
@@ -88,23 +88,23 @@ class ExploreService:
 
     def __init__(
         self,
-        material: ReportData,
+        report_data: ReportData,
         latents: npt.NDArray[np.int64],
         overview: dict[str, Any],
         images: ImageList | None,
         uploads: UploadReader | None,
     ) -> None:
-        self._material, self._latents, self._overview = material, latents, overview
+        self._report_data, self._latents, self._overview = report_data, latents, overview
         self._images, self._uploads = images, uploads
-        self._digests = material.store.column("images/sha256")
-        self._pairs = plan_comparisons(material.cohort) if material.cohort else []
+        self._digests = report_data.store.column("images/sha256")
+        self._pairs = plan_comparisons(report_data.cohort) if report_data.cohort else []
         self._data, self._pictures = ByteCache(_DATA_BYTES), ByteCache(_PICTURE_BYTES)
         self.computing = threading.Lock()
         """Held while the encoder or the vision transformer is used."""
         self._comparing = threading.Lock()
         self.closed = False
         """Whether the service has ended: computations still running then fail, and no client waits for them."""
-        self._reader = StoreReader(material.store, verify=not material.config.no_verify)
+        self._reader = StoreReader(report_data.store, verify=not report_data.config.no_verify)
 
     def __enter__(self) -> "ExploreService":
         return self
@@ -115,8 +115,8 @@ class ExploreService:
 
     def overview(self) -> bytes:
         """The overview, with the current notes."""
-        material = self._material
-        notes = read_notes(material.notes_path, material.n_latents)
+        report_data = self._report_data
+        notes = read_notes(report_data.notes_path, report_data.n_latents)
         record = {**self._overview, "notes": {str(latent): dict(note) for latent, note in notes.items()}}
         return to_script("overview", record)
 
@@ -126,7 +126,7 @@ class ExploreService:
         Raises:
             MissingError: If there is no latent of this number.
         """
-        if not 0 <= latent < self._material.n_latents:
+        if not 0 <= latent < self._report_data.n_latents:
             raise MissingError
         return self._once(f"latents/{latent}", self.computing, lambda: self._make_latent(latent))
 
@@ -145,10 +145,10 @@ class ExploreService:
         Raises:
             MissingError: If the images have no patients.
         """
-        cohort = self._material.cohort
+        cohort = self._report_data.cohort
         if cohort is None:
             raise MissingError
-        seed = self._material.config.seed
+        seed = self._report_data.config.seed
         return self._once(
             "patients", self._comparing, lambda: patients_record(cohort, self._latents, self._pairs, seed=seed)
         )
@@ -159,7 +159,7 @@ class ExploreService:
         Raises:
             MissingError: If there is no comparison of this number.
         """
-        cohort, config = self._material.cohort, self._material.config
+        cohort, config = self._report_data.cohort, self._report_data.config
         if cohort is None or not 0 <= number < len(self._pairs):
             raise MissingError
         pair = self._pairs[number]
@@ -183,7 +183,7 @@ class ExploreService:
             raise MissingError
         data = self._pictures.get(str(row))
         if data is None:
-            size = self._material.store.spec.preprocessing.image_size
+            size = self._report_data.store.spec.preprocessing.image_size
             with ImageDecoder(self._images, n_workers=0, image_size=size) as decoder:
                 (image,) = decoder.iter_rows([row])
             if not is_same(image, self._digests[row]):
@@ -199,9 +199,9 @@ class ExploreService:
         Raises:
             MissingError: If there is no such latent.
         """
-        if not 0 <= latent < self._material.n_latents:
+        if not 0 <= latent < self._report_data.n_latents:
             raise MissingError
-        notes = read_notes(self._material.notes_path, self._material.n_latents)
+        notes = read_notes(self._report_data.notes_path, self._report_data.n_latents)
         return notes.get(latent, LatentNote(name="", note=""))
 
     def save_note(self, latent: int, value: object) -> LatentNote | None:
@@ -218,14 +218,14 @@ class ExploreService:
             MissingError: If there is no such latent.
             RefusedError: If the value is not a note or is too long.
         """
-        if not 0 <= latent < self._material.n_latents:
+        if not 0 <= latent < self._report_data.n_latents:
             raise MissingError
         try:
             note = check_note(value)
             before = check_note(value["before"]) if isinstance(value, dict) and "before" in value else None
         except ValueError as error:
             raise RefusedError(str(error)) from error
-        return save_note(self._material.notes_path, self._material.n_latents, latent, note, before=before)
+        return save_note(self._report_data.notes_path, self._report_data.n_latents, latent, note, before=before)
 
     def upload(self, data: bytes) -> dict[str, Any]:
         """The record of an image that is not in the store, and its picture as a JPEG file in base64.
@@ -241,8 +241,8 @@ class ExploreService:
             )
         pixels = self._uploads.decode(data)
         with self.computing:
-            acts = encode_image(self._material, self._uploads.compute(pixels))
-            record = image_record(self._material, acts, None)
+            acts = encode_image(self._report_data, self._uploads.compute(pixels))
+            record = image_record(self._report_data, acts, None)
         return {**record, "picture": base64.b64encode(encode_jpeg(pixels)).decode("ascii")}
 
     def _once(self, name: str, lock: threading.Lock, make: Callable[[], dict[str, Any]]) -> bytes:
@@ -258,22 +258,22 @@ class ExploreService:
 
     def _make_latent(self, latent: int) -> dict[str, Any]:
         """A latent's record."""
-        material, one = self._material, np.array([latent])
-        sae, n_images = material.inputs.sae, PROFILE_IMAGES
+        report_data, one = self._report_data, np.array([latent])
+        sae, n_images = report_data.inputs.sae, PROFILE_IMAGES
         if sae.needs_whole_rows and sae.W_enc.device.type == "cpu":
-            n_images = profile_images(material.store.n_tokens, sae.W_enc.numel())
-        profiles = profile_sample(material, self._reader, one, n_images)
-        maps = maps_of_latent(material, self._reader, latent)
-        return next(latent_records(material, one, profiles, maps))
+            n_images = profile_images(report_data.store.n_tokens, sae.W_enc.numel())
+        profiles = profile_sample(report_data, self._reader, one, n_images)
+        maps = maps_of_latent(report_data, self._reader, latent)
+        return next(latent_records(report_data, one, profiles, maps))
 
     def _make_image(self, row: int) -> dict[str, Any]:
         """An image's record."""
         stored = torch.from_numpy(self._reader.read(np.array([row]))[0])
-        return image_record(self._material, encode_image(self._material, stored), row)
+        return image_record(self._report_data, encode_image(self._report_data, stored), row)
 
     def _check_row(self, row: int) -> None:
         """Refuse rows that do not exist or whose image is not readable."""
-        store = self._material.store
+        store = self._report_data.store
         if not 0 <= row < store.n_images or not store.valid[row]:
             raise MissingError
 

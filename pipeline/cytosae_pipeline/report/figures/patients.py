@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from cytosae.analysis.differential import GroupComparison, largest_differences
 from cytosae.analysis.latents import correlate, group_means
 from cytosae_pipeline.report.data.limits import SIGNIFICANT_Q
-from cytosae_pipeline.report.data.material import Cohort
+from cytosae_pipeline.report.data.report_data import Cohort
 from cytosae_pipeline.report.figures.style import (
     ONE_COLUMN_MM,
     QUIET,

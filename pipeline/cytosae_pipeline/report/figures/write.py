@@ -13,7 +13,7 @@ from cytosae.analysis.differential import GroupComparison
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.listing import ImageList
 from cytosae_pipeline.report.data.limits import MAX_CORRELATED
-from cytosae_pipeline.report.data.material import ReportData
+from cytosae_pipeline.report.data.report_data import ReportData
 from cytosae_pipeline.report.records.overview import training_record
 from cytosae_pipeline.report.records.patients import GroupPair
 from cytosae_pipeline.runtime.progress import Progress
@@ -39,20 +39,20 @@ def require_matplotlib() -> None:
 
 def write_figures(
     folder: Path,
-    material: ReportData,
+    data: ReportData,
     latents: npt.NDArray[np.int64],
     images: ImageList | None,
     *,
     comparisons: Sequence[tuple[GroupPair, GroupComparison]] = (),
     masking: dict[str, Any] | None = None,
 ) -> list[Path]:
-    """Write every figure that the material allows, as PNG at 300 dpi and as SVG whose text is text.
+    """Write every figure that the data allows, as PNG at 300 dpi and as SVG whose text is text.
 
     Pictures of cells are read for one figure at a time, so memory does not grow with the images.
 
     Args:
         folder: Where they go; made if it is not there.
-        material: What the page is made of.
+        data: What the page is made of.
         latents: Latents with a page, shape `(M,)`.
         images: Where the images lie; None if they are not at hand.
         comparisons: The groups compared, in the order of the page.
@@ -69,7 +69,7 @@ def write_figures(
     from cytosae_pipeline.report.figures.style import figure_style, save_figure
 
     folder.mkdir(parents=True, exist_ok=True)
-    plan = _plan(material, latents, images, comparisons, masking)
+    plan = _plan(data, latents, images, comparisons, masking)
     files: list[Path] = []
     with figure_style(), Progress("figures", len(plan), "figures") as bar:
         for name, draw in plan:
@@ -79,7 +79,7 @@ def write_figures(
 
 
 def _plan(
-    material: ReportData,
+    data: ReportData,
     latents: npt.NDArray[np.int64],
     images: ImageList | None,
     comparisons: Sequence[tuple[GroupPair, GroupComparison]],
@@ -90,19 +90,19 @@ def _plan(
     from cytosae_pipeline.report.figures.latents import draw_latents, draw_reference_images
     from cytosae_pipeline.report.figures.patients import draw_barcodes, draw_comparison, draw_correlation
 
-    plan: list[tuple[str, Callable[[], Figure]]] = [("latents", partial(draw_latents, material, latents))]
+    plan: list[tuple[str, Callable[[], Figure]]] = [("latents", partial(draw_latents, data, latents))]
     best = latents[:MAX_REFERENCE_LATENTS]
     for number, start in enumerate(range(0, len(best), LATENTS_A_FIGURE)):
         part = best[start : start + LATENTS_A_FIGURE]
-        plan.append((f"reference_images_{number}", partial(draw_reference_images, material, part, images)))
-    cohort = material.cohort
+        plan.append((f"reference_images_{number}", partial(draw_reference_images, data, part, images)))
+    cohort = data.cohort
     if cohort is not None:
         plan.append(("barcodes", partial(draw_barcodes, cohort, latents)))
         for number, (pair, found) in enumerate(comparisons):
             plan.append((f"comparison_{number}", partial(draw_comparison, cohort, pair, found)))
         if 2 <= len(cohort.names) <= MAX_CORRELATED:
             plan.append(("correlation", partial(draw_correlation, cohort)))
-    training = training_record(material)
+    training = training_record(data)
     if training is not None and training["curves"]:
         plan.append(("training", partial(draw_training, training)))
     if masking is not None:

@@ -11,47 +11,47 @@ from cytosae.analysis.latents import best_latents, select_latents
 from cytosae_pipeline.config.report import PageConfig, parse_latents, parse_range
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.report.data.limits import SIGNIFICANT_Q
-from cytosae_pipeline.report.data.material import ReportData
+from cytosae_pipeline.report.data.report_data import ReportData
 
 Latents = npt.NDArray[np.int64]
 
 
 def choose_latents(
-    material: ReportData, comparisons: Sequence[GroupComparison] = (), *, explore: bool = False
+    data: ReportData, comparisons: Sequence[GroupComparison] = (), *, explore: bool = False
 ) -> tuple[Latents, str]:
     """The latents that get a page, and a sentence that says which they are.
 
     At most half of them are those that differ most between groups of patients; the others are the most specific ones.
 
     Args:
-        material: What the page is made of.
+        data: What the page is made of.
         comparisons: Groups of patients compared.
         explore: Whether all others can be looked at too, so that these are a choice to begin with.
 
     Raises:
         UserError: If one is out of range, or none is left.
     """
-    config = material.config
+    config = data.config
     if config.latents is not None:
-        return _asked_for(config.latents, material.n_latents, explore=explore)
-    sparsity, mean = material.features.sparsity, material.features.mean_acts
+        return _asked_for(config.latents, data.n_latents, explore=explore)
+    sparsity, mean = data.features.sparsity, data.features.mean_acts
     selected = select_latents(
         sparsity,
         mean,
-        material.entropy,
+        data.entropy,
         log10_sparsity=parse_range("log10_sparsity", config.log10_sparsity),
         log10_mean=parse_range("log10_mean", config.log10_mean),
         entropy_range=parse_range("entropy", config.entropy),
     )
     if config.cluster:
-        selected &= np.isin(material.clusters, config.cluster)
+        selected &= np.isin(data.clusters, config.cluster)
     n_active, n_selected = int((sparsity > 0).sum()), int(selected.sum())
     if not n_selected:
         raise UserError(_nothing_left(config, n_active))
     differing = most_different(comparisons, selected, config.n_latents // 2)
     left = np.where(selected, sparsity, 0)
     left[differing] = 0
-    specific = best_latents(left, mean, material.entropy, config.n_latents - len(differing))
+    specific = best_latents(left, mean, data.entropy, config.n_latents - len(differing))
     chosen = np.concatenate([differing, specific])
     shown = "The cards show" if explore else "This report holds pages of"
     more = (
@@ -83,11 +83,11 @@ def most_different(comparisons: Sequence[GroupComparison], allowed: npt.NDArray[
     return np.array(list(itertools.islice(turns, n)), dtype=np.int64)
 
 
-def top_image_rows(material: ReportData, latents: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def top_image_rows(data: ReportData, latents: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Rows of all top images of the latents, in the order of the page's numbers, shape `(n,)`."""
-    rows = np.unique(material.top_rows[latents])
+    rows = np.unique(data.top_rows[latents])
     rows = rows[rows >= 0]
-    return rows[np.argsort(material.numbers[rows])]
+    return rows[np.argsort(data.numbers[rows])]
 
 
 def _asked_for(text: str, n_latents: int, *, explore: bool) -> tuple[Latents, str]:

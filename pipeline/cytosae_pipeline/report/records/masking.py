@@ -5,7 +5,7 @@ from typing import Any
 
 from cytosae.analysis.masking import Masking
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.report.data.material import ReportData
+from cytosae_pipeline.report.data.report_data import ReportData
 from cytosae_pipeline.statistics.masking import MaskingResult, run_masking
 
 logger = logging.getLogger(__name__)
@@ -19,24 +19,24 @@ _CURVE_NAMES: dict[Masking, str] = {
 }
 
 
-def measure_masking(material: ReportData, messages: list[str]) -> dict[str, Any] | None:
+def measure_masking(data: ReportData, messages: list[str]) -> dict[str, Any] | None:
     """Run the masking experiment.
 
     Args:
-        material: Store, autoencoder and options.
+        data: Store, autoencoder and options.
         messages: Gets a message for the page if the labels do not allow the experiment.
 
     Returns:
         The record; None if the experiment was not asked for or the labels do not allow it.
     """
-    config = material.config
+    config = data.config
     if not config.masking_images:
         return None
-    if len(material.features.labels) < 2:
+    if len(data.features.labels) < 2:
         logger.info("the masking experiment is skipped: it needs images of at least two labels")
         return None
     try:
-        result = run_masking(material.inputs, config, n_images=config.masking_images, seed=config.seed)
+        result = run_masking(data.inputs, config, n_images=config.masking_images, seed=config.seed)
     except UserError as error:
         # The error names the path of the store, which must not appear on a page that may be passed on.
         logger.info(f"the masking experiment is skipped: {error}")

@@ -11,7 +11,7 @@ from cytosae.analysis.classification import classify_groups
 from cytosae.analysis.differential import GroupComparison, Method, compare_groups, largest_differences
 from cytosae.analysis.latents import correlate, group_means
 from cytosae_pipeline.report.data.limits import MAX_CORRELATED
-from cytosae_pipeline.report.data.material import Cohort
+from cytosae_pipeline.report.data.report_data import Cohort
 from cytosae_pipeline.report.records.encoding import pack
 
 _PAIRS_UP_TO = 4

@@ -128,16 +128,16 @@ def open_report_data(config: PageConfig, *, pseudonymous: bool = False) -> Repor
     )
 
 
-def label_counts(material: ReportData) -> npt.NDArray[np.int64]:
+def label_counts(data: ReportData) -> npt.NDArray[np.int64]:
     """Readable images of each label, shape `(L,)`."""
-    here = material.labels[material.store.valid]
-    return np.bincount(here[here >= 0], minlength=len(material.features.labels))
+    here = data.labels[data.store.valid]
+    return np.bincount(here[here >= 0], minlength=len(data.features.labels))
 
 
-def main_labels(material: ReportData, latents: npt.NDArray[np.int64]) -> list[int]:
+def main_labels(data: ReportData, latents: npt.NDArray[np.int64]) -> list[int]:
     """The label with the largest value mass among each latent's top images; -1 where there is none."""
-    values, labels = material.features.values[latents], material.features.label_indices[latents]
-    mass = np.zeros((len(latents), len(material.features.labels) + 1))
+    values, labels = data.features.values[latents], data.features.label_indices[latents]
+    mass = np.zeros((len(latents), len(data.features.labels) + 1))
     np.add.at(mass, (np.arange(len(latents))[:, None], labels), np.where(labels >= 0, values, 0))
     best = mass[:, :-1].argmax(axis=1) if mass.shape[1] > 1 else np.full(len(latents), -1)
     return [int(label) if mass[at].any() else -1 for at, label in enumerate(best)]
@@ -207,23 +207,23 @@ def read_training(sae_path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def decoder_neighbours(material: ReportData, latents: npt.NDArray[np.int64], n: int) -> list[list[tuple[int, float]]]:
+def decoder_neighbours(data: ReportData, latents: npt.NDArray[np.int64], n: int) -> list[list[tuple[int, float]]]:
     """The active latents whose decoder rows have the largest cosine with each of the given ones.
 
     Args:
-        material: Store and autoencoder.
+        data: Store and autoencoder.
         latents: Latents, shape `(M,)`.
         n: Neighbours wanted.
     """
-    rows = torch.nn.functional.normalize(material.inputs.sae.W_dec.detach().float(), dim=1)
-    dead = torch.from_numpy(material.features.sparsity == 0).to(rows.device)
+    rows = torch.nn.functional.normalize(data.inputs.sae.W_dec.detach().float(), dim=1)
+    dead = torch.from_numpy(data.features.sparsity == 0).to(rows.device)
     found = []
     for part in torch.split(torch.from_numpy(latents), 64):
         here = part.to(rows.device)
         cosine = rows[here] @ rows.T
         cosine[:, dead] = -2
         cosine[torch.arange(len(here)), here] = -2
-        values, others = cosine.topk(min(n, material.n_latents), dim=1)
+        values, others = cosine.topk(min(n, data.n_latents), dim=1)
         for near, far in zip(values.tolist(), others.tolist(), strict=True):
             found.append([(other, value) for value, other in zip(near, far, strict=True) if value > -2])
     return found
