@@ -26,10 +26,9 @@ from cytosae_pipeline.config import BuildConfig, StatisticsConfig, TrainConfig
 from cytosae_pipeline.demo.cohort import plan_cohort, write_cohort
 from cytosae_pipeline.images.decoding import ImageDecoder
 from cytosae_pipeline.images.listing import ImageList, open_dataset
-from cytosae_pipeline.statistics.counts import compute_counts
-from cytosae_pipeline.statistics.features import compute_features
+from cytosae_pipeline.statistics.verbs import run_counts, run_features
 from cytosae_pipeline.training.loop import train
-from cytosae_pipeline.workspace.find import resolve_model_path
+from cytosae_pipeline.workspace.paths import resolve_model_path
 
 _BATCH = 16
 _N_WORKERS = 2
@@ -47,7 +46,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         source = options.images_path or draw_cells(root / "cells", options.images)
-        images = open_dataset(source).head(options.images)
+        images = open_dataset(source).spread(options.images)
         started = time.perf_counter()
         ours = run_ours(root, source, options)
         ours_s = time.perf_counter() - started
@@ -85,9 +84,9 @@ def run_ours(root: Path, source: Path, options: argparse.Namespace) -> dict[str,
     )  # fmt: skip
     lap("train")
     statistics = StatisticsConfig(**common, sae_path=trained.sae)
-    compute_features(statistics)
+    run_features(statistics)
     lap("features")
-    compute_counts(statistics, "patient")
+    run_counts(statistics, "patient")
     lap("patients")
     return seconds
 

@@ -19,20 +19,21 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from benchmarks.measure import print_line
 from cytosae.formats.checkpoint import save_sae
 from cytosae.sae.registry import make_sae
-from cytosae.statistics.accumulators import FeatureResult, GroupCounts
 from cytosae_cache.format.metadata import Provenance
 from cytosae_cache.format.spec import StoreSpec, TokenLayout
 from cytosae_cache.store import ActivationStore, ImageTable
 from cytosae_cache.writer import ShardData, StoreWriter
 from cytosae_pipeline.config import StatisticsConfig
-from cytosae_pipeline.statistics.counts import write_counts
-from cytosae_pipeline.statistics.encode import open_inputs, write_record
-from cytosae_pipeline.statistics.features import write_features
+from cytosae_pipeline.statistics.counts import Counts
+from cytosae_pipeline.statistics.features import Features
+from cytosae_pipeline.statistics.inputs import open_inputs
+from cytosae_pipeline.statistics.label_index import LabelIndex
+from cytosae_pipeline.statistics.records import make_record
+from cytosae_pipeline.statistics.results import Statistics
 
 _PROGRAM = (
     "import json, resource, sys; from cytosae_pipeline.cli.app import cli; cli(standalone_mode=False);"
@@ -99,19 +100,23 @@ def make_workspace(root: Path, n_images: int, options: argparse.Namespace) -> No
     config = StatisticsConfig(root_dir=root, store=str(root / "s.zarr"), sae_path=root / "sae.pt")
     inputs = open_inputs(config)
     values = np.sort(rng.random((options.latents, 10), dtype=np.float32))[:, ::-1].copy()
-    features = FeatureResult(
-        torch.from_numpy(rng.integers(0, n_images, (options.latents, 10))),
-        torch.from_numpy(values),
-        torch.from_numpy(rng.lognormal(size=options.latents).astype(np.float32)),
-        torch.from_numpy(rng.random(options.latents, dtype=np.float32).clip(1e-4)),
+    indices = rng.integers(0, n_images, (options.latents, 10))
+    labels = LabelIndex.of(inputs.store.images.label)
+    features = Features(
+        indices,
+        labels.numbers[indices],
+        values,
+        rng.lognormal(size=options.latents).astype(np.float32),
+        rng.random(options.latents, dtype=np.float32).clip(1e-4),
+        labels.names,
+        make_record(inputs, config, "features", top_k=10, n_images=n_images),
     )
-    write_features(inputs.folder, features, inputs.store)
-    write_record(inputs, config, "features", top_k=10, n_images=n_images)
     names = sorted(set(patients))
-    counts = GroupCounts(len(names), options.latents, 1)
-    counts.counts[0] = torch.from_numpy(rng.poisson(2.0, (len(names), options.latents)))
-    counts.n_images[:] = torch.from_numpy(np.bincount([int(name[1:]) for name in patients]))
-    write_counts(inputs, config, "patient", names, counts)
+    raw = rng.poisson(2.0, (1, len(names), options.latents))
+    of_patients = np.bincount([int(name[1:]) for name in patients])
+    record = make_record(inputs, config, "patients", thresholds=[0.2], normalize="image", normalised_threshold=0.2)
+    counts = Counts(raw, of_patients, np.array([0.2]), tuple(names), raw[0] / of_patients[:, None], record)
+    Statistics(features, {"patient": counts}).save(inputs)
     lines = [f"{name},{'abc'[at % 3]}" for at, name in enumerate(names)]
     (root / "groups.csv").write_text("\n".join(["patient,group", *lines]))
 

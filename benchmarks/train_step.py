@@ -19,12 +19,8 @@ from benchmarks.measure import compare, print_line
 from cytosae.sae.base import LossWeights, Sae
 from cytosae.training.fused_loss import MatmulConfig
 from cytosae.training.step import TrainStep
-from cytosae_pipeline.runtime.devices import (
-    TrainingPrecision,
-    choose_device,
-    choose_matmul,
-    choose_training_precision,
-)
+from cytosae_pipeline.runtime.devices import choose_device
+from cytosae_pipeline.training.matmul import TrainingPrecision, choose_matmul, choose_training_precision
 
 DENSITIES = (0.5, 0.1, 0.01, 0.001)
 CROSSOVER = (0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.01)

@@ -132,3 +132,16 @@ def demo_run(tmp_path_factory) -> Demo:
     result = CliRunner().invoke(cli, ["demo", "--root_dir", str(root)])
     assert result.exit_code == 0, result.output
     return Demo(root, result.output)
+
+
+@pytest.fixture
+def messages(caplog):
+    """A function that returns the package's messages since the last call, one per line."""
+    caplog.set_level("INFO", logger="cytosae_pipeline")
+
+    def take() -> str:
+        text = "\n".join(record.getMessage() for record in caplog.records)
+        caplog.clear()
+        return text
+
+    return take

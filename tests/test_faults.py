@@ -136,7 +136,7 @@ def test_a_killed_worker_ends_the_build_with_advice(site, tmp_path):
 def test_an_interrupted_build_resumes_to_the_same_bytes(site, tmp_path, number, n_shards):
     ended = site.build(tmp_path, kill_at_marks=(tmp_path, n_shards), number=number, group=True)
     assert ended.code == 130, ended.output
-    assert "interrupted; what was finished is kept. Go on with:" in ended.output
+    assert "interrupted; finished work is kept. Go on with:" in ended.output
     assert shlex.join(["cytosae-cache", *map(str, site.command(tmp_path))]) in ended.output
     assert "Traceback" not in ended.output
     assert not ended.left_over
@@ -169,7 +169,7 @@ def test_a_full_disk_stops_the_build_and_keeps_what_is_finished(site, tmp_path, 
     shutil.rmtree(seen)
     ended = site.build(small, before=f"mount -o remount,size=8m {small}", after=f"cp -a {small} {seen}; umount {small}")
     assert ended.code == 0, ended.output
-    n_kept = int(ended.output.partition("going on after ")[2].split()[0])
+    n_kept = int(ended.output.partition("resuming after ")[2].split()[0])
     assert n_kept >= 10
     site.assert_whole(seen)
 
@@ -318,7 +318,7 @@ def test_a_disk_of_images_that_is_taken_away_stops_the_build(with_images, with_s
     away.rename(with_images.images)
     output = with_images.build().output
     # Some images of the fourth shard were gone already: it was kept with them set aside, and is computed again now.
-    assert "going on after 15 images" in output
+    assert "resuming after 15 images" in output
     assert _snapshot(with_images.root / "out") == _snapshot(with_store.root / "out")
 
 
@@ -337,7 +337,7 @@ def test_images_that_came_back_are_taken_when_the_build_goes_on(with_images, wit
     with_images.build(code=130)
     gone.rename(path)
     output = with_images.build().output
-    assert "going on after 10 images" in output  # of the 15 that were finished
+    assert "resuming after 10 images" in output  # of the 15 that were finished
     assert _snapshot(with_images.root / "out") == _snapshot(with_store.root / "out")
 
 
@@ -421,10 +421,10 @@ def test_a_failing_disk_of_images_stops_the_build(with_images, with_store, monke
     monkeypatch.setattr(os, "read", fail)
     _at(monkeypatch, 10, lambda: failing.append(True))
     output = with_images.build(code=1).output
-    assert "cannot be read just now: Input/output error (2 attempts). What was finished is kept: type" in output
+    assert "cannot be read at the moment: Input/output error (2 attempts). What was finished is kept: type" in output
     assert "put an empty file in its place" in output
     failing.clear()
-    assert "going on after 15 images" in with_images.build().output
+    assert "resuming after 15 images" in with_images.build().output
     assert _snapshot(with_images.root / "out") == _snapshot(with_store.root / "out")
 
 

@@ -96,14 +96,21 @@ class ActivationStore:
             StoreIncompleteError: If its build has not finished.
             StoreCorruptError: If its metadata is not that of a store of this format.
         """
-        store = cls(location)
-        if not store.complete:
+        return cls(location).require_complete()
+
+    def require_complete(self) -> Self:
+        """The store itself, if its build has finished.
+
+        Raises:
+            StoreIncompleteError: If it has not.
+        """
+        if not self.complete:
             raise StoreIncompleteError(
-                f"store '{location}' is unfinished: {store.n_finished_shards} of {store.n_shards} shards are written. "
+                f"store '{self.path}' is unfinished: {self.n_finished_shards} of {self.n_shards} shards are written. "
                 f"Type the same build command again to finish it: "
-                f"cytosae-cache build --dataset_name {store.provenance.dataset} ..."
+                f"cytosae-cache build --dataset_name {self.provenance.dataset} ..."
             )
-        return store
+        return self
 
     @classmethod
     def create(

@@ -100,13 +100,14 @@ class Backbone(nn.Module):
         self._captured = output[0] if isinstance(output, tuple) else output
 
 
-def describe_backbone(path: Path, *, name: str | None, block: int) -> BackboneInfo:
+def describe_backbone(path: Path, *, name: str | None, block: int, weights_digest: str | None = None) -> BackboneInfo:
     """What a checkpoint holds, every key and shape checked, without building the network.
 
     Args:
         path: DinoBloom or DINOv2 checkpoint (.pth, .safetensors), or a local transformers folder.
         name: Name of the architecture; found out from the shapes if None.
         block: Block whose output is wanted, as a Python index.
+        weights_digest: `weights_sha256` of the path, if it is known already.
 
     Returns:
         The description; of a transformers folder it rests on the JSON files alone.
@@ -120,7 +121,7 @@ def describe_backbone(path: Path, *, name: str | None, block: int) -> BackboneIn
             f"no vision transformer at '{path}'. Say where its checkpoint lies with --model_path, "
             "or try the small one in the package with --model_path embedded"
         )
-    digest = weights_sha256(path)
+    digest = weights_digest or weights_sha256(path)
     if path.is_dir():
         folder = vit_transformers.read_folder(path)
         _check_block(block, folder.n_blocks, path)
@@ -163,6 +164,7 @@ def load_backbone(
     block: int,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    weights_digest: str | None = None,
 ) -> Backbone:
     """Load a backbone up to the wanted block; later blocks are neither built nor read.
 
@@ -172,6 +174,7 @@ def load_backbone(
         block: As for `describe_backbone`.
         device: Where the network goes.
         dtype: Type of its parameters.
+        weights_digest: As for `describe_backbone`.
 
     Returns:
         The network in eval mode, without gradients; its `info` is what `describe_backbone` gives.
@@ -180,7 +183,7 @@ def load_backbone(
         BackboneNotFoundError: If there is nothing at `path`.
         BackboneError: As for `describe_backbone`, or if a weight that is used is NaN or infinity.
     """
-    info = describe_backbone(path, name=name, block=block)
+    info = describe_backbone(path, name=name, block=block, weights_digest=weights_digest)
     n_kept = block % info.n_blocks + 1
     if path.is_dir():
         model, arguments = vit_transformers.load_folder(path, n_kept)

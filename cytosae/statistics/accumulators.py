@@ -5,7 +5,7 @@ bits for counts and top-k. The encoder that feeds them runs on fixed blocks of r
 differently with its shape.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,6 +22,10 @@ Normalization = Literal["image", "token", "none", "latents"]
 
 _ROW_BITS = 32
 _ROW_MASK = (1 << _ROW_BITS) - 1
+
+
+ActsHook = Callable[[slice, slice, torch.Tensor], None]
+"""Takes a range of images, a range of latents, and their activations, float32, shape `(n, T, n_latents)`."""
 
 
 class PooledActs(NamedTuple):
@@ -73,12 +77,13 @@ class BlockEncoder:
         return len(self._bias)
 
     @torch.no_grad()
-    def reduce(self, activations: torch.Tensor, first_row: int) -> PooledActs:
+    def reduce(self, activations: torch.Tensor, first_row: int, *, on_acts: ActsHook | None = None) -> PooledActs:
         """Scores and counts of consecutive rows.
 
         Args:
             activations: Shape `(n, T, D)`, any float type; moved to the autoencoder's device.
             first_row: Row number of the first image, which decides where blocks begin.
+            on_acts: Called with every block's images, latents and activations before they are pooled.
 
         Returns:
             One entry an image, on the autoencoder's device.
@@ -102,6 +107,8 @@ class BlockEncoder:
                 for number, threshold in enumerate(self._thresholds):
                     above = (acts > threshold).sum(dim=1, dtype=torch.int32)
                     counts[number, low:high, latents] = above[inside]
+                if on_acts is not None:
+                    on_acts(slice(low, high), latents, acts[inside])
                 at = latents.stop
         return PooledActs(scores, counts)
 

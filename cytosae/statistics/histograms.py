@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 BINS_PER_OCTAVE = 2
@@ -26,6 +28,13 @@ class ProfileResult(NamedTuple):
     """Mean score of each label's images, active or not, float64, shape `(M, L)`; 0 for labels without images."""
     n_images: torch.Tensor
     """Images of each label, int64, shape `(L,)`."""
+
+    def take(self, latents: npt.NDArray[np.int64]) -> "ProfileResult":
+        """The profiles of some latents only, in their order."""
+        at = torch.from_numpy(latents)
+        return ProfileResult(
+            self.histogram[at], self.n_zero[at], self.n_active[at], self.mean_scores[at], self.n_images
+        )
 
 
 class LatentProfiles:
@@ -53,24 +62,45 @@ class LatentProfiles:
         Raises:
             ValueError: If the shapes do not fit.
         """
-        if acts.ndim != 3 or acts.shape[0] != len(labels) or acts.shape[2] != len(self._n_zero):
+        self.count_images(labels)
+        self.add(acts, labels, slice(0, len(self._n_zero)))
+
+    def count_images(self, labels: torch.Tensor) -> None:
+        """Count images whose activations are passed to `add`, some latents at a time.
+
+        Args:
+            labels: Label of each image, int64, shape `(n,)`; -1 for none.
+        """
+        self._n_images += torch.bincount(labels[labels >= 0], minlength=len(self._n_images))
+
+    def add(self, acts: torch.Tensor, labels: torch.Tensor, latents: slice) -> None:
+        """Add activations of some of the latents on some of the images.
+
+        Args:
+            acts: Float32, shape `(n, T, m)`, all at least 0.
+            labels: Label of each image, int64, shape `(n,)`; -1 for none.
+            latents: Which m of the M latents these are.
+
+        Raises:
+            ValueError: If the shapes do not fit.
+        """
+        histogram, n_zero = self._histogram[latents], self._n_zero[latents]
+        if acts.ndim != 3 or acts.shape[0] != len(labels) or acts.shape[2] != len(n_zero):
             raise ValueError(
-                f"need acts (n, T, {len(self._n_zero)}) and labels (n,), found {tuple(acts.shape)} and "
-                f"{tuple(labels.shape)}"
+                f"need acts (n, T, {len(n_zero)}) and labels (n,), found {tuple(acts.shape)} and {tuple(labels.shape)}"
             )
         acts = acts.cpu()
         tokens = acts.flatten(0, 1)
         at, latent = tokens.nonzero(as_tuple=True)
         exponents = tokens[at, latent].log2().sub_(LOWEST_EXPONENT).mul_(BINS_PER_OCTAVE)
         bins = exponents.floor_().clamp_(0, N_BINS - 1).to(torch.int64)
-        flat = torch.bincount(latent * N_BINS + bins, minlength=self._histogram.numel())
-        self._histogram += flat.view_as(self._histogram)
-        self._n_zero += len(tokens) - torch.bincount(latent, minlength=len(self._n_zero))
+        flat = torch.bincount(latent * N_BINS + bins, minlength=histogram.numel())
+        histogram += flat.view_as(histogram)
+        n_zero += len(tokens) - torch.bincount(latent, minlength=len(n_zero))
         known = labels >= 0
         scores = acts.mean(dim=1)[known]
-        self._n_active.index_add_(0, labels[known], (scores > 0).to(torch.int64))
-        self._sums.index_add_(0, labels[known], scores.double())
-        self._n_images += torch.bincount(labels[known], minlength=len(self._n_images))
+        self._n_active[:, latents].index_add_(0, labels[known], (scores > 0).to(torch.int64))
+        self._sums[:, latents].index_add_(0, labels[known], scores.double())
 
     def merge(self, other: "LatentProfiles") -> None:
         """Add what another accumulator counted on other images."""

@@ -1,9 +1,7 @@
 """Stage one: run the vision transformer once over a data set and write its activation store."""
 
 import contextlib
-import csv
 import errno
-import io
 import logging
 import os
 import shutil
@@ -35,8 +33,9 @@ from cytosae_pipeline.images.files import VANISHED
 from cytosae_pipeline.images.listing import ImageList, open_dataset
 from cytosae_pipeline.runtime.devices import autocast, choose_device, choose_precision
 from cytosae_pipeline.runtime.progress import Progress, format_bytes, format_seconds
-from cytosae_pipeline.workspace.find import require_dataset, resolve_model_path
-from cytosae_pipeline.workspace.paths import Workspace
+from cytosae_pipeline.workspace.csv_files import to_csv
+from cytosae_pipeline.workspace.find import require_dataset
+from cytosae_pipeline.workspace.paths import Workspace, resolve_model_path
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -50,27 +49,27 @@ _TORCH_SINGLE_THREADED = 32_768
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """What a build will do, decided before any work."""
+    """What a build will do, decided before any work begins."""
 
     images: ImageList
     """Images in row order."""
     model_path: Path
     """Checkpoint of the backbone."""
     info: BackboneInfo
-    """What the checkpoint holds."""
+    """Description of the checkpoint."""
     spec: StoreSpec
     """What identifies the store."""
     store: Location
-    """Where the store will lie."""
+    """Place of the store."""
     n_bytes: int
     """Bytes of its activations, uncompressed."""
     free_bytes: int | None
-    """Free disk where it will lie; None on remote storage."""
+    """Free disk at that place; None for remote storage."""
     device: torch.device
-    """Where the network will run."""
+    """Device of the network."""
 
     def describe(self) -> str:
-        """The plan for people."""
+        """The plan as text."""
         first = self.images.rows[0]
         free = "remote" if self.free_bytes is None else f"{format_bytes(self.free_bytes)} free"
         labels, patients = ({name for name in column if name} for column in (self.images.labels, self.images.patients))
@@ -95,16 +94,16 @@ class BuildResult:
     n_skipped: int
     """Images set aside as unreadable."""
     skipped_reasons: dict[str, int]
-    """How many for each kind of reason."""
+    """Images of each kind of reason."""
     skipped_csv: Path | None
-    """Their list, if there are any."""
+    """List of these images, if there are any."""
     status: Literal["built", "resumed", "already complete"]
     """What had to be done."""
     seconds: float
-    """Time it took."""
+    """Duration in seconds."""
 
 
-def plan_build(config: BuildConfig) -> BuildPlan:
+def plan_build(config: BuildConfig, *, weights_digest: str | None = None) -> BuildPlan:
     """Decide everything about a build without reading an image or running the network.
 
     Raises:
@@ -120,8 +119,10 @@ def plan_build(config: BuildConfig) -> BuildPlan:
         )
     images = open_dataset(config.images or workspace.dataset_dir(name), config.layout)
     if config.limit is not None:
-        images = images.head(config.limit)
-    info = describe_backbone(model_path, name=config.model_name, block=config.block_layer)
+        images = images.spread(config.limit)
+    info = describe_backbone(
+        model_path, name=config.model_name, block=config.block_layer, weights_digest=weights_digest
+    )
     device = choose_device(config.device)
     spec = make_spec(info, store_dtype=config.store_dtype, precision=choose_precision(config.precision, device))
     store = open_storage(config.store or workspace.store_path(name, spec.hash)).location
@@ -130,7 +131,7 @@ def plan_build(config: BuildConfig) -> BuildPlan:
 
 
 def _free_bytes(store: Location) -> int | None:
-    """Free disk where a store lies or will lie; None on remote storage."""
+    """Free disk at the place of a store; None for remote storage."""
     if isinstance(store, str):
         return None
     return shutil.disk_usage(_existing(store)).free
@@ -151,16 +152,16 @@ def make_spec(info: BackboneInfo, *, store_dtype: StoreDtype, precision: Precisi
     )
 
 
-def build_store(config: BuildConfig) -> BuildResult:
-    """Build the store of a data set, go on with an interrupted build, or do nothing if it is complete.
+def build_store(config: BuildConfig, *, weights_digest: str | None = None) -> BuildResult:
+    """Build the store of a data set, resume an interrupted build, or do nothing if the store is complete.
 
     Raises:
         ValueError: If the data set, checkpoint or an existing store does not fit; the message says what to do.
-        StoreError: If the disk is full or cannot be written; what was finished is kept.
-        SourceError: If the disk with the images fails; what was finished is kept.
+        StoreError: If the disk is full or cannot be written; finished work is kept.
+        SourceError: If the disk with the images fails; finished work is kept.
     """
     started = time.monotonic()
-    plan = plan_build(config)
+    plan = plan_build(config, weights_digest=weights_digest)
     for note in plan.images.notes:
         logger.info(note)
     logger.info(plan.describe())
@@ -182,7 +183,7 @@ def build_store(config: BuildConfig) -> BuildResult:
 
 
 def _destroy(folder: StorageBackend, *, chosen: bool) -> None:
-    """Remove a store. At a place that the user chose, nothing but what can be opened as one, or a build's leftovers."""
+    """Delete a store. At a place chosen by the user, delete only what opens as a store, or leftovers of a build."""
     try:
         ActivationStore(folder.location)
     except StoreNotFoundError:
@@ -196,14 +197,14 @@ def _destroy(folder: StorageBackend, *, chosen: bool) -> None:
 def _open_or_create(
     config: BuildConfig, plan: BuildPlan
 ) -> tuple[ActivationStore, Literal["built", "resumed", "already complete"]]:
-    """The store to fill, and what it takes."""
+    """The store to fill, and what has to be done."""
     images = plan.images
     digest = images.digest()
     if open_storage(plan.store).size("zarr.json") is None:
         if plan.free_bytes is not None and plan.n_bytes > plan.free_bytes and config.compression == "none":
             raise StoreError(
                 f"the store needs {format_bytes(plan.n_bytes)}, but only {format_bytes(plan.free_bytes)} are free at "
-                f"'{plan.store}'. Free some, use another --root_dir, or --limit the number of images"
+                f"'{plan.store}'. Free some space, use another --root_dir, or --limit the number of images"
             )
         stamp = int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
         created = datetime.fromtimestamp(stamp, UTC).isoformat()
@@ -218,12 +219,12 @@ def _open_or_create(
     if store.provenance.list_digest != digest:
         raise StoreMismatchError(
             f"store '{plan.store}' was made from {store.n_images:,} images with list digest "
-            f"{store.provenance.list_digest[:12]}, the list found now has {len(images):,} and digest "
+            f"{store.provenance.list_digest[:12]}, the current list has {len(images):,} and digest "
             f"{digest[:12]}: images, labels or patients changed. Use another --dataset_name, or --overwrite "
-            "to build it anew"
+            "to build it from scratch"
         )
     if store.complete:
-        # A build that was killed at its very end may have left its marks.
+        # A build that was killed at its very end may have left marks behind.
         store.storage.remove(store.storage.names(f"{PROGRESS_FOLDER}/"))
         check_sizes(store, images)
         return store, "already complete"
@@ -231,8 +232,9 @@ def _open_or_create(
     found = (store.shard_images, store.compression, store.provenance.device)
     if wanted != found:
         raise StoreMismatchError(
-            f"the unfinished store '{plan.store}' was begun with --shard_images {found[0]} --compression {found[1]} "
-            f"--device {found[2]}, now they are {wanted[0]}, {wanted[1]} and {wanted[2]}. Give the same, or --overwrite"
+            f"the unfinished store '{plan.store}' was started with --shard_images {found[0]} --compression {found[1]} "
+            f"--device {found[2]}, now these are {wanted[0]}, {wanted[1]} and {wanted[2]}. Give the same values, or "
+            "--overwrite"
         )
     return store, "resumed"
 
@@ -253,11 +255,12 @@ def _fill(store: ActivationStore, config: BuildConfig, plan: BuildPlan) -> None:
         rows = [row for shard in todo for row in store.shard_rows(shard)]
         done = store.n_images - len(rows)
         if done:
-            logger.info(f"going on after {done:,} images that are on disk and verified")
+            logger.info(f"resuming after {done:,} images that are on disk and verified")
         if rows:
             backbone = load_backbone(
-                plan.model_path, name=config.model_name, block=config.block_layer, device=plan.device
-            )
+                plan.model_path, name=config.model_name, block=config.block_layer, device=plan.device,
+                weights_digest=plan.info.weights_sha256,
+            )  # fmt: skip
             with Progress("build", store.n_images, "images", done=done) as progress:
                 decoded = decoder.iter_rows(rows)
                 for shard in todo:
@@ -274,7 +277,7 @@ def _compute_shard(
     plan: BuildPlan,
     progress: Progress,
 ) -> ShardData:
-    """Run the network over one shard's images, in batches that begin at the shard's first row."""
+    """Run the network on one shard's images, in batches that begin at the shard's first row."""
     rows = store.shard_rows(shard)
     activations = np.empty((len(rows), *store.spec.image_shape), dtype=store.dtype)
     digests: list[bytes | None] = []
@@ -286,7 +289,7 @@ def _compute_shard(
             if image.reason and config.strict_images:
                 raise StoreError(
                     f"image '{plan.images.rows[image.row].path}' cannot be read: {image.reason}. "
-                    "Repair or remove it, or leave out --strict-images to set such images aside"
+                    "Repair or remove it, or omit --strict-images to set such images aside"
                 )
         computed = compute_activations(backbone, batch, plan.spec, plan.info, plan.device)
         activations[start : start + len(batch)] = computed
@@ -296,9 +299,9 @@ def _compute_shard(
         progress.advance(len(batch))
     if len(rows) > 1 and all(reason == VANISHED for reason in reasons):
         raise StoreError(
-            f"{len(rows):,} images in a row are gone that were there when the build began, the first "
-            f"'{plan.images.rows[rows[0]].path}' in '{plan.images.root}': was a disk taken away? What was finished is "
-            "kept: type the command again to go on"
+            f"{len(rows):,} consecutive images have vanished since the build began, the first "
+            f"'{plan.images.rows[rows[0]].path}' in '{plan.images.root}': was a disk unmounted? Finished work is "
+            "kept: type the command again to resume"
         )
     return ShardData(shard, activations, digests, reasons, sizes)
 
@@ -308,7 +311,8 @@ def compute_activations(
 ) -> "npt.NDArray[Any]":
     """Activations of a batch in the store's dtype, shape `(n, T, D)`; NaN for unreadable images.
 
-    Unreadable images keep their place in the batch as black pictures, so that no other image's numbers depend on them.
+    Unreadable images keep their slot in the batch as black pictures, so that the numbers of other images do not depend
+    on them.
     """
     size = info.image_size
     pixels = np.zeros((len(batch), size, size, 3), dtype=np.uint8)
@@ -328,7 +332,7 @@ def compute_activations(
 def widen_with_torch(out: "npt.NDArray[np.float64]", values: "npt.NDArray[Any]") -> None:
     """Convert float16 to float64 with the processor's own instructions, which numpy does not use.
 
-    Works on slices too small for torch to spread over threads, which the network needs.
+    Works on slices too small for torch to split among threads, which the network needs.
     """
     step = max(1, _TORCH_SINGLE_THREADED // values.shape[1])
     for start in range(0, len(values), step):
@@ -337,23 +341,20 @@ def widen_with_torch(out: "npt.NDArray[np.float64]", values: "npt.NDArray[Any]")
 
 
 def _write_skipped(store: ActivationStore, path: Path) -> Path | None:
-    """List the unreadable images with reasons beside the store; None if there are none."""
+    """Write the list of unreadable images with reasons beside the store; None if there are none."""
     rows = np.flatnonzero(~store.valid).tolist()
     if not rows:
         return None
     reasons = store.column("images/reason")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", "path", "reason"])
-    writer.writerows([row, store.images.path[row], str(reasons[row])] for row in rows)
+    table = to_csv(["row", "path", "reason"], ([row, store.images.path[row], str(reasons[row])] for row in rows))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, text.getvalue().encode())
+    write_file(path, table)
     return path
 
 
 @contextlib.contextmanager
 def _disk_messages(store: Location) -> Iterator[None]:
-    """Say of errors of the disk where they happened and what to do; those of remote storage say it themselves."""
+    """Turn errors of the disk into messages that say where and what to do; those of remote storage already do."""
     try:
         yield
     except OSError as error:
@@ -364,15 +365,15 @@ def _disk_messages(store: Location) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             free = format_bytes(shutil.disk_usage(_existing(store)).free)
             raise StoreError(
-                f"{where} ({free} free). What was finished is kept: make room, then type the command again to go on"
+                f"{where} ({free} free). Finished work is kept: free some space, then type the command again to resume"
             ) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise StoreError(f"{where}. Make the folder writable, or use another --root_dir") from error
-        raise StoreError(f"{where}. What was finished is kept: type the command again to go on") from error
+        raise StoreError(f"{where}. Finished work is kept: type the command again to resume") from error
 
 
 def _concerns(error: OSError, store: Path) -> bool:
-    """Whether an error is one of the store's folder; those of writing to an open file name none."""
+    """Whether an error concerns the store's folder; errors of writing to an open file do not name one."""
     if not isinstance(error.filename, str):
         return True
     place = Path(error.filename).absolute()

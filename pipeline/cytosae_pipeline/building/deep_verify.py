@@ -1,4 +1,4 @@
-"""`verify --deep`: hash all images again, compute some of their activations again as the spec says, and compare."""
+"""`verify --deep`: hash all images again, recompute some activations as the spec says, and compare."""
 
 import dataclasses
 from pathlib import Path
@@ -17,53 +17,54 @@ from cytosae_pipeline.building.source_check import compare_source
 from cytosae_pipeline.config import StoreSource
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.decoding import ImageDecoder
-from cytosae_pipeline.images.listing import ImageList
+from cytosae_pipeline.images.listing import ImageList, list_stored_images
 from cytosae_pipeline.runtime.devices import choose_device
 from cytosae_pipeline.runtime.progress import Progress
-from cytosae_pipeline.workspace.find import list_stored_images, resolve_model_path
-from cytosae_pipeline.workspace.paths import Workspace
+from cytosae_pipeline.workspace.paths import Workspace, resolve_model_path
 
 N_IMAGES = 16
-"""Images computed again, spread over the store."""
+"""Images that are recomputed, spread over the store."""
 
 _BATCH_IMAGES = 8
 _INT8_TOLERANCE = 0.05
-"""The same for codes, as the root mean square of the difference; docs/half-size.md has what is usual."""
+"""The same for int8 codes, as the root mean square of the difference; docs/half-size.md says what is usual."""
 
 _TOLERANCE = {"fp32": 2e-3, "fp16": 1e-2, "bf16": 5e-2}
-"""Largest difference allowed, as a share of the image's root mean square: the rounding of the number types."""
+"""Largest allowed difference, as a share of the image's root mean square: the rounding of the number types."""
 
 
 def verify_against_source(store: ActivationStore, config: StoreSource) -> list[str]:
-    """Compare the images with their recorded digests, and stored activations with freshly computed ones.
+    """Compare the images with their recorded digests, and stored activations with recomputed ones.
 
     Args:
         store: A complete store.
-        config: Where the checkpoint and the images are.
+        config: Names the checkpoint and the images.
 
     Returns:
-        A line a problem: an image that changed or vanished, or whose activations differ.
+        One line per problem: an image that changed or vanished, or whose activations differ.
 
     Raises:
-        UserError: If the checkpoint or the images are not named, or the checkpoint is not the store's.
+        UserError: If the checkpoint or the images are missing, or the checkpoint is not the store's.
     """
     model_path = resolve_model_path(config.model_path)
     if model_path is None:
-        raise UserError("--deep computes activations again: say from what with --model_path CHECKPOINT")
+        raise UserError("--deep recomputes activations: name the network with --model_path CHECKPOINT")
     info = describe_own_backbone(store, model_path, config.model_name)
     images = list_stored_images(store, config)
     if images is None:
         root = config.images or Workspace(config.root_dir).dataset_dir(store.provenance.dataset)
-        raise UserError(f"no images at '{root}': say where they are with --images PATH")
+        raise UserError(f"no images at '{root}': name their place with --images PATH")
     problems = _compare_files(store, images)
     sound = np.array([row for row in store.valid_rows.tolist() if row not in problems], dtype=np.int64)
     rows = sound[spread_rows(len(sound), N_IMAGES)]
     device = choose_device(config.device)
-    backbone = load_backbone(model_path, name=config.model_name, block=info.block, device=device)
+    backbone = load_backbone(
+        model_path, name=config.model_name, block=info.block, device=device, weights_digest=info.weights_sha256
+    )
     with (
         StoreReader(store) as reader,
         ImageDecoder(images, n_workers=0, image_size=info.image_size) as decoder,
-        Progress("compute again", len(rows), "images") as bar,
+        Progress("recompute", len(rows), "images") as bar,
         torch.inference_mode(),
     ):
         for start in range(0, len(rows), _BATCH_IMAGES):
@@ -72,23 +73,23 @@ def verify_against_source(store: ActivationStore, config: StoreSource) -> list[s
             stored = reader.read(np.array([image.row for image in batch])).astype(np.float64)
             for image, mine, theirs in zip(batch, computed, stored, strict=True):
                 if image.reason:
-                    problems[image.row] = f"the image cannot be read any more: {image.reason}"
+                    problems[image.row] = f"the image can no longer be read: {image.reason}"
                 elif _differ(mine, theirs, store.spec):
-                    problems[image.row] = "its activations differ from freshly computed ones"
+                    problems[image.row] = "its activations differ from recomputed ones"
             bar.advance(len(batch))
     return [f"row {row} ('{images.rows[row].path}'): {problem}" for row, problem in sorted(problems.items())]
 
 
 def describe_own_backbone(store: ActivationStore, model_path: Path, name: str | None) -> BackboneInfo:
-    """What a checkpoint holds, if it is the one that the store was made with.
+    """Description of a checkpoint, if it is the one that the store was built with.
 
     Args:
         store: The store.
         model_path: The checkpoint.
-        name: Name of its architecture; found out from the shapes if None.
+        name: Name of its architecture; detected from the shapes if None.
 
     Raises:
-        BackboneError: If there is no such checkpoint or it cannot be read.
+        BackboneError: If the checkpoint does not exist or cannot be read.
         UserError: If it is another one.
     """
     info = describe_backbone(model_path, name=name, block=store.spec.block - store.spec.n_blocks)
@@ -96,7 +97,7 @@ def describe_own_backbone(store: ActivationStore, model_path: Path, name: str | 
     spec = dataclasses.replace(spec, model_name=store.spec.model_name)
     if spec != store.spec:
         raise UserError(
-            f"'{model_path}' is not what store '{store.path}' was made with (store, checkpoint): "
+            f"'{model_path}' is not what store '{store.path}' was built with (store, checkpoint): "
             + "; ".join(store.spec.differences(spec))
         )
     return info

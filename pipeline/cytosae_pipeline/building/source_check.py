@@ -1,4 +1,4 @@
-"""Whether the images are still those that a store was made from."""
+"""Checks that the images are still those that a store was built from."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ _NAMED = 3
 
 
 def check_sizes(store: ActivationStore, images: ImageList) -> None:
-    """Compare the length of every image that is there with the one it had when it was read; reads no image.
+    """Compare the length of every existing image with its length when it was read; no image is read.
 
     Args:
         store: A complete store.
@@ -33,15 +33,16 @@ def check_sizes(store: ActivationStore, images: ImageList) -> None:
     if changed:
         raise StoreMismatchError(
             f"{len(changed):,} of {store.n_images:,} images changed since store '{store.path}' was built from them: "
-            f"{_first(changed)}. Put the old ones back, use another --dataset_name, or --overwrite to build it anew"
+            f"{_first(changed)}. Restore the old ones, use another --dataset_name, or --overwrite to build it "
+            "from scratch"
         )
 
 
 def reopen_shards(writer: StoreWriter, shards: Sequence[int], images: ImageList, decoder: ImageDecoder) -> list[int]:
-    """Hash the images of finished shards again, so that an interrupted build never mixes old and new ones.
+    """Hash the images of finished shards again, so that a resumed build never mixes old and new ones.
 
     Args:
-        writer: Of the unfinished store.
+        writer: Writer of the unfinished store.
         shards: The finished shards.
         images: The store's images.
         decoder: Reads them.
@@ -51,7 +52,7 @@ def reopen_shards(writer: StoreWriter, shards: Sequence[int], images: ImageList,
 
     Raises:
         StoreMismatchError: If images differ from those that were read; the message names the first.
-        SourceError: If the disk fails again and again.
+        SourceError: If the disk fails repeatedly.
     """
     store = writer.store
     n_rows = sum(len(store.shard_rows(shard)) for shard in shards)
@@ -70,20 +71,20 @@ def reopen_shards(writer: StoreWriter, shards: Sequence[int], images: ImageList,
     if changed:
         raise StoreMismatchError(
             f"{len(changed):,} images changed since the build of store '{store.path}' was interrupted: "
-            f"{_first(changed)}. Put the old ones back, or --overwrite to build it anew from the new ones"
+            f"{_first(changed)}. Restore the old ones, or --overwrite to build it from scratch from the new ones"
         )
     return reopened
 
 
 def compare_source(recorded: bytes, found: Hashed) -> str:
-    """What is wrong with an image that a complete store was made from; '' if nothing is."""
+    """What is wrong with an image of a complete store; '' if nothing is."""
     if found.reason:
-        return f"the image cannot be read any more: {found.reason}"
+        return f"the image can no longer be read: {found.reason}"
     return "" if found.sha256 == recorded else "the image file changed since the store was built"
 
 
 def count_reasons(store: ActivationStore) -> dict[str, int]:
-    """How many images were set aside for each kind of reason, the most frequent first."""
+    """Images set aside for each kind of reason, the most frequent first."""
     kinds = [str(reason).partition(":")[0] for reason in store.column("images/reason")[~store.valid]]
     names, counts = np.unique(np.array(kinds, dtype=np.dtypes.StringDType()), return_counts=True)
     order = np.argsort(-counts, kind="stable")

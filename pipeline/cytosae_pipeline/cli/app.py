@@ -15,13 +15,14 @@ from cytosae_pipeline.cli.output import log_to_stderr, messages, print_result
 from cytosae_pipeline.config import (
     PRESETS,
     BuildConfig,
+    ExploreConfig,
     ExportConfig,
+    ReportConfig,
     StatisticsConfig,
     StoreChoice,
     StoreSource,
     TrainConfig,
 )
-from cytosae_pipeline.config.report import ExploreConfig, ReportConfig
 from cytosae_pipeline.runtime.progress import Progress, format_bytes, format_seconds
 
 
@@ -46,13 +47,13 @@ def cli() -> None:
       cytosae-cache patients --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt
       cytosae-cache report   --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt
 
-    Option names may be written with _ or -. Every verb explains itself with --help.
+    Option names may be written with _ or -. Every verb has --help.
     """
 
 
 def main() -> None:
     """Entry point of the `cytosae-cache` command."""
-    # A polite kill saves as Ctrl-C does.
+    # SIGTERM is handled like Ctrl-C: work is saved.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     cli(prog_name="cytosae-cache")
 
@@ -76,8 +77,8 @@ def verb(function: Callable[..., Any]) -> click.Command:
 def build(as_json: bool, **values: Any) -> None:
     """Run the vision transformer once: images to a store.
 
-    Every image's activations are written to a chunked Zarr store that the other verbs stream. Interrupted, it goes
-    on where it stopped when the same command is typed again; complete, it returns at once.
+    Writes every image's activations to a chunked Zarr store that the other verbs stream. The same command typed again
+    resumes an interrupted build, and returns at once if the store is complete.
 
     \b
     cytosae-cache build --dataset_name mll23 --images ./mll23 --model_path ./DinoBloom-B.pth
@@ -107,14 +108,14 @@ def build(as_json: bool, **values: Any) -> None:
 @click.option(
     "--sweep",
     type=click.Path(path_type=Path),
-    help="TOML file with options as keys: lists make a run for each combination, all trained on one stream.",
+    help="TOML file with options as keys: lists give one run per combination, all trained on one stream.",
 )
 @config_options(TrainConfig)
 def train(sweep: Path | None, as_json: bool, **values: Any) -> None:
     """Train a sparse autoencoder on a store.
 
-    Needs neither the vision transformer nor the images. The same command typed again goes on with an interrupted
-    run; so does --resume RUN.
+    Needs neither the vision transformer nor the images. The same command typed again resumes an interrupted run, as
+    does --resume RUN.
 
     \b
     cytosae-cache train --dataset_name mll23 --preset cytosae
@@ -126,7 +127,7 @@ def train(sweep: Path | None, as_json: bool, **values: Any) -> None:
     config = make_config(TrainConfig, {**values, **preset})
     if sweep is not None:
         if config.resume is not None:
-            raise click.UsageError("--resume names one run; to go on with a sweep, type its command again")
+            raise click.UsageError("--resume names one run; to resume a sweep, type its command again")
         from cytosae_pipeline.training.sweep import run_sweep
 
         table = run_sweep(config, sweep)
@@ -156,12 +157,12 @@ def features(as_json: bool, **values: Any) -> None:
     cytosae-cache features --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt --top_k 10
     """
     config = make_config(StatisticsConfig, values)
-    from cytosae_pipeline.statistics.features import compute_features
+    from cytosae_pipeline.statistics.verbs import run_features
 
-    result = compute_features(config)
+    result = run_features(config)
     where = f"--dataset_name {config.dataset_name or 'NAME'} --sae_path '{config.sae_path}'"
     text = (
-        f"{result.n_active:,} of {result.n_latents:,} latents are active on one of {result.n_images:,} images\n"
+        f"{result.n_active:,} of {result.n_latents:,} latents are active on any of {result.n_images:,} images\n"
         f"wrote in {result.folder}: {', '.join(path.name for path in result.files)}\n"
         f"look at it: cytosae-cache report {where}"
     )
@@ -184,7 +185,7 @@ def classes(as_json: bool, **values: Any) -> None:
 def patients(as_json: bool, **values: Any) -> None:
     """Count tokens above a threshold, by patient.
 
-    Several --threshold may be given: all raw counts are kept, cls_sae_cnt.npy is made from the first.
+    With several --threshold all raw counts are kept; cls_sae_cnt.npy uses the first.
 
     \b
     cytosae-cache patients --dataset_name hehr --sae_path out/checkpoints/RUN/final_....pt --threshold 0.2
@@ -195,9 +196,9 @@ def patients(as_json: bool, **values: Any) -> None:
 def _count(values: dict[str, Any], kind: Any, as_json: bool) -> None:
     """`classes` and `patients`."""
     config = make_config(StatisticsConfig, values)
-    from cytosae_pipeline.statistics.counts import compute_counts
+    from cytosae_pipeline.statistics.verbs import run_counts
 
-    result = compute_counts(config, kind)
+    result = run_counts(config, kind)
     noun = "patients" if kind == "patient" else "classes"
     text = (
         f"{len(result.groups):,} {noun} x {result.n_latents:,} latents from {result.n_images:,} images\n"
@@ -212,8 +213,8 @@ def report(as_json: bool, **values: Any) -> None:
     """Write a page of cells, latents and patients.
 
     The page is a folder that opens from disk, offline, in any browser: a scatter of all latents, each latent's top
-    images with heat maps over the cells, images taken apart patch by patch, patients compared by group. What stage two
-    has not computed yet is computed first. The vision transformer is not needed; the images are, for the pictures.
+    images with heat maps over the cells, images analysed patch by patch, patients compared by group. Statistics that
+    are missing are computed first. Needs the images for the pictures, but not the vision transformer.
 
     \b
     cytosae-cache report --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt
@@ -228,19 +229,19 @@ def report(as_json: bool, **values: Any) -> None:
     if result.figures:
         lines.append(f"figures: {result.figures[0].parent}")
     if result.key is not None:
-        lines.append(f"key of the pseudonyms, not part of the report, keep it to yourself: {result.key}")
+        lines.append(f"key of the pseudonyms (not part of the report; keep it secret): {result.key}")
     print_result(result, "\n".join([*lines, f"open in a browser: {result.index}"]), as_json)
 
 
 @verb
 @config_options(ExploreConfig)
 def explore(as_json: bool, **values: Any) -> None:
-    """Serve the page live: any latent, any image, your own ones.
+    """Serve the page live: any latent, any image, your own images.
 
-    The page of `report`, answered by this machine to this machine only, until Ctrl-C. Every latent and every image can
-    be opened; latents take names and notes, which are kept beside the feature data and are part of later reports. With
-    --model_path it takes new images apart, too; they are kept nowhere. The printed address holds a secret that is new
-    each time: whoever does not know it gets no answer. Needs: pip install "cytosae-cache[explore]"
+    Serves the page of `report` to this machine only, until Ctrl-C. Every latent and every image can be opened. Latents
+    can be named and annotated; notes are kept beside the feature data and appear in later reports. With --model_path it
+    also analyses images of your own, which are not stored. The printed address contains a secret that is new each time;
+    requests without it are refused. Needs: pip install "cytosae-cache[explore]"
 
     \b
     cytosae-cache explore --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt
@@ -252,7 +253,7 @@ def explore(as_json: bool, **values: Any) -> None:
 
     ended = run_explore(config, lambda serving: print_result(serving, serving.describe(), as_json))
     if not as_json:
-        click.echo(f"\nended; names and notes of latents ({ended.n_notes:,} now) are kept in {ended.notes}")
+        click.echo(f"\nstopped; names and notes of {ended.n_notes:,} latents are kept in {ended.notes}")
 
 
 @verb
@@ -260,11 +261,11 @@ def explore(as_json: bool, **values: Any) -> None:
 def export(as_json: bool, **values: Any) -> None:
     """Write an autoencoder, or what it found in a data set, for other programs.
 
-    Autoencoders (saelens, safetensors, reference) can be read again by the verbs here: give them as --sae_path. A file
-    with a pickled config, as `reference` writes it, runs code when other programs unpickle it; here it is read without.
+    Every verb reads exported autoencoders (saelens, safetensors, reference) as --sae_path. The pickled config that
+    `reference` writes runs code when other programs unpickle it; it is read here without being executed.
 
-    Statistics (anndata, csv, parquet) are those that `features` and `patients` have left for the autoencoder and the
-    data set, and the score of every image; what is missing is computed first.
+    Statistics (anndata, csv, parquet) are the results of `features` and `patients` and the score of every image;
+    missing results are computed first.
 
     \b
     cytosae-cache export --sae_path out/checkpoints/RUN/final_....pt --format saelens
@@ -293,7 +294,7 @@ def export(as_json: bool, **values: Any) -> None:
 
 
 @verb
-@click.option("--root-dir", type=click.Path(path_type=Path), default=Path(), help="Folder that holds out/.")
+@click.option("--root-dir", type=click.Path(path_type=Path), default=Path(), help="Folder that contains out/.")
 def list_(root_dir: Path, as_json: bool) -> None:
     """List stores and training runs."""
     from cytosae_pipeline.workspace.inventory import take_inventory
@@ -306,7 +307,7 @@ def list_(root_dir: Path, as_json: bool) -> None:
 @click.argument("path", required=False)
 @config_options(StoreChoice, leave_out=("store",))
 def info(path: str | None, as_json: bool, **values: Any) -> None:
-    """Show a store's whole provenance.
+    """Show where a store comes from.
 
     Takes the PATH or URL of the store, or --dataset_name.
     """
@@ -323,13 +324,13 @@ def info(path: str | None, as_json: bool, **values: Any) -> None:
 @verb
 @click.argument("path", required=False)
 @click.option(
-    "--deep", is_flag=True, help="Also compute some images' activations again, from --model_path and --images."
+    "--deep", is_flag=True, help="Also recompute the activations of some images, from --model_path and --images."
 )
 @config_options(StoreSource, leave_out=("store", "layout", "vit_type"))
 def verify(path: str | None, deep: bool, as_json: bool, **values: Any) -> None:
     """Check every file and checksum of a store.
 
-    Takes the PATH or URL of the store, or --dataset_name. Ends with exit code 1 if anything is wrong.
+    Takes the PATH or URL of the store, or --dataset_name. The exit code is 1 if anything is wrong.
 
     \b
     cytosae-cache verify --dataset_name mll23
@@ -369,11 +370,11 @@ def verify(path: str | None, deep: bool, as_json: bool, **values: Any) -> None:
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the cohort.")
 def demo(root_dir: Path, seed: int, as_json: bool) -> None:
-    """Run the whole program on a made-up cohort.
+    """Run the whole program on a synthetic cohort.
 
-    No data, no download, no GPU, about a minute. Draws blood cells of patients in three groups that differ in cell
-    composition, builds the store with the embedded vision transformer, trains an autoencoder, computes all statistics,
-    checks that the groups are found again, and writes a report to open in a browser.
+    Needs no data, download or GPU, and about a minute. Draws blood cells of patients in three groups that differ in
+    cell composition, builds the store with the embedded vision transformer, trains an autoencoder, computes all
+    statistics, checks that the groups are recovered, and writes a report to open in a browser.
     """
     from cytosae_pipeline.demo.run import run_demo
 

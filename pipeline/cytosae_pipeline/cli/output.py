@@ -1,4 +1,4 @@
-"""How a verb answers: its result for people or as JSON, and expected errors as messages."""
+"""Output of a verb: its result as text or JSON, messages on stderr, and expected errors as one message."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ import click
 from cytosae_pipeline.errors import UserError
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C or a request to end, as shells expect it."""
+"""Exit code after Ctrl-C or SIGTERM, as shells expect it."""
 
 
 def print_result(result: Any, text: str, as_json: bool) -> None:  # noqa: ANN401 - a record or a dict
@@ -57,7 +57,7 @@ def messages() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         command = shlex.join(["cytosae-cache", *sys.argv[1:]])
-        click.echo(f"\ninterrupted; what was finished is kept. Go on with:\n  {command}", err=True)
+        click.echo(f"\ninterrupted; finished work is kept. Resume with:\n  {command}", err=True)
         raise SystemExit(INTERRUPTED) from None
     except (ValueError, OSError, RuntimeError) as error:
         if not _is_expected(error):
@@ -66,7 +66,7 @@ def messages() -> Iterator[None]:
 
 
 def _is_expected(error: Exception) -> bool:
-    """Whether an error is one that a user can put right."""
+    """Whether an error is one that a user can fix."""
     from cytosae_cache.errors import StoreError
     from cytosae_pipeline.images.decoding import DecodingError
     from cytosae_pipeline.images.listing import DatasetError

@@ -1,16 +1,16 @@
-"""What `report` and `explore` can be told."""
+"""Options of `report` and `explore`."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cytosae_pipeline.config import StatisticsConfig, option
+from cytosae_pipeline.config.fields import option
+from cytosae_pipeline.config.statistics import StatisticsConfig
+from cytosae_pipeline.errors import UserError
 
 Range = tuple[float | None, float | None]
 """A closed range, as `cytosae.analysis.latents` takes it; None leaves an end open."""
-
-_MAX_CLUSTERS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +21,16 @@ class PageConfig(StatisticsConfig):
         None, "Latents that get a page, as numbers and ranges: 12,77,500-520. [default: the best by the options below]"
     )
     n_latents: int = option(
-        200, "How many get a page: up to half differ between groups of patients, the others are the most specific."
+        200,
+        "How many get a page: up to half differ between groups of patients, the others are the most specific.",
+        minimum=1,
     )
     log10_sparsity: str | None = option(
         None, "Only latents in this range, LO:HI with either end left out: -3:-1 = active on 0.1 to 10 % of the images."
     )
     log10_mean: str | None = option(None, "Only latents whose log10 mean activation lies in LO:HI.")
     entropy: str | None = option(None, "Only latents whose label entropy lies in LO:HI; 0 is one label only.")
-    clusters: int = option(5, "Clusters of latents by mean and sparsity (k-means).")
+    clusters: int = option(5, "Clusters of latents by mean and sparsity (k-means).", minimum=1, maximum=100)
     cluster: tuple[int, ...] = option(
         (), "Only latents of this cluster, numbered from 0 by falling sparsity; may be given several times."
     )
@@ -36,24 +38,21 @@ class PageConfig(StatisticsConfig):
         None, "CSV with columns patient,group. [default: the label, where each patient has one only]"
     )
     group_test: Literal["mann-whitney", "permutation"] = option("mann-whitney", "Test that compares two groups.")
-    masking_images: int = option(2000, "Images of the masking experiment, spread over the store; 0 leaves it out.")
-    seed: int = option(0, "Seed of clusters, folds, permutations and the masking experiment.")
+    masking_images: int = option(
+        2000, "Images of the masking experiment, spread over the store; 0 skips it.", minimum=0
+    )
+    seed: int = option(0, "Seed of clusters, folds, permutations and the masking experiment.", minimum=0)
 
     def __post_init__(self) -> None:
-        """Check ranges."""
+        """Check ranges, the list of latents and the clusters."""
         super().__post_init__()
-        for name, least in (("n_latents", 1), ("clusters", 1), ("masking_images", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, found {getattr(self, name)}")
-        if self.clusters > _MAX_CLUSTERS:
-            raise ValueError(f"clusters must be at most {_MAX_CLUSTERS}, found {self.clusters}")
         for name in ("log10_sparsity", "log10_mean", "entropy"):
             parse_range(name, getattr(self, name))
         if self.latents is not None:
             parse_latents(self.latents)
         wrong = [number for number in self.cluster if not 0 <= number < self.clusters]
         if wrong:
-            raise ValueError(
+            raise UserError(
                 f"cluster must lie in 0..{self.clusters - 1}, as clusters is {self.clusters}, found {wrong[0]}"
             )
 
@@ -73,21 +72,17 @@ class ReportConfig(PageConfig):
 class ExploreConfig(PageConfig):
     """Options of `explore`."""
 
-    masking_images: int = option(0, "Images of the masking experiment, done before the page opens; 0 leaves it out.")
-    port: int = option(0, "Port on 127.0.0.1; 0 takes a free one.")
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        super().__post_init__()
-        if not 0 <= self.port <= 65535:
-            raise ValueError(f"port must lie in 0..65535, found {self.port}")
+    masking_images: int = option(
+        0, "Images of the masking experiment, run before the page opens; 0 skips it.", minimum=0
+    )
+    port: int = option(0, "Port on 127.0.0.1; 0 takes a free one.", minimum=0, maximum=65535)
 
 
 def parse_range(name: str, text: str | None) -> Range | None:
     """A range written `LO:HI`; None if none was given.
 
     Raises:
-        ValueError: If it is none; the message names the option.
+        UserError: If it is none; the message names the option.
     """
     if text is None:
         return None
@@ -97,9 +92,9 @@ def parse_range(name: str, text: str | None) -> Range | None:
     except ValueError:
         colon = ""
     if not colon or any(end != end for end in ends):
-        raise ValueError(f"{name} must be LO:HI, such as -3:-1 or -3: or :-1, found {text!r}")
+        raise UserError(f"{name} must be LO:HI, such as -3:-1 or -3: or :-1, found {text!r}")
     if ends[0] is not None and ends[1] is not None and ends[0] > ends[1]:
-        raise ValueError(f"{name} must rise from LO to HI, found {text!r}")
+        raise UserError(f"{name} must rise from LO to HI, found {text!r}")
     return ends
 
 
@@ -107,15 +102,15 @@ def parse_latents(text: str) -> list[int]:
     """Latents written as `12,77,500-520`, each once, in the order given.
 
     Raises:
-        ValueError: If it is no such list, or names more than 100,000 latents.
+        UserError: If it is no such list, or names more than 100,000 latents.
     """
     chosen: dict[int, None] = {}
     for part in text.split(","):
         found = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part)
         if not found or (found[2] and int(found[2]) < int(found[1])):
-            raise ValueError(f"latents must be numbers and ranges, such as 12,77,500-520, found {part!r}")
+            raise UserError(f"latents must be numbers and ranges, such as 12,77,500-520, found {part!r}")
         first, last = int(found[1]), int(found[2] or found[1])
         if len(chosen) + last - first >= 100_000:
-            raise ValueError(f"latents names more than 100,000 latents: {text[:60]!r}")
+            raise UserError(f"latents names more than 100,000 latents: {text[:60]!r}")
         chosen.update(dict.fromkeys(range(first, last + 1)))
     return list(chosen)

@@ -1,8 +1,8 @@
-"""Procedural pictures of white blood cells: a pure function of class, random state and size.
+"""Synthetic pictures of white blood cells: a pure function of class, random state and size.
 
 Numpy and Pillow only. Lengths are in units of 1/224 of the frame's side, so that the same random state draws the same
-cell at every size. The pictures imitate a Giemsa-stained smear well enough to try the tool on; they teach nothing about
-real cells.
+cell at every size. The pictures imitate a Giemsa-stained smear well enough to try the tool; nothing about real cells
+can be learned from them.
 """
 
 import functools
@@ -55,7 +55,7 @@ class CellLook:
     nucleus_share: tuple[float, float] = (0.8, 0.88)
     """Radius of a round nucleus as a share of the cell's."""
     rim: float = 0.0
-    """How much darker the cytoplasm grows towards the cell's border."""
+    """How much darker the cytoplasm is towards the cell's border."""
     chromatin: tuple[float, float] = (5.0, 0.12)
     """Grain of the chromatin in units, and its contrast."""
     nucleoli: tuple[int, int] = (0, 0)
@@ -157,7 +157,7 @@ class _Canvas:
     left: int
     top: int
     scale: float
-    """Pixels a unit."""
+    """Pixels per unit."""
 
     @classmethod
     def make(cls, size: int, rng: np.random.Generator) -> "_Canvas":

@@ -1,10 +1,9 @@
-"""A small cohort of procedural cells with a planted truth: which groups, which patients, which composition.
+"""A small cohort of synthetic cells with a planted truth: groups, patients and their cell composition.
 
-The plan is a pure function of its seed; writing it is resumable. No torch here: the demonstration's pictures are ready
-before it is loaded. `synthetic_cells` draws, and its public names are repeated here.
+The plan is a pure function of its seed; writing it is resumable. No torch here: the pictures are ready before it is
+loaded. `cells` draws them.
 """
 
-import csv
 import hashlib
 import io
 import os
@@ -17,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from cytosae_pipeline.demo.cells import CELL_CLASSES, GENERATOR_VERSION, make_cell, make_stain
+from cytosae_pipeline.workspace.csv_files import to_csv
 
 __all__ = [
     "CELL_CLASSES",
@@ -57,7 +57,7 @@ class SyntheticCell:
 
 @dataclass(frozen=True)
 class CohortPlan:
-    """What a cohort consists of; `make_cells` spells it out."""
+    """Plan of a cohort; `make_cells` lists its cells."""
 
     seed: int
     n_patients_per_group: int = 12
@@ -78,7 +78,7 @@ class CohortPlan:
                 )
 
     def make_cells(self) -> list[SyntheticCell]:
-        """Spell out every cell; patients take the groups in turn, so that a larger cohort only adds to a smaller."""
+        """List every cell; patients take the groups in turn, so that a larger cohort extends a smaller one."""
         names = tuple(self.groups)
         return [
             cell
@@ -118,10 +118,10 @@ def write_cohort(
 ) -> Path:
     """Write the planned images as JPEG, `manifest.csv`, and the planted truth in `patients.csv`.
 
-    Images that are already there and right, by the tag and the SHA-256 in their comment, are left alone.
+    Images that exist and are correct, by the tag and the SHA-256 in their comment, are not written again.
 
     Args:
-        folder: Made where missing; the paths in the manifest are relative to it.
+        folder: Created if missing; paths in the manifest are relative to it.
         cells: The plan.
         size: Side of the images in pixels.
         on_progress: Called with images done and images planned after each.
@@ -138,22 +138,16 @@ def write_cohort(
         if on_progress is not None:
             on_progress(n_done, len(cells))
     patients = {cell.patient: cell.group for cell in cells}
-    _replace(folder / "patients.csv", _csv([("patient", "group"), *patients.items()]))
+    _replace(folder / "patients.csv", to_csv(("patient", "group"), patients.items()))
     rows = [(cell.path, cell.label, cell.patient) for cell in cells]
     manifest = folder / "manifest.csv"
-    _replace(manifest, _csv([("path", "label", "patient"), *rows]))
+    _replace(manifest, to_csv(("path", "label", "patient"), rows))
     return manifest
 
 
 def _make_rng(seed: Sequence[int], purpose: str) -> np.random.Generator:
     """An independent stream for each purpose."""
     return np.random.default_rng([*seed, len(seed), int.from_bytes(purpose.encode(), "big")])
-
-
-def _csv(rows: Sequence[Sequence[str]]) -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
 
 
 def _encode(picture: Image.Image, tag: bytes) -> bytes:
@@ -166,7 +160,7 @@ def _encode(picture: Image.Image, tag: bytes) -> bytes:
 
 
 def _is_right(path: Path, tag: bytes) -> bool:
-    """Whether a file is one that `_encode` made with this tag, undamaged."""
+    """Whether a file was made by `_encode` with this tag and is undamaged."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -176,7 +170,7 @@ def _is_right(path: Path, tag: bytes) -> bool:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
+    """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_bytes(data)

@@ -1,4 +1,4 @@
-"""`demo`: the whole program on a made-up cohort whose groups are planted and known."""
+"""`demo`: the whole program on a synthetic cohort with planted groups."""
 
 import csv
 import time
@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cytosae.analysis.latents import is_defined, label_entropy, leave_one_out_accuracy
 from cytosae_pipeline.building.build import build_store
-from cytosae_pipeline.config import BuildConfig, StatisticsConfig, TrainConfig
-from cytosae_pipeline.config.report import ReportConfig
+from cytosae_pipeline.config import BuildConfig, ReportConfig, StatisticsConfig, TrainConfig
 from cytosae_pipeline.demo.cohort import plan_cohort, write_cohort
 from cytosae_pipeline.report.static import write_report
 from cytosae_pipeline.runtime.progress import Progress, format_seconds
-from cytosae_pipeline.statistics.counts import compute_counts
-from cytosae_pipeline.statistics.features import compute_features
+from cytosae_pipeline.statistics.counts import Counts
+from cytosae_pipeline.statistics.features import Features
+from cytosae_pipeline.statistics.inputs import open_inputs
+from cytosae_pipeline.statistics.results import compute_statistics
 from cytosae_pipeline.training.loop import train
 
 DATASET = "demo"
@@ -25,7 +25,7 @@ _N_PATIENTS_PER_GROUP = 12
 _N_CELLS_PER_PATIENT = 20
 _N_LATENTS = 60
 _MARGIN = 0.25
-"""Accuracy above chance from which the groups count as recovered: far outside chance's spread with 36 patients."""
+"""Accuracy above chance from which groups count as recovered: far outside the spread of chance with 36 patients."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class DemoResult:
     """What the demo made and found."""
 
     files: list[Path | str]
-    """Everything written, folders for the stores and images."""
+    """Everything that was written; folders for stores and images."""
     n_images: int
     """Cells drawn."""
     explained_variance: float
     """Share of the activations' variance that the autoencoder explains at the last step."""
     l0: float
-    """Active latents a token at the last step."""
+    """Active latents per token at the last step."""
     n_specific: int
     """Active latents whose top images are nearly all of one class (label entropy below 0.1 nats)."""
     n_active: int
@@ -47,28 +47,28 @@ class DemoResult:
     accuracy: float
     """Leave-one-out accuracy of telling a patient's group from its latent counts."""
     chance: float
-    """Accuracy of guessing."""
+    """Accuracy of always guessing the largest group."""
     report: Path
     """The page to open in a browser."""
     seconds: float
-    """Time it took."""
+    """Duration in seconds."""
     root: Path
     """The demo's folder."""
 
     @property
     def recovered(self) -> bool:
-        """Whether the planted groups were found again."""
+        """Whether the planted groups were recovered."""
         return self.accuracy >= self.chance + _MARGIN
 
     def describe(self) -> str:
-        """The result for people, and what to type next."""
+        """The result as text, and what to type next."""
         verdict = "the planted groups are recovered" if self.recovered else "the planted groups were NOT recovered"
         files = "\n".join(f"  {path}" for path in self.files)
         return (
             f"\n{self.n_images:,} cells, explained variance {self.explained_variance:.3f}, "
-            f"{self.l0:.1f} active latents a token (L0)\n"
+            f"{self.l0:.1f} active latents per token (L0)\n"
             f"{self.n_specific} of {self.n_active} active latents fire for one cell class only\n"
-            f"patients' groups told from their latent counts, leave one out: {self.accuracy:.0%} right "
+            f"patients' groups predicted from their latent counts, leave-one-out: {self.accuracy:.0%} correct "
             f"(guessing: {self.chance:.0%}): {verdict}\n"
             f"done in {format_seconds(self.seconds)}; everything written:\n{files}\n\n"
             "With your own images (a folder class/patient/image, or a CSV with columns path,label,patient):\n"
@@ -77,16 +77,16 @@ class DemoResult:
             "  cytosae-cache features --dataset_name mine --sae_path out/checkpoints/RUN/final_....pt\n"
             "  cytosae-cache patients --dataset_name mine --sae_path out/checkpoints/RUN/final_....pt\n"
             "  cytosae-cache report   --dataset_name mine --sae_path out/checkpoints/RUN/final_....pt\n"
-            f"Look around in what the demo made:  cytosae-cache list --root_dir '{self.root}'\n\n"
-            f"Cells, latents and patients to look at, in any browser: {self.report}"
+            f"List what the demo wrote:  cytosae-cache list --root_dir '{self.root}'\n\n"
+            f"Open the report of cells, latents and patients in any browser: {self.report}"
         )
 
 
 def run_demo(root: Path, *, seed: int) -> DemoResult:
-    """Draw the cohort, run every stage on it, and check that the planted groups are found again.
+    """Draw the cohort, run every stage on it, and check that the planted groups are recovered.
 
     Args:
-        root: Folder for images and outputs; a second demo in the same folder reuses what is there.
+        root: Folder for images and outputs; a second demo in the same folder reuses existing results.
         seed: Seed of the cohort.
     """
     started = time.monotonic()
@@ -108,21 +108,22 @@ def run_demo(root: Path, *, seed: int) -> DemoResult:
         ),
     )  # fmt: skip
     statistics = StatisticsConfig(**source, sae_path=trained.sae)
-    found = compute_features(statistics)
-    classes = compute_counts(statistics, "label")
-    patients = compute_counts(statistics, "patient")
+    inputs = open_inputs(statistics)
+    found = compute_statistics(inputs, statistics, features=True, counts=["label", "patient"], what="statistics")
+    assert found.features is not None
+    files = found.save(inputs)
     page = write_report(
         ReportConfig(**source, sae_path=trained.sae, groups=images / "patients.csv", n_latents=_N_LATENTS)
     )
-    accuracy, chance = recover_groups(patients.folder, images / "patients.csv")
+    accuracy, chance = recover_groups(found.counts["patient"], images / "patients.csv")
     return DemoResult(
-        files=[images, built.store, trained.folder, *found.files, *classes.files, *patients.files, page.index.parent],
+        files=[images, built.store, trained.folder, *files, page.index.parent],
         report=page.index,
-        n_images=found.n_images,
+        n_images=int(found.features.record["n_images"]),
         explained_variance=trained.metrics["metrics/explained_variance"],
         l0=trained.metrics["metrics/l0"],
-        n_specific=count_specific(found.folder),
-        n_active=found.n_active,
+        n_specific=count_specific(found.features),
+        n_active=found.features.n_active,
         accuracy=accuracy,
         chance=chance,
         seconds=time.monotonic() - started,
@@ -130,11 +131,11 @@ def run_demo(root: Path, *, seed: int) -> DemoResult:
     )
 
 
-def recover_groups(folder: Path, truth: Path) -> tuple[float, float]:
+def recover_groups(counts: Counts, truth: Path) -> tuple[float, float]:
     """How well patients' counts tell the planted groups apart.
 
     Args:
-        folder: Where `patients` wrote its files.
+        counts: Counts per patient.
         truth: CSV with columns patient and group.
 
     Returns:
@@ -142,18 +143,11 @@ def recover_groups(folder: Path, truth: Path) -> tuple[float, float]:
     """
     with truth.open(newline="") as file:
         group_of = {row["patient"]: row["group"] for row in csv.DictReader(file)}
-    with (folder / "patients.csv").open(newline="") as file:
-        groups = np.unique([group_of[row["patient"]] for row in csv.DictReader(file)], return_inverse=True)[1]
-    counts = np.load(folder / "cls_sae_cnt.npy", allow_pickle=False)
-    return leave_one_out_accuracy(counts, groups), float(np.bincount(groups).max() / len(groups))
+    groups = np.unique([group_of[name] for name in counts.names], return_inverse=True)[1]
+    return leave_one_out_accuracy(counts.normalised, groups), float(np.bincount(groups).max() / len(groups))
 
 
-def count_specific(folder: Path) -> int:
-    """Latents whose top images are nearly all of one class, from the files that `features` wrote."""
-    values, labels = (
-        torch.load(folder / f"max_activating_image_{name}.pt", weights_only=True).numpy()
-        for name in ("values", "label_indices")
-    )
-    names = (folder / "labels.txt").read_text().splitlines()
-    entropy = label_entropy(values, labels, len(names))
+def count_specific(features: Features) -> int:
+    """Latents whose top images are nearly all of one class."""
+    entropy = label_entropy(features.values, features.label_indices, len(features.labels))
     return int((is_defined(entropy) & (entropy < 0.1)).sum())

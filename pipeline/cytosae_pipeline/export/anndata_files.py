@@ -1,7 +1,7 @@
-"""Results as AnnData on disk, in HDF5 or Zarr, the scores of images appended as they come.
+"""Results as AnnData on disk, in HDF5 or Zarr; scores of images are appended as they are computed.
 
-The format is anndata's documented one; frames, texts and the empty matrix are written by anndata itself. Zarr folders
-have Zarr's format 2, which older releases of anndata read too.
+The format is the one that anndata documents; anndata itself writes frames, texts and the empty matrix. Zarr folders
+use Zarr format 2, which older releases of anndata read too.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 Container = Literal["h5ad", "zarr"]
 
 CHUNK_ENTRIES = 1 << 17
-"""Scores above 0 a chunk on disk."""
+"""Scores above 0 per chunk on disk."""
 
 
 class CsrScores:
-    """Appends scores of images to a sparse matrix on disk; memory does not grow with the images.
+    """Appends scores of images to a sparse matrix on disk; memory does not grow with the number of images.
 
     Args:
         group: An open HDF5 or Zarr group of an AnnData without X.
-        n_images: Rows that will come.
+        n_images: Rows that will be appended.
         n_latents: Columns S.
     """
 
@@ -37,7 +37,7 @@ class CsrScores:
         from scipy.sparse import csr_matrix
 
         empty = csr_matrix((0, n_latents), dtype=np.float32)
-        # As wide as scores in every place would need, and both alike: scikit-learn's PCA refuses two widths.
+        # Wide enough for a dense matrix, and both the same: scikit-learn's PCA refuses two different types.
         index = np.int32 if n_images * n_latents < np.iinfo(np.int32).max else np.int64
         empty.indices, empty.indptr = empty.indices.astype(index), empty.indptr.astype(index)
         write_elem(group, "X", empty, dataset_kwargs={"chunks": (CHUNK_ENTRIES,)})
@@ -89,7 +89,7 @@ def write_patients(path: Path, container: Container, tables: Tables) -> None:
 
 @contextmanager
 def open_images(path: Path, container: Container, tables: Tables) -> Iterator[CsrScores]:
-    """A new file of images x latents whose scores are still to be appended, a row for every image of the tables."""
+    """A new file of images x latents to which scores are appended, one row per image of the tables."""
     from anndata import AnnData
     from anndata.io import write_elem
 
@@ -107,7 +107,7 @@ def _latent_frame(tables: Tables) -> "pd.DataFrame":
 
 
 def _frame(table: Table, names: Column | Sequence[str], index: str) -> "pd.DataFrame":
-    """A table as a frame; texts but paths become categories, what is not known is missing."""
+    """A table as a frame; texts except paths become categories, unknown values are missing."""
     import pandas as pd
 
     columns: dict[str, Any] = {}
@@ -120,5 +120,5 @@ def _frame(table: Table, names: Column | Sequence[str], index: str) -> "pd.DataF
 
 
 def _uns(tables: Tables) -> dict[str, Any]:
-    """The provenance, under a name of its own."""
+    """The provenance under our own key."""
     return {"cytosae_cache": tables.provenance}

@@ -1,4 +1,4 @@
-"""`export`: an autoencoder in the format of another program."""
+"""`export` of an autoencoder in the format of another program."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,21 +31,21 @@ class ExportResult:
 
 
 def export_sae(config: ExportConfig) -> ExportResult:
-    """Write an autoencoder in another format, and read it back before saying that it is done.
+    """Write an autoencoder in another format, and read it back before reporting success.
 
     Raises:
-        UserError: If something is there already.
+        UserError: If the target exists already.
         SaeCheckpointError: If the autoencoder cannot be read.
         ExchangeError: If it has no place in the format.
     """
     if config.sae_path is None:
-        raise UserError("say which autoencoder: --sae_path out/checkpoints/RUN/final_sparse_autoencoder_....pt")
+        raise UserError("name the autoencoder: --sae_path out/checkpoints/RUN/final_sparse_autoencoder_....pt")
     loaded = load_sae(config.sae_path)
     path = config.out or config.sae_path.with_name(config.sae_path.stem + _ENDINGS[config.format])
     if config.format == "safetensors" and path.suffix != ".safetensors":
-        raise UserError(f"--out '{path}' must end in .safetensors, by which the format is known again")
+        raise UserError(f"--out '{path}' must end in .safetensors, from which the format is detected")
     if path.exists() and not config.overwrite:
-        raise UserError(f"'{path}' is there already. Give another --out, or --overwrite")
+        raise UserError(f"'{path}' exists already. Give another --out, or --overwrite")
     if path.exists() and path.is_dir() != (config.format == "saelens"):
         raise UserError(f"'{path}' is not what --format {config.format} writes. Give another --out")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,6 +54,6 @@ def export_sae(config: ExportConfig) -> ExportResult:
     for name, tensor in loaded.sae.state_dict().items():
         wanted = torch.relu(tensor) if name == "threshold" and config.format == "saelens" else tensor
         if not torch.equal(again[name], wanted):
-            raise UserError(f"'{path}' holds another {name} than was written: is the disk sound?")
+            raise UserError(f"'{path}' contains another {name} than was written: is the disk sound?")
     d_in, n_latents = loaded.sae.W_enc.shape
     return ExportResult(path, config.format, loaded.sae.architecture, d_in, n_latents)

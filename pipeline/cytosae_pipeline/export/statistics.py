@@ -17,8 +17,9 @@ from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.export import anndata_files, table_files
 from cytosae_pipeline.export.table_files import ScoreWriter, TableWriter
 from cytosae_pipeline.export.tables import Table, Tables, make_tables
-from cytosae_pipeline.statistics.encode import open_inputs, run_pass
-from cytosae_pipeline.statistics.results import ensure_counts, ensure_features
+from cytosae_pipeline.statistics.encode import encode_store
+from cytosae_pipeline.statistics.inputs import open_inputs
+from cytosae_pipeline.statistics.results import ensure_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +29,10 @@ _NEEDED = {"anndata": ("anndata", "h5py", "pandas"), "parquet": ("pyarrow",), "c
 
 @dataclass(frozen=True)
 class TablesResult:
-    """What `export` wrote of the statistics."""
+    """Result of an export of statistics."""
 
     folder: Path
-    """Where the files lie."""
+    """Folder of the files."""
     files: list[Path]
     """The files."""
     format: str
@@ -39,7 +40,7 @@ class TablesResult:
     n_images: int
     """Readable images."""
     n_patients: int
-    """Patients; 0 where no image has one, and no file of patients is written."""
+    """Patients; 0 if no image has one, in which case no file of patients is written."""
     n_latents: int
     """Latents S."""
 
@@ -47,11 +48,11 @@ class TablesResult:
 def export_tables(config: ExportConfig) -> TablesResult:
     """Write the statistics of an autoencoder on a data set as AnnData, CSV or Parquet.
 
-    Files appear under their names when all are whole; the scores of images are written as they are computed. What
-    `features` and `patients` left is taken as it is, and computed first where missing or made from others.
+    Files appear only once all are complete; the scores of images are written as they are computed. Existing results of
+    `features` and `patients` are reused, and computed first where they are missing or of another autoencoder or store.
 
     Raises:
-        ValueError: If an option or package is missing, something is there already, or the store does not fit.
+        ValueError: If an option or package is missing, a target exists already, or the store does not fit.
     """
     _check(config)
     inputs = open_inputs(config)
@@ -60,8 +61,9 @@ def export_tables(config: ExportConfig) -> TablesResult:
     if not has_patients:
         logger.info(f"no image of store '{inputs.store.path}' has a patient: no file of patients is written")
     paths = _plan(config, folder, has_patients=has_patients)
-    features = ensure_features(config, inputs)
-    counts = ensure_counts(config, "patient", inputs) if has_patients else None
+    found = ensure_statistics(inputs, config, counts=["patient"] if has_patients else [])
+    features, counts = found.features, found.counts.get("patient")
+    assert features is not None
     tables = make_tables(inputs, features, counts)
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -71,7 +73,7 @@ def export_tables(config: ExportConfig) -> TablesResult:
             def consume(rows: torch.Tensor, images: PooledActs) -> None:
                 writer.append(images.scores.cpu().numpy())
 
-            run_pass(inputs, config, (), consume, what="export")
+            encode_store(inputs, config, [consume], what="export")
     n_patients = len(counts.names) if counts is not None else 0
     return TablesResult(
         folder, list(paths.values()), config.format, len(tables.images.row), n_patients, len(features.sparsity)
@@ -79,10 +81,10 @@ def export_tables(config: ExportConfig) -> TablesResult:
 
 
 def _check(config: ExportConfig) -> None:
-    """Raise for what is missing, before anything is read."""
+    """Raise for missing options and packages, before anything is read."""
     if config.dataset_name is None and config.store is None:
         raise UserError(
-            f"--format {config.format} exports what an autoencoder found in a data set: say which, with "
+            f"--format {config.format} exports what an autoencoder found in a data set: name it with "
             "--dataset_name NAME or --store PATH"
         )
     for name in _NEEDED[config.format]:
@@ -95,10 +97,10 @@ def _check(config: ExportConfig) -> None:
 
 
 def _plan(config: ExportConfig, folder: Path, *, has_patients: bool) -> dict[str, Path]:
-    """The files to write, by what they hold.
+    """The files to write, by their contents.
 
     Raises:
-        UserError: If something is there that may not be replaced.
+        UserError: If an existing file must not be replaced.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out '{folder}' is a file; --format {config.format} writes several files into a folder")
@@ -111,14 +113,14 @@ def _plan(config: ExportConfig, folder: Path, *, has_patients: bool) -> dict[str
         del paths["patients"]
     for path in paths.values():
         if path.exists() and not config.overwrite:
-            raise UserError(f"'{path}' is there already. Give another --out, or --overwrite")
+            raise UserError(f"'{path}' exists already. Give another --out, or --overwrite")
         if path.exists() and not (_is_anndata_folder(path) if path.suffix == ".zarr" else path.is_file()):
             raise UserError(f"'{path}' is not what --format {config.format} writes. Give another --out")
     return paths
 
 
 def _is_anndata_folder(path: Path) -> bool:
-    """Whether a folder is one that an export wrote, which may be replaced; not, say, an activation store."""
+    """Whether a folder was written by an export and may be replaced, unlike for example an activation store."""
     try:
         attributes = json.loads((path / ".zattrs").read_bytes())
     except (OSError, ValueError):
@@ -128,7 +130,7 @@ def _is_anndata_folder(path: Path) -> bool:
 
 @contextmanager
 def _open(config: ExportConfig, places: dict[str, Path], tables: Tables) -> Iterator[ScoreWriter]:
-    """Write everything but the scores of images, which the writer takes."""
+    """Write everything except the scores of images, which the writer takes."""
     if config.format == "anndata":
         if "patients" in places:
             anndata_files.write_patients(places["patients"], config.anndata_as, tables)

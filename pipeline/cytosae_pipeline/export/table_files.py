@@ -1,6 +1,5 @@
 """Tables as CSV and Parquet, scores of images written as they come."""
 
-import csv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,21 +9,22 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae_pipeline.export.tables import Column, ImageTexts, Table, Tables, latent_name
+from cytosae_pipeline.workspace.csv_files import CsvWriter
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 IMAGE_COLUMNS = ("row", "path", "label", "patient", "latent", "score")
-"""Columns of the table of images, which has a line for every score above 0."""
+"""Columns of the table of images, which has one line for every score above 0."""
 
 LINES_AT_ONCE = 1 << 17
-"""Lines of the table of images that are in memory at once, and in a row group of Parquet."""
+"""Lines of the table of images in memory at once, and in a row group of Parquet."""
 
 _CELLS_AT_ONCE = 1 << 18
-"""Cells of a CSV that are in memory as texts and numbers of Python at once."""
+"""Cells of a CSV in memory at once as Python objects."""
 
 _FORMULA = ("=", "+", "-", "@", "'", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""What makes a spreadsheet take a cell for a formula (the last four are full-width signs), and the sign against it."""
+"""Beginnings that a spreadsheet reads as a formula (the last four are full-width), and the escape itself."""
 
 
 class ScoreWriter(Protocol):
@@ -44,15 +44,15 @@ class TableWriter(Protocol):
 
 
 def escape_formula(text: str) -> str:
-    """A text that no spreadsheet takes for a formula: one that begins like a formula, or with ', gets a ' in front.
+    """Escape a text so that no spreadsheet treats it as a formula: if it begins like one, or with ', prefix a '.
 
-    Removing one leading ' from the cells that have one gives every text back.
+    Removing one leading ' from the cells that have one restores every text.
     """
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def make_wide_table(tables: Tables) -> Table:
-    """The patients with their normalised counts, a column a latent.
+    """The patients with their normalised counts, one column per latent.
 
     Raises:
         ValueError: If there are no patients.
@@ -72,7 +72,7 @@ class LongScores:
     """Turns scores of images into lines of a long table, a limited number at a time.
 
     Args:
-        images: Who the images are.
+        images: Names of the images.
         writer: Takes the lines.
         lines_at_once: Lines handed over at once, at most.
     """
@@ -82,7 +82,7 @@ class LongScores:
         self._n_done = 0
 
     def append(self, scores: npt.NDArray[np.float32]) -> None:
-        """Write a line for every score above 0 of the next images, shape `(n, S)`."""
+        """Write one line for every score above 0 of the next images, shape `(n, S)`."""
         at, latents = scores.nonzero()
         for start in range(0, len(at), self._lines_at_once):
             some = slice(start, start + self._lines_at_once)
@@ -94,8 +94,8 @@ class LongScores:
         self._n_done += len(scores)
 
 
-class CsvWriter:
-    """Lines of a CSV as RFC 4180 has it: commas, CRLF, quotes where needed; UTF-8, texts defused.
+class CsvTable:
+    """A CSV as in RFC 4180: commas, CRLF, quotes where needed; UTF-8, with formulas escaped.
 
     Args:
         file: An open text file without translation of line ends.
@@ -103,8 +103,7 @@ class CsvWriter:
     """
 
     def __init__(self, file: Any, names: Sequence[str]) -> None:  # noqa: ANN401 - anything with `write`
-        self._writer = csv.writer(file)
-        self._writer.writerow(names)
+        self._writer = CsvWriter(file, names, line_end="\r\n")
 
     def write(self, table: Table) -> None:
         """Write further lines."""
@@ -112,14 +111,14 @@ class CsvWriter:
         step = max(1, _CELLS_AT_ONCE // max(1, len(table)))
         for start in range(0, n_lines, step):
             parts = (_cells(column[start : start + step]) for column in table.values())
-            self._writer.writerows(zip(*parts, strict=True))
+            self._writer.write(zip(*parts, strict=True))
 
 
 @contextmanager
-def open_csv(path: Path, names: Sequence[str]) -> Iterator[CsvWriter]:
+def open_csv(path: Path, names: Sequence[str]) -> Iterator[CsvTable]:
     """A new CSV with these columns."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        yield CsvWriter(file, names)
+        yield CsvTable(file, names)
 
 
 class ParquetTable:
@@ -147,12 +146,12 @@ class ParquetTable:
             self._flush()
 
     def close(self) -> None:
-        """Write what is waiting, and the file's end."""
+        """Write pending lines and the end of the file."""
         self._flush()
         self._writer.close()
 
     def _flush(self) -> None:
-        """Write what is waiting as one row group."""
+        """Write pending lines as one row group."""
         import pyarrow as pa
 
         if self._waiting:
@@ -188,7 +187,7 @@ def image_example() -> Table:
 
 
 def _cells(column: Column) -> Sequence[object]:
-    """A column's cells: float32 with as few digits as give it back, texts defused."""
+    """A column's cells: float32 with the fewest digits that restore it, texts escaped."""
     if isinstance(column, list):
         return [escape_formula(text or "") for text in column]
     cells: list[object] = (column.astype(str) if column.dtype == np.float32 else column).tolist()

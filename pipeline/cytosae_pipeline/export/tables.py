@@ -1,6 +1,6 @@
-"""The results of stage two as tables: one of the latents, one of the patients, and who the images are.
+"""The results of stage two as tables of latents, patients and images.
 
-Numbers are arrays, texts are lists in which None stands for what is not known.
+Numbers are arrays; texts are lists in which None means unknown.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,16 +13,16 @@ from cytosae.analysis.latents import label_entropy
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline import __version__
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.statistics.counts import patient_labels
-from cytosae_pipeline.statistics.encode import Inputs
-from cytosae_pipeline.statistics.results import Counts, Features
+from cytosae_pipeline.statistics.counts import Counts, patient_labels
+from cytosae_pipeline.statistics.features import Features
+from cytosae_pipeline.statistics.inputs import Inputs
 
 Column = npt.NDArray[Any] | list[str | None]
 Table = Mapping[str, Column]
 
 
 class ImageTexts(NamedTuple):
-    """What is known of the images that could be read, one entry an image in order of the row."""
+    """Names of the images that could be read, one entry per image in order of the row."""
 
     row: npt.NDArray[np.int64]
     """Row in the store, shape `(n,)`."""
@@ -35,22 +35,22 @@ class ImageTexts(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """Everything that is written besides the scores of images."""
+    """Everything that is written except the scores of images."""
 
     latents: Table
-    """sparsity, mean_acts, label_entropy, dead and labels, one entry a latent."""
+    """sparsity, mean_acts, label_entropy, dead and labels, one entry per latent."""
     patients: Table | None
-    """patient, n_images, labels, one entry a patient; None where no image has one."""
+    """patient, n_images, labels, one entry per patient; None if no image has one."""
     counts: Counts | None
     """Counts in the order of `patients`."""
     images: ImageTexts
     """The images that could be read."""
     provenance: dict[str, Any]
-    """From which autoencoder and store the numbers come: texts, numbers and arrays."""
+    """The autoencoder and store that the numbers come from: texts, numbers and arrays."""
 
 
 def latent_name(latent: int) -> str:
-    """A latent's name where it heads a column or row."""
+    """A latent's name as the header of a column or row."""
     return f"latent_{latent}"
 
 
@@ -72,7 +72,7 @@ def make_tables(inputs: Inputs, features: Features, counts: Counts | None) -> Ta
 
 
 def make_latent_table(features: Features) -> Table:
-    """One entry a latent.
+    """One entry per latent.
 
     Returns:
         `sparsity`, `mean_acts` (docs/definitions.md, section 6), `label_entropy` (section 8; -1 where fewer than k
@@ -102,13 +102,13 @@ def make_latent_table(features: Features) -> Table:
 
 
 def make_image_texts(store: ActivationStore) -> ImageTexts:
-    """Who the readable images of a store are."""
+    """Names of the readable images of a store."""
     rows = store.valid_rows
     return ImageTexts(rows, *map(_texts, store.images.take(rows)))
 
 
 def make_provenance(inputs: Inputs, features: Features, counts: Counts | None) -> dict[str, Any]:
-    """Where the numbers come from: hashes and names, no path of this machine."""
+    """Origin of the numbers: hashes and names, without any path of this machine."""
     record: dict[str, Any] = {
         "package_version": __version__,
         "dataset": inputs.store.provenance.dataset,
@@ -131,9 +131,11 @@ def _texts(values: Sequence[str]) -> list[str | None]:
     """Texts with None for ''.
 
     Raises:
-        UserError: If one holds a NUL, which HDF5 cannot.
+        UserError: If one contains a NUL character, which HDF5 does not support.
     """
     for value in values:
         if "\0" in value:
-            raise UserError(f"the name {value!r} holds a NUL byte, which no exported file can: the store is damaged")
+            raise UserError(
+                f"the name {value!r} contains a NUL byte, which no exported file supports: the store is damaged"
+            )
     return [value or None for value in values]

@@ -1,4 +1,4 @@
-"""Reading and decoding images in worker processes, in order, a bounded number ahead of the network."""
+"""Images read and decoded in worker processes, in order, a bounded number ahead of the network."""
 
 import hashlib
 import itertools
@@ -27,11 +27,11 @@ T = TypeVar("T")
 
 
 class DecodingError(UserError):
-    """The worker processes died."""
+    """A worker process died."""
 
 
 class Decoded(NamedTuple):
-    """An image as the network takes it, or why it cannot be used."""
+    """An image as the network takes it, or the reason why it cannot be used."""
 
     row: int
     """Row number."""
@@ -46,14 +46,14 @@ class Decoded(NamedTuple):
 
 
 class Hashed(NamedTuple):
-    """What a file holds, without looking at the picture."""
+    """Digest of a file, without decoding the picture."""
 
     row: int
     """Row number."""
     sha256: bytes | None
     """Digest of the file's bytes, 32 bytes; None if they cannot be read."""
     reason: str
-    """Why not; '' if they can."""
+    """Why they cannot be read; '' if they can."""
 
 
 class ImageDecoder:
@@ -74,7 +74,7 @@ class ImageDecoder:
 
         Raises:
             DecodingError: If a worker died.
-            SourceError: If the disk fails again and again.
+            SourceError: If the disk fails repeatedly.
         """
         return self._iter_tasks(decode_files, rows)
 
@@ -83,7 +83,7 @@ class ImageDecoder:
 
         Raises:
             DecodingError: If a worker died.
-            SourceError: If the disk fails again and again.
+            SourceError: If the disk fails repeatedly.
         """
         return self._iter_tasks(hash_files, rows)
 
@@ -114,7 +114,7 @@ class ImageDecoder:
                 done = pending.popleft().result() if pending else []
             except WorkerDiedError as error:
                 raise DecodingError(
-                    "a decoding process was killed, perhaps for lack of memory. Type the command again to go on, "
+                    "a decoding process was killed, perhaps for lack of memory. Type the command again to resume, "
                     f"with fewer processes: --workers {max(0, self._n_workers // 2)}"
                 ) from error
             for task in itertools.islice(tasks, n_new):
@@ -129,12 +129,12 @@ def decode_files(root: Path, items: Sequence[tuple[int, ImageRow]], size: int) -
     """Read and decode files; runs in a worker process.
 
     Args:
-        root: Folder that no file may lie outside of.
+        root: Folder that all files must be inside.
         items: Row number and row of each.
         size: Height and width wanted, in pixels.
 
     Raises:
-        SourceError: If the disk fails again and again.
+        SourceError: If the disk fails repeatedly.
     """
     return [_decode_file(root, number, row, size) for number, row in items]
 
@@ -143,12 +143,12 @@ def hash_files(root: Path, items: Sequence[tuple[int, ImageRow]], size: int = 0)
     """Read and hash files; runs in a worker process.
 
     Args:
-        root: Folder that no file may lie outside of.
+        root: Folder that all files must be inside.
         items: Row number and row of each.
-        size: Not used: there is no picture here.
+        size: Not used: nothing is decoded.
 
     Raises:
-        SourceError: If the disk fails again and again.
+        SourceError: If the disk fails repeatedly.
     """
     return [_hash_file(root, number, row) for number, row in items]
 
@@ -173,7 +173,7 @@ def _hash_file(root: Path, number: int, row: ImageRow) -> Hashed:
 
 
 def _read_inside(root: Path, row: ImageRow) -> bytes:
-    """The bytes of a row's file, if it lies below the root and is the one that was listed."""
+    """The bytes of a row's file, if it is inside the root and the one that was listed."""
     try:
         path = resolve_inside(root, row.path)
     except DatasetError as error:

@@ -10,13 +10,13 @@ from typing import NamedTuple
 from cytosae_pipeline.errors import UserError
 
 MAX_FILE_BYTES = 1 << 30
-"""Larger files are refused unread."""
+"""Larger files are refused without reading them."""
 
 CHANGED = "changed while the build was running"
-"""How the reason of a file begins that is not the one that was listed."""
+"""Beginning of the reason for a file that is no longer the one that was listed."""
 
 VANISHED = "vanished while the build was running"
-"""Reason of a file that was there when it was listed."""
+"""Reason for a file that existed when it was listed."""
 
 _RETRY_DELAYS_S = (0.1, 0.5, 2.0)
 _PERMANENT = frozenset(
@@ -28,48 +28,48 @@ _PERMANENT = frozenset(
 
 
 class FileStamp(NamedTuple):
-    """What tells a file from another one of the same name, as far as that can be known without reading it."""
+    """What distinguishes a file from another one of the same name, without reading it."""
 
     n_bytes: int
     """Length."""
     mtime_ns: int
-    """Time of the last change, in nanoseconds."""
+    """Time of the last modification, in nanoseconds."""
 
 
 class UnusableFileError(ValueError):
-    """A file can never be used as it is; the message is a short reason without its path."""
+    """A file cannot be used as it is; the message is a short reason without its path."""
 
 
 class SourceError(UserError):
-    """A file cannot be read just now, though perhaps later."""
+    """A file cannot be read at the moment, though perhaps later."""
 
 
 def stamp_file(path: Path) -> FileStamp | None:
-    """The stamp of a plain file; None if there is none, links followed.
+    """The stamp of a regular file, links followed; None if there is none.
 
     Raises:
-        OSError: If the disk does not say; whether there is a file is not known then.
+        OSError: If the disk fails, so that it is unknown whether there is a file.
     """
     try:
         status = path.stat()
     except OSError as error:
-        if _is_passing(error):
+        if _is_transient(error):
             raise
         return None
     return _stamp(status) if stat.S_ISREG(status.st_mode) else None
 
 
 def read_file(path: Path, seen: FileStamp | None, name: str) -> bytes:
-    """The bytes of a file, read while nobody wrote to it. Errors that may pass are tried a few times.
+    """The bytes of a file that did not change while it was read. Transient errors are retried a few times.
 
     Args:
         path: The file.
-        seen: Its stamp when it was listed; None if it is not to be compared.
-        name: What the file is called in messages.
+        seen: Its stamp when it was listed; None to skip the comparison.
+        name: Name of the file in messages.
 
     Raises:
-        UnusableFileError: If it is missing, no plain file, too large, may not be read, or is not the file listed.
-        SourceError: If the disk fails again and again.
+        UnusableFileError: If it is missing, not a regular file, too large, unreadable, or not the file that was listed.
+        SourceError: If the disk fails repeatedly.
     """
     for delay_s in (*_RETRY_DELAYS_S, None):
         try:
@@ -78,12 +78,12 @@ def read_file(path: Path, seen: FileStamp | None, name: str) -> bytes:
             raise UnusableFileError(VANISHED if seen is not None else "file not found") from error
         except OSError as error:
             reason = error.strerror or type(error).__name__
-            if not _is_passing(error):
+            if not _is_transient(error):
                 raise UnusableFileError(f"cannot be read: {reason}") from error
             if delay_s is None:
                 raise SourceError(
-                    f"image '{name}' cannot be read just now: {reason} ({len(_RETRY_DELAYS_S) + 1} attempts). What was "
-                    "finished is kept: type the command again to go on. To have the image set aside for good, put an "
+                    f"image '{name}' cannot be read at the moment: {reason} ({len(_RETRY_DELAYS_S) + 1} attempts). "
+                    "Finished work is kept: type the command again to resume. To exclude the image permanently, put an "
                     "empty file in its place"
                 ) from error
             time.sleep(delay_s)
@@ -92,7 +92,7 @@ def read_file(path: Path, seen: FileStamp | None, name: str) -> bytes:
 
 def _read(path: Path, seen: FileStamp | None) -> bytes:
     """One attempt."""
-    # Not blocking: opening a pipe would wait for ever.
+    # Not blocking: opening a pipe would wait forever.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
     file = os.open(path, flags)
     try:
@@ -103,7 +103,7 @@ def _read(path: Path, seen: FileStamp | None) -> bytes:
             _compare(seen, _stamp(before))
         if before.st_size > MAX_FILE_BYTES:
             raise UnusableFileError(f"the file is larger than {MAX_FILE_BYTES} bytes")
-        # One byte more than it has, so that a file that grows is noticed and never fills the memory.
+        # One byte more than its size, so that a growing file is noticed and never fills memory.
         parts, left = [], before.st_size + 1
         while left and (part := os.read(file, left)):
             parts.append(part)
@@ -118,7 +118,7 @@ def _read(path: Path, seen: FileStamp | None) -> bytes:
 
 
 def _compare(then: FileStamp, now: FileStamp) -> None:
-    """Refuse a file that is not the one that was seen before."""
+    """Refuse a file that changed."""
     if now.n_bytes != then.n_bytes:
         raise UnusableFileError(f"{CHANGED}: {then.n_bytes:,} bytes when it was listed, {now.n_bytes:,} now")
     if now.mtime_ns != then.mtime_ns:
@@ -129,6 +129,6 @@ def _stamp(status: os.stat_result) -> FileStamp:
     return FileStamp(status.st_size, status.st_mtime_ns)
 
 
-def _is_passing(error: OSError) -> bool:
-    """Whether an error may be gone at the next attempt: all that do not speak of the file itself."""
+def _is_transient(error: OSError) -> bool:
+    """Whether an error may be gone at the next attempt: every error that is not about the file itself."""
     return error.errno is not None and error.errno not in _PERMANENT

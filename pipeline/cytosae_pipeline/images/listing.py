@@ -10,9 +10,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from cytosae_pipeline.config import Layout
+from cytosae_cache.store import ActivationStore
+from cytosae_pipeline.config import StoreSource
+from cytosae_pipeline.config.store import Layout
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.files import FileStamp, stamp_file
+from cytosae_pipeline.workspace.paths import Workspace
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
 """Endings of image files, in any case."""
@@ -20,8 +23,8 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
 MANIFEST = "manifest.csv"
 """A folder that holds it is read through it."""
 
-_IGNORED = frozenset({"__MACOSX", "@eaDir"})  # copies and thumbnails that macOS and Synology's servers leave behind
-_NOTES = 10  # links named one by one
+_IGNORED = frozenset({"__MACOSX", "@eaDir"})  # copies and thumbnails left behind by macOS and Synology servers
+_NOTES = 10  # links that are named one by one
 _COLUMNS = ("path", "label", "patient")
 _DEPTHS: dict[int, Layout] = {0: "class", 1: "class", 2: "class/patient"}
 
@@ -31,7 +34,7 @@ class DatasetError(UserError):
 
 
 class DatasetNotFoundError(DatasetError, FileNotFoundError):
-    """There is no such folder or manifest."""
+    """The folder or manifest does not exist."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -48,7 +51,7 @@ class ImageRow:
     patient: str
     """Patient, '' where unknown."""
     seen: FileStamp | None = field(default=None, compare=False)
-    """The file's stamp when it was listed; None if there was no file, or nobody looked."""
+    """The file's stamp when it was listed; None if there was no file, or it was not checked."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class ImageList:
     layout: str
     """Where labels and patients come from: `manifest`, `flat`, or a layout of folders."""
     notes: tuple[str, ...] = field(default=(), compare=False)
-    """What was left out, for people."""
+    """What was left out, as messages."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(sorted(self.rows, key=lambda row: row.path.encode())))
@@ -92,7 +95,7 @@ class ImageList:
             digest.update(json.dumps([row.path, row.label, row.patient]).encode() + b"\n")
         return digest.hexdigest()
 
-    def head(self, n: int) -> "ImageList":
+    def spread(self, n: int) -> "ImageList":
         """A list of `n` images spread evenly over this one, so that all its folders appear."""
         n = min(n, len(self))
         rows = tuple(self.rows[(2 * slot + 1) * len(self) // (2 * n)] for slot in range(n))
@@ -115,7 +118,7 @@ def open_dataset(path: Path, layout: Layout = "auto") -> ImageList:
     if not path.is_dir():
         raise DatasetNotFoundError(
             f"no images at '{path}': expected a folder of images or a CSV with columns path[,label][,patient]. "
-            "Say where they are with --images PATH"
+            "Name their place with --images PATH"
         )
     if layout == "auto" and (path / MANIFEST).is_file():
         return read_manifest(path / MANIFEST)
@@ -123,9 +126,9 @@ def open_dataset(path: Path, layout: Layout = "auto") -> ImageList:
 
 
 def scan_folder(root: Path, layout: Layout = "auto") -> ImageList:
-    """The images below a folder, labels and patients taken from the folders' names.
+    """The images below a folder, with labels and patients from the folders' names.
 
-    Hidden entries and files that are no images are passed over; links that lead out of the folder are not followed.
+    Hidden entries and other files are skipped; links that lead out of the folder are not followed.
 
     Raises:
         DatasetError: If there are no images, or they do not lie as deep as the layout says.
@@ -143,8 +146,8 @@ def scan_folder(root: Path, layout: Layout = "auto") -> ImageList:
     if layout == "auto":
         if len(depths) > 1 or max(depths) not in _DEPTHS:
             raise DatasetError(
-                f"images below '{root}' lie {_describe_depths(paths)}, so what the folders mean cannot be guessed: "
-                "say it with --layout class, patient or class/patient, or write a CSV manifest"
+                f"images below '{root}' lie {_describe_depths(paths)}, so the meaning of the folders is ambiguous: "
+                "choose --layout class, patient or class/patient, or write a CSV manifest"
             )
         found = _DEPTHS[max(depths)]
     needed = 2 if found == "class/patient" else 1
@@ -157,7 +160,7 @@ def scan_folder(root: Path, layout: Layout = "auto") -> ImageList:
     if layout != "auto" and shallow:
         raise DatasetError(
             f"--layout {layout} was given, but images lie directly in '{root}', for example '{sorted(shallow)[0]}', "
-            "so there is no folder to go by"
+            "so there is no folder to take names from"
         )
     rows = tuple(_row_of(path, "flat" if depths == {0} else found, seen) for path, seen in stamps.items())
     notes = (*links[:_NOTES], *([f"and {len(links) - _NOTES:,} more links not followed"] if links[_NOTES:] else []))
@@ -177,7 +180,7 @@ def read_manifest(path: Path) -> ImageList:
     except UnicodeDecodeError as error:
         raise DatasetError(f"'{path}' is not UTF-8: {error.reason} at byte {error.start}. Save it as UTF-8") from error
     if "\0" in text:
-        raise DatasetError(f"'{path}' holds NUL bytes: it is no CSV")
+        raise DatasetError(f"'{path}' contains NUL bytes: it is not a CSV")
     reader = csv.DictReader(io.StringIO(text, newline=""))
     rows: dict[str, ImageRow] = {}
     try:
@@ -185,26 +188,41 @@ def read_manifest(path: Path) -> ImageList:
         if "path" not in columns or len(set(columns)) != len(columns):
             raise DatasetError(
                 f"'{path}' has columns {columns}; expected path and, if known, label and patient, each once, "
-                "in a first line separated by commas"
+                "separated by commas in the first line"
             )
         reader.fieldnames = columns
         for record in reader:
             row = _manifest_row(record, f"'{path}' line {reader.line_num}")
             if row.path in rows:
-                raise DatasetError(f"'{path}' line {reader.line_num}: '{row.path}' stands twice")
+                raise DatasetError(f"'{path}' line {reader.line_num}: '{row.path}' is listed twice")
             rows[row.path] = replace(row, seen=stamp_file(root / row.path))
     except csv.Error as error:
-        raise DatasetError(f"'{path}' line {reader.line_num} is no CSV: {error}") from error
+        raise DatasetError(f"'{path}' line {reader.line_num} is not valid CSV: {error}") from error
     if not rows:
         raise DatasetError(f"'{path}' lists no images")
     if not any(row.seen for row in rows.values()):
         raise DatasetError(
-            f"none of the {len(rows):,} images in '{path}' exists; the first would be '{root / next(iter(rows))}'. "
-            "Paths start from the CSV's own folder"
+            f"none of the {len(rows):,} images in '{path}' exist; the first would be '{root / next(iter(rows))}'. "
+            "Paths are relative to the folder of the CSV"
         )
     extra = [name for name in columns if name not in _COLUMNS]
-    notes = (f"columns of '{path}' that are not used: {', '.join(map(repr, extra))}",) if extra else ()
+    notes = (f"unused columns of '{path}': {', '.join(map(repr, extra))}",) if extra else ()
     return ImageList(root, tuple(rows.values()), "manifest", notes)
+
+
+def list_stored_images(store: ActivationStore, source: StoreSource) -> ImageList | None:
+    """The images of a store where they lie now; None if that place does not exist.
+
+    Args:
+        store: The store.
+        source: Names the folder of the images, if it is not the data set's own.
+    """
+    root = source.images or Workspace(source.root_dir).dataset_dir(store.provenance.dataset)
+    if not root.exists():
+        return None
+    # Straight from the store's own table: its rows are sorted already.
+    table = tuple(ImageRow(*names) for names in zip(*store.images, strict=True))
+    return ImageList(root.parent if root.is_file() else root, table, "store")
 
 
 def resolve_inside(root: Path, relative: str) -> Path:
@@ -214,7 +232,7 @@ def resolve_inside(root: Path, relative: str) -> Path:
         DatasetError: If it leads out of the root.
     """
     if "\0" in relative:
-        raise DatasetError(f"{relative!r} cannot be a file's name")
+        raise DatasetError(f"{relative!r} cannot be a file name")
     path = _resolve(root / relative)
     if not path.is_relative_to(_resolve(root)):
         raise DatasetError(f"'{relative}' leads out of the data set's folder")
@@ -222,12 +240,12 @@ def resolve_inside(root: Path, relative: str) -> Path:
 
 
 def _resolve(path: Path) -> Path:
-    """A path with its links followed, without `Path.resolve`'s RuntimeError for links in a circle."""
+    """A path with its links resolved; unlike `Path.resolve` without a RuntimeError for circular links."""
     return Path(os.path.realpath(path))
 
 
 def _describe_depths(paths: list[str]) -> str:
-    """How many folders deep the images lie, with one image for each."""
+    """How many folders deep the images lie, with one example each."""
     examples = {path.count("/"): path for path in sorted(paths, reverse=True)}
     return " and ".join(f"{n} folder{'s' * (n != 1)} deep ('{examples[n]}')" for n in sorted(examples))
 
@@ -249,7 +267,7 @@ def _manifest_row(record: dict[str | None, str | list[str] | None], where: str) 
     """One line of a manifest, its path made canonical."""
     if any(surplus := record.pop(None, None) or ()):
         raise DatasetError(
-            f"{where}: found {len(surplus)} more cells than columns; put a cell that holds a comma in double quotes"
+            f"{where}: found {len(surplus)} more cells than columns; put a cell that contains a comma in double quotes"
         )
     cells = {name: str(cell or "").strip() for name, cell in record.items()}
     path = cells["path"]
@@ -271,7 +289,7 @@ def _iter_images(folder: Path, root: Path, links: list[str], prefix: str = "") -
             if entry.is_symlink() and not _resolve(Path(entry.path)).is_relative_to(root):
                 links.append(f"link {relative!r} leads out of the folder: not followed")
             elif entry.is_symlink() and Path(entry.path).is_dir():
-                links.append(f"link {relative!r} leads to a folder that is read anyway: not followed")
+                links.append(f"link {relative!r} leads to a folder that is listed anyway: not followed")
             elif entry.is_dir(follow_symlinks=False):
                 yield from _iter_images(Path(entry.path), root, links, relative + "/")
             elif Path(entry.name).suffix.lower() in SUFFIXES and (seen := stamp_file(Path(entry.path))) is not None:

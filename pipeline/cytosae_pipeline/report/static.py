@@ -12,9 +12,9 @@ import torch
 from cytosae.analysis.differential import GroupComparison
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.storage.atomic import replacing_path
-from cytosae_pipeline.config.report import ReportConfig
+from cytosae_pipeline.config import ReportConfig
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.images.listing import ImageList
+from cytosae_pipeline.images.listing import ImageList, list_stored_images
 from cytosae_pipeline.report.data.report_data import KEY_NAME, ReportData, open_report_data
 from cytosae_pipeline.report.figures.write import require_matplotlib, write_figures
 from cytosae_pipeline.report.records.choice import choose_latents, top_image_rows
@@ -40,7 +40,6 @@ from cytosae_pipeline.report.records.patients import (
 )
 from cytosae_pipeline.report.records.thumbnails import write_thumbnails
 from cytosae_pipeline.runtime.progress import Progress
-from cytosae_pipeline.workspace.find import list_stored_images
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +151,7 @@ def _write_latents(
     maps: dict[tuple[int, int], TopMap],
 ) -> None:
     """Write the latents' pages."""
-    profiles = profile_all(data, latents)
+    profiles = data.profiles.take(latents) if data.profiles else profile_all(data, latents)
     for record in latent_records(data, latents, profiles, maps):
         _write_data(folder, f"latents/{record['latent']}", record)
 

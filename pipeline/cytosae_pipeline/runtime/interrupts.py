@@ -1,4 +1,4 @@
-"""Ctrl-C and polite kills held back to a place where stopping is safe."""
+"""Ctrl-C and SIGTERM deferred until stopping is safe."""
 
 import signal
 import threading
@@ -9,18 +9,18 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class HeldInterrupts:
-    """While entered, the first Ctrl-C or SIGTERM is only remembered; `check` then raises it. A second raises at once.
+    """While entered, the first Ctrl-C or SIGTERM is only recorded; `check` raises it. A second one raises at once.
 
-    An update of parameters that is broken off half-way could not be resumed exactly. A signal that is ignored, as
-    Ctrl-C is by a job in a script's background, stays ignored; outside the main thread, where Python allows no
-    signal handlers, nothing is held back.
+    An update of parameters that is interrupted half-way could not be resumed exactly. A signal that is ignored, as
+    Ctrl-C is by a background job of a script, stays ignored. Outside the main thread, where Python allows no signal
+    handlers, nothing is deferred.
     """
 
     def __init__(self) -> None:
         self._pending = False
         self._previous: dict[signal.Signals, Any] = {}
         self.torn = False
-        """Whether an interrupt came through at an arbitrary place."""
+        """Whether an interrupt was raised at an arbitrary point, perhaps in the middle of a step."""
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -35,7 +35,7 @@ class HeldInterrupts:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raise a remembered interrupt.
+        """Raise a recorded interrupt.
 
         Raises:
             KeyboardInterrupt: If one came.

@@ -1,4 +1,4 @@
-"""How much memory is free, with the limits of containers."""
+"""Free memory, with the limits of containers taken into account."""
 
 import os
 from collections.abc import Iterator
@@ -6,10 +6,10 @@ from pathlib import Path, PurePosixPath
 
 
 def available_ram(root: Path = Path("/")) -> int | None:
-    """Bytes that this process can take without swapping or being killed, or None where the system does not say.
+    """Bytes that this process can allocate without swapping or being killed; None where the system does not say.
 
     Args:
-        root: Where /proc and /sys lie.
+        root: Folder that contains /proc and /sys.
     """
     found = [_machine(root), *_cgroups(root)]
     known = [n_bytes for n_bytes in found if n_bytes is not None]
@@ -29,7 +29,7 @@ def _machine(root: Path) -> int | None:
 
 
 def _cgroups(root: Path) -> Iterator[int | None]:
-    """What the control groups that this process is in leave free, version 2 and 1."""
+    """Free memory under the limits of this process's control groups, versions 2 and 1."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -37,7 +37,7 @@ def _cgroups(root: Path) -> Iterator[int | None]:
     base = root / "sys/fs/cgroup"
     for line in lines:
         _, controllers, place = line.split(":", 2)
-        # A limit may stand at any level above, and inside a container the path shown may not exist.
+        # A limit may be set at any level above, and inside a container the path shown may not exist.
         levels = [str(level).lstrip("/") for level in (PurePosixPath(place), *PurePosixPath(place).parents)]
         if not controllers:
             for level in levels:
@@ -49,10 +49,16 @@ def _cgroups(root: Path) -> Iterator[int | None]:
 
 
 def _cgroup(folder: Path, limit: str, usage: str, cache: str) -> int | None:
-    """What one control group leaves free, its page cache counted as free; None without a limit."""
+    """Free memory under the limit of one control group, its page cache counted as free; None without a limit."""
     try:
         statistics = dict(line.split(" ", 1) for line in (folder / "memory.stat").read_text().splitlines())
         used = int((folder / usage).read_text()) - int(statistics.get(cache, 0))
         return int((folder / limit).read_text()) - used
     except (OSError, ValueError):  # no such group, or a limit of `max`
         return None
+
+
+def exceeds_page_cache(n_bytes: int) -> bool:
+    """Whether so many bytes do not fit into free memory, so that reading past the system's cache is better."""
+    ram = available_ram()
+    return ram is not None and n_bytes > ram

@@ -39,6 +39,7 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
+            self._bar.delay = 0.0  # else tqdm would say nothing at all of short work
             self._bar.close()
 
     @property
@@ -92,7 +93,8 @@ def _make_bar(what: str, total: int, unit: str, done: int) -> Any:  # noqa: ANN4
     if sys.stderr.isatty() or "ipykernel" in sys.modules:
         return Bar(**options, miniters=1, dynamic_ncols=True)
     line = _LINE.replace("{plural}", unit)
-    return Bar(**options, miniters=1, mininterval=_SECONDS_BETWEEN_LINES, bar_format=line, file=_Lines(sys.stderr))
+    wait = _SECONDS_BETWEEN_LINES
+    return Bar(**options, miniters=1, mininterval=wait, delay=wait, bar_format=line, file=_Lines(sys.stderr))
 
 
 class _Lines:

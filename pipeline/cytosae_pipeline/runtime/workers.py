@@ -23,11 +23,11 @@ class WorkerDiedError(Exception):
 
 
 class WorkerPool:
-    """Processes that run functions, each over a pipe of its own whose far end nobody else holds.
+    """Processes that run functions, each over a pipe of its own whose far end no other process has open.
 
-    The standard library's process pool shares one pipe among all its workers and holds both ends of it: if a worker is
-    killed in the middle of a long result, it waits for the rest for ever. Here that is the end of the pipe, at once;
-    and a worker whose parent was killed sees the same and ends.
+    The standard library's process pool shares one pipe among all workers and keeps both ends open: if a worker is
+    killed in the middle of a long result, the pool waits for the rest forever. Here the pipe reports end of file at
+    once, and a worker whose parent was killed sees the same and exits.
 
     Args:
         n_workers: Number of processes, at least 1.
@@ -52,14 +52,14 @@ class WorkerPool:
             raise
 
     def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
-        """Call a function in a worker process; it, its arguments and its result or error must be picklable.
+        """Call a function in a worker process; function, arguments and result or error must be picklable.
 
         The future raises `WorkerDiedError` if the process dies. That worker is not replaced.
         """
         return self._threads.submit(self._call, function, args, kwargs)
 
     def shutdown(self) -> None:
-        """End the workers, whatever they are doing; what was not begun is cancelled."""
+        """Kill the workers; calls that have not begun are cancelled."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         for process in self.processes:
             process.kill()
@@ -82,15 +82,15 @@ class WorkerPool:
 
 
 def process_context() -> "ForkServerContext | SpawnContext":
-    """How child processes are started. Not by fork: the parent has threads, torch's among them, and would deadlock."""
+    """How child processes are started. Not by fork: the parent has threads, torch's among them, and could deadlock."""
     on_linux = sys.platform not in ("win32", "darwin")
     return multiprocessing.get_context("forkserver") if on_linux else multiprocessing.get_context("spawn")
 
 
 def _serve(connection: Connection) -> None:
-    """The worker: calls until the parent has gone.
+    """The worker: take calls until the parent is gone.
 
-    Ctrl-C and a polite kill reach the whole group of processes, and the parent decides what happens.
+    Ctrl-C and SIGTERM reach the whole group of processes, and the parent decides what happens.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -1,12 +1,12 @@
-"""`patients` and `classes`: thresholded counts of every latent, summed over the images of a patient or a class."""
+"""Counts of tokens above thresholds, summed over the images of each patient or class."""
 
 import io
 import logging
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from cytosae.statistics.accumulators import GroupCounts, PooledActs, normalise_counts
@@ -15,123 +15,179 @@ from cytosae_cache.store import ImageTable
 from cytosae_pipeline.config import StatisticsConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.devices import accumulator_device
-from cytosae_pipeline.statistics.encode import Inputs, open_inputs, run_pass, withdraw_record, write_record
-from cytosae_pipeline.statistics.features import label_index, sorted_names, to_csv
+from cytosae_pipeline.statistics.inputs import Inputs
+from cytosae_pipeline.statistics.label_index import LabelIndex
+from cytosae_pipeline.statistics.records import (
+    all_within,
+    make_record,
+    read_file,
+    read_record,
+    remedy,
+    withdraw_record,
+    write_record,
+)
+from cytosae_pipeline.workspace.csv_files import to_csv
 
 logger = logging.getLogger(__name__)
 
 GroupKind = Literal["patient", "label"]
 
-COUNT_FILES: dict[GroupKind, tuple[str, str, str, str]] = {
-    "patient": ("patients", "cls_sae_cnt.npy", "patient_counts.npz", "patients.csv"),
-    "label": ("classes", "class_sae_cnt.npy", "class_counts.npz", "classes.csv"),
+
+class CountFiles(NamedTuple):
+    """Names that one kind of counts is known by; the two kinds never overwrite each other."""
+
+    verb: str
+    """The verb, and the plural of the groups."""
+    normalised: str
+    """File of the normalised counts of the first threshold."""
+    raw: str
+    """File of the raw counts of all thresholds."""
+    groups: str
+    """File of the groups in the order of the rows."""
+
+
+COUNT_FILES: dict[GroupKind, CountFiles] = {
+    "patient": CountFiles("patients", "cls_sae_cnt.npy", "patient_counts.npz", "patients.csv"),
+    "label": CountFiles("classes", "class_sae_cnt.npy", "class_counts.npz", "classes.csv"),
 }
-"""Verb, normalised counts, raw counts, and order of the groups. Two sets of names: neither overwrites the other."""
 
 
-@dataclass(frozen=True)
-class CountsResult:
-    """What `patients` or `classes` did."""
+class Counts(NamedTuple):
+    """Counts per patient or per class (docs/definitions.md, section 7)."""
 
-    folder: Path
-    """Where the files lie."""
-    files: list[Path]
-    """The files."""
-    groups: list[str]
-    """Patients or classes, in the order of the rows."""
-    n_images: int
-    """Images counted."""
-    n_without_group: int
-    """Valid images of no patient or class, which count nowhere."""
-    n_latents: int
-    """Latents S."""
+    counts: npt.NDArray[np.int64]
+    """Tokens above each threshold, shape `(n_thresholds, G, S)`."""
+    n_images: npt.NDArray[np.int64]
+    """Readable images of each group, shape `(G,)`."""
+    thresholds: npt.NDArray[np.float64]
+    """Thresholds, shape `(n_thresholds,)`."""
+    names: tuple[str, ...]
+    """Patients or classes in the order of the rows."""
+    normalised: npt.NDArray[np.float64]
+    """Counts of the first threshold, normalised as `normalize` in the record says, shape `(G, S)`."""
+    record: dict[str, Any]
+    """What they were made from: the contents of patients.json or classes.json."""
 
 
-def compute_counts(config: StatisticsConfig, kind: GroupKind) -> CountsResult:
-    """Compute and write the counts of docs/definitions.md, section 7.
+class CountsAccumulator:
+    """Collects counts during a pass of the encoder.
 
     Args:
-        config: The verb's options.
+        inputs: Autoencoder and store.
+        config: Options of `patients` and `classes`.
         kind: Whether images are grouped by patient or by label.
 
     Raises:
-        ValueError: If the autoencoder or store is missing, they do not fit, or no image has a group.
+        UserError: If no image has a group.
     """
-    inputs = open_inputs(config)
-    column = list(getattr(inputs.store.images, kind))
-    names = sorted_names(column)
-    if not names:
-        raise UserError(
-            f"no image of store '{inputs.store.path}' has a {kind}. Build it from a CSV with a '{kind}' column, or "
-            f"from folders with --layout {'class' if kind == 'label' else 'patient or class/patient'}"
-        )
-    groups = label_index(names, column)
-    device = accumulator_device(inputs.sae.W_enc.device)
-    counts = GroupCounts(len(names), inputs.sae.W_enc.shape[1], len(config.threshold), device=device)
-    verb = COUNT_FILES[kind][0]
 
-    def consume(rows: torch.Tensor, images: PooledActs) -> None:
-        counts.update(groups[rows], images.counts)
+    def __init__(self, inputs: Inputs, config: StatisticsConfig, kind: GroupKind) -> None:
+        self._inputs, self._config, self._kind = inputs, config, kind
+        self._groups = LabelIndex.of(getattr(inputs.store.images, kind))
+        if not self._groups.names:
+            raise UserError(
+                f"no image of store '{inputs.store.path}' has a {kind}. Build it from a CSV with a '{kind}' column, or "
+                f"from folders with --layout {'class' if kind == 'label' else 'patient or class/patient'}"
+            )
+        self._numbers = torch.from_numpy(self._groups.numbers)
+        device = accumulator_device(inputs.sae.W_enc.device)
+        n_groups, n_thresholds = len(self._groups.names), len(config.threshold)
+        self._counts = GroupCounts(n_groups, inputs.n_latents, n_thresholds, device=device)
 
-    run_pass(inputs, config, config.threshold, consume, what=verb)
-    files = write_counts(inputs, config, kind, names, counts)
-    n_images = int(counts.n_images.sum())
-    n_without = int(inputs.store.valid.sum()) - n_images
-    empty = [name for name, n in zip(names, counts.n_images.tolist(), strict=True) if not n]
-    if empty:
-        logger.info(f"{len(empty)} {verb} have no readable image, their rows are 0: {', '.join(empty[:5])}")
-    if n_without:
-        logger.info(f"{n_without:,} images have no {kind} and count nowhere")
-    return CountsResult(inputs.folder, files, names, n_images, n_without, counts.counts.shape[2])
+    def update(self, rows: torch.Tensor, pooled: PooledActs) -> None:
+        """Count images; the thresholds of the counts are those of the options."""
+        self._counts.update(self._numbers[rows], pooled.counts)
+
+    def result(self) -> Counts:
+        """The counts of all images counted."""
+        config, names = self._config, self._groups.names
+        raw, n_images = self._counts.counts.cpu(), self._counts.n_images.cpu()
+        verb = COUNT_FILES[self._kind].verb
+        empty = [name for name, n in zip(names, n_images.tolist(), strict=True) if not n]
+        if empty:
+            logger.info(f"{len(empty)} {verb} have no readable image, so their rows are 0: {', '.join(empty[:5])}")
+        n_without = int(self._inputs.store.valid.sum()) - int(n_images.sum())
+        if n_without:
+            logger.info(f"{n_without:,} images have no {self._kind} and are not counted")
+        record = make_record(
+            self._inputs, config, verb, thresholds=list(config.threshold), normalize=config.normalize,
+            normalised_threshold=config.threshold[0],
+        )  # fmt: skip
+        normalised = normalise_counts(raw[0], n_images, self._inputs.store.n_tokens, config.normalize)
+        thresholds = np.array(config.threshold, dtype=np.float64)
+        return Counts(raw.numpy(), n_images.numpy(), thresholds, names, normalised.numpy(), record)
 
 
-def write_counts(
-    inputs: Inputs, config: StatisticsConfig, kind: GroupKind, names: list[str], counts: GroupCounts
-) -> list[Path]:
-    """Write normalised counts of the first threshold, raw counts of all, and the groups in order.
+def save_counts(folder: Path, counts: Counts, kind: GroupKind, images: ImageTable, n_tokens: int) -> list[Path]:
+    """Write normalised counts of the first threshold, raw counts of all, and the groups in order; the record last.
+
+    Args:
+        folder: Where the files go.
+        counts: The counts.
+        kind: Whether they are per patient or per label.
+        images: Table of the store's images.
+        n_tokens: Tokens T per image.
 
     Returns:
         The files' paths.
     """
     verb, *file_names = COUNT_FILES[kind]
-    normalised_path, raw_path, groups_path = (inputs.folder / name for name in file_names)
-    raw, n_images = counts.counts.cpu(), counts.n_images.cpu()
-    withdraw_record(inputs, verb)
-    normalised = normalise_counts(raw[0], n_images, inputs.store.n_tokens, config.normalize)
-    write_file(normalised_path, _to_npy(normalised.numpy()))
+    normalised_path, raw_path, groups_path = (folder / name for name in file_names)
+    withdraw_record(folder, verb)
+    buffer = io.BytesIO()
+    np.save(buffer, counts.normalised, allow_pickle=False)
+    write_file(normalised_path, buffer.getvalue())
     arrays: dict[str, Any] = {
-        "counts": raw.numpy(),
-        "n_images": n_images.numpy(),
-        "thresholds": np.array(config.threshold, dtype=np.float64),
-        "n_tokens": np.int64(inputs.store.n_tokens),
-        verb: np.array(names, dtype=np.str_),
+        "counts": counts.counts,
+        "n_images": counts.n_images,
+        "thresholds": counts.thresholds,
+        "n_tokens": np.int64(n_tokens),
+        verb: np.array(counts.names, dtype=np.str_),
     }
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
     write_file(raw_path, buffer.getvalue())
-    write_file(groups_path, _groups_csv(inputs, kind, names, n_images))
-    record = write_record(
-        inputs, config, verb, thresholds=list(config.threshold), normalize=config.normalize,
-        normalised_threshold=config.threshold[0],
-    )  # fmt: skip
-    return [normalised_path, raw_path, groups_path, record]
+    write_file(groups_path, _groups_csv(counts, kind, images))
+    return [normalised_path, raw_path, groups_path, write_record(folder, counts.record)]
 
 
-def _to_npy(array: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]") -> bytes:
-    """An array as the bytes of a .npy file."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
+def read_counts(folder: Path, kind: GroupKind) -> Counts:
+    """Counts that were saved in a folder; shapes, types and ranges are checked.
 
+    Raises:
+        UserError: If something is missing, cannot be read or does not fit the rest.
+    """
+    verb, normalised_name, raw_name, _ = COUNT_FILES[kind]
+    record = read_record(folder, verb)
 
-def _groups_csv(inputs: Inputs, kind: GroupKind, names: list[str], n_images: torch.Tensor) -> bytes:
-    """Row by row: the group, its readable images and, for patients, the labels among them."""
-    groups = zip(names, n_images.tolist(), strict=True)
-    if kind == "label":
-        return to_csv(["row", kind, "n_images"], [[row, name, n] for row, (name, n) in enumerate(groups)])
-    labels = patient_labels(inputs.store.images)
-    lines = [[row, name, n, ";".join(labels[name])] for row, (name, n) in enumerate(groups)]
-    return to_csv(["row", kind, "n_images", "labels"], lines)
+    def load_raw(path: Path) -> dict[str, npt.NDArray[Any]]:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in ("counts", "n_images", "thresholds", verb)}
+
+    raw = read_file(folder / raw_name, load_raw, verb)
+    normalised = read_file(folder / normalised_name, lambda path: np.load(path, allow_pickle=False), verb)
+    found = Counts(
+        raw["counts"], raw["n_images"], raw["thresholds"], tuple(map(str, raw[verb].ravel())), normalised, record
+    )
+    types = [array.dtype for array in (found.counts, found.n_images, found.thresholds, normalised)]
+    problem = None
+    if types != [np.int64, np.int64, np.float64, np.float64] or raw[verb].dtype.kind != "U":
+        problem = f"types must be int64, int64, float64, float64, found {', '.join(map(str, types))}"
+    elif (
+        found.counts.ndim != 3
+        or found.thresholds.shape != found.counts.shape[:1]
+        or not len(found.thresholds)
+        or not found.n_images.shape == raw[verb].shape == found.counts.shape[1:2]
+        or normalised.shape != found.counts.shape[1:]
+    ):
+        named = {"counts": found.counts, "n_images": found.n_images, "thresholds": found.thresholds, verb: raw[verb]}
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in {**named, normalised_name: normalised}.items())
+        problem = f"shapes do not fit together: {shapes}"
+    elif not all(all_within(array, 0, np.inf) for array in (found.counts, found.n_images, normalised)):
+        problem = "counts must be finite and at least 0"
+    if problem:
+        raise UserError(f"the files of `{verb}` in '{folder}': {problem}. {remedy(verb)}")
+    return found
 
 
 def patient_labels(images: ImageTable) -> dict[str, list[str]]:
@@ -141,3 +197,13 @@ def patient_labels(images: ImageTable) -> dict[str, list[str]]:
         if patient and label:
             labels[patient].add(label)
     return {patient: sorted(found) for patient, found in labels.items()}
+
+
+def _groups_csv(counts: Counts, kind: GroupKind, images: ImageTable) -> bytes:
+    """Row by row: the group, its readable images and, for patients, the labels among them."""
+    groups = zip(counts.names, counts.n_images.tolist(), strict=True)
+    if kind == "label":
+        return to_csv(["row", kind, "n_images"], [[row, name, n] for row, (name, n) in enumerate(groups)])
+    labels = patient_labels(images)
+    lines = [[row, name, n, ";".join(labels[name])] for row, (name, n) in enumerate(groups)]
+    return to_csv(["row", kind, "n_images", "labels"], lines)

@@ -1,112 +1,173 @@
-"""`features`: top-k maximally activating images, mean activations and sparsity of every latent."""
+"""Feature data: top-k maximally activating images, mean activation and sparsity of every latent."""
 
 import csv
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from cytosae.formats.atomic import write_torch_atomically
-from cytosae.statistics.accumulators import FeatureResult, FeatureStatistics
+from cytosae.statistics.accumulators import FeatureStatistics, PooledActs
 from cytosae_cache.storage.atomic import write_file
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import StatisticsConfig
+from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.devices import accumulator_device
-from cytosae_pipeline.statistics.encode import open_inputs, run_pass, withdraw_record, write_record
+from cytosae_pipeline.statistics.inputs import Inputs
+from cytosae_pipeline.statistics.label_index import LabelIndex, sorted_names
+from cytosae_pipeline.statistics.records import (
+    all_within,
+    make_record,
+    read_file,
+    read_record,
+    remedy,
+    withdraw_record,
+    write_record,
+)
+from cytosae_pipeline.workspace.csv_files import to_csv
+from cytosae_pipeline.workspace.files import write_torch
+
+VERB = "features"
+
+_TENSORS = {
+    "indices": ("max_activating_image_indices", torch.int64),
+    "label_indices": ("max_activating_image_label_indices", torch.int64),
+    "values": ("max_activating_image_values", torch.float32),
+    "mean_acts": ("sae_mean_acts", torch.float32),
+    "sparsity": ("sae_sparsity", torch.float32),
+}
+"""Field of `Features`, stem of its file, and its type."""
+
+FILES = (*(f"{stem}.pt" for stem, _ in _TENSORS.values()), "images.csv", "labels.txt")
+"""Files of the feature data beside its record."""
 
 
-@dataclass(frozen=True)
-class FeaturesResult:
-    """What `features` did."""
+class Features(NamedTuple):
+    """Feature data of one autoencoder on one store (docs/definitions.md, section 6)."""
 
-    folder: Path
-    """Where the files lie."""
-    files: list[Path]
-    """The files."""
-    n_images: int
-    """Images counted."""
-    n_latents: int
-    """Latents S."""
-    n_active: int
-    """Latents that were active on at least one image."""
+    indices: npt.NDArray[np.int64]
+    """Rows of the top-k images, shape `(S, k)`; -1 in empty slots."""
+    label_indices: npt.NDArray[np.int64]
+    """Positions of their labels in `labels`, shape `(S, k)`; -1 in empty slots and for images without a label."""
+    values: npt.NDArray[np.float32]
+    """Their scores, falling, shape `(S, k)`; 0 in empty slots."""
+    mean_acts: npt.NDArray[np.float32]
+    """Mean score over the images where the latent is active, shape `(S,)`."""
+    sparsity: npt.NDArray[np.float32]
+    """Share of images where the latent is active, shape `(S,)`; 0 for dead latents."""
+    labels: tuple[str, ...]
+    """Names of the labels, sorted."""
+    record: dict[str, Any]
+    """What they were made from: the contents of features.json."""
+
+    @property
+    def n_active(self) -> int:
+        """Latents that are active on at least one image."""
+        return int((self.sparsity > 0).sum())
 
 
-def compute_features(config: StatisticsConfig) -> FeaturesResult:
-    """Compute and write the feature data of docs/definitions.md, section 6.
+class FeaturesAccumulator:
+    """Collects feature data during a pass of the encoder.
 
-    Raises:
-        ValueError: If the autoencoder or store is missing or they do not fit.
+    Args:
+        inputs: Autoencoder and store.
+        config: Options of `features`.
     """
-    inputs = open_inputs(config)
-    store, device = inputs.store, accumulator_device(inputs.sae.W_enc.device)
-    statistics = FeatureStatistics(inputs.sae.W_enc.shape[1], config.top_k, device=device)
-    run_pass(inputs, config, (), lambda rows, images: statistics.update(rows, images.scores), what="features")
-    result = statistics.result()
-    withdraw_record(inputs, "features")
-    files = write_features(inputs.folder, result, store)
-    files.append(write_record(inputs, config, "features", top_k=config.top_k, n_images=statistics.n_images))
-    n_active = int((result.sparsity > 0).sum())
-    return FeaturesResult(inputs.folder, files, statistics.n_images, len(result.sparsity), n_active)
+
+    def __init__(self, inputs: Inputs, config: StatisticsConfig) -> None:
+        self._inputs, self._config = inputs, config
+        device = accumulator_device(inputs.sae.W_enc.device)
+        self._statistics = FeatureStatistics(inputs.n_latents, config.top_k, device=device)
+
+    def update(self, rows: torch.Tensor, pooled: PooledActs) -> None:
+        """Count images."""
+        self._statistics.update(rows, pooled.scores)
+
+    def result(self) -> Features:
+        """The feature data of all images counted."""
+        found = self._statistics.result()
+        labels = LabelIndex.of(self._inputs.store.images.label)
+        numbers = torch.from_numpy(labels.numbers)
+        label_indices = torch.where(found.indices >= 0, numbers[found.indices.clamp(min=0)], -1)
+        n_images = self._statistics.n_images
+        record = make_record(self._inputs, self._config, VERB, top_k=self._config.top_k, n_images=n_images)
+        return Features(
+            found.indices.numpy(),
+            label_indices.numpy(),
+            found.values.numpy(),
+            found.mean_acts.numpy(),
+            found.sparsity.numpy(),
+            labels.names,
+            record,
+        )
 
 
-def label_index(names: list[str], labels: list[str]) -> torch.Tensor:
-    """Index of each image's label among the sorted names, int64, shape `(n,)`; -1 where it has none."""
-    index = {name: number for number, name in enumerate(names)}
-    return torch.tensor([index.get(label, -1) for label in labels], dtype=torch.int64)
-
-
-def sorted_names(values: list[str]) -> list[str]:
-    """The different names among the values, sorted; '' is none."""
-    return sorted({value for value in values if value})
-
-
-def write_features(folder: Path, result: FeatureResult, store: ActivationStore) -> list[Path]:
-    """Write the files that README lists.
+def save_features(folder: Path, features: Features, store: ActivationStore) -> list[Path]:
+    """Write feature data under the names of the reference, with its record last.
 
     Returns:
-        Their paths.
+        The files' paths.
     """
-    names = sorted_names(list(store.images.label))
-    labels = label_index(names, list(store.images.label))
-    filled = result.indices >= 0
-    label_indices = torch.where(filled, labels[result.indices.clamp(min=0)], -1)
-    tensors = {
-        "max_activating_image_indices": result.indices,
-        "max_activating_image_label_indices": label_indices,
-        "max_activating_image_values": result.values,
-        "sae_mean_acts": result.mean_acts,
-        "sae_sparsity": result.sparsity,
-    }
+    withdraw_record(folder, VERB)
     files = []
-    for name, tensor in tensors.items():
-        files.append(folder / f"{name}.pt")
-        write_torch_atomically(files[-1], tensor.contiguous().clone())
+    for name, (stem, _) in _TENSORS.items():
+        files.append(folder / f"{stem}.pt")
+        write_torch(files[-1], torch.from_numpy(getattr(features, name)).contiguous().clone())
     files += [folder / "images.csv", folder / "labels.txt"]
     write_file(files[-2], _images_csv(store))
-    write_file(files[-1], "".join(f"{name}\n" for name in names).encode())
-    return files
+    write_file(files[-1], "".join(f"{name}\n" for name in features.labels).encode())
+    return [*files, write_record(folder, features.record)]
+
+
+def read_features(folder: Path) -> Features:
+    """Feature data that was saved in a folder; shapes, types and ranges are checked.
+
+    Raises:
+        UserError: If something is missing, cannot be read or does not fit the rest.
+    """
+    record = read_record(folder, VERB)
+    arrays = {name: _read_tensor(folder / f"{stem}.pt", dtype) for name, (stem, dtype) in _TENSORS.items()}
+    n_rows, labels = _read_labels(folder / "images.csv")
+    found = Features(**arrays, labels=labels, record=record)
+    n_latents = len(found.sparsity)
+    shapes = [(len(array), array.ndim) for array in arrays.values()]
+    problem = None
+    if shapes != [(n_latents, 2)] * 3 + [(n_latents, 1)] * 2 or len({array.shape for array in found[:3]}) != 1:
+        problem = f"shapes do not fit together: {', '.join(str(array.shape) for array in arrays.values())}"
+    elif not all_within(found.indices, -1, n_rows - 1) or not all_within(found.label_indices, -1, len(labels) - 1):
+        problem = f"indices lie outside the {n_rows:,} images or {len(labels):,} labels of images.csv"
+    elif not all(all_within(array, 0, np.inf) for array in (found.values, found.mean_acts)):
+        problem = "scores must be finite and at least 0"
+    elif not all_within(found.sparsity, 0, 1):
+        problem = "shares of images must lie between 0 and 1"
+    if problem:
+        raise UserError(f"the files of `features` in '{folder}': {problem}. {remedy(VERB)}")
+    return found
 
 
 def _images_csv(store: ActivationStore) -> bytes:
     """Row by row: path, label, patient, and whether the image could be read."""
     rows = zip(*store.images, store.valid, strict=True)
-    lines = [[row, *names, int(valid)] for row, (*names, valid) in enumerate(rows)]
+    lines = ([row, *names, int(valid)] for row, (*names, valid) in enumerate(rows))
     return to_csv(["row", "path", "label", "patient", "valid"], lines)
 
 
-def to_csv(header: Sequence[str], lines: Sequence[Sequence[object]]) -> bytes:
-    """A table as the bytes of a CSV that every reader splits at the same places.
+def _read_tensor(path: Path, dtype: torch.dtype) -> npt.NDArray[Any]:
+    """A tensor's file as an array."""
+    value = read_file(path, lambda path: torch.load(path, map_location="cpu", weights_only=True), VERB)
+    if not isinstance(value, torch.Tensor) or value.dtype != dtype or value.layout != torch.strided:
+        found = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+        raise UserError(f"'{path}' must contain a tensor of {dtype}, found {found}. {remedy(VERB)}")
+    return value.detach().numpy()
 
-    Args:
-        header: Names of the columns.
-        lines: Cells.
-    """
-    text = io.StringIO()
-    # Before Python 3.13 a lone carriage return is not quoted under this line end, and is read as another.
-    lone = any(isinstance(cell, str) and "\r" in cell for line in lines for cell in line)
-    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if lone else csv.QUOTE_MINIMAL)
-    writer.writerow(header)
-    writer.writerows(lines)
-    return text.getvalue().encode()
+
+def _read_labels(path: Path) -> tuple[int, tuple[str, ...]]:
+    """Rows of images.csv and names of the labels; unlike labels.txt it can hold names of several lines."""
+
+    def load(path: Path) -> tuple[int, tuple[str, ...]]:
+        with path.open(newline="", encoding="utf-8") as file:
+            column = [row["label"] for row in csv.DictReader(file, strict=True)]
+        return len(column), sorted_names(column)
+
+    return read_file(path, load, VERB)

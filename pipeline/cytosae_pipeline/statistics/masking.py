@@ -1,4 +1,4 @@
-"""The masking experiment: how well images are classified when only some latents are kept or removed."""
+"""The masking experiment: how well images are classified when latents are kept or removed."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -11,21 +11,19 @@ import torch
 
 from cytosae.analysis.masking import ClassScores, Masking, MaskingCounts, MaskingExperiment
 from cytosae.analysis.probe import LinearProbe
-from cytosae.formats.checkpoint import load_sae
-from cytosae.statistics.accumulators import BLOCK_IMAGES, BlockEncoder
 from cytosae_cache.reading.loader import Prefetcher
 from cytosae_cache.reading.permutation import IntArray, spread_rows
 from cytosae_cache.reading.reader import StoreReader, aligned_buffer
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import StatisticsConfig
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.runtime.devices import DTYPES, accumulator_device
-from cytosae_pipeline.runtime.memory import available_ram
+from cytosae_pipeline.runtime.devices import accumulator_device
+from cytosae_pipeline.runtime.memory import exceeds_page_cache
 from cytosae_pipeline.runtime.progress import Progress
-from cytosae_pipeline.statistics.encode import Inputs
-from cytosae_pipeline.statistics.features import label_index, sorted_names
-from cytosae_pipeline.training.placement import exceeds_page_cache
-from cytosae_pipeline.training.split import split_in_halves
+from cytosae_pipeline.statistics.encode import make_encoder, rows_at_once
+from cytosae_pipeline.statistics.halves import split_in_halves
+from cytosae_pipeline.statistics.inputs import Inputs
+from cytosae_pipeline.statistics.label_index import LabelIndex
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +31,12 @@ KS = (1, 2, 5, 10, 20, 50, 100)
 """Numbers of latents kept or removed by default."""
 
 _LEAST_TRAINING = 2
-"""Training images that a class needs."""
+"""Training images that a class must have."""
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Shares of test images classified rightly, between 0 and 1."""
+    """Shares of test images classified correctly, between 0 and 1."""
 
     original: float
     """On the original activations."""
@@ -47,7 +45,7 @@ class Accuracy:
     masked: dict[Masking, npt.NDArray[np.float64]]
     """On masked reconstructions, one number for each k, shape `(n_ks,)`; see `MaskingExperiment`."""
     chance: float
-    """Of always naming the class with most training images."""
+    """Of always predicting the class with most training images."""
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain JSON values."""
@@ -57,12 +55,12 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class MaskingResult:
-    """What the masking experiment found."""
+    """Result of the masking experiment."""
 
     classes: list[str]
     """Names of the classes, sorted."""
     left_out: list[str]
-    """Classes with too few images on one side."""
+    """Classes with too few training or test images."""
     train_images: list[int]
     """Training images of each class."""
     hits: MaskingCounts
@@ -89,12 +87,12 @@ class MaskingResult:
 
     @property
     def accuracy(self) -> Accuracy:
-        """Every test image counts alike."""
+        """Accuracy in which every test image has the same weight."""
         return self._accuracy(self.hits.n_images.new_ones(len(self.classes)).double() / self.n_test)
 
     @property
     def balanced_accuracy(self) -> Accuracy:
-        """Every class counts alike, however many test images it has."""
+        """Accuracy in which every class has the same weight, whatever its number of test images."""
         return self._accuracy(1 / (len(self.classes) * self.hits.n_images.double()))
 
     def to_json(self) -> dict[str, Any]:
@@ -142,7 +140,7 @@ class _Side(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """Which images do what."""
+    """Training and test images of the experiment."""
 
     classes: list[str]
     left_out: list[str]
@@ -151,10 +149,10 @@ class _Plan(NamedTuple):
 
 
 class _Images(NamedTuple):
-    """What the experiment needs of some images."""
+    """Features and scores of some images."""
 
     at: slice
-    """Their places among the rows asked for."""
+    """Their positions among the requested rows."""
     features: torch.Tensor
     """Means of their tokens, float64, shape `(n, D)`."""
     scores: torch.Tensor
@@ -172,14 +170,14 @@ def run_masking(
 ) -> MaskingResult:
     """Train a linear probe on half of the labelled images and test it on masked reconstructions of the other half.
 
-    All images of a patient are on one side; an image without one counts for itself, with its exact copies. What is
-    chosen by class is chosen on training images. The memory needed does not grow with the images, and the result does
-    not depend on the batch size.
+    All images of a patient are on one side; an image without a patient counts by itself, together with its exact
+    copies. Latents of classes are chosen on training images. Memory does not grow with the number of images, and the
+    result does not depend on the batch size.
 
     Args:
-        inputs: Store and autoencoder; its decoder is read again from `config.sae_path` if it was left out.
+        inputs: Store and autoencoder, with its decoder.
         config: Batch size, precision, and whether checksums are checked.
-        n_images: Images to look at, at most, spread evenly over the store's valid images with a label.
+        n_images: Images to use at most, spread evenly over the store's readable images with a label.
         ks: Numbers of latents to keep or remove; those above S count as S.
         ridge: Strength of the probe's penalty.
         seed: Seed of the split and of the control; 0 or more.
@@ -191,15 +189,17 @@ def run_masking(
     plan = _make_plan(inputs.store, n_images, seed)
     if plan.left_out:
         logger.info(
-            f"{len(plan.left_out)} classes are left out, for lack of {_LEAST_TRAINING} training images or of a test "
-            f"image: {', '.join(plan.left_out)}"
+            f"{len(plan.left_out)} classes have fewer than {_LEAST_TRAINING} training images or no test image and are "
+            f"left out: {', '.join(plan.left_out)}"
         )
-    n_latents, device = inputs.sae.W_enc.shape[1], accumulator_device(inputs.sae.W_enc.device)
+    n_latents, device = inputs.n_latents, accumulator_device(inputs.sae.W_enc.device)
     probe = LinearProbe(inputs.store.d_model, len(plan.classes), device=device)
     class_scores = ClassScores(len(plan.classes), n_latents, device=device)
     with (
         StoreReader(
-            inputs.store, verify=not config.no_verify, direct=exceeds_page_cache([inputs.store], available_ram())
+            inputs.store,
+            verify=not config.no_verify,
+            direct=exceeds_page_cache(inputs.store.n_images * inputs.store.spec.record_bytes),
         ) as reader,
         Progress("masking", len(plan.train.rows) + len(plan.test.rows), "images") as bar,
     ):
@@ -207,7 +207,7 @@ def run_masking(
             probe.update(images.features, plan.train.labels[images.at])
             class_scores.update(images.scores, plan.train.labels[images.at])
         experiment = MaskingExperiment(
-            probe.fit(ridge), _decoder(inputs, config), inputs.sae.b_dec, class_scores.differences(), ks,
+            probe.fit(ridge), inputs.sae.W_dec.detach(), inputs.sae.b_dec, class_scores.differences(), ks,
             seed=seed, device=device,
         )  # fmt: skip
         rows = torch.from_numpy(plan.test.rows)
@@ -219,15 +219,13 @@ def run_masking(
 
 
 def _make_plan(store: ActivationStore, n_images: int, seed: int) -> _Plan:
-    """Choose images, split them, and leave out classes with too few."""
-    column = list(store.images.label)
-    names = sorted_names(column)
+    """Choose images, split them, and leave out classes with too few images."""
+    names, index = LabelIndex.of(store.images.label)
     if not names:
         raise UserError(
             f"no image of store '{store.path}' has a label. Build it from a CSV with a 'label' column, or from folders "
             "with --layout class"
         )
-    index = label_index(names, column).numpy()
     labelled = store.valid_rows[index[store.valid_rows] >= 0]
     rows = labelled[spread_rows(len(labelled), n_images)]
     labels = index[rows]
@@ -240,7 +238,7 @@ def _make_plan(store: ActivationStore, n_images: int, seed: int) -> _Plan:
         raise UserError(
             f"masking needs two classes with {_LEAST_TRAINING} training images and a test image each, but of "
             f"{len(rows)} images of store '{store.path}' the halves hold: {', '.join(found[:8])}. All images of a "
-            "patient are in one half: label more images, of more patients, or look at more of them"
+            "patient are in one half: label more images of more patients, or use more images"
         )
     classes = np.cumsum(enough) - 1
     sides = [
@@ -253,7 +251,7 @@ def _make_plan(store: ActivationStore, n_images: int, seed: int) -> _Plan:
 
 
 def _groups(store: ActivationStore, rows: IntArray) -> IntArray:
-    """Which images must stay together: those of a patient; without one, equal pictures. Shape `(n,)`."""
+    """Images that must stay together: those of a patient or, without one, identical pictures. Shape `(n,)`."""
     patients, digests = store.images.patient, store.column("images/sha256")
     numbers: dict[str | bytes, int] = {}
     keys = (patients[row] or bytes(digests[row]) for row in rows.tolist())
@@ -264,8 +262,7 @@ def _iter_images(
     inputs: Inputs, config: StatisticsConfig, reader: StoreReader, rows: IntArray, advance: Callable[[int], None]
 ) -> Iterator[_Images]:
     """Token means and scores of the given rows, in their order, read ahead of the encoder."""
-    encoder = BlockEncoder(inputs.sae, dtype=DTYPES["fp32" if config.precision == "auto" else config.precision])
-    n_at_once = -(-config.batch_size // BLOCK_IMAGES) * BLOCK_IMAGES
+    encoder, n_at_once = make_encoder(inputs, config), rows_at_once(config)
 
     def read(start: int, buffer: npt.NDArray[Any]) -> tuple[int, npt.NDArray[Any]]:
         part = rows[start : start + n_at_once]
@@ -276,15 +273,8 @@ def _iter_images(
     plans = range(0, len(rows), n_at_once)
     for start, values in Prefetcher(plans, read, lambda: aligned_buffer(shape, inputs.store.dtype)):
         activations = torch.from_numpy(values)
-        # Sums of float16 are exact in float64, an image at a time keeps them small.
+        # Sums of float16 are exact in float64; one image at a time keeps them small.
         features = torch.stack([image.double().mean(dim=0) for image in activations])
-        # An image's place among the rows decides its block, so that blocks are full though the rows lie scattered.
+        # An image's position among the rows determines its block, so that blocks are full although rows are scattered.
         yield _Images(slice(start, start + len(values)), features, encoder.reduce(activations, start).scores)
         advance(len(values))
-
-
-def _decoder(inputs: Inputs, config: StatisticsConfig) -> torch.Tensor:
-    """`W_dec`, shape `(S, D)`."""
-    if len(inputs.sae.W_dec) or config.sae_path is None:
-        return inputs.sae.W_dec.detach()
-    return load_sae(config.sae_path).sae.W_dec.detach()

@@ -1,42 +1,38 @@
-"""A tracker in a process of its own, so that it can neither stop nor slow nor outlive the training."""
+"""A metric logger in a process of its own, so that it can neither stop nor slow down nor outlive training."""
 
+import logging
 import os
 import queue
 import signal
-import sys
 import threading
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cytosae_pipeline.runtime.workers import process_context
+from cytosae_pipeline.training.metric_logger import Histograms, MetricLogger, Metrics, one_line
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cytosae_pipeline.training.loggers import Histograms, Metrics, Tracker
-
-_MAX_ERROR_LENGTH = 300
+logger = logging.getLogger(__name__)
 
 
 class Background:
-    """Runs a tracker in a process of its own; nothing it does is waited for before `close`.
+    """Runs a metric logger in a process of its own; training never waits for it before `close`.
 
-    A thread alone would not do: wandb puts itself into `sys.exit`, and at the interpreter's end waits for its service
-    for as long as the network is away. A process can be ended.
+    A thread is not enough: wandb hooks into `sys.exit`, and at the interpreter's end waits for its service for as long
+    as the network is down. A process can be killed.
 
     Args:
-        name: What messages call it.
-        make: Makes the tracker, in the process; also returns what the user should know, or "". Picklable.
-        advice: Ends the messages about failures.
-        close_s: Seconds that `close` waits for what is pending.
-        n_pending: Records that may wait to be taken; further ones are dropped and counted.
+        name: Its name in messages.
+        make: Makes the logger, in the process; also returns what the user should know, or "". Picklable.
+        advice: Last sentence of messages about failures.
+        close_s: Seconds that `close` waits for pending records.
+        n_pending: Records that may be pending; further ones are dropped and counted.
     """
 
     def __init__(
         self,
         name: str,
-        make: "Callable[[], tuple[Tracker, str]]",
+        make: Callable[[], tuple[MetricLogger, str]],
         *,
         advice: str,
         close_s: float = 30.0,
@@ -55,8 +51,8 @@ class Background:
         self._ended = False
         self._thread.start()
 
-    def log(self, step: int, metrics: "Metrics", histograms: "Histograms | None" = None) -> None:
-        """Pass a record on; returns at once, and never raises for what the tracker did."""
+    def log(self, step: int, metrics: Metrics, histograms: Histograms | None = None) -> None:
+        """Pass a record on; returns at once, and never raises an error of the logger."""
         self._say_notes()
         if not self._thread.is_alive():
             return
@@ -66,12 +62,14 @@ class Background:
             self._calls.put((step, dict(metrics), dict(histograms or {})))
 
     def close(self) -> None:
-        """Wait a while for what is pending, then end the process."""
+        """Wait a while for pending records, then end the process."""
         self._calls.put(None)
         try:
             self._thread.join(self._close_s)
             if self._thread.is_alive():
-                self._notes.put(f"{self._name} did not finish within {self._close_s:g} s and was ended. {self._advice}")
+                self._notes.put(
+                    f"{self._name} did not finish within {self._close_s:g} s and was stopped. {self._advice}"
+                )
             elif self.n_dropped:
                 self._notes.put(f"{self._name} was too slow: {self.n_dropped} records were dropped. {self._advice}")
         finally:
@@ -82,27 +80,27 @@ class Background:
             self._say_notes()
 
     def _forward(self, here: Connection, there: Connection) -> None:
-        """The thread: start the process, and hand it one record after another."""
+        """The thread: start the process and send it one record after another."""
         try:
             self._process.start()
             there.close()
-            self._hear(here)
+            self._receive(here)
             while (call := self._calls.get()) is not None:
                 here.send(call)
-                self._hear(here)
+                self._receive(here)
             here.send(None)
-            self._hear(here)
-        except Exception as error:  # noqa: BLE001 - whatever it was, training goes on
+            self._receive(here)
+        except Exception as error:  # noqa: BLE001 - training continues in any case
             if self._ended:
                 return
             reason = "its process ended" if isinstance(error, EOFError | ConnectionError) else one_line(error)
-            self._notes.put(f"{self._name} stopped: {reason}. Training goes on without it. {self._advice}")
+            self._notes.put(f"{self._name} stopped: {reason}. Training continues without it. {self._advice}")
 
-    def _hear(self, here: Connection) -> None:
-        """One answer of the process.
+    def _receive(self, here: Connection) -> None:
+        """Receive one reply of the process.
 
         Raises:
-            RuntimeError: If the tracker failed.
+            RuntimeError: If the logger failed.
         """
         failed, text = here.recv()
         if failed:
@@ -111,17 +109,17 @@ class Background:
             self._notes.put(text)
 
     def _say_notes(self) -> None:
-        """Messages are written by the caller's thread, between its own."""
+        """Log messages from the caller's thread, between its own."""
         while not self._notes.empty():
-            sys.stderr.write(self._notes.get() + "\n")
+            logger.warning(self._notes.get())
 
 
 def _serve(
-    connection: Connection, environment: dict[str, str], make: "Callable[[], tuple[Tracker, str]]"
+    connection: Connection, environment: dict[str, str], make: Callable[[], tuple[MetricLogger, str]]
 ) -> None:  # fmt: skip
-    """The process: records until there are no more, or the tracker fails, or the parent has gone.
+    """The process: take records until there are no more, the logger fails, or the parent is gone.
 
-    Ctrl-C reaches the whole group of processes, and the parent decides what happens. What the tracker prints is lost.
+    Ctrl-C reaches the whole group of processes, and the parent decides what happens. What the logger prints is dropped.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.clear()
@@ -130,19 +128,14 @@ def _serve(
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     try:
-        tracker, note = make()
+        metric_logger, note = make()
         connection.send((False, note))
         while (call := connection.recv()) is not None:
-            tracker.log(*call)
+            metric_logger.log(*call)
             connection.send((False, ""))
-        tracker.close()
+        metric_logger.close()
         connection.send((False, ""))
     except EOFError:
         return
-    except Exception as error:  # noqa: BLE001 - told to the parent, if there still is one
+    except Exception as error:  # noqa: BLE001 - reported to the parent, if it is still there
         connection.send((True, one_line(error)))
-
-
-def one_line(error: Exception) -> str:
-    """An error's text, or its kind if it has none."""
-    return " ".join(str(error).split())[:_MAX_ERROR_LENGTH].rstrip(".") or type(error).__name__

@@ -16,12 +16,12 @@ from cytosae_pipeline.training.placement import Place
 
 
 class TensorBatch(NamedTuple):
-    """What one training step sees."""
+    """Input of one training step."""
 
     activations: torch.Tensor
     """Shape `(n, T, D)`, of the store's dtype; valid until the next batch is asked for."""
     samples_seen: int
-    """Images' worth served when this batch has been used, over all epochs: where to resume."""
+    """Images served after this batch, over all epochs: where to resume. Mixed tokens count as fractions of images."""
 
 
 class Batches(Protocol):
@@ -39,7 +39,7 @@ class HostBatches:
     """Batches of a stream, in the host's memory.
 
     Args:
-        stream: Where they come from.
+        stream: Source of the batches.
     """
 
     def __init__(self, stream: ShuffledLoader) -> None:
@@ -59,15 +59,15 @@ class DeviceBatches:
     """The same batches, gathered from a tensor on the device that holds all images.
 
     Args:
-        images: The images; all are read once, now.
+        images: The images; all are read once, on construction.
         sampling: The order.
-        samples_seen: Images' worth already served, over all epochs.
-        stop: Position at which to stop.
-        device: Where the tensor lies.
+        samples_seen: Images already served, over all epochs.
+        stop: Number of images after which to stop.
+        device: Device of the tensor.
     """
 
     waited_s = 0.0
-    """Nothing is waited for."""
+    """Batches in memory never wait."""
 
     def __init__(
         self, images: ConcatReader, sampling: Sampler, *, samples_seen: int, stop: int, device: torch.device
@@ -95,31 +95,36 @@ class DeviceBatches:
 def open_batches(
     images: ConcatReader, config: TrainConfig, *, samples_seen: int, device: torch.device, place: Place
 ) -> Batches:
-    """A run's batches from `samples_seen` on; the same wherever the activations are kept.
+    """A run's remaining batches; they are the same wherever the activations are kept.
 
     Args:
-        images: What it trains on.
-        config: Its options.
+        images: Training images.
+        config: Options of the run.
         samples_seen: Images already trained on.
-        device: Where training runs.
+        device: Device of the training.
         place: Where the activations are kept.
     """
     stop = config.total_training_tokens
     if place == "gpu":
         sampling = Sampler(
-            images.layout, images.image_shape[0], config.batch_size, config.order, config.shuffle, config.batch_of
+            images.layout,
+            images.image_shape[0],
+            config.batch_size,
+            config.shuffle_seed,
+            config.shuffle,
+            config.batch_of,
         )
         return DeviceBatches(images, sampling, samples_seen=samples_seen, stop=stop, device=device)
     make_buffer = _make_pinned if device.type == "cuda" else aligned_buffer
     stream = ShuffledLoader(
-        images, batch_images=config.batch_size, seed=config.order, samples_seen=samples_seen, stop=stop,
+        images, batch_images=config.batch_size, seed=config.shuffle_seed, samples_seen=samples_seen, stop=stop,
         shuffle=config.shuffle, batch_of=config.batch_of, in_memory=place == "ram", make_buffer=make_buffer,
     )  # fmt: skip
     return HostBatches(stream)
 
 
 def _make_pinned(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> npt.NDArray[Any]:
-    """Page-locked memory, which a GPU copies from several times as fast."""
+    """Page-locked memory, from which copies to a GPU are several times as fast."""
     return torch.empty(shape, dtype=_torch_dtype(dtype), pin_memory=True).numpy()
 
 

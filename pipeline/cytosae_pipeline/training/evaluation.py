@@ -1,4 +1,4 @@
-"""How well an autoencoder does on images that it was not trained on."""
+"""Evaluation of an autoencoder on images that it was not trained on."""
 
 from dataclasses import asdict, dataclass
 
@@ -21,18 +21,18 @@ class Evaluation:
     """Metrics of held-out images."""
 
     explained_variance: float
-    """`1 - sum ||x - x^||^2 / sum ||x - mean||^2`, the mean over the tokens looked at; sums in float64."""
+    """`1 - sum ||x - x^||^2 / sum ||x - mean||^2`, with the mean over the evaluated tokens; sums in float64."""
     l0: float
-    """Mean number of active latents a token."""
+    """Mean number of active latents per token."""
     dead_share: float
-    """Share of latents that are active on no token looked at."""
+    """Share of latents that are active on none of the evaluated tokens."""
     cosine: float
-    """Mean cosine between tokens and their reconstructions."""
+    """Mean cosine similarity between tokens and their reconstructions."""
     n_images: int
-    """Images looked at."""
+    """Evaluated images."""
 
     def metrics(self) -> dict[str, float]:
-        """The same by the names that trackers get."""
+        """The same under the names that metric loggers get."""
         return {f"eval/{name}": value for name, value in asdict(self).items()}
 
 
@@ -51,10 +51,10 @@ def evaluate(
     Args:
         sae: The autoencoder, as it is saved.
         images: Held-out images.
-        layout: What their tokens are.
+        layout: Kinds of their tokens.
         products: How products are computed, of type float32.
         choice: Which tokens.
-        limit: Images to look at, spread evenly; all by default.
+        limit: Images to evaluate, spread evenly; all by default.
     """
     device, n_latents = sae.b_enc.device, sae.b_enc.shape[0]
     wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64

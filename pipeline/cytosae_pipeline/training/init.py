@@ -1,4 +1,4 @@
-"""Where a training run starts from: a sample of tokens, the scale of the activations, the decoder's bias."""
+"""Data-dependent initialisation: a sample of tokens, the scale of the activations, the decoder's bias."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -22,7 +22,7 @@ _FITTED_TOKENS = 1024
 
 
 class Scaling(NamedTuple):
-    """Training sees `(x - mean) / scale`."""
+    """Standardisation of activations: training sees `(x - mean) / scale`."""
 
     mean: torch.Tensor
     """Mean of every channel, float32, shape `(D,)`."""
@@ -35,9 +35,9 @@ class Scaling(NamedTuple):
 
 
 def find_scaling(stores: Sequence[ActivationStore]) -> Scaling:
-    """The scaling of stores as one, from their exact moments over all tokens.
+    """The scaling of all stores together, from their exact moments over all tokens.
 
-    After it the mean squared norm of a token is D, as Anthropic and SAELens scale it.
+    Afterwards the mean squared norm of a token is D, as in Anthropic's and SAELens' scaling.
     """
     parts = [store.moments for store in stores]
     count = sum(float(part.count.sum()) for part in parts)
@@ -66,10 +66,10 @@ def sample_tokens(
 
     Args:
         images: The images.
-        layout: What their tokens are.
+        layout: Kinds of their tokens.
         choice: Which tokens.
-        n_images: Images to read at the most.
-        n_tokens: Tokens to return at the most.
+        n_images: Images to read at most.
+        n_tokens: Tokens to return at most.
 
     Returns:
         Float32, shape `(n, D)`.
@@ -82,11 +82,11 @@ def sample_tokens(
 
 
 class DataInit:
-    """Where decoders' biases start, worked out once for all autoencoders that are trained on the same images.
+    """Initial values that depend on the data, computed once for all autoencoders trained on the same images.
 
     Args:
-        images: What they are trained on.
-        stores: The stores it lies in.
+        images: Training images.
+        stores: The stores that contain them.
         choice: Which tokens.
     """
 
@@ -105,7 +105,7 @@ class DataInit:
 
     @torch.no_grad()
     def initialise_(self, sae: Sae, config: TrainConfig) -> None:
-        """Start the decoder's bias where the activations are, and the encoder where it was asked for, in place.
+        """Initialise the decoder's bias, the encoder and what else the architecture fits to the data, in place.
 
         Args:
             sae: A new autoencoder.

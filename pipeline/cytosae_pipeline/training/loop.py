@@ -1,4 +1,4 @@
-"""Stage two's training: autoencoders trained side by side on one stream of a store's activations."""
+"""Training: one or several autoencoders on one stream of a store's activations."""
 
 import contextlib
 import logging
@@ -13,13 +13,13 @@ from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.runtime.interrupts import HeldInterrupts
-from cytosae_pipeline.runtime.memory import available_ram
+from cytosae_pipeline.runtime.memory import exceeds_page_cache
 from cytosae_pipeline.runtime.progress import Progress
 from cytosae_pipeline.training.batches import Batches, open_batches
+from cytosae_pipeline.training.holdout import held_out
 from cytosae_pipeline.training.init import DataInit, choose_tokens
-from cytosae_pipeline.training.placement import choose_placement, exceeds_page_cache, find_free_memory, find_needs
+from cytosae_pipeline.training.placement import choose_placement, find_free_memory, find_needs
 from cytosae_pipeline.training.runs import Run, TrainingError, plan_run
-from cytosae_pipeline.training.split import held_out
 from cytosae_pipeline.training.trainer import Trainer, last_metrics
 
 logger = logging.getLogger(__name__)
@@ -44,15 +44,15 @@ class TrainResult:
     metrics: dict[str, float]
     """Metrics of the last log line."""
     step_s: float | None
-    """Mean time of a step without the wait for data; None if there was nothing to do. On a GPU, of giving it out."""
+    """Mean time of a step without waiting for data; None if there was nothing to do. On a GPU, time to launch it."""
 
 
 def train(config: TrainConfig) -> TrainResult:
-    """Train an autoencoder, go on with an interrupted run, or do nothing if the run is finished.
+    """Train an autoencoder, resume an interrupted run, or do nothing if the run is finished.
 
     Raises:
         ValueError: If the store is missing or does not fit the options; the message says what to do.
-        TrainingError: If the loss stops being a finite number; checkpoints are kept, no final file is written.
+        TrainingError: If the loss is no longer finite; checkpoints are kept, and no final file is written.
     """
     run = plan_run(config)
     if run.final_path.exists():
@@ -66,7 +66,7 @@ def train(config: TrainConfig) -> TrainResult:
 
 
 def train_together(runs: Sequence[Run]) -> list[TrainResult]:
-    """Train several autoencoders on the same batches, reading each once. One that fails leaves the others alone.
+    """Train several autoencoders on the same batches, each read once. One that fails does not affect the others.
 
     Args:
         runs: Runs on the same stores in the same order.
@@ -93,23 +93,23 @@ class TrainingLoop:
     def __init__(self, runs: Sequence[Run]) -> None:
         self._runs = runs
         self.resumed = False
-        """Whether any run had been begun before."""
+        """Whether any run had been started before."""
         self.step_s: dict[Path, float | None] = {}
-        """Mean time of every run's steps, by its folder."""
+        """Mean time per step of every run, by its folder."""
 
     def run(self) -> list[TrainingError | None]:
-        """All remaining steps. On Ctrl-C or an error of the disk or store the states are saved first.
+        """Run all remaining steps. On Ctrl-C or an error of disk or store the states are saved first.
 
         Returns:
-            For every run, why it failed.
+            The error of every run, or None.
 
         Raises:
-            UserError: If `--resident` asks for a place without room.
+            UserError: If `--resident` names a place with too little memory.
         """
         run = self._runs[0]
         config = run.config
         with contextlib.ExitStack() as stack:
-            direct = exceeds_page_cache(run.stores, available_ram())
+            direct = exceeds_page_cache(sum(store.n_images * store.spec.record_bytes for store in run.stores))
             readers = [
                 stack.enter_context(StoreReader(store, verify=not config.no_verify, direct=direct))
                 for store in run.stores
@@ -122,14 +122,14 @@ class TrainingLoop:
             return self._train(trainers, images)
 
     def _train(self, trainers: list[Trainer], images: ConcatReader) -> list[TrainingError | None]:
-        """Feed all batches."""
+        """Feed all batches to the trainers."""
         run = trainers[0].run
         config = run.config
         samples_seen = min(trainer.samples_seen for trainer in trainers)
         self.resumed = any(trainer.samples_seen for trainer in trainers)
         for trainer in trainers:
             if trainer.samples_seen:
-                logger.info(f"going on with run '{trainer.run.folder.name}' after {trainer.samples_seen:,} images")
+                logger.info(f"resuming run '{trainer.run.folder.name}' after {trainer.samples_seen:,} images")
         needs = find_needs([trainer.run for trainer in trainers], samples_seen=samples_seen)
         residence = choose_placement(config.resident, needs, find_free_memory(run.device))
         logger.info(residence.text)
@@ -137,12 +137,12 @@ class TrainingLoop:
         progress = Progress("train", config.total_training_tokens, "images", done=samples_seen)
         with HeldInterrupts() as interrupts:
             try:
-                with contextlib.ExitStack() as trackers, progress:
+                with contextlib.ExitStack() as loggers, progress:
                     for trainer in trainers:
-                        trackers.enter_context(trainer.open_trackers())
+                        loggers.enter_context(trainer.open_loggers())
                     failures = self._steps(trainers, batches, progress, interrupts)
             except (KeyboardInterrupt, OSError, StoreError):
-                # After a second Ctrl-C the parameters may be half-way through a step: the last state saved stands.
+                # After a second Ctrl-C the parameters may be half-way through a step: the last saved state stays.
                 if not interrupts.torn:
                     for trainer in trainers:
                         trainer.save_state()
@@ -156,13 +156,13 @@ class TrainingLoop:
     def _steps(
         self, trainers: list[Trainer], batches: Batches, progress: Progress, interrupts: HeldInterrupts
     ) -> dict[Trainer, TrainingError | None]:
-        """Every trainer's step on every batch; why those failed that did."""
+        """Take every trainer's step on every batch; returns the errors of those that failed."""
         run = trainers[0].run
         layout, choice = run.store.spec.tokens, run.config.trained_on
         failures: dict[Trainer, TrainingError | None] = dict.fromkeys(trainers)
         whole, interval = WaitingTime(batches), WaitingTime(batches)
         for batch in batches:
-            # Two steps: at once, torch would convert on the host and then copy twice the bytes.
+            # Two calls: in a single one torch would convert on the host and then copy twice the bytes.
             x = choose_tokens(batch.activations, choice, layout).to(run.device).float()
             pace = {"details/images_per_s": progress.rate, "details/data_wait_share": interval.share()}
             logged = False
@@ -179,15 +179,15 @@ class TrainingLoop:
             if all(failures.values()):
                 break
             interrupts.check()
-        logger.info(f"waited for data {whole.share():.1%} of the time")
+        logger.info(f"waited for data during {whole.share():.1%} of the time")
         return failures
 
 
 class WaitingTime:
-    """The share of the time since it was made that was spent waiting for data.
+    """The share of time since its construction that was spent waiting for data.
 
     Args:
-        batches: What is waited for.
+        batches: The batches.
     """
 
     def __init__(self, batches: Batches) -> None:

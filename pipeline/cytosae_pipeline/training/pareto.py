@@ -1,4 +1,4 @@
-"""A picture of explained variance against L0, as SVG that needs nothing else."""
+"""A plot of explained variance against L0, as a self-contained SVG."""
 
 import math
 from collections.abc import Sequence
@@ -12,20 +12,20 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 190, 20, 50
 
 
 class Point(NamedTuple):
-    """An autoencoder in the picture."""
+    """One autoencoder in the plot."""
 
     l0: float
-    """Mean number of active latents a token."""
+    """Mean number of active latents per token."""
     explained_variance: float
     """At most 1."""
     group: str
-    """What its colour stands for."""
+    """Group, shown by the colour."""
     text: str
-    """Shown when pointed at."""
+    """Text of the tooltip."""
 
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
-    """Points that no other point beats in both: from the fewest active latents up."""
+    """Points that no other point dominates, by rising L0."""
     front: list[Point] = []
     for point in sorted(points, key=lambda point: (point.l0, -point.explained_variance)):
         if not front or point.explained_variance > front[-1].explained_variance:
@@ -34,7 +34,7 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
 
 
 def draw_pareto(points: Sequence[Point]) -> str:
-    """The picture: L0 on a logarithmic axis, one colour a group, a line through the Pareto front."""
+    """Draw the plot: L0 on a logarithmic axis, one colour per group, a line through the Pareto front."""
     shown = [point for point in points if point.l0 > 0 and math.isfinite(point.l0 + point.explained_variance)]
     groups = list(dict.fromkeys(point.group for point in shown))
     xs = [math.log10(point.l0) for point in shown] or [0.0, 1.0]
@@ -56,7 +56,7 @@ def draw_pareto(points: Sequence[Point]) -> str:
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.3f}</text>')
     parts.append(
         f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2:.0f}" y="{_HEIGHT - 12}" text-anchor="middle">'
-        "L0: active latents a token</text>"
+        "L0: active latents per token</text>"
         f'<text transform="translate(16 {_HEIGHT / 2:.0f}) rotate(-90)" text-anchor="middle">explained variance</text>'
     )
     places = [(x_axis.place(math.log10(p.l0)), y_axis.place(p.explained_variance)) for p in pareto_front(shown)]
@@ -85,12 +85,12 @@ class _Axis(NamedTuple):
     end: float
 
     def place(self, value: float) -> float:
-        """Where a value lies, in pixels."""
+        """Position of a value, in pixels."""
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
 def _widen(low: float, high: float) -> tuple[float, float]:
-    """A little room at both ends."""
+    """Add a margin at both ends."""
     room = 0.06 * (high - low) or 0.05
     return low - room, high + room
 

@@ -6,8 +6,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.config import Resident
+from cytosae_pipeline.config.train import Resident
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.memory import available_ram
 from cytosae_pipeline.runtime.progress import format_bytes
@@ -16,7 +15,7 @@ from cytosae_pipeline.training.runs import Run
 Place = Literal["none", "ram", "gpu"]
 
 _SHARE = 0.8
-"""Share of the free memory that may be taken."""
+"""Share of the free memory that may be used."""
 
 _MATRICES = 6
 """Matrices of (tokens, latents) that a training step may need at once; measured steps need fewer."""
@@ -24,20 +23,20 @@ _MATRICES = 6
 
 @dataclass(frozen=True)
 class Needs:
-    """What a training run asks of memory."""
+    """Memory that a training run needs."""
 
     store_bytes: int
     """Uncompressed activations of all its stores."""
     step_bytes: int
-    """What the autoencoder and a step take on the device, generously."""
+    """Upper estimate of what the autoencoder and a step need on the device."""
     n_epochs: float
     """Epochs left; may be less than one."""
-    dear: bool
+    slow_reads: bool
     """Whether reading takes far longer than copying, as with a compressed, int8 or remote store."""
 
 
 @dataclass(frozen=True)
-class Room:
+class FreeMemory:
     """Free memory in bytes."""
 
     ram: int | None
@@ -47,26 +46,26 @@ class Room:
 
 
 class Placement(NamedTuple):
-    """A decision."""
+    """Where activations are kept, and why."""
 
     place: Place
     """Where the activations are kept; `none` reads them from disk every epoch."""
     text: str
-    """One line for people."""
+    """The reason, as one line."""
 
 
-def choose_placement(asked: Resident, needs: Needs, room: Room) -> Placement:
+def choose_placement(asked: Resident, needs: Needs, free: FreeMemory) -> Placement:
     """Decide where activations are kept. Every choice gives the same batches.
 
-    `auto` keeps them on a CUDA device if they fit beside the training step, and in memory only if reading is dear: an
-    uncompressed local store is in the page cache anyway, which outruns a training step (docs/shuffling.md).
+    `auto` keeps them on a CUDA device if they fit beside the training step, and in memory only if reads are slow: an
+    uncompressed local store is in the page cache anyway, which is faster than a training step (docs/shuffling.md).
 
     Raises:
-        UserError: If the place asked for has no room.
+        UserError: If the requested place has too little memory.
     """
     size = format_bytes(needs.store_bytes)
     wanted = {"gpu": needs.store_bytes + needs.step_bytes, "ram": needs.store_bytes}
-    free = {"gpu": room.gpu, "ram": room.ram}
+    available = {"gpu": free.gpu, "ram": free.ram}
     kept = {
         "gpu": f"activations ({size}) are read once and kept on the GPU",
         "ram": f"activations ({size}) are read once and kept in memory",
@@ -74,34 +73,34 @@ def choose_placement(asked: Resident, needs: Needs, room: Room) -> Placement:
     read = f"activations ({size}) are read from disk every epoch"
 
     def fits(place: str) -> bool:
-        there = free[place]
+        there = available[place]
         return there is not None and wanted[place] <= _SHARE * there
 
     if asked == "none":
         return Placement("none", f"{read}: --resident none")
     if asked == "gpu" or asked == "ram":
-        there = free[asked]
+        there = available[asked]
         if asked == "gpu" and there is None:
-            raise UserError("--resident gpu needs a CUDA device, and training runs on none. Try --resident auto")
+            raise UserError("--resident gpu needs a CUDA device, but training runs without one. Try --resident auto")
         if there is not None and not fits(asked):
             raise UserError(
                 f"--resident {asked} needs {format_bytes(wanted[asked])}, but {format_bytes(there)} are free, of which "
-                f"{_SHARE:.0%} may be taken. Try --resident auto"
+                f"{_SHARE:.0%} may be used. Try --resident auto"
             )
         return Placement(asked, kept[asked])
     if needs.n_epochs <= 1:
         return Placement("none", f"{read}: no image is needed twice")
     if fits("gpu"):
         return Placement("gpu", kept["gpu"])
-    if not needs.dear:
-        return Placement("none", f"{read}: an uncompressed store is quick to read")
+    if not needs.slow_reads:
+        return Placement("none", f"{read}: an uncompressed store is fast to read")
     if fits("ram"):
-        return Placement("ram", f"{kept['ram']}: fetching or decoding them every epoch takes longer")
-    return Placement("none", f"{read}: there is no room for them in memory")
+        return Placement("ram", f"{kept['ram']}: fetching or decoding them every epoch would be slower")
+    return Placement("none", f"{read}: they do not fit into memory")
 
 
 def find_needs(runs: Sequence[Run], *, samples_seen: int) -> Needs:
-    """What runs on the same stores ask of memory.
+    """Memory that runs on the same stores need.
 
     Args:
         runs: The runs, trained side by side.
@@ -113,7 +112,7 @@ def find_needs(runs: Sequence[Run], *, samples_seen: int) -> Needs:
         store_bytes=n_images * stores[0].image_bytes,
         step_bytes=sum(map(_step_bytes, runs)),
         n_epochs=(config.total_training_tokens - samples_seen) / max(n_images, 1),
-        dear=any(
+        slow_reads=any(
             store.compression != "none" or store.spec.store_dtype == "int8" or isinstance(store.path, str)
             for store in stores
         ),
@@ -121,7 +120,7 @@ def find_needs(runs: Sequence[Run], *, samples_seen: int) -> Needs:
 
 
 def _step_bytes(run: Run) -> int:
-    """What an autoencoder and its step take on the device."""
+    """Memory of an autoencoder and its step on the device."""
     products = run.products
     n_weights = 2 * run.n_latents * run.store.d_model
     n_tokens = run.config.batch_size * run.store.n_tokens
@@ -130,17 +129,7 @@ def _step_bytes(run: Run) -> int:
     return n_weights * (4 * 4 + products.dtype.itemsize) + _MATRICES * largest
 
 
-def exceeds_page_cache(stores: Sequence[ActivationStore], ram: int | None) -> bool:
-    """Whether stores are too large for the system to cache, so that reading past its cache is better.
-
-    Args:
-        stores: What will be read, perhaps many times.
-        ram: Free memory in bytes; None where the system does not say.
-    """
-    return ram is not None and sum(store.n_images * store.spec.record_bytes for store in stores) > ram
-
-
-def find_free_memory(device: torch.device) -> Room:
+def find_free_memory(device: torch.device) -> FreeMemory:
     """Free memory of the machine and of the device."""
     gpu = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-    return Room(available_ram(), gpu)
+    return FreeMemory(available_ram(), gpu)

@@ -1,4 +1,4 @@
-"""Training runs: what is fixed before the first step, where everything goes, and how a run is found again."""
+"""Training runs: what is fixed before the first step, where files go, and how a run is found again."""
 
 import hashlib
 import json
@@ -14,21 +14,22 @@ from cytosae_cache.reading.concat import check_same_spec
 from cytosae_cache.storage.atomic import write_file
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline import __version__
+from cytosae_pipeline.building.ensure import ensure_store
 from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.runtime.devices import choose_device, choose_matmul, choose_training_precision
-from cytosae_pipeline.workspace.find import ensure_store
+from cytosae_pipeline.runtime.devices import choose_device
+from cytosae_pipeline.training.matmul import choose_matmul, choose_training_precision
 from cytosae_pipeline.workspace.paths import Workspace, checkpoint_name, file_part, final_name
 
 NOT_THE_RECIPE = {
     "root_dir", "store", "model_path", "images", "layout", "vit_type", "run_name", "resume", "device", "no_verify",
     "resident", "log_to_wandb", "tensorboard", "wandb_project", "wandb_entity", "clip_dim", "preset",
 }  # fmt: skip
-"""Options that do not change the numbers: left out of the run's identity and of everything that is shared."""
+"""Options that do not change the numbers: they are not part of the run's identity nor of anything that is shared."""
 
 
 class TrainingError(UserError):
-    """Training cannot start or go on; the message says what to do."""
+    """Training cannot start or continue; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,15 @@ class Run:
     """A training run: everything fixed before the first step."""
 
     config: TrainConfig
-    """Options, with their precision settled."""
+    """Options, with their precision resolved."""
     stores: tuple[ActivationStore, ...]
-    """What it trains on, as if it were one store."""
+    """The stores, trained on as one."""
     folder: Path
-    """Where everything goes."""
+    """Folder of all its files."""
     recipe: dict[str, Any]
-    """What decides the numbers, as plain JSON values; no path, label or patient in it."""
+    """What determines the numbers, as plain JSON values, without any path, label or patient."""
     device: torch.device
-    """Where it runs."""
+    """Device."""
 
     @property
     def store(self) -> ActivationStore:
@@ -65,12 +66,12 @@ class Run:
     def products(self) -> MatmulConfig:
         """How a step computes its matrix products."""
         precision = self.config.precision
-        assert precision != "auto", "plan_run settles it"
+        assert precision != "auto", "plan_run resolves it"
         return choose_matmul(precision, self.device, self.config.max_memory)
 
     @property
     def state_paths(self) -> tuple[Path, Path]:
-        """Where an interrupted run goes on from: the newest state and the one before it."""
+        """States from which an interrupted run is resumed: the newest and the one before it."""
         return self.folder / "training_state.pt", self.folder / "training_state.before.pt"
 
     @property
@@ -80,17 +81,17 @@ class Run:
         return self.folder / final_name(name, self.config.block_layer, self.config.module_name, self.n_latents)
 
     def checkpoint_path(self, n_images: int) -> Path:
-        """An autoencoder on the way."""
+        """An intermediate autoencoder."""
         name, config = self.store.spec.model_name, self.config
         return self.folder / checkpoint_name(n_images, name, config.block_layer, config.module_name, self.n_latents)
 
 
 def plan_run(config: TrainConfig, stores: tuple[ActivationStore, ...] | None = None) -> Run:
-    """Find the stores, settle the run's name and write its config.
+    """Find the stores, choose the run's name and write its config.
 
     Args:
         config: Options.
-        stores: Its stores, if they have been found already.
+        stores: Its stores, if they were found before.
 
     Raises:
         StoreMismatchError: If the stores' specs differ.
@@ -105,8 +106,8 @@ def plan_run(config: TrainConfig, stores: tuple[ActivationStore, ...] | None = N
     store, further = stores[0], stores[1:]
     if config.clip_dim not in (None, store.d_model):
         raise TrainingError(
-            f"--clip_dim {config.clip_dim} was given, but store '{store.path}' holds activations of width "
-            f"{store.d_model} ({store.spec.model_name}). Leave --clip_dim out, or choose another store"
+            f"--clip_dim {config.clip_dim} was given, but store '{store.path}' has activations of width "
+            f"{store.d_model} ({store.spec.model_name}). Omit --clip_dim, or choose another store"
         )
     if config.trained_on == "cls" and not store.spec.tokens.n_cls:
         name = "--class_token" if config.class_token else "--tokens cls"
@@ -139,14 +140,14 @@ def plan_run(config: TrainConfig, stores: tuple[ActivationStore, ...] | None = N
 
 
 def sae_cfg(run: Run) -> dict[str, Any]:
-    """What an autoencoder's file says of itself."""
+    """The config in an autoencoder's file."""
     return {**run.recipe, "package_version": __version__, "run_name": run.folder.name}
 
 
 def _find_stores(config: TrainConfig) -> tuple[ActivationStore, ...]:
     """The first store and those of the further data sets."""
     first = ensure_store(config)
-    # Of several stores of a further data set, the one that fits the first.
+    # Of several stores of a further data set, take the one with the spec of the first.
     further = [
         ensure_store(replace(config, dataset_name=name, store=None, images=None), spec_hash=first.spec.hash)
         for name in config.with_dataset
@@ -155,7 +156,7 @@ def _find_stores(config: TrainConfig) -> tuple[ActivationStore, ...]:
     paths = [store.path if isinstance(store.path, str) else store.path.resolve() for store in stores]
     for store, path in zip(stores, paths, strict=True):
         if paths.count(path) > 1:
-            raise TrainingError(f"store '{store.path}' was given twice: leave one --with_dataset out")
+            raise TrainingError(f"store '{store.path}' was given twice: omit one --with_dataset")
     check_same_spec(stores)
     return stores
 
@@ -194,7 +195,7 @@ def _resumed_config(config: TrainConfig, workspace: Workspace) -> TrainConfig:
     for name in ("model_path", "images"):
         options[name] = Path(options[name]) if options[name] is not None else None
     options["with_dataset"] = tuple(options.get("with_dataset", ()))
-    # Another machine may have another device and other room; its numbers are to be the same.
+    # Another machine may have another device and less memory; the numbers must stay the same.
     options["precision"] = record["recipe"].get("precision", "fp32")
     options |= {"device": config.device, "resident": config.resident}
     options |= {"root_dir": config.root_dir, "run_name": config.resume, "resume": None}

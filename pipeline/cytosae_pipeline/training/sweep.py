@@ -1,31 +1,27 @@
-"""Several autoencoders from one stream: a grid of options, its runs, and what came of them."""
+"""Several autoencoders from one stream: a grid of options, its runs, and their results."""
 
-import csv
-import io
 import itertools
 import math
 import tomllib
-import typing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import click
-
 from cytosae_cache.storage.atomic import write_file
-from cytosae_pipeline.cli.options import click_type
 from cytosae_pipeline.config import TrainConfig
+from cytosae_pipeline.config.fields import check_field
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.training.loop import TrainResult, train_together
 from cytosae_pipeline.training.pareto import Point, draw_pareto
 from cytosae_pipeline.training.runs import NOT_THE_RECIPE, Run, plan_run
+from cytosae_pipeline.workspace.csv_files import to_csv
 from cytosae_pipeline.workspace.paths import Workspace, file_part
 
 _STREAM = {
     "with_dataset", "dataset_name", "model_name", "block_layer", "module_name", "batch_size", "total_training_tokens",
     "shuffle", "batch_of", "tokens", "class_token", "held_out", "held_out_by", "order_seed",
 }  # fmt: skip
-"""Options that decide the batches, which all runs of a sweep share."""
+"""Options that determine the batches, which all runs of a sweep share."""
 
 _MOST_RUNS = 256
 
@@ -41,11 +37,11 @@ class SweepRow:
     status: str
     """trained, resumed, already trained or failed."""
     explained_variance: float | None
-    """On the held-out images, or of the last logged step without any; None if it failed."""
+    """On the held-out images or, without any, of the last logged step; None if the run failed."""
     l0: float | None
-    """Mean number of active latents a token, of the same."""
+    """Mean number of active latents per token, on the same."""
     dead_share: float | None
-    """Share of latents that are active on none of the same."""
+    """Share of latents that are never active, on the same."""
     loss: float | None
     """Of the last logged step."""
     step_s: float | None
@@ -56,7 +52,7 @@ class SweepRow:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep did."""
+    """Result of a sweep."""
 
     rows: list[SweepRow]
     """Its runs, in the grid's order."""
@@ -66,8 +62,8 @@ class SweepResult:
     """Explained variance against L0, as SVG."""
 
     def describe(self) -> str:
-        """The table for people."""
-        head = ["run", "explained variance", "L0", "dead", "loss", "ms a step", "status"]
+        """The table as text."""
+        head = ["run", "explained variance", "L0", "dead", "loss", "ms/step", "status"]
         lines = [
             [
                 row.run, _show(row.explained_variance, ".4f"), _show(row.l0, ".1f"), _show(row.dead_share, ".1%"),
@@ -85,11 +81,11 @@ class SweepResult:
 def read_grid(path: Path) -> list[dict[str, Any]]:
     """The options of every run of a grid file.
 
-    Keys are options of `train`; a list stands for a run with each of its values, several lists for all combinations.
-    Each `[[run]]` table, if there are any, is such a grid of its own on top of what stands before them.
+    Keys are options of `train`. A list means one run with each of its values, several lists mean all combinations.
+    Each `[[run]]` table, if there are any, is a grid of its own on top of the keys before them.
 
     Raises:
-        UserError: If the file cannot be read, an option is unknown, belongs to the stream or has a wrong value.
+        UserError: If the file cannot be read, or an option is unknown, belongs to the stream or has a wrong value.
     """
     try:
         grid = tomllib.loads(path.read_text())
@@ -98,15 +94,14 @@ def read_grid(path: Path) -> list[dict[str, Any]]:
     tables = grid.pop("run", [{}])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise UserError(f"'run' in '{path}' must be written as [[run]] tables")
-    hints = typing.get_type_hints(TrainConfig)
     runs: list[dict[str, Any]] = []
     for table in tables:
         values = {name: value if isinstance(value, list) else [value] for name, value in {**grid, **table}.items()}
         for name, choices in values.items():
             _check_name(path, name)
-            converted = [_convert(path, name, value, hints[name]) for value in choices]
+            converted = [_convert(path, name, value) for value in choices]
             values[name] = list(dict.fromkeys(converted))
-        # Counted before they are made: lists of moderate length make more combinations than fit into memory.
+        # Counted before they are made: lists of moderate length can give more combinations than fit into memory.
         n_runs = math.prod(map(len, values.values()))
         if n_runs > _MOST_RUNS:
             raise UserError(f"'{path}' describes {n_runs:,} runs; there must be 1 to {_MOST_RUNS}")
@@ -118,10 +113,10 @@ def read_grid(path: Path) -> list[dict[str, Any]]:
 
 
 def run_sweep(base: TrainConfig, path: Path) -> SweepResult:
-    """Train every run of a grid on one stream. The same again goes on with what is not finished.
+    """Train every run of a grid on one stream; called again, it resumes unfinished runs.
 
     Args:
-        base: Options that the grid does not name; its run name begins those of the runs.
+        base: Options that the grid does not set; its run name is the prefix of the runs' names.
         path: The grid file.
     """
     grid = read_grid(path)
@@ -132,9 +127,9 @@ def run_sweep(base: TrainConfig, path: Path) -> SweepResult:
         own = {name: values[name] for name in varying if name in values}
         name = "-".join([prefix, *(file_part(f"{key}_{value}") for key, value in own.items())])
         try:
-            config = replace(base, **values, order_seed=base.order, run_name=name)
+            config = replace(base, **values, order_seed=base.shuffle_seed, run_name=name)
         except ValueError as error:
-            raise UserError(f"a run of '{path}' ({name}) cannot be: {error}") from error
+            raise UserError(f"a run of '{path}' ({name}) is not possible: {error}") from error
         runs.append(plan_run(config, runs[0].stores if runs else None))
     results = train_together(runs)
     rows = [
@@ -144,7 +139,7 @@ def run_sweep(base: TrainConfig, path: Path) -> SweepResult:
     folder = Workspace(base.root_dir).run_dir(prefix)
     folder.mkdir(parents=True, exist_ok=True)
     table, picture = folder / "sweep.csv", folder / "sweep.svg"
-    write_file(table, _to_csv(rows, varying).encode())
+    write_file(table, _to_csv(rows, varying))
     points = [
         Point(
             row.l0, row.explained_variance, str(run.config.arch), ", ".join(f"{n} {v}" for n, v in row.options.items())
@@ -157,37 +152,28 @@ def run_sweep(base: TrainConfig, path: Path) -> SweepResult:
 
 
 def _check_name(path: Path, name: str) -> None:
-    """Raise for a key that is no option, or one that all runs share."""
+    """Raise for a key that is not an option, or that all runs share."""
     known = {field.name for field in fields(TrainConfig)} - NOT_THE_RECIPE
     if name in _STREAM:
         raise UserError(
-            f"'{name}' in '{path}' decides the batches, which all runs of a sweep share: give it on the command line"
+            f"'{name}' in '{path}' determines the batches, which all runs of a sweep share: give it on the command line"
         )
     if name not in known:
         raise UserError(
-            f"'{path}' has '{name}', which no run can vary. It may hold: {', '.join(sorted(known - _STREAM))}"
+            f"'{path}' has '{name}', which cannot vary between runs. Allowed are: {', '.join(sorted(known - _STREAM))}"
         )
 
 
-def _convert(path: Path, name: str, value: object, hint: Any) -> Any:  # noqa: ANN401 - an option's value
-    """A value as the command line would take it."""
-    wanted = click.types.convert_type(click_type(hint))
+def _convert(path: Path, name: str, value: object) -> Any:  # noqa: ANN401 - an option's value
+    """A value in the option's own type."""
     try:
-        if hint is bool or isinstance(value, bool):
-            if hint is not bool or not isinstance(value, bool):
-                raise click.BadParameter(f"{value!r} is not true or false")
-            return value
-        if wanted is click.INT and not isinstance(value, int):
-            raise click.BadParameter(f"{value!r} is not a whole number")
-        if not isinstance(value, int | float | str):
-            raise click.BadParameter(f"{value!r} is no single value")
-        return wanted.convert(value, None, None)
-    except click.BadParameter as error:
-        raise UserError(f"'{name}' in '{path}': {error.message}") from error
+        return check_field(TrainConfig, name, value)
+    except UserError as error:
+        raise UserError(f"'{path}': {error}") from error
 
 
 def _make_row(run: Run, result: TrainResult, options: dict[str, Any]) -> SweepRow:
-    """What came of a run."""
+    """The result of a run."""
     metrics = result.metrics if result.status != "failed" else {}
 
     def find(*names: str) -> float | None:
@@ -206,15 +192,19 @@ def _make_row(run: Run, result: TrainResult, options: dict[str, Any]) -> SweepRo
     )
 
 
-def _to_csv(rows: list[SweepRow], varying: list[str]) -> str:
+def _to_csv(rows: list[SweepRow], varying: list[str]) -> bytes:
     """The table."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", *varying, "explained_variance", "l0", "dead_share", "loss", "step_s", "status", "sae"])
-    for row in rows:
-        values = [row.explained_variance, row.l0, row.dead_share, row.loss, row.step_s, row.status, row.sae]
-        writer.writerow([row.run, *(row.options[name] for name in varying), *values])
-    return text.getvalue()
+    header = ["run", *varying, "explained_variance", "l0", "dead_share", "loss", "step_s", "status", "sae"]
+    return to_csv(
+        header,
+        (
+            [
+                row.run, *(row.options[name] for name in varying),
+                row.explained_variance, row.l0, row.dead_share, row.loss, row.step_s, row.status, row.sae,
+            ]
+            for row in rows
+        ),
+    )  # fmt: skip
 
 
 def _show(value: float | None, form: str) -> str:

@@ -1,4 +1,4 @@
-"""One autoencoder's training: its step, schedule, metrics, checkpoints and state. What feeds it stands in `train`."""
+"""Training of one autoencoder: step, schedule, metrics, checkpoints and state; `loop` feeds it."""
 
 import copy
 import hashlib
@@ -21,35 +21,31 @@ from cytosae.training.step import TrainStep
 from cytosae_cache.format.spec import canonical_json
 from cytosae_cache.reading.concat import ConcatReader
 from cytosae_pipeline.config import TrainConfig
-from cytosae_pipeline.runtime.devices import choose_matmul
 from cytosae_pipeline.training.evaluation import Evaluation, evaluate
 from cytosae_pipeline.training.init import DataInit
-from cytosae_pipeline.training.loggers import (
-    JsonLines,
-    TensorboardTracker,
-    Tracker,
-    Trackers,
-    WandbTracker,
-    make_histogram,
-)
+from cytosae_pipeline.training.loggers import JsonlLogger, MetricLoggers
+from cytosae_pipeline.training.matmul import choose_matmul
+from cytosae_pipeline.training.metric_logger import MetricLogger, make_histogram
 from cytosae_pipeline.training.runs import Run, TrainingError, sae_cfg
+from cytosae_pipeline.training.tensorboard_logger import TensorboardLogger
+from cytosae_pipeline.training.wandb_logger import WandbLogger
 
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_SAVES = 300.0
 _IMAGES_ON_THE_WAY = 512
-"""Held-out images that an evaluation on the way looks at; the last one looks at all."""
+"""Held-out images of an intermediate evaluation; the last one evaluates all."""
 _LEAST_FREQUENCY = 1e-10
-"""Added before the logarithm, as the reference does; a latent that never fired is at -10."""
+"""Added before the logarithm, as in the reference; a latent that never fired is at -10."""
 
 
 class Trainer:
-    """Trains one autoencoder. Picks up the state of an interrupted run.
+    """Trains one autoencoder; resumes from the state of an interrupted run.
 
     Args:
         run: The run.
-        start: Where it starts from.
-        held_out: What it is evaluated on; None for nothing.
+        start: Initial values that depend on the data.
+        held_out: Images for evaluation; None for no evaluation.
     """
 
     def __init__(self, run: Run, start: DataInit, held_out: ConcatReader | None) -> None:
@@ -59,11 +55,11 @@ class Trainer:
         self.n_done = 0
         """Steps done."""
         self.seconds = 0.0
-        """Time its steps took, in this process."""
+        """Duration of its steps in this process, in seconds."""
         self.n_timed = 0
-        """How many those were."""
+        """Number of these steps."""
         self.note = ""
-        """What the last log line says, in short."""
+        """Summary of the last log line."""
         config, layout = run.config, run.store.spec.tokens
         self._scaling = start.scaling if config.standardise else None
         sae = make_sae(
@@ -91,36 +87,36 @@ class Trainer:
         self._n_tokens = 0
         self._evaluation: Evaluation | None = None
         self._last_save = time.monotonic()
-        self._trackers = Trackers()
+        self._loggers = MetricLoggers()
         if not self._load_state():
             start.initialise_(sae, config)
         self._due = _checkpoint_positions(config, after=self.samples_seen)
         self._upcoming = next(self._due, None)
 
-    def open_trackers(self) -> Trackers:
-        """Where the metrics go; the caller's to close."""
+    def open_loggers(self) -> MetricLoggers:
+        """Open the destinations of the metrics; the caller closes them."""
         config = self.run.config
-        trackers: list[Tracker] = [JsonLines(self.run.folder / "metrics.jsonl", after_step=self.n_done)]
+        loggers: list[MetricLogger] = [JsonlLogger(self.run.folder / "metrics.jsonl", after_step=self.n_done)]
         if config.log_to_wandb:
-            trackers.append(_make_wandb(self.run))
+            loggers.append(_make_wandb(self.run))
         if config.tensorboard:
-            trackers.append(TensorboardTracker(self.run.folder / "tensorboard", after_step=self.n_done))
-        self._trackers = Trackers(*trackers)
-        return self._trackers
+            loggers.append(TensorboardLogger(self.run.folder / "tensorboard", after_step=self.n_done))
+        self._loggers = MetricLoggers(*loggers)
+        return self._loggers
 
     def train_on(self, x: torch.Tensor, samples_seen: int, pace: Mapping[str, float]) -> bool:
         """One step.
 
         Args:
             x: Activations of the chosen tokens, float32, shape `(B, T, D)`, on the run's device.
-            samples_seen: Images trained on after it.
-            pace: Metrics of the stream that a log line also gets.
+            samples_seen: Images trained on after this step.
+            pace: Metrics of the stream, added to a log line.
 
         Returns:
             Whether it wrote a log line.
 
         Raises:
-            TrainingError: If the loss stops being a finite number.
+            TrainingError: If the loss is no longer finite.
         """
         config = self.run.config
         started = time.perf_counter()
@@ -145,7 +141,7 @@ class Trainer:
                 self._evaluation = self._evaluate(self._held_out, limit=None if last else _IMAGES_ON_THE_WAY)
                 metrics |= self._evaluation.metrics()
             histogram = make_histogram(torch.log10(frequency + _LEAST_FREQUENCY).numpy())
-            self._trackers.log(self.n_done, metrics, {"plots/feature_density_line_chart": histogram})
+            self._loggers.log(self.n_done, metrics, {"plots/feature_density_line_chart": histogram})
             self.note = f"loss {metrics['losses/overall_loss']:.4g}, EV {metrics['metrics/explained_variance']:.3f}"
         if self.n_done % config.feature_sampling_window == 0:
             self._n_fired.zero_()
@@ -169,7 +165,7 @@ class Trainer:
         logger.info(f"wrote '{self.run.final_path}'")
 
     def finished_sae(self) -> Sae:
-        """A copy as it is saved: decoder rows of unit norm, for raw activations."""
+        """A copy in the form that is saved: decoder rows of unit norm, for raw activations."""
         sae = copy.deepcopy(self.step.sae)
         if self.run.config.norm_weighted_l1:
             norms = sae.W_dec.detach().norm(dim=1)
@@ -181,7 +177,7 @@ class Trainer:
         return sae
 
     def save_state(self) -> None:
-        """Write everything needed to go on exactly here; the state before it is kept beside it."""
+        """Save the state, from which training resumes exactly here; the state before it is kept."""
         state = {
             "recipe": self.run.recipe,
             "samples_seen": self.samples_seen,
@@ -199,14 +195,14 @@ class Trainer:
         self._last_save = time.monotonic()
 
     def _load_state(self) -> bool:
-        """Go on where an interrupted run stopped, if there is one; from the state before if the newest is damaged."""
+        """Restore the state of an interrupted run, if there is one; the one before if the newest is damaged."""
         for path in self.run.state_paths:
             if not path.exists():
                 continue
             try:
                 state = read_torch(path, device=self.run.device)
             except SaeCheckpointError as error:
-                logger.info(f"{error}; looking for the state before it")
+                logger.info(f"{error}; trying the state before it")
                 continue
             if state["recipe"] != self.run.recipe:
                 raise TrainingError(f"'{path}' belongs to other options; choose another --run_name")
@@ -219,7 +215,7 @@ class Trainer:
         return False
 
     def _cfg(self) -> dict[str, object]:
-        """What the autoencoder's file says of itself."""
+        """The config in the autoencoder's file."""
         evaluation = asdict(self._evaluation) if self._evaluation else None
         return {**sae_cfg(self.run), "evaluation": evaluation}
 
@@ -229,7 +225,7 @@ class Trainer:
         return evaluate(self.finished_sae(), held_out, layout, products=products, choice=config.trained_on, limit=limit)
 
     def _check_sound(self, result: SaeLoss) -> None:
-        """Before anything is saved: a state of NaN would replace the last good one.
+        """Refuse to save a state of NaN, which would replace the last good one.
 
         Raises:
             TrainingError: If the loss or a parameter is not finite.
@@ -245,7 +241,7 @@ class Trainer:
         kept = f"The last good autoencoder is '{files[-1]}'" if files else "No checkpoint had been written yet"
         if states:
             kept += f", the last good state '{states[0]}'"
-        what = "the parameters stopped being finite numbers" if math.isfinite(loss) else f"the loss became {loss}"
+        what = "the parameters are no longer finite" if math.isfinite(loss) else f"the loss became {loss}"
         return TrainingError(
             f"{what} at step {self.n_done} of run '{self.run.folder.name}'. {kept}. Train under another --run_name "
             "with a smaller --lr, more --lr_warm_up_steps, --max_gradient_norm 1, or without --use_ghost_grads"
@@ -253,10 +249,10 @@ class Trainer:
 
     @torch.no_grad()
     def _measure(self, result: SaeLoss, x: torch.Tensor, rate: float, frequency: torch.Tensor) -> dict[str, float]:
-        """Metrics of a step under the reference's names. CPU-GPU sync point, hence only every few steps.
+        """Metrics of a step under the reference's names. A CPU-GPU sync point, hence only every few steps.
 
         Args:
-            result: What the step computed.
+            result: Result of the step.
             x: Its activations, shape `(B, T, D)`.
             rate: Its learning rate.
             frequency: Firing rates in the sampling window, float64 on the host, shape `(S,)`.
@@ -294,17 +290,17 @@ def last_metrics(run: Run) -> dict[str, float]:
 
 
 def _checkpoint_positions(config: TrainConfig, *, after: int) -> Iterator[int]:
-    """Images after which checkpoints are due: evenly spaced between start and end."""
+    """Numbers of images after which checkpoints are due, evenly spaced between start and end."""
     parts = config.n_checkpoints + 1
     due = (config.total_training_tokens * number // parts for number in range(1, parts))
     return (n_images for n_images in due if n_images > after)
 
 
-def _make_wandb(run: Run) -> WandbTracker:
-    """A Weights & Biases run that knows the recipe's numbers and no name of a data set, path or person."""
+def _make_wandb(run: Run) -> WandbLogger:
+    """A Weights & Biases run that gets the recipe's numbers, but no data set, path or patient."""
     numbers = {name: value for name, value in run.recipe.items() if isinstance(value, int | float)}
     identity = hashlib.sha256(canonical_json([run.recipe, run.folder.name])).hexdigest()[:8]
     config = run.config
-    return WandbTracker(
+    return WandbLogger(
         project=config.wandb_project, entity=config.wandb_entity, run_id=identity, folder=run.folder, config=numbers
     )

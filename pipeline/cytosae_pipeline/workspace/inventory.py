@@ -1,4 +1,4 @@
-"""What lies below a workspace: stores and training runs."""
+"""The stores and training runs of a workspace."""
 
 import json
 from dataclasses import dataclass
@@ -18,23 +18,23 @@ class Inventory:
     root: Path
     """Folder that was searched."""
     stores: list[dict[str, Any]]
-    """One entry a store; unreadable ones have an `error`."""
+    """One entry per store; unreadable ones have an `error`."""
     runs: list[dict[str, Any]]
-    """One entry a training run."""
+    """One entry per training run."""
 
     def describe(self) -> str:
         """The inventory for people."""
         lines = [f"activation stores in '{Workspace(self.root).activations_dir}':"]
-        lines += [_store_line(store) for store in self.stores] or ["  none; make one with: cytosae-cache build --help"]
+        lines += [_store_line(store) for store in self.stores] or ["  none; build one with: cytosae-cache build --help"]
         lines += [f"training runs in '{Workspace(self.root).checkpoints_dir}':"]
         lines += [f"  {run['name']}  {run['n_latents']:,} latents  {run['status']}" for run in self.runs] or [
-            "  none; make one with: cytosae-cache train --help"
+            "  none; train one with: cytosae-cache train --help"
         ]
         return "\n".join(lines)
 
 
 def take_inventory(root: Path) -> Inventory:
-    """Look at every store and run below a root folder."""
+    """Describe every store and run below a root folder."""
     workspace = Workspace(root)
     folders = sorted(path for path in workspace.activations_dir.glob("*") if path.is_dir())
     stores = [_store_entry(path) for folder in folders for path in iter_stores(folder)]

@@ -6,6 +6,9 @@ from pathlib import Path, PurePosixPath
 
 from cytosae_pipeline.errors import UserError
 
+EMBEDDED_MODEL = Path(__file__).parents[1] / "assets" / "cytosae_tiny14.pth"
+"""Checkpoint of the small vision transformer in the package, which the word `embedded` stands for."""
+
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -14,10 +17,10 @@ class Workspace:
     """Paths below one root folder."""
 
     root: Path
-    """Folder that holds dataset/ and out/."""
+    """Folder that contains dataset/ and out/."""
 
     def dataset_dir(self, dataset: str) -> Path:
-        """Images of a data set, unless `--images` names another place."""
+        """Images of a data set, unless `--images` names another folder."""
         return self.root / "dataset" / safe_name(dataset, "data set")
 
     def stores_dir(self, dataset: str) -> Path:
@@ -34,12 +37,16 @@ class Workspace:
         """Training runs."""
         return self.root / "out" / "checkpoints"
 
+    def datasets_with_stores(self) -> list[str]:
+        """Data sets that have a folder of activation stores, sorted."""
+        return sorted(path.name for path in self.activations_dir.glob("*") if path.is_dir())
+
     def store_path(self, dataset: str, spec_hash: str) -> Path:
         """One activation store."""
         return self.stores_dir(dataset) / f"{spec_hash}.zarr"
 
     def skipped_path(self, store: Path | str, dataset: str) -> Path:
-        """List of a store's unreadable images, with reasons; of a remote store it stays on this machine."""
+        """List of a store's unreadable images, with reasons; that of a remote store stays on this machine."""
         if isinstance(store, Path):
             return store.with_suffix(".skipped.csv")
         return self.stores_dir(dataset) / f"{PurePosixPath(store).stem}.skipped.csv"
@@ -55,8 +62,13 @@ class Workspace:
         return self.root / "out" / "feature_data" / folder / safe_name(vit_type, "vit_type") / name
 
 
+def resolve_model_path(path: Path | None) -> Path | None:
+    """The checkpoint's path, with the word `embedded` resolved."""
+    return EMBEDDED_MODEL if path == Path("embedded") else path
+
+
 def run_of_sae(sae_path: Path) -> str:
-    """Name of the run that an autoencoder's file belongs to: its folder if that is a run's, else the file's stem."""
+    """Name of the run of an autoencoder's file: its folder if that is a run's folder, else the file's stem."""
     path = sae_path.resolve()
     if (path.parent / "config.json").is_file() or path.parent.parent.name == "checkpoints":
         return path.parent.name
@@ -69,21 +81,21 @@ def final_name(model_name: str, block_layer: int, module_name: str, n_latents: i
 
 
 def checkpoint_name(n_images: int, model_name: str, block_layer: int, module_name: str, n_latents: int) -> str:
-    """File name of a checkpoint on the way, as the reference names it: images seen first."""
+    """File name of an intermediate checkpoint, as the reference names it: images seen come first."""
     return f"{n_images}_sparse_autoencoder_{file_part(model_name)}_{block_layer}_{module_name}_{n_latents}.pt"
 
 
 def file_part(name: str) -> str:
-    """A name made fit to be part of a file's name: a hub name's slash becomes a dash."""
+    """A name turned into part of a file name: a hub name's slash becomes a dash."""
     return re.sub(r"[^A-Za-z0-9._+-]", "-", name)
 
 
 def safe_name(name: str, what: str) -> str:
-    """The name, if it can be a folder's name and nothing else.
+    """The name, if it is safe as the name of a folder.
 
     Raises:
-        UserError: If it holds anything but letters, digits and `. _ + -`, or begins with a dot.
+        UserError: If it contains anything but letters, digits and `. _ + -`, or begins with a dot.
     """
     if not _SAFE.fullmatch(name):
-        raise UserError(f"{what} name {name!r} cannot be a folder: use letters, digits and . _ + - only")
+        raise UserError(f"{what} name {name!r} cannot be the name of a folder: use letters, digits and . _ + - only")
     return name

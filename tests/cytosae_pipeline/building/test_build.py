@@ -167,7 +167,7 @@ def test_other_weights_make_another_store(with_store):
 def test_an_unfinished_store_goes_on_only_with_the_same_options(with_images):
     with_images.build("--strict-images", code=1)
     output = with_images.build("--shard_images", 7, code=1).output
-    assert "begun with --shard_images 5" in output
+    assert "started with --shard_images 5" in output
 
 
 @pytest.mark.parametrize("compression", ["lz4", "zstd"])
@@ -211,9 +211,9 @@ def test_a_csv_manifest(with_images):
         (["--model_path", "nowhere.pth"], "no vision transformer at 'nowhere.pth'", 1),
         (["--images", "nowhere"], "no images at 'nowhere'", 1),
         (["--block_layer", "9"], "has 4 blocks: -4 to 3", 1),
-        (["--dataset_name", "../up"], "cannot be a folder", 1),
+        (["--dataset_name", "../up"], "cannot be the name of a folder", 1),
         (["--batch_size", "0"], "batch_size must be at least 1", 2),
-        (["--device", "cuda"], "--device cuda was asked for", 1),
+        (["--device", "cuda"], "--device cuda was given", 1),
     ],
 )
 def test_what_is_wrong_is_said_in_one_message(with_images, arguments, message, code):
@@ -229,7 +229,7 @@ def test_what_is_missing_is_said(with_images):
         "build needs the vision transformer's checkpoint"
         in with_images.run("build", "--dataset_name", "toy", code=1).output
     )
-    assert "say which data set" in with_images.run("build", "--model_path", with_images.vit, code=1).output
+    assert "name the data set" in with_images.run("build", "--model_path", with_images.vit, code=1).output
 
 
 def test_too_little_disk_is_said_before_anything_is_written(with_images, monkeypatch):

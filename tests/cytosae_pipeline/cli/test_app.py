@@ -143,8 +143,8 @@ def test_list_names_stores_and_runs(with_sae):
 
 def test_list_of_nothing_says_what_to_type(tmp_path):
     output = CliRunner().invoke(cli, ["list", "--root_dir", str(tmp_path)]).output
-    assert "none; make one with: cytosae-cache build --help" in output
-    assert "none; make one with: cytosae-cache train --help" in output
+    assert "none; build one with: cytosae-cache build --help" in output
+    assert "none; train one with: cytosae-cache train --help" in output
 
 
 def test_verify_finds_damage_and_fails(with_store):
@@ -167,7 +167,7 @@ def test_deep_verify_computes_again(with_store):
     vanished.unlink()
     output = with_store.run("verify", *arguments, code=1).output
     assert "('blast/p0/000.png'): the image file changed since the store was built" in output
-    assert "('blast/p1/009.png'): the image cannot be read any more: file not found" in output
+    assert "('blast/p1/009.png'): the image can no longer be read: file not found" in output
 
 
 def test_deep_verify_finds_numbers_that_the_network_does_not_give(with_store):
@@ -187,12 +187,12 @@ def test_deep_verify_finds_numbers_that_the_network_does_not_give(with_store):
     output = with_store.run("verify", "--dataset_name", "toy", "--deep", "--model_path", with_store.vit, code=1).output
     row = spread_rows(22, 16)[0]
     assert f"row {row} (" in output
-    assert "its activations differ from freshly computed ones" in output
+    assert "its activations differ from recomputed ones" in output
 
 
 def test_deep_verify_needs_the_stores_own_network(with_store):
     output = with_store.run("verify", "--dataset_name", "toy", "--deep", code=1).output
-    assert "--deep computes activations again: say from what with --model_path" in output
+    assert "--deep recomputes activations: name the network with --model_path" in output
     other = write_vit(with_store.root / "other.pth", seed=1)
     output = with_store.run("verify", with_store.store, "--deep", "--model_path", other, code=1).output
     assert "is not what store" in output

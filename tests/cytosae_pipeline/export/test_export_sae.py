@@ -264,5 +264,5 @@ def test_the_verb_names_what_it_wrote_and_replaces_nothing_unasked(with_sae):
     arguments = ["export", "--sae_path", with_sae.sae(), "--overwrite", "--out", file]
     assert "is not what --format saelens writes" in with_sae.run_plain(*arguments, code=1).output
     assert file.read_text() == "mine"
-    assert "say which autoencoder" in with_sae.run_plain("export", code=1).output
+    assert "name the autoencoder" in with_sae.run_plain("export", code=1).output
     assert "no autoencoder at" in with_sae.run_plain("export", "--sae_path", "nothing.pt", code=1).output

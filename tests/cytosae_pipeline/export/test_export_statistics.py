@@ -218,7 +218,7 @@ def test_more_than_two_billion_scores_find_room(tmp_path, container):
 def test_memory_does_not_grow_with_the_images(own, monkeypatch):
     """Whatever the writers are given at once is bounded by the batch, however many images there are."""
     given = {"entries": 0, "images": 0, "lines": 0}
-    append, write = CsrScores.append, table_files.CsvWriter.write
+    append, write = CsrScores.append, table_files.CsvTable.write
 
     def count_scores(self, scores):
         given["entries"] = max(given["entries"], scores.size)
@@ -230,7 +230,7 @@ def test_memory_does_not_grow_with_the_images(own, monkeypatch):
         write(self, table)
 
     monkeypatch.setattr(CsrScores, "append", count_scores)
-    monkeypatch.setattr(table_files.CsvWriter, "write", count_lines)
+    monkeypatch.setattr(table_files.CsvTable, "write", count_lines)
     own.make(1500)
     run(own, "anndata", "--batch_size", 8)
     run(own, "csv", "--batch_size", 8)
@@ -489,13 +489,13 @@ def test_folders_of_others_are_not_replaced(with_sae, tmp_path):
 def test_what_does_not_go_together_is_said(with_sae):
     sae = ["--sae_path", with_sae.sae()]
     output = with_sae.run("export", *sae, "--format", "anndata", code=1).output
-    assert "say which, with --dataset_name NAME or --store PATH" in " ".join(output.split())
+    assert "name it with --dataset_name NAME or --store PATH" in " ".join(output.split())
     assert "format saelens writes the autoencoder alone" in export(with_sae, "saelens", code=2).output
     output = with_sae.run("export", *sae, "--store", with_sae.store, "--format", "reference", code=2).output
     assert "but store was given" in output
     assert "anndata_as zarr needs format anndata" in export(with_sae, "csv", "--anndata_as", "zarr", code=2).output
     output = with_sae.run("export", "--dataset_name", "toy", "--format", "csv", code=1).output
-    assert "say which autoencoder" in output
+    assert "name the autoencoder" in output
 
 
 @pytest.mark.parametrize(("kind", "package"), [("anndata", "h5py"), ("anndata", "anndata"), ("parquet", "pyarrow")])
@@ -515,4 +515,4 @@ def test_csv_needs_no_extra(with_sae, monkeypatch):
 
 def test_names_with_a_nul_are_refused(own):
     own.make(6, labels=("a\0b",))
-    assert "holds a NUL byte" in run(own, "csv", code=1).output
+    assert "contains a NUL byte" in run(own, "csv", code=1).output

@@ -174,7 +174,7 @@ def test_failing_disk(tmp_path, monkeypatch, code):
     monkeypatch.setattr(source_files, "_RETRY_DELAYS_S", (0.0, 0.0))
     monkeypatch.setattr(os, "open", fail)
     with pytest.raises(
-        SourceError, match=r"image '000.png' cannot be read just now: .* \(3 attempts\).*type the command"
+        SourceError, match=r"image '000.png' cannot be read at the moment: .* \(3 attempts\).*type the command"
     ):
         _one(tmp_path, "000.png")
     assert len(attempts) == 3
@@ -203,7 +203,7 @@ def test_a_failure_that_passes_leaves_no_trace(tmp_path, monkeypatch, n_workers)
 
 def test_a_failing_disk_reaches_the_caller_from_a_worker(tmp_path):
     # It is pickled on its way.
-    error = pickle.loads(pickle.dumps(SourceError("image 'a' cannot be read just now")))
+    error = pickle.loads(pickle.dumps(SourceError("image 'a' cannot be read at the moment")))
     assert isinstance(error, UserError)
     with ImageDecoder(_write(tmp_path, 1), n_workers=1, image_size=SIZE) as decoder:
         with pytest.raises(SourceError, match="just now"):
@@ -211,7 +211,7 @@ def test_a_failing_disk_reaches_the_caller_from_a_worker(tmp_path):
 
 
 def _fail(root, items, size):
-    raise SourceError("image cannot be read just now")
+    raise SourceError("image cannot be read at the moment")
 
 
 # The file is still the one that was listed
@@ -449,7 +449,7 @@ def test_in_a_program_of_its_own(tmp_path, folder):
 
 
 def test_real_crops(test_data):
-    images = open_dataset(test_data / "bccd_cells").head(5)
+    images = open_dataset(test_data / "bccd_cells").spread(5)
     decoded = _decode(images)
     assert [one.reason for one in decoded] == [""] * 5
     assert all(one.pixels.shape == (SIZE, SIZE, 3) for one in decoded)

@@ -418,7 +418,7 @@ def test_further_columns_are_noted(tmp_path):
     images = open_dataset(_csv(tmp_path, ",path,age,label,Patient\n0,a.png,61,AML,p1\n", "a.png"))
     assert _triples(images) == [("a.png", "AML", "")]
     (note,) = images.notes
-    assert "not used: '', 'age', 'Patient'" in note
+    assert note.endswith("cells.csv': '', 'age', 'Patient'")
     assert "cells.csv" in note
 
 
@@ -457,7 +457,7 @@ def test_line_numbers_count_the_lines_of_the_file(tmp_path):
 def test_a_path_twice(tmp_path, again):
     text = _error(_csv(tmp_path, f"path,label\na.png,AML\nb.png,AML\n{again},control\n", "a.png"))
     assert "line 4" in text
-    assert "'a.png' stands twice" in text
+    assert "'a.png' is listed twice" in text
 
 
 def test_a_comma_without_quotes(tmp_path):
@@ -489,7 +489,7 @@ def test_none_of_the_files_exists(tmp_path):
     text = _error(_csv(tmp_path, "path\nx/a.png\nx/b.png\n"))
     assert "none of the 2 images" in text
     assert str(tmp_path / "x/a.png") in text
-    assert "CSV's own folder" in text
+    assert "folder of the CSV" in text
 
 
 def test_names_too_long_for_the_disk_do_not_exist(tmp_path):
@@ -517,7 +517,7 @@ def test_not_utf8(tmp_path, text):
     "text", ["p" * 200_000, "path\n" + "p" * 200_000, 'path\n"' + "a\n" * 100_000], ids=["header", "cell", "quote"]
 )
 def test_cells_too_long_for_a_csv(tmp_path, text):
-    assert "is no CSV" in _error(_csv(tmp_path, text))
+    assert "is not valid CSV" in _error(_csv(tmp_path, text))
 
 
 # Digest and head
@@ -563,7 +563,7 @@ def test_digest_of_csv_and_folder_agree(tmp_path):
 def test_head_is_spread_evenly(n_rows):
     images = _list(*((f"{number:03d}", "", "") for number in range(n_rows)))
     for n in range(n_rows + 3):
-        head = images.head(n)
+        head = images.spread(n)
         assert len(head) == min(n, n_rows)
         places = [int(path) for path in head.paths]
         assert len(set(places)) == len(places)
@@ -578,11 +578,11 @@ def test_head_shows_all_folders_and_keeps_the_rest():
     images = ImageList(
         Path("/r"), tuple(ImageRow(f"{c}/{n}", c, "") for c in "abcd" for n in range(25)), "class", ("note",)
     )
-    head = images.head(4)
+    head = images.spread(4)
     assert head.labels == ["a", "b", "c", "d"]
     assert (head.root, head.layout, head.notes) == (images.root, "class", ("note",))
     assert head.digest() != images.digest()
-    assert images.head(1000) == images
+    assert images.spread(1000) == images
 
 
 def test_rows_hold_nothing_but_strings(tmp_path):

@@ -26,14 +26,14 @@ from PIL import Image
 
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.cli.app import cli
-from cytosae_pipeline.config.report import ExploreConfig
+from cytosae_pipeline.config import ExploreConfig
+from cytosae_pipeline.images.listing import list_stored_images
 from cytosae_pipeline.report.data.notes import read_notes, save_note
 from cytosae_pipeline.report.data.report_data import open_report_data
 from cytosae_pipeline.report.explore.app import make_app
 from cytosae_pipeline.report.explore.http_server import ExploreServer, bind
 from cytosae_pipeline.report.explore.service import ByteCache, ExploreService, profile_images
 from cytosae_pipeline.report.records.page_files import read_policy
-from cytosae_pipeline.workspace.find import list_stored_images
 from tests.conftest import Workplace
 from tests.support.browser import PAINTED, Visit, browser_or_skip
 from tests.support.nursery import ROOT, SOURCES
@@ -433,7 +433,7 @@ def test_a_window_that_is_behind_replaces_no_note(server, place):
     status, answer = put(second, nothing)
     assert (status, json.loads(answer)) == (409, first)
     assert kept() == first == read_notes(place.features() / "latent_notes.json", N_LATENTS)[9]
-    assert put(first, nothing)[0] == 200, "what is there already is no conflict"
+    assert put(first, nothing)[0] == 200, "what exists already is no conflict"
     assert put(second, first)[0] == 200
     assert kept() == second
     assert put(second, {"name": 1})[0] == 400
@@ -498,7 +498,7 @@ def test_two_servers_and_many_tabs_lose_no_note_and_a_restart_keeps_them(server,
             assert re.fullmatch(r"tab \d", notes["39"]["name"])
         code, out, error = other.end(signal.SIGTERM)
         assert (code, error) == (0, "")
-        assert "(41 now)" in out
+        assert "names and notes of 41 latents" in out
     with Server(place, "--n_latents", 1) as again:
         assert again.url != other.url
         assert again.token != other.token

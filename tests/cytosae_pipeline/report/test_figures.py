@@ -18,7 +18,8 @@ from PIL import Image
 
 from cytosae.analysis.differential import compare_groups
 from cytosae.analysis.latents import correlate, group_means
-from cytosae_pipeline.config.report import PageConfig
+from cytosae_pipeline.config import PageConfig
+from cytosae_pipeline.images.listing import list_stored_images
 from cytosae_pipeline.report.data.groups import PatientGroups
 from cytosae_pipeline.report.data.report_data import Cohort, open_report_data
 from cytosae_pipeline.report.figures.curves import draw_masking, draw_training
@@ -35,7 +36,6 @@ from cytosae_pipeline.report.figures.style import (
 )
 from cytosae_pipeline.report.figures.write import write_figures
 from cytosae_pipeline.report.records.patients import GroupPair
-from cytosae_pipeline.workspace.find import list_stored_images
 
 SVG = "{http://www.w3.org/2000/svg}"
 EVERY = {"latents", "reference_images_0", "barcodes", "comparison_0", "correlation", "training", "masking"}

@@ -368,7 +368,7 @@ def test_a_folder_of_something_else_is_never_replaced(with_sae):
     out = with_sae.root / "page"
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
-    assert "is there already and is no report. Give another --out" in _report(with_sae, code=1)[1]
+    assert "exists already and is no report. Give another --out" in _report(with_sae, code=1)[1]
     assert (out / "thesis.tex").read_text() == "years of work"
 
 
@@ -471,7 +471,7 @@ def test_groups_from_files_and_labels(tmp_path, made):
     with pytest.raises(UserError, match="separated by a comma, found: nothing"):
         groups("")
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="is no CSV in UTF-8"):
+    with pytest.raises(UserError, match="is not valid CSV in UTF-8"):
         find_groups(["p0"], images, path)
     with pytest.raises(UserError, match="--groups takes a CSV"):
         find_groups(["p0"], images, tmp_path / "none.csv")

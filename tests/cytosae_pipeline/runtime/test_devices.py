@@ -4,14 +4,8 @@ import pytest
 import torch
 
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.runtime.devices import (
-    accumulator_device,
-    autocast,
-    choose_device,
-    choose_matmul,
-    choose_precision,
-    choose_training_precision,
-)
+from cytosae_pipeline.runtime.devices import accumulator_device, autocast, choose_device, choose_precision
+from cytosae_pipeline.training.matmul import choose_matmul, choose_training_precision
 
 
 def test_auto_takes_the_best_there_is(monkeypatch):
@@ -23,7 +17,7 @@ def test_auto_takes_the_best_there_is(monkeypatch):
 
 def test_a_device_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(UserError, match="--device mps was asked for, but this machine has: .*cpu.* Try --device auto"):
+    with pytest.raises(UserError, match="--device mps was given, but this machine has: .*cpu.* Try --device auto"):
         choose_device("mps")
 
 

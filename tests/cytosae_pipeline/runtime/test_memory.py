@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from cytosae_pipeline.runtime.memory import available_ram
+from cytosae_pipeline.runtime import memory
+from cytosae_pipeline.runtime.memory import available_ram, exceeds_page_cache
 
 GIB = 1 << 30
 
@@ -66,3 +67,9 @@ def test_another_system_is_asked_in_its_own_way(tmp_path, monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 def test_this_machine():
     assert available_ram() > 1 << 20
+
+
+@pytest.mark.parametrize(("ram", "expected"), [(99, True), (100, False), (None, False)])
+def test_more_than_free_memory_exceeds_the_page_cache(monkeypatch, ram, expected):
+    monkeypatch.setattr(memory, "available_ram", lambda: ram)
+    assert exceeds_page_cache(100) is expected

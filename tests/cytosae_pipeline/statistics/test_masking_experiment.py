@@ -13,9 +13,9 @@ from cytosae_cache.reading.permutation import spread_rows
 from cytosae_cache.store import ImageTable
 from cytosae_pipeline.config import StatisticsConfig
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.statistics.encode import Inputs, open_inputs
+from cytosae_pipeline.statistics.halves import split_in_halves
+from cytosae_pipeline.statistics.inputs import Inputs, open_inputs
 from cytosae_pipeline.statistics.masking import KS, run_masking
-from cytosae_pipeline.training.split import split_in_halves
 from tests.support.stores import make_store
 
 N, T, D, C = 300, 5, 16, 3
@@ -53,7 +53,7 @@ def make_sae() -> Sae:
     return sae
 
 
-def make_inputs(tmp_path, labels=None, patients=None, *, encoder_only=True) -> tuple[Inputs, StatisticsConfig]:
+def make_inputs(tmp_path, labels=None, patients=None, *, encoder_only=False) -> tuple[Inputs, StatisticsConfig]:
     labels = labels or planted_labels()
     store = make_store(
         tmp_path / "s.zarr", plant(labels), shard_images=7, invalid=INVALID, table=make_table(labels, patients)
@@ -150,14 +150,12 @@ def test_the_result_as_json(tmp_path):
             assert value["balanced_accuracy"][kind][place] == pytest.approx(sum(shares) / C)
 
 
-def test_a_class_of_one_patient_is_left_out_and_said(tmp_path, capsys):
+def test_a_class_of_one_patient_is_left_out_and_said(tmp_path, messages):
     labels = [LABELS[row % 3] for row in range(60)]
     patients = ["alone" if label == "lymphocyte" else f"p{row % 7}" for row, label in enumerate(labels)]
     inputs, config = make_inputs(tmp_path, labels, patients)
     result = run_masking(inputs, config)
-    assert "1 classes are left out, for lack of 2 training images or of a test image: lymphocyte" in (
-        capsys.readouterr().err
-    )
+    assert "1 classes have fewer than 2 training images or no test image and are left out: lymphocyte" in (messages())
     assert result.classes == ["blast", "neutrophil"]
     assert result.left_out == ["lymphocyte"]
     assert len(result.train_images) == len(result.hits.n_images) == 2
@@ -189,8 +187,7 @@ def test_too_few_classes_are_explained(tmp_path):
 
 def test_a_trained_autoencoder_opened_for_statistics(with_sae):
     config = StatisticsConfig(root_dir=with_sae.root, dataset_name="toy", sae_path=with_sae.sae())
-    inputs = open_inputs(config)
-    assert not len(inputs.sae.W_dec)
+    inputs = open_inputs(config, encoder_only=False)
     result = run(inputs, config)
     assert result.ks == tuple(min(k, 96) for k in KS)
     assert result.classes == ["blast", "lymphocyte", "neutrophil"]

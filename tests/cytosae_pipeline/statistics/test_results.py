@@ -10,11 +10,22 @@ import torch
 from cytosae.formats.checkpoint import load_sae, save_sae
 from cytosae_pipeline.config import StatisticsConfig
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.statistics.results import ensure_counts, ensure_features, read_counts, read_features
+from cytosae_pipeline.statistics.counts import read_counts
+from cytosae_pipeline.statistics.features import read_features
+from cytosae_pipeline.statistics.inputs import open_inputs
+from cytosae_pipeline.statistics.results import ensure_statistics
 
 
 def config(place, **more):
     return StatisticsConfig(**{"root_dir": place.root, "dataset_name": "toy", "sae_path": place.sae(), **more})
+
+
+def ensure_features(options):
+    return ensure_statistics(open_inputs(options), options).features
+
+
+def ensure_counts(options, kind):
+    return ensure_statistics(open_inputs(options), options, counts=[kind]).counts[kind]
 
 
 def stamps(folder):
@@ -29,12 +40,12 @@ def filled(with_sae):
     return with_sae
 
 
-def test_files_come_back_as_they_are_and_are_not_made_again(filled, capsys):
+def test_files_come_back_as_they_are_and_are_not_made_again(filled, messages):
     folder, before = filled.features(), stamps(filled.features())
     features = ensure_features(config(filled))
     counts = ensure_counts(config(filled), "patient")
     assert stamps(folder) == before
-    assert capsys.readouterr().err == ""
+    assert messages() == ""
     assert features.values.shape == (96, 3)
     assert features.labels == ("blast", "lymphocyte", "neutrophil")
     assert features.record["top_k"] == 3
@@ -47,39 +58,40 @@ def test_files_come_back_as_they_are_and_are_not_made_again(filled, capsys):
     assert counts.record["normalize"] == "token"
 
 
-def test_options_that_come_too_late_are_named(filled, capsys):
+def test_options_that_come_too_late_are_named(filled, messages):
     late = config(filled, top_k=7, threshold=(0.9, 0.8), normalize="none")
     assert ensure_features(late).values.shape == (96, 3)
     ensure_counts(late, "patient")
-    said = capsys.readouterr().err
+    said = messages()
     assert (
-        f"--top_k 7 has no effect: the results of `features` in '{filled.features()}' are there, made with 3." in said
+        f"--top_k 7 has no effect: existing results of `features` in '{filled.features()}' are reused, made with 3."
+        in said
     )
     assert "--threshold 0.9 0.8 has no effect" in said
-    assert "made with 0.5 0.1. To make them anew, give it to: cytosae-cache patients" in said
+    assert "made with 0.5 0.1. To compute them again, give it to: cytosae-cache patients" in said
     assert "--normalize none has no effect" in said
     ensure_counts(config(filled, threshold=(0.5, 0.1), normalize="token"), "patient")
-    assert capsys.readouterr().err == ""
+    assert messages() == ""
 
 
-def test_what_is_missing_is_made_first(with_sae, capsys):
+def test_what_is_missing_is_made_first(with_sae, messages):
     features = ensure_features(config(with_sae, top_k=4))
-    assert "no results of `features`" in capsys.readouterr().err
+    assert "no results of `features`" in messages()
     assert features.values.shape == (96, 4)
     counts = ensure_counts(config(with_sae, threshold=(0.3,)), "label")
-    assert "no results of `classes`" in capsys.readouterr().err
+    assert "no results of `classes`" in messages()
     assert counts.names == features.labels
     assert counts.thresholds.tolist() == [0.3]
 
 
-def test_results_of_another_autoencoder_are_made_anew(filled, capsys):
+def test_results_of_another_autoencoder_are_computed_again(filled, messages):
     sae, cfg = load_sae(filled.sae())
     sae.b_enc += 1
     save_sae(filled.sae(), sae, cfg)
     old = read_features(filled.features())
     features = ensure_features(config(filled))
     counts = ensure_counts(config(filled), "patient")
-    said = capsys.readouterr().err
+    said = messages()
     assert "the results of `features`" in said
     assert "the results of `patients`" in said
     assert "of another autoencoder or store" in said
@@ -87,19 +99,19 @@ def test_results_of_another_autoencoder_are_made_anew(filled, capsys):
     assert (features.mean_acts * features.sparsity > old.mean_acts * old.sparsity).all()
 
 
-def test_results_of_other_readable_images_are_made_anew(filled, capsys):
+def test_results_of_other_readable_images_are_computed_again(filled, messages):
     shutil.copy(next(filled.images.rglob("000.png")), filled.images / "neutrophil/p2/broken.png")
     filled.build("--overwrite")
     counts = ensure_counts(config(filled), "patient")
     assert counts.n_images.sum() == ensure_features(config(filled)).record["n_images"] == 23
-    assert "are of other images" in capsys.readouterr().err
+    assert "are of other images" in messages()
 
 
-def test_a_write_that_was_broken_off_leaves_no_record(filled, monkeypatch):
+def test_an_interrupted_write_leaves_no_record(filled, monkeypatch):
     def fail(*_):
         raise OSError("full")
 
-    monkeypatch.setattr("cytosae_pipeline.statistics.features.write_torch_atomically", fail)
+    monkeypatch.setattr("cytosae_pipeline.statistics.features.write_torch", fail)
     monkeypatch.setattr("cytosae_pipeline.statistics.counts.write_file", fail)
     arguments = ["--dataset_name", "toy", "--sae_path", filled.sae()]
     for verb in ("features", "patients"):
@@ -117,14 +129,14 @@ def _damage(name, value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: (folder / "sae_sparsity.pt").unlink(), "sae_sparsity.pt' is missing. Make them again with"),
+        (lambda folder: (folder / "sae_sparsity.pt").unlink(), "sae_sparsity.pt' is missing. Compute them again with"),
         (lambda folder: (folder / "sae_sparsity.pt").write_bytes(b"x"), "sae_sparsity.pt' cannot be read"),
         (lambda folder: (folder / "features.json").write_text("["), "features.json' cannot be read"),
         (lambda folder: (folder / "features.json").write_text("[" * 99_999), "features.json' cannot be read"),
-        (lambda folder: (folder / "features.json").write_text("[]"), "must hold a JSON object, found list"),
+        (lambda folder: (folder / "features.json").write_text("[]"), "must be a JSON object, found list"),
         (lambda folder: (folder / "images.csv").write_text("row\n1\n"), "images.csv' cannot be read"),
         (lambda folder: (folder / "images.csv").write_text("row,label\n1,a\n"), "indices lie outside the 1 images"),
-        (_damage("sae_sparsity", {"a": 1}), "must hold a tensor of torch.float32, found dict"),
+        (_damage("sae_sparsity", {"a": 1}), "must contain a tensor of torch.float32, found dict"),
         (_damage("sae_sparsity", torch.zeros(96).double()), "found torch.float64"),
         (_damage("sae_sparsity", torch.zeros(95)), "shapes do not fit together"),
         (_damage("sae_sparsity", torch.full((96,), 1.5)), "between 0 and 1"),

@@ -159,7 +159,7 @@ def test_a_store_of_another_kind_is_refused_unless_allowed(with_sae):
     with_sae.build()
     arguments = ["--dataset_name", "toy", "--sae_path", with_sae.sae()]
     output = with_sae.run("features", *arguments, code=1).output
-    assert "is not of the kind" in output
+    assert "differs from the one" in output
     assert "weights_sha256" in output
     assert "--allow-mismatch" in output
     output = with_sae.run("features", *arguments, "--allow-mismatch").output
@@ -187,11 +187,11 @@ def test_an_autoencoder_outside_a_run_is_named_after_its_file(with_sae, tmp_path
 
 def test_what_is_missing_is_said(with_sae):
     output = with_sae.run("features", "--dataset_name", "toy", code=1).output
-    assert "say which autoencoder: --sae_path" in output
+    assert "name the autoencoder: --sae_path" in output
     output = with_sae.run("features", "--dataset_name", "toy", "--sae_path", "gone.pt", code=1).output
     assert "no autoencoder at 'gone.pt'" in output
     output = with_sae.run("patients", "--dataset_name", "toy", "--sae_path", "x", "--threshold", "nan", code=2).output
-    assert "threshold must be given as numbers of 0 or more" in output
+    assert "threshold must be at least 0, found nan" in output
     output = with_sae.run("patients", "--dataset_name", "toy", "--sae_path", "x", "--normalize", "sum", code=2).output
     assert "'image', 'token', 'none', 'latents'" in output
 
@@ -204,7 +204,7 @@ def test_images_without_a_patient_count_nowhere(with_images):
     with_images.train("--run_name", "r")
     output = with_images.run("patients", "--dataset_name", "toy", "--sae_path", with_images.sae()).output
     assert "1 patients x 96 latents from 11 images" in output
-    assert "11 images have no patient and count nowhere" in output
+    assert "11 images have no patient and are not counted" in output
 
 
 def test_a_patient_without_a_readable_image_is_named(with_images):
@@ -212,5 +212,5 @@ def test_a_patient_without_a_readable_image_is_named(with_images):
     with_images.build()
     with_images.train("--run_name", "r")
     output = with_images.run("patients", "--dataset_name", "toy", "--sae_path", with_images.sae()).output
-    assert "1 patients have no readable image, their rows are 0: b" in output
+    assert "1 patients have no readable image, so their rows are 0: b" in output
     assert np.load(with_images.features() / "cls_sae_cnt.npy")[1].tolist() == [0] * 96

@@ -1,4 +1,4 @@
-"""A tracker that fails, hangs or dies costs training neither its end nor its time."""
+"""A metric logger that fails, hangs or dies costs training neither its end nor its time."""
 
 import functools
 import os
@@ -70,13 +70,13 @@ def _run(path: Path, at: str, disturb=_fail, *, n_steps: int = 50, **options) ->
     return background
 
 
-def test_records_arrive_in_order_and_notes_are_told(tmp_path, capsys):
+def test_records_arrive_in_order_and_notes_are_told(tmp_path, messages):
     background = _run(tmp_path / "steps", "note", n_steps=3)
     assert (tmp_path / "steps").read_text() == "1 0.5\n2 1.0\n3 1.5\nclosed\n"
-    assert capsys.readouterr().err == "a note\n"
+    assert messages() == "a note"
     background.close()
     background.log(4, {"loss": 0.0})
-    assert capsys.readouterr().err == ""
+    assert messages() == ""
 
 
 @pytest.mark.parametrize("at", ["init", "log", "close"])
@@ -89,23 +89,23 @@ def test_records_arrive_in_order_and_notes_are_told(tmp_path, capsys):
         (_exit, "its process ended"),
     ],
 )
-def test_a_failure_is_one_line(tmp_path, capsys, at, disturb, reason):
+def test_a_failure_is_one_line(tmp_path, messages, at, disturb, reason):
     _run(tmp_path / "steps", at, disturb)
-    assert capsys.readouterr().err == f"it stopped: {reason}. Training goes on without it. Do this.\n"
+    assert messages() == f"it stopped: {reason}. Training continues without it. Do this."
 
 
 @pytest.mark.parametrize("at", ["init", "log", "close"])
-def test_one_that_hangs_is_ended(tmp_path, capsys, at):
+def test_one_that_hangs_is_ended(tmp_path, messages, at):
     started = time.monotonic()
     background = _run(tmp_path / "steps", at, _hang, close_s=1.5)
     assert time.monotonic() - started < 5
-    assert capsys.readouterr().err == "it did not finish within 1.5 s and was ended. Do this.\n"
+    assert messages() == "it did not finish within 1.5 s and was stopped. Do this."
     assert not background._process.is_alive()
 
 
-def test_what_a_slow_one_cannot_take_is_dropped_and_counted(tmp_path, capsys):
+def test_what_a_slow_one_cannot_take_is_dropped_and_counted(tmp_path, messages):
     background = _run(tmp_path / "steps", "log", _dawdle, n_pending=5)
     steps = (tmp_path / "steps").read_text().split("\n")[:-2]
     assert len(steps) + background.n_dropped == 50
     assert 5 <= len(steps) <= 7
-    assert capsys.readouterr().err == f"it was too slow: {background.n_dropped} records were dropped. Do this.\n"
+    assert messages() == f"it was too slow: {background.n_dropped} records were dropped. Do this."

@@ -9,7 +9,8 @@ from cytosae_cache.errors import StoreError
 from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.training.split import held_out, split_in_halves
+from cytosae_pipeline.statistics.halves import split_in_halves
+from cytosae_pipeline.training.holdout import held_out
 from tests.support.stores import make_activations, make_store, make_table
 
 
@@ -49,7 +50,7 @@ def test_patients_stay_whole(tmp_path):
 
 def test_patients_that_nobody_named_are_explained(tmp_path):
     store = make(tmp_path / "s.zarr", 4, table=make_table(4, patients=[""]))
-    with pytest.raises(UserError, match="--held_out_by patient was given, but store .* names no patients"):
+    with pytest.raises(UserError, match="--held_out_by patient was given, but store .* has no patients"):
         held_out(store, 0.5, "patient")
 
 

@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.training.loggers import JsonLines, TensorboardTracker, Trackers, WandbTracker, make_histogram
+from cytosae_pipeline.training.loggers import JsonlLogger, MetricLoggers
+from cytosae_pipeline.training.metric_logger import make_histogram
+from cytosae_pipeline.training.tensorboard_logger import TensorboardLogger
+from cytosae_pipeline.training.wandb_logger import WandbLogger
 from tests.support.nursery import SOURCES
 from tests.support.wandb_files import read_config, read_history, read_records
 
@@ -22,13 +25,13 @@ HISTOGRAMS = {"plots/feature_density_line_chart": make_histogram(VALUES)}
 
 def test_json_lines_survive_a_half_written_line_and_drop_later_steps(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    with Trackers(JsonLines(path)) as tracker:
+    with MetricLoggers(JsonlLogger(path)) as logger:
         for step in (1, 2, 3):
-            tracker.log(step, {"loss": step / 2, "bad": float("nan")})
+            logger.log(step, {"loss": step / 2, "bad": float("nan")})
     with path.open("a") as file:
         file.write('{"step": 4, "lo')
-    with Trackers(JsonLines(path, after_step=2)) as tracker:
-        tracker.log(3, {"loss": 9.0})
+    with MetricLoggers(JsonlLogger(path, after_step=2)) as logger:
+        logger.log(3, {"loss": 9.0})
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines == [
         {"step": 1, "loss": 0.5, "bad": None},
@@ -61,9 +64,9 @@ def online(monkeypatch):
         yield
 
 
-def _wandb(folder: Path, **options) -> WandbTracker:
+def _wandb(folder: Path, **options) -> WandbLogger:
     config = {"lr": 0.5, "use_ghost_grads": True}
-    return WandbTracker(project="p", entity=None, run_id="abc", folder=folder, config=config, **options)
+    return WandbLogger(project="p", entity=None, run_id="abc", folder=folder, config=config, **options)
 
 
 def _offline_run(folder: Path) -> Path:
@@ -99,9 +102,9 @@ def test_wandb_runs_offline_without_a_login_and_says_so(with_store, no_login):
 
 
 def test_wandb_gets_metrics_histograms_and_config(tmp_path, no_login):
-    with Trackers(_wandb(tmp_path)) as tracker:
-        tracker.log(20, {"losses/overall_loss": 1.5, "bad": float("nan")}, HISTOGRAMS)
-        tracker.log(40, {"losses/overall_loss": 0.25})
+    with MetricLoggers(_wandb(tmp_path)) as logger:
+        logger.log(20, {"losses/overall_loss": 1.5, "bad": float("nan")}, HISTOGRAMS)
+        logger.log(40, {"losses/overall_loss": 0.25})
     records = read_records(_offline_run(tmp_path))
     history = read_history(records)
     assert list(history) == [20, 40]
@@ -116,27 +119,27 @@ def test_wandb_gets_metrics_histograms_and_config(tmp_path, no_login):
     assert read_config(records) == {"lr": 0.5, "use_ghost_grads": True}
 
 
-def test_wandb_can_be_switched_off_from_outside(tmp_path, monkeypatch, capsys):
+def test_wandb_can_be_switched_off_from_outside(tmp_path, monkeypatch, messages):
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    tracker = _wandb(tmp_path)
-    tracker.log(1, {"loss": 1.0})
-    tracker.close()
+    logger = _wandb(tmp_path)
+    logger.log(1, {"loss": 1.0})
+    logger.close()
     assert not list(tmp_path.glob("wandb/*/*.wandb"))
-    assert capsys.readouterr().err == ""
+    assert messages() == ""
 
 
 @pytest.mark.parametrize("server", ["closed", "mute"])
-def test_wandb_goes_on_offline_if_the_server_does_not_answer(tmp_path, online, monkeypatch, capsys, server):
+def test_wandb_goes_on_offline_if_the_server_does_not_answer(tmp_path, online, monkeypatch, messages, server):
     if server == "closed":
         monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    tracker = _wandb(tmp_path, init_timeout_s=2)
+    logger = _wandb(tmp_path, init_timeout_s=2)
     started = time.monotonic()
     for step in range(1, 101):
-        tracker.log(step, {"loss": 1 / step}, HISTOGRAMS)
+        logger.log(step, {"loss": 1 / step}, HISTOGRAMS)
     assert time.monotonic() - started < 0.5
-    tracker.close()
+    logger.close()
     assert time.monotonic() - started < 25
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = messages().splitlines()
     assert line.startswith("wandb: the server cannot be used (")
     assert line.endswith(
         f"so the run is written offline under '{tmp_path}/wandb'. "
@@ -145,24 +148,24 @@ def test_wandb_goes_on_offline_if_the_server_does_not_answer(tmp_path, online, m
     assert list(read_history(read_records(_offline_run(tmp_path)))) == list(range(1, 101))
 
 
-def test_a_server_that_never_answers_is_waited_for_only_so_long(tmp_path, online, capsys):
-    tracker = _wandb(tmp_path, init_timeout_s=60, close_s=2)
-    tracker.log(1, {"loss": 1.0})
+def test_a_server_that_never_answers_is_waited_for_only_so_long(tmp_path, online, messages):
+    logger = _wandb(tmp_path, init_timeout_s=60, close_s=2)
+    logger.log(1, {"loss": 1.0})
     started = time.monotonic()
-    tracker.close()
+    logger.close()
     assert time.monotonic() - started < 6
-    assert capsys.readouterr().err == (
-        "wandb did not finish within 2 s and was ended. Every metric is in metrics.jsonl; "
-        f"what wandb has on disk goes up with: wandb sync '{tmp_path}/wandb/latest-run'\n"
+    assert messages() == (
+        "wandb did not finish within 2 s and was stopped. Every metric is in metrics.jsonl; "
+        f"upload what wandb has on disk with: wandb sync '{tmp_path}/wandb/latest-run'"
     )
 
 
-def test_a_tracker_left_open_does_not_keep_the_program_from_ending(tmp_path, online):
+def test_a_logger_left_open_does_not_keep_the_program_from_ending(tmp_path, online):
     code = (
-        "import pathlib, time\nfrom cytosae_pipeline.training.loggers import WandbTracker\n"
+        "import pathlib, time\nfrom cytosae_pipeline.training.wandb_logger import WandbLogger\n"
         f"folder = pathlib.Path({str(tmp_path)!r})\n"
-        "tracker = WandbTracker(project='p', entity=None, run_id='a', folder=folder, config={})\n"
-        "tracker.log(1, {'loss': 1.0})\ntime.sleep(3)\nprint('end', flush=True)\n"
+        "logger = WandbLogger(project='p', entity=None, run_id='a', folder=folder, config={})\n"
+        "logger.log(1, {'loss': 1.0})\ntime.sleep(3)\nprint('end', flush=True)\n"
     )
     environment = {**os.environ, "PYTHONPATH": SOURCES}
     started = time.monotonic()
@@ -171,24 +174,24 @@ def test_a_tracker_left_open_does_not_keep_the_program_from_ending(tmp_path, onl
     assert time.monotonic() - started < 12
 
 
-def test_trackers_that_are_not_installed_are_named(tmp_path, monkeypatch):
+def test_loggers_that_are_not_installed_are_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="--log_to_wandb needs wandb: pip install wandb, or leave the option out"):
         _wandb(tmp_path)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(UserError, match="--tensorboard needs tensorboard: pip install tensorboard, or leave the"):
-        TensorboardTracker(tmp_path)
+        TensorboardLogger(tmp_path)
 
 
-def test_tensorboard_files_hold_metrics_and_histograms_and_a_resumed_run_replaces_steps(tmp_path, capsys):
+def test_tensorboard_files_hold_metrics_and_histograms_and_a_resumed_run_replaces_steps(tmp_path, messages):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     for after_step, factor in ((0, 1.0), (20, 10.0)):
-        with Trackers(TensorboardTracker(tmp_path, after_step=after_step)) as tracker:
+        with MetricLoggers(TensorboardLogger(tmp_path, after_step=after_step)) as logger:
             for step in range(after_step + 10, after_step + 31, 10):
-                tracker.log(step, {"losses/overall_loss": factor * step, "details/n": step}, HISTOGRAMS)
+                logger.log(step, {"losses/overall_loss": factor * step, "details/n": step}, HISTOGRAMS)
         time.sleep(1.1)  # a file's name tells its second, and files are read in the order of their names
-    assert capsys.readouterr().err == ""
+    assert messages() == ""
     found = event_accumulator.EventAccumulator(str(tmp_path), {"histograms": 0}).Reload()
     assert found.Tags()["scalars"] == ["losses/overall_loss", "details/n"]
     losses = {event.step: event.value for event in found.Scalars("losses/overall_loss")}
@@ -200,3 +203,14 @@ def test_tensorboard_files_hold_metrics_and_histograms_and_a_resumed_run_replace
     assert (value.min, value.max, value.num) == (edges[0], edges[-1], 5)
     assert sum(value.bucket) == counts.sum()
     assert value.sum == pytest.approx(VALUES.sum(), rel=0.02)
+
+
+def test_a_tensorboard_that_fails_is_reported_once_and_training_continues(tmp_path, messages):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "file").write_text("")
+    with MetricLoggers(TensorboardLogger(tmp_path / "file" / "folder")) as logger:
+        logger.log(1, {"loss": 1.0})
+        logger.log(2, {"loss": 0.5})
+    (line,) = messages().splitlines()
+    assert line.startswith("tensorboard stopped: ")
+    assert line.endswith(". Training continues without it. Every metric is in metrics.jsonl")

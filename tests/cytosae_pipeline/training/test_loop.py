@@ -154,14 +154,14 @@ def test_an_interrupted_run_resumes_to_the_same_bits(with_store, monkeypatch, op
 
     monkeypatch.setattr(TrainStep, "step", interrupted)
     output = with_store.train("--run_name", "broken", *options, code=130).output
-    assert "interrupted; what was finished is kept" in output
+    assert "interrupted; finished work is kept" in output
     assert not list((with_store.root / "out/checkpoints/broken").glob("final_*"))
     assert "broken  96 latents  unfinished" in with_store.run("list").output
     assert (with_store.root / "out/checkpoints/broken/training_state.pt").stat().st_size < 100_000
     monkeypatch.setattr(TrainStep, "step", original)
     output = with_store.run("train", "--resume", "broken", "--resident", "none").output
     assert "from disk every epoch: --resident none" in output
-    assert "going on with run 'broken' after 28 images" in output
+    assert "resuming run 'broken' after 28 images" in output
     assert "(resumed, 15 steps" in output
     _assert_same_weights(with_store.sae("r"), with_store.sae("broken"))
     strip = {"details/images_per_s", "details/data_wait_share"}
@@ -394,7 +394,7 @@ def test_the_orders_train_on_what_the_sampling_says(with_store, monkeypatch):
 def test_mixed_tokens_have_no_class_token(with_store, options):
     output = with_store.train("--batch_of", "tokens", *options, code=2).output
     name = options[0].strip("-")
-    assert f"{name} needs batch_of images: under batch_of tokens the tokens are mixed" in output
+    assert f"{name} needs batch_of images: with batch_of tokens the tokens are mixed" in output
 
 
 def test_several_data_sets_are_one(with_store):
@@ -415,7 +415,7 @@ def test_several_data_sets_are_one(with_store):
 
 def test_a_data_set_twice_is_refused(with_store):
     output = with_store.train("--with_dataset", "toy", code=1).output
-    assert "was given twice: leave one --with_dataset out" in output
+    assert "was given twice: omit one --with_dataset" in output
 
 
 def test_data_sets_of_other_specs_are_refused(with_store):
@@ -442,7 +442,7 @@ def test_the_sample_is_spread_over_all_stores(tmp_path):
 
 def test_the_share_of_waiting_is_said_and_logged(with_store):
     output = with_store.train("--run_name", "r").output
-    share = float(re.search(r"waited for data (\d+\.\d)% of the time", output)[1])
+    share = float(re.search(r"waited for data during (\d+\.\d)% of the time", output)[1])
     assert 0 <= share <= 100
     assert all(0 <= line["details/data_wait_share"] <= 1 for line in _metrics(with_store))
 

@@ -10,10 +10,9 @@ from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.training.placement import (
+    FreeMemory,
     Needs,
-    Room,
     choose_placement,
-    exceeds_page_cache,
     find_free_memory,
     find_needs,
 )
@@ -21,45 +20,55 @@ from cytosae_pipeline.training.runs import Run
 from tests.support.stores import make_activations, make_store
 
 GB = 10**9
-NEEDS = Needs(store_bytes=16 * GB, step_bytes=20 * GB, n_epochs=24.0, dear=False)
-DEAR = dataclasses.replace(NEEDS, dear=True)
-NO_GPU = Room(ram=64 * GB, gpu=None)
+NEEDS = Needs(store_bytes=16 * GB, step_bytes=20 * GB, n_epochs=24.0, slow_reads=False)
+SLOW = dataclasses.replace(NEEDS, slow_reads=True)
+NO_GPU = FreeMemory(ram=64 * GB, gpu=None)
 
 
 @pytest.mark.parametrize(
-    ("needs", "room", "place", "text"),
+    ("needs", "free", "place", "text"),
     [
-        (NEEDS, Room(ram=64 * GB, gpu=80 * GB), "gpu", r"activations \(16.0 GB\) are read once and kept on the GPU"),
-        (NEEDS, Room(ram=1 * GB, gpu=45 * GB), "gpu", "on the GPU"),
-        (NEEDS, Room(ram=64 * GB, gpu=44 * GB), "none", "read from disk every epoch: an uncompressed store is quick"),
-        (DEAR, Room(ram=64 * GB, gpu=44 * GB), "ram", "kept in memory: fetching or decoding them"),
-        (NEEDS, NO_GPU, "none", "an uncompressed store is quick to read"),
-        (DEAR, NO_GPU, "ram", "kept in memory"),
-        (DEAR, Room(ram=20 * GB, gpu=None), "ram", "kept in memory"),
-        (DEAR, Room(ram=19 * GB, gpu=None), "none", "no room for them in memory"),
-        (DEAR, Room(ram=None, gpu=None), "none", "no room for them in memory"),
-        (dataclasses.replace(DEAR, n_epochs=1.0), Room(64 * GB, 80 * GB), "none", "no image is needed twice"),
+        (
+            NEEDS,
+            FreeMemory(ram=64 * GB, gpu=80 * GB),
+            "gpu",
+            r"activations \(16.0 GB\) are read once and kept on the GPU",
+        ),
+        (NEEDS, FreeMemory(ram=1 * GB, gpu=45 * GB), "gpu", "on the GPU"),
+        (
+            NEEDS,
+            FreeMemory(ram=64 * GB, gpu=44 * GB),
+            "none",
+            "read from disk every epoch: an uncompressed store is fast",
+        ),
+        (SLOW, FreeMemory(ram=64 * GB, gpu=44 * GB), "ram", "kept in memory: fetching or decoding them"),
+        (NEEDS, NO_GPU, "none", "an uncompressed store is fast to read"),
+        (SLOW, NO_GPU, "ram", "kept in memory"),
+        (SLOW, FreeMemory(ram=20 * GB, gpu=None), "ram", "kept in memory"),
+        (SLOW, FreeMemory(ram=19 * GB, gpu=None), "none", "they do not fit into memory"),
+        (SLOW, FreeMemory(ram=None, gpu=None), "none", "they do not fit into memory"),
+        (dataclasses.replace(SLOW, n_epochs=1.0), FreeMemory(64 * GB, 80 * GB), "none", "no image is needed twice"),
     ],
 )
-def test_auto(needs, room, place, text):
-    found = choose_placement("auto", needs, room)
+def test_auto(needs, free, place, text):
+    found = choose_placement("auto", needs, free)
     assert found.place == place
     assert re.search(text, found.text)
 
 
-def test_what_was_asked_for_is_done():
-    assert choose_placement("none", DEAR, Room(64 * GB, 80 * GB)).place == "none"
+def test_an_explicit_choice_is_kept():
+    assert choose_placement("none", SLOW, FreeMemory(64 * GB, 80 * GB)).place == "none"
     assert choose_placement("ram", NEEDS, NO_GPU).place == "ram"
-    assert choose_placement("ram", NEEDS, Room(ram=None, gpu=None)).place == "ram"
-    assert choose_placement("gpu", dataclasses.replace(NEEDS, n_epochs=0.5), Room(0, 80 * GB)).place == "gpu"
+    assert choose_placement("ram", NEEDS, FreeMemory(ram=None, gpu=None)).place == "ram"
+    assert choose_placement("gpu", dataclasses.replace(NEEDS, n_epochs=0.5), FreeMemory(0, 80 * GB)).place == "gpu"
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(UserError, match=r"needs 36.0 GB, but 40.0 GB are free, of which 80% may be taken. Try --resid"):
-        choose_placement("gpu", NEEDS, Room(ram=64 * GB, gpu=40 * GB))
+    with pytest.raises(UserError, match=r"needs 36.0 GB, but 40.0 GB are free, of which 80% may be used. Try --resid"):
+        choose_placement("gpu", NEEDS, FreeMemory(ram=64 * GB, gpu=40 * GB))
     with pytest.raises(UserError, match="--resident ram needs 16.0 GB, but 8.0 GB are free"):
-        choose_placement("ram", NEEDS, Room(ram=8 * GB, gpu=None))
-    with pytest.raises(UserError, match="--resident gpu needs a CUDA device, and training runs on none"):
+        choose_placement("ram", NEEDS, FreeMemory(ram=8 * GB, gpu=None))
+    with pytest.raises(UserError, match="--resident gpu needs a CUDA device, but training runs without one"):
         choose_placement("gpu", NEEDS, NO_GPU)
 
 
@@ -74,8 +83,8 @@ def test_needs_are_those_of_all_stores(tmp_path):
     needs = find_needs([run], samples_seen=17)
     assert needs.store_bytes == 17 * 5 * 8 * 2
     assert needs.n_epochs == 2.0
-    assert needs.dear
-    assert not find_needs([dataclasses.replace(run, stores=stores[:1])], samples_seen=17).dear
+    assert needs.slow_reads
+    assert not find_needs([dataclasses.replace(run, stores=stores[:1])], samples_seen=17).slow_reads
     # Parameters W_enc and W_dec with gradients and two moments, and matrices of (tokens, latents).
     assert needs.step_bytes >= 4 * (4 * 2 * 8 * 32 + 4 * 4 * 5 * 32)
     assert find_needs([run, run], samples_seen=17).step_bytes == 2 * needs.step_bytes
@@ -84,20 +93,12 @@ def test_needs_are_those_of_all_stores(tmp_path):
     assert small.step_bytes < needs.step_bytes
 
 
-def test_the_room_on_a_cpu():
-    room = find_free_memory(torch.device("cpu"))
-    assert room.gpu is None
-    assert room.ram is None or room.ram > 0
+def test_free_memory_on_a_cpu():
+    free = find_free_memory(torch.device("cpu"))
+    assert free.gpu is None
+    assert free.ram is None or free.ram > 0
 
 
-def test_stores_larger_than_memory_are_read_past_the_page_cache(tmp_path):
-    store = make_store(tmp_path / "s.zarr", make_activations(6))
-    n_bytes = 6 * store.image_bytes
-    assert exceeds_page_cache([store, store], 2 * n_bytes - 1)
-    assert not exceeds_page_cache([store, store], 2 * n_bytes)
-    assert not exceeds_page_cache([store], None)
-
-
-def test_the_room_on_a_gpu_is_what_the_driver_says(monkeypatch):
+def test_free_memory_on_a_gpu_is_what_the_driver_says(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5 * GB, 80 * GB))
     assert find_free_memory(torch.device("cuda")).gpu == 5 * GB

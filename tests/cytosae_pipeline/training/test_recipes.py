@@ -12,9 +12,9 @@ from cytosae_cache.format.spec import TokenLayout
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import PRESETS, TrainConfig
+from cytosae_pipeline.training.holdout import held_out
 from cytosae_pipeline.training.init import choose_tokens, find_scaling
 from cytosae_pipeline.training.runs import TrainingError
-from cytosae_pipeline.training.split import held_out
 from tests.support.stores import make_activations, make_store
 
 ARCHITECTURES = ("relu", "topk", "batchtopk", "jumprelu", "gated", "matryoshka")
@@ -173,7 +173,7 @@ def test_registers_are_no_patches():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--class_token", "--tokens", "patches"], "class_token is tokens cls, but tokens patches was given"),
+        (["--class_token", "--tokens", "patches"], "class_token means tokens cls, but tokens patches was given"),
         (["--batch_of", "tokens", "--tokens", "patches"], "tokens patches needs batch_of images"),
         (["--tokens", "patches", "--mse_cls_coefficient", 2], "trains on no CLS token"),
         (["--held_out", 0.95], "held_out must be at most 0.9"),
@@ -217,14 +217,14 @@ def test_bfloat16_ends_near_float32_and_says_so_in_the_file(with_store):
 
 
 def test_auto_is_settled_when_the_run_begins(with_store, monkeypatch):
-    monkeypatch.setattr("cytosae_pipeline.runtime.devices._multiplies_bfloat16", lambda device: True)
+    monkeypatch.setattr("cytosae_pipeline.training.matmul._multiplies_bfloat16", lambda device: True)
     output = with_store.train("--run_name", "r", "--precision", "auto", "--max_memory", 1e-30).output
     assert "trained" in output
     config = json.loads((with_store.root / "out/checkpoints/r/config.json").read_text())
     assert config["recipe"]["precision"] == "bf16"
     # Resumed on a machine without such products, the numbers stay what they were to be.
     with_store.sae().unlink()
-    monkeypatch.setattr("cytosae_pipeline.runtime.devices._multiplies_bfloat16", lambda device: False)
+    monkeypatch.setattr("cytosae_pipeline.training.matmul._multiplies_bfloat16", lambda device: False)
     with_store.run("train", "--resume", "r")
     assert torch.load(with_store.sae(), weights_only=True)["cfg"]["precision"] == "bf16"
 
@@ -322,8 +322,8 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(with_store, monkeypat
     assert before.exists()
     newest.write_bytes(newest.read_bytes()[:1000])
     output = with_store.run("train", "--resume", "broken").output
-    assert "looking for the state before it" in output
-    assert "going on with run 'broken' after 40 images" in output
+    assert "trying the state before it" in output
+    assert "resuming run 'broken' after 40 images" in output
     assert _same(with_store.sae("r"), with_store.sae("broken"))
     assert not newest.exists()
     assert not before.exists()
@@ -365,7 +365,7 @@ def test_parameters_that_are_no_numbers_are_never_saved(with_store, monkeypatch)
 
     monkeypatch.setattr(TrainStep, "step", poisoned)
     output = with_store.train("--run_name", "r", "--n_checkpoints", 14, "--wandb_log_frequency", 100, code=1).output
-    assert "the parameters stopped being finite numbers at step 4" in output
+    assert "the parameters are no longer finite at step 4" in output
 
 
 def test_training_error_is_one_that_users_can_put_right():

@@ -53,16 +53,16 @@ def test_lists_make_all_combinations_and_run_tables_single_ones(tmp_path):
     ("text", "message"),
     [
         ("k = ", "cannot be read: "),
-        ("kk = 3", "has 'kk', which no run can vary. It may hold: arch, aux_coefficient"),
-        ("root_dir = '/'", "has 'root_dir', which no run can vary"),
-        ("batch_size = [1, 2]", "'batch_size' in .* decides the batches, which all runs of a sweep share"),
-        ("order_seed = 1", "'order_seed' in .* decides the batches"),
-        ("arch = 'gru'", "'arch' in .*: 'gru' is not one of"),
-        ("k = 1.5", "'k' in .*: 1.5 is not a whole number"),
-        ("k = true", "'k' in .*: True is not true or false"),
-        ("standardise = 1", "'standardise' in .*: 1 is not true or false"),
-        ("lr = 'much'", "'lr' in .*: 'much' is not a valid float"),
-        ("lr = [[1]]", "'lr' in .* is no single value"),
+        ("kk = 3", "has 'kk', which cannot vary between runs. Allowed are: arch, aux_coefficient"),
+        ("root_dir = '/'", "has 'root_dir', which cannot vary between runs"),
+        ("batch_size = [1, 2]", "'batch_size' in .* determines the batches, which all runs of a sweep share"),
+        ("order_seed = 1", "'order_seed' in .* determines the batches"),
+        ("arch = 'gru'", "arch must be relu, .* found 'gru'"),
+        ("k = 1.5", "k must be a whole number, found 1.5"),
+        ("k = true", "k must be a whole number, found True"),
+        ("standardise = 1", "standardise must be true or false, found 1"),
+        ("lr = 'much'", "lr must be a number, found 'much'"),
+        ("lr = [[1]]", "lr must be a number, found"),
         ("k = []", "describes 0 runs; there must be 1 to 256"),
         (f"seed = {list(range(300))}", "describes 300 runs"),
         ("\n".join(f"{name} = {list(range(1, 200))}" for name in ("seed", "k", "lr")), "7,880,599"),
@@ -136,8 +136,8 @@ def test_the_same_sweep_again_goes_on_where_it_stopped(with_store, monkeypatch):
     monkeypatch.setattr(TrainStep, "step", original)
     output = with_store.train("--sweep", grid, "--run_name", "broken").output
     # The interrupt came in the middle of a batch: two runs are a step ahead of the others.
-    assert "going on with run 'broken-arch_relu-use_ghost_grads_True-seed_42' after 32 images" in output
-    assert "going on with run 'broken-arch_topk-k_4-seed_7' after 28 images" in output
+    assert "resuming run 'broken-arch_relu-use_ghost_grads_True-seed_42' after 32 images" in output
+    assert "resuming run 'broken-arch_topk-k_4-seed_7' after 28 images" in output
     for whole, broken in zip(_table(with_store, "whole"), _table(with_store, "broken"), strict=True):
         assert _same(whole["sae"], broken["sae"])
         assert broken["status"] == "resumed"
@@ -172,12 +172,12 @@ def test_the_result_is_a_table_and_json(with_store):
 
 def test_a_sweep_is_not_resumed_by_a_runs_name(with_store):
     output = with_store.train("--sweep", write(with_store.root, "k = 1"), "--resume", "x", code=2).output
-    assert "to go on with a sweep, type its command again" in output
+    assert "to resume a sweep, type its command again" in output
 
 
 def test_options_that_contradict_are_named_with_their_run(with_store):
     output = with_store.train("--sweep", write(with_store.root, 'arch = "topk"\nuse_ghost_grads = true'), code=1).output
-    assert "(grid) cannot be: use_ghost_grads is an option of arch relu, found arch topk" in output
+    assert "(grid) is not possible: use_ghost_grads is an option of arch relu, found arch topk" in output
 
 
 # --- the picture

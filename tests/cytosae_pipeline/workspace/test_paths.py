@@ -21,7 +21,7 @@ def test_the_layout_is_that_of_the_contract(tmp_path):
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "/a", "a\0", ".hidden", "a b", "-x", "ä"])
 def test_names_that_are_no_plain_folder_are_refused(name):
-    with pytest.raises(UserError, match="cannot be a folder"):
+    with pytest.raises(UserError, match="cannot be the name of a folder"):
         safe_name(name, "data set")
 
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from cytosae_cache.store import ImageTable
 from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.statistics.label_index import LabelIndex
 
 
 class PatientGroups(NamedTuple):
@@ -55,11 +56,9 @@ def find_groups(patients: Sequence[str], images: ImageTable, path: Path | None) 
             return PatientGroups((), np.full(len(patients), -1), text + "(columns patient,group).")
         of = {patient: min(names) for patient, names in labels.items()}
     gaps = _find_gaps(patients, of, path) if path is not None else ""
-    names = sorted({of[patient] for patient in patients if patient in of})
-    place = {name: number for number, name in enumerate(names)}
-    index = np.array([place[of[patient]] if patient in of else -1 for patient in patients], dtype=np.int64)
+    names, index = LabelIndex.of([of.get(patient, "") for patient in patients])
     why = "" if len(names) > 1 else f"All patients are of one group, {names[0]!r}: there is nothing to compare."
-    return PatientGroups(tuple(names), index, why, gaps)
+    return PatientGroups(names, index, why, gaps)
 
 
 def _find_gaps(patients: Sequence[str], of: dict[str, str], path: Path) -> str:

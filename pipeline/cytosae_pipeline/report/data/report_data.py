@@ -11,14 +11,18 @@ import numpy.typing as npt
 import torch
 
 from cytosae.analysis.latents import cluster_latents, is_defined, label_entropy, order_by_group
+from cytosae.statistics.histograms import ProfileResult
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.config.report import PageConfig
+from cytosae_pipeline.config import PageConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.report.data.groups import PatientGroups, find_groups
 from cytosae_pipeline.report.data.notes import FILE_NAME, LatentNote, read_notes
 from cytosae_pipeline.report.data.pseudonyms import pseudonymise, read_key, shuffled_numbers
-from cytosae_pipeline.statistics.encode import Inputs, open_inputs
-from cytosae_pipeline.statistics.results import Counts, Features, ensure_counts, ensure_features
+from cytosae_pipeline.statistics.counts import Counts
+from cytosae_pipeline.statistics.features import Features
+from cytosae_pipeline.statistics.inputs import Inputs, open_inputs
+from cytosae_pipeline.statistics.label_index import number_names
+from cytosae_pipeline.statistics.results import ensure_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +69,8 @@ class ReportData:
     """Place of each image's patient in the cohort, shape `(n_images,)`; -1 for none."""
     numbers: npt.NDArray[np.int64]
     """Number by which the page calls each image, shape `(n_images,)`: its row, or under pseudonyms a shuffled one."""
+    profiles: ProfileResult | None
+    """Profiles of all latents, if a pass over the store was made; None if saved results were reused."""
     cohort: Cohort | None
     """The patients, if the images have any."""
     notes: dict[int, LatentNote]
@@ -98,18 +104,24 @@ class ReportData:
         return self.features.indices
 
 
-def open_report_data(config: PageConfig, *, pseudonymous: bool = False) -> ReportData:
-    """Open everything, computing first what stage two has not computed yet.
+def open_report_data(config: PageConfig, *, pseudonymous: bool = False, profiles: bool = True) -> ReportData:
+    """Open autoencoder and store once; compute in one pass what stage two has not computed yet.
+
+    Args:
+        config: Options.
+        pseudonymous: Whether patients' names are replaced and paths left out.
+        profiles: Whether profiles are collected if a pass over the store is made anyway.
 
     Raises:
         ValueError: If the autoencoder or store is missing, they do not fit, or an option does not fit them.
     """
     inputs = open_inputs(config, encoder_only=False)
     store = inputs.store
-    features = ensure_features(config, inputs)
-    counts = ensure_counts(config, "patient", inputs) if any(store.images.patient) else None
-    place = {name: number for number, name in enumerate(features.labels)}
-    labels = np.array([place.get(name, -1) for name in store.images.label], dtype=np.int64)
+    found = ensure_statistics(
+        inputs, config, counts=["patient"] if any(store.images.patient) else [], profiles=profiles
+    )
+    features, counts = found.features, found.counts.get("patient")
+    assert features is not None
     key = read_key(inputs.folder / KEY_NAME) if pseudonymous and counts is not None else None
     cohort, patients = _make_cohort(counts, inputs, config, key)
     return ReportData(
@@ -119,7 +131,8 @@ def open_report_data(config: PageConfig, *, pseudonymous: bool = False) -> Repor
         features=features,
         entropy=_clean_entropy(features),
         clusters=cluster_latents(features.mean_acts, features.sparsity, config.clusters, seed=config.seed),
-        labels=labels,
+        labels=number_names(store.images.label, features.labels),
+        profiles=found.profiles,
         patients=patients,
         numbers=np.arange(store.n_images) if key is None else shuffled_numbers(store.n_images, key),
         cohort=cohort,
@@ -176,8 +189,7 @@ def _make_cohort(
     shown = names if key is None else pseudonymise(names, key)
     # By the names shown: the order of the true ones would say something about them.
     order = order_by_group(groups.of, shown)
-    place = {names[at]: number for number, at in enumerate(order.tolist())}
-    patients = np.array([place.get(name, -1) for name in images.patient], dtype=np.int64)
+    patients = number_names(images.patient, [names[at] for at in order.tolist()])
     raw, n_images = counts.counts[0][seen[order]], counts.n_images[seen[order]]
     return Cohort(
         names=[shown[at] for at in order],

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cytosae_pipeline.config.report import ExploreConfig
+from cytosae_pipeline.config import ExploreConfig
 from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.images.listing import list_stored_images
 from cytosae_pipeline.report.data.notes import read_notes
 from cytosae_pipeline.report.data.report_data import open_report_data
 from cytosae_pipeline.report.explore.service import ExploreService
@@ -17,7 +18,6 @@ from cytosae_pipeline.report.explore.uploads import open_uploads
 from cytosae_pipeline.report.records.choice import choose_latents, top_image_rows
 from cytosae_pipeline.report.records.masking import measure_masking
 from cytosae_pipeline.report.records.overview import overview_record
-from cytosae_pipeline.workspace.find import list_stored_images
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def explore(config: ExploreConfig, on_ready: Callable[[Serving], None]) -> Ended
     # Before the data are loaded: a port that is in use is reported at once.
     with bind(config.port) as listener:
         host, port = listener.getsockname()
-        report_data = open_report_data(config)
+        report_data = open_report_data(config, profiles=False)
         store = report_data.store
         latents, reason = choose_latents(report_data, explore=True)
         uploads = open_uploads(store, config)

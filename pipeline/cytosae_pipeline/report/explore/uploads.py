@@ -15,7 +15,7 @@ from cytosae_pipeline.building.deep_verify import describe_own_backbone
 from cytosae_pipeline.config import StoreSource
 from cytosae_pipeline.images.decoding import Decoded
 from cytosae_pipeline.runtime.devices import choose_device
-from cytosae_pipeline.workspace.find import resolve_model_path
+from cytosae_pipeline.workspace.paths import resolve_model_path
 
 
 class UploadReader:
@@ -55,7 +55,10 @@ class UploadReader:
             pixels: What `decode` returned.
         """
         if self._backbone is None:
-            self._backbone = load_backbone(self._path, name=self._name, block=self._info.block, device=self._device)
+            self._backbone = load_backbone(
+                self._path, name=self._name, block=self._info.block, device=self._device,
+                weights_digest=self._info.weights_sha256,
+            )  # fmt: skip
         image = Decoded(0, pixels, None, "")
         computed = compute_activations(self._backbone, [image], self._store.spec, self._info, self._device)
         return torch.from_numpy(computed[0])

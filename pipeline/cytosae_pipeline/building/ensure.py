@@ -1,0 +1,55 @@
+"""The store that a verb needs: found, finished, or built first where everything needed was given."""
+
+import logging
+from dataclasses import fields
+
+from cytosae.backbones.backbone import weights_sha256
+from cytosae_cache.errors import StoreNotFoundError
+from cytosae_cache.store import ActivationStore
+from cytosae_pipeline.building.build import build_store
+from cytosae_pipeline.config import BuildConfig, StoreSource
+from cytosae_pipeline.workspace.find import find_store
+from cytosae_pipeline.workspace.paths import resolve_model_path
+
+logger = logging.getLogger(__name__)
+
+
+def ensure_store(
+    config: StoreSource, *, spec_hash: str | None = None, default_block: int | None = None
+) -> ActivationStore:
+    """The complete store that the options mean; a missing or unfinished one is built first if that is possible.
+
+    Args:
+        config: The verb's options.
+        spec_hash: Spec of the store that the autoencoder was trained on, which takes precedence.
+        default_block: Block of the autoencoder, used for building.
+
+    Raises:
+        StoreNotFoundError: If there is no store and no checkpoint or images to build it from.
+        StoreIncompleteError: If it is unfinished and cannot be finished from the options.
+    """
+    digest = _hash_weights(config)
+    try:
+        store = find_store(config, weights_sha256=digest, spec_hash=spec_hash)
+        if store.complete or digest is None:
+            return store.require_complete()
+        logger.info(f"store '{store.path}' is unfinished: finishing it first")
+    except StoreNotFoundError:
+        if digest is None or config.store is not None:
+            raise
+        logger.info(f"no activation store of data set '{config.dataset_name}' yet: building it first")
+    block = config.block_layer if default_block is None else default_block
+    shared = {field.name: getattr(config, field.name) for field in fields(StoreSource)}
+    result = build_store(BuildConfig(**{**shared, "block_layer": block}), weights_digest=digest)
+    return ActivationStore.open(result.store)
+
+
+def _hash_weights(config: StoreSource) -> str | None:
+    """Hash of the checkpoint that was named, so that a store of other weights is never mistaken for its own."""
+    path = resolve_model_path(config.model_path)
+    if path is None:
+        return None
+    if not path.exists():
+        logger.info(f"checkpoint '{path}' does not exist; relying on the stores' own records instead")
+        return None
+    return weights_sha256(path)

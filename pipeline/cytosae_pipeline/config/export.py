@@ -1,0 +1,45 @@
+"""Options of `export`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cytosae_pipeline.config.fields import option
+from cytosae_pipeline.config.statistics import StatisticsConfig
+from cytosae_pipeline.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(StatisticsConfig):
+    """Options of `export`: an autoencoder or, with the options of the statistics, what it found in a data set."""
+
+    format: Literal["saelens", "safetensors", "reference", "anndata", "csv", "parquet"] = option(
+        "saelens",
+        "The autoencoder: saelens = a folder for SAELens' SAE.load_from_disk, safetensors = one file of tensors, "
+        "reference = a checkpoint that CytoSAE's own code reads (relu only). Its statistics on a data set: anndata = "
+        "files for scanpy, csv and parquet = tables.",
+    )
+    anndata_as: Literal["h5ad", "zarr"] = option("h5ad", "Container of anndata: one file, or a Zarr folder.")
+    out: Path | None = option(
+        None,
+        "What to write: a file or folder; for statistics the folder to write into. [default: beside the autoencoder, "
+        "named after it; for statistics where `features` writes]",
+    )
+    overwrite: bool = option(False, "Replace existing files.")
+
+    @property
+    def of_statistics(self) -> bool:
+        """Whether statistics are exported instead of the autoencoder."""
+        return self.format in ("anndata", "csv", "parquet")
+
+    def __post_init__(self) -> None:
+        """Check options against the format."""
+        super().__post_init__()
+        if self.anndata_as != "h5ad" and self.format != "anndata":
+            raise UserError(f"anndata_as {self.anndata_as} needs format anndata, found format {self.format}")
+        name = "dataset_name" if self.dataset_name is not None else "store"
+        if not self.of_statistics and getattr(self, name) is not None:
+            raise UserError(
+                f"format {self.format} writes the autoencoder alone, but {name} was given. For its statistics on a "
+                "data set give format anndata, csv or parquet"
+            )

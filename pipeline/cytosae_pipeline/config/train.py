@@ -1,0 +1,176 @@
+"""Options of `train`, and its presets."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from cytosae_pipeline.config.fields import option
+from cytosae_pipeline.config.store import StoreSource
+from cytosae_pipeline.errors import UserError
+
+Resident = Literal["auto", "none", "ram", "gpu"]
+
+_MAX_SEED = 2**63 - 1
+"""Largest seed that torch and numpy both take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(StoreSource):
+    """Options of `train`, under the reference's names where it has them."""
+
+    run_name: str | None = option(
+        None, "Name of the run's folder under out/checkpoints. [default: made from the options]"
+    )
+    resume: str | None = option(None, "Resume the interrupted run of this name.")
+    with_dataset: tuple[str, ...] = option(
+        (), "A further data set, streamed together with the first; its store must have the same spec. Repeatable."
+    )
+    preset: Literal["cytosae", "modern"] | None = option(
+        None,
+        "Values for options that are not given: cytosae = those of the published command, modern = the best found on "
+        "real blood cells (docs/training.md).",
+    )
+    arch: Literal["relu", "topk", "batchtopk", "jumprelu", "gated", "matryoshka"] = option(
+        "relu", "Architecture of the autoencoder; relu is the reference's."
+    )
+    k: int = option(32, "Target L0: active latents per token (topk, batchtopk, matryoshka, jumprelu).", minimum=1)
+    expansion_factor: int = option(64, "Latents per channel: S = expansion_factor x D.", minimum=1)
+    b_dec_init_method: Literal["geometric_median", "mean", "zeros"] = option(
+        "geometric_median", "Initial decoder bias, from a sample spread over the store."
+    )
+    encoder_init: Literal["kaiming", "decoder"] = option(
+        "kaiming", "Initial encoder: random, or the transpose of the decoder."
+    )
+    standardise: bool = option(
+        False,
+        "Train on activations centred and scaled to a mean variance of 1, by the store's exact moments; folded into "
+        "the weights on saving.",
+        "standardize",
+    )
+    lr: float = option(0.0004, "Learning rate of Adam.", minimum=0)
+    l1_coefficient: float = option(0.00008, "Weight of the L1 term (relu, gated).", minimum=0)
+    l1_warm_up_steps: int = option(0, "Steps over which the weight of the sparsity term rises.", minimum=0)
+    norm_weighted_l1: bool = option(
+        False, "Weight L1 by the norms of the decoder's rows and leave these free, instead of keeping them at 1 (relu)."
+    )
+    aux_coefficient: float = option(
+        0.03125, "Weight of the AuxK term, which revives dead latents (topk, batchtopk, matryoshka).", minimum=0
+    )
+    l0_coefficient: float = option(1.0, "Weight of the distance between L0 and k (jumprelu).", minimum=0)
+    bandwidth: float = option(
+        1.0,
+        "Width of the kernel through which thresholds are learned, in units of the activations (jumprelu).",
+        above=0,
+    )
+    lr_scheduler_name: Literal[
+        "constantwithwarmup", "constant", "linearwarmupdecay", "cosineannealing", "cosineannealingwarmup",
+        "cosineannealingwarmrestarts",
+    ] = option("constantwithwarmup", "Learning-rate schedule.")  # fmt: skip
+    lr_warm_up_steps: int = option(500, "Steps over which the learning rate rises.", minimum=0)
+    lr_decay_share: float = option(
+        0.0, "Share of the steps, at the end, over which the rate falls to 0; often 0.2.", minimum=0, maximum=1
+    )
+    lr_cycles: int = option(1, "Cycles of cosineannealingwarmrestarts.", minimum=1)
+    max_gradient_norm: float | None = option(None, "Norm to which gradients are clipped. [default: never]", above=0)
+    batch_size: int = option(16, "Images per step (the reference's own run used 64).", minimum=1)
+    total_training_tokens: int = option(
+        1_000_000, "Images to train on, over all epochs (the reference's name).", minimum=1
+    )
+    shuffle: Literal["global", "windowed"] = option(
+        "global",
+        "global: every epoch is a uniform permutation of all images. windowed: whole shards in random order, 8 at a "
+        "time mixed in memory, for disks and stores where random reads are slow.",
+    )
+    batch_of: Literal["images", "tokens"] = option(
+        "images", "Contents of a batch: whole images, or as many tokens drawn from 8 batches' worth of images."
+    )
+    tokens: Literal["all", "patches", "cls"] = option("all", "Which tokens of an image to train on.")
+    class_token: bool = option(False, "The same as --tokens cls (the reference's name).")
+    held_out: float = option(
+        0.0, "Share of images or patients held out for evaluation, chosen by a hash.", minimum=0, maximum=0.9
+    )
+    held_out_by: Literal["image", "patient"] = option("image", "Unit that is held out as a whole.")
+    resident: Resident = option(
+        "auto", "Keep all activations in memory (ram) or on the GPU (gpu); batches are the same. auto: where it pays."
+    )
+    mse_cls_coefficient: float = option(1.0, "Weight of the CLS token's reconstruction error (relu).", minimum=0)
+    use_ghost_grads: bool = option(False, "Revive dead latents with ghost gradients (relu).")
+    feature_sampling_window: int = option(64, "Steps over which firing rates are measured.", minimum=1)
+    dead_feature_window: int = option(64, "Steps without firing after which a latent is revived.", minimum=0)
+    dead_feature_threshold: float = option(1e-6, "Firing rate below which a latent is reported as dead.", minimum=0)
+    seed: int = option(42, "Seed of the weights, the order and the samples.", minimum=0, maximum=_MAX_SEED)
+    order_seed: int | None = option(None, "Seed of the order alone. [default: --seed]", minimum=0, maximum=_MAX_SEED)
+    n_checkpoints: int = option(20, "Intermediate checkpoints, evenly spaced.", minimum=0)
+    log_to_wandb: bool = option(False, "Log metrics to Weights & Biases as well (offline without a login).")
+    tensorboard: bool = option(False, "Write TensorBoard's event files into the run's folder as well.")
+    wandb_project: str = option("cytosae-cache", "Weights & Biases project.")
+    wandb_entity: str | None = option(None, "Weights & Biases entity.")
+    wandb_log_frequency: int = option(20, "Steps between log lines, with or without Weights & Biases.", minimum=1)
+    clip_dim: int | None = option(None, "Width D that the store must have. [default: not checked]")
+    precision: Literal["auto", "fp32", "bf16"] = option(
+        "auto",
+        "Type of the factors of matrix products; weights and sums stay fp32. auto: bf16 on GPUs and processors that "
+        "have it, fp32 elsewhere.",
+    )
+    max_memory: float | None = option(
+        None,
+        "GiB of the largest tensor of tokens x latents; a batch is split to fit. [default: 0.5, on a GPU 4]",
+        above=0,
+    )
+    no_verify: bool = option(False, "Skip checksums while reading.")
+
+    @property
+    def shuffle_seed(self) -> int:
+        """Seed of the order."""
+        return self.seed if self.order_seed is None else self.order_seed
+
+    @property
+    def trained_on(self) -> Literal["all", "patches", "cls"]:
+        """Which tokens of an image are trained on."""
+        return "cls" if self.class_token else self.tokens
+
+    def __post_init__(self) -> None:
+        """Check what options must agree on."""
+        super().__post_init__()
+        self._check_tokens()
+        self._check_architecture()
+
+    def _check_tokens(self) -> None:
+        """Raise for options that no batch could satisfy."""
+        if self.class_token and self.tokens == "patches":
+            raise UserError("class_token means tokens cls, but tokens patches was given: leave one out")
+        if self.batch_of == "tokens" and (self.trained_on != "all" or self.mse_cls_coefficient != 1):
+            name = "mse_cls_coefficient"
+            if self.trained_on != "all":
+                name = "class_token" if self.class_token else f"tokens {self.tokens}"
+            raise UserError(
+                f"{name} needs batch_of images: with batch_of tokens the tokens are mixed, and no position is the CLS "
+                "token's"
+            )
+        if self.trained_on == "patches" and self.mse_cls_coefficient != 1:
+            raise UserError("mse_cls_coefficient was given, but tokens patches trains on no CLS token")
+
+    def _check_architecture(self) -> None:
+        """Raise for options that the architecture does not have."""
+        relu_only = {
+            "use_ghost_grads": self.use_ghost_grads,
+            "norm_weighted_l1": self.norm_weighted_l1,
+            "mse_cls_coefficient": self.mse_cls_coefficient != 1,
+        }
+        for name, given in relu_only.items():
+            if given and self.arch != "relu":
+                raise UserError(f"{name} is an option of arch relu, found arch {self.arch}")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "cytosae": {
+        "arch": "relu", "expansion_factor": 64, "b_dec_init_method": "geometric_median", "batch_size": 64,
+        "n_checkpoints": 20, "l1_coefficient": 0.00008, "lr": 0.0004, "seed": 42, "use_ghost_grads": True,
+        "total_training_tokens": 1_000_000,
+    },
+    "modern": {
+        "arch": "batchtopk", "k": 32, "lr": 0.003, "standardise": True, "encoder_init": "decoder",
+        "b_dec_init_method": "mean", "batch_of": "tokens", "lr_decay_share": 0.2, "held_out": 0.05,
+        "max_gradient_norm": 1.0,
+    },
+}  # fmt: skip
+"""Values that `train --preset` gives to options that are not given."""

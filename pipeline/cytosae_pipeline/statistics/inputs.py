@@ -1,0 +1,95 @@
+"""What a statistic is computed from: an autoencoder and the store it fits, opened once and passed on."""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cytosae.formats.checkpoint import load_sae, weights_file
+from cytosae.sae.base import Sae
+from cytosae_cache.errors import StoreMismatchError
+from cytosae_cache.format.spec import StoreSpec
+from cytosae_cache.store import ActivationStore
+from cytosae_pipeline.building.ensure import ensure_store
+from cytosae_pipeline.config import StatisticsConfig
+from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.runtime.devices import choose_device
+from cytosae_pipeline.workspace.paths import Workspace
+
+logger = logging.getLogger(__name__)
+
+_HARMLESS = ("precision:", "store_dtype:", "model_name:")
+"""Differences between specs that are roundings of the same activations, or only names."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """An autoencoder and a store, opened."""
+
+    store: ActivationStore
+    """A complete store."""
+    sae: Sae
+    """The autoencoder, on its device; without its decoder if `open_inputs` was told so."""
+    sae_cfg: dict[str, Any]
+    """The config in its file."""
+    sae_sha256: str
+    """SHA-256 of its file."""
+    folder: Path
+    """Folder of the outputs."""
+
+    @property
+    def n_latents(self) -> int:
+        """Latents S."""
+        return int(self.sae.W_enc.shape[1])
+
+
+def open_inputs(config: StatisticsConfig, *, encoder_only: bool = True) -> Inputs:
+    """Open the autoencoder and the store it fits; a missing store is built first if that is possible.
+
+    Args:
+        config: The verb's options.
+        encoder_only: Leave out the decoder, which most statistics do not need.
+
+    Raises:
+        ValueError: If no autoencoder was named, it cannot be read, or the store does not fit it.
+    """
+    if config.sae_path is None:
+        raise UserError("name the autoencoder: --sae_path out/checkpoints/RUN/final_sparse_autoencoder_....pt")
+    sae, cfg = load_sae(config.sae_path, device=choose_device(config.device), encoder_only=encoder_only)
+    spec_hash, block = cfg.get("spec_hash"), cfg.get("block_layer")
+    store = ensure_store(config, spec_hash=spec_hash, default_block=block if isinstance(block, int) else None)
+    differences = check_match(store, sae, cfg)
+    if differences and not config.allow_mismatch:
+        raise StoreMismatchError(
+            f"store '{store.path}' differs from the one that '{config.sae_path}' was trained on (store, autoencoder): "
+            + "; ".join(differences)
+            + ". Build one that fits, or give --allow-mismatch if you know that this does not matter"
+        )
+    for difference in differences:
+        logger.info(f"ignoring a mismatch (store, autoencoder): {difference}")
+    folder = Workspace(config.root_dir).feature_dir(config.sae_path, config.vit_type, store.provenance.dataset)
+    folder.mkdir(parents=True, exist_ok=True)
+    with weights_file(config.sae_path).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Inputs(store, sae, cfg, digest, folder)
+
+
+def check_match(store: ActivationStore, sae: Sae, cfg: dict[str, Any]) -> list[str]:
+    """Differences between a store and the one an autoencoder was trained on; empty if none is known.
+
+    Precision and store dtype may differ: they are roundings of the same activations.
+
+    Raises:
+        StoreMismatchError: If the widths differ, so that the autoencoder cannot be applied at all.
+    """
+    width = sae.W_enc.shape[0]
+    if width != store.d_model:
+        raise StoreMismatchError(
+            f"the autoencoder takes activations of width {width}, store '{store.path}' has width {store.d_model}: "
+            "they belong to different vision transformers"
+        )
+    if "spec" not in cfg:
+        return []
+    theirs = StoreSpec.from_json(cfg["spec"])
+    return [line for line in store.spec.differences(theirs) if not line.startswith(_HARMLESS)]

@@ -1,0 +1,99 @@
+"""The JSON record beside a verb's files: what they were made from. It is there only while all of them are complete."""
+
+import csv
+import json
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from cytosae_cache.storage.atomic import write_file
+from cytosae_pipeline import __version__
+from cytosae_pipeline.config import StatisticsConfig
+from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.statistics.inputs import Inputs
+
+_Value = TypeVar("_Value")
+
+_UNREADABLE = (
+    OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, RecursionError,
+    csv.Error, pickle.UnpicklingError, zipfile.BadZipFile,
+)  # fmt: skip
+"""What damaged files raise in json, csv, numpy and torch."""
+
+
+def make_record(inputs: Inputs, config: StatisticsConfig, verb: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401
+    """What a verb's files are made from, as JSON values."""
+    return {
+        "verb": verb,
+        "package_version": __version__,
+        "sae_sha256": inputs.sae_sha256,
+        "store_spec_hash": inputs.store.spec.hash,
+        "store_list_digest": inputs.store.provenance.list_digest,
+        "dataset": inputs.store.provenance.dataset,
+        "precision": config.precision,
+        **more,
+    }
+
+
+def withdraw_record(folder: Path, verb: str) -> None:
+    """Remove a verb's record before its files change."""
+    (folder / f"{verb}.json").unlink(missing_ok=True)
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
+    """Write a verb's record once its files are complete."""
+    path = folder / f"{record['verb']}.json"
+    write_file(path, (json.dumps(record, indent=1) + "\n").encode())
+    return path
+
+
+def read_record(folder: Path, verb: str) -> dict[str, Any]:
+    """A verb's record.
+
+    Raises:
+        UserError: If it is missing or damaged.
+    """
+    path = folder / f"{verb}.json"
+    value = read_file(path, lambda path: json.loads(path.read_bytes()), verb)
+    if not isinstance(value, dict):
+        raise UserError(f"'{path}' must be a JSON object, found {type(value).__name__}. {remedy(verb)}")
+    return value
+
+
+def is_current(inputs: Inputs, record: Mapping[str, Any]) -> bool:
+    """Whether a record is of this autoencoder and this store."""
+    now = {
+        "sae_sha256": inputs.sae_sha256,
+        "store_spec_hash": inputs.store.spec.hash,
+        "store_list_digest": inputs.store.provenance.list_digest,
+    }
+    return all(record.get(name) == value for name, value in now.items())
+
+
+def read_file(path: Path, load: Callable[[Path], _Value], verb: str) -> _Value:
+    """The contents of one of a verb's files.
+
+    Raises:
+        UserError: If it is missing or damaged in any way.
+    """
+    if not path.is_file():
+        raise UserError(f"'{path}' is missing. {remedy(verb)}")
+    try:
+        return load(path)
+    except _UNREADABLE as error:
+        raise UserError(f"'{path}' cannot be read ({type(error).__name__}: {error}). {remedy(verb)}") from error
+
+
+def remedy(verb: str) -> str:
+    """What to type when a verb's files are damaged."""
+    return f"Compute them again with: cytosae-cache {verb} --dataset_name NAME --sae_path SAE"
+
+
+def all_within(array: npt.NDArray[Any], low: float, high: float) -> bool:
+    """Whether all numbers are finite and inside a closed range."""
+    return bool(np.isfinite(array).all() and (array >= low).all() and (array <= high).all())

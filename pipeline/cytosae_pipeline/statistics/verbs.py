@@ -1,0 +1,71 @@
+"""The verbs `features`, `classes` and `patients`: open, compute, save, and say what was written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cytosae_pipeline.config import StatisticsConfig
+from cytosae_pipeline.statistics.counts import COUNT_FILES, GroupKind
+from cytosae_pipeline.statistics.features import VERB
+from cytosae_pipeline.statistics.inputs import open_inputs
+from cytosae_pipeline.statistics.results import compute_statistics
+
+
+@dataclass(frozen=True)
+class FeaturesResult:
+    """What `features` did."""
+
+    folder: Path
+    """Folder of the files."""
+    files: list[Path]
+    """The files."""
+    n_images: int
+    """Images counted."""
+    n_latents: int
+    """Latents S."""
+    n_active: int
+    """Latents that are active on at least one image."""
+
+
+@dataclass(frozen=True)
+class CountsResult:
+    """What `patients` or `classes` did."""
+
+    folder: Path
+    """Folder of the files."""
+    files: list[Path]
+    """The files."""
+    groups: list[str]
+    """Patients or classes, in the order of the rows."""
+    n_images: int
+    """Images counted."""
+    n_without_group: int
+    """Readable images without a patient or class, which are not counted."""
+    n_latents: int
+    """Latents S."""
+
+
+def run_features(config: StatisticsConfig) -> FeaturesResult:
+    """Compute and write feature data (docs/definitions.md, section 6).
+
+    Raises:
+        ValueError: If the autoencoder or store is missing or they do not fit.
+    """
+    inputs = open_inputs(config)
+    found = compute_statistics(inputs, config, features=True, what=VERB)
+    assert found.features is not None
+    files, n_images = found.save(inputs), int(found.features.record["n_images"])
+    return FeaturesResult(inputs.folder, files, n_images, inputs.n_latents, found.features.n_active)
+
+
+def run_counts(config: StatisticsConfig, kind: GroupKind) -> CountsResult:
+    """Compute and write counts per patient or per label (docs/definitions.md, section 7).
+
+    Raises:
+        ValueError: If the autoencoder or store is missing, they do not fit, or no image has a group.
+    """
+    inputs = open_inputs(config)
+    found = compute_statistics(inputs, config, counts=[kind], what=COUNT_FILES[kind].verb)
+    counts = found.counts[kind]
+    n_images = int(counts.n_images.sum())
+    n_without = int(inputs.store.valid.sum()) - n_images
+    return CountsResult(inputs.folder, found.save(inputs), list(counts.names), n_images, n_without, inputs.n_latents)
