@@ -1,4 +1,4 @@
-"""`report`: the page as a folder that opens from disk, without a server and without a network."""
+"""`report`: the page as a folder that opens from disk, without a server or a network."""
 
 import logging
 from collections.abc import Sequence
@@ -44,10 +44,10 @@ from cytosae_pipeline.runtime.progress import Progress
 logger = logging.getLogger(__name__)
 
 Comparison = tuple[GroupPair, GroupComparison]
-"""Two groups, and how they compare."""
+"""Two groups, and their comparison."""
 
 MARK = "cytosae-report"
-"""Name of a file that says that a folder is a report, and may be replaced by a newer one."""
+"""File that marks a folder as a report, which a newer report may replace."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,15 @@ class ReportResult:
     n_images: int
     """Images with a page."""
     n_without_picture: int
-    """Images of those whose file is missing or another one."""
+    """Those of them whose file is missing or has changed."""
     figures: list[Path]
     """Figures for papers."""
     key: Path | None
-    """Key of the pseudonyms, which is not part of the report."""
+    """Key of the pseudonyms, stored outside the report."""
 
 
 def write_report(config: ReportConfig) -> ReportResult:
-    """Write the page, whole or not at all: an older one stays until the new one is ready.
+    """Write the page atomically: an older one stays until the new one is complete.
 
     Raises:
         ValueError: If the autoencoder or store is missing, they do not fit, or an option does not fit them.
@@ -81,14 +81,14 @@ def write_report(config: ReportConfig) -> ReportResult:
     latents, reason = choose_latents(data, [found for _, found in comparisons])
     target = config.out or data.inputs.folder / "report"
     if target.exists() and not (target / MARK).is_file():
-        raise UserError(f"'{target}' is there already and is no report. Give another --out")
+        raise UserError(f"'{target}' already exists and is not a report. Give another --out")
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Not synced to disk: thousands of small files, all of which the same command makes again.
+    # Not synced to disk: these are thousands of small files that the same command can write again.
     with replacing_path(target, durable=False) as folder:
         for name in ("data/latents", "data/images", "data/comparisons", "thumbnails"):
             (folder / name).mkdir(parents=True)
         copy_page(folder)
-        (folder / MARK).write_text("made by cytosae-cache report, which replaces this folder when it is run again\n")
+        (folder / MARK).write_text("written by cytosae-cache report, which replaces this folder on its next run\n")
         rows = top_image_rows(data, latents)
         maps = _write_images(folder, data, latents, rows)
         _write_latents(folder, data, latents, maps)
@@ -104,7 +104,7 @@ def write_report(config: ReportConfig) -> ReportResult:
         if config.figures:
             figures = write_figures(folder / "figures", data, latents, images, comparisons=comparisons, masking=masking)
     key = data.inputs.folder / KEY_NAME if config.pseudonymize and data.cohort else None
-    # Written where the folder was made; it has its own name by now.
+    # The figures were written before the folder got its final name.
     figures = [target / path.relative_to(folder) for path in figures]
     return ReportResult(target / "index.html", len(latents), len(rows), len(missing), figures, key)
 
@@ -117,14 +117,14 @@ def copy_page(folder: Path) -> None:
 
 
 def _write_data(folder: Path, name: str, value: object) -> None:
-    """One data file."""
+    """Write one data file."""
     (folder / "data" / f"{name}.js").write_bytes(to_script(name, value))
 
 
 def _write_images(
     folder: Path, data: ReportData, latents: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
 ) -> dict[tuple[int, int], TopMap]:
-    """Write the images' pages, and collect the maps of latents on their top images on the way."""
+    """Write the images' pages; collect the maps of latents on their top images in the same pass."""
     wanted: dict[int, list[int]] = {}
     for latent in latents.tolist():
         for row in data.top_rows[latent].tolist():
@@ -157,7 +157,7 @@ def _write_latents(
 
 
 def _compare(data: ReportData) -> list[Comparison]:
-    """All groups compared."""
+    """Compare all groups."""
     if data.cohort is None:
         return []
     pairs = plan_comparisons(data.cohort)
@@ -186,7 +186,7 @@ def _write_patients(
     for number, (_, found) in enumerate(comparisons):
         _write_data(folder, f"comparisons/{number}", comparison_record(found, config.group_test))
     if comparisons:
-        logger.info("patients: telling groups apart by nested cross-validation")
+        logger.info("patients: classifying groups by nested cross-validation")
     pairs = [pair for pair, _ in comparisons]
     _write_data(folder, "patients", patients_record(data.cohort, latents, pairs, seed=config.seed))
 
@@ -194,14 +194,15 @@ def _write_patients(
 def _write_thumbnails(
     folder: Path, data: ReportData, images: ImageList | None, rows: npt.NDArray[np.int64]
 ) -> tuple[list[int], list[str]]:
-    """Write the pictures; rows without one, and what the page should say of it."""
+    """Write the pictures; returns the rows without one, and messages for the page."""
     if images is None:
-        logger.info("the images are not at hand, so the report shows maps without cells: say where with --images PATH")
-        return rows.tolist(), ["The images were not at hand when this report was made: maps are shown without cells."]
+        text = "the images were not found, so maps are shown without cells"
+        logger.info(f"{text}: pass their location with --images PATH")
+        return rows.tolist(), [f"{text[0].upper()}{text[1:]}."]
     with Progress("pictures", len(rows), "images") as bar:
         missing = write_thumbnails(folder / "thumbnails", data.store, images, rows.tolist(), data.numbers, bar.advance)
     if not missing:
         return missing, []
-    text = f"{len(missing):,} of {len(rows):,} images have no picture: their files are missing or are other ones now"
+    text = f"{len(missing):,} of {len(rows):,} images have no picture: their files are missing or have changed"
     logger.info(text)
     return missing, [text + "."]

@@ -531,7 +531,7 @@ def test_without_a_vision_transformer_and_without_images(with_sae):
         assert server.put(1, {"name": "x", "note": ""}) == 200
         code, _, error = server.end()
         assert code == 0
-        assert f"'{path}' holds no notes on latents" in error
+        assert f"'{path}' is not a file of latent notes" in error
 
 
 def test_a_changed_image_has_no_picture(with_sae):

@@ -636,9 +636,9 @@ def test_without_images_maps_are_shown_alone(browser, demo_run, tmp_path):
         cli, [str(item) for item in ["report", *where, "--n_latents", 3, "--out", tmp_path / "r"]]
     )
     assert result.exit_code == 0, result.output
-    assert "say where with --images PATH" in result.output
+    assert "pass their location with --images PATH" in result.output
     visit = Visit(browser, file_url(tmp_path / "r"))
-    assert "The images were not at hand" in visit.page.inner_text("#view")
+    assert "The images were not found" in visit.page.inner_text("#view")
     visit.go(f"latent/{_data(tmp_path / 'r', 'overview')['featured'][0]}")
     assert visit.page.locator(".no-picture").count() == 10
     assert visit.page.locator(".grid canvas").first.evaluate(PAINTED) > 0
@@ -650,7 +650,7 @@ def test_all_cards_can_be_shown_and_patients_without_groups_are_just_patients(br
     output = with_sae.run(
         "report", "--dataset_name", "toy", "--sae_path", with_sae.sae(), "--n_latents", 200, "--out", out
     ).output
-    assert "There are no groups of patients: patients have images of several labels. Say which there are" in output
+    assert "There are no groups of patients: patients have images of several labels. Pass them" in output
     assert "compare groups" not in output
     featured = _data(out, "overview")["featured"]
     assert len(featured) > 60, "too few latents to hide any"

@@ -215,7 +215,7 @@ def test_groups_of_a_file_are_compared_and_classified(with_sae):
     path = with_sae.root / "groups.csv"
     path.write_text("patient,group\np0,ill\np1,well\np2,ill\np3,well\nsomebody,else\n")
     report, output = _report(with_sae, "--groups", path, "--group_test", "permutation")
-    assert "names 1 that the store does not have, such as 'somebody'" in output
+    assert "names patients that are not in the store (1), such as 'somebody'" in output
     patients = _data(report, "patients")
     assert patients["names"] == ["p0", "p2", "p1", "p3"]
     assert patients["group_names"] == ["ill", "well"]
@@ -224,7 +224,7 @@ def test_groups_of_a_file_are_compared_and_classified(with_sae):
     ]
     assert np.sum(patients["classification"]["confusion"], axis=1).tolist() == [2, 2]
     record = _data(report, "comparisons/0")
-    assert record["method"].startswith("permutations")
+    assert record["method"].startswith("permutation")
     p = 10 ** -_unpack(record["minus_log10_p"])
     assert p.min() >= 1 / 3 - 1e-6, "with 2 against 2 there are 6 assignments, and none is more extreme than 2 of them"
 
@@ -261,7 +261,7 @@ def test_without_patients_and_with_few_labels(with_images):
     groups = with_images.root / "groups.csv"
     groups.write_text("patient,group\n")
     text = _report(with_images, "--images", manifest, "--groups", groups, code=1)[1]
-    assert "has nobody to group: no image of the store has a patient. Build it from a CSV" in text
+    assert "cannot be used: the store has no patient column. Build it from a CSV" in text
 
 
 def test_numbers_of_images_say_nothing_of_the_order_of_names(with_sae):
@@ -319,10 +319,12 @@ def test_the_latents_asked_for(with_sae):
     report, output = _report(with_sae, "--latents", "5, 80-82,5")
     assert _data(report, "overview")["featured"] == [5, 80, 81, 82]
     assert "4 latents and" in output
-    assert "that were asked for" in _data(report, "overview")["featured_reason"]
-    assert "--latents names 96, the autoencoder's latents are 0..95" in _report(with_sae, "--latents", "96", code=1)[1]
+    assert "latents of --latents" in _data(report, "overview")["featured_reason"]
+    assert (
+        "--latents names 96, but the autoencoder's latents are 0..95" in _report(with_sae, "--latents", "96", code=1)[1]
+    )
     text = _report(with_sae, "--log10_mean", "9:", code=1)[1]
-    assert "no latent is left" in text
+    assert "active latents passes" in text
     assert "--log10_mean 9:" in text
 
 
@@ -368,7 +370,7 @@ def test_a_folder_of_something_else_is_never_replaced(with_sae):
     out = with_sae.root / "page"
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
-    assert "exists already and is no report. Give another --out" in _report(with_sae, code=1)[1]
+    assert "already exists and is not a report. Give another --out" in _report(with_sae, code=1)[1]
     assert (out / "thesis.tex").read_text() == "years of work"
 
 
@@ -450,20 +452,20 @@ def test_groups_from_files_and_labels(tmp_path, made):
     assert found.of.tolist() == [0, -1, 1]
     assert found.gaps == f"'{path}' has no group for 1 of 3 patients, such as 'p1'"
     assert groups("patient,group\np3,b\np0,a\np1,a\nq9,a\nq10,b\n").gaps == (
-        f"'{path}' names 2 that the store does not have, such as 'q10'"
+        f"'{path}' names patients that are not in the store (2), such as 'q10'"
     )
     assert groups("patient,group\np3,b\np0,a\np1,a\n").gaps == ""
     assert groups("patient,group\n p3 ,b \np0,a\np1, b\n").names == ("a", "b"), "spaces at the ends are none's"
     assert (
         groups("patient,group\np0,a\np1,a\n").why_none
-        == "All patients are of one group, 'a': there is nothing to compare."
+        == "All patients belong to one group, 'a': there is nothing to compare."
     )
     for text, message in (
         ("id,group\np0,a\n", "must have the columns patient and group, separated by a comma, found: id, group"),
         ("patient,group\np0,a\np0,b\n", "gives patient 'p0' two groups, 'a' and 'b'"),
         (
             "patient,group\nx,a\n",
-            "names none of the 3 patients of the store, which are called such as 'p0', 'p1', 'p3'",
+            "names none of the 3 patients of the store, such as 'p0', 'p1', 'p3'",
         ),
     ):
         with pytest.raises(UserError, match=re.escape(message)):
@@ -490,7 +492,7 @@ def test_pseudonyms_are_keyed_and_stay(tmp_path):
     assert pseudonymise(names, key) == pseudonymise(names, key)
     assert pseudonymise(names, key) != pseudonymise(names, b"x" * 32)
     (tmp_path / "key").write_bytes(b"short")
-    with pytest.raises(UserError, match="must hold a key of 32 bytes, found 5"):
+    with pytest.raises(UserError, match="must contain a key of 32 bytes, found 5"):
         read_key(tmp_path / "key")
 
 
@@ -500,11 +502,11 @@ def test_notes_are_kept_whole_or_refused(tmp_path):
     notes = {3: {"name": "nucleoli", "note": "<b>\u2028"}}
     write_notes(path, notes)
     assert read_notes(path, 5) == notes
-    with pytest.raises(UserError, match=r"holds no notes on latents \(latents must lie in 0\.\.2\)"):
+    with pytest.raises(UserError, match=r"is not a file of latent notes \(latents must lie in 0\.\.2\)"):
         read_notes(path, 3)
     for wrong in (b"{", b"[]", b'{"notes": {"x": {}}}', b'{"notes": {"1": {"name": 3}}}'):
         path.write_bytes(wrong)
-        with pytest.raises(UserError, match="mend it or move it away"):
+        with pytest.raises(UserError, match="fix or move it"):
             read_notes(path, 5)
         assert path.read_bytes() == wrong
     with pytest.raises(ValueError, match="at most 200 and 10,000 characters"):

@@ -79,7 +79,7 @@ class ExploreService:
     """Computes what the page requests; use as a context manager.
 
     Args:
-        report_data: What the page is made of.
+        report_data: Store, autoencoder and statistics.
         latents: Latents with a card.
         overview: The overview's record; its notes are read from disk on every request.
         images: Location of the store's images; None if they were not found.

@@ -1,4 +1,4 @@
-"""Figures of latents: all of them as points, and the cells that make the best of them active."""
+"""Figures of latents: a scatter plot of all, and the top images of the featured ones."""
 
 import math
 from collections.abc import Mapping
@@ -32,24 +32,24 @@ from cytosae_pipeline.runtime.palette import HEAT_ALPHA, HEAT_SHADE
 Pixels = npt.NDArray[np.uint8]
 
 COLUMNS = 8
-"""Images shown of a latent at most."""
+"""Most images per latent."""
 
 _RINGS_AS_LINES = 500
-"""Ringed latents up to which the rings stay lines in the SVG."""
+"""Most rings that are drawn as vector graphics in the SVG."""
 
 _CELL_MM, _GAP_MM, _TEXT_MM, _EDGE_MM = 18.6, 1.2, 3.6, 1.5
 _NUMBER_MM, _NOTE_MM = 9.0, 18.0
-"""Room for a latent's number, and for the name that somebody gave it."""
+"""Width for a latent's number, and for its name."""
 
 _NO_PICTURE = 205
-"""Grey of a cell whose picture is not at hand."""
+"""Grey level of a cell whose picture is not available."""
 
 
 def draw_latents(data: ReportData, latents: npt.NDArray[np.int64]) -> Figure:
-    """How often and how strongly each latent is active, coloured by its label entropy.
+    """Scatter plot of sparsity and mean activation of each latent, coloured by label entropy.
 
     Args:
-        data: What the page is made of.
+        data: Store, autoencoder and statistics.
         latents: Latents that are ringed, shape `(M,)`.
     """
     figure = make_figure(ONE_COLUMN_MM, 75)
@@ -65,7 +65,7 @@ def draw_latents(data: ReportData, latents: npt.NDArray[np.int64]) -> Figure:
         axes.scatter(x[grey], y[grey], s=size, c=UNDEFINED, linewidths=0, rasterized=True, label=label)
     defined = np.flatnonzero(active & is_defined(data.entropy))
     if len(defined):
-        # The most specific ones on top.
+        # The most specific latents on top.
         defined = defined[np.argsort(-data.entropy[defined], kind="stable")]
         points = axes.scatter(
             x[defined], y[defined], s=size, c=np.maximum(data.entropy[defined], 0), cmap="viridis", vmin=0,
@@ -88,12 +88,12 @@ def draw_latents(data: ReportData, latents: npt.NDArray[np.int64]) -> Figure:
 
 
 def draw_reference_images(data: ReportData, latents: npt.NDArray[np.int64], images: ImageList | None) -> Figure:
-    """The top images of a few latents, a row each, with heat maps over the cells.
+    """The top images of a few latents, one row per latent, with heat maps over the cells.
 
     Args:
-        data: What the page is made of.
+        data: Store, autoencoder and statistics.
         latents: The latents, shape `(M,)`.
-        images: Where the images lie; None if they are not at hand.
+        images: Location of the images; None if they were not found.
     """
     n_columns = min(COLUMNS, data.top_rows.shape[1])
     shown = data.top_rows[latents, :n_columns]
@@ -131,7 +131,7 @@ def draw_reference_images(data: ReportData, latents: npt.NDArray[np.int64], imag
 
 
 def overlay(picture: Pixels | None, levels: Pixels, side: int) -> Pixels:
-    """A cell under a heat map, as the page shows it: viridis, and the stronger the less of the cell is seen.
+    """A cell under a heat map, as on the page: viridis, more opaque where the activation is larger.
 
     Args:
         picture: RGB, shape `(side, side, 3)`; None for plain grey.
@@ -152,7 +152,7 @@ def overlay(picture: Pixels | None, levels: Pixels, side: int) -> Pixels:
 
 
 def read_pictures(data: ReportData, images: ImageList | None, rows: npt.NDArray[np.int64]) -> Mapping[int, Pixels]:
-    """The pictures of those rows whose files still are what the store was made from."""
+    """The pictures of rows whose files are still the ones that the store was built from."""
     if images is None or not len(rows):
         return {}
     digests = data.store.column("images/sha256")

@@ -1,4 +1,4 @@
-"""Figures for papers: PNG and SVG of what the page shows, drawn by matplotlib, which is an extra."""
+"""Writing figures for papers: PNG and SVG of what the page shows. Matplotlib is an extra."""
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -21,15 +21,15 @@ from cytosae_pipeline.runtime.progress import Progress
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LATENTS_A_FIGURE = 10
+LATENTS_PER_FIGURE = 10
 MAX_REFERENCE_LATENTS = 20
 
 
 def require_matplotlib() -> None:
-    """Nothing, if figures can be drawn.
+    """Check that matplotlib is installed.
 
     Raises:
-        UserError: If matplotlib is not there; the message says how to install it.
+        UserError: If it is not.
     """
     try:
         importlib.import_module("matplotlib")
@@ -46,24 +46,24 @@ def write_figures(
     comparisons: Sequence[tuple[GroupPair, GroupComparison]] = (),
     masking: dict[str, Any] | None = None,
 ) -> list[Path]:
-    """Write every figure that the data allows, as PNG at 300 dpi and as SVG whose text is text.
+    """Write every figure that the data allow, as PNG at 300 dpi and as SVG with text as text.
 
-    Pictures of cells are read for one figure at a time, so memory does not grow with the images.
+    Cell images are read for one figure at a time, so memory does not grow with their number.
 
     Args:
-        folder: Where they go; made if it is not there.
-        data: What the page is made of.
+        folder: Target folder; created if it is missing.
+        data: Store, autoencoder and statistics.
         latents: Latents with a page, shape `(M,)`.
-        images: Where the images lie; None if they are not at hand.
-        comparisons: The groups compared, in the order of the page.
-        masking: Record of the masking experiment; None if it was not done.
+        images: Location of the images; None if they were not found.
+        comparisons: Comparisons of groups, in the order of the page.
+        masking: Record of the masking experiment; None if it was not run.
 
     Returns:
         The files.
 
     Raises:
-        UserError: If matplotlib is not there.
-        SourceError: If the disk with the images fails again and again.
+        UserError: If matplotlib is not installed.
+        SourceError: If the disk with the images fails repeatedly.
     """
     require_matplotlib()
     from cytosae_pipeline.report.figures.style import figure_style, save_figure
@@ -85,15 +85,15 @@ def _plan(
     comparisons: Sequence[tuple[GroupPair, GroupComparison]],
     masking: dict[str, Any] | None,
 ) -> "list[tuple[str, Callable[[], Figure]]]":
-    """Names of the figures, and what draws each."""
+    """Name and drawing function of each figure."""
     from cytosae_pipeline.report.figures.curves import draw_masking, draw_training
     from cytosae_pipeline.report.figures.latents import draw_latents, draw_reference_images
     from cytosae_pipeline.report.figures.patients import draw_barcodes, draw_comparison, draw_correlation
 
     plan: list[tuple[str, Callable[[], Figure]]] = [("latents", partial(draw_latents, data, latents))]
     best = latents[:MAX_REFERENCE_LATENTS]
-    for number, start in enumerate(range(0, len(best), LATENTS_A_FIGURE)):
-        part = best[start : start + LATENTS_A_FIGURE]
+    for number, start in enumerate(range(0, len(best), LATENTS_PER_FIGURE)):
+        part = best[start : start + LATENTS_PER_FIGURE]
         plan.append((f"reference_images_{number}", partial(draw_reference_images, data, part, images)))
     cohort = data.cohort
     if cohort is not None:

@@ -1,4 +1,4 @@
-"""Records of latents and images: what makes a latent active and where, from stored activations alone."""
+"""Records of latents and images: what activates a latent and where, from stored activations alone."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -22,14 +22,14 @@ _NEIGHBOURS = 8
 _PATIENTS_SHOWN = 10
 _IMAGES_AT_ONCE = 16
 _ACTS_BYTES = 1 << 28
-"""Activations of chosen latents held at once, in bytes."""
+"""Most bytes of activations of chosen latents in memory at once."""
 
 TopMap = tuple[npt.NDArray[np.uint8], float]
 """A map's bytes, shape `(n_patches,)`, and its peak."""
 
 
 def profile_all(data: ReportData, latents: npt.NDArray[np.int64]) -> ProfileResult:
-    """Profiles of latents over all readable images of the store, in one pass."""
+    """Profiles of latents over all readable images of the store, in one pass over it."""
     encoder = LatentEncoder(data.inputs.sae, latents)
     profiles = LatentProfiles(len(latents), len(data.features.labels))
     store = data.store
@@ -68,16 +68,16 @@ def latent_records(
     profiles: ProfileResult,
     maps: dict[tuple[int, int], TopMap],
 ) -> Iterator[dict[str, Any]]:
-    """What the page shows of each latent.
+    """Records of latents.
 
     Args:
-        data: What the page is made of.
+        data: Store, autoencoder and statistics.
         latents: The latents, shape `(M,)`.
         profiles: Their profiles.
-        maps: Map of (latent, row) for their top images.
+        maps: Maps of their top images, by latent and row.
     """
     neighbours = decoder_neighbours(data, latents, _NEIGHBOURS)
-    # Every token of every image read is in the histogram or a zero.
+    # Every token of every image is either in the histogram or zero.
     n_images = int(profiles.histogram[:1].sum() + profiles.n_zero[:1].sum()) // data.store.n_tokens
     for at, latent in enumerate(latents.tolist()):
         yield {
@@ -115,12 +115,12 @@ def encode_image(data: ReportData, x: torch.Tensor) -> torch.Tensor:
 
 
 def image_record(data: ReportData, acts: torch.Tensor, row: int | None) -> dict[str, Any]:
-    """What the page shows of an image.
+    """Record of an image.
 
     Args:
-        data: What the page is made of.
+        data: Store, autoencoder and statistics.
         acts: Its activations, shape `(T, S)`.
-        row: Its row; None for an image that is not in the store.
+        row: Its row; None for an uploaded image.
     """
     reading = summarize_image(acts, n_latents=LATENTS_PER_IMAGE, n_per_token=LATENTS_PER_TOKEN)
     chosen = torch.from_numpy(reading.latents).to(acts.device)
@@ -157,7 +157,7 @@ def maps_of_latent(data: ReportData, reader: StoreReader, latent: int) -> dict[t
 
 
 def _images_at_once(data: ReportData, n_latents: int) -> int:
-    """Images whose activations of the latents fit into the memory set aside."""
+    """Images whose activations of the latents fit into the memory budget."""
     width = data.n_latents if data.inputs.sae.needs_whole_rows else n_latents
     return max(1, min(_IMAGES_AT_ONCE, _ACTS_BYTES // (4 * data.store.n_tokens * max(width, 1))))
 
@@ -178,7 +178,7 @@ def _top_images(data: ReportData, latent: int, maps: dict[tuple[int, int], TopMa
 
 
 def _top_patients(data: ReportData, latent: int) -> list[dict[str, Any]]:
-    """The patients with the highest counts an image."""
+    """The patients with the highest counts per image."""
     cohort = data.cohort
     if cohort is None:
         return []
@@ -197,7 +197,7 @@ def _top_patients(data: ReportData, latent: int) -> list[dict[str, Any]]:
 
 
 def _pack_tokens(reading: ImageSummary, n_latents: int) -> dict[str, Any]:
-    """The strongest latents of each token in as few bytes as do: values in steps of the largest's 65,535th."""
+    """The strongest latents of each token, packed: values in steps of the largest divided by 65,535."""
     wide = n_latents >= 65_535
     latents = reading.token_latents.astype(np.int32 if wide else np.uint16)
     step = max(float(reading.token_values.max(initial=0)) / 65_535, float(np.finfo(np.float32).tiny))

@@ -23,7 +23,7 @@ def measure_masking(data: ReportData, messages: list[str]) -> dict[str, Any] | N
     """Run the masking experiment.
 
     Args:
-        data: Store, autoencoder and options.
+        data: Store, autoencoder and statistics.
         messages: Gets a message for the page if the labels do not allow the experiment.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The overview's record: what was measured, of what, and how training went."""
+"""The overview's record: store, autoencoder, training, and the columns of all latents."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -40,7 +40,7 @@ def overview_record(
     """What every view of the page needs.
 
     Args:
-        data: What the page is made of.
+        data: Store, autoencoder and statistics.
         latents: Latents with a page.
         reason: Which these are, in a sentence.
         rows: Images with a page.
@@ -100,7 +100,7 @@ def overview_record(
 
 
 def training_record(data: ReportData) -> dict[str, Any] | None:
-    """Training curves, thinned out evenly; None if nothing was recorded."""
+    """Training curves, thinned evenly; None if nothing was recorded."""
     assert data.config.sae_path is not None
     lines = read_training(data.config.sae_path)
     lines = [line for line in lines if isinstance(line.get("details/n_training_tokens", line.get("step")), int | float)]
@@ -123,7 +123,7 @@ def _number(value: object) -> float | None:
 
 
 def _store_record(data: ReportData) -> dict[str, Any]:
-    """What the page needs of the store."""
+    """What the page needs from the store."""
     store = data.store
     return {
         "dataset": store.provenance.dataset,
@@ -137,7 +137,7 @@ def _store_record(data: ReportData) -> dict[str, Any]:
 
 
 def _store_facts(data: ReportData) -> list[list[str]]:
-    """What the store is; nothing that names a place on this machine."""
+    """Provenance of the store, without any path of this machine."""
     store, spec = data.store, data.store.spec
     return [
         ["data set", store.provenance.dataset],
@@ -153,7 +153,7 @@ def _store_facts(data: ReportData) -> list[list[str]]:
 
 
 def _sae_facts(data: ReportData) -> list[list[str]]:
-    """What the autoencoder is."""
+    """Configuration of the autoencoder."""
     sae, cfg = data.inputs.sae, data.sae_cfg
     d_in, n_latents = sae.W_enc.shape
     facts = [["architecture", sae.architecture], ["size", f"{d_in} → {n_latents:,}"]]
