@@ -180,7 +180,7 @@ type RecordOf<N extends string> = N extends "overview"
           ? ComparisonRecord
           : unknown;
 
-/** Colours of points: an index of each into a palette, and the palette in the theme of now. */
+/** Colours of points: an index of each into a palette, and the palette in the current theme. */
 type PointColors = [bins: Uint8Array, palette: () => string[]];
 type ColorBy = "entropy" | "cluster";
 

@@ -1,4 +1,4 @@
-"""`explore`: a real server in a child process; who is answered, with what, and what is kept."""
+"""`explore`: a real server in a child process; which requests it serves, with what, and what it stores."""
 
 import base64
 import contextlib
@@ -43,7 +43,7 @@ N_LATENTS = 96
 
 
 class Server:
-    """`cytosae-cache explore` in a child, ended at the latest with the context; answers are checked for local paths."""
+    """`cytosae-cache explore` in a child process; ends with the context, and no response may contain a local path."""
 
     def __init__(self, place: Workplace, *arguments: object) -> None:
         self.place = place
@@ -103,7 +103,7 @@ class Server:
 
     def __exit__(self, *error: object) -> None:
         with self._child:
-            self._child.kill()  # a test that failed has not ended it
+            self._child.kill()  # a failed test has not ended it
 
 
 def read_script(text: str, name: str):
@@ -118,7 +118,7 @@ def unpack(packed) -> np.ndarray:
 
 
 def assert_alike(found, expected, tolerance=1e-4) -> None:
-    """Equal but for rounding: numbers by a share, bytes of maps by one step."""
+    """Equal up to rounding: a relative tolerance for numbers, one step for bytes of maps."""
     if isinstance(expected, dict) and "dtype" in expected:
         assert found["dtype"] == expected["dtype"]
         np.testing.assert_allclose(unpack(found).astype(float), unpack(expected).astype(float), rtol=tolerance, atol=1)
@@ -167,7 +167,7 @@ def _written(report: Path, name: str):
     return read_script((report / "data" / f"{name}.js").read_text(), name)
 
 
-def test_without_the_token_there_is_nothing(server):
+def test_requests_without_the_token_get_404(server):
     token = server.token
     paths = ["/", "/index.html", "/data/overview.js", "//index.html", "/%00/x", "/%C3%A9/index.html", "/%FF/index.html"]
     wrong = [token[:-1], f"{token}x", f"x/{token}", token.swapcase(), f"%20{token}", f"..%2f{token}"]
@@ -210,7 +210,7 @@ def test_only_pages_of_this_server_may_write(server):
     assert server.ask("notes/1", "PUT", body, headers=there)[0] == 200
 
 
-def test_every_answer_says_the_same_to_the_browser(server):
+def test_every_response_has_the_same_security_headers(server):
     asked = [
         server.ask("index.html"),
         server.ask("data/latents/3.js"),
@@ -250,7 +250,7 @@ def test_methods(server):
         assert method == "POST" or server.ask("upload", method)[0] == 405
 
 
-def test_nothing_but_the_pages_own_files_is_handed_out(server):
+def test_only_the_pages_own_files_are_served(server):
     folder = ROOT / "pipeline/cytosae_pipeline/report/page"
     for path in filter(Path.is_file, folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -274,7 +274,7 @@ def test_nothing_but_the_pages_own_files_is_handed_out(server):
         assert server.ask(path)[0] in (404, 405), path
 
 
-def test_numbers_that_are_none(server):
+def test_invalid_numbers_get_404(server):
     for number in (N_LATENTS, -1, "+1", "01", "1e1", "1.0", "", "x", "%201", "1%0a", "1%20", "%D9%A1", 10**9,
                    "9" * 5000, "0x1", "1_0", "1.js"):  # fmt: skip
         assert server.ask(f"data/latents/{number}.js")[0] in (404, 400), number
@@ -290,7 +290,7 @@ def test_numbers_that_are_none(server):
     assert server.ask("thumbnails/1.png")[0] == 404
 
 
-def test_every_latent_and_image_is_what_a_report_holds(server, report):
+def test_every_latent_and_image_equals_the_reports(server, report):
     overview = server.get("overview")
     assert len(overview["featured"]) == 3
     for latent in range(N_LATENTS):
@@ -305,7 +305,7 @@ def test_every_latent_and_image_is_what_a_report_holds(server, report):
         assert server.get(f"images/{row}")["row"] == row
 
 
-def test_overview_and_patients_are_what_a_report_holds(server, report):
+def test_overview_and_patients_equal_the_reports(server, report):
     found, expected = server.get("overview"), _written(report, "overview")
     for name in ("latents", "store", "sae", "training", "counts", "labels", "patients", "thumbnails", "version"):
         assert found[name] == expected[name], name
@@ -318,7 +318,7 @@ def test_overview_and_patients_are_what_a_report_holds(server, report):
     assert server.get("comparisons/0") == _written(report, "comparisons/0")
 
 
-def test_an_uploaded_image_is_read_as_the_stored_one(server):
+def test_an_uploaded_image_gives_the_record_of_the_stored_one(server):
     store = ActivationStore.open(server.place.store)
     for row in (0, 5, 11):
         data = (server.place.images / store.images.path[row]).read_bytes()
@@ -339,7 +339,7 @@ def test_an_uploaded_image_is_read_as_the_stored_one(server):
             assert np.abs(unpack(one["map"]).astype(int) - unpack(other["map"])).max() <= 2
 
 
-def test_what_is_no_image_is_refused(server):
+def test_uploads_that_are_not_images_are_refused(server):
     real = io.BytesIO()
     Image.new("RGB", (64, 64), (200, 10, 10)).save(real, "PNG")
     bomb = io.BytesIO()
@@ -359,7 +359,7 @@ def test_what_is_no_image_is_refused(server):
     assert server.ask("upload", "POST", real.getvalue())[0] == 200
 
 
-def test_a_body_far_too_long_is_refused_unread(server):
+def test_a_body_that_is_too_long_is_refused_before_it_is_read(server):
     for origin, status in ((f"http://127.0.0.1:{server.port}", 413), ("https://evil.example", 403)):
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
         connection.putrequest("POST", f"/{server.token}/upload")
@@ -418,7 +418,7 @@ def test_notes_are_checked(server):
     assert not {"7", "8"} & server.get("overview")["notes"].keys()
 
 
-def test_a_window_that_is_behind_replaces_no_note(server, place):
+def test_a_stale_tab_never_overwrites_newer_notes(server, place):
     nothing, first, second = ({"name": name, "note": note} for name, note in (("", ""), ("a", "b"), ("c", "")))
 
     def put(wanted, before):
@@ -441,8 +441,8 @@ def test_a_window_that_is_behind_replaces_no_note(server, place):
     assert server.ask(f"data/notes/{N_LATENTS}.json")[0] == 404
 
 
-def test_who_may_not_ask_sends_no_body(server):
-    """It is refused when its headers are read: a body that never ends would wait in memory for its end."""
+def test_a_refused_request_is_answered_before_its_body_is_sent(server):
+    """It is refused once its headers are read, even if its body never ends."""
     for host, token, status in (
         ("evil.example", server.token, 403),
         (f"127.0.0.1:{server.port}", "wrong", 404),
@@ -461,14 +461,14 @@ def test_who_may_not_ask_sends_no_body(server):
             connection.close()
 
 
-def test_connections_that_say_nothing_keep_nobody_out(server):
+def test_idle_connections_do_not_block_others(server):
     with ExitStack() as stack:
         for _ in range(150):
             stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))
         assert server.ask("index.html")[0] == 200
 
 
-def test_ctrl_c_stops_within_seconds_whatever_is_connected(place):
+def test_ctrl_c_stops_within_seconds_despite_open_connections(place):
     with Server(place, "--n_latents", 1) as server, ExitStack() as stack:
         for _ in range(5):
             idle = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))
@@ -550,7 +550,7 @@ def _open_page(place: Workplace, **options) -> ExploreService:
     return ExploreService(report_data, np.array([1]), {}, list_stored_images(report_data.store, config), None)
 
 
-def test_computing_keeps_nobody_from_the_rest(with_sae):
+def test_slow_computations_do_not_block_other_requests(with_sae):
     page = _open_page(with_sae)
     with page, bind(0) as listener:
         assert listener.getsockname()[0] == "127.0.0.1"
@@ -584,7 +584,7 @@ def test_computing_keeps_nobody_from_the_rest(with_sae):
         assert not thread.is_alive()
 
 
-def test_other_addresses_of_this_machine_are_not_answered(server):
+def test_other_addresses_of_this_machine_are_closed(server):
     with pytest.raises(OSError, match=r"refused|timed out|assign"):
         socket.create_connection(("127.0.0.2", server.port), timeout=2)
     others = {item[4][0] for item in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)} - {"127.0.0.1"}
@@ -602,13 +602,13 @@ def test_architectures_that_need_whole_rows(with_store, arch):
         assert page.latent(3) is page.latent(3)
 
 
-def test_profiles_take_seconds_at_any_size():
+def test_profiles_use_fewer_images_for_larger_encoders():
     assert profile_images(5, 24 * 96) == 1000
     assert 24 < profile_images(257, 768 * 64 * 768) < 100
     assert profile_images(257, 1536 * 64 * 1536) == 24
 
 
-def test_a_cache_keeps_the_latest_within_its_bytes():
+def test_the_cache_keeps_the_most_recently_used_within_its_limit():
     cache = ByteCache(10)
     cache.put("a", b"1234")
     cache.put("b", b"1234")
@@ -622,7 +622,7 @@ def test_a_cache_keeps_the_latest_within_its_bytes():
     assert [cache.get(name) for name in "acde"] == [None] * 4
 
 
-def test_saving_a_note_never_touches_a_file_of_something_else(tmp_path):
+def test_saving_a_note_never_overwrites_another_file(tmp_path):
     path = tmp_path / "latent_notes.json"
     path.write_text('{"format": 1, "notes": {"99": {"name": "x", "note": ""}}}')
     with pytest.raises(ValueError, match=r"latents must lie in 0\.\.9"):
@@ -641,7 +641,7 @@ def _refusal(place: Workplace, *arguments: object) -> str:
     return result.output
 
 
-def test_refusals_before_anything_is_served(with_sae, monkeypatch):
+def test_errors_before_the_server_starts(with_sae, monkeypatch):
     write_vit(with_sae.root / "other.pth", seed=1)
     text = _refusal(with_sae, "--store", with_sae.store, "--model_path", with_sae.root / "other.pth")
     assert "is not what store" in text
@@ -658,13 +658,13 @@ def test_refusals_before_anything_is_served(with_sae, monkeypatch):
     assert 'pip install "cytosae-cache[explore]"' in CliRunner().invoke(cli, ["explore"]).output
 
 
-def test_the_help_teaches():
+def test_the_help_text_names_options_and_examples():
     text = CliRunner().invoke(cli, ["explore", "--help"]).output
     for word in ("--port", "--model-path", "ssh -L", "cytosae-cache explore --dataset_name", "Ctrl-C"):
         assert word in text
 
 
-def test_json_says_where_it_is(with_sae):
+def test_json_output_contains_the_address(with_sae):
     process = subprocess.Popen(
         [sys.executable, "-c", HEARING_MAIN, "explore", "--root_dir", str(with_sae.root), "--dataset_name", "toy",
          "--sae_path", str(with_sae.sae()), "--json"],
@@ -703,7 +703,7 @@ def test_in_a_browser(server, place):
         page.wait_for_selector("textarea")
         assert page.inner_text("h1") == f"Latent {latent}: nucleoli <b>"
         assert page.input_value("textarea") == "seen twice"
-        # Whoever walks away without a click on Save has lost nothing, and the next latent keeps its own title.
+        # Leaving without a click on Save loses nothing, and the next latent keeps its own title.
         page.fill("textarea", "seen again")
         with page.expect_response(lambda response: response.request.method == "PUT"):
             page.locator(".columns table a").first.click()
@@ -715,7 +715,7 @@ def test_in_a_browser(server, place):
         page.wait_for_function(
             "name => document.querySelector('h1').textContent === name", arg=f"Latent {latent}: nucleoli <b>"
         )
-        # Another window writes meanwhile: nothing is replaced unasked, and whoever has gone on is told, too.
+        # A stale tab never overwrites newer notes, and its user learns of it even in another view.
         theirs = {"name": "theirs", "note": ""}
         assert server.put(latent, theirs) == 200
         page.fill("textarea", "mine")
@@ -754,7 +754,7 @@ def test_in_a_browser(server, place):
         visit.go("upload")
         page.set_input_files("input[type=file]", {"name": "x.png", "mimeType": "image/png", "buffer": b"garbage"})
         page.wait_for_selector("text=Not read: not a JPEG")
-        # The browser itself notes the refusal.
+        # The browser itself logs the refusal.
         assert [text for text in visit.complaints if "400" not in text] == []
         visit.complaints.clear()
         visit.close()

@@ -1,4 +1,4 @@
-"""The page in a real browser, opened from disk: what people click, and that nothing goes wrong or off the machine."""
+"""The page in a real browser, opened from disk: clicks and keys, without errors or requests to other places."""
 
 import base64
 import csv
@@ -37,14 +37,14 @@ def _data(report, name):
 
 
 def _click_point(page, latent):
-    """Click a latent's point in the scatter."""
+    """Click a latent's point in the scatter plot."""
     page.wait_for_function("() => state.scatter")
     x, y = page.evaluate("latent => state.scatter.toScreen(state.latents.x[latent], state.latents.y[latent])", latent)
     page.click(".scatter canvas", position={"x": x, "y": y})
     return page.evaluate("() => state.scatter.selected")
 
 
-def test_the_overview_says_what_was_measured(visit, demo_run):
+def test_the_overview_shows_what_was_measured(visit, demo_run):
     page, overview = visit.page, _data(demo_run.report, "overview")
     tiles = dict(reversed(text.split("\n")) for text in page.locator(".tile").all_inner_texts())
     assert tiles["images"] == "720"
@@ -73,7 +73,7 @@ def test_a_click_on_a_point_shows_the_latents_images_with_heat_maps(visit, demo_
     assert page.inner_text("h1") == f"Latent {latent}"
 
 
-def test_a_latents_page_shows_what_features_found(visit, demo_run):
+def test_a_latents_page_shows_its_feature_data(visit, demo_run):
     page, folder = visit.page, demo_run.report.parent
     latent = _data(demo_run.report, "overview")["featured"][3]
     visit.go(f"latent/{latent}")
@@ -153,7 +153,7 @@ def test_filters_and_search(visit, demo_run):
     clusters = sorted({cluster for cluster in page.evaluate("() => [...state.latents.cluster]") if cluster >= 0})
     legend = page.locator(".plot-and-side .legend > span").all_inner_texts()
     assert legend == [*(f"cluster {number}" for number in clusters), "has a page"]
-    # The legend says what the points have: the colour of a latent's own cluster.
+    # Legend and points agree: a latent has the colour of its cluster.
     assert page.evaluate(
         "() => state.scatter.palette()[state.latents.cluster[0]] === colors.kind(state.latents.cluster[0])"
     )
@@ -192,12 +192,12 @@ def test_a_latent_without_a_page_says_how_to_get_one(visit, demo_run):
         ("patients/compare/99", "There is no comparison 99: they are numbered 0 to 5."),
     ],
 )
-def test_addresses_that_lead_nowhere_say_so(visit, route, words):
+def test_unknown_addresses_are_explained(visit, route, words):
     visit.go(route)
     assert words in visit.page.inner_text("#view")
 
 
-def test_plots_work_with_keys_alone(visit, demo_run):
+def test_plots_work_with_the_keyboard_alone(visit, demo_run):
     page = visit.page
     visit.go("latents")
     page.wait_for_function("() => state.scatter")
@@ -218,7 +218,7 @@ def test_plots_work_with_keys_alone(visit, demo_run):
             return [far(state.scatter.selected), Math.min(...Array.from(xs, (_, i) => far(i)).filter(Number.isFinite))];
         }"""
     )
-    assert middle[0] <= middle[1] + 4  # points with a page are preferred a little
+    assert middle[0] <= middle[1] + 4  # points with a page are slightly preferred
     page.wait_for_selector(".side h2")
     assert page.inner_text(".side h2") == f"Latent {chosen}"
     page.keyboard.press("0")
@@ -235,7 +235,7 @@ def test_plots_work_with_keys_alone(visit, demo_run):
     page.wait_for_function("latent => location.hash === `#/latent/${latent}`", arg=featured[1])
 
 
-def test_the_theme_switches_and_stays(visit):
+def test_the_theme_switches_and_is_remembered(visit):
     page = visit.page
 
     def ground():
@@ -252,7 +252,7 @@ def test_the_theme_switches_and_stays(visit):
     assert ground() == light
 
 
-def test_a_switch_of_theme_loses_nothing(visit):
+def test_switching_the_theme_keeps_the_view(visit):
     page = visit.page
     visit.go("latents")
     page.wait_for_function("() => state.scatter")
@@ -267,7 +267,7 @@ def test_a_switch_of_theme_loses_nothing(visit):
     page.wait_for_function("before => document.querySelector('.scatter canvas').toDataURL() !== before", arg=light)
     assert page.evaluate(kept) == before
     dark = page.locator(".scatter canvas").evaluate(pixels)
-    # The system's own switch is followed, too, until somebody has chosen.
+    # Without a choice of the user, the page follows the system's theme.
     page.keyboard.press("t")
     same = "before => document.querySelector('.scatter canvas').toDataURL() === before"
     page.wait_for_function(same, arg=light)
@@ -290,8 +290,8 @@ def test_keys_reach_every_view(visit):
     assert page.evaluate("() => document.activeElement.id") == "search"
 
 
-def test_what_matters_most_stands_out_on_every_ground(visit):
-    """Contrast (WCAG 2.2) of the ends of the entropy scale, of texts and of fields with what is behind them."""
+def test_contrast_is_sufficient_in_both_themes(visit):
+    """Contrast (WCAG 2.2) of the ends of the entropy scale, of texts and of fields against their background."""
     script = """() => {
         const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
         const light = (color) => {
@@ -319,7 +319,7 @@ def test_what_matters_most_stands_out_on_every_ground(visit):
         visit.page.keyboard.press("t")
 
 
-def test_zoom_ends_before_numbers_do(visit):
+def test_zoom_is_limited(visit):
     page = visit.page
     visit.go("latents")
     page.wait_for_function("() => state.scatter")
@@ -333,7 +333,7 @@ def test_zoom_ends_before_numbers_do(visit):
     page.evaluate("() => { for (let i = 0; i < 400; i++) state.scatter.zoom(1.25, 300, 200); }")
     assert page.evaluate(width) == pytest.approx(whole * 10)
     page.evaluate("() => state.scatter.showAll()")
-    # Small steps of a touchpad zoom a little, a notch of a wheel more.
+    # A touchpad's small steps zoom a little, a notch of a wheel zooms more.
     page.mouse.move(400, 500)
     page.mouse.wheel(0, -2)
     page.wait_for_function(f"whole => ({width})() < whole", arg=whole)
@@ -342,7 +342,7 @@ def test_zoom_ends_before_numbers_do(visit):
     page.wait_for_function(f"whole => ({width})() < 0.9 * whole", arg=whole)
 
 
-def test_the_keyboard_comes_where_it_should(visit, demo_run):
+def test_the_focus_follows_navigation(visit, demo_run):
     page, featured = visit.page, _data(demo_run.report, "overview")["featured"]
     visit.go("latents")
     page.wait_for_function("() => document.activeElement.id === 'view'")
@@ -354,7 +354,7 @@ def test_the_keyboard_comes_where_it_should(visit, demo_run):
     page.locator(".scroll").focus()
     page.keyboard.press("ArrowRight")
     assert page.evaluate("() => location.hash") == f"#/latent/{featured[0]}"
-    # The choice of groups keeps the focus, so that arrows go on through it.
+    # The choice of groups keeps the focus, so that arrow keys continue through it.
     visit.go("patients/compare")
     page.locator("#compared").focus()
     page.select_option("#compared", "2")
@@ -372,7 +372,7 @@ def test_the_keyboard_comes_where_it_should(visit, demo_run):
     assert re.fullmatch(r"Latent \d+: .*\. Show its map\.", name)
 
 
-def test_the_scatter_is_found_as_it_was_left(visit, demo_run):
+def test_the_scatter_plot_keeps_its_view_and_selection(visit, demo_run):
     page, featured = visit.page, _data(demo_run.report, "overview")["featured"]
     visit.go("latents")
     latent = _click_point(page, featured[0])
@@ -399,7 +399,7 @@ def test_equal_lengths_mean_equal_values(visit, demo_run):
     assert max(tracks) - min(tracks) < 0.5
 
 
-def test_legends_say_what_is_shown(visit, demo_run):
+def test_legends_match_what_is_shown(visit, demo_run):
     page, featured = visit.page, _data(demo_run.report, "overview")["featured"]
     visit.go(f"latent/{featured[0]}")
     page.wait_for_selector(".heat-legend")
@@ -433,7 +433,7 @@ def _rewrite(report, name, change):
     (report / "data" / f"{name}.js").write_text(text)
 
 
-def test_what_is_not_there_is_said(browser, demo_run, tmp_path):
+def test_missing_data_are_explained(browser, demo_run, tmp_path):
     report = tmp_path / "copy"
     shutil.copytree(demo_run.report, report)
     latent = _data(report, "overview")["featured"][0]
@@ -468,7 +468,7 @@ def test_what_is_not_there_is_said(browser, demo_run, tmp_path):
     visit.close()
 
 
-def test_a_picture_that_is_gone_leaves_its_map(browser, demo_run, tmp_path):
+def test_a_missing_picture_leaves_its_map(browser, demo_run, tmp_path):
     report = tmp_path / "copy"
     shutil.copytree(demo_run.report, report)
     overview = _data(report, "overview")
@@ -499,7 +499,7 @@ def test_patients_are_compared(visit, demo_run):
     first = _data(demo_run.report, "comparisons/0")
     latents = page.evaluate("array => Array.from(cytosae.decode(array))", first["latents"])
     assert head[0] == f"Latent {latents[first['more_in_first'][0]]}"
-    # Latents that differ are what people click next: the report holds their pages.
+    # Latents that differ are likely to be clicked next: the report has pages for them.
     page.locator("main table").first.locator("tbody a").first.click()
     page.wait_for_selector(".grid .top-image img")
     assert page.inner_text("h1") == head[0]
@@ -521,7 +521,7 @@ def test_patients_are_compared(visit, demo_run):
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 720), (1024, 768), (420, 800)])
-def test_nothing_sticks_out_sideways(browser, demo_run, width, height):
+def test_nothing_overflows_sideways(browser, demo_run, width, height):
     visit = Visit(browser, file_url(demo_run.report), width=width, height=height, scheme="dark")
     featured = _data(demo_run.report, "overview")["featured"][0]
     row = _data(demo_run.report, "overview")["images"]["rows"][0]
@@ -541,7 +541,7 @@ def test_nothing_sticks_out_sideways(browser, demo_run, width, height):
 
 
 def _hostile_workplace(with_images):
-    """A workspace whose labels, patients and files are called what must never be taken for markup."""
+    """A workspace whose labels, patients and files have names that must never be parsed as markup."""
     root = with_images.root / "hostile"
     write_pictures(root, n=24, broken=False)
     names = [
@@ -596,12 +596,12 @@ def test_hostile_names_stay_text(browser, with_images):
     visit.close()
 
 
-def test_pseudonyms_leave_no_name_and_no_path(browser, with_images):
+def test_pseudonymous_reports_contain_no_name_and_no_path(browser, with_images):
     options, _, patients = _hostile_workplace(with_images)
     report, again = with_images.root / "page", with_images.root / "again"
     output = with_images.run_plain("report", *options, "--pseudonymize", "--out", report).output
     key = with_images.root / "out/feature_data/sae_h/custom/hostile/pseudonym.key"
-    assert f"keep it to yourself: {key}" in output
+    assert f"keep it secret): {key}" in output
     assert key.stat().st_mode & 0o777 == 0o600
     assert not list(report.rglob("*.key"))
     everything = b"\n".join(path.read_bytes() for path in report.rglob("*") if path.is_file())
@@ -645,7 +645,7 @@ def test_without_images_maps_are_shown_alone(browser, demo_run, tmp_path):
     visit.close()
 
 
-def test_all_cards_can_be_shown_and_patients_without_groups_are_just_patients(browser, with_sae):
+def test_all_cards_can_be_shown_and_patients_need_no_groups(browser, with_sae):
     out = with_sae.root / "page"
     output = with_sae.run(
         "report", "--dataset_name", "toy", "--sae_path", with_sae.sae(), "--n_latents", 200, "--out", out

@@ -1,4 +1,4 @@
-"""`report`: its records against plain computations, its options, and that an older report is never lost."""
+"""`report`: records against plain computations, options, and that an older report is never lost."""
 
 import base64
 import csv
@@ -58,7 +58,7 @@ def _report(place, *arguments, code=0):
 
 @pytest.fixture(scope="module")
 def made(_pristine, tmp_path_factory):
-    """A report, the activations it was made from in plain form, and its workspace."""
+    """A report, its workspace, and plain activations of all latents."""
     from tests.conftest import Workplace
 
     root = tmp_path_factory.mktemp("report") / "root"
@@ -74,7 +74,7 @@ def made(_pristine, tmp_path_factory):
     return place, report, output, acts, store, sae
 
 
-def test_the_report_is_named_and_whole(made):
+def test_the_report_is_complete(made):
     _place, report, output, *_ = made
     assert "30 latents and " in output
     assert f"open in a browser: {report / 'index.html'}" in output
@@ -91,13 +91,13 @@ def test_the_report_is_named_and_whole(made):
     )
 
 
-def test_every_file_that_the_page_names_is_there(made):
+def test_the_page_loads_exactly_its_own_files(made):
     text = (made[1] / "index.html").read_text()
     named = set(re.findall(r'(?:src|href)="(page/[^"]+)"', text))
     assert named == read_page_files().keys() - {"index.html"}
 
 
-def test_the_scripts_build_no_markup_from_text_and_name_no_other_place(made):
+def test_the_scripts_build_no_markup_from_text_and_load_nothing_from_elsewhere(made):
     for path in _files(made[1] / "page"):
         text = path.read_text()
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text), (
@@ -124,7 +124,7 @@ def test_palette_and_limits_come_from_python_alone(made):
         assert not re.search(r"#[0-9a-f]{6}\b", text), f"{name} has a colour of its own"
 
 
-def test_the_overview_holds_the_statistics(made):
+def test_the_overview_contains_the_statistics(made):
     place, report, _output, _acts, store, _sae = made
     overview = _data(report, "overview")
     sparsity = torch.load(place.features() / "sae_sparsity.pt", weights_only=True).numpy()
@@ -141,7 +141,7 @@ def test_the_overview_holds_the_statistics(made):
     assert overview["explore"] is False
 
 
-def test_a_latents_record_is_what_plain_numpy_finds(made):
+def test_a_latents_record_equals_plain_numpy(made):
     _place, report, _output, acts, store, sae = made
     scores, labels = acts.mean(axis=1), np.array(store.images.label)
     names = [label["name"] for label in _data(report, "overview")["labels"]]
@@ -177,7 +177,7 @@ def test_a_latents_record_is_what_plain_numpy_finds(made):
         assert shown == sorted(shown, reverse=True)
 
 
-def test_an_images_record_is_what_plain_numpy_finds(made):
+def test_an_images_record_equals_plain_numpy(made):
     _place, report, _output, acts, store, _sae = made
     for row in _data(report, "overview")["images"]["rows"]:
         record = _data(report, f"images/{row}")
@@ -229,7 +229,7 @@ def test_groups_of_a_file_are_compared_and_classified(with_sae):
     assert p.min() >= 1 / 3 - 1e-6, "with 2 against 2 there are 6 assignments, and none is more extreme than 2 of them"
 
 
-def test_patients_without_a_readable_image_are_no_patients(with_images):
+def test_patients_without_a_readable_image_are_left_out(with_images):
     ghost = with_images.images / "blast" / "ghost" / "x.png"
     ghost.parent.mkdir()
     ghost.write_bytes(b"no image")
@@ -264,7 +264,7 @@ def test_without_patients_and_with_few_labels(with_images):
     assert "cannot be used: the store has no patient column. Build it from a CSV" in text
 
 
-def test_numbers_of_images_say_nothing_of_the_order_of_names(with_sae):
+def test_image_numbers_do_not_reveal_the_order_of_names(with_sae):
     plain = shutil.copytree(_report(with_sae)[0], with_sae.root / "plain")
     shuffled, _ = _report(with_sae, "--pseudonymize")
     one, other = _data(plain, "overview"), _data(shuffled, "overview")
@@ -291,7 +291,7 @@ def test_numbers_of_images_say_nothing_of_the_order_of_names(with_sae):
     assert _data(again, "overview")["images"] == other["images"], "the same key gives the same numbers"
 
 
-def test_dead_autoencoders_and_stores_of_strangers_are_said(with_images):
+def test_dead_autoencoders_are_reported(with_images):
     with_images.build()
     with_images.train("--run_name", "r")
     sae, cfg = load_sae(with_images.sae())
@@ -302,7 +302,7 @@ def test_dead_autoencoders_and_stores_of_strangers_are_said(with_images):
     assert "no latent of this autoencoder is active on any image of the store: there is nothing to show" in text
 
 
-def test_a_store_whose_patients_were_never_seen_has_none(with_images):
+def test_patients_with_only_unreadable_images_count_as_none(with_images):
     files = sorted(path for path in with_images.images.rglob("*.png") if "broken" not in path.name)[:20]
     (with_images.root / "junk.png").write_bytes(b"no image")
     rows = [f"{path.relative_to(with_images.root)},blast," for path in files] + ["junk.png,blast,ghost"]
@@ -315,7 +315,7 @@ def test_a_store_whose_patients_were_never_seen_has_none(with_images):
     assert _data(report, "overview")["patients"] == []
 
 
-def test_the_latents_asked_for(with_sae):
+def test_latents_by_option(with_sae):
     report, output = _report(with_sae, "--latents", "5, 80-82,5")
     assert _data(report, "overview")["featured"] == [5, 80, 81, 82]
     assert "4 latents and" in output
@@ -328,7 +328,7 @@ def test_the_latents_asked_for(with_sae):
     assert "--log10_mean 9:" in text
 
 
-def test_latents_that_differ_between_groups_get_pages_in_turn():
+def test_latents_that_differ_between_groups_are_featured_in_turn():
     rng = np.random.default_rng(0)
     counts = rng.poisson(3.0, size=(60, 40)).astype(float)
     groups = np.repeat([0, 1, 2], 20)
@@ -358,7 +358,7 @@ def test_latents_of_a_cluster(with_sae):
     )[1].replace("\n", " ")
 
 
-def test_missing_statistics_are_computed_and_present_ones_are_not(with_sae):
+def test_only_missing_statistics_are_computed(with_sae):
     output = _report(with_sae)[1]
     assert "no results of `features`" in output
     assert "no results of `patients`" in output
@@ -366,7 +366,7 @@ def test_missing_statistics_are_computed_and_present_ones_are_not(with_sae):
     assert "no results" not in output
 
 
-def test_a_folder_of_something_else_is_never_replaced(with_sae):
+def test_a_folder_that_is_not_a_report_is_never_replaced(with_sae):
     out = with_sae.root / "page"
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
@@ -388,7 +388,7 @@ def test_changed_and_missing_images_get_no_picture(with_sae):
     assert any("2 of" in text for text in _data(report, "overview")["messages"])
 
 
-def test_a_killed_report_leaves_the_older_one(with_sae):
+def test_a_killed_report_keeps_the_older_one(with_sae):
     report, _ = _report(with_sae)
     (report / "data" / "of-the-older-one").touch()
     arguments = [
@@ -484,7 +484,7 @@ def test_groups_from_files_and_labels(tmp_path, made):
     assert "the images have no labels" in find_groups(["p0"], images._replace(label=[""] * 23), None).why_none
 
 
-def test_pseudonyms_are_keyed_and_stay(tmp_path):
+def test_pseudonyms_are_keyed_and_stable(tmp_path):
     key = read_key(tmp_path / "key")
     assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
     assert read_key(tmp_path / "key") == key
@@ -496,7 +496,7 @@ def test_pseudonyms_are_keyed_and_stay(tmp_path):
         read_key(tmp_path / "key")
 
 
-def test_notes_are_kept_whole_or_refused(tmp_path):
+def test_notes_are_validated_and_never_overwritten(tmp_path):
     path = tmp_path / "notes.json"
     assert read_notes(path, 5) == {}
     notes = {3: {"name": "nucleoli", "note": "<b>\u2028"}}

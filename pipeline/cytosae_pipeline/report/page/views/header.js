@@ -62,18 +62,24 @@ function searchHint(text) {
   return `No latent has the number or name ${text}: numbers go from 0 to ${last}.`;
 }
 
-/** @type {[word: string, meaning: string][]} */
-const WORDS = [
-  ["token", "the vision transformer's vector for one patch of the image; the CLS token stands for the whole image"],
-  ["latent", "one direction that the autoencoder has learned, active on some tokens"],
-  ["score", "a latent's mean activation over an image's tokens"],
-  ["sparsity", "share of the images on which a latent is active at all"],
-  ["dead", "active on no image"],
-  ["L0", "mean number of active latents per token"],
-  ["label entropy", "how mixed the labels of a latent's top images are: 0 means a single label"],
-  ["cluster", "latents with a similar sparsity and mean activation, found by k-means"],
-  ["q", "p adjusted for testing many latents: of those with q below 0.05, at most 5 % are false on average"],
-];
+/** @returns {[word: string, meaning: string][]} */
+function wordList() {
+  const limit = state.overview.limits.significant_q;
+  return [
+    ["token", "the vision transformer's vector for one patch of the image; the CLS token stands for the whole image"],
+    ["latent", "one direction that the autoencoder has learned, active on some tokens"],
+    ["score", "a latent's mean activation over an image's tokens"],
+    ["sparsity", "share of the images on which a latent is active at all"],
+    ["dead", "active on no image"],
+    ["L0", "mean number of active latents per token"],
+    ["label entropy", "how mixed the labels of a latent's top images are: 0 means a single label"],
+    ["cluster", "latents with a similar sparsity and mean activation, found by k-means"],
+    [
+      "q",
+      `p adjusted for many tests: of the latents with q below ${limit}, at most ${percent(limit)} are false on average`,
+    ],
+  ];
+}
 
 /** @param {Event} event */
 const closeDialog = (event) => /** @type {HTMLDialogElement} */ (event.target).remove();
@@ -101,7 +107,7 @@ function showHelp() {
       keys.flatMap(([key, text]) => [h("dt", {}, h("kbd", {}, key)), h("dd", {}, text)]),
     ),
     h("h2", {}, "Words"),
-    facts(WORDS),
+    facts(wordList()),
     h("form", { method: "dialog" }, h("button", { autofocus: true }, "Close")),
   );
   document.body.append(dialog);
