@@ -3,7 +3,7 @@
     python -m benchmarks.report --latents 49152 --images 1000 10000
 
 Feature data and patient counts are synthetic, in the files that other verbs write; `report` runs in its own process.
-Prints one JSON line per number of images: `peak_mb` of resident memory and, as `ratio`, the first line's peak divided by
+Prints one JSON line per number of images: `peak_mb` of resident memory and, as `ratio`, the first line's peak over
 this one's; `page_mb` without thumbnails; and, if Chromium and playwright are installed, `first_paint_s`, `heading_s`
 (contents ready), `scatter_s` (from following the address of the scatter plot until all latents are drawn) and
 `redraw_ms` (one redraw, as while zooming; mean of 20).
