@@ -17,7 +17,8 @@ import torch
 
 from benchmarks.measure import print_line
 from cytosae.backbones.backbone import describe_backbone, load_backbone
-from cytosae.sae.base import LossWeights, Sae
+from cytosae.sae.base import Sae
+from cytosae.sae.loss import LossWeights
 from cytosae.sae.registry import make_sae
 from cytosae.training.step import TrainStep
 from cytosae_cache.reading.permutation import epoch_order
@@ -94,12 +95,14 @@ def run_ours(root: Path, source: Path, options: argparse.Namespace) -> dict[str,
 def run_reference(images: ImageList, options: argparse.Namespace) -> None:
     """The same work with the network at every step, everything in float32."""
     info = describe_backbone(_model(options), name=None, block=-2)
-    backbone = load_backbone(_model(options), name=None, block=-2)
+    backbone = load_backbone(_model(options), info)
     spec = make_spec(info, store_dtype="float32", precision="fp32")
     cpu = torch.device("cpu")
     sae = make_sae("relu", info.d_model, options.expansion * info.d_model)
-    step = TrainStep(sae, weights=LossWeights(l1=8e-5), use_ghost_grads=True, dead_feature_window=64)
-    step._optimizer = torch.optim.Adam(sae.parameters(), betas=(0.9, 0.999))
+    step = TrainStep(
+        sae, lr=4e-4, weights=LossWeights(l1_coefficient=8e-5), use_ghost_grads=True, dead_feature_window=64
+    )
+    step.optimizer = torch.optim.Adam(sae.parameters(), lr=4e-4, betas=(0.9, 0.999))
     with ImageDecoder(images, n_workers=_N_WORKERS, image_size=info.image_size) as decoder:
 
         def activations(rows: list[int]):  # noqa: ANN202 - a generator of float32 tensors
@@ -110,7 +113,7 @@ def run_reference(images: ImageList, options: argparse.Namespace) -> None:
 
         for epoch in range(options.epochs):
             for x in activations(epoch_order(len(images), seed=0, epoch=epoch).tolist()):
-                step.step(x, 4e-4)
+                step.step(x)
         rows = list(range(len(images)))
         read_features(sae, activations(rows))
         count_patients(sae, activations(rows), images)

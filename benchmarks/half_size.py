@@ -1,9 +1,9 @@
 """What an int8 store costs: `python -m benchmarks.half_size --store PATH [--store PATH ...]`.
 
-Quantises the activations of existing float16 stores in memory. Lines named `error` compare ways to quantize, lines
-named `same_sae` read both kinds with the autoencoder that was trained on float16, lines named `own_sae` compare an
-autoencoder trained on int8, and others trained on float16 with another seed or with the order of its additions changed,
-with that one. Explained variance and L0 are those on the float16 activations of images that no training saw.
+Quantizes the activations of existing float16 stores in memory. Lines named `error` compare methods of quantization.
+Lines named `same_sae` evaluate the autoencoder trained on float16 on both kinds of activations. Lines named `own_sae`
+compare it with an autoencoder trained on int8, and with others trained on float16 with another seed or another order of
+additions. Explained variance and L0 are measured on the float16 activations of held-out images.
 """
 
 import argparse
@@ -14,11 +14,13 @@ from collections.abc import Callable  # noqa: TC003
 import numpy as np
 import torch
 
-from cytosae.sae.base import LossWeights, Sae
+from cytosae.sae.base import Sae
+from cytosae.sae.loss import LossWeights
 from cytosae.sae.registry import make_sae
 from cytosae.statistics.accumulators import BlockEncoder, FeatureStatistics
-from cytosae.training.fused_loss import MatmulConfig
 from cytosae.training.geometric_median import geometric_median
+from cytosae.training.lr_schedule import LearningRateSchedule
+from cytosae.training.matmul import MatmulConfig
 from cytosae.training.step import TrainStep
 from cytosae_cache.format.quantize import SCALE_BYTES, Channels, dequantize, measure_channels, quantize
 from cytosae_cache.reading.permutation import iter_batches, spread_rows
@@ -48,7 +50,7 @@ def encode(images: np.ndarray, channels: Channels) -> np.ndarray:
 
 
 def clip_channels(images: np.ndarray, channels: Channels, sample: np.ndarray) -> np.ndarray:
-    """A scale a channel alone: the sample's largest distance from the mean is 127, what lies beyond is clipped."""
+    """One scale per channel only: 127 is the sample's largest distance from the mean, larger ones are clipped."""
     step = np.abs(sample.astype(np.float32) - channels.mean).max(axis=(0, 1)) / 127
     codes = np.clip(np.rint((images.astype(np.float32) - channels.mean) / step), -127, 127)
     return (codes * step + channels.mean).astype(images.dtype)
@@ -61,22 +63,24 @@ def relative_error(images: np.ndarray, other: np.ndarray) -> float:
     return float(np.sqrt((difference**2).sum() / ((wide - wide.mean(axis=0)) ** 2).sum()))
 
 
-def compare_ways(images: np.ndarray, store: str) -> Channels:
-    """Print the error of each way; returns the channels of the first images, as a build would have them."""
+def compare_methods(images: np.ndarray, store: str) -> Channels:
+    """Print the error of each method; returns the channels of the first images, as a build would measure them."""
     first, d_model = images[:SAMPLE_IMAGES], images.shape[-1]
     spread = images[spread_rows(len(images), SAMPLE_IMAGES)]
     none = Channels(np.zeros(d_model, np.float32), np.ones(d_model, np.float32))
-    ways: dict[str, Callable[[], np.ndarray]] = {
-        "a scale a token": lambda: round_trip(images, none),
-        "a scale a channel, clipped": lambda: clip_channels(images, measure_channels(spread), spread),
-        "channels of the first images, then a token": lambda: round_trip(images, measure_channels(first)),
-        "channels of images spread over the store, then a token": lambda: round_trip(images, measure_channels(spread)),
+    methods: dict[str, Callable[[], np.ndarray]] = {
+        "one scale per token": lambda: round_trip(images, none),
+        "one scale per channel, clipped": lambda: clip_channels(images, measure_channels(spread), spread),
+        "channels of the first images, then one scale per token": lambda: round_trip(images, measure_channels(first)),
+        "channels of images spread over the store, then one scale per token": lambda: round_trip(
+            images, measure_channels(spread)
+        ),
     }
-    for way, function in ways.items():
+    for method, function in methods.items():
         report(
             "error",
             store=store,
-            way=way,
+            method=method,
             images=len(images),
             relative_error=round(relative_error(images, function()), 5),
         )
@@ -84,7 +88,7 @@ def compare_ways(images: np.ndarray, store: str) -> Channels:
 
 
 def time_decoding(images: np.ndarray, channels: Channels, store: str, rounds: int = 5) -> None:
-    """Speed of decoding on one core, beside copying the float16 numbers."""
+    """Print the speed of encoding and decoding on one core, and of copying the float16 numbers."""
     part = images[:64]
     records, out, wide = encode(part, channels), np.empty_like(part), np.empty(part.shape[1:], np.float32)
 
@@ -104,17 +108,17 @@ def time_decoding(images: np.ndarray, channels: Channels, store: str, rounds: in
             function()
             times[name].append(time.perf_counter() - start)
     speeds = {f"{name}_gb_s": round(part.nbytes / min(kept) / 1e9, 2) for name, kept in times.items()}
-    report("speed", store=store, bytes_an_image=records[0].nbytes, float16_bytes=part[0].nbytes, **speeds)
+    report("speed", store=store, bytes_per_image=records[0].nbytes, float16_bytes=part[0].nbytes, **speeds)
 
 
 def train(images: np.ndarray, options: argparse.Namespace, *, seed: int = 42, order: int = 1) -> Sae:
-    """The reference recipe; the batches' order is the same whatever the seed of the weights.
+    """Train with the reference recipe; the order of batches does not depend on the seed of the weights.
 
     Args:
         images: Activations, shape `(n, T, D)`.
         options: Sizes.
         seed: Seed of the weights.
-        order: -1 turns each batch round: the same mathematics, other roundings.
+        order: -1 reverses each batch: the same mathematics, different rounding.
     """
     sae = make_sae(
         "relu", images.shape[-1], options.expansion * images.shape[-1], seed=seed, device=torch.device("cpu")
@@ -123,12 +127,14 @@ def train(images: np.ndarray, options: argparse.Namespace, *, seed: int = 42, or
     with torch.no_grad():
         sae.b_dec.copy_(geometric_median(tokens[spread_rows(len(tokens), 4096)]))
     step = TrainStep(
-        sae, weights=LossWeights(l1=options.l1), use_ghost_grads=True, dead_feature_window=64, products=MatmulConfig()
-    )
+        sae, lr=0.001, weights=LossWeights(l1_coefficient=options.l1), use_ghost_grads=True, dead_feature_window=64,
+        matmul=MatmulConfig(),
+    )  # fmt: skip
+    schedule = LearningRateSchedule(step.optimizer, "constantwithwarmup", n_steps=1, warm_up_steps=50)
     stop = int(options.epochs * len(images))
-    for number, rows in enumerate(iter_batches(len(images), batch_rows=16, seed=1, samples_seen=0, stop=stop)):
-        factor = min(1.0, (number + 1) / 50)
-        step.step(torch.from_numpy(images[rows[::order]]).float(), 0.001 * factor)
+    for rows in iter_batches(len(images), batch_rows=16, seed=1, samples_seen=0, stop=stop):
+        step.step(torch.from_numpy(images[rows[::order]]).float())
+        schedule.step()
     sae.normalise_decoder_()
     return sae
 
@@ -174,7 +180,7 @@ def study(path: str, options: argparse.Namespace) -> None:
     with StoreReader(store) as reader:
         images = reader.read(store.valid_rows[spread_rows(len(store.valid_rows), options.images)])
     name = store.spec.model_name
-    channels = compare_ways(images, name)
+    channels = compare_methods(images, name)
     time_decoding(images, channels, name)
     rounded = round_trip(images, channels)
     held = np.arange(len(images)) % 8 == 0
@@ -191,7 +197,7 @@ def study(path: str, options: argparse.Namespace) -> None:
     line("same_sae", "int8", evaluate(sae, rounded[held]), top_images(sae, rounded))
     for what, other in (
         ("trained on int8", lambda: train(rounded[~held], options)),
-        ("trained on float16, batches turned round", lambda: train(images[~held], options, order=-1)),
+        ("trained on float16, batches reversed", lambda: train(images[~held], options, order=-1)),
         ("trained on float16, another seed", lambda: train(images[~held], options, seed=43)),
     ):
         trained = other()
@@ -200,8 +206,8 @@ def study(path: str, options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--store", action="append", required=True, help="a float16 store; may be given several times")
-    parser.add_argument("--images", type=int, default=600, help="images used of each, spread over it")
+    parser.add_argument("--store", action="append", required=True, help="a float16 store; repeatable")
+    parser.add_argument("--images", type=int, default=600, help="images used per store, spread over it")
     parser.add_argument("--expansion", type=int, default=8)
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--l1", type=float, default=0.0001)

@@ -1,4 +1,4 @@
-"""Interleaved timing of a baseline and ours: medians of several rounds, after a warm-up."""
+"""Interleaved timing of a baseline and our code: medians of several rounds, after a warm-up."""
 
 import json
 import platform
@@ -10,11 +10,11 @@ from collections.abc import Callable
 def compare(
     name: str, baseline: Callable[[], object], ours: Callable[[], object], *, rounds: int = 7, **sizes: object
 ) -> dict[str, object]:
-    """Time two functions in turn, A B A B ..., and print a JSON line.
+    """Time two functions alternately, A B A B ..., and print a JSON line.
 
     Returns:
-        The line: `ratio` is the median baseline time over our median time, so 1 means equally fast and more means
-        faster; `ratio_best` compares the fastest rounds, which other users of the machine disturbed least.
+        The line. `ratio` is the baseline's median time over ours: 1 means equally fast, more means that we are faster.
+        `ratio_best` compares the fastest rounds, which other users of the machine disturbed least.
     """
     times: tuple[list[float], list[float]] = ([], [])
     for round_number in range(rounds + 1):
@@ -42,5 +42,5 @@ def compare(
 
 
 def print_line(line: dict[str, object]) -> None:
-    """A JSON line on stdout."""
+    """Print a JSON line on stdout."""
     print(json.dumps(line), flush=True)

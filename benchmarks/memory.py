@@ -1,8 +1,8 @@
-"""Peak memory over few and over many images: `python -m benchmarks.memory`.
+"""Peak memory for few and for many images: `python -m benchmarks.memory`.
 
 Names: `memory_build` (the verb `build` with the embedded vision transformer) and `memory_epoch` (one shuffled epoch of
-the store that it wrote). Each runs in a process of its own; `growth` is the difference of the peaks for every further
-image, beside the bytes that an image's activations take.
+the store that it wrote). Each runs in a process of its own. `growth_bytes_per_image` is the difference of the peaks per
+additional image, to compare with `activation_bytes_per_image`.
 """
 
 import argparse
@@ -51,24 +51,24 @@ def epoch(store: Path, batch: int) -> None:
             pass
 
 
-def run_child(work: str, *arguments: object) -> int:
-    """Run one piece of work in a new process; returns its peak resident memory in bytes."""
-    command = [sys.executable, "-m", "benchmarks.memory", "--child", work, *map(str, arguments)]
+def run_child(job: str, *arguments: object) -> int:
+    """Run one job in a new process; returns its peak resident memory in bytes."""
+    command = [sys.executable, "-m", "benchmarks.memory", "--child", job, *map(str, arguments)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
     return int(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=512, help="the small number; the large one is ten times that")
-    parser.add_argument("--shard-images", type=int, default=64, help="small, so that all shards are never in memory")
+    parser.add_argument("--images", type=int, default=512, help="the small number; the large one is ten times as large")
+    parser.add_argument("--shard-images", type=int, default=64, help="small, so that never all shards are in memory")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--folder", type=Path, help="where the files go; a temporary folder by default")
+    parser.add_argument("--folder", type=Path, help="where to write files; default a temporary folder")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        work, *paths = options.child
-        if work == "build":
+        job, *paths = options.child
+        if job == "build":
             build(Path(paths[0]), Path(paths[1]), int(paths[2]), int(paths[3]))
         else:
             epoch(Path(paths[0]), int(paths[1]))
@@ -85,14 +85,14 @@ def main() -> None:
         from cytosae_cache.store import ActivationStore
 
         image_bytes = ActivationStore.open(Path(folder) / f"{sizes[1]}.zarr").image_bytes
-    for work, (small, large) in peaks.items():
+    for job, (small, large) in peaks.items():
         line = {
-            "name": f"memory_{work}",
+            "name": f"memory_{job}",
             "ratio": round(small / large, 3),
             "images": sizes,
             "peak_mb": [round(small / 1e6, 1), round(large / 1e6, 1)],
-            "growth_bytes_an_image": round((large - small) / (sizes[1] - sizes[0])),
-            "activation_bytes_an_image": image_bytes,
+            "growth_bytes_per_image": round((large - small) / (sizes[1] - sizes[0])),
+            "activation_bytes_per_image": image_bytes,
         }
         print(json.dumps(line), flush=True)
 

@@ -23,10 +23,10 @@ import numpy as np
 from benchmarks.measure import print_line
 from cytosae.formats.checkpoint import save_sae
 from cytosae.sae.registry import make_sae
+from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.format.metadata import Provenance
 from cytosae_cache.format.spec import StoreSpec, TokenLayout
-from cytosae_cache.store import ActivationStore, ImageTable
-from cytosae_cache.writer import ShardData, StoreWriter
+from cytosae_cache.writer import ShardData, StoreWriter, create_store
 from cytosae_pipeline.config import StatisticsConfig
 from cytosae_pipeline.statistics.counts import Counts
 from cytosae_pipeline.statistics.features import Features
@@ -87,7 +87,7 @@ def make_workspace(root: Path, n_images: int, options: argparse.Namespace) -> No
         [f"{row:06d}.png" for row in range(n_images)], [_LABELS[row % 4] for row in range(n_images)], patients
     )
     provenance = Provenance("random", "0" * 64, "0", "2026-01-01T00:00:00+00:00", "cpu")
-    store = ActivationStore.create(root / "s.zarr", spec, table, provenance, shard_images=_SHARD)
+    store = create_store(root / "s.zarr", spec, table, provenance, shard_images=_SHARD)
     with StoreWriter(store) as writer:
         for shard in writer.missing_shards():
             n = len(store.shard_rows(shard))

@@ -1,9 +1,10 @@
-"""How well each order of training mixes a store sorted by class: `python -m benchmarks.shuffle`.
+"""How well each training order mixes a store sorted by class: `python -m benchmarks.shuffle`.
 
-Pure arithmetic on row numbers: no store, no disk. Each line compares an order with the true shuffle of the same images:
-`rank_correlation` (Spearman's, between file order and stream order, its size averaged over epochs; 0 is perfect),
-`class_distance` (total variation between the labels of a batch and those of the store, averaged over batches; the true
-shuffle's is what chance leaves), `classes_per_batch`, and `ratio`: the true shuffle's class distance over this one's.
+Pure arithmetic on row numbers: no store, no disk. Each line compares an order with the global shuffle of the same
+images. `rank_correlation` is the absolute Spearman correlation between file order and stream order, averaged over
+epochs (0 is perfect). `class_distance` is the total variation distance between the labels of a batch and those of the
+store, averaged over batches; that of the global shuffle is due to chance. `ratio` is the class distance of the global
+shuffle over this one's.
 """
 
 import argparse
@@ -11,33 +12,33 @@ import json
 
 import numpy as np
 
-from cytosae_cache.reading.sampler import Layout, Sampler
+from cytosae_cache.reading.sampler import RowLayout, Sampler
 
 
-def make_layout(n_images: int, shard_images: int) -> Layout:
-    """One store without unreadable images."""
+def make_layout(n_images: int, shard_images: int) -> RowLayout:
+    """Layout of one store without unreadable images."""
     bounds = np.append(np.arange(0, n_images, shard_images), n_images)
-    return Layout(bounds, np.array([0, n_images]))
+    return RowLayout(bounds, np.array([0, n_images]))
 
 
 def rank_correlation(rows: np.ndarray) -> float:
-    """Spearman's correlation between the rows of an epoch, in the order served, and their places in the file."""
+    """Spearman's correlation between the rows of an epoch, in the order served, and their positions in the file."""
     return float(np.corrcoef(rows, np.arange(len(rows)))[0, 1])
 
 
 def class_distance(labels: np.ndarray, n_classes: int, store: np.ndarray) -> float:
-    """Total variation between the labels of a batch and the store's distribution; between 0 and 1."""
+    """Total variation distance between the labels of a batch and those of the store; between 0 and 1."""
     return 0.5 * float(np.abs(np.bincount(labels, minlength=n_classes) / len(labels) - store).sum())
 
 
-def measure(sampling: Sampler, labels: np.ndarray, epochs: int) -> dict[str, float]:
-    """Mixing of one order, averaged over epochs."""
+def measure(sampler: Sampler, labels: np.ndarray, epochs: int) -> dict[str, float]:
+    """Measure how well one order mixes, averaged over epochs."""
     store = np.bincount(labels) / len(labels)
     correlations, distances, n_present = [], [], []
     for epoch in range(epochs):
-        first = epoch * sampling.n_rows
-        batches = list(sampling.iter_batches(samples_seen=first, stop=first + sampling.n_rows))
-        rows = [parts // sampling.parts_per_row for parts in batches]
+        first = epoch * sampler.n_rows
+        batches = list(sampler.iter_batches(samples_seen=first, stop=first + sampler.n_rows))
+        rows = [parts // sampler.parts_per_row for parts in batches]
         correlations.append(abs(rank_correlation(np.concatenate(rows))))
         distances += [class_distance(labels[part], len(store), store) for part in rows]
         n_present += [len(np.unique(labels[part])) for part in rows]
@@ -53,18 +54,18 @@ def run(options: argparse.Namespace) -> None:
     labels = np.arange(options.images) * options.classes // options.images
     orders = [("global", None), *(("windowed", window) for window in options.windows)]
     for batch_of, n_tokens in (("images", 1), ("tokens", options.tokens)):
-        true_distance = None
+        global_distance = None
         for shuffle, window in orders:
             more = {} if window is None else {"window_shards": window}
-            sampling = Sampler(layout, n_tokens, options.batch, 0, shuffle, batch_of, **more)
-            found = measure(sampling, labels, options.epochs)
-            true_distance = true_distance or found["class_distance"]
+            sampler = Sampler(layout, n_tokens, options.batch, 0, shuffle, batch_of, **more)
+            found = measure(sampler, labels, options.epochs)
+            global_distance = global_distance or found["class_distance"]
             line = {
                 "name": "shuffle",
                 "shuffle": shuffle,
                 "batch_of": batch_of,
                 "window_shards": window,
-                "ratio": round(true_distance / found["class_distance"], 3),
+                "ratio": round(global_distance / found["class_distance"], 3),
                 **{name: round(value, 4) for name, value in found.items()},
                 "images": options.images,
                 "classes": options.classes,

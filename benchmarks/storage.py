@@ -2,7 +2,7 @@
 
 Names: `write` (baseline: write + fsync of the same bytes), `read` (baseline: readinto of the raw file), `stream`,
 `tokens` (batches of tokens) and `random` (baseline: our sequential pass). `cache` says how files are read: `warm` from
-the page cache, `direct` past it (O_DIRECT, both sides), `cold` through it after the files were dropped from it.
+the page cache, `direct` bypassing it (O_DIRECT, both sides), `cold` through it after the files were dropped from it.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import compare
+from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.format.metadata import Provenance
 from cytosae_cache.format.shard import as_bytes, shard_name
 from cytosae_cache.format.spec import StoreSpec, TokenLayout
@@ -24,8 +25,8 @@ from cytosae_cache.reading.loader import ShuffledLoader, iter_row_blocks
 from cytosae_cache.reading.reader import StoreReader, aligned_buffer
 from cytosae_cache.reading.sampler import BatchOf
 from cytosae_cache.storage.atomic import write_all
-from cytosae_cache.store import ActivationStore, ImageTable
-from cytosae_cache.writer import ShardData, StoreWriter
+from cytosae_cache.store import ActivationStore
+from cytosae_cache.writer import ShardData, StoreWriter, create_store
 from cytosae_pipeline.building.build import widen_with_torch
 
 
@@ -34,21 +35,20 @@ def make_spec(d_model: int) -> StoreSpec:
 
 
 def write_store(path: Path, spec: StoreSpec, shards: list[np.ndarray], compression: str = "none") -> ActivationStore:
-    """Our writing, from the first shard to the mark of completeness."""
+    """Our writing, from creating the store to marking it complete."""
     shutil.rmtree(path, ignore_errors=True)
     n = sum(len(shard) for shard in shards)
     table = ImageTable([f"{row:08d}.png" for row in range(n)], [""] * n, [""] * n)
     provenance = Provenance("bench", "0" * 64, "0", "now")
-    store = ActivationStore.create(path, spec, table, provenance, shard_images=len(shards[0]), compression=compression)
+    store = create_store(path, spec, table, provenance, shard_images=len(shards[0]), compression=compression)
     with StoreWriter(store, widen=widen_with_torch) as writer:
         for number, shard in enumerate(shards):
             writer.submit(ShardData(number, shard, [b"0" * 32] * len(shard), [""] * len(shard)))
-        writer.finish()
-    return store
+        return writer.finish()
 
 
 def write_bare(folder: Path, shards: list[np.ndarray]) -> None:
-    """The same bytes to as many files, each synced."""
+    """Write the same bytes to the same number of files, each synced."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for number, shard in enumerate(shards):
@@ -59,7 +59,7 @@ def write_bare(folder: Path, shards: list[np.ndarray]) -> None:
 
 
 def read_bare(store: ActivationStore, buffer: np.ndarray, *, flags: int = 0) -> None:
-    """The shard files' images, a buffer at a time, one file after another."""
+    """Read the images of the shard files, one buffer at a time, file by file."""
     view = as_bytes(buffer)
     for shard in range(store.n_shards):
         file = os.open(store.path / shard_name(shard), os.O_RDONLY | flags)
@@ -73,7 +73,7 @@ def read_bare(store: ActivationStore, buffer: np.ndarray, *, flags: int = 0) -> 
 
 
 def drop_cache(store: ActivationStore) -> None:
-    """Make the system forget the store's shards, so that the next read comes from the disk."""
+    """Drop the store's shards from the page cache, so that the next read comes from the disk."""
     for shard in range(store.n_shards):
         with (store.path / shard_name(shard)).open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -85,7 +85,7 @@ def read_sequentially(reader: StoreReader, batch: int) -> None:
 
 
 def read_into(reader: StoreReader, buffer: np.ndarray) -> None:
-    """The whole store in order into the caller's buffer."""
+    """Read the whole store in order into the caller's buffer."""
     n = reader.store.n_images
     for start in range(0, n, len(buffer)):
         rows = np.arange(start, min(start + len(buffer), n))
@@ -123,7 +123,6 @@ def run(folder: Path, options: argparse.Namespace) -> None:
     raw = write_store(folder / "raw.zarr", spec, shards)
     for codec in options.codecs:
         store = raw if codec == "none" else write_store(folder / f"{codec}.zarr", spec, shards, codec)
-        store = ActivationStore.open(store.path)
         more = {**sizes, "codec": codec}
         for verify in (True, False) if codec == "none" else (True,):
             with StoreReader(store, verify=verify, n_threads=options.threads) as reader:
@@ -134,7 +133,7 @@ def run(folder: Path, options: argparse.Namespace) -> None:
 
 
 def measure(reader: StoreReader, raw: ActivationStore, options: argparse.Namespace, sizes: dict[str, object]) -> None:
-    """Sequential, shuffled and random reading of one store."""
+    """Measure sequential, shuffled and random reading of one store."""
     store, rounds, epochs = reader.store, options.rounds, itertools.count()
     buffer, rng = aligned_buffer((options.batch, *store.spec.image_shape), store.dtype), np.random.default_rng(0)
     flags = os.O_DIRECT if sizes["cache"] == "direct" and store.image_bytes % 512 == 0 else 0
@@ -160,13 +159,13 @@ def measure(reader: StoreReader, raw: ActivationStore, options: argparse.Namespa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, help="where the files go; a temporary folder by default")
+    parser.add_argument("--folder", type=Path, help="where to write files; default a temporary folder")
     parser.add_argument("--shards", type=int, default=6)
     parser.add_argument("--shard-images", type=int, default=256)
     parser.add_argument("--d-model", type=int, default=768)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--threads", type=int, default=4, help="reading threads with a warm cache")
-    parser.add_argument("--cold-threads", type=int, default=8, help="reading threads without")
+    parser.add_argument("--cold-threads", type=int, default=8, help="reading threads without a warm cache")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--codecs", nargs="*", default=["none", "lz4", "zstd"])
     options = parser.parse_args()

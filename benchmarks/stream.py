@@ -1,8 +1,8 @@
-"""Every kind of training stream against our own sequential pass, warm: `python -m benchmarks.stream`.
+"""Every kind of training stream against our own sequential pass, with a warm cache: `python -m benchmarks.stream`.
 
-A round is some epochs of one stream, so that the memory made at its start counts as little as in a training run.
-Names: `stream` (whole images), `tokens` (token-mixed batches); `memory` says whether all activations were kept in
-memory, whose first reading is not timed.
+A round is several epochs of one stream, so that allocating its memory counts as little as in a training run. Names:
+`stream` (whole images), `tokens` (token-mixed batches). `memory` says whether all activations were kept in memory; the
+first read is not timed.
 """
 
 import argparse
@@ -16,7 +16,6 @@ from benchmarks.storage import make_spec, read_sequentially, write_store
 from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.loader import ShuffledLoader
 from cytosae_cache.reading.reader import StoreReader
-from cytosae_cache.store import ActivationStore
 
 
 def read_epochs(reader: StoreReader, batch: int, epochs: int) -> None:
@@ -37,7 +36,7 @@ def run(folder: Path, options: argparse.Namespace) -> None:
     n = options.shards * options.shard_images
     sizes = {"images": n, "megabytes": round(sum(shard.nbytes for shard in shards) / 1e6), "batch": options.batch}
     for codec in options.codecs:
-        store = ActivationStore.open(write_store(folder / f"{codec}.zarr", spec, shards, codec).path)
+        store = write_store(folder / f"{codec}.zarr", spec, shards, codec)
         with StoreReader(store) as reader:
             for batch_of in ("images", "tokens"):
                 for shuffle, memory in (("global", False), ("windowed", False), ("global", True)):
@@ -48,7 +47,7 @@ def run(folder: Path, options: argparse.Namespace) -> None:
                     compare(
                         "tokens" if batch_of == "tokens" else "stream",
                         lambda: read_epochs(reader, options.batch, options.epochs),
-                        lambda: serve(stream),  # noqa: B023 - called at once
+                        lambda: serve(stream),  # noqa: B023 - called immediately
                         rounds=options.rounds,
                         shuffle=shuffle,
                         memory=memory,
@@ -60,7 +59,7 @@ def run(folder: Path, options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="where the files go; a temporary folder by default")
+    parser.add_argument("--folder", type=Path, help="where to write files; default a temporary folder")
     parser.add_argument("--shards", type=int, default=24)
     parser.add_argument("--shard-images", type=int, default=64)
     parser.add_argument("--d-model", type=int, default=768)

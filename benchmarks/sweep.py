@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import print_line
+from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.format.metadata import Provenance
 from cytosae_cache.format.spec import StoreSpec, TokenLayout
-from cytosae_cache.store import ActivationStore, ImageTable
-from cytosae_cache.writer import ShardData, StoreWriter
+from cytosae_cache.writer import ShardData, StoreWriter, create_store
 
 _PROGRAM = "from cytosae_pipeline.cli.app import main; main()"
 
@@ -74,7 +74,7 @@ def make_store(path: Path, options: argparse.Namespace, codec: str) -> None:
     names = [f"{row:06d}.png" for row in range(n)]
     table = ImageTable(names, ["a"] * n, ["p"] * n)
     provenance = Provenance("random", "0" * 64, "0", "2026-01-01T00:00:00+00:00", "cpu")
-    store = ActivationStore.create(path, spec, table, provenance, shard_images=64, compression=codec)  # type: ignore[arg-type]
+    store = create_store(path, spec, table, provenance, shard_images=64, compression=codec)  # type: ignore[arg-type]
     rng = np.random.default_rng(0)
     with StoreWriter(store) as writer:
         for shard in writer.missing_shards():

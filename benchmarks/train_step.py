@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import compare, print_line
-from cytosae.sae.base import LossWeights, Sae
-from cytosae.training.fused_loss import MatmulConfig
+from cytosae.sae.loss import LossWeights
+from cytosae.sae.relu import ReluSae
+from cytosae.training.matmul import MatmulConfig
 from cytosae.training.step import TrainStep
 from cytosae_pipeline.runtime.devices import choose_device
 from cytosae_pipeline.training.matmul import TrainingPrecision, choose_matmul, choose_training_precision
@@ -84,25 +85,25 @@ def make_step(
     options: argparse.Namespace, device: torch.device, density: float, products: MatmulConfig | None
 ) -> TrainStep:
     """A step whose latents are active as often as asked; the plain one with default Adam."""
-    sae = Sae(options.d_in, options.latents, device=device)
+    sae = ReluSae(options.d_in, options.latents, device=device)
     x = make_batch(options, device)[0, :64]
     with torch.no_grad():
         pre = sae.pre_activations(x).flatten()
         sae.b_enc.sub_(pre.float().sort().values[min(len(pre) - 1, int((1 - density) * len(pre)))])
     step = TrainStep(
-        sae, weights=LossWeights(l1=8e-5), use_ghost_grads=options.ghost_share > 0, dead_feature_window=1 << 40,
-        products=products,
+        sae, lr=0.0, weights=LossWeights(l1_coefficient=8e-5), use_ghost_grads=options.ghost_share > 0,
+        dead_feature_window=1 << 40, matmul=products,
     )  # fmt: skip
     step.tracker.n_steps_since_fired[: int(options.ghost_share * options.latents)] = 1 << 60
     if products is None:
-        step._optimizer = torch.optim.Adam(sae.parameters(), betas=(0.9, 0.999))
+        step.optimizer = torch.optim.Adam(sae.parameters(), lr=0.0, betas=(0.9, 0.999))
     return step
 
 
 def run_step(step: TrainStep, x: torch.Tensor) -> None:
     """One step that changes nothing, so that the density stays."""
     kept = step.tracker.n_steps_since_fired.clone()
-    step.step(x, 0.0)
+    step.step(x)
     step.tracker.n_steps_since_fired.copy_(kept)
     if x.device.type == "cuda":
         torch.cuda.synchronize()

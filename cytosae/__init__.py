@@ -1,5 +1,8 @@
 """The science of cytosae-cache: backbones, sparse autoencoders and their statistics, in plain torch and numpy.
 
-Shape letters used throughout: `B` images in a batch, `T` tokens an image (CLS, registers, patches row by row),
-`D` model width, `S` latents of the sparse autoencoder, `K` entries kept by a top-k.
+Rooms, lowest first: `backbones` (images to tokens), `sae` (architectures), `statistics` (accumulators over images),
+`analysis` (latents against labels). `training` (losses and steps) and `formats` (files) build on `sae` alone.
+
+Shape letters used throughout: `B` images in a batch, `T` tokens per image (CLS, registers, patches row by row),
+`D` model width, `S` latents of the sparse autoencoder, `k` entries kept by a top-k.
 """

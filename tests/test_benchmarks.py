@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import shuffle, train_step
-from cytosae.training.fused_loss import MatmulConfig
+from cytosae.training.matmul import MatmulConfig
 from tests.support.stores import make_activations, make_spec, make_store
 
 ROOT = Path(__file__).parents[1]
@@ -91,7 +91,7 @@ def test_half_size_compares_ways_and_autoencoders(tmp_path):
     store = make_store(tmp_path / "s.zarr", make_activations(40, make_spec(d_model=16)))
     lines = _run("half_size", "--store", store.path, "--images", 40, "--expansion", 2, "--epochs", 1)
     assert [line["name"] for line in lines] == [*["error"] * 4, "speed", *["same_sae"] * 2, *["own_sae"] * 3]
-    assert lines[4]["bytes_an_image"] == 5 * 20
+    assert lines[4]["bytes_per_image"] == 5 * 20
     assert lines[5]["top10_overlap"] == 1
     assert lines[5]["ev_moved_percent"] == 0
     assert {"ev", "l0", "dead"} <= set(lines[-1])
@@ -104,7 +104,7 @@ def test_peak_memory_does_not_hold_the_images(tmp_path):
     assert (build["name"], epoch["name"]) == ("memory_build", "memory_epoch")
     for line in (build, epoch):
         assert line["images"] == [30, 300]
-        assert line["growth_bytes_an_image"] < 0.75 * line["activation_bytes_an_image"]
+        assert line["growth_bytes_per_image"] < 0.75 * line["activation_bytes_per_image"]
 
 
 SMALL_STEP = ["--d-in", 16, "--latents", 64, "--tokens", 40, "--rounds", 1]
@@ -135,7 +135,7 @@ def test_the_benchmarks_densities_are_those_asked_for():
             step = train_step.make_step(options, cpu, density, products)
             for _ in range(2):
                 train_step.run_step(step, x)
-            found = step.step(x, 0.0)
+            found = step.step(x)
             assert found.n_fired.sum().item() / (200 * 256) == pytest.approx(density, rel=0.25)
             assert found.terms.ghost > 0
 

@@ -21,7 +21,7 @@ from cytosae_cache.format.shard import shard_name
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.verify import verify_store
-from cytosae_cache.writer import StoreWriter
+from cytosae_cache.writer import StoreWriter, create_store
 from cytosae_pipeline.building import build as build_module
 from cytosae_pipeline.runtime.progress import Progress
 from tests.support.nursery import Nursery
@@ -436,7 +436,7 @@ def test_activations_beyond_the_stores_type_stop_the_build_with_the_images_name(
     checkpoint["teacher"]["backbone.cls_token"][...] = 1e6
     torch.save(checkpoint, with_images.vit)
     output = with_images.build(code=1).output
-    assert "activations of image 'blast/p0/000.png' (row 0) hold NaN or infinity in float16" in output
+    assert "image 'blast/p0/000.png' (row 0) has activations of NaN or infinity in float16" in output
     assert "--store-dtype float32" in output
     with_images.build("--store_dtype", "float32")
 
@@ -514,7 +514,7 @@ def test_links_within_a_store_and_to_it_are_followed(tmp_path):
 
 def test_links_out_of_an_unfinished_store_are_not_written_through(tmp_path):
     (tmp_path / "outside").mkdir()
-    store = ActivationStore.create(tmp_path / "s.zarr", make_spec(), make_table(6), PROVENANCE, shard_images=4)
+    store = create_store(tmp_path / "s.zarr", make_spec(), make_table(6), PROVENANCE, shard_images=4)
     (store.path / "progress").symlink_to(tmp_path / "outside")
     with (
         pytest.raises(StoreError, match="is a link that leads out of the store"),
@@ -541,7 +541,7 @@ def test_recorded_names_that_lead_out_are_refused(tmp_path, name):
     (tmp_path / "outside").write_text("x")
     store = make_store(tmp_path / "s.zarr", make_activations(6))
     _edit_attributes(store.path, lambda ours: ours["files"].update({name: "0" * 64}))
-    assert any(words in _refused(store.path) for words in ("missing", "cannot be one", "leads out"))
+    assert any(words in _refused(store.path) for words in ("missing", "invalid file name", "leads out"))
 
 
 @pytest.mark.parametrize(
@@ -621,7 +621,7 @@ def test_a_giant_shape_is_refused_at_once(tmp_path, compression):
         array["shape"][0] = 1 << 30
         path.write_text(json.dumps(array))
     seal(store)
-    assert "says that it holds 1,073,741,824 images, but its shard files have" in _refused(store.path)
+    assert "promises 1,073,741,824 images, but its shard files have only" in _refused(store.path)
 
 
 @pytest.mark.parametrize(

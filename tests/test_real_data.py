@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from cytosae.backbones.backbone import load_backbone
+from cytosae.backbones.backbone import describe_backbone, load_backbone
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.cli.app import cli
@@ -41,7 +41,8 @@ def test_images_to_patients(test_data, tmp_path, network):
 
 
 def test_real_positions_are_interpolated_and_activations_tell_cells_apart(test_data):
-    backbone = load_backbone(test_data / "vit" / "dinov2_vits14.pth", name="dinov2_vits14", block=-2)
+    checkpoint = test_data / "vit" / "dinov2_vits14.pth"
+    backbone = load_backbone(checkpoint, describe_backbone(checkpoint, name="dinov2_vits14", block=-2))
     assert backbone.info.n_tokens == 257
     assert len(backbone.model.encoder.layer) == 11
     positions = backbone.model.embeddings.position_embeddings

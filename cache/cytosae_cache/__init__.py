@@ -1,4 +1,8 @@
-"""The activation store: sharded Zarr arrays on disk, and fast, checked ways to write, read and stream them.
+"""The activation store: sharded Zarr arrays on disk, and fast, verified ways to write, read and stream them.
 
-Shape letters: `N` images in a store, `T` tokens an image, `D` model width.
+Modules, lowest first, each importing only lower ones: `errors`, `storage/` (files), `format/` (what they contain),
+`reading/` (rows into memory, in training order), `views` (dask, xarray), `store` (the facade that users open),
+`writer`, `verify`.
+
+Shape letters: `N` images in a store, `T` tokens per image, `D` model width.
 """

@@ -1,12 +1,19 @@
-"""What can go wrong with a store, each kind under the builtin that a caller would catch."""
+"""What can go wrong with a store; each error also inherits from the builtin that a caller would catch."""
 
 
 class StoreError(ValueError):
-    """A store cannot be used as asked; the message says what was found, what was expected and what to type."""
+    """A store cannot be used as requested; the message says what was found, what was expected and what to type."""
 
 
 class StoreNotFoundError(StoreError, FileNotFoundError):
     """There is no store at the path."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class StoreUnreachableError(StoreError, OSError):
+    """A remote store does not respond."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -21,11 +28,15 @@ class StoreMismatchError(StoreError):
 
 
 class StoreCorruptError(StoreError):
-    """Bytes, shapes or checksums are not those that were written."""
+    """Bytes, shapes or checksums differ from what was written."""
 
 
 class ChecksumError(StoreCorruptError):
-    """An image's bytes are not those that were written."""
+    """An image's bytes differ from what was written."""
+
+
+class NotFiniteError(StoreError):
+    """Activations contain NaN or infinity, or values beyond the range of the store's dtype."""
 
 
 class StoreBusyError(StoreError):

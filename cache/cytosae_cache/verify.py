@@ -1,4 +1,4 @@
-"""Checking a store against everything it says of itself."""
+"""Checking a store against its own metadata, checksums and sums."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cytosae_cache.errors import ChecksumError, StoreCorruptError
+from cytosae_cache.format.layout import StoreLayout
 from cytosae_cache.format.metadata import table_names
 from cytosae_cache.format.moments import image_sums
 from cytosae_cache.format.shard import ShardDigest, digest_file, shard_name
 from cytosae_cache.reading.permutation import spread_rows
 from cytosae_cache.reading.reader import StoreReader
-from cytosae_cache.store import ActivationStore
 
 _SUMMED_SHARDS = 8
-"""Shards, spread over the store, whose moments are computed again."""
+"""Number of shards, spread over the store, whose moments are recomputed."""
 
 _COLUMNS: dict[str, tuple[str, str]] = {
     "images/path": ("n_images", ""),
@@ -37,30 +37,30 @@ _CHANNEL_COLUMNS = {"channels/mean": ("d_model", "float32"), "channels/std": ("d
 
 @dataclass
 class VerifyReport:
-    """What a check found."""
+    """The result of a check."""
 
     n_shards: int = 0
     """Shard files checked."""
     n_bytes: int = 0
     """Bytes read from them."""
     problems: list[str] = field(default_factory=list)
-    """One line each; empty for a sound store."""
+    """One line per problem; empty for a sound store."""
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether no problem was found."""
         return not self.problems
 
 
-def verify_store(store: ActivationStore, *, on_shard: Callable[[int], None] = lambda shard: None) -> VerifyReport:
-    """Check tables, files and every checksum of a complete store.
+def verify_store(store: StoreLayout, *, on_shard: Callable[[int], None] = lambda shard: None) -> VerifyReport:
+    """Check the tables, the files and every checksum of a complete store.
 
     Args:
         store: A complete store.
         on_shard: Called after each shard.
 
     Returns:
-        All problems found; checking goes on after each.
+        All problems found; checking continues after each one.
     """
     report = VerifyReport()
     try:
@@ -81,28 +81,28 @@ def verify_store(store: ActivationStore, *, on_shard: Callable[[int], None] = la
                 _check_file(store, shard, digest, report)
                 _check_images(store, reader, shard, report, sums=shard in summed)
             except FileNotFoundError:
-                pass  # reported with the missing files
+                pass  # reported as a missing file
             except StoreCorruptError as error:
                 report.problems.append(str(error))
             on_shard(shard)
     return report
 
 
-def _check_tables(store: ActivationStore, report: VerifyReport) -> None:
-    """Shapes and types of the small arrays, and the rules that bind them."""
+def _check_tables(store: StoreLayout, report: VerifyReport) -> None:
+    """Check shapes and dtypes of the small arrays, and the rules that connect them."""
     columns = {**_COLUMNS, **(_CHANNEL_COLUMNS if store.spec.store_dtype == "int8" else {})}
     for place, (length, dtype) in columns.items():
         column = store.column(place)
         expected = getattr(store, length)
         if len(column) != expected or (dtype and column.dtype != dtype):
             report.problems.append(
-                f"{place}: found {column.dtype} {column.shape}, expected {expected} of {dtype or 'text'}"
+                f"{place}: found {column.dtype} {column.shape}, expected {dtype or 'text'} of length {expected}"
             )
     if report.problems:
         return
     paths = [path.encode() for path in store.images.path]
     if paths != sorted(set(paths)):
-        report.problems.append("images/path: rows are not sorted by path, or a path stands twice")
+        report.problems.append("images/path: rows are not sorted by path, or a path occurs twice")
     skipped = np.array([bool(str(reason)) for reason in store.column("images/reason")], dtype=bool)
     if not np.array_equal(~store.valid, skipped):
         report.problems.append("images/valid: disagrees with images/reason")
@@ -114,17 +114,17 @@ def _check_tables(store: ActivationStore, report: VerifyReport) -> None:
         report.problems.append("moments/count: does not match the valid images")
 
 
-def _check_files(store: ActivationStore, report: VerifyReport) -> None:
-    """Shard files that are missing, and files that do not belong."""
+def _check_files(store: StoreLayout, report: VerifyReport) -> None:
+    """Find missing shard files, and files that do not belong to the store."""
     expected = {shard_name(shard) for shard in range(store.n_shards)}
     found = set(store.storage.names("activations/c/"))
     report.problems += [f"shard '{store.path}/{name}' is missing" for name in sorted(expected - found)]
-    strangers = [*sorted(found - expected), *(name for name in table_names(store.storage) if name not in store.files)]
-    report.problems += [f"'{store.path}/{name}' does not belong to the store" for name in strangers]
+    others = [*sorted(found - expected), *(name for name in table_names(store.storage) if name not in store.files)]
+    report.problems += [f"'{store.path}/{name}' does not belong to the store" for name in others]
 
 
-def _check_file(store: ActivationStore, shard: int, expected: ShardDigest, report: VerifyReport) -> None:
-    """Length and checksum of a shard's file."""
+def _check_file(store: StoreLayout, shard: int, expected: ShardDigest, report: VerifyReport) -> None:
+    """Check the length and checksum of a shard file."""
     file = store.storage.open(shard_name(shard))
     found = digest_file(file)
     report.n_shards, report.n_bytes = report.n_shards + 1, report.n_bytes + found.n_bytes
@@ -135,8 +135,8 @@ def _check_file(store: ActivationStore, shard: int, expected: ShardDigest, repor
         )
 
 
-def _check_images(store: ActivationStore, reader: StoreReader, shard: int, report: VerifyReport, *, sums: bool) -> None:
-    """Every image's checksum, NaN exactly where an image could not be read, and the shard's moments."""
+def _check_images(store: StoreLayout, reader: StoreReader, shard: int, report: VerifyReport, *, sums: bool) -> None:
+    """Check every image's checksum, that exactly the unreadable images are NaN, and the shard's moments."""
     rows = store.shard_rows(shard)
     total, wide = np.zeros((2, store.d_model)), np.empty(store.spec.image_shape)
     for row in rows:
@@ -149,9 +149,11 @@ def _check_images(store: ActivationStore, reader: StoreReader, shard: int, repor
             report.problems.append(str(error))
             return
         if np.isfinite(image).all() != store.valid[row]:
-            report.problems.append(f"row {row} ('{store.images.path[row]}'): finite numbers and 'valid' disagree")
+            report.problems.append(
+                f"row {row} ('{store.images.path[row]}'): finite activations and images/valid disagree"
+            )
         elif sums and store.valid[row]:
             total += image_sums(image[0], wide)
     moments = store.moments
     if sums and not np.array_equal(total, [moments.sum[shard], moments.sum_sq[shard]]):
-        report.problems.append(f"moments of shard {shard}: not the sums of its activations")
+        report.problems.append(f"moments of shard {shard}: do not equal the sums of its activations")

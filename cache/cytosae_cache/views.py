@@ -1,4 +1,4 @@
-"""Lazy views of a store for other tools: one task a shard, nothing read before it is asked for."""
+"""Lazy views of a store for other tools: one task per shard; nothing is read until it is needed."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -6,19 +6,19 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae_cache.errors import StoreError
+from cytosae_cache.format.layout import StoreLayout
 from cytosae_cache.reading.reader import StoreReader
-from cytosae_cache.store import ActivationStore
 
 if TYPE_CHECKING:
     import dask.array
     import xarray
 
 
-def dask_view(store: ActivationStore) -> "dask.array.Array":
+def dask_view(store: StoreLayout) -> "dask.array.Array":
     """The activations as a dask array whose chunks are whole shards.
 
-    Chunks across shard borders would read shards several times, and writing such chunks with dask loses data silently;
-    `dask.array.from_zarr` would make a task an image.
+    Chunks that cross shard borders would read shards several times, and writing such chunks with dask loses data
+    silently; `dask.array.from_zarr` would make one task per image.
 
     Args:
         store: A complete store.
@@ -33,6 +33,7 @@ def dask_view(store: ActivationStore) -> "dask.array.Array":
     if not store.n_shards:
         return da.zeros((0, *shape), dtype=store.dtype)
     read = delayed(read_shard, pure=True)
+    # Tasks get the path, not the store: it is all that another process needs.
     shards = [
         da.from_delayed(read(str(store.path), shard), (len(store.shard_rows(shard)), *shape), dtype=store.dtype)
         for shard in range(store.n_shards)
@@ -40,8 +41,8 @@ def dask_view(store: ActivationStore) -> "dask.array.Array":
     return da.concatenate(shards)
 
 
-def xarray_view(store: ActivationStore) -> "xarray.Dataset":
-    """The store as a labelled data set over `image`, `token` and `channel`; activations are lazy, a chunk a shard.
+def xarray_view(store: StoreLayout) -> "xarray.Dataset":
+    """The store as a labelled data set over `image`, `token` and `channel`; activations are lazy, one chunk per shard.
 
     Args:
         store: A complete store.
@@ -68,8 +69,8 @@ def xarray_view(store: ActivationStore) -> "xarray.Dataset":
 
 
 def read_shard(path: str, shard: int) -> npt.NDArray[Any]:
-    """One shard of the store at `path`, checked, shape `(n, n_tokens, d_model)`."""
-    store = ActivationStore.open(path)
+    """Read and verify one shard of the store at `path`, shape `(n, n_tokens, d_model)`."""
+    store = StoreLayout.open(path)
     rows = store.shard_rows(shard)
     with StoreReader(store, n_threads=1) as reader:
         return reader.read(np.arange(rows.start, rows.stop))

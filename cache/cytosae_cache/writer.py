@@ -1,54 +1,100 @@
-"""Writing a store shard by shard, durably, in the background, and going on after an interruption."""
+"""Creating a store and writing it shard by shard, durably and in the background, resumable at any time."""
 
 import contextlib
-import json
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from cytosae_cache.errors import StoreError
+from cytosae_cache.errors import NotFiniteError, StoreError
 from cytosae_cache.format.codec import make_codec
+from cytosae_cache.format.columns import encode_hierarchy
+from cytosae_cache.format.layout import ImageTable, StoreLayout
+from cytosae_cache.format.metadata import Provenance, hash_tables, write_attributes
 from cytosae_cache.format.moments import Widen, image_sums, widen
-from cytosae_cache.format.quantize import dequantize, measure_channels, quantize
+from cytosae_cache.format.progress import (
+    PROGRESS_FOLDER,
+    ShardMark,
+    make_tables,
+    mark_name,
+    read_mark,
+    remove_marks,
+    write_mark,
+)
+from cytosae_cache.format.quantize import Channels, dequantize, measure_channels, quantize
 from cytosae_cache.format.shard import as_bytes, checksum, digest_file, digest_parts, make_index, shard_name
-from cytosae_cache.store import PROGRESS_FOLDER, ActivationStore
+from cytosae_cache.format.spec import Compression, StoreSpec
+from cytosae_cache.storage.base import Location, StorageBackend
+from cytosae_cache.storage.open import open_storage
+from cytosae_cache.store import ActivationStore
 
 _QUEUED_SHARDS = 1
+_OUR_FOLDERS = ("activations/", "channels/", "images/", "moments/", "shards/", f"{PROGRESS_FOLDER}/")
 
 
-class NotFiniteError(StoreError):
-    """Activations hold NaN or infinity, or values beyond the store's type."""
+def create_store(
+    location: Location,
+    spec: StoreSpec,
+    images: ImageTable,
+    provenance: Provenance,
+    *,
+    shard_images: int,
+    compression: Compression = "none",
+) -> ActivationStore:
+    """Create an empty, unfinished store: metadata and the table of images, no activations.
+
+    Args:
+        location: Folder or URL to create; may contain what a killed build left, but nothing else.
+        spec: What identifies the store.
+        images: One entry per row.
+        provenance: Where the store comes from.
+        shard_images: Images per shard file; at least 1.
+        compression: Lossless codec of every image.
+
+    Raises:
+        ValueError: If `shard_images` is below 1 or the table's columns differ in length.
+        StoreError: If the folder contains other files.
+    """
+    lengths = [len(column) for column in images]
+    if shard_images < 1 or len(set(lengths)) != 1:
+        raise ValueError(
+            f"shard_images must be 1 or more and the columns of images equally long, found {shard_images} and {lengths}"
+        )
+    storage = open_storage(location)
+    clear_leftovers(storage)
+    tables = {
+        f"images/{name}": np.array(list(column), dtype=np.dtypes.StringDType())
+        for name, column in zip(images._fields, images, strict=True)
+    }
+    activations = (spec, len(images.path), shard_images, compression)
+    for name, data in encode_hierarchy(tables, activations=activations).items():
+        storage.write(name, [data])
+    storage.sync()
+    # Written last: without it the folder is not a store, so a build that was killed before starts from scratch.
+    write_attributes(storage, spec, provenance, complete=False)
+    return ActivationStore(location)
 
 
-@dataclass(frozen=True)
-class ShardMark:
-    """The completion mark of a shard: what the file must be, and what the tables will say of its images."""
+def clear_leftovers(storage: StorageBackend) -> None:
+    """Remove what a build left that was killed before it had created the store.
 
-    n_bytes: int
-    """Length of the file."""
-    crc32c: int
-    """Checksum of the file."""
-    image_crc32c: list[int]
-    """Checksum of each image's bytes."""
-    sha256: list[str]
-    """SHA-256 of each source file, 64 hex digits, '' where it could not be read."""
-    source_bytes: list[int]
-    """Length of each source file, 0 where it could not be read."""
-    reason: list[str]
-    """Why an image could not be read, '' for a valid one."""
-    count: int
-    """Valid tokens."""
-    sum: list[float]
-    """Sum over valid tokens a channel."""
-    sum_sq: list[float]
-    """Sum of squares over valid tokens a channel."""
+    Raises:
+        StoreError: If the storage contains other files.
+    """
+    storage.remove_partials()
+    names = storage.names()
+    others = [name for name in names if not name.startswith(_OUR_FOLDERS)]
+    if others:
+        raise StoreError(
+            f"'{storage}' is neither empty nor an unfinished store (found '{others[0]}'). Choose another place"
+        )
+    storage.remove(names)
 
 
 @dataclass(frozen=True)
@@ -58,29 +104,31 @@ class ShardData:
     shard: int
     """Number of the shard."""
     activations: npt.NDArray[Any]
-    """Shape `(n, n_tokens, d_model)` in the store's `dtype`; rows of unreadable images hold NaN."""
+    """Shape `(n, n_tokens, d_model)` in the store's `dtype`; rows of unreadable images are NaN."""
     sha256: Sequence[bytes | None]
-    """SHA-256 of each source file."""
+    """SHA-256 of each image file; None if it could not be read."""
     reason: Sequence[str]
-    """Why an image could not be read, '' for a valid one."""
+    """Why an image could not be read; '' for a valid one."""
     source_bytes: Sequence[int] = ()
-    """Length of each source file, 0 where it could not be read; may be left out if there are no files."""
+    """Length of each image file, 0 if it could not be read; empty if there are no files."""
 
 
 class StoreWriter:
-    """Writes shards in a background thread; use as a context manager.
+    """Writes shards of an unfinished store in a background thread; use as a context manager.
 
-    A shard's file is whole before its mark is written, so a killed build leaves whole shards, and `missing_shards` of
-    the next one tells which are still to do.
+    A shard's file is complete before its mark is written. A killed build therefore leaves complete shards, and
+    `missing_shards` tells the next build which ones are still to do.
 
     Args:
         store: The unfinished store.
-        widen: A faster way to convert numbers to float64, if there is one; any exact one gives the same store.
+        widen: Converts numbers to float64; any exact conversion gives the same store, a faster one sooner.
     """
 
-    def __init__(self, store: ActivationStore, *, widen: Widen = widen) -> None:
+    def __init__(self, store: StoreLayout, *, widen: Widen = widen) -> None:
         self.store = store
         self._storage, self._widen = store.storage, widen
+        # Written before the first mark: without a mark they may be incomplete, and the first shard gives them again.
+        self._channels = store.channels if store.n_finished_shards else None
         self._codec = make_codec(store.compression, np.dtype(store.spec.store_dtype).itemsize)
         self._queue: queue.Queue[ShardData | None] = queue.Queue(maxsize=_QUEUED_SHARDS)
         self._failure: BaseException | None = None
@@ -89,33 +137,35 @@ class StoreWriter:
         self._thread.start()
 
     def missing_shards(self) -> list[int]:
-        """Shards that are not there as their mark says, in order; their marks and stray files are removed."""
-        missing = [shard for shard in range(self.store.n_shards) if not self._verify(shard)]
-        self._storage.remove(_mark_name(shard) for shard in missing)
+        """Shards without a mark, or whose file does not match it, in order."""
+        return [shard for shard in range(self.store.n_shards) if not self._is_finished(shard)]
+
+    def discard(self, shards: Iterable[int]) -> None:
+        """Make shards missing: remove their marks. Also removes the partial files that killed builds left.
+
+        Call it for all missing shards before the first is submitted: a mark of an earlier build must never meet the new
+        file of its shard.
+        """
+        self._storage.remove(mark_name(shard) for shard in shards)
         self._storage.remove_partials()
-        return missing
 
     def recorded_sources(self, shard: int) -> list[bytes | None]:
-        """SHA-256 of the source files that a finished shard was made from, None where one could not be read.
+        """SHA-256 of the image files that a finished shard was made from; None for those that could not be read.
 
         Raises:
             StoreError: If the shard is not finished.
         """
-        mark = self._read_mark(shard)
+        mark = read_mark(self._storage, shard)
         if mark is None:
             raise StoreError(f"shard {shard} of store '{self.store.path}' is not finished")
         return [bytes.fromhex(digest) or None for digest in mark.sha256]
 
-    def discard(self, shard: int) -> None:
-        """Take a finished shard for missing from now on."""
-        self._storage.remove([_mark_name(shard)])
-
     def submit(self, data: ShardData) -> None:
-        """Queue a shard for writing; waits while the disk is behind. The caller gives the array away.
+        """Queue a shard for writing; blocks while the disk is slower than the caller, who must not use the array again.
 
         Raises:
             OSError: If an earlier shard could not be written.
-            NotFiniteError: If an earlier shard holds NaN or infinity.
+            NotFiniteError: If an earlier shard contains NaN or infinity.
         """
         while True:
             self._raise_failure()
@@ -123,8 +173,11 @@ class StoreWriter:
                 self._queue.put(data, timeout=0.2)
                 return
 
-    def finish(self) -> None:
+    def finish(self) -> ActivationStore:
         """Wait for the last shard, write the tables and mark the store complete.
+
+        Returns:
+            The complete store, opened.
 
         Raises:
             OSError: If a shard or table could not be written.
@@ -132,11 +185,17 @@ class StoreWriter:
         """
         self._stop()
         self._raise_failure()
-        marks = [self._read_mark(shard) for shard in range(self.store.n_shards)]
+        store, storage = self.store, self._storage
+        marks = [read_mark(storage, shard) for shard in range(store.n_shards)]
         if None in marks:
-            raise StoreError(f"shard {marks.index(None)} of store '{self.store.path}' was never written")
-        self.store.finish(_make_tables([mark for mark in marks if mark is not None], self.store.d_model))
-        self._storage.remove(self._storage.names(f"{PROGRESS_FOLDER}/"))
+            raise StoreError(f"shard {marks.index(None)} of store '{store.path}' was never written")
+        tables = make_tables([mark for mark in marks if mark is not None], store.d_model)
+        for name, data in encode_hierarchy(tables).items():
+            storage.write(name, [data])
+        storage.sync()
+        write_attributes(storage, store.spec, store.provenance, complete=True, files=hash_tables(storage))
+        remove_marks(storage)
+        return ActivationStore.open(store.path)
 
     def __enter__(self) -> Self:
         return self
@@ -144,7 +203,7 @@ class StoreWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Write what is queued, also after an error or Ctrl-C: finished work is kept."""
+        """Write what is queued, even after an error or Ctrl-C: finished work is kept."""
         self._stop()
         if kind is None:
             self._raise_failure()
@@ -162,79 +221,72 @@ class StoreWriter:
             raise self._failure
 
     def _run(self) -> None:
-        """Body of the thread."""
+        """The writing thread."""
         while (data := self._queue.get()) is not None:
             try:
                 self._write(data)
-            except BaseException as error:  # noqa: BLE001 - handed to the caller at its next call
+            except BaseException as error:  # noqa: BLE001 - raised at the caller's next call
                 self._failure = error
                 return
 
     def _write(self, data: ShardData) -> None:
-        """One shard: checks, file, mark."""
-        # The sums take about as long as the disk: they run beside it. Without a mark the file counts for nothing.
+        """Check one shard, write its file, then its mark."""
+        # The sums take about as long as the disk, so they run in parallel. Without a mark the file does not count.
         records, values = self._make_records(data)
         summary = self._summing.submit(_summarise, data, records, values, self.store, self._widen)
         parts = self._encode(records)
         digest = self._summing.submit(digest_parts, parts)
         self._storage.write(shard_name(data.shard), parts, sync=True)
         n_bytes, crc = digest.result()
-        mark = ShardMark(n_bytes=n_bytes, crc32c=crc, **summary.result())
-        # Not synced: a mark that a power cut takes away or cuts off only makes its shard count as missing.
-        self._storage.write(_mark_name(data.shard), [json.dumps(asdict(mark)).encode()])
+        write_mark(self._storage, data.shard, ShardMark(n_bytes=n_bytes, crc32c=crc, **summary.result()))
 
     def _make_records(self, data: ShardData) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """What is stored of a shard, and the activations that will be read from it."""
+        """The stored form of a shard, and the activations that readers will decode from it."""
         spec, images = self.store.spec, data.activations
         if spec.store_dtype != "int8":
             return images, images
-        if self.store.channels is None:
-            # Always the first shard: a resumed build without them has no finished shard either.
+        if self._channels is None:
+            # Always the first shard: a resumed build without channels does not have a finished shard either.
             sample = images[[not reason for reason in data.reason]]
             if not np.isfinite(sample).all():
                 return images, images  # the summary will name the image
-            self.store.set_channels(measure_channels(sample))
-        assert self.store.channels is not None
+            self._channels = measure_channels(sample)
+            self._write_channels(self._channels)
         records = np.empty((len(images), *spec.record_shape), dtype=np.int8)
         wide = np.empty(spec.image_shape, dtype=np.float32)
         for image, record in zip(images, records, strict=True):
-            quantize(image, self.store.channels, record)
-            # In place: nobody else has the array any more, and the sums are those of what will be read.
-            dequantize(record, self.store.channels, image, wide)
+            quantize(image, self._channels, record)
+            # In place: the caller has given the array away, and sums must be those of what readers decode.
+            dequantize(record, self._channels, image, wide)
         return records, images
 
+    def _write_channels(self, channels: Channels) -> None:
+        """Make the decoding parameters of an int8 store durable, before its first shard is written."""
+        columns = {f"channels/{name}": values for name, values in channels._asdict().items()}
+        for name, data in encode_hierarchy(columns).items():
+            self._storage.write(name, [data], sync=True)
+        self._storage.sync()
+
     def _encode(self, records: npt.NDArray[Any]) -> list[memoryview | bytes]:
-        """The bytes of the shard file, in parts."""
+        """The bytes of a shard file, in parts."""
         store = self.store
         if self._codec is None:
             return [as_bytes(records), make_index([store.spec.record_bytes] * len(records), store.shard_images)]
         encoded = [self._codec.encode(record) for record in records]
         return [*encoded, make_index([len(image) for image in encoded], store.shard_images)]
 
-    def _read_mark(self, shard: int) -> ShardMark | None:
-        """The mark of a shard; None if there is none that can be read."""
-        try:
-            return ShardMark(**json.loads(self._storage.read(_mark_name(shard))))
-        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
-            return None
-
-    def _verify(self, shard: int) -> bool:
-        """Whether the shard's file is what its mark says."""
-        mark, name = self._read_mark(shard), shard_name(shard)
+    def _is_finished(self, shard: int) -> bool:
+        """Whether the shard's file matches its mark."""
+        mark, name = read_mark(self._storage, shard), shard_name(shard)
         if mark is None or self._storage.size(name) != mark.n_bytes:
             return False
         return not self._storage.checks_content or digest_file(self._storage.open(name)).crc32c == mark.crc32c
 
 
-def _mark_name(shard: int) -> str:
-    """File of a shard's completion mark."""
-    return f"{PROGRESS_FOLDER}/{shard}.json"
-
-
 def _summarise(
-    data: ShardData, records: npt.NDArray[Any], values: npt.NDArray[Any], store: ActivationStore, widen: Widen
+    data: ShardData, records: npt.NDArray[Any], values: npt.NDArray[Any], store: StoreLayout, widen: Widen
 ) -> dict[str, Any]:
-    """Everything of a mark that follows from the shard's contents."""
+    """The fields of a mark that follow from the shard's contents."""
     valid = np.array([not reason for reason in data.reason], dtype=bool)
     total, total_sq = (np.zeros(store.d_model) for _ in range(2))
     wide = np.empty(store.spec.image_shape)
@@ -243,8 +295,8 @@ def _summarise(
         if not np.isfinite(squares).all():
             row = store.shard_rows(data.shard)[slot]
             raise NotFiniteError(
-                f"activations of image '{store.images.path[row]}' (row {row}) hold NaN or infinity in {store.dtype}. "
-                "Try --store-dtype float32 or --precision fp32; if it persists, the weights do not fit the images"
+                f"image '{store.images.path[row]}' (row {row}) has activations of NaN or infinity in {store.dtype}. "
+                "Try --store-dtype float32 or --precision fp32; if neither helps, the weights do not fit the images"
             )
         total += sums
         total_sq += squares
@@ -256,22 +308,4 @@ def _summarise(
         "count": int(valid.sum()) * store.n_tokens,
         "sum": total.tolist(),
         "sum_sq": total_sq.tolist(),
-    }
-
-
-def _make_tables(marks: Sequence[ShardMark], d_model: int) -> dict[str, npt.NDArray[Any]]:
-    """The arrays known only after the build, by their place in the store."""
-    reasons = [reason for mark in marks for reason in mark.reason]
-    digests = b"".join(bytes.fromhex(digest or "00" * 32) for mark in marks for digest in mark.sha256)
-    return {
-        "images/valid": np.array([not reason for reason in reasons], dtype=bool),
-        "images/reason": np.array(reasons, dtype=np.dtypes.StringDType()),
-        "images/sha256": np.frombuffer(digests, dtype=np.uint8).reshape(-1, 32),
-        "images/n_bytes": np.array([value for mark in marks for value in mark.source_bytes], dtype=np.uint64),
-        "images/crc32c": np.array([value for mark in marks for value in mark.image_crc32c], dtype=np.uint32),
-        "moments/count": np.array([mark.count for mark in marks], dtype=np.int64),
-        "moments/sum": np.array([mark.sum for mark in marks], dtype=np.float64).reshape(-1, d_model),
-        "moments/sum_sq": np.array([mark.sum_sq for mark in marks], dtype=np.float64).reshape(-1, d_model),
-        "shards/n_bytes": np.array([mark.n_bytes for mark in marks], dtype=np.uint64),
-        "shards/crc32c": np.array([mark.crc32c for mark in marks], dtype=np.uint32),
     }

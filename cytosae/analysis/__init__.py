@@ -1,1 +1,1 @@
-"""Reading the statistics: specific latents, groups compared, classification, probes, masking."""
+"""Analysis of statistics: specific latents, comparison and classification of groups, linear probes, masking."""

@@ -1,8 +1,8 @@
-"""How well patients' counts tell groups apart, and by which latents: nested cross-validation that leaks nothing.
+"""Classification of patients into groups by their counts, with nested cross-validation that leaks nothing.
 
-Thousands of latents and tens of patients: some latents separate any groups by chance. So everything that looks at the
-groups (choosing latents, choosing settings, fitting) sees the training patients of its fold alone. Choosing latents on
-all patients first and cross-validating afterwards reports high accuracies on pure noise (Ambroise & McLachlan 2002).
+With thousands of latents and tens of patients, some latents separate any groups by chance. Therefore every step that
+uses the groups (selecting latents, choosing settings, fitting) sees only the training patients of its fold. Selecting
+latents on all patients and cross-validating afterwards reports high accuracy on pure noise (Ambroise & McLachlan 2002).
 """
 
 from collections.abc import Sequence
@@ -17,34 +17,34 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
 N_INNER_FOLDS = 3
-"""Folds of the training part in which the settings are chosen, where its groups are large enough."""
+"""Inner folds, in which the settings are chosen if the groups of the training part are large enough."""
 
 
 class Setting(NamedTuple):
-    """What the inner cross-validation chooses."""
+    """Hyperparameters that the inner cross-validation chooses."""
 
     n_latents: int
-    """Latents kept: those whose counts differ most between the groups."""
+    """Number of latents kept: those whose counts differ most between the groups."""
     c: float
     """Inverse strength of the logistic regression's L2 penalty."""
 
 
 SETTINGS = tuple(Setting(n_latents, c) for n_latents in (8, 32, 128) for c in (0.1, 1.0))
-"""The candidates, the simpler first: of equally good ones the first is taken."""
+"""The candidates, simplest first: the first of equally good ones is chosen."""
 
 DEFAULT_SETTING = Setting(32, 0.1)
-"""Used where a training part is too small to be split again."""
+"""Used if a training part is too small to be split again."""
 
 
 class GroupClassification(NamedTuple):
     """Predictions for patients that the model never saw, and the latents it used."""
 
     accuracy: float
-    """Share of rows predicted right."""
+    """Share of rows predicted correctly."""
     balanced_accuracy: float
-    """Mean over the groups of the share of their rows predicted right; guessing gives 1 / G."""
+    """Mean over the groups of the share of their rows predicted correctly; guessing gives 1 / G."""
     chance: float
-    """Share of the largest group: the accuracy of always naming it."""
+    """Share of the largest group: the accuracy of always predicting it."""
     confusion: npt.NDArray[np.int64]
     """Rows by true group (first axis) and predicted group, shape `(G, G)`."""
     predicted: npt.NDArray[np.int64]
@@ -52,14 +52,14 @@ class GroupClassification(NamedTuple):
     fold: npt.NDArray[np.int64]
     """Fold in which the row was predicted, from 0, shape `(P,)`."""
     latents: npt.NDArray[np.int64]
-    """Latents chosen in more than half of the folds, shape `(n,)`: by falling share of folds, then falling mean
+    """Latents selected in more than half of the folds, shape `(n,)`, by descending share of folds, then descending mean
     |coefficient|, then index."""
     latent_share: npt.NDArray[np.float64]
-    """Share of the folds that chose each of `latents`, shape `(n,)`."""
+    """Share of the folds that selected each of `latents`, shape `(n,)`."""
     latent_weight: npt.NDArray[np.float64]
-    """Coefficient of each of `latents` for each group, mean over the folds that chose it, shape `(n, G)`: what one
-    standard deviation of `log1p(count)` adds to the group's logit, whose softmax is the prediction. Each row adds up
-    to 0."""
+    """Coefficient of each of `latents` for each group, mean over the folds that selected it, shape `(n, G)`: the change
+    of the group's logit per standard deviation of `log1p(count)`. The softmax of the logits is the prediction. Each row
+    sums to 0."""
     settings: tuple[Setting, ...]
     """The setting chosen in each fold."""
 
@@ -73,28 +73,28 @@ def classify_groups(
     n_folds: int = 5,
     seed: int = 0,
 ) -> GroupClassification:
-    """Predict the group of every row by a model fitted on other patients.
+    """Predict the group of every row with a model fitted on other patients.
 
-    The model: `log1p`, the latents with the largest analysis-of-variance F, standardisation, logistic regression with
-    an L2 penalty, in which all groups weigh the same, however many patients they have. Folds are stratified by group
-    and keep a patient's rows together. How many latents and how strong a penalty is chosen by balanced accuracy in an
-    inner cross-validation of each fold's training part (Varma & Simon 2006).
+    The model is `log1p`, selection of the latents with the largest analysis-of-variance F, standardisation, and
+    logistic regression with an L2 penalty and equal weight for every group, regardless of its number of patients. Folds
+    are stratified by group and keep a patient's rows together. An inner cross-validation of each fold's training part
+    chooses the number of latents and the penalty by balanced accuracy (Varma & Simon 2006).
 
     Args:
         counts: Normalised counts, finite and not negative, shape `(P, S)`.
         groups: Group of each row as index into `names`, shape `(P,)`.
         names: Names of the G groups.
-        patients: Patient of each row, shape `(P,)`; each row its own by default.
-        n_folds: Outer folds; fewer where the smallest group has fewer patients.
+        patients: Patient of each row, shape `(P,)`; by default every row is a patient of its own.
+        n_folds: Outer folds; fewer if the smallest group has fewer patients.
         seed: Seed of the folds.
 
     Returns:
-        The cross-validated predictions and what they were based on.
+        The cross-validated predictions and the latents and settings behind them.
 
     Raises:
         ValueError: If the shapes do not fit, a count is negative or not finite, there are fewer than two groups or
-            folds, a group has fewer than two patients, or the split found leaves a group without training patients,
-            which only patients of several groups can cause.
+            folds, a group has fewer than two patients, or the split leaves a group without training patients, which
+            happens only if patients belong to several groups.
     """
     groups = np.asarray(groups)
     ids = np.arange(len(groups)) if patients is None else np.unique(patients, return_inverse=True)[1]
@@ -102,10 +102,10 @@ def classify_groups(
     splits = _splits(groups, ids, n_folds, seed)
     if splits is None:
         raise ValueError(
-            "cannot split the patients so that every group is left to train on: too many patients have rows in "
-            "several groups; leave such patients out, or give patients=None if rows are independent"
+            "cannot split the patients so that every training part has all groups: too many patients have rows in "
+            "several groups; leave such patients out, or pass patients=None if rows are independent"
         )
-    # Each row by itself, so nothing leaks between rows; done once instead of in every fit.
+    # Transforms each row by itself, so nothing leaks between rows; done once instead of in every fit.
     features = np.log1p(np.asarray(counts, dtype=np.float64))
     predicted, fold = np.zeros(len(groups), dtype=np.int64), np.zeros(len(groups), dtype=np.int64)
     n_chosen = np.zeros(features.shape[1], dtype=np.int64)
@@ -138,9 +138,9 @@ def classify_groups(
 
 
 def variance_share(features: npt.NDArray[np.float64], groups: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
-    """Share of each column's variance that lies between the groups (eta squared).
+    """Share of each column's variance that is between the groups (eta squared).
 
-    It orders columns exactly as the F of an analysis of variance does, `F ~ share / (1 - share)`, but is defined for
+    Columns have the same order as by the F of an analysis of variance, `F ~ share / (1 - share)`, but is defined for
     every column: scikit-learn's `f_classif` divides by zero where a column is constant, or constant in each group.
 
     Args:
@@ -167,7 +167,7 @@ def _check(
     ids: npt.NDArray[np.integer],
     n_folds: int,
 ) -> None:
-    """Raise ValueError as `classify_groups` says."""
+    """Raise the ValueErrors of `classify_groups`."""
     if counts.ndim != 2 or not counts.shape[1] or groups.shape != counts.shape[:1] or ids.shape != groups.shape:
         raise ValueError(
             f"counts must be (P, S), groups and patients (P,), found {counts.shape}, {groups.shape} and {ids.shape}"
@@ -179,7 +179,7 @@ def _check(
     if len(names) < 2:
         raise ValueError(f"classification needs at least 2 groups, found {len(names)}")
     if not np.issubdtype(groups.dtype, np.integer) or not ((groups >= 0) & (groups < len(names))).all():
-        raise ValueError(f"groups must be whole numbers from 0 to {len(names) - 1}; leave out rows of no group")
+        raise ValueError(f"groups must be whole numbers from 0 to {len(names) - 1}; leave out rows without a group")
     sizes = _patients_by_group(groups, ids, len(names))
     if sizes.min() < 2:
         found = ", ".join(f"{name!r} has {size}" for name, size in zip(names, sizes.tolist(), strict=True))
@@ -189,7 +189,7 @@ def _check(
 def _patients_by_group(
     groups: npt.NDArray[np.integer], ids: npt.NDArray[np.integer], n_groups: int
 ) -> npt.NDArray[np.int64]:
-    """Different patients of each group, shape `(G,)`."""
+    """Number of distinct patients in each group, shape `(G,)`."""
     pairs = np.unique(np.stack([groups, ids], axis=1), axis=0)
     return np.bincount(pairs[:, 0], minlength=n_groups)
 
@@ -197,7 +197,7 @@ def _patients_by_group(
 def _splits(
     groups: npt.NDArray[np.integer], ids: npt.NDArray[np.integer], n_folds: int, seed: int
 ) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] | None:
-    """Training and test rows of each fold; None where some training part would lack a group."""
+    """Training and test rows of each fold; None if a training part would lack a group."""
     present = np.unique(groups)
     sizes = _patients_by_group(groups, ids, 0)[present]
     n_folds = min(n_folds, int(sizes.min()))
@@ -212,7 +212,7 @@ def _splits(
 def _fit(
     features: npt.NDArray[np.float64], groups: npt.NDArray[np.integer], ids: npt.NDArray[np.integer], seed: int
 ) -> tuple[Pipeline, Setting]:
-    """A model fitted to the rows given, with the setting chosen among them."""
+    """A model fitted to the given rows, and the setting chosen on them."""
     model = Pipeline(
         [
             ("select", SelectKBest(variance_share)),
@@ -222,7 +222,7 @@ def _fit(
     )
     splits = _splits(groups, ids, N_INNER_FOLDS, seed)
     candidates = list(SETTINGS if splits else (DEFAULT_SETTING,))
-    # More latents than there are would be a warning of scikit-learn's.
+    # scikit-learn warns if more latents are requested than exist.
     settings = list(dict.fromkeys(Setting(min(n, features.shape[1]), c) for n, c in candidates))
     if splits is None:
         return model.set_params(**_parameters(settings[0])).fit(features, groups), settings[0]
@@ -233,12 +233,12 @@ def _fit(
 
 
 def _parameters(setting: Setting) -> dict[str, float]:
-    """A setting as the pipeline names it."""
+    """A setting under the parameter names of the pipeline."""
     return {"select__k": setting.n_latents, "regress__C": setting.c}
 
 
 def _explain(model: Pipeline) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """The latents that a model chose and could learn from, shape `(k,)`, and their coefficients, shape `(k, G)`."""
+    """The informative latents that a model selected, shape `(k,)`, and their coefficients, shape `(k, G)`."""
     kept = model["select"].get_support(indices=True)
     coefficients = model["regress"].coef_
     if len(coefficients) == 1:
@@ -249,7 +249,7 @@ def _explain(model: Pipeline) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.flo
 
 
 def _order(n_chosen: npt.NDArray[np.int64], strength: npt.NDArray[np.float64], n_folds: int) -> npt.NDArray[np.int64]:
-    """Latents chosen in more than half of the folds: the most often chosen, then the strongest on average, first."""
+    """Latents selected in more than half of the folds, by descending number of folds, then mean strength."""
     latents = np.flatnonzero(2 * n_chosen > n_folds)
     mean_strength = strength[latents] / n_chosen[latents]
     return latents[np.lexsort((-mean_strength, -n_chosen[latents]))].astype(np.int64)

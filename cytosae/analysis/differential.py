@@ -1,7 +1,7 @@
-"""Which latents differ between two groups of patients: tests, effects and fold changes, latent by latent.
+"""Differences of latents between two groups of patients: a test, an effect size and a fold change per latent.
 
-A patient is one row of counts, so the tests ask whether *patients* differ, not cells: a thousand cells of one patient
-are one observation. Everything works on blocks of latents, so that memory stays bounded however wide the autoencoder.
+A patient is one row of counts, so the tests compare *patients*, not cells: a thousand cells of one patient are one
+observation. Latents are processed in blocks, so that memory stays bounded for any width of the autoencoder.
 """
 
 import itertools
@@ -16,33 +16,33 @@ from scipy.special import gammaln
 from scipy.stats import false_discovery_control, mannwhitneyu, rankdata
 
 LATENT_BLOCK = 2048
-"""Latents tested at once."""
+"""Latents tested together."""
 
 PERMUTATION_BLOCK = 1024
-"""Permutations evaluated at once."""
+"""Permutations evaluated together."""
 
 EXACT_BELOW = 9
-"""Mann-Whitney is exact where a group has fewer patients than this: scipy's own rule, here for ties as well."""
+"""Mann-Whitney is exact if a group has fewer patients than this: scipy's rule, applied to ties as well."""
 
 EXPECTED_BELOW = 10
-"""With ties, it is also exact where fewer than this many of the patients who differ from the most frequent count are
+"""With ties, it is also exact if fewer than this many of the patients with another count than the most frequent one are
 expected in the smaller group: the rule of thumb for normal approximations of counts."""
 
 REFINED_BELOW = 0.25
-"""Above this p, an approximation stays as it is: nothing is decided there."""
+"""Above this p, an approximation is not refined: such a p is never significant."""
 
 LARGEST_TABLE = 3e7
-"""Additions that an exact distribution may take; beyond, it is sampled."""
+"""Largest number of additions for an exact distribution; larger ones are sampled."""
 
 _TOLERANCE = 1e-12
-"""Sums of one patient set added in another order differ by less than this share of the latent's total."""
+"""Sums over the same patients in another order differ by less than this share of the latent's total."""
 
 Method = Literal["mann-whitney", "permutation"]
 Floats = npt.NDArray[np.float64]
 
 
 class GroupComparison(NamedTuple):
-    """How each latent differs between two groups; every array has shape `(S,)`."""
+    """Difference of each latent between two groups; every array has shape `(S,)`."""
 
     mean_first: Floats
     """Mean count of the first group's patients."""
@@ -51,16 +51,16 @@ class GroupComparison(NamedTuple):
     log2_fold_change: Floats
     """`log2((mean_first + c) / (mean_second + c))` with c of `fold_change_pseudocount`."""
     direction: npt.NDArray[np.int8]
-    """1 where the first group has more by what the test compares (ranks or means), -1 where less, 0 where neither."""
+    """1 if the first group is higher in what the test compares (ranks or means), -1 if lower, 0 if equal."""
     effect: Floats
     """Rank-biserial correlation, -1 to 1: the share of patient pairs in which the first group's patient has the larger
     count, minus the share in which it has the smaller. Equal to `2 AUC - 1`."""
     p_value: Floats
-    """Two-sided; 1 where not tested."""
+    """Two-sided p; 1 where not tested."""
     q_value: Floats
     """Benjamini-Hochberg adjusted p over the tested latents; 1 where not tested."""
     tested: npt.NDArray[np.bool_]
-    """Whether the latent varies among these patients at all."""
+    """Whether the latent varies among these patients."""
 
 
 def compare_groups(
@@ -73,28 +73,29 @@ def compare_groups(
 ) -> GroupComparison:
     """Test every latent for a difference between two groups of patients.
 
-    `mann-whitney` compares ranks (Mann & Whitney 1947), latent by latent: by the normal approximation with corrections
-    for ties and continuity or, where that may be far off, by the exact distribution of the smaller group's rank sum
-    over all assignments of these patients, ties included (Streitberg & Roehmel 1986). That is where a group has at
-    most 8 patients, and where few patients differ from the most frequent count: most are tied at zero, and one of
-    three patients against sixty zeros is no find, though the approximation says p = 1e-5. Where the exact distribution
-    would take too long, it is sampled with `n_permutations` random assignments, as in `permutation`.
+    `mann-whitney` compares ranks (Mann & Whitney 1947) with the normal approximation, corrected for ties and
+    continuity. Where that may be far off, it uses the exact distribution of the smaller group's rank sum over all
+    assignments of these patients, ties included (Streitberg & Roehmel 1986): if a group has at most 8 patients, or if
+    few patients differ from the most frequent count. Then most are tied at zero, and one of three patients against
+    sixty zeros is not a finding, although the approximation gives p = 1e-5. If the exact distribution would take too
+    long, it is sampled with `n_permutations` random assignments, as in `permutation`.
 
     `permutation` compares means. The statistic is `|mean_first - mean_second|`, and p is the share of assignments of
-    the patients to two groups of these sizes in which it is at least as large as observed. All assignments are taken
-    where there are at most `n_permutations`; else as many are drawn at random, and `p = (1 + hits) / (1 + drawn)`
-    (Phipson & Smyth 2010). The same draws serve all latents. No p can be below `1 / (1 + n_permutations)`, which after
-    the adjustment for thousands of latents may be too coarse to find one latent that stands alone.
+    the patients to two groups of these sizes in which it is at least as large as observed. All assignments are used if
+    there are at most `n_permutations`; otherwise this many are drawn at random, and p is
+    `(1 + n_extreme) / (1 + n_drawn)` (Phipson & Smyth 2010). All latents use the same draws. No p can be below
+    `1 / (1 + n_permutations)`, which after the adjustment for thousands of latents may be too coarse to find a single
+    latent.
 
     Args:
         counts: Normalised counts of patients, finite and not negative, shape `(P, S)`.
         in_first: True for the first group's patients, False for the second's, shape `(P,)`.
         method: The test.
-        n_permutations: Most assignments looked at.
+        n_permutations: Largest number of assignments.
         seed: Seed of the random assignments.
 
     Returns:
-        The comparison, one entry a latent.
+        The comparison, one entry per latent.
 
     Raises:
         ValueError: If the shapes do not fit, a count is negative or not finite, a group has fewer than two patients, or
@@ -126,16 +127,16 @@ def compare_groups(
 
 
 def fold_change_pseudocount(counts: npt.NDArray[np.floating]) -> float:
-    """What is added to both means of a fold change: half the smallest positive count in the table.
+    """The number added to both means of a fold change: half the smallest positive count in the table.
 
-    Half of what can just be measured is the usual stand-in for "not seen". It scales with the counts, so a fold change
-    is the same whether they are normalised by images, by tokens or not at all.
+    Half of the detection limit is the usual substitute for "not observed". It scales with the counts, so fold changes
+    are the same for counts normalised by images, by tokens or not at all.
 
     Args:
-        counts: Counts of all patients compared, shape `(P, S)`.
+        counts: Counts of all compared patients, shape `(P, S)`.
 
     Returns:
-        The pseudocount, in the unit of the counts; 1 where no count is positive.
+        The pseudocount, in the unit of the counts; 1 if no count is positive.
     """
     positive = counts[counts > 0]
     return float(positive.min()) / 2 if len(positive) else 1.0
@@ -145,12 +146,12 @@ def largest_differences(comparison: GroupComparison, n: int) -> tuple[npt.NDArra
     """The latents that differ most, by direction.
 
     Args:
-        comparison: Of two groups.
-        n: Most latents returned a direction.
+        comparison: Comparison of two groups.
+        n: Largest number of latents per direction.
 
     Returns:
         Indices of the latents higher in the first group and of those higher in the second, by `direction`, int64, each
-        of shape `(at most n,)`, ordered by rising q value, then falling |effect|, then index.
+        of shape `(at most n,)`, ordered by ascending q value, then descending |effect|, then index.
     """
     order = np.lexsort((-np.abs(comparison.effect), comparison.q_value)).astype(np.int64)
     direction = comparison.direction[order]
@@ -165,7 +166,7 @@ def rank_biserial(counts: npt.NDArray[np.floating], in_first: npt.NDArray[np.boo
         in_first: True for the first group, shape `(P,)`.
 
     Returns:
-        `2 U / (n_first n_second) - 1` with U of Mann and Whitney, float64, shape `(S,)`.
+        `2 U / (n_first n_second) - 1` with Mann and Whitney's U, float64, shape `(S,)`.
     """
     n_first, n_second = int(in_first.sum()), int((~in_first).sum())
     u = rankdata(counts, axis=0)[in_first].sum(axis=0) - n_first * (n_first + 1) / 2
@@ -176,7 +177,7 @@ def _check(counts: npt.NDArray[np.floating], in_first: npt.NDArray[np.bool_]) ->
     """The first group as a checked mask.
 
     Raises:
-        ValueError: As `compare_groups` says.
+        ValueError: As for `compare_groups`.
     """
     first = np.asarray(in_first)
     if counts.ndim != 2 or first.shape != counts.shape[:1] or first.dtype != np.bool_:
@@ -230,20 +231,20 @@ def _mann_whitney(block: Floats, first: npt.NDArray[np.bool_], n_permutations: i
 
 
 class _Ties(NamedTuple):
-    """A latent's midranks as whole numbers: twice their distance from the midrank of the most frequent count."""
+    """A latent's midranks as integers: twice their distance from the midrank of the most frequent count."""
 
     offsets: tuple[int, ...]
-    """Of the patients with other counts, rising, shape `(m,)`."""
+    """Those of the patients with other counts, ascending, shape `(m,)`."""
     n_patients: int
-    """All patients P."""
+    """Number of patients P."""
     n_chosen: int
-    """Patients of the smaller group."""
+    """Number of patients in the smaller group."""
     observed: int
     """Sum of the smaller group's offsets."""
 
     @classmethod
     def of(cls, ranks: Floats, first: npt.NDArray[np.bool_]) -> "_Ties":
-        """Those of one latent's midranks, shape `(P,)`."""
+        """From one latent's midranks, shape `(P,)`."""
         values, counts = np.unique(ranks, return_counts=True)
         offsets = np.rint(2 * (ranks - values[counts.argmax()])).astype(np.int64)
         chosen = first if 2 * first.sum() <= len(first) else ~first
@@ -252,26 +253,26 @@ class _Ties(NamedTuple):
 
     @property
     def n_expected(self) -> float:
-        """How many of the patients with other counts chance puts into the smaller group."""
+        """Expected number of patients with other counts in the smaller group."""
         return len(self.offsets) * self.n_chosen / self.n_patients
 
     @property
     def n_additions(self) -> float:
-        """Additions that the exact distribution takes."""
+        """Number of additions for the exact distribution."""
         low, high = _sum_range(self.offsets, self.n_chosen)
         return len(self.offsets) * min(self.n_chosen, len(self.offsets)) * float(high - low + 1)
 
     def p_value(self) -> float:
         """Share of all assignments in which the sum is at least as far from its expectation as observed."""
         shares, low = _sum_distribution(self.offsets, self.n_patients, self.n_chosen)
-        # Times P, so that everything is a whole number.
+        # Multiplied by P, so that all numbers are integers.
         expected = self.n_chosen * sum(self.offsets)
         distance = np.abs(self.n_patients * (low + np.arange(len(shares))) - expected)
         return min(1.0, float(shares[distance >= abs(self.n_patients * self.observed - expected)].sum()))
 
 
 def _sum_range(offsets: tuple[int, ...], n_chosen: int) -> tuple[int, int]:
-    """The smallest and largest sum of at most `n_chosen` of some offsets, rising."""
+    """The smallest and largest sum of at most `n_chosen` of some ascending offsets."""
     low = sum(offset for offset in offsets[:n_chosen] if offset < 0)
     return low, sum(offset for offset in offsets[-n_chosen:] if offset > 0)
 
@@ -299,7 +300,7 @@ def _sum_distribution(offsets: tuple[int, ...], n_patients: int, n_chosen: int) 
 
 
 def _log_choices(n: int, k: npt.NDArray[np.integer]) -> Floats:
-    """Logarithm of the ways to choose k of n."""
+    """Logarithm of the number of ways to choose k of n."""
     return np.asarray(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1))
 
 
@@ -312,13 +313,13 @@ def _permutation(
 ) -> Floats:
     """Two-sided p of the difference of means of some latents, shape `(n,)`.
 
-    With each latent centred, the difference of means is the first group's sum times a constant, whichever patients
-    are in it: a block of assignments is one matrix product.
+    For centred latents, the difference of means is the first group's sum times a constant for every assignment, so a
+    block of assignments is one matrix product.
     """
     n_all = math.comb(len(first), int(first.sum()))
     complete = n_all <= n_permutations
     n_drawn = n_all if complete else n_permutations
-    hits = np.zeros(len(latents), dtype=np.int64)
+    n_extreme = np.zeros(len(latents), dtype=np.int64)
     for members in _all_assignments(first) if complete else _random_assignments(first, n_drawn, seed):
         for start in range(0, len(latents), LATENT_BLOCK):
             chosen = slice(start, start + LATENT_BLOCK)
@@ -326,8 +327,8 @@ def _permutation(
             slack = _TOLERANCE * block.sum(axis=0)
             block -= block.mean(axis=0)
             observed = np.abs(block[first].sum(axis=0)) - slack
-            hits[chosen] += (np.abs(members @ block) >= observed).sum(axis=0)
-    return hits / n_drawn if complete else (1 + hits) / (1 + n_drawn)
+            n_extreme[chosen] += (np.abs(members @ block) >= observed).sum(axis=0)
+    return n_extreme / n_drawn if complete else (1 + n_extreme) / (1 + n_drawn)
 
 
 def _all_assignments(first: npt.NDArray[np.bool_]) -> Iterator[Floats]:

@@ -1,4 +1,4 @@
-"""Reading the statistics: how specific latents are to labels, and how well patients' counts tell groups apart."""
+"""Label entropy, selection and clustering of latents, and the similarity of patients by their counts."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 Range = tuple[float | None, float | None]
-"""Ends of a closed range; None is open."""
+"""Ends of a closed range; None for no limit."""
 
 _EPSILON = 1e-9
 _SLACK = 1e-6
@@ -22,11 +22,11 @@ def label_entropy(
         values: Scores of the top-k images, shape `(S, k)`; 0 in empty slots.
         labels: Their label indices, shape `(S, k)`; -1 in empty slots and for images without a label, which count as
             empty.
-        n_labels: Labels there are.
+        n_labels: Number of labels.
 
     Returns:
-        `-sum_c p_c ln(p_c + 1e-9)` in nats, float64, shape `(S,)`, with `p_c` the share of value mass on label c;
-        -1 where fewer than k slots are filled.
+        `-sum_c p_c ln(p_c + 1e-9)` in nats, float64, shape `(S,)`, where `p_c` is the share of the summed values on
+        label c; -1 where fewer than k slots are filled.
 
     Raises:
         ValueError: If the shapes differ.
@@ -42,17 +42,17 @@ def label_entropy(
 
 
 def is_defined(entropy: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
-    """Whether each label entropy is defined; one label only gives `-ln(1 + 1e-9)`, a little below 0, and not -1."""
+    """Whether each label entropy is defined. A single label gives `-ln(1 + 1e-9)`, slightly below 0, but not -1."""
     return entropy > -0.5
 
 
 def leave_one_out_accuracy(features: npt.NDArray[np.floating], groups: npt.NDArray[np.integer]) -> float:
-    """Share of rows whose group's centroid, computed without the row itself, is the nearest by cosine.
+    """Share of rows for which the nearest centroid by cosine, computed without the row, is that of their group.
 
-    Counts are compressed by `log1p` and standardised a column first, so that a few loud latents do not decide alone.
+    Counts are compressed by `log1p` and standardised per column, so that a few strong latents do not decide alone.
 
     Args:
-        features: One row a patient, non-negative, shape `(n, S)`.
+        features: One row per patient, non-negative, shape `(n, S)`.
         groups: Group of each row, 0-based, shape `(n,)`.
 
     Returns:
@@ -64,19 +64,19 @@ def leave_one_out_accuracy(features: npt.NDArray[np.floating], groups: npt.NDArr
     names, sizes = np.unique(groups, return_counts=True)
     if len(features) != len(groups) or (sizes < 2).any():
         raise ValueError(
-            f"need one group a row and two rows a group, found {len(features)} rows, sizes {sizes.tolist()}"
+            f"need one group per row and two rows per group, found {len(features)} rows and groups of {sizes.tolist()}"
         )
     scaled = np.log1p(np.asarray(features, dtype=np.float64))
     scaled = scaled[:, scaled.max(axis=0) > scaled.min(axis=0)]
     scaled -= scaled.mean(axis=0)
     scaled /= scaled.std(axis=0)
-    hits = 0
+    n_correct = 0
     for row in range(len(scaled)):
         others = np.arange(len(scaled)) != row
         centroids = np.stack([scaled[others & (groups == name)].mean(axis=0) for name in names])
         lengths = np.maximum(np.linalg.norm(centroids, axis=1), np.finfo(np.float64).tiny)
-        hits += int(names[np.argmax(centroids @ scaled[row] / lengths)] == groups[row])
-    return hits / len(scaled)
+        n_correct += int(names[np.argmax(centroids @ scaled[row] / lengths)] == groups[row])
+    return n_correct / len(scaled)
 
 
 def select_latents(
@@ -88,21 +88,21 @@ def select_latents(
     log10_mean: Range | None = None,
     entropy_range: Range | None = None,
 ) -> npt.NDArray[np.bool_]:
-    """Latents that lie in all of the given ranges, ends included; never those that are never active.
+    """Latents within all given ranges, ends included; latents that are never active are excluded.
 
     Args:
         sparsity: Share of images where each latent is active, shape `(S,)`.
         mean_acts: Mean activation where active, shape `(S,)`.
         entropy: Label entropy in nats, shape `(S,)`; -1 where not defined.
-        log10_sparsity: Ends of the range of log10 sparsity; None is open.
-        log10_mean: The same of log10 mean activation.
-        entropy_range: The same of the entropy; latents without a defined one are then left out.
+        log10_sparsity: Range of log10 sparsity; None for any.
+        log10_mean: Range of log10 mean activation; None for any.
+        entropy_range: Range of the entropy; None for any. A range excludes latents without a defined entropy.
 
     Returns:
         Whether each latent is selected, shape `(S,)`.
     """
     chosen = sparsity > 0
-    # Values are float32: 1 % on disk has log10 -2.00000001, and is meant by an end of -2.
+    # Values are float32: 1 % has log10 -2.00000001, which a range that begins at -2 should include.
     for values, ends in ((_log10(sparsity), log10_sparsity), (_log10(mean_acts), log10_mean), (entropy, entropy_range)):
         if ends is not None:
             low, high = ends
@@ -120,15 +120,15 @@ def best_latents(
     entropy: npt.NDArray[np.floating],
     n: int,
 ) -> npt.NDArray[np.int64]:
-    """The latents to look at first: lowest label entropy, then largest mean activation, then smallest number.
+    """The latents to look at first: by lowest label entropy, then largest mean activation, then smallest index.
 
-    Latents without a defined entropy come last, never-active ones not at all.
+    Latents without a defined entropy come last; latents that are never active are excluded.
 
     Args:
         sparsity: Share of images where each latent is active, shape `(S,)`.
         mean_acts: Mean activation where active, shape `(S,)`.
         entropy: Label entropy, shape `(S,)`; -1 where not defined.
-        n: How many are wanted.
+        n: Largest number of latents.
 
     Returns:
         Latents, best first, int64, shape `(at most n,)`.
@@ -145,11 +145,12 @@ def cluster_latents(
     Args:
         mean_acts: Mean activation where active, shape `(S,)`.
         sparsity: Share of images where each latent is active, shape `(S,)`.
-        n_clusters: Clusters wanted; fewer if there are fewer different latents.
-        seed: Of the starting centres.
+        n_clusters: Number of clusters; fewer if there are fewer distinct latents.
+        seed: Seed of the initial centres.
 
     Returns:
-        Cluster of each latent, int64, shape `(S,)`, numbered by falling mean sparsity; -1 for never-active latents.
+        Cluster of each latent, int64, shape `(S,)`, numbered by descending mean sparsity; -1 for latents that are never
+        active.
     """
     from sklearn.cluster import KMeans
 
@@ -177,7 +178,7 @@ def group_means(
     Args:
         counts: Counts of each patient, shape `(P, S)`.
         groups: Group of each patient, 0-based, shape `(P,)`.
-        n_groups: Groups there are.
+        n_groups: Number of groups.
 
     Returns:
         Float64, shape `(n_groups, S)`; zeros for groups without patients.
@@ -190,13 +191,13 @@ def group_means(
 
 
 def correlate(counts: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Pearson correlation between patients of `log(1 + count)` over all latents.
+    """Pearson correlation between patients, of `log(1 + count)` over all latents.
 
     Args:
         counts: Counts of each patient, at least 0, shape `(P, S)`.
 
     Returns:
-        Float64, shape `(P, P)`, in -1..1; a patient without variance correlates 0 with others and 1 with itself.
+        Float64, shape `(P, P)`, in -1..1; a patient without variance has 0 with others and 1 with itself.
     """
     rows = np.log1p(np.asarray(counts, dtype=np.float64))
     varies = rows.max(axis=1, keepdims=True, initial=0) > rows.min(axis=1, keepdims=True, initial=np.inf)
@@ -209,7 +210,7 @@ def correlate(counts: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
 
 
 def order_by_group(groups: npt.NDArray[np.integer], names: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Order of patients by group, then by name as people count: P2 before P10. Those without a group come last.
+    """Order of patients by group, then by name in natural order: P2 before P10. Patients without a group come last.
 
     Args:
         groups: Group of each patient, shape `(P,)`; -1 for none.
@@ -222,7 +223,7 @@ def order_by_group(groups: npt.NDArray[np.integer], names: Sequence[str]) -> npt
     def key(at: int) -> tuple[object, ...]:
         parts: list[tuple[int, str]] = []
         for place, part in enumerate(re.split(r"(\d+)", names[at])):
-            # Every second part is a number; by its length, then its digits, is by its value, however long it is.
+            # Every second part is a number. Its length, then its digits, give the order by value for any length.
             digits = part.lstrip("0")
             parts.append((len(digits), digits) if place % 2 else (-1, part))
         return groups[at] < 0, groups[at], parts, at
@@ -231,6 +232,6 @@ def order_by_group(groups: npt.NDArray[np.integer], names: Sequence[str]) -> npt
 
 
 def _log10(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Logarithm; minus infinity for 0, without a warning."""
+    """Base-10 logarithm; minus infinity for 0, without a warning."""
     wide = np.asarray(values, dtype=np.float64)
     return np.log10(wide, out=np.full(wide.shape, -np.inf), where=wide > 0)

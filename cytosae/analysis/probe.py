@@ -1,39 +1,39 @@
-"""A linear classifier of images by the means of their token vectors."""
+"""A linear classifier of images by their mean token vectors."""
 
 from typing import NamedTuple
 
 import torch
 
 _CONSTANT = 1e-12
-"""A channel is constant if its variance is at most this share of its mean square: less is rounding of float64."""
+"""A channel counts as constant if its variance is at most this share of its mean square: float64 rounding."""
 
 
 class Probe(NamedTuple):
-    """A fitted classifier; all float64. The class with the largest logit wins, the smaller one of equals."""
+    """A fitted classifier in float64. It predicts the class with the largest logit, the smaller one among equals."""
 
     mean: torch.Tensor
     """Mean of the training features, shape `(D,)`."""
     scale: torch.Tensor
-    """Their standard deviation, population form, shape `(D,)`; 1 where a channel is constant."""
+    """Their population standard deviation, shape `(D,)`; 1 where a channel is constant."""
     weights: torch.Tensor
     """Weights of standardised features, shape `(D, C)`; 0 for constant channels."""
     intercept: torch.Tensor
     """Shape `(C,)`."""
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
-        """Logits, float64, shape `(n, C)`, of features of shape `(n, D)`."""
+        """Logits, float64, shape `(n, C)`, for features of shape `(n, D)`."""
         return (features.to(self.mean) - self.mean) / self.scale @ self.weights + self.intercept
 
 
 class LinearProbe:
-    """Ridge regression on one-hot labels, in closed form from moments that are added up: memory does not grow.
+    """Ridge regression on one-hot labels, in closed form from accumulated moments: memory does not grow.
 
-    Any split of the images into updates and merges gives the same moments but for rounding of float64.
+    Any split of the images into updates and merges gives the same moments up to float64 rounding.
 
     Args:
         n_features: Width D of the features.
         n_classes: Classes C.
-        device: Where the state lives.
+        device: Device of the state.
     """
 
     def __init__(self, n_features: int, n_classes: int, *, device: torch.device | str = "cpu") -> None:
@@ -43,14 +43,14 @@ class LinearProbe:
         """Images of each class so far, int64, shape `(C,)`."""
 
     def update(self, features: torch.Tensor, labels: torch.Tensor) -> None:
-        """Count images.
+        """Add images.
 
         Args:
             features: Any float type, shape `(n, D)`.
             labels: Class of each image, int64, shape `(n,)`.
 
         Raises:
-            ValueError: If the shapes do not fit or a label is no class.
+            ValueError: If the shapes do not fit or a label is not a class.
         """
         check_shape("features", features, (len(labels), self._class_sums.shape[1]))
         check_labels(labels, len(self.n_images))
@@ -60,23 +60,23 @@ class LinearProbe:
         self.n_images += members.sum(dim=1)
 
     def merge(self, other: "LinearProbe") -> None:
-        """Add what another one counted on other images."""
+        """Add the moments that another probe accumulated on other images."""
         self._seconds += other._seconds.to(self._seconds.device)
         self._class_sums += other._class_sums.to(self._seconds.device)
         self.n_images += other.n_images.to(self._seconds.device)
 
     def fit(self, ridge: float = 0.01) -> Probe:
-        """The classifier of all images counted so far.
+        """Fit the classifier to all images added so far.
 
         With Z the standardised features `(n, D)` and Y the one-hot labels `(n, C)`, it minimises
-        `||Z W + 1 c^T - Y||^2 + lambda ||W||^2` with `lambda = ridge * trace(Z^T Z) / D`: `ridge * n`, if no channel is
-        constant. The intercept c is not penalised; since Z has mean 0, it is each class's share of the images.
+        `||Z W + 1 c^T - Y||^2 + lambda ||W||^2` with `lambda = ridge * trace(Z^T Z) / D`, which is `ridge * n` if no
+        channel is constant. The intercept c is not penalised; because Z has mean 0, it is each class's share of images.
 
         Args:
             ridge: Strength of the penalty relative to the features' mean second moment; above 0.
 
         Raises:
-            ValueError: If nothing was counted or `ridge` is not above 0.
+            ValueError: If no image was added or `ridge` is not above 0.
         """
         n = int(self.n_images.sum())
         if not n or not ridge > 0:
@@ -88,7 +88,7 @@ class LinearProbe:
         scale = torch.where(varies, variance, 1.0).sqrt()
         inverse = varies / scale
         gram = (self._seconds - n * torch.outer(mean, mean)) * torch.outer(inverse, inverse)
-        # Z has mean 0, so Z^T (Y - 1 c^T) is Z^T Y: the classes' sums of centred features.
+        # Z has mean 0, so Z^T (Y - 1 c^T) is Z^T Y, the sum of centred features per class.
         target = (self._class_sums - self.n_images[:, None] * mean).T * inverse[:, None]
         if not varies.any():
             return Probe(mean, scale, torch.zeros_like(target), self.n_images / n)
@@ -98,7 +98,7 @@ class LinearProbe:
 
 
 def members_of(labels: torch.Tensor, n_classes: int) -> torch.Tensor:
-    """Which images each class has, bool, shape `(C, n)`: by a product, sums over them have one order on any device."""
+    """Which images belong to each class, bool, shape `(C, n)`: sums by a product with it have a fixed order."""
     return torch.arange(n_classes, device=labels.device)[:, None] == labels
 
 

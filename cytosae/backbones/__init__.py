@@ -1,1 +1,1 @@
-"""Images to token vectors: reading pictures, and vision transformers cut after the wanted block."""
+"""Images to token vectors: image decoding, and vision transformers cut after the requested block."""

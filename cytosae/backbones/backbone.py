@@ -1,4 +1,4 @@
-"""Backbones: vision transformers cut after the wanted block, from a path, checked key by key."""
+"""Backbones: vision transformers loaded from a path, cut after the requested block, every key checked."""
 
 import hashlib
 from dataclasses import dataclass
@@ -15,19 +15,19 @@ from cytosae.backbones.images import IMAGE_MEAN, IMAGE_SIZE, IMAGE_STD
 __all__ = ["Backbone", "BackboneError", "BackboneInfo", "describe_backbone", "load_backbone", "weights_sha256"]
 
 _FOLDER_FILES = ("config.json", "model*.safetensors", "pytorch_model*.bin")
-"""Files of a transformers folder that decide what the network computes."""
+"""Files of a transformers folder that determine what the network computes."""
 
 
 @dataclass(frozen=True)
 class BackboneInfo:
-    """What a checkpoint holds and what is taken from it."""
+    """Description of a checkpoint and of the block whose output is used."""
 
     name: str
     """Name, for example `dinov2_vitb14`."""
     weights_sha256: str
-    """SHA-256 of the file; of a folder, over its config and weight files."""
+    """SHA-256 of the file; for a folder, over its config and weight files."""
     block: int
-    """Block whose output is taken, as a Python index."""
+    """Block whose output is used, as a Python index."""
     n_blocks: int
     """Blocks of the whole network."""
     d_model: int
@@ -35,7 +35,7 @@ class BackboneInfo:
     patch_size: int
     """Pixels along a patch's side."""
     n_cls: int
-    """CLS tokens: 1, or 0 for networks without."""
+    """CLS tokens: 1, or 0 for networks without one."""
     n_registers: int
     """Register tokens."""
     grid: tuple[int, int]
@@ -49,17 +49,17 @@ class BackboneInfo:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens T an image."""
+        """Tokens T per image."""
         return self.n_cls + self.n_registers + self.grid[0] * self.grid[1]
 
 
 class Backbone(nn.Module):
-    """A vision transformer that ends with the wanted block.
+    """A vision transformer that ends with the requested block.
 
     Args:
         model: A transformers model with `block + 1` blocks.
-        info: What it is.
-        arguments: Further arguments of the model's call.
+        info: Its description.
+        arguments: Further arguments for calling the model.
     """
 
     def __init__(self, model: nn.Module, info: BackboneInfo, arguments: dict[str, bool] | None = None) -> None:
@@ -71,17 +71,17 @@ class Backbone(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Output of the wanted block, before any final norm (docs/definitions.md, section 2).
+        """Output of the requested block, before any final norm (docs/definitions.md, section 2).
 
         Args:
             pixels: Normalised images, shape `(B, 3, image_size, image_size)`.
 
         Returns:
-            All tokens in the order CLS, registers, patches row by row, shape `(B, T, D)`, of the parameters' dtype
-            unless the caller's autocast says otherwise.
+            All tokens in the order CLS, registers, patches row by row, shape `(B, T, D)`, in the dtype of the
+            parameters unless the caller uses autocast.
 
         Raises:
-            BackboneError: If the pixels are of another shape, or the network yields other tokens than described.
+            BackboneError: If the pixels have another shape, or the network returns other tokens than described.
         """
         wanted = (3, self.info.image_size, self.info.image_size)
         if pixels.ndim != 4 or tuple(pixels.shape[1:]) != wanted:
@@ -91,34 +91,34 @@ class Backbone(nn.Module):
         expected = (len(pixels), self.info.n_tokens, self.info.d_model)
         if tokens is None or tuple(tokens.shape) != expected:
             raise BackboneError(
-                f"the network gave tokens of shape {getattr(tokens, 'shape', None)}, expected {expected}"
+                f"the network returned tokens of shape {getattr(tokens, 'shape', None)}, expected {expected}"
             )
         return tokens
 
     def _capture(self, module: nn.Module, inputs: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
-        """Keep the block's output; older transformers return it in a tuple."""
+        """Keep the block's output; older versions of transformers return it in a tuple."""
         self._captured = output[0] if isinstance(output, tuple) else output
 
 
 def describe_backbone(path: Path, *, name: str | None, block: int, weights_digest: str | None = None) -> BackboneInfo:
-    """What a checkpoint holds, every key and shape checked, without building the network.
+    """Describe a checkpoint without building the network, checking every key and shape.
 
     Args:
         path: DinoBloom or DINOv2 checkpoint (.pth, .safetensors), or a local transformers folder.
-        name: Name of the architecture; found out from the shapes if None.
-        block: Block whose output is wanted, as a Python index.
+        name: Name of the architecture; inferred from the shapes if None.
+        block: Requested block, as a Python index.
         weights_digest: `weights_sha256` of the path, if it is known already.
 
     Returns:
-        The description; of a transformers folder it rests on the JSON files alone.
+        The description; that of a transformers folder comes from its JSON files alone.
 
     Raises:
-        BackboneNotFoundError: If there is nothing at `path`.
-        BackboneError: If the checkpoint is damaged, holds Python objects, is not what `name` says, or lacks the block.
+        BackboneNotFoundError: If `path` does not exist.
+        BackboneError: If the checkpoint is damaged, contains Python objects, does not match `name`, or lacks the block.
     """
     if not path.exists():
         raise BackboneNotFoundError(
-            f"no vision transformer at '{path}'. Say where its checkpoint lies with --model_path, "
+            f"no vision transformer at '{path}'. Give the path of its checkpoint with --model_path, "
             "or try the small one in the package with --model_path embedded"
         )
     digest = weights_digest or weights_sha256(path)
@@ -158,38 +158,29 @@ def describe_backbone(path: Path, *, name: str | None, block: int, weights_diges
 
 
 def load_backbone(
-    path: Path,
-    *,
-    name: str | None,
-    block: int,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    weights_digest: str | None = None,
+    path: Path, info: BackboneInfo, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Backbone:
-    """Load a backbone up to the wanted block; later blocks are neither built nor read.
+    """Load a described backbone up to its requested block; later blocks are neither built nor read.
 
     Args:
         path: As for `describe_backbone`.
-        name: As for `describe_backbone`.
-        block: As for `describe_backbone`.
-        device: Where the network goes.
+        info: What `describe_backbone` returned for the path; the checkpoint is not hashed again.
+        device: Device of the network.
         dtype: Type of its parameters.
-        weights_digest: As for `describe_backbone`.
 
     Returns:
-        The network in eval mode, without gradients; its `info` is what `describe_backbone` gives.
+        The network in evaluation mode, without gradients.
 
     Raises:
-        BackboneNotFoundError: If there is nothing at `path`.
-        BackboneError: As for `describe_backbone`, or if a weight that is used is NaN or infinity.
+        BackboneError: As for `describe_backbone`, or if a weight in use is NaN or infinity.
     """
-    info = describe_backbone(path, name=name, block=block, weights_digest=weights_digest)
-    n_kept = block % info.n_blocks + 1
+    n_kept = info.block % info.n_blocks + 1
     if path.is_dir():
         model, arguments = vit_transformers.load_folder(path, n_kept)
     else:
         state, stated = vit_checkpoint.read_state(path)
-        architecture = vit_checkpoint.choose_architecture(state, stated, name, path)
+        architecture = vit_checkpoint.choose_architecture(state, stated, info.name, path)
+        vit_checkpoint.check_state(state, architecture, path)
         model, arguments = vit_checkpoint.load_model(state, architecture, n_kept, info.grid, path), None
     _check_finite(model, path)
     return Backbone(model.to(device=device, dtype=dtype), info, arguments)
@@ -199,7 +190,7 @@ def find_blocks(model: nn.Module, n_blocks: int) -> nn.ModuleList:
     """The list of transformer blocks inside a model.
 
     Raises:
-        BackboneError: If there is no list of that length.
+        BackboneError: If the model has no list of that length.
     """
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == n_blocks:
@@ -220,7 +211,7 @@ def _check_block(block: int, n_blocks: int, path: Path) -> None:
     """Raise if the network has no such block."""
     if not -n_blocks <= block < n_blocks:
         raise BackboneError(
-            f"--block_layer {block} was asked for, but '{path}' has {n_blocks} blocks: -{n_blocks} to {n_blocks - 1}"
+            f"--block_layer {block} was given, but '{path}' has {n_blocks} blocks: -{n_blocks} to {n_blocks - 1}"
         )
 
 
@@ -228,4 +219,4 @@ def _check_finite(model: nn.Module, path: Path) -> None:
     """Raise if a weight is NaN or infinity."""
     bad = [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
     if bad:
-        raise BackboneError(f"weights in '{path}' hold NaN or infinity: {'; '.join(bad)}")
+        raise BackboneError(f"weights in '{path}' contain NaN or infinity: {'; '.join(bad)}")

@@ -1,4 +1,4 @@
-"""DINOv2 and DinoBloom checkpoints: names and shapes checked strictly, put into transformers' Dinov2 classes."""
+"""DINOv2 and DinoBloom checkpoints, checked strictly and loaded into transformers' Dinov2 classes."""
 
 import pickle
 import re
@@ -18,18 +18,18 @@ _MAX_LISTED = 12
 
 
 class BackboneError(ValueError):
-    """A vision transformer cannot be used; the message says what was found and what was expected."""
+    """A vision transformer cannot be used; the message states what was found and what was expected."""
 
 
 class BackboneNotFoundError(BackboneError, FileNotFoundError):
-    """There is no such file or folder."""
+    """The file or folder does not exist."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 @dataclass(frozen=True)
-class Architecture:
+class VitArchitecture:
     """Shape of a DINOv2 network."""
 
     name: str
@@ -57,35 +57,35 @@ class Architecture:
 
 
 _SIZES = {
-    "dinov2_vits14": Architecture("dinov2_vits14", 384, 12, 6),
-    "dinov2_vitb14": Architecture("dinov2_vitb14", 768, 12, 12),
-    "dinov2_vitl14": Architecture("dinov2_vitl14", 1024, 24, 16),
-    "dinov2_vitg14": Architecture("dinov2_vitg14", 1536, 40, 24, swiglu=True),
+    "dinov2_vits14": VitArchitecture("dinov2_vits14", 384, 12, 6),
+    "dinov2_vitb14": VitArchitecture("dinov2_vitb14", 768, 12, 12),
+    "dinov2_vitl14": VitArchitecture("dinov2_vitl14", 1024, 24, 16),
+    "dinov2_vitg14": VitArchitecture("dinov2_vitg14", 1536, 40, 24, swiglu=True),
 }
 
-ARCHITECTURES: dict[str, Architecture] = {
+VIT_ARCHITECTURES: dict[str, VitArchitecture] = {
     **_SIZES,
     **{
-        f"{name}_reg": Architecture(
+        f"{name}_reg": VitArchitecture(
             f"{name}_reg", size.width, size.depth, size.heads, n_registers=4, swiglu=size.swiglu
         )
         for name, size in _SIZES.items()
     },
 }
-"""Networks known by name. DinoBloom-S/B/L/G are the four without registers."""
+"""Known networks by name. DinoBloom-S/B/L/G are the four without registers."""
 
 
 def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-    """Tensors of a checkpoint under DINOv2's own names, mapped from disk, not read.
+    """Tensors of a checkpoint under DINOv2's own names, memory-mapped where possible.
 
-    Takes `{'teacher': {'backbone.<key>': ...}}` (heads are left out), `{'state_dict': ...}` and a bare state dict; keys
-    of chunked blocks (`blocks.<chunk>.<i>.`, i counted through the whole network) are made plain.
+    Accepts `{'teacher': {'backbone.<key>': ...}}` (heads are dropped), `{'state_dict': ...}` and a bare state dict.
+    Keys of chunked blocks (`blocks.<chunk>.<i>.`, i counted through the whole network) lose the chunk.
 
     Returns:
-        The tensors, and the architecture that the file states of itself, if any.
+        The tensors, and the architecture that the file states, if any.
 
     Raises:
-        BackboneError: If the file is damaged, no checkpoint, or holds Python objects.
+        BackboneError: If the file is damaged, is not a checkpoint, or contains Python objects.
     """
     try:
         if path.suffix == ".safetensors":
@@ -96,12 +96,12 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | No
             value = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
         raise BackboneError(
-            f"'{path}' holds Python objects or is no torch checkpoint; nothing in it was executed. Save the tensors "
-            "alone: torch.save(model.state_dict(), PATH)"
+            f"'{path}' contains Python objects or is not a torch checkpoint; nothing in it was executed. Save the "
+            "tensors alone: torch.save(model.state_dict(), PATH)"
         ) from error
     except Exception as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
-        raise BackboneError(f"'{path}' is no readable checkpoint: {first}") from error
+        raise BackboneError(f"'{path}' is not a readable checkpoint: {first}") from error
     stated = value.get("architecture") if isinstance(value, dict) else None
     if isinstance(value, dict) and isinstance(value.get("teacher"), dict):
         value = _strip_teacher(value["teacher"], path)
@@ -109,56 +109,58 @@ def read_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | No
         value = value["state_dict"]
     if not isinstance(value, dict) or not all(isinstance(item, torch.Tensor) for item in value.values()):
         found = _listed(sorted(map(str, value))) if isinstance(value, dict) else type(value).__name__
-        raise BackboneError(f"'{path}' holds no state dict of tensors; found {found}")
+        raise BackboneError(f"'{path}' does not contain a state dict of tensors; found {found}")
     if stated is not None and not isinstance(stated, dict):
         raise BackboneError(f"'{path}' states its architecture as a {type(stated).__name__}, expected a dict")
-    # A key that is no string matches nothing and is reported as unknown.
+    # A key that is not a string matches nothing and is reported as unknown.
     plain = {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", str(key)): item for key, item in value.items()}
     if len(plain) != len(value):
         raise BackboneError(
-            f"'{path}' numbers its blocks in an unknown way: {len(value)} keys become {len(plain)} when the chunk's "
-            "number is taken out of blocks.<chunk>.<i>. Save it with plain names, blocks.<i>."
+            f"'{path}' numbers its blocks in an unknown way: {len(value)} keys become {len(plain)} without the chunk's "
+            "number in blocks.<chunk>.<i>. Save it with plain names, blocks.<i>."
         )
     return plain, stated
 
 
-def choose_architecture(state: State, stated: Mapping[str, Any] | None, name: str | None, path: Path) -> Architecture:
-    """The architecture that the file's own statement, the name, or the shapes say.
+def choose_architecture(
+    state: State, stated: Mapping[str, Any] | None, name: str | None, path: Path
+) -> VitArchitecture:
+    """The architecture that the file states, that has the name, or that fits the shapes, in this order.
 
-    A file that states its architecture is checked against that, and a name only labels it; real DINOv2 and DinoBloom
-    files state none, so for them the name binds.
+    If the file states its architecture, the name is only a label. Real DINOv2 and DinoBloom files do not state one, so
+    for them the name decides.
 
     Raises:
-        BackboneError: If the statement is wrong, or the name unknown, or the shapes fit no known network.
+        BackboneError: If the statement is invalid, the name is unknown, or the shapes fit no known network.
     """
     if stated is not None:
         return _stated_architecture(stated, path)
     if name is not None:
         known = name[:-1] if name.endswith("_reg4") else name
-        if known not in ARCHITECTURES:
-            raise BackboneError(f"model_name {name!r} is unknown; known are {', '.join(ARCHITECTURES)}")
-        return ARCHITECTURES[known]
+        if known not in VIT_ARCHITECTURES:
+            raise BackboneError(f"model_name {name!r} is unknown; known are {', '.join(VIT_ARCHITECTURES)}")
+        return VIT_ARCHITECTURES[known]
     guess = guess_architecture(state)
     if guess is None:
         width = tuple(state["cls_token"].shape) if "cls_token" in state else "none"
         raise BackboneError(
-            f"'{path}' fits no known network (cls_token: {width}); known are {', '.join(ARCHITECTURES)}. "
+            f"'{path}' fits no known network (cls_token: {width}); known are {', '.join(VIT_ARCHITECTURES)}. "
             "Is it a DINOv2 or DinoBloom checkpoint?"
         )
     return guess
 
 
-def guess_architecture(state: State) -> Architecture | None:
-    """The known network with the state's width and registers; None if there is none."""
+def guess_architecture(state: State) -> VitArchitecture | None:
+    """The known network with the width and registers of the state; None if there is none."""
     cls, registers = state.get("cls_token"), state.get("register_tokens")
     width = cls.shape[-1] if cls is not None and cls.ndim == 3 else 0
     n_registers = registers.shape[1] if registers is not None and registers.ndim == 3 else 0
     return next(
-        (item for item in ARCHITECTURES.values() if (item.width, item.n_registers) == (width, n_registers)), None
+        (item for item in VIT_ARCHITECTURES.values() if (item.width, item.n_registers) == (width, n_registers)), None
     )
 
 
-def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+def expected_shapes(architecture: VitArchitecture) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor under DINOv2's names, apart from `pos_embed` and the optional `mask_token`."""
     width, hidden, patch = architecture.width, architecture.hidden, architecture.patch_size
     shapes: dict[str, tuple[int, ...]] = {
@@ -186,11 +188,12 @@ def expected_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def check_state(state: State, architecture: Architecture, path: Path) -> None:
-    """Compare every key and shape, of the blocks that will be dropped too.
+def check_state(state: State, architecture: VitArchitecture, path: Path) -> None:
+    """Check every key and shape, including those of blocks that will be dropped.
 
     Raises:
-        BackboneError: If a key is missing, extra or misshapen, or a tensor is not plain floating point; lists all.
+        BackboneError: If a key is missing or unknown, or a tensor has another shape or is not a dense floating-point
+            tensor; the message lists all problems.
     """
     expected = expected_shapes(architecture)
     optional = {"pos_embed", "mask_token"}
@@ -202,7 +205,7 @@ def check_state(state: State, architecture: Architecture, path: Path) -> None:
         if key in state and tuple(state[key].shape) != shape
     ]
     problems += [
-        f"{key} is a {item.layout} tensor of {item.dtype} on {item.device}, expected a plain one of floating point"
+        f"{key} is a {item.layout} tensor of {item.dtype} on {item.device}, expected a dense floating-point tensor"
         for key, item in state.items()
         if not item.is_floating_point() or item.layout is not torch.strided or item.device.type != "cpu"
     ]
@@ -213,26 +216,26 @@ def check_state(state: State, architecture: Architecture, path: Path) -> None:
             problems.append(f"pos_embed has shape {shape}, expected (1, 1 + a square, {architecture.width})")
     if problems:
         guess = guess_architecture(state)
-        # A file that states its architecture is not helped by another name.
-        helps = guess not in (None, architecture) and architecture in ARCHITECTURES.values()
+        # Another name does not help if the file states its architecture.
+        helps = guess not in (None, architecture) and architecture in VIT_ARCHITECTURES.values()
         hint = f" (this looks like {guess.name}: pass --model_name {guess.name})" if guess and helps else ""
         raise BackboneError(f"'{path}' is not {architecture.name}{hint}: {'; '.join(problems)}")
 
 
 def interpolate_positions(table: torch.Tensor, grid: tuple[int, int], *, with_registers: bool) -> torch.Tensor:
-    """The position table for another grid of patches, as DINOv2 computes it.
+    """The position table interpolated to another grid of patches, as DINOv2 does it.
 
-    Bicubic in float32. Networks without registers: no antialiasing and the scale factor `(side + 0.1) / sqrt(N)`; those
-    with registers: antialiased to the exact size. The formula is `interpolate_pos_encoding` of DINOv2's
+    Bicubic in float32. Networks without registers use no antialiasing and the scale factor `(side + 0.1) / sqrt(N)`;
+    networks with registers use antialiasing and the exact size. The formula is `interpolate_pos_encoding` of DINOv2's
     `dinov2/models/vision_transformer.py`, the settings those of its published models, `dinov2/hub/backbones.py`.
 
     Args:
-        table: Shape `(1, 1 + N, D)`, N a square, the CLS token's first.
-        grid: Patch rows and columns wanted.
+        table: Shape `(1, 1 + N, D)`, where N is a square; the CLS token comes first.
+        grid: Requested patch rows and columns.
         with_registers: Whether the network has register tokens.
 
     Returns:
-        Float32, shape `(1, 1 + rows * columns, D)`; the same numbers if N fits already.
+        Float32, shape `(1, 1 + rows * columns, D)`; the same numbers if the grid fits already.
     """
     n, width = table.shape[1] - 1, table.shape[2]
     table = table.float()
@@ -246,15 +249,19 @@ def interpolate_positions(table: torch.Tensor, grid: tuple[int, int], *, with_re
         scale = [float(wanted + 0.1) / side for wanted in grid]
         patches = nn.functional.interpolate(patches, scale_factor=scale, mode="bicubic", antialias=False)
     if tuple(patches.shape[-2:]) != grid:
-        raise BackboneError(f"position table of {side} x {side} gave {tuple(patches.shape[-2:])}, expected {grid}")
+        raise BackboneError(
+            f"a position table of {side} x {side} was interpolated to {tuple(patches.shape[-2:])}, expected {grid}"
+        )
     return torch.cat([table[:, :1], patches.permute(0, 2, 3, 1).reshape(1, -1, width)], dim=1)
 
 
-def load_model(state: State, architecture: Architecture, n_blocks: int, grid: tuple[int, int], path: Path) -> nn.Module:
-    """Make transformers' model of the first blocks with the checkpoint's weights, float32.
+def load_model(
+    state: State, architecture: VitArchitecture, n_blocks: int, grid: tuple[int, int], path: Path
+) -> nn.Module:
+    """Build transformers' model of the first blocks with the checkpoint's weights in float32.
 
     Raises:
-        BackboneError: If the installed transformers has other parts than expected.
+        BackboneError: If the model of the installed transformers has unexpected parameters.
     """
     model = _make_empty_model(architecture, n_blocks, grid)
     targets = model.state_dict()
@@ -263,19 +270,19 @@ def load_model(state: State, architecture: Architecture, n_blocks: int, grid: tu
         mapped |= _map_block(state, architecture, block, set(targets))
     if "embeddings.mask_token" in targets:
         mapped["embeddings.mask_token"] = torch.zeros(targets["embeddings.mask_token"].shape)
-    # Copied: a float32 weight would otherwise stay a view of the mapped file and change with it.
+    # Copied: a float32 weight would otherwise remain a view of the mapped file and change with it.
     copies = {name: tensor.to(torch.float32, copy=True) for name, tensor in mapped.items()}
     try:
         model.load_state_dict(copies, assign=True)
     except RuntimeError as error:
         raise BackboneError(
-            f"the installed transformers names the parts of {type(model).__name__} differently: {error}"
+            f"the installed transformers has other parameter names in {type(model).__name__}: {error}"
         ) from error
     return model
 
 
-def _make_empty_model(architecture: Architecture, n_blocks: int, grid: tuple[int, int]) -> nn.Module:
-    """The transformers model without memory for its weights."""
+def _make_empty_model(architecture: VitArchitecture, n_blocks: int, grid: tuple[int, int]) -> nn.Module:
+    """The transformers model on the meta device."""
     import transformers
 
     options: dict[str, Any] = {
@@ -297,8 +304,8 @@ def _make_empty_model(architecture: Architecture, n_blocks: int, grid: tuple[int
         return transformers.Dinov2Model(transformers.Dinov2Config(**options))  # type: ignore[no-any-return]
 
 
-def _map_embeddings(state: State, architecture: Architecture, grid: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """Everything that is not a block, under transformers' names."""
+def _map_embeddings(state: State, architecture: VitArchitecture, grid: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """All parameters outside the blocks, under transformers' names."""
     positions = interpolate_positions(state["pos_embed"], grid, with_registers=architecture.n_registers > 0)
     mapped = {
         "embeddings.cls_token": state["cls_token"],
@@ -313,10 +320,10 @@ def _map_embeddings(state: State, architecture: Architecture, grid: tuple[int, i
     return mapped
 
 
-def _map_block(state: State, architecture: Architecture, block: int, targets: set[str]) -> dict[str, torch.Tensor]:
-    """One block under the names that the installed transformers uses.
+def _map_block(state: State, architecture: VitArchitecture, block: int, targets: set[str]) -> dict[str, torch.Tensor]:
+    """Parameters of one block under the names of the installed transformers.
 
-    The fused `qkv` is split; attention was renamed in transformers 5, and the SwiGLU's halves split.
+    The fused `qkv` is split. Transformers 5 renamed the attention layers and split the SwiGLU into its halves.
     """
     source, target = f"blocks.{block}.", f"encoder.layer.{block}."
 
@@ -345,9 +352,9 @@ def _map_block(state: State, architecture: Architecture, block: int, targets: se
     return mapped
 
 
-def _stated_architecture(stated: Mapping[str, Any], path: Path) -> Architecture:
-    """The architecture that a file states of itself."""
-    known = {field.name: field.type for field in fields(Architecture)}
+def _stated_architecture(stated: Mapping[str, Any], path: Path) -> VitArchitecture:
+    """The architecture that a file states, checked."""
+    known = {field.name: field.type for field in fields(VitArchitecture)}
     values = dict(stated)
     values["name"] = values.get("name") or path.stem
     kinds = {"name": str, "swiglu": bool}
@@ -359,7 +366,7 @@ def _stated_architecture(stated: Mapping[str, Any], path: Path) -> Architecture:
         or (name != "swiglu" and isinstance(value, bool))
     ]
     try:
-        architecture = Architecture(**values)
+        architecture = VitArchitecture(**values)
     except TypeError:
         raise BackboneError(f"'{path}' states the architecture {stated!r}; expected {', '.join(known)}") from None
     ranges = {"width": 1 << 16, "depth": 1000, "heads": 1 << 10, "patch_size": IMAGE_SIZE, "mlp_ratio": 64}
@@ -374,7 +381,7 @@ def _stated_architecture(stated: Mapping[str, Any], path: Path) -> Architecture:
 
 
 def _strip_teacher(teacher: Mapping[Any, Any], path: Path) -> dict[str, Any]:
-    """A training checkpoint's backbone under bare names; what is neither backbone nor head is left to be refused."""
+    """The backbone of a training checkpoint under bare names; unexpected keys are kept for the check to find."""
     names = [str(key) for key in teacher]
     if not any(name.startswith("backbone.") for name in names):
         raise BackboneError(f"'{path}' has a 'teacher' without 'backbone.' keys: {_listed(sorted(names))}")
@@ -386,12 +393,12 @@ def _strip_teacher(teacher: Mapping[Any, Any], path: Path) -> dict[str, Any]:
 
 
 def _is_zip(path: Path) -> bool:
-    """Whether a file is of torch's zip format, which can be mapped from disk."""
+    """Whether a file has torch's zip format, which can be memory-mapped."""
     with path.open("rb") as file:
         return file.read(2) == b"PK"
 
 
 def _listed(items: list[str]) -> str:
-    """The first items of a list, and how many more there are."""
+    """The first items of a list, and the number of the others."""
     more = f" and {len(items) - _MAX_LISTED} more" if len(items) > _MAX_LISTED else ""
     return "; ".join(items[:_MAX_LISTED]) + more

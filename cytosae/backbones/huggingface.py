@@ -1,4 +1,4 @@
-"""Local transformers folders: CLIP and SigLIP vision towers, ViT, DINOv2 with and without registers."""
+"""Local transformers folders: CLIP and SigLIP vision towers, ViT, and DINOv2 with and without registers."""
 
 import json
 import math
@@ -22,22 +22,22 @@ _CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class _Family:
-    """What tells one kind of folder from another."""
+    """A kind of network, and the defaults where its folder does not state a value."""
 
     model: str
     """transformers class of the vision part."""
     n_cls: int
     """CLS tokens."""
     mean: Triple
-    """Mean of the input's channels where the folder does not say."""
+    """Default mean of the input's channels."""
     std: Triple
-    """Standard deviation of the input's channels where the folder does not say."""
+    """Default standard deviation of the input's channels."""
     patch_size: int
-    """Pixels along a patch's side where the folder does not say."""
+    """Default number of pixels along a patch's side."""
     interpolates: bool
-    """Whether the model must be asked to fit its position table to the input."""
+    """Whether the model interpolates its position table only on request."""
     n_registers: int = 0
-    """Register tokens where the folder does not say."""
+    """Default number of register tokens."""
 
 
 _CLIP = _Family("CLIPVisionModel", 1, _CLIP_MEAN, _CLIP_STD, 32, interpolates=True)
@@ -55,14 +55,14 @@ _FAMILIES: dict[str, _Family] = {
     ),
 }
 
-# A config may leave out what equals the defaults of transformers; repeated here to describe it without that import.
+# A config may omit values that equal the defaults of transformers. Repeated here, so that no import is needed.
 _N_BLOCKS = 12
 _WIDTH = 768
 
 
 @dataclass(frozen=True)
-class Folder:
-    """What a transformers folder says of its vision transformer."""
+class TransformersFolder:
+    """Description of the vision transformer in a transformers folder."""
 
     name: str
     """Name of the folder."""
@@ -75,7 +75,7 @@ class Folder:
     patch_size: int
     """Pixels along a patch's side."""
     image_size: int
-    """Input side that its position table is for, in pixels."""
+    """Height and width of the input that the position table was made for, in pixels."""
     n_cls: int
     """CLS tokens."""
     n_registers: int
@@ -86,16 +86,16 @@ class Folder:
     """Standard deviation that the input's channels are divided by."""
 
 
-def read_folder(path: Path) -> Folder:
+def read_folder(path: Path) -> TransformersFolder:
     """Describe a folder from its JSON files alone.
 
     Raises:
-        BackboneError: If there is no `config.json`, or it is of a kind that is not known.
+        BackboneError: If `config.json` is missing, or describes an unknown kind of network.
     """
     config = _read_json(path / "config.json")
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in _FAMILIES:
-        raise BackboneError(f"'{path}' holds a model of type {kind!r}; known are {', '.join(_FAMILIES)}")
+        raise BackboneError(f"'{path}' contains a model of type {kind!r}; known are {', '.join(_FAMILIES)}")
     family = _FAMILIES[kind]
     vision = config.get("vision_config", config)
     preprocessor = path / "preprocessor_config.json"
@@ -108,7 +108,7 @@ def read_folder(path: Path) -> Folder:
         }
         if min(sizes.values()) < 1 or sizes["patch_size"] > IMAGE_SIZE:
             raise ValueError(sizes)
-        return Folder(
+        return TransformersFolder(
             name=path.resolve().name,
             family=family,
             **sizes,
@@ -119,17 +119,19 @@ def read_folder(path: Path) -> Folder:
             image_std=_triple(stated.get("image_std", family.std), positive=True),
         )
     except (AttributeError, TypeError, ValueError) as error:
-        raise BackboneError(f"'{path}' states its sizes or its normalisation wrongly: {error}") from error
+        raise BackboneError(
+            f"'{path}' has invalid sizes or an invalid normalisation in its JSON files: {error}"
+        ) from error
 
 
 def load_folder(path: Path, n_blocks: int) -> tuple[nn.Module, dict[str, bool]]:
     """Load the vision part of a folder, cut after `n_blocks` blocks, from safetensors or tensors-only files.
 
     Returns:
-        The model, and the arguments that its call needs.
+        The model, and further arguments for calling it.
 
     Raises:
-        BackboneError: If weights of a kept part are missing, misshapen or would be left unused.
+        BackboneError: If a weight of a kept part is missing, has another shape, or would not be used.
     """
     import transformers
 
@@ -139,29 +141,29 @@ def load_folder(path: Path, n_blocks: int) -> tuple[nn.Module, dict[str, bool]]:
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
         config = getattr(config, "vision_config", config)
         config.num_hidden_layers = n_blocks
-        # transformers 4 draws weights at random before it loads them; nobody's random state shall notice.
+        # transformers 4 draws random weights before it loads them; this must not change the global random state.
         with torch.random.fork_rng(devices=[]):
             model, loading = model_class.from_pretrained(
                 path, config=config, local_files_only=True, output_loading_info=True, attn_implementation="sdpa"
             )
-    except Exception as error:  # what transformers, safetensors and pickle raise has no common parent
+    except Exception as error:  # errors of transformers, safetensors and pickle have no common base class
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise BackboneError(f"'{path}' cannot be loaded: {first}") from error
-    # A pooler or head behind the last block is never used, so its absence does no harm.
+    # A pooler or head after the last block is never used, so it may be missing.
     missing = sorted(name for name in loading["missing_keys"] if "pooler" not in name and "head" not in name)
     misshapen = sorted(map(str, loading.get("mismatched_keys", ())))
     unused = sorted(name for name in loading["unexpected_keys"] if _is_kept(name, n_blocks))
     if missing or misshapen or unused:
         raise BackboneError(
-            f"'{path}' lacks weights: missing {missing[:12]}, "
-            f"misshapen {misshapen[:12]}, or has others than its config.json says: unused {unused[:12]}"
+            f"weights in '{path}' do not match its config.json: missing {missing[:12]}, "
+            f"of another shape {misshapen[:12]}, unused {unused[:12]}"
         )
     interpolate = folder.family.interpolates and folder.image_size != IMAGE_SIZE
     return model, {"interpolate_pos_encoding": True} if interpolate else {}
 
 
 def _is_kept(name: str, n_blocks: int) -> bool:
-    """Whether a weight belongs to a kept block of the vision part, or to no block of it but its embedding."""
+    """Whether a weight belongs to a kept block of the vision part, or to its embedding."""
     if name.startswith("text_model."):
         return False
     block = re.search(r"(?:^|\.)layers?\.(\d+)\.", name)
@@ -179,7 +181,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise BackboneError(f"'{path}' is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise BackboneError(f"'{path}' must hold a JSON object")
+        raise BackboneError(f"'{path}' must contain a JSON object")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Image files to the network's input (docs/definitions.md, section 1). Decoding needs numpy and Pillow only."""
+"""Image files to the network's input (docs/definitions.md, section 1). Decoding needs only numpy and Pillow."""
 
 import io
 import warnings
@@ -22,51 +22,52 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 """ImageNet's standard deviation of each RGB channel."""
 
 MAX_PIXELS = 1 << 27
-"""Larger pictures are refused unread: no single cell needs them, but a crafted file of a few bytes may declare them."""
+"""Larger images are refused before decoding: a cell never needs them, but a crafted file may declare them."""
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
-"""Pillow's readers that are ever run; the others stay off."""
+"""The only readers of Pillow that are used."""
 
-_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF's numbers of its tags
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF tag numbers
 
 
 class UnreadableImageError(ValueError):
-    """An image cannot be used; the message is a short reason without path or contents."""
+    """An image cannot be used; the message is a short reason without the path or contents."""
 
 
 def decode_image(data: bytes, *, size: int = IMAGE_SIZE) -> npt.NDArray[np.uint8]:
     """Decode an image file and resize it.
 
-    EXIF-transposed, first page, `convert('RGB')` (which drops an alpha channel), Pillow's antialiased bilinear resize
-    without keeping the aspect. 16-bit grey is scaled from 0..65535 to 0..255 first, where Pillow alone would clip it.
+    First page, EXIF orientation applied, `convert('RGB')` (which drops an alpha channel), Pillow's antialiased bilinear
+    resize that does not keep the aspect ratio. 16-bit grey is scaled from 0..65535 to 0..255 first; Pillow would clip
+    it.
 
     Args:
         data: The file's bytes.
-        size: Height and width wanted, in pixels.
+        size: Height and width of the result in pixels.
 
     Returns:
         RGB, uint8, shape `(size, size, 3)`.
 
     Raises:
-        UnreadableImageError: If the file is empty, broken, cut off, too large or of an unknown kind.
+        UnreadableImageError: If the file is empty, broken, truncated, too large or of an unknown kind.
     """
     if not data:
         raise UnreadableImageError("the file is empty")
     try:
         with warnings.catch_warnings():
-            # Pillow warns of odd metadata and of merely suspicious sizes; we have a limit of our own.
+            # Pillow warns of odd metadata and of merely suspicious sizes; MAX_PIXELS is the limit here.
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     raise UnreadableImageError(
-                        f"{picture.width} x {picture.height} pixels are more than the limit of {MAX_PIXELS}"
+                        f"{picture.width} x {picture.height} pixels exceed the limit of {MAX_PIXELS}"
                     )
                 _check_scale(picture)
                 picture.load()
                 upright = ImageOps.exif_transpose(picture)
                 rgb = _to_eight_bits(upright).convert("RGB")
-                # First the width, then the height, as Pillow itself did up to version 12; 13 turns the order round for
-                # tall pictures, and one grey level with it, while the store's spec would stay the same.
+                # First the width, then the height, as Pillow did up to version 12. Version 13 reverses the order for
+                # tall images, which can change a value by one grey level, while the store's spec would stay the same.
                 wide = rgb.resize((size, rgb.height), Image.Resampling.BILINEAR)
                 resized = wide.resize((size, size), Image.Resampling.BILINEAR)
     except UnreadableImageError:
@@ -75,7 +76,7 @@ def decode_image(data: bytes, *, size: int = IMAGE_SIZE) -> npt.NDArray[np.uint8
         raise UnreadableImageError(f"not a {', '.join(FORMATS)} image") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImageError("too many pixels (decompression bomb)") from error
-    except Exception as error:  # a broken file makes Pillow's parsers raise anything
+    except Exception as error:  # Pillow's parsers can raise anything on a broken file
         raise UnreadableImageError(f"broken image: {_short(error)}") from error
     return np.array(resized)
 
@@ -87,27 +88,27 @@ def to_tensor(
     std: Sequence[float] = IMAGE_STD,
     device: "torch.device | str" = "cpu",
 ) -> "torch.Tensor":
-    """Pixels as the network's input: divided by 255, mean and standard deviation taken out, channels first.
+    """The network's input from pixels: divided by 255, minus the mean, over the standard deviation, channels first.
 
     Args:
         pixels: RGB, uint8, shape `(B, H, W, 3)`.
         mean: Mean of each channel.
         std: Standard deviation of each channel.
-        device: Where the arithmetic is done.
+        device: Device of the result, on which it is computed.
 
     Returns:
         Float32, shape `(B, 3, H, W)`.
     """
     import torch
 
-    # Bytes travel to the device, a quarter of the floats' volume.
+    # Bytes are copied to the device, a quarter of the volume of floats.
     x = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).contiguous().float().div_(255)
     shape = (1, 3, 1, 1)
     return x.sub_(torch.tensor(mean, device=device).view(shape)).div_(torch.tensor(std, device=device).view(shape))
 
 
 def _check_scale(picture: Image.Image) -> None:
-    """Refuse grey TIFFs whose numbers Pillow hands on as they are, though they do not mean 0 = black, 65535 = white."""
+    """Refuse grey TIFFs whose values Pillow passes on unscaled although 0 is not black or 65535 is not white."""
     tags = picture.tag_v2 if isinstance(picture, TiffImagePlugin.TiffImageFile) else {}
     if picture.mode.startswith("I;16"):
         if tags.get(_BITS_PER_SAMPLE) == (12,):
@@ -117,7 +118,7 @@ def _check_scale(picture: Image.Image) -> None:
 
 
 def _to_eight_bits(picture: Image.Image) -> Image.Image:
-    """Scale pictures of more than 8 bits a channel to 8."""
+    """Scale images of more than 8 bits per channel to 8 bits."""
     if picture.mode.startswith("I"):
         values = np.asarray(picture).astype(np.int64)
         if values.size and (values.min() < 0 or values.max() > 65535):
@@ -130,6 +131,6 @@ def _to_eight_bits(picture: Image.Image) -> Image.Image:
 
 
 def _short(error: Exception) -> str:
-    """The first line of an error's text, without anything long."""
+    """The first line of an error's text, shortened."""
     lines = str(error).strip().splitlines()
     return lines[0][:120] if lines else type(error).__name__

@@ -1,1 +1,1 @@
-"""Autoencoders on disk: our checkpoints, other programs' formats, and reading pickles without running them."""
+"""Autoencoders in files: our checkpoints, the formats of other programs, and reading pickles without running them."""

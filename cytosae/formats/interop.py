@@ -1,4 +1,7 @@
-"""Autoencoders in other programs' formats: SAELens, plain safetensors, and the reference's checkpoint. Both ways."""
+"""Autoencoders in the formats of other programs: SAELens, plain safetensors, and the reference's checkpoint.
+
+Each format is written and read. Writing is plain; a caller that needs an atomic or durable write wraps it.
+"""
 
 import contextlib
 import json
@@ -13,52 +16,44 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from cytosae.formats.atomic import write_atomically, write_torch_atomically
 from cytosae.sae.base import Sae
+from cytosae.sae.registry import ARCHITECTURES, saelens_defaults
 
 SAELENS_CONFIG, SAELENS_WEIGHTS = "cfg.json", "sae_weights.safetensors"
-"""Files of a folder that SAELens writes and `SAE.load_from_disk` opens."""
+"""Files of a SAELens folder, which `SAE.load_from_disk` opens."""
 
 SAELENS_VERSION = "6.0.0"
-"""Oldest SAELens that takes such a folder as it is; a missing or older number makes it guess."""
+"""Oldest version whose folders SAELens reads without guessing their defaults."""
 
 _CFG_KEY = "cytosae_cache"
-"""Where files of other formats keep the whole config."""
-
-_TO_SAELENS = {
-    "relu": "standard", "topk": "topk", "batchtopk": "jumprelu", "matryoshka": "jumprelu", "jumprelu": "jumprelu",
-    "gated": "gated",
-}  # fmt: skip
-_FROM_SAELENS = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}
-_RENAMED = {"b_enc": "b_gate"}
-"""Parameters of the gated architecture that SAELens calls otherwise."""
+"""Key of the whole config in files of other formats."""
 
 _REFERENCE_MODULE, _REFERENCE_CLASS = "src.sae_training.config", "ViTSAERunnerConfig"
 _MAX_CONFIG_BYTES = 1 << 22
 
 
-class ExchangeError(ValueError):
-    """A file of another format cannot be read, or an autoencoder has no place in it."""
+class InteropError(ValueError):
+    """A file of another format cannot be read, or a format cannot represent an autoencoder."""
 
 
 def to_saelens(sae: Sae, cfg: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """`cfg.json` and the tensors of a SAELens folder.
 
-    Thresholds go out as they act: batchtopk and matryoshka become JumpReLU with one threshold for all latents, and one
-    below 0 becomes 0. Nothing is left to fold: saved autoencoders take raw activations.
+    Saved autoencoders take raw activations, so no scaling has to be folded in.
 
     Args:
         sae: The autoencoder.
-        cfg: What its file says of it.
+        cfg: The config in its file.
+
+    Raises:
+        InteropError: If SAELens has no such architecture.
     """
-    state = {name: tensor.detach().cpu().float().contiguous() for name, tensor in sae.state_dict().items()}
-    if "threshold" in state:
-        state["threshold"] = torch.relu(state["threshold"]).expand_as(state["b_enc"]).contiguous()
-    if sae.architecture == "gated":
-        state = {_RENAMED.get(name, name): tensor for name, tensor in state.items()}
+    if sae.saelens_architecture is None:
+        raise InteropError(f"SAELens has no architecture for {sae.architecture}: use --format safetensors")
+    more, state = sae.to_saelens()
     d_in, n_latents = sae.W_enc.shape
     config = {
-        "architecture": _TO_SAELENS[sae.architecture],
+        "architecture": sae.saelens_architecture,
         "d_in": d_in,
         "d_sae": n_latents,
         "dtype": "float32",
@@ -74,85 +69,83 @@ def to_saelens(sae: Sae, cfg: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
             _CFG_KEY: {**cfg, "arch": sae.architecture, "settings": sae.settings},
         },
     }
-    if sae.architecture == "topk":
-        config |= {"k": sae.settings["k"], "rescale_acts_by_decoder_norm": False}
-    return config, state
+    return config | more, state
 
 
 def from_saelens(config: object, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """`cfg` and `state_dict` as our own files hold them, from the parts of a SAELens folder.
+    """`cfg` and `state_dict` of our own file format from the parts of a SAELens folder.
 
     Raises:
-        ExchangeError: If the config is none, or says that activations are treated in a way that we have no place for.
+        InteropError: If the config is not one of SAELens, or if it treats activations in a way that we do not support.
     """
     if not isinstance(config, dict):
-        raise ExchangeError(f"{SAELENS_CONFIG} must hold an object, found {type(config).__name__}")
+        raise InteropError(f"{SAELENS_CONFIG} must contain an object, found {type(config).__name__}")
     for name, wanted in (
         ("normalize_activations", "none"), ("reshape_activations", "none"), ("apply_b_dec_to_input", True),
         ("rescale_acts_by_decoder_norm", False),
     ):  # fmt: skip
         if config.get(name, wanted) != wanted:
-            raise ExchangeError(f"{SAELENS_CONFIG} has {name} {config[name]!r}; only {wanted!r} can be used")
+            raise InteropError(f"{SAELENS_CONFIG} has {name} {config[name]!r}; only {wanted!r} is supported")
+    theirs, defaults = config.get("architecture"), saelens_defaults()
+    if not isinstance(theirs, str) or theirs not in defaults:
+        raise InteropError(f"{SAELENS_CONFIG} has architecture {theirs!r}; known are {', '.join(defaults)}")
     metadata = config.get("metadata")
     cfg = metadata.get(_CFG_KEY) if isinstance(metadata, dict) else None
-    architecture = config.get("architecture")
-    known = _FROM_SAELENS.get(architecture) if isinstance(architecture, str) else None
-    if known is None:
-        raise ExchangeError(f"{SAELENS_CONFIG} has architecture {architecture!r}; known are {', '.join(_FROM_SAELENS)}")
-    if not isinstance(cfg, dict) or _TO_SAELENS.get(str(cfg.get("arch"))) != architecture:
-        settings = {"k": config.get("k")} if known == "topk" else {}
-        cfg = {"arch": known, "settings": settings, "saelens": config}
-    tensors = dict(state)
-    if known == "gated":
-        back = {new: old for old, new in _RENAMED.items()}
-        tensors = {back.get(name, name): tensor for name, tensor in tensors.items()}
-    threshold = tensors.get("threshold")
-    if cfg["arch"] in ("batchtopk", "matryoshka") and threshold is not None:
-        if threshold.ndim != 1 or not len(threshold) or (threshold != threshold[0]).any():
-            raise ExchangeError(f"{cfg['arch']} has one threshold for all latents, found several")
-        tensors["threshold"] = threshold[0].clone()
-    return {"cfg": cfg, "state_dict": tensors}
+    kind = ARCHITECTURES.get(str(cfg.get("arch"))) if isinstance(cfg, dict) else None
+    if not isinstance(cfg, dict) or kind is None or kind.saelens_architecture != theirs:
+        kind = defaults[theirs]
+        cfg = {"arch": kind.architecture, "settings": kind.settings_from_saelens(config), "saelens": config}
+    try:
+        return {"cfg": cfg, "state_dict": kind.from_saelens(state)}
+    except ValueError as error:
+        raise InteropError(str(error)) from error
+
+
+def saelens_files(sae: Sae, cfg: Mapping[str, Any]) -> dict[str, bytes]:
+    """Contents of a SAELens folder by file name. The config comes last: a folder with it is complete."""
+    config, state = to_saelens(sae, cfg)
+    text = json.dumps(config, indent=1) + "\n"
+    return {SAELENS_WEIGHTS: save(state), SAELENS_CONFIG: text.encode()}
 
 
 def write_saelens(folder: Path, sae: Sae, cfg: Mapping[str, Any]) -> None:
-    """Write a folder that SAELens 6 opens with `SAE.load_from_disk`; the config comes last and completes it."""
-    config, state = to_saelens(sae, cfg)
+    """Write a folder that SAELens 6 opens with `SAE.load_from_disk`. Plain writes: not atomic."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(config, indent=1) + "\n"
-    write_atomically(folder / SAELENS_WEIGHTS, lambda file: file.write(save(state)))
-    write_atomically(folder / SAELENS_CONFIG, lambda file: file.write(text.encode()))
+    for name, data in saelens_files(sae, cfg).items():
+        (folder / name).write_bytes(data)
 
 
 def write_safetensors(path: Path, sae: Sae, cfg: Mapping[str, Any]) -> None:
-    """Write one safetensors file: tensors under our own names, the config as JSON in its metadata."""
+    """Write one safetensors file: tensors under our names, the config as JSON in its metadata. Not atomic."""
     plain = {**cfg, "arch": sae.architecture, "settings": sae.settings}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
-    write_atomically(path, lambda file: file.write(save(state, metadata={_CFG_KEY: json.dumps(plain)})))
+    path.write_bytes(save(state, metadata={_CFG_KEY: json.dumps(plain)}))
 
 
 def write_reference(path: Path, sae: Sae, cfg: Mapping[str, Any]) -> None:
-    """Write a checkpoint as CytoSAE's own code unpickles it.
+    """Write a checkpoint that CytoSAE's own code can unpickle. Not atomic.
 
     Raises:
-        ExchangeError: If the architecture is not the reference's.
+        InteropError: If the reference does not have the architecture.
     """
     checkpoint = reference_checkpoint(sae, cfg)
     with _reference_class() as kind:
         record = kind()
         vars(record).update(checkpoint["cfg"])
-        write_torch_atomically(path, {**checkpoint, "cfg": record})
+        # Through a file object: given a path, torch would write its name into the archive.
+        with path.open("wb") as file:
+            torch.save({**checkpoint, "cfg": record}, file)
 
 
 def reference_checkpoint(sae: Sae, cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """What the reference's checkpoint holds, but for the config's class; `write_reference` adds it.
+    """The reference's checkpoint, with the config as a dict; `write_reference` turns it into the reference's class.
 
     Raises:
-        ExchangeError: If the architecture is not the reference's.
+        InteropError: If the reference does not have the architecture.
     """
-    if sae.architecture != "relu":
-        raise ExchangeError(
-            f"the reference knows relu autoencoders alone, found {sae.architecture}: "
-            "use --format saelens or --format safetensors"
+    if not sae.fits_reference:
+        raise InteropError(
+            f"the reference has no {sae.architecture} autoencoders: use --format saelens or --format safetensors"
         )
     d_in, n_latents = sae.W_enc.shape
     values = {name: value for name, value in cfg.items() if name not in ("spec", "settings", "evaluation")}
@@ -164,7 +157,7 @@ def reference_checkpoint(sae: Sae, cfg: Mapping[str, Any]) -> dict[str, Any]:
         "device": "cpu",
         "seed": cfg.get("seed", 42),
         "l1_coefficient": cfg.get("l1_coefficient", 0.0),
-        # Kept for the way back; the reference does not look at it.
+        # Kept for reading the file back; the reference ignores it.
         _CFG_KEY: json.dumps({**cfg, "arch": sae.architecture, "settings": sae.settings}),
     }
     state = OrderedDict((name, tensor.detach().cpu().contiguous()) for name, tensor in sae.state_dict().items())
@@ -173,7 +166,7 @@ def reference_checkpoint(sae: Sae, cfg: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _reference_class() -> Iterator[type]:
-    """The class of the reference's config, known to the pickler by its name for as long as this lasts."""
+    """A class with the name of the reference's config class, importable by the pickler inside the context."""
     parts = _REFERENCE_MODULE.split(".")
     kind = type(_REFERENCE_CLASS, (), {"__module__": _REFERENCE_MODULE})
     names = [".".join(parts[: number + 1]) for number in range(len(parts))]
@@ -192,7 +185,7 @@ def _reference_class() -> Iterator[type]:
 
 
 def unwrap_cfg(cfg: object) -> object:
-    """Our own config out of one that `reference_checkpoint` made; any other as it is."""
+    """Our own config from one that `reference_checkpoint` made; any other config unchanged."""
     if isinstance(cfg, dict) and isinstance(cfg.get(_CFG_KEY), str):
         with contextlib.suppress(ValueError):
             return json.loads(cfg[_CFG_KEY])
@@ -203,15 +196,15 @@ def read_saelens(folder: Path) -> dict[str, Any]:
     """`cfg` and `state_dict` of a SAELens folder.
 
     Raises:
-        ExchangeError: If a file is missing, damaged or says what cannot be used.
+        InteropError: If a file is missing, damaged or not supported.
     """
     path = folder / SAELENS_CONFIG
     try:
         if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise ExchangeError(f"{SAELENS_CONFIG} has more than {_MAX_CONFIG_BYTES:,} bytes")
+            raise InteropError(f"{SAELENS_CONFIG} has more than {_MAX_CONFIG_BYTES:,} bytes")
         config = json.loads(path.read_text(), parse_constant=str)
     except (OSError, ValueError, RecursionError) as error:
-        raise ExchangeError(f"{SAELENS_CONFIG} cannot be read: {error}") from error
+        raise InteropError(f"{SAELENS_CONFIG} cannot be read: {error}") from error
     return from_saelens(config, _read_tensors(folder / SAELENS_WEIGHTS)[1])
 
 
@@ -219,13 +212,15 @@ def read_safetensors(path: Path) -> dict[str, Any]:
     """`cfg` and `state_dict` of a file that `write_safetensors` wrote.
 
     Raises:
-        ExchangeError: If it is damaged, or has no config of ours.
+        InteropError: If it is damaged or has no config of this package.
     """
     metadata, state = _read_tensors(path)
     try:
         cfg = json.loads(metadata[_CFG_KEY], parse_constant=str)
     except (KeyError, ValueError, RecursionError) as error:
-        raise ExchangeError(f"it has no config under '{_CFG_KEY}' in its metadata: it is no export of ours") from error
+        raise InteropError(
+            f"its metadata has no config under '{_CFG_KEY}': it is not an export of cytosae-cache"
+        ) from error
     return {"cfg": cfg, "state_dict": state}
 
 
@@ -234,8 +229,8 @@ def _read_tensors(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
-            # Copied: they are views of the file, and whoever shortened it later would end the program.
+            # Copied: they are views of the mapped file, and truncating it later would crash the process.
             state = {name: file.get_tensor(name).clone() for name in names}
             return file.metadata() or {}, state
     except (OSError, SafetensorError, ValueError) as error:
-        raise ExchangeError(f"{path.name} cannot be read: {error}") from error
+        raise InteropError(f"{path.name} cannot be read: {error}") from error

@@ -1,1 +1,1 @@
-"""Sparse autoencoders: the architectures, their registry, and products with sparse activations."""
+"""Sparse autoencoders: the base class, six architectures, their registry, and products with sparse activations."""

@@ -1,16 +1,20 @@
-"""The sparse autoencoder of the reference, and what every architecture derived from it has in common."""
+"""The base class of all sparse autoencoders: shared parameters, encoding and decoding, and what a subclass decides."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
 
-_ROWS_AT_ONCE = 2048
-"""Rows of `W_dec` that one pass over them takes at once: they stay in the processor's cache."""
+from cytosae.sae.loss import LossInputs, SaeLoss
+
+_ROWS_PER_BLOCK = 2048
+"""Rows of `W_dec` processed together: a block stays in the processor's cache."""
 
 
 class SaeOutput(NamedTuple):
-    """Everything one forward pass computes; leading dimensions are those of the input."""
+    """Result of one forward pass; leading dimensions are those of the input."""
 
     pre: torch.Tensor
     """Latents before the nonlinearity, shape `(..., S)`."""
@@ -20,78 +24,45 @@ class SaeOutput(NamedTuple):
     """Reconstruction x^, shape `(..., D)`."""
 
 
-class LossTerms(NamedTuple):
-    """The loss and its parts, 0-dimensional."""
+class Sae(nn.Module, ABC):
+    """A sparse autoencoder (docs/definitions.md, section 4); `activate` and `training_loss` define the architecture.
 
-    loss: torch.Tensor
-    """Sum of the others."""
-    mse: torch.Tensor
-    """Reconstruction: squared error over the token's norm (`relu`), or the share of the variance left."""
-    l1: torch.Tensor
-    """Sparsity term, coefficient included: L1, or what the architecture has in its place."""
-    ghost: torch.Tensor
-    """Term that revives latents, coefficient included: ghost gradients, AuxK, or the gate's own error."""
+    `a = activate((x - b_dec) W_enc + b_enc)`, `x^ = a W_dec + b_dec`. Weights start Kaiming-uniform (He et al. 2015),
+    decoder rows with unit norm, biases at zero. They are drawn on the CPU from the seed alone, so every device starts
+    from the same numbers and the global random state is not touched.
 
-
-class LossWeights(NamedTuple):
-    """Weights of the training losses' terms."""
-
-    l1: float = 0.0
-    """Of the sum of activations a token (`relu`, `gated`)."""
-    aux: float = 1 / 32
-    """Of AuxK (`topk`, `batchtopk`, `matryoshka`)."""
-    l0: float = 1.0
-    """Of the squared relative distance between L0 and the one asked for (`jumprelu`)."""
-
-
-class LossInputs(NamedTuple):
-    """What a training loss of some tokens depends on beside them."""
-
-    variance: torch.Tensor
-    """Sum of `||x - mean||^2` over the whole batch, 0-dimensional."""
-    share: float
-    """Share of the batch's tokens that these are."""
-    dead_mask: torch.Tensor | None
-    """Latents to revive, bool, shape `(S,)`; None for none."""
-    weights: LossWeights
-    """Weights of the terms."""
-    dtype: torch.dtype
-    """Type of dense products."""
-
-
-class SaeLoss(NamedTuple):
-    """A training loss and what it was computed from."""
-
-    terms: LossTerms
-    """The loss with its parts."""
-    n_fired: torch.Tensor
-    """Tokens on which each latent is active, int64, shape `(S,)`."""
-    reconstruction: torch.Tensor
-    """Reconstruction, of the activations' shape."""
-
-
-class Sae(nn.Module):
-    """The reference architecture (docs/definitions.md, section 4).
-
-    `a = relu((x - b_dec) W_enc + b_enc)`, `x^ = a W_dec + b_dec`. Weights start Kaiming-uniform (He et al. 2015), the
-    decoder's rows with unit norm, biases at zero. They are drawn on the CPU from the seed alone, so every device starts
-    from the same numbers and no global random state is touched.
+    A subclass sets the class attributes below and is registered in `cytosae.sae.registry`. Nothing outside the subclass
+    and the registry depends on which architecture it is.
 
     Args:
         d_in: Width D of the activations.
         n_latents: Latents S.
         seed: Seed of the weights.
-        device: Where the parameters live.
+        device: Device of the parameters.
         dtype: Type of the parameters.
 
     Raises:
         ValueError: If `d_in` or `n_latents` is below 1.
     """
 
-    architecture: ClassVar[str] = "relu"
-    """Name, as options and files spell it."""
+    architecture: ClassVar[str]
+    """Name in options and files."""
+    setting_names: ClassVar[tuple[str, ...]] = ()
+    """Constructor arguments, besides the sizes, that define the architecture; also attributes of the same names."""
+    training_options: ClassVar[frozenset[str]] = frozenset()
+    """Names of the training options and loss coefficients that `training_loss` uses, other than `setting_names`."""
     needs_whole_rows: ClassVar[bool] = False
-    """Whether a latent's activation depends on the other latents' of the same token."""
+    """Whether a latent's activation depends on other latents of the same token."""
+    fits_to_tokens: ClassVar[bool] = False
+    """Whether `fit_to_tokens_` does anything, that is, whether training must read a sample of tokens first."""
+    lr_factors: ClassVar[Mapping[str, float]] = {}
+    """Learning rate of a parameter divided by that of the others, for parameters that learn at another rate."""
+    fits_reference: ClassVar[bool] = False
+    """Whether the reference's checkpoint format can represent it."""
+    saelens_architecture: ClassVar[str | None] = None
+    """Architecture in SAELens with the same function; None if there is none."""
+    is_saelens_default: ClassVar[bool] = True
+    """Whether a SAELens folder that this package did not write is read as this class."""
 
     def __init__(
         self,
@@ -117,31 +88,76 @@ class Sae(nn.Module):
         self.b_dec = nn.Parameter(torch.zeros(d_in, device=device, dtype=dtype))
         self.normalise_decoder_()
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Arguments beside the sizes that make the same architecture again: JSON values."""
-        return {}
+    # --- what an architecture decides
 
-    def pre_activations(self, x: torch.Tensor) -> torch.Tensor:
-        """Latents before the nonlinearity, shape `(..., S)`, of activations of shape `(..., D)`."""
-        return (x - self.b_dec) @ self.W_enc + self.b_enc
-
+    @abstractmethod
     def activate(self, pre: torch.Tensor, latents: slice | torch.Tensor = slice(None)) -> torch.Tensor:
-        """Latent activations from latents before the nonlinearity, as they are read once training is over.
+        """Latent activations from latents before the nonlinearity, as used after training.
 
         Args:
             pre: Shape `(..., n)`.
-            latents: Which latents these are, as a slice or their numbers; all by default, and all are needed if
+            latents: Which latents `pre` holds, as a slice or indices; all by default, and all are required if
                 `needs_whole_rows`.
         """
-        return torch.relu(pre)
+
+    def activate_(self, pre: torch.Tensor, latents: slice | torch.Tensor = slice(None)) -> torch.Tensor:
+        """`activate`, which may overwrite `pre`; an architecture overrides it where that is faster."""
+        return self.activate(pre, latents)
+
+    @abstractmethod
+    def training_loss(self, x: torch.Tensor, inputs: LossInputs) -> SaeLoss:
+        """The training loss, differentiable by autograd.
+
+        Args:
+            x: Tokens of a batch or of a part of it, shape `(N, D)`. Losses of parts add up, except where the
+                architecture compares the tokens of a part with each other.
+            inputs: Everything else that the loss depends on.
+        """
+
+    @torch.no_grad()
+    def fit_to_tokens_(self, tokens: torch.Tensor) -> None:
+        """Initialise parameters from a sample of tokens, shape `(n, D)`, in place; does nothing by default."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Values of `setting_names`, as JSON values: with the sizes, they define the same architecture again."""
+        values = {name: getattr(self, name) for name in self.setting_names}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def to_saelens(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """Entries of SAELens' config beyond the common ones, and its tensors, float32 on the CPU."""
+        return {}, {name: part.detach().cpu().float().contiguous() for name, part in self.state_dict().items()}
+
+    @classmethod
+    def from_saelens(cls, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The state dict from SAELens' tensors.
+
+        Raises:
+            ValueError: If the architecture cannot represent them.
+        """
+        return dict(tensors)
+
+    @classmethod
+    def settings_from_saelens(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings from a SAELens config that this package did not write; unchecked."""
+        return {}
+
+    def _latent_units(self) -> tuple[torch.Tensor, ...]:
+        """Parameters and buffers measured in the unit of activations, shape `(S,)` or 0-dimensional."""
+        return (self.b_enc,)
+
+    # --- what all architectures share
+
+    def pre_activations(self, x: torch.Tensor) -> torch.Tensor:
+        """Latents before the nonlinearity, shape `(..., S)`, from activations of shape `(..., D)`."""
+        return (x - self.b_dec) @ self.W_enc + self.b_enc
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Latent activations, shape `(..., S)`, of activations of shape `(..., D)`."""
+        """Latent activations, shape `(..., S)`, from activations of shape `(..., D)`."""
         return self.activate(self.pre_activations(x))
 
     def decode(self, acts: torch.Tensor) -> torch.Tensor:
-        """Reconstruction, shape `(..., D)`, of latent activations of shape `(..., S)`.
+        """Reconstruction, shape `(..., D)`, from latent activations of shape `(..., S)`.
 
         Raises:
             RuntimeError: If only the encoder was loaded.
@@ -156,23 +172,11 @@ class Sae(nn.Module):
         acts = self.activate(pre)
         return SaeOutput(pre, acts, self.decode(acts))
 
-    def training_loss(self, x: torch.Tensor, inputs: LossInputs) -> SaeLoss:
-        """The loss of other architectures than the reference's, whose own is `objective.reference_loss`.
-
-        Args:
-            x: Tokens of a batch, or of a part of it, shape `(N, D)`; losses of parts add up.
-            inputs: What else it depends on.
-
-        Raises:
-            NotImplementedError: For the reference's architecture.
-        """
-        raise NotImplementedError("the reference's loss is objective.reference_loss")
-
     def pre_activations_in(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """`pre_activations` of tokens of shape `(N, D)` by a product in a type, for training.
+        """`pre_activations` of tokens, shape `(N, D)`, with a matrix product in another type, for training.
 
-        The gradient of `b_dec` needs only a column sum, which comes through a term that is 0: autograd would compute
-        a whole matrix for it.
+        The gradient of `b_dec` needs only a column sum. It comes from a term that is 0; autograd would otherwise
+        compute a whole matrix for it.
         """
         centred = (x - self.b_dec.detach()).to(dtype)
         bias = self.b_enc + (self.b_dec.detach() - self.b_dec) @ self.W_enc.detach()
@@ -181,27 +185,27 @@ class Sae(nn.Module):
     @torch.no_grad()
     def normalise_decoder_(self) -> None:
         """Scale every row of `W_dec` to unit norm, in place."""
-        for rows in torch.split(self.W_dec, _ROWS_AT_ONCE):
+        for rows in torch.split(self.W_dec, _ROWS_PER_BLOCK):
             rows.div_(rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny))
 
     @torch.no_grad()
     def remove_parallel_gradient_(self) -> None:
-        """Remove from the gradient of `W_dec` what only changes a row's length, which the next step undoes.
+        """Remove from the gradient of `W_dec` the component along each row, which the next normalisation would undo.
 
-        Rows are taken to have unit norm.
+        Assumes that rows have unit norm.
 
         Raises:
-            RuntimeError: If there is no gradient.
+            RuntimeError: If `W_dec` has no gradient.
         """
         if self.W_dec.grad is None:
             raise RuntimeError("W_dec has no gradient: call backward first")
-        grads = torch.split(self.W_dec.grad, _ROWS_AT_ONCE)
-        for grad, rows in zip(grads, torch.split(self.W_dec, _ROWS_AT_ONCE), strict=True):
+        grads = torch.split(self.W_dec.grad, _ROWS_PER_BLOCK)
+        for grad, rows in zip(grads, torch.split(self.W_dec, _ROWS_PER_BLOCK), strict=True):
             grad.addcmul_((grad * rows).sum(dim=1, keepdim=True), rows, value=-1)
 
     @torch.no_grad()
     def tie_(self) -> None:
-        """Start the encoder as the decoder's transpose, in place (Gao et al. 2024, arXiv:2406.04093)."""
+        """Set the encoder to the decoder's transpose, in place (Gao et al. 2024, arXiv:2406.04093)."""
         self.W_enc.copy_(self.W_dec.T)
 
     @torch.no_grad()
@@ -218,7 +222,7 @@ class Sae(nn.Module):
 
     @torch.no_grad()
     def fold_scaling_(self, mean: torch.Tensor, scale: float) -> None:
-        """Make an autoencoder of `(x - mean) / scale` one of `x`, in place; decoder rows keep their norm.
+        """Turn an autoencoder of `(x - mean) / scale` into one of `x`, in place; decoder rows keep their norm.
 
         Args:
             mean: Shape `(D,)`.
@@ -227,7 +231,3 @@ class Sae(nn.Module):
         self.b_dec.mul_(scale).add_(mean)
         for bias in self._latent_units():
             bias.mul_(scale)
-
-    def _latent_units(self) -> tuple[torch.Tensor, ...]:
-        """Parameters and buffers measured in the unit of activations, shape `(S,)` or 0-dimensional."""
-        return (self.b_enc,)

@@ -1,19 +1,24 @@
-"""Gated autoencoders: whether a latent is active, and how much, are decided apart."""
+"""Gated autoencoders: one branch decides whether a latent is active, another one how strongly."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from cytosae.sae.base import LossInputs, LossTerms, Sae, SaeLoss
+from cytosae.sae.base import Sae
+from cytosae.sae.loss import LossInputs, LossTerms, SaeLoss
+
+_TO_SAELENS = {"b_enc": "b_gate"}
+_FROM_SAELENS = {theirs: ours for ours, theirs in _TO_SAELENS.items()}
 
 
 class GatedSae(Sae):
     """`a = 1[gate > 0] relu(magnitude)` (Rajamanoharan et al. 2024, arXiv:2404.16014).
 
     Both share `W_enc`: `gate = (x - b_dec) W_enc + b_enc`, `magnitude = exp(r_mag) ((x - b_dec) W_enc) + b_mag`. L1
-    presses on the gate alone, so that it does not shrink the activations; a reconstruction from the gate with the
-    decoder held still gives the gate its gradient (the paper's eq. 8).
+    applies to the gate alone, so that it does not shrink the activations. A reconstruction from the gate with a frozen
+    decoder gives the gate its gradient (the paper's eq. 8).
 
     Args:
         d_in: Width D of the activations.
@@ -22,6 +27,8 @@ class GatedSae(Sae):
     """
 
     architecture: ClassVar[str] = "gated"
+    training_options: ClassVar[frozenset[str]] = frozenset({"l1_coefficient"})
+    saelens_architecture: ClassVar[str | None] = "gated"
 
     def __init__(self, d_in: int, n_latents: int, **more: Any) -> None:  # noqa: ANN401
         super().__init__(d_in, n_latents, **more)
@@ -34,17 +41,27 @@ class GatedSae(Sae):
         return torch.relu((pre - b_enc) * r_mag.exp() + b_mag) * (pre > 0)
 
     def training_loss(self, x: torch.Tensor, inputs: LossInputs) -> SaeLoss:
-        """Share of the variance left, L1 of the gate, and the error of decoding the gate; see `Sae`."""
+        """Unexplained share of the variance, L1 of the gate, and the error of decoding the gate; see `Sae`."""
         pre = self.pre_activations_in(x, inputs.dtype)
         acts, gate = self.activate(pre), torch.relu(pre)
         W_dec = self.W_dec.to(inputs.dtype)
         reconstruction = (acts @ W_dec).to(x.dtype) + self.b_dec
         mse = (reconstruction - x).square().sum() / inputs.variance
-        l1 = inputs.weights.l1 * inputs.share * gate.sum(dim=1, dtype=x.dtype).mean()
-        again = (gate @ W_dec.detach()).to(x.dtype) + self.b_dec.detach()
-        aux = (again - x).square().sum() / inputs.variance
+        l1 = inputs.weights.l1_coefficient * inputs.share * gate.sum(dim=1, dtype=x.dtype).mean()
+        from_gate = (gate @ W_dec.detach()).to(x.dtype) + self.b_dec.detach()
+        aux = (from_gate - x).square().sum() / inputs.variance
         n_fired = (acts.detach() > 0).to(x.dtype).sum(dim=0).round().to(torch.int64)
         return SaeLoss(LossTerms(mse + l1 + aux, mse, l1, aux), n_fired, reconstruction)
+
+    def to_saelens(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """See `Sae`; SAELens has its own name for the gate's bias."""
+        config, tensors = super().to_saelens()
+        return config, {_TO_SAELENS.get(name, name): tensor for name, tensor in tensors.items()}
+
+    @classmethod
+    def from_saelens(cls, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """See `Sae`."""
+        return {_FROM_SAELENS.get(name, name): tensor for name, tensor in tensors.items()}
 
     def _latent_units(self) -> tuple[torch.Tensor, ...]:
         return (self.b_enc, self.b_mag)

@@ -1,26 +1,28 @@
-"""JumpReLU: a latent is silent below a threshold of its own, which is learned."""
+"""JumpReLU: each latent has a learned threshold, below which it is inactive."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from cytosae.sae.base import LossInputs, LossTerms, Sae, SaeLoss
+from cytosae.sae.base import Sae
+from cytosae.sae.loss import LossInputs, LossTerms, SaeLoss
 
-_START = 0.1
+_INITIAL_THRESHOLD = 0.1
 _BANDWIDTH = 1.0
 
 
 class JumpReluSae(Sae):
     """`a = pre` where `pre > threshold`, else 0 (Rajamanoharan et al. 2024, arXiv:2407.14435).
 
-    The thresholds are learned through straight-through estimators with a rectangle kernel of width `bandwidth`. L0 is
-    held at k by the loss `(L0 / k - 1)^2` (the same paper's section 4.3 trains to a given L0).
+    The thresholds are learned through straight-through estimators with a rectangle kernel of width `bandwidth`. The
+    loss `(L0 / k - 1)^2` keeps L0 near k (section 4.3 of the same paper trains to a given L0).
 
     Args:
         d_in: Width D of the activations.
         n_latents: Latents S.
-        k: Active latents a token that training aims at.
+        k: Target number of active latents per token.
         bandwidth: Width of the kernel, in units of the activations.
         **more: As for `Sae`.
 
@@ -29,6 +31,12 @@ class JumpReluSae(Sae):
     """
 
     architecture: ClassVar[str] = "jumprelu"
+    setting_names: ClassVar[tuple[str, ...]] = ("k", "bandwidth")
+    training_options: ClassVar[frozenset[str]] = frozenset({"l0_coefficient"})
+    fits_to_tokens: ClassVar[bool] = True
+    # A threshold is one number in units of activations; 2 D weights move the value that it is compared with.
+    lr_factors: ClassVar[Mapping[str, float]] = {"threshold": 10.0}
+    saelens_architecture: ClassVar[str | None] = "jumprelu"
 
     def __init__(
         self,
@@ -43,29 +51,24 @@ class JumpReluSae(Sae):
         if not (k > 0 and bandwidth > 0):
             raise ValueError(f"k and bandwidth must be above 0, found {k} and {bandwidth}")
         self.k, self.bandwidth = k, bandwidth
-        self.threshold = nn.Parameter(torch.full_like(self.b_enc, _START))
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """See `Sae`."""
-        return {"k": self.k, "bandwidth": self.bandwidth}
+        self.threshold = nn.Parameter(torch.full_like(self.b_enc, _INITIAL_THRESHOLD))
 
     def activate(self, pre: torch.Tensor, latents: slice | torch.Tensor = slice(None)) -> torch.Tensor:
         """See `Sae`."""
         return torch.relu(pre) * (pre > self.threshold[latents].to(pre.dtype))
 
     @torch.no_grad()
-    def start_from_(self, tokens: torch.Tensor) -> None:
-        """Start every threshold where k latents a token are active, in place.
+    def fit_to_tokens_(self, tokens: torch.Tensor) -> None:
+        """See `Sae`: sets all thresholds to the value at which k latents per token are active.
 
-        From anywhere else Adam, whose steps are at most the learning rate long, may take thousands of steps.
+        From any other value Adam, whose steps are at most as long as the learning rate, may need thousands of steps.
         """
         pre = self.pre_activations(tokens).flatten()
         n_active = min(len(pre), max(1, round(self.k * len(tokens))))
         self.threshold.fill_(pre.topk(n_active).values[-1].clamp_min(0))
 
     def training_loss(self, x: torch.Tensor, inputs: LossInputs) -> SaeLoss:
-        """Share of the variance left, and the distance from the L0 asked for; see `Sae`."""
+        """Unexplained share of the variance, and the distance of L0 from k; see `Sae`."""
         pre = self.pre_activations_in(x, inputs.dtype)
         # Thresholds below 0 would let negative latents through.
         threshold = torch.relu(self.threshold)
@@ -73,9 +76,14 @@ class JumpReluSae(Sae):
         reconstruction = (acts @ self.W_dec.to(inputs.dtype)).to(x.dtype) + self.b_dec
         mse = (reconstruction - x).square().sum() / inputs.variance
         l0 = active.sum(dim=1, dtype=x.dtype).mean()
-        sparsity = inputs.weights.l0 * inputs.share * (l0 / self.k - 1).square()
+        sparsity = inputs.weights.l0_coefficient * inputs.share * (l0 / self.k - 1).square()
         n_fired = active.detach().sum(dim=0, dtype=x.dtype).round().to(torch.int64)
         return SaeLoss(LossTerms(mse + sparsity, mse, sparsity, x.new_zeros(())), n_fired, reconstruction)
+
+    def to_saelens(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """See `Sae`; a threshold below 0 acts as 0 and is exported as 0."""
+        config, tensors = super().to_saelens()
+        return config, {**tensors, "threshold": torch.relu(tensors["threshold"])}
 
     def _latent_units(self) -> tuple[torch.Tensor, ...]:
         return (self.b_enc, self.threshold)
@@ -95,9 +103,9 @@ class _Jump(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401
         """Gradients of the pre-activations and thresholds."""
-        of_acts, of_active = grads
+        grad_acts, grad_active = grads
         pre, threshold, active = ctx.saved_tensors
         near = ((pre - threshold).abs() < ctx.bandwidth / 2).to(pre.dtype)
-        pull = (of_acts * near).sum(dim=0, dtype=threshold.dtype) * threshold
-        pull = pull + (of_active * near).sum(dim=0, dtype=threshold.dtype)
-        return of_acts * active, -pull / ctx.bandwidth, None
+        kernel_sum = (grad_acts * near).sum(dim=0, dtype=threshold.dtype) * threshold
+        kernel_sum = kernel_sum + (grad_active * near).sum(dim=0, dtype=threshold.dtype)
+        return grad_acts * active, -kernel_sum / ctx.bandwidth, None

@@ -1,7 +1,7 @@
-"""Architectures of autoencoders by name."""
+"""Architectures by name. A new architecture is a subclass of `Sae` and one call of `register`."""
 
-import inspect
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -9,15 +9,38 @@ import torch
 from cytosae.sae.base import Sae
 from cytosae.sae.gated import GatedSae
 from cytosae.sae.jumprelu import JumpReluSae
+from cytosae.sae.relu import ReluSae
 from cytosae.sae.topk import BatchTopKSae, MatryoshkaSae, TopKSae
 
-ARCHITECTURES: Mapping[str, type[Sae]] = {
-    kind.architecture: kind for kind in (Sae, TopKSae, BatchTopKSae, JumpReluSae, GatedSae, MatryoshkaSae)
-}
-"""Every architecture by its name."""
+_architectures: dict[str, type[Sae]] = {}
 
-SETTINGS = ("k", "bandwidth", "prefixes")
-"""Settings that some architectures have."""
+ARCHITECTURES: Mapping[str, type[Sae]] = MappingProxyType(_architectures)
+"""Every registered architecture by its name."""
+
+
+def register(kind: type[Sae]) -> type[Sae]:
+    """Make an architecture known to `make_sae`, to checkpoints and to exports. Works as a class decorator.
+
+    Raises:
+        ValueError: If another class has the name already, or is already read from the same SAELens architecture.
+    """
+    if _architectures.get(kind.architecture, kind) is not kind:
+        raise ValueError(f"architecture {kind.architecture!r} is registered already")
+    if kind.is_saelens_default and kind.saelens_architecture is not None:
+        other = saelens_defaults().get(kind.saelens_architecture, kind)
+        if other is not kind:
+            raise ValueError(f"SAELens' {kind.saelens_architecture} is already read as {other.architecture}")
+    _architectures[kind.architecture] = kind
+    return kind
+
+
+def saelens_defaults() -> dict[str, type[Sae]]:
+    """The class that a SAELens folder of each architecture is read as, unless this package wrote it."""
+    return {
+        kind.saelens_architecture: kind
+        for kind in _architectures.values()
+        if kind.is_saelens_default and kind.saelens_architecture is not None
+    }
 
 
 def make_sae(
@@ -36,15 +59,18 @@ def make_sae(
         d_in: Width D of the activations.
         n_latents: Latents S.
         seed: Seed of the weights.
-        device: Where the parameters live.
-        **settings: Settings of architectures; those that this one does not have are ignored.
+        device: Device of the parameters.
+        **settings: Settings of architectures; those that this architecture does not have are ignored.
 
     Raises:
-        ValueError: If the name is unknown, or a setting out of range; the message says what there is.
+        ValueError: If the name is unknown, or a setting is out of range.
     """
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, found {architecture!r}")
     kind = ARCHITECTURES[architecture]
-    known = inspect.signature(kind).parameters
-    chosen = {name: value for name, value in settings.items() if name in SETTINGS and name in known}
+    chosen = {name: settings[name] for name in kind.setting_names if name in settings}
     return kind(d_in, n_latents, seed=seed, device=device, **chosen)
+
+
+for _kind in (ReluSae, TopKSae, BatchTopKSae, JumpReluSae, GatedSae, MatryoshkaSae):
+    register(_kind)

@@ -1,8 +1,7 @@
-"""Accumulators of the statistics: top-k images, mean activations, sparsity, and thresholded counts by group.
+"""The encoder of the statistics, and accumulators: top-k images, mean activations, sparsity, counts per group.
 
-Every accumulator is exact under any order: `update` with any split of the rows and `merge` in any order give the same
-bits for counts and top-k. The encoder that feeds them runs on fixed blocks of rows, because a matrix product rounds
-differently with its shape.
+Counts and top-k do not depend on the order: `update` with any split of the rows and `merge` in any order give the same
+bits. The encoder runs on fixed blocks of rows, because the rounding of a matrix product depends on its shape.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,17 +10,15 @@ from typing import Literal, NamedTuple
 import torch
 
 from cytosae.sae.base import Sae
+from cytosae.statistics.ties import pack_keys, unpack_keys
 
 BLOCK_IMAGES = 8
-"""Images encoded at once, starting at multiples of it, whatever the batch read from disk is."""
+"""Images encoded together; blocks start at multiples of it, independently of the batches read from disk."""
 
 LATENT_CHUNK = 4096
-"""Latents computed at once: bounds memory at 8 x 257 x 4096 numbers however wide the autoencoder is."""
+"""Latents computed together: bounds memory to 8 x 257 x 4096 numbers for any width of the autoencoder."""
 
 Normalization = Literal["image", "token", "none", "latents"]
-
-_ROW_BITS = 32
-_ROW_MASK = (1 << _ROW_BITS) - 1
 
 
 ActsHook = Callable[[slice, slice, torch.Tensor], None]
@@ -29,7 +26,7 @@ ActsHook = Callable[[slice, slice, torch.Tensor], None]
 
 
 class PooledActs(NamedTuple):
-    """What the statistics need of each image."""
+    """Activations of each image, pooled over its tokens."""
 
     scores: torch.Tensor
     """Mean activation over all tokens (docs/definitions.md, section 6), float32, shape `(n, S)`."""
@@ -41,29 +38,29 @@ class FeatureResult(NamedTuple):
     """Feature data of docs/definitions.md, section 6."""
 
     indices: torch.Tensor
-    """Rows of the k images with the largest scores, int64, shape `(S, k)`; -1 where fewer were active."""
+    """Rows of the k images with the largest scores, int64, shape `(S, k)`; -1 if fewer were active."""
     values: torch.Tensor
-    """Their scores, float32, shape `(S, k)`, falling; 0 where fewer were active."""
+    """Their scores, float32, shape `(S, k)`, descending; 0 if fewer were active."""
     mean_acts: torch.Tensor
-    """Mean score over the images where the latent is active, float32, shape `(S,)`; 0 where never active."""
+    """Mean score over the images where the latent is active, float32, shape `(S,)`; 0 if never active."""
     sparsity: torch.Tensor
     """Share of images where the latent is active, float32, shape `(S,)`."""
 
 
 class BlockEncoder:
-    """Reduces images to scores and counts with the encoder alone, in fixed blocks of rows.
+    """Encodes images and reduces them to scores and counts, in fixed blocks of rows.
 
     Args:
         sae: The autoencoder; its decoder is not used.
         thresholds: Thresholds t of the counts `a > t`.
-        dtype: Type of the matrix product; sums are float32 in any case.
+        dtype: Type of the factors of the matrix product; sums are always float32.
     """
 
     def __init__(self, sae: Sae, thresholds: Sequence[float] = (), *, dtype: torch.dtype = torch.float32) -> None:
         self._sae = sae
         self._b_dec = sae.b_dec.detach().float()
         self._bias = sae.b_enc.detach().float()
-        # Where latents compete within a token, all are computed at once, for an image at a time.
+        # If latents compete within a token, all are computed together, one image at a time.
         whole = sae.needs_whole_rows
         width = len(self._bias) if whole else LATENT_CHUNK
         self._n_at_once = 1 if whole else BLOCK_IMAGES
@@ -82,11 +79,11 @@ class BlockEncoder:
 
         Args:
             activations: Shape `(n, T, D)`, any float type; moved to the autoencoder's device.
-            first_row: Row number of the first image, which decides where blocks begin.
+            first_row: Row number of the first image, which determines where blocks begin.
             on_acts: Called with every block's images, latents and activations before they are pooled.
 
         Returns:
-            One entry an image, on the autoencoder's device.
+            One entry per image, on the autoencoder's device.
         """
         n, n_tokens, width = activations.shape
         device = self._bias.device
@@ -118,9 +115,7 @@ class BlockEncoder:
             pre = torch.addmm(self._bias[latents], centred, weights)
         else:
             pre = (centred @ weights).float().add_(self._bias[latents])
-        if type(self._sae) is Sae:
-            return pre.relu_()
-        return self._sae.activate(pre, latents)
+        return self._sae.activate_(pre, latents)
 
 
 class FeatureStatistics:
@@ -128,8 +123,8 @@ class FeatureStatistics:
 
     Args:
         n_latents: Latents S.
-        top_k: Images k kept a latent; at least 1.
-        device: Where the state lives.
+        top_k: Number of images k kept per latent; at least 1.
+        device: Device of the state.
 
     Raises:
         ValueError: If `top_k` is below 1.
@@ -138,16 +133,15 @@ class FeatureStatistics:
     def __init__(self, n_latents: int, top_k: int, *, device: torch.device | str = "cpu") -> None:
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, found {top_k}")
-        # One int64 key an entry: the score's bits above, the row's complement below. A positive float's bits grow with
-        # its value, so the largest keys are the largest scores with ties broken by the smaller row, and all differ.
+        # Keys of cytosae.statistics.ties; 0 is an empty slot.
         self._keys = torch.zeros(n_latents, top_k, dtype=torch.int64, device=device)
         self._sums = torch.zeros(n_latents, dtype=torch.float64, device=device)
         self._n_active = torch.zeros(n_latents, dtype=torch.int64, device=device)
         self.n_images = 0
-        """Images counted so far."""
+        """Images added so far."""
 
     def update(self, rows: torch.Tensor, scores: torch.Tensor) -> None:
-        """Count images; each row may come once, in any order and split.
+        """Add images; each row at most once, in any order and split.
 
         Args:
             rows: Row numbers, int64, shape `(n,)`, below 2**32.
@@ -159,15 +153,14 @@ class FeatureStatistics:
         if scores.shape != (len(rows), len(self._sums)):
             raise ValueError(f"scores must be {(len(rows), len(self._sums))}, found {tuple(scores.shape)}")
         rows, scores = rows.to(self._keys.device), scores.to(device=self._keys.device, dtype=torch.float32)
-        bits = scores.contiguous().view(torch.int32).to(torch.int64)
-        keys = torch.where(scores > 0, (bits << _ROW_BITS) | (_ROW_MASK - rows)[:, None], 0)
+        keys = torch.where(scores > 0, pack_keys(scores, rows[:, None]), 0)
         self._keep(keys.T)
         self._sums += scores.sum(dim=0, dtype=torch.float64)
         self._n_active += (scores > 0).sum(dim=0)
         self.n_images += len(rows)
 
     def merge(self, other: "FeatureStatistics") -> None:
-        """Add what another accumulator counted on other rows."""
+        """Add another accumulator's state for other rows."""
         self._keep(other._keys.to(self._keys.device))
         self._sums += other._sums.to(self._sums.device)
         self._n_active += other._n_active.to(self._n_active.device)
@@ -177,28 +170,28 @@ class FeatureStatistics:
         """The statistics so far, on the CPU."""
         keys, sums, n_active = self._keys.cpu(), self._sums.cpu(), self._n_active.cpu()
         filled = keys != 0
-        values = (keys >> _ROW_BITS).to(torch.int32).view(torch.float32)
+        best = unpack_keys(keys)
         return FeatureResult(
-            indices=torch.where(filled, _ROW_MASK - (keys & _ROW_MASK), -1),
-            values=torch.where(filled, values, 0.0),
+            indices=torch.where(filled, best.indices, -1),
+            values=torch.where(filled, best.values, 0.0),
             mean_acts=torch.where(n_active > 0, sums / n_active.clamp(min=1), 0.0).float(),
             sparsity=(n_active.double() / max(self.n_images, 1)).float(),
         )
 
     def _keep(self, candidates: torch.Tensor) -> None:
-        """Keep the k largest keys among those held and the candidates, shape `(S, n)`."""
+        """Keep the k largest among the current keys and the candidates, shape `(S, n)`."""
         both = torch.cat([self._keys, candidates], dim=1)
         self._keys = both.topk(self._keys.shape[1], dim=1, sorted=True).values
 
 
 class GroupCounts:
-    """Tokens above thresholds, summed per group: patients or classes (docs/definitions.md, section 7).
+    """Tokens above thresholds, summed per group, which is a patient or a class (docs/definitions.md, section 7).
 
     Args:
         n_groups: Groups G.
         n_latents: Latents S.
         n_thresholds: Thresholds.
-        device: Where the state lives.
+        device: Device of the state.
     """
 
     def __init__(self, n_groups: int, n_latents: int, n_thresholds: int, *, device: torch.device | str = "cpu") -> None:
@@ -208,10 +201,10 @@ class GroupCounts:
         """Images of each group so far, int64, shape `(G,)`."""
 
     def update(self, groups: torch.Tensor, counts: torch.Tensor) -> None:
-        """Count images.
+        """Add images.
 
         Args:
-            groups: Group of each image, int64, shape `(n,)`; -1 for images of no group, which are left out.
+            groups: Group of each image, int64, shape `(n,)`; -1 for images without a group, which are left out.
             counts: Tokens above each threshold, integer, shape `(n_thresholds, n, S)`.
 
         Raises:
@@ -226,20 +219,20 @@ class GroupCounts:
         self.n_images += torch.bincount(groups[known], minlength=len(self.n_images))
 
     def merge(self, other: "GroupCounts") -> None:
-        """Add what another accumulator counted on other rows."""
+        """Add another accumulator's state for other rows."""
         self.counts += other.counts.to(self.counts.device)
         self.n_images += other.n_images.to(self.n_images.device)
 
 
 def normalise_counts(counts: torch.Tensor, n_images: torch.Tensor, n_tokens: int, how: Normalization) -> torch.Tensor:
-    """Counts as `cls_sae_cnt.npy` holds them (docs/definitions.md, section 7).
+    """Counts as in `cls_sae_cnt.npy` (docs/definitions.md, section 7).
 
     Args:
         counts: Raw counts of one threshold, int64, shape `(G, S)`.
         n_images: Images of each group, int64, shape `(G,)`.
-        n_tokens: Tokens T an image.
-        how: `image` divides by the group's images, `token` by its tokens, `latents` by S (what the published files
-            hold), `none` not at all.
+        n_tokens: Tokens T per image.
+        how: `image` divides by the group's number of images, `token` by its number of tokens, `latents` by S (as in
+            the published files), `none` leaves counts as they are.
 
     Returns:
         Float64, shape `(G, S)`; 0 for groups without images.

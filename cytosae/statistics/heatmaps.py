@@ -1,4 +1,4 @@
-"""Where on an image latents are active: maps over its tokens, from stored activations alone."""
+"""Heat maps: where on an image latents are active, from stored activations alone."""
 
 from typing import NamedTuple
 
@@ -7,17 +7,18 @@ import numpy.typing as npt
 import torch
 
 from cytosae.sae.base import Sae
+from cytosae.statistics.ties import topk_with_ties
 
 BYTE_LEVELS = 255
-"""Steps of a map that is kept in bytes: 255 stands for its largest value."""
+"""Levels of a map stored in bytes: 255 is its largest value."""
 
 
 class LatentEncoder:
-    """Activations of chosen latents only, without computing the others where the architecture allows it.
+    """Activations of chosen latents, without computing the others if the architecture allows it.
 
     Args:
         sae: The autoencoder; its decoder is not used.
-        latents: The latents wanted, int64, shape `(M,)`.
+        latents: The chosen latents, int64, shape `(M,)`.
 
     Raises:
         ValueError: If a latent is out of range.
@@ -35,7 +36,7 @@ class LatentEncoder:
 
     @torch.no_grad()
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Activations, float32, shape `(..., M)`, of activations of shape `(..., D)`."""
+        """Latent activations, float32, shape `(..., M)`, from activations of shape `(..., D)`."""
         x = x.to(device=self._latents.device, dtype=torch.float32)
         if self._sae.needs_whole_rows:
             return self._sae.encode(x)[..., self._latents]
@@ -44,34 +45,34 @@ class LatentEncoder:
 
 
 class ByteMaps(NamedTuple):
-    """Maps of M latents over an image's patches, a byte each."""
+    """Maps of M latents over an image's patches, one byte per patch."""
 
     levels: npt.NDArray[np.uint8]
     """Shape `(M, n_patches)`: activation as a share of the map's peak, in steps of 1/255, rounded up above 0."""
     peaks: npt.NDArray[np.float32]
-    """Largest activation of each map, shape `(M,)`; 0 where it is active on no patch."""
+    """Largest activation of each map, shape `(M,)`; 0 if the latent is active on no patch."""
 
 
 class ImageSummary(NamedTuple):
-    """What an image's page shows of the latents."""
+    """The strongest latents of an image and of its tokens."""
 
     latents: npt.NDArray[np.int64]
-    """Active latents with the largest scores on the image (docs/definitions.md, section 6), falling, shape `(M,)`."""
+    """Active latents with the image's largest scores (docs/definitions.md, section 6), descending, shape `(M,)`."""
     scores: npt.NDArray[np.float32]
     """Their scores, shape `(M,)`."""
     token_latents: npt.NDArray[np.int64]
-    """Latents with the largest activations on each token, falling, shape `(T, P)`; -1 where fewer are active."""
+    """Latents with the largest activations on each token, descending, shape `(T, P)`; -1 if fewer are active."""
     token_values: npt.NDArray[np.float32]
-    """Their activations, shape `(T, P)`; 0 where fewer are active."""
+    """Their activations, shape `(T, P)`; 0 if fewer are active."""
 
 
 def make_byte_maps(acts: torch.Tensor) -> ByteMaps:
-    """Maps of latents over an image's patches, from their activations there, shape `(n_patches, M)`."""
+    """Maps of latents over an image's patches, from their activations of shape `(n_patches, M)`."""
     if not len(acts):
         return ByteMaps(np.zeros((acts.shape[1], 0), np.uint8), np.zeros(acts.shape[1], np.float32))
     peaks = acts.amax(dim=0)
     share = acts / peaks.clamp_min(torch.finfo(torch.float32).tiny)
-    # Rounded up, so that what is active at all is seen.
+    # Rounded up, so that every active patch is visible.
     levels = (share * BYTE_LEVELS).ceil_().clamp_(0, BYTE_LEVELS).to(torch.uint8)
     return ByteMaps(levels.T.contiguous().cpu().numpy(), peaks.float().cpu().numpy())
 
@@ -81,11 +82,12 @@ def summarize_image(acts: torch.Tensor, *, n_latents: int, n_per_token: int) -> 
 
     Args:
         acts: Activations of all latents on one image, float32, shape `(T, S)`.
-        n_latents: Latents wanted for the image.
-        n_per_token: Latents wanted for each token.
+        n_latents: Largest number of latents for the image.
+        n_per_token: Largest number of latents for each token.
     """
-    scores, latents = _largest(acts.mean(dim=0)[None], n_latents)
-    values, token_latents = _largest(acts, n_per_token)
+    width = acts.shape[1]
+    scores, latents = topk_with_ties(acts.mean(dim=0)[None], min(n_latents, width))
+    values, token_latents = topk_with_ties(acts, min(n_per_token, width))
     active = scores[0] > 0
     return ImageSummary(
         latents=latents[0][active].cpu().numpy(),
@@ -93,19 +95,3 @@ def summarize_image(acts: torch.Tensor, *, n_latents: int, n_per_token: int) -> 
         token_latents=torch.where(values > 0, token_latents, -1).cpu().numpy(),
         token_values=values.cpu().numpy(),
     )
-
-
-def _largest(values: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The n largest of each row, falling, ties to the smaller index."""
-    n = min(n, values.shape[1])
-    # topk does not say which of equals it takes. One more tells where the n-th has an equal that was left out; equals
-    # of 0 do not matter, they are left out later.
-    largest, at = values.topk(min(n + 1, values.shape[1]), dim=1)
-    tied = (largest[:, n - 1] == largest[:, -1]) & (largest[:, -1] > 0)
-    largest, at = largest[:, :n], at[:, :n]
-    if bool(tied.any()) and n < values.shape[1]:
-        found = values[tied].sort(dim=1, descending=True, stable=True)
-        largest[tied], at[tied] = found.values[:, :n], found.indices[:, :n]
-    at, order = at.sort(dim=1)
-    largest, order = largest.gather(1, order).sort(dim=1, descending=True, stable=True)
-    return largest, at.gather(1, order)

@@ -1,4 +1,4 @@
-"""How chosen latents behave over many images: histograms of activations and means by label, streamed."""
+"""Profiles of chosen latents over many images: histograms of activations, and means per label."""
 
 from typing import NamedTuple
 
@@ -7,10 +7,10 @@ import numpy.typing as npt
 import torch
 
 BINS_PER_OCTAVE = 2
-"""Histogram bins in which an activation doubles."""
+"""Histogram bins per doubling of the activation."""
 
 LOWEST_EXPONENT, HIGHEST_EXPONENT = -10, 8
-"""The histogram spans activations of 2^-10 to 2^8; what is below or above goes to the first or last bin."""
+"""The histogram spans activations from 2^-10 to 2^8; smaller and larger ones go to the first and last bin."""
 
 N_BINS = (HIGHEST_EXPONENT - LOWEST_EXPONENT) * BINS_PER_OCTAVE
 
@@ -19,9 +19,9 @@ class ProfileResult(NamedTuple):
     """Profiles of M latents over n images with L labels, on the CPU."""
 
     histogram: torch.Tensor
-    """Tokens by activation, int64, shape `(M, N_BINS)`: bin b holds `2^(-10 + b/2) <= a < 2^(-10 + (b+1)/2)`."""
+    """Tokens per bin, int64, shape `(M, N_BINS)`: bin b counts `2^(-10 + b/2) <= a < 2^(-10 + (b+1)/2)`."""
     n_zero: torch.Tensor
-    """Tokens on which the latent is not active, int64, shape `(M,)`."""
+    """Tokens on which the latent is inactive, int64, shape `(M,)`."""
     n_active: torch.Tensor
     """Images of each label with a score above 0, int64, shape `(M, L)`."""
     mean_scores: torch.Tensor
@@ -38,11 +38,11 @@ class ProfileResult(NamedTuple):
 
 
 class LatentProfiles:
-    """Accumulates profiles; any split of the images and any order of merging gives the same counts.
+    """Accumulates profiles; counts do not depend on the split of the images or the order of merging.
 
     Args:
         n_latents: Latents M.
-        n_labels: Labels L; images without one count in the histograms alone.
+        n_labels: Labels L; images without a label count in the histograms alone.
     """
 
     def __init__(self, n_latents: int, n_labels: int) -> None:
@@ -53,7 +53,7 @@ class LatentProfiles:
         self._n_images = torch.zeros(n_labels, dtype=torch.int64)
 
     def update(self, acts: torch.Tensor, labels: torch.Tensor) -> None:
-        """Count images.
+        """Add images.
 
         Args:
             acts: Activations of the chosen latents, float32, shape `(n, T, M)`, all at least 0.
@@ -103,7 +103,7 @@ class LatentProfiles:
         self._sums[:, latents].index_add_(0, labels[known], scores.double())
 
     def merge(self, other: "LatentProfiles") -> None:
-        """Add what another accumulator counted on other images."""
+        """Add another accumulator's state for other images."""
         for name in ("_histogram", "_n_zero", "_n_active", "_sums", "_n_images"):
             getattr(self, name).add_(getattr(other, name))
 

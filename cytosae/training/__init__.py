@@ -1,1 +1,1 @@
-"""Training an autoencoder: losses, the training step, learning-rate schedules, where biases start."""
+"""Training: fused losses, the training step, learning-rate schedules, metrics, and initial biases."""

@@ -1,86 +1,95 @@
-"""Learning-rate schedules by the reference's names, through torch's own schedulers."""
+"""Learning-rate schedules under the reference's names, as a torch scheduler."""
 
 import math
 from typing import Any
 
 import torch
-from torch.optim import lr_scheduler
+from torch.optim.lr_scheduler import LRScheduler
 
 SCHEDULERS = (
     "constantwithwarmup", "constant", "linearwarmupdecay", "cosineannealing", "cosineannealingwarmup",
     "cosineannealingwarmrestarts",
 )  # fmt: skip
-"""Names that `LearningRate` knows."""
+"""Names that `LearningRateSchedule` accepts."""
 
 
-class LearningRate:
-    """What the learning rate is multiplied by, step after step.
+class LearningRateSchedule(LRScheduler):
+    """Sets an optimiser's learning rate before every step.
 
-    With s steps done, w of warm-up and n in all: `constantwithwarmup` is `min(1, (s + 1) / w)`; `linearwarmupdecay`
-    rises so and falls linearly to 0 at n; `cosineannealing` is torch's over n steps; `cosineannealingwarmup` rises so
-    and falls like half a cosine to 0 at n; `cosineannealingwarmrestarts` is torch's, `n_cycles` times.
+    The rate is the optimiser's default `lr` times a factor. With s steps done, w warm-up steps and n steps in all:
+    `constantwithwarmup` is `min(1, (s + 1) / w)`; `linearwarmupdecay` rises in the same way and falls linearly to 0 at
+    n; `cosineannealing` is half a cosine over n steps; `cosineannealingwarmup` rises first and then follows half a
+    cosine to 0 at n; `cosineannealingwarmrestarts` repeats half a cosine `n_cycles` times. A parameter group's
+    `lr_factor`, if it has one, multiplies its rate.
 
     Args:
+        optimizer: The optimiser.
         name: One of `SCHEDULERS`.
         n_steps: Steps of the whole run.
-        warm_up_steps: Steps over which the rate rises, where the schedule has a warm-up; 0 for none.
+        warm_up_steps: Steps over which the rate rises, if the schedule has a warm-up; 0 for none.
         n_cycles: Cycles of `cosineannealingwarmrestarts`.
-        decay_share: Share of the steps, at the end, over which the rate falls linearly to 0 besides.
+        decay_share: Share of the steps, at the end, over which the rate additionally falls linearly to 0.
 
     Raises:
         ValueError: If the name is unknown.
     """
 
     def __init__(
-        self, name: str, *, n_steps: int, warm_up_steps: int = 0, n_cycles: int = 1, decay_share: float = 0.0
+        self,
+        optimizer: torch.optim.Optimizer,
+        name: str,
+        *,
+        n_steps: int,
+        warm_up_steps: int = 0,
+        n_cycles: int = 1,
+        decay_share: float = 0.0,
     ) -> None:
         if name not in SCHEDULERS:
             raise ValueError(f"lr_scheduler_name must be one of {', '.join(SCHEDULERS)}, found {name!r}")
-        self._n_steps, self._n_decaying = n_steps, math.ceil(decay_share * n_steps)
-        falling = max(1, n_steps - warm_up_steps)
+        self._name, self._n_steps, self._warm_up_steps = name, n_steps, warm_up_steps
+        self._n_decaying = math.ceil(decay_share * n_steps)
+        self._cycle_steps = max(1, n_steps // n_cycles)
+        super().__init__(optimizer)
 
-        def rise(step: int) -> float:
-            return min(1.0, (step + 1) / warm_up_steps) if warm_up_steps else 1.0
-
-        def linear(step: int) -> float:
-            return rise(step) if step < warm_up_steps else max(0.0, (n_steps - step) / falling)
-
-        def cosine(step: int) -> float:
-            done = min(1.0, (step - warm_up_steps) / falling)
-            return rise(step) if step < warm_up_steps else 0.5 * (1 + math.cos(math.pi * done))
-
-        # The schedulers want an optimizer; this one's rate is the factor.
-        self._optimizer = torch.optim.SGD([torch.zeros(())], lr=1.0)
-        scheduler: Any
-        match name:
-            case "cosineannealing":
-                scheduler = lr_scheduler.CosineAnnealingLR(self._optimizer, T_max=n_steps)
-            case "cosineannealingwarmrestarts":
-                length = max(1, n_steps // n_cycles)
-                scheduler = lr_scheduler.CosineAnnealingWarmRestarts(self._optimizer, T_0=length)
-            case _:
-                lambdas = {"constantwithwarmup": rise, "linearwarmupdecay": linear, "cosineannealingwarmup": cosine}
-                scheduler = lr_scheduler.LambdaLR(self._optimizer, lambdas.get(name, lambda step: 1.0))
-        self._scheduler = scheduler
-
-    @property
-    def factor(self) -> float:
-        """The factor of the coming step."""
-        factor: float = self._optimizer.param_groups[0]["lr"]
-        left = self._n_steps - self._scheduler.last_epoch
-        return factor * (min(1.0, max(0, left) / self._n_decaying) if self._n_decaying else 1.0)
-
-    def advance(self) -> None:
-        """Count a step."""
-        self._optimizer.step()  # without parameters to change; the scheduler warns if it comes first
-        self._scheduler.step()
+    def get_lr(self) -> list[float | torch.Tensor]:
+        """The rate of each parameter group for the coming step."""
+        lr = self.optimizer.defaults["lr"] * (self._factor(self.last_epoch) * self._decay(self.last_epoch))
+        return [lr * group.get("lr_factor", 1.0) for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers from which the schedule goes on."""
-        state = {name: value for name, value in self._scheduler.state_dict().items() if name != "lr_lambdas"}
-        return {"scheduler": state, "factor": self._optimizer.param_groups[0]["lr"]}
+        """The number of steps done; everything else follows from the arguments."""
+        return {"last_epoch": self.last_epoch}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on exactly where `state_dict` was taken."""
-        self._scheduler.load_state_dict({**self._scheduler.state_dict(), **state["scheduler"]})
-        self._optimizer.param_groups[0]["lr"] = state["factor"]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume exactly where `state_dict` was taken."""
+        self.last_epoch = state_dict["last_epoch"]
+        self._last_lr = self.get_lr()
+        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = lr
+
+    def _factor(self, step: int) -> float:
+        """The schedule's factor after so many steps."""
+        if "warmup" in self._name and step < self._warm_up_steps:
+            return min(1.0, (step + 1) / self._warm_up_steps)
+        falling = max(1, self._n_steps - self._warm_up_steps)
+        match self._name:
+            case "linearwarmupdecay":
+                return max(0.0, (self._n_steps - step) / falling)
+            case "cosineannealing":
+                return _half_cosine(step / self._n_steps)
+            case "cosineannealingwarmup":
+                return _half_cosine(min(1.0, (step - self._warm_up_steps) / falling))
+            case "cosineannealingwarmrestarts":
+                return _half_cosine(step % self._cycle_steps / self._cycle_steps)
+        return 1.0
+
+    def _decay(self, step: int) -> float:
+        """The factor of the final decay after so many steps."""
+        if not self._n_decaying:
+            return 1.0
+        return min(1.0, max(0, self._n_steps - step) / self._n_decaying)
+
+
+def _half_cosine(progress: float) -> float:
+    """From 1 at a progress of 0 to 0 at a progress of 1."""
+    return 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,28 +1,25 @@
-"""One training step: decoder normalised, loss, gradients, Adam. The plain path and the fast one behind one call."""
+"""One training step: decoder normalised, loss, gradients, Adam. Plain and fused losses behind one call."""
 
 import copy
 from typing import Any
 
 import torch
 
-from cytosae.sae.base import LossInputs, LossTerms, LossWeights, Sae, SaeLoss
-from cytosae.training.fused_loss import MatmulConfig, fused_reference_loss, iter_parts
-from cytosae.training.loss import reference_loss
+from cytosae.sae.base import Sae
+from cytosae.sae.loss import LossInputs, LossTerms, LossWeights, SaeLoss
+from cytosae.training.fused_loss import find_fused_loss
+from cytosae.training.matmul import MatmulConfig, iter_parts
 
 _FUSED_DEVICES = ("cpu", "cuda")
-"""Where every supported torch has a fused Adam."""
-
-_THRESHOLD_RATE = 10.0
-"""How much faster JumpReLU's thresholds move: one number each, measured in units of activations, while 2 D weights
-move what they are held against."""
+"""Devices on which every supported torch has a fused Adam."""
 
 
 class DeadLatentTracker:
-    """Counts, for every latent, the steps since it last fired.
+    """Counts the steps since each latent last fired.
 
     Args:
         n_latents: Latents S.
-        device: Where the counts live.
+        device: Device of the counts.
     """
 
     def __init__(self, n_latents: int, *, device: torch.device | str = "cpu") -> None:
@@ -34,46 +31,50 @@ class DeadLatentTracker:
         return self.n_steps_since_fired > window
 
     def update(self, n_fired: torch.Tensor) -> None:
-        """Count a step in which each latent was active on so many tokens, shape `(S,)`."""
+        """Add a step in which each latent was active on `n_fired` tokens, shape `(S,)`."""
         self.n_steps_since_fired.add_(1).masked_fill_(n_fired > 0, 0)
 
 
 class TrainStep:
-    """Adam on the reference loss (docs/definitions.md, section 5), or on another architecture's.
+    """Adam on an architecture's training loss (for `relu`, docs/definitions.md, section 5).
 
     Args:
         sae: The autoencoder to train.
-        weights: Weights of the loss's terms.
-        use_ghost_grads: Whether dead latents get ghost gradients (`relu`); the other losses revive in their own way.
-        dead_feature_window: Steps without firing after which a latent is dead.
+        lr: Learning rate; a scheduler on `optimizer` may change it.
+        weights: Coefficients of the loss terms.
+        use_ghost_grads: Whether dead latents get ghost gradients (`relu`); other losses have their own term.
+        dead_feature_window: A latent is dead after more than this number of steps without firing.
         mse_cls_coefficient: Weight of token 0's error (`relu`).
-        norm_weighted_l1: Weigh a latent's L1 by the norm of its decoder row, which is then left free (Conerly et al.,
-            Anthropic circuits updates, April 2024); otherwise rows are normalised before every forward pass.
-        max_gradient: Norm to which the gradient of all parameters together is clipped; None for never.
-        products: How products are computed; None for the plain path with autograd in float32 (`relu` only).
+        norm_weighted_l1: Weigh a latent's L1 by the norm of its decoder row, which is then unconstrained (Conerly et
+            al., Anthropic circuits updates, April 2024); otherwise rows are normalised before every forward pass.
+        max_gradient: Norm to which the gradient of all parameters together is clipped; None for no clipping.
+        matmul: How products are computed, by a fused loss if there is one; None for plain autograd.
 
     Raises:
-        ValueError: If an option is not one of the architecture's.
+        ValueError: If the architecture does not use an option that was given.
     """
 
     def __init__(
         self,
         sae: Sae,
         *,
+        lr: float,
         weights: LossWeights,
         use_ghost_grads: bool,
         dead_feature_window: int,
         mse_cls_coefficient: float = 1.0,
         norm_weighted_l1: bool = False,
         max_gradient: float | None = None,
-        products: MatmulConfig | None = None,
+        matmul: MatmulConfig | None = None,
     ) -> None:
-        self._is_reference = sae.architecture == "relu"
-        if not self._is_reference and (use_ghost_grads or norm_weighted_l1 or mse_cls_coefficient != 1):
-            raise ValueError(
-                "ghost gradients, norm-weighted L1 and the CLS token's weight are options of the relu architecture, "
-                f"found {sae.architecture!r}"
-            )
+        given = {
+            "use_ghost_grads": use_ghost_grads,
+            "norm_weighted_l1": norm_weighted_l1,
+            "mse_cls_coefficient": mse_cls_coefficient != 1,
+        }
+        for name, is_given in given.items():
+            if is_given and name not in sae.training_options:
+                raise ValueError(f"architecture {sae.architecture} has no option {name}: leave it out")
         self.sae = sae
         self.tracker = DeadLatentTracker(sae.b_enc.shape[0], device=sae.b_enc.device)
         self._weights = weights
@@ -82,94 +83,107 @@ class TrainStep:
         self._mse_cls_coefficient = mse_cls_coefficient
         self._norm_weighted_l1 = norm_weighted_l1
         self._max_gradient = max_gradient
-        self._products = products
-        fused = sae.b_enc.device.type in _FUSED_DEVICES
-        thresholds = [part for name, part in sae.named_parameters() if name == "threshold"]
-        groups: list[dict[str, Any]] = [
-            {"params": [part for name, part in sae.named_parameters() if name != "threshold"]}
-        ]
-        if thresholds:
-            groups.append({"params": thresholds, "rate": _THRESHOLD_RATE})
-        self._optimizer = torch.optim.Adam(groups, betas=(0.9, 0.999), fused=fused)
+        self._matmul = matmul or MatmulConfig(dtype=sae.W_enc.dtype)
+        self._fused_loss = find_fused_loss(sae) if matmul else None
+        self.optimizer = torch.optim.Adam(
+            _parameter_groups(sae, lr), lr=lr, betas=(0.9, 0.999), fused=sae.b_enc.device.type in _FUSED_DEVICES
+        )
+        """Adam; its groups' `lr` are the rates of the next step, their `lr_factor` what schedules multiply rates by."""
 
-    def step(self, x: torch.Tensor, lr: float, *, sparsity: float = 1.0) -> SaeLoss:
-        """Train on one batch.
+    def step(self, x: torch.Tensor, *, sparsity: float = 1.0) -> SaeLoss:
+        """Train on one batch with the optimiser's current learning rate.
 
         Args:
             x: Activations, float32, shape `(B, T, D)`, on the autoencoder's device.
-            lr: Learning rate of this step.
-            sparsity: What the sparsity term's weight is multiplied by in this step.
+            sparsity: Factor of the sparsity term's coefficient in this step.
 
         Returns:
-            What was computed before the parameters changed, without a graph.
+            The loss before the update, without a graph; its reconstruction has shape `(B, T, D)`.
+
+        Raises:
+            ValueError: If `x` is not of shape `(B, T, D)`.
         """
         sae = self.sae
+        if x.ndim != 3 or x.shape[2] != sae.b_dec.shape[0]:
+            raise ValueError(f"x must be (B, T, {sae.b_dec.shape[0]}), found {tuple(x.shape)}")
         if not self._norm_weighted_l1:
             sae.normalise_decoder_()
-        weights = self._weights._replace(l1=self._weights.l1 * sparsity, l0=self._weights.l0 * sparsity)
-        # The mask is that of the steps before this one, as in the reference.
-        dead = self.tracker.dead(self._dead_feature_window)
-        loss = self._reference(x, weights, dead) if self._is_reference else self._in_parts(x, weights, dead)
+        tokens, inputs = x.flatten(0, 1), self._loss_inputs(x, sparsity)
+        if self._fused_loss is not None:
+            loss = self._fused_loss(sae, tokens, inputs, self._matmul)
+        else:
+            loss = self._loss_in_parts(tokens, inputs)
         self.tracker.update(loss.n_fired)
         if not self._norm_weighted_l1:
             sae.remove_parallel_gradient_()
         if self._max_gradient is not None:
             torch.nn.utils.clip_grad_norm_(sae.parameters(), self._max_gradient)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr * group.get("rate", 1.0)
-        self._optimizer.step()
-        return loss
+        self.optimizer.step()
+        return loss._replace(reconstruction=loss.reconstruction.view(x.shape))
 
-    def _reference(self, x: torch.Tensor, weights: LossWeights, dead: torch.Tensor) -> SaeLoss:
-        """Loss and gradients of docs/definitions.md, section 5."""
-        dead_mask = dead if self._use_ghost_grads else None
-        if self._products is not None:
-            return fused_reference_loss(
-                self.sae, x, l1_coefficient=weights.l1, dead_mask=dead_mask,
-                mse_cls_coefficient=self._mse_cls_coefficient, norm_weighted_l1=self._norm_weighted_l1,
-                products=self._products,
-            )  # fmt: skip
-        self._optimizer.zero_grad(set_to_none=True)
-        terms, output = reference_loss(
-            self.sae, x, l1_coefficient=weights.l1, dead_mask=dead_mask,
-            mse_cls_coefficient=self._mse_cls_coefficient, norm_weighted_l1=self._norm_weighted_l1,
-        )  # fmt: skip
-        terms.loss.backward()  # type: ignore[no-untyped-call]
-        n_fired = (output.acts.detach() > 0).flatten(0, -2).sum(dim=0)
-        return SaeLoss(LossTerms(*(term.detach() for term in terms)), n_fired, output.reconstruction.detach())
+    def _loss_inputs(self, x: torch.Tensor, sparsity: float) -> LossInputs:
+        """Everything that the loss of a batch depends on, apart from the batch and the parameters."""
+        tokens, weights = x.flatten(0, 1), self._weights
+        token_weights = None
+        if self._mse_cls_coefficient != 1:
+            token_weights = x.new_ones(x.shape[:2])
+            token_weights[:, 0] = self._mse_cls_coefficient
+        return LossInputs(
+            variance=(tokens - tokens.mean(dim=0)).square().sum().clamp_min(torch.finfo(x.dtype).tiny),
+            share=1.0,
+            weights=weights._replace(
+                l1_coefficient=weights.l1_coefficient * sparsity, l0_coefficient=weights.l0_coefficient * sparsity
+            ),
+            dtype=self._matmul.dtype,
+            # Counted up to the step before this one, as in the reference.
+            dead_mask=self.tracker.dead(self._dead_feature_window),
+            token_weights=None if token_weights is None else token_weights.flatten(),
+            use_ghost_grads=self._use_ghost_grads,
+            norm_weighted_l1=self._norm_weighted_l1,
+        )
 
-    def _in_parts(self, x: torch.Tensor, weights: LossWeights, dead: torch.Tensor) -> SaeLoss:
-        """Loss and gradients of another architecture, summed over parts of the batch that fit the memory budget.
+    def _loss_in_parts(self, tokens: torch.Tensor, inputs: LossInputs) -> SaeLoss:
+        """Loss and gradients by autograd, summed over parts of the batch that fit the memory budget.
 
-        What an architecture does with a batch (the latents that BatchTopK keeps, JumpReLU's L0) is done with a part.
+        What an architecture computes from several tokens (the latents that BatchTopK keeps, JumpReLU's L0) is computed
+        per part.
         """
-        products = self._products or MatmulConfig()
-        self._optimizer.zero_grad(set_to_none=True)
-        tokens = x.flatten(0, 1)
-        variance = (tokens - tokens.mean(dim=0)).square().sum().clamp_min(torch.finfo(x.dtype).tiny)
+        self.optimizer.zero_grad(set_to_none=True)
         reconstruction = torch.empty_like(tokens)
-        total = torch.zeros(len(LossTerms._fields), device=x.device, dtype=x.dtype)
+        total = torch.zeros(len(LossTerms._fields), device=tokens.device, dtype=tokens.dtype)
         n_fired = torch.zeros_like(self.tracker.n_steps_since_fired)
-        for part in iter_parts(len(tokens), products.n_tokens(len(n_fired))):
+        for part in iter_parts(len(tokens), self._matmul.n_tokens(len(n_fired))):
             share = (part.stop - part.start) / len(tokens)
-            loss = self.sae.training_loss(tokens[part], LossInputs(variance, share, dead, weights, products.dtype))
+            token_weights = None if inputs.token_weights is None else inputs.token_weights[part]
+            loss = self.sae.training_loss(tokens[part], inputs._replace(share=share, token_weights=token_weights))
             loss.terms.loss.backward()  # type: ignore[no-untyped-call]
             total += torch.stack([term.detach() for term in loss.terms])
             n_fired += loss.n_fired
             reconstruction[part] = loss.reconstruction.detach()
-        return SaeLoss(LossTerms(*total.unbind()), n_fired, reconstruction.view(x.shape))
+        return SaeLoss(LossTerms(*total.unbind()), n_fired, reconstruction)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on: tensors and plain numbers."""
         return {
             "sae": self.sae.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "n_steps_since_fired": self.tracker.n_steps_since_fired,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on exactly where `state_dict` was taken."""
+        """Resume exactly where `state_dict` was taken."""
         self.sae.load_state_dict(state["sae"])
-        # Copied: torch keeps the tensors it is given, and two steps would train on the same moments.
-        self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        # Copied: torch keeps the tensors that it is given, and two steps would train on the same moments.
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.tracker.n_steps_since_fired.copy_(state["n_steps_since_fired"])
+
+
+def _parameter_groups(sae: Sae, lr: float) -> list[dict[str, Any]]:
+    """Adam's parameter groups: one with the common rate, and one per parameter with a rate of its own."""
+    named = dict(sae.named_parameters())
+    common = [part for name, part in named.items() if name not in sae.lr_factors]
+    groups: list[dict[str, Any]] = [{"params": common}]
+    groups += [
+        {"params": [named[name]], "lr": lr * factor, "lr_factor": factor} for name, factor in sae.lr_factors.items()
+    ]
+    return groups

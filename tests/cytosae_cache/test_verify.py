@@ -1,4 +1,4 @@
-"""`verify` finds what is wrong with a store, and nothing wrong with a sound one."""
+"""`verify` finds every damage of a store, and no problem in a sound one."""
 
 import shutil
 
@@ -14,7 +14,7 @@ from tests.support.stores import make_activations, make_store, seal
 
 
 @pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
-def test_a_sound_store(tmp_path, compression):
+def test_a_sound_store_has_no_problems(tmp_path, compression):
     store = make_store(tmp_path / "s.zarr", make_activations(11), invalid=[2], compression=compression)
     seen = []
     report = verify_store(store, on_shard=seen.append)
@@ -39,7 +39,7 @@ def test_any_flipped_bit_of_a_shard_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "extra"])
-def test_files_cut_off_missing_or_too_many(tmp_path, damage):
+def test_truncated_missing_and_extra_files_are_found(tmp_path, damage):
     store = make_store(tmp_path / "s.zarr", make_activations(6))
     path = store.path / shard_name(1)
     if damage == "cut":
@@ -59,18 +59,18 @@ def test_files_cut_off_missing_or_too_many(tmp_path, damage):
         ("images/valid", False, "disagrees with images/reason"),
         ("images/crc32c", 1, "fail their checksum"),
         ("moments/count", 1, "does not match the valid images"),
-        ("moments/sum", 1.5, "not the sums of its activations"),
-        ("moments/sum_sq", 1.5, "not the sums of its activations"),
+        ("moments/sum", 1.5, "do not equal the sums of its activations"),
+        ("moments/sum_sq", 1.5, "do not equal the sums of its activations"),
         ("shards/crc32c", 1, "expected"),
         ("shards/n_bytes", 1, "expected 1"),
     ],
 )
-def test_wrong_tables(tmp_path, place, value, message):
+def test_wrong_tables_are_found(tmp_path, place, value, message):
     store = make_store(tmp_path / "s.zarr", make_activations(6))
     zarr.open_group(store.path, mode="r+")[place][0] = value
     with pytest.raises(StoreCorruptError, match="was changed or damaged"):
         ActivationStore.open(store.path).column(place)
-    # Sealed again, as a store made by a faulty program would be: the rules must catch it.
+    # Sealed again, like a store of a faulty program: the rules between tables must catch it.
     seal(store)
     problems = verify_store(ActivationStore.open(store.path)).problems
     assert any(message in problem for problem in problems), problems
@@ -99,13 +99,13 @@ def test_any_flipped_bit_of_any_file_is_found_or_harmless(tmp_path):
     assert verify_store(ActivationStore.open(store.path)).sound
 
 
-def test_a_file_that_does_not_belong(tmp_path):
+def test_a_file_that_does_not_belong_is_found(tmp_path):
     store = make_store(tmp_path / "s.zarr", make_activations(6))
     (store.path / "images" / "extra").write_text("x")
     assert any("does not belong" in problem for problem in verify_store(store).problems)
 
 
-def test_a_table_that_is_gone(tmp_path):
+def test_a_missing_table_is_found(tmp_path):
     store = make_store(tmp_path / "s.zarr", make_activations(6))
     shutil.rmtree(store.path / "images" / "crc32c")
     assert any("images/crc32c" in problem for problem in verify_store(store).problems)

@@ -1,4 +1,4 @@
-"""Views for other tools are lazy, one task a shard, and give the same numbers."""
+"""Views for other tools are lazy, one task per shard, and give the same numbers."""
 
 import sys
 
@@ -11,7 +11,7 @@ from tests.support.stores import make_activations, make_store
 
 
 @pytest.mark.parametrize("compression", ["none", "zstd"])
-def test_the_view_holds_the_stores_numbers(tmp_path, compression):
+def test_the_view_has_the_numbers_of_the_store(tmp_path, compression):
     activations = make_activations(11)
     store = make_store(tmp_path / "s.zarr", activations, compression=compression)
     view = store.dask()
@@ -29,7 +29,7 @@ def test_a_slice_reads_only_its_shards(tmp_path):
     assert np.array_equal(store.dask()[:8].compute(scheduler="threads"), activations[:8])
 
 
-def test_an_empty_store(tmp_path):
+def test_the_view_of_an_empty_store(tmp_path):
     assert make_store(tmp_path / "s.zarr", make_activations(0)).dask().shape == (0, 5, 8)
 
 
@@ -54,21 +54,3 @@ def test_without_xarray_the_message_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "xarray", None)
     with pytest.raises(StoreError, match=r"pip install 'cytosae-cache\[xarray\]'"):
         store.xarray()
-
-
-@pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
-def test_indexing_reads_only_what_is_asked_for(tmp_path, compression):
-    activations = make_activations(11)
-    store = make_store(tmp_path / "s.zarr", activations, compression=compression)
-    for shard in (0, 2):
-        (store.path / shard_name(shard)).unlink()
-    assert len(store) == 11
-    assert np.array_equal(store[5], activations[5])
-    assert np.array_equal(store[-5], activations[6])
-    assert np.array_equal(store[[7, 4]], activations[[7, 4]])
-    assert np.array_equal(store[4:8:3], activations[4:8:3])
-    assert store[np.array([], dtype=int)].shape == (0, 5, 8)
-    with pytest.raises(IndexError):
-        store[11]
-    with pytest.raises(StoreCorruptError, match="is missing"):
-        store[0]

@@ -1,4 +1,4 @@
-"""A real S3-speaking server on loopback, with faults on demand."""
+"""A real S3 server on loopback, with faults on demand."""
 
 import contextlib
 import logging
@@ -12,12 +12,12 @@ import pytest
 
 @dataclass
 class Faults:
-    """What the server does wrong."""
+    """Which requests the server fails."""
 
     remaining: int = 0
-    """Requests still to be answered with an error."""
+    """Number of requests that will still fail."""
     methods: tuple[str, ...] = ("GET", "PUT", "POST", "HEAD")
-    """Kinds of request that fail."""
+    """Methods of the requests that fail."""
     n_requests: int = 0
     """Requests seen."""
     n_failed: int = 0
@@ -41,7 +41,7 @@ class Faults:
 
 @contextlib.contextmanager
 def serve_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
-    """A server with an empty bucket `cells`; the environment points every S3 client at it."""
+    """Run a server with an empty bucket `cells`; environment variables point every S3 client at it."""
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 

@@ -1,14 +1,17 @@
-"""Small real stores on disk for tests."""
+"""Small real stores for tests."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.format.metadata import Provenance, hash_tables, write_attributes
 from cytosae_cache.format.spec import StoreSpec, TokenLayout
-from cytosae_cache.store import ActivationStore, ImageTable
-from cytosae_cache.writer import ShardData, StoreWriter
+from cytosae_cache.storage.base import ReadableFile
+from cytosae_cache.store import ActivationStore
+from cytosae_cache.writer import ShardData, StoreWriter, create_store
 
 PROVENANCE = Provenance("toy", "d" * 64, "0.0", "2026-01-01T00:00:00+00:00", "cpu")
 
@@ -40,12 +43,14 @@ def make_table(n, labels: Sequence[str] = ("a", "b"), patients: Sequence[str] = 
     )
 
 
-def fill_store(store: ActivationStore, activations: np.ndarray, invalid: Sequence[int] = ()) -> None:
+def fill_store(store: ActivationStore, activations: np.ndarray, invalid: Sequence[int] = ()) -> ActivationStore:
     with StoreWriter(store) as writer:
-        for shard in writer.missing_shards():
+        missing = writer.missing_shards()
+        writer.discard(missing)
+        for shard in missing:
             rows = store.shard_rows(shard)
             writer.submit(make_shard(store, shard, activations[rows.start : rows.stop], invalid))
-        writer.finish()
+        return writer.finish()
 
 
 def make_shard(store, shard, activations, invalid=()) -> ShardData:
@@ -64,7 +69,7 @@ def make_shard(store, shard, activations, invalid=()) -> ShardData:
 
 
 def seal(store: ActivationStore) -> None:
-    """Record the files as they are now, as a hostile or faulty program would that knows the format."""
+    """Record the digests of the files as they are now, like a hostile or faulty program that knows the format."""
     write_attributes(store.storage, store.spec, store.provenance, complete=True, files=hash_tables(store.storage))
 
 
@@ -72,7 +77,7 @@ def make_store(
     path: Path, activations: np.ndarray, *, spec=None, shard_images=4, invalid=(), compression="none", table=None
 ) -> ActivationStore:
     spec = spec or make_spec(d_model=activations.shape[2], grid=(1, activations.shape[1] - 1))
-    store = ActivationStore.create(
+    store = create_store(
         path,
         spec,
         table or make_table(len(activations)),
@@ -80,5 +85,29 @@ def make_store(
         shard_images=shard_images,
         compression=compression,
     )
-    fill_store(store, activations, invalid)
-    return ActivationStore.open(path)
+    return fill_store(store, activations, invalid)
+
+
+def make_int8_store(path: Path, n: int = 11, **options) -> tuple[np.ndarray, ActivationStore]:
+    """Random float16 activations, shape `(n, 5, 16)`, and an int8 store made from them."""
+    spec = make_spec(d_model=16, store_dtype="int8")
+    activations = np.random.default_rng(0).normal(size=(n, *spec.image_shape)).astype(np.float16)
+    return activations, make_store(path, activations, spec=spec, **options)
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """The bytes of every file below a folder, by relative path."""
+    return {str(item.relative_to(folder)): item.read_bytes() for item in sorted(folder.rglob("*")) if item.is_file()}
+
+
+def record_opens(store: ActivationStore, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A list to which every file name is added that the store's storage opens from now on."""
+    opened: list[str] = []
+    open_file = store.storage.open
+
+    def record(name: str, *, direct: bool = False) -> ReadableFile:
+        opened.append(name)
+        return open_file(name, direct=direct)
+
+    monkeypatch.setattr(store.storage, "open", record)
+    return opened

@@ -1,1 +1,1 @@
-"""The store format: what its files hold, encoded and decoded in memory."""
+"""The store format: what the files of a store contain, encoded and decoded in memory (`docs/store-format.md`)."""

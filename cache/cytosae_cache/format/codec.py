@@ -1,4 +1,4 @@
-"""Lossless codecs of single images: what Zarr's metadata says, run directly on the caller's memory.
+"""Lossless codecs of single images, run directly on the caller's memory.
 
 The bytes are those of zarr-python, which runs the same numcodecs codecs behind a slower path.
 """
@@ -17,19 +17,19 @@ _ZSTD_LEVEL = 3
 class ImageCodec(Protocol):
     """Encodes and decodes one image; both release the GIL."""
 
-    def encode(self, buf: Any) -> bytes:  # noqa: ANN401 - whatever has memory
-        """The encoded bytes."""
+    def encode(self, buf: Any) -> bytes:  # noqa: ANN401 - any object with a buffer
+        """Encode into new bytes."""
 
     def decode(self, buf: Any, out: Any = None) -> Any:  # noqa: ANN401
         """Decode into `out`."""
 
 
 def make_codec(compression: Compression, itemsize: int) -> ImageCodec | None:
-    """The codec of a store's images; None for raw ones.
+    """The codec of a store's images; None if they are raw.
 
     Args:
-        compression: Its name.
-        itemsize: Bytes a number: bytes of equal rank are stored together (lz4).
+        compression: Name of the codec.
+        itemsize: Bytes per number; lz4 groups bytes of equal significance.
     """
     match compression:
         case "none":
@@ -42,7 +42,7 @@ def make_codec(compression: Compression, itemsize: int) -> ImageCodec | None:
 
 
 def make_compressors(compression: Compression, itemsize: int) -> tuple[Any, ...] | None:
-    """The same codec as zarr-python takes it, behind `bytes` inside every shard."""
+    """The same codec as arguments for zarr-python; it follows `bytes` inside every shard."""
     from zarr.codecs import BloscCodec, BloscShuffle, ZstdCodec
 
     match compression:
@@ -56,10 +56,10 @@ def make_compressors(compression: Compression, itemsize: int) -> tuple[Any, ...]
 
 
 def decode_into(codec: ImageCodec, data: memoryview, out: memoryview, where: str) -> None:
-    """Decode one image into its memory.
+    """Decode one image into the caller's memory.
 
     Raises:
-        StoreCorruptError: If the bytes are not an image of this size.
+        StoreCorruptError: If the bytes do not decode to an image of this size.
     """
     try:
         codec.decode(data, out)

@@ -1,7 +1,7 @@
-"""Small arrays of a store as the files that Zarr stores them in, made and read in memory.
+"""Small arrays of a store, encoded to and decoded from Zarr's files in memory.
 
-zarr-python does the encoding; the files travel as bytes, so that each can be checked against its digest before it is
-decoded, and written in one step wherever the store lies.
+zarr-python does the encoding. Files are passed as bytes, so that each can be compared with its digest before it is
+decoded, and written atomically wherever the store is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from cytosae_cache.format.codec import make_compressors
 from cytosae_cache.format.spec import Compression, StoreSpec
 
 BAD_METADATA = (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, OSError, ValueError)
-"""What zarr-python raises for metadata that no Zarr writer wrote."""
+"""What zarr-python raises for metadata that no Zarr writer would write."""
 
 _ROWS_PER_CHUNK = 1 << 16
 
@@ -23,14 +23,14 @@ _ROWS_PER_CHUNK = 1 << 16
 def encode_hierarchy(
     tables: Mapping[str, npt.NDArray[Any]], *, activations: tuple[StoreSpec, int, int, Compression] | None = None
 ) -> dict[str, bytes]:
-    """The files of small arrays and of the groups they lie in.
+    """Encode small arrays and the groups that contain them.
 
     Args:
         tables: Arrays by their place in the store, for example `images/valid`.
-        activations: Spec, images, images a shard and codec, if the metadata of the large array is wanted, too.
+        activations: Spec, number of images, images per shard and codec, to add the metadata of the large array.
 
     Returns:
-        Bytes by file name. The outermost group's metadata is not among them.
+        Bytes by file name, without the metadata of the outermost group.
     """
     import zarr
     from zarr.storage import MemoryStore
@@ -45,7 +45,7 @@ def encode_hierarchy(
             dtype=spec.store_dtype,
             shards=(shard_images, *spec.record_shape),
             chunks=(1, *spec.record_shape),
-            # What is missing must never pass for data: no code is -128.
+            # Missing images must never pass for data: no code is -128.
             fill_value=-128 if spec.store_dtype == "int8" else float("nan"),
             filters=None,
             compressors=make_compressors(compression, np.dtype(spec.store_dtype).itemsize),
@@ -64,17 +64,17 @@ def encode_hierarchy(
 def read_table(
     files: Mapping[str, bytes], place: str, *, lengths: Sequence[int], widths: Sequence[int], where: str
 ) -> npt.NDArray[Any]:
-    """One small array from its files.
+    """Decode one small array from its files.
 
     Args:
         files: Bytes by file name.
         place: The array's place in the store.
-        lengths: Lengths of the first axis that it may have.
-        widths: Lengths of the second axis that it may have, if there is one.
-        where: The store, for messages.
+        lengths: Allowed lengths of the first axis.
+        widths: Allowed lengths of the second axis, if there is one.
+        where: Name of the store, for messages.
 
     Raises:
-        StoreCorruptError: If it is missing, of another shape or kind, or cannot be decoded.
+        StoreCorruptError: If it is missing, has another shape or dtype, or cannot be decoded.
     """
     import zarr
     from zarr.core.buffer import default_buffer_prototype
@@ -87,7 +87,8 @@ def read_table(
         array: Any = zarr.open_array(memory, path=place, mode="r", zarr_format=3)
         if array.shape not in known or array.dtype.itemsize > 16 or array.dtype.kind == "O":
             raise StoreCorruptError(
-                f"array '{place}' of store '{where}' has shape {array.shape} and type {array.dtype}"
+                f"array '{place}' of store '{where}' has shape {array.shape} and dtype {array.dtype}, "
+                f"expected one of {known}"
             )
         return np.asarray(array[...])
     except StoreCorruptError:

@@ -1,4 +1,4 @@
-"""The JSON that describes a store: written in one step, read with suspicion."""
+"""The JSON that describes a store: written atomically, and trusted only after every check."""
 
 import hashlib
 import json
@@ -7,21 +7,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from cytosae_cache.errors import StoreCorruptError, StoreNotFoundError
+from cytosae_cache.format.progress import PROGRESS_FOLDER
 from cytosae_cache.format.spec import FORMAT_VERSION, Compression, StoreSpec, canonical_json
-from cytosae_cache.storage.local import StorageBackend
+from cytosae_cache.storage.base import StorageBackend
 
 ATTRIBUTES_KEY = "cytosae_cache"
-"""Name of the group attribute that holds everything of ours."""
+"""Name of the group attribute that contains all our metadata."""
 
 MAX_METADATA_BYTES = 1 << 20
-"""Largest size of a JSON file of a store."""
+"""Largest allowed size of a JSON file of a store."""
 
 _MAX_IMAGES = 1 << 31
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a store came from, beside its spec."""
+    """Where a store came from, in addition to its spec."""
 
     dataset: str
     """Name of the data set."""
@@ -30,7 +31,7 @@ class Provenance:
     package_version: str
     """Version of cytosae-cache that built the store."""
     created: str
-    """UTC time at which the build began, ISO 8601."""
+    """UTC time at which the build started, ISO 8601."""
     device: str = ""
     """Kind of device that computed the activations."""
 
@@ -43,14 +44,14 @@ def write_attributes(
     complete: bool,
     files: Mapping[str, str] | None = None,
 ) -> None:
-    """The group's own metadata file, in one step.
+    """Write the group's metadata file, atomically.
 
     Args:
         storage: The store's files.
         spec: What identifies the store.
         provenance: Where it comes from.
-        complete: Whether everything else is on disk.
-        files: SHA-256 of every file that is neither a shard nor this one, by relative POSIX path.
+        complete: Whether the store is complete and everything else is on disk.
+        files: SHA-256 of every file by relative POSIX path, except shards and this file.
     """
     ours: dict[str, Any] = {"format": FORMAT_VERSION, "complete": complete, "spec": spec.to_json(), **vars(provenance)}
     ours["files"] = dict(sorted((files or {}).items()))
@@ -61,7 +62,7 @@ def write_attributes(
 
 
 def parse_json(data: bytes, where: str) -> dict[str, Any]:
-    """A JSON object.
+    """Parse a JSON object.
 
     Raises:
         StoreCorruptError: If the bytes are something else.
@@ -71,64 +72,69 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise StoreCorruptError(f"'{where}' is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise StoreCorruptError(f"'{where}' must hold a JSON object, found {type(value).__name__}")
+        raise StoreCorruptError(f"'{where}' must contain a JSON object, found {type(value).__name__}")
     return value
 
 
 def read_attributes(storage: StorageBackend) -> dict[str, Any]:
-    """Our attributes of the group in a storage, their format and digest checked.
+    """Read our attributes of a store's group and check their format and digest.
 
     Raises:
         StoreNotFoundError: If there is no group.
-        StoreCorruptError: If it is not one of ours, of another format, or was changed.
+        StoreCorruptError: If the group is not a store, has another format, or was changed.
     """
     try:
         data = storage.read("zarr.json", max_bytes=MAX_METADATA_BYTES)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise StoreNotFoundError(
             f"no activation store at '{storage}' (no zarr.json there). "
-            "List those there are with: cytosae-cache list; make one with: cytosae-cache build"
+            "List existing stores with: cytosae-cache list; make one with: cytosae-cache build"
         ) from error
     attributes = parse_json(data, f"{storage}/zarr.json").get("attributes")
     ours = attributes.get(ATTRIBUTES_KEY) if isinstance(attributes, dict) else None
     if not isinstance(ours, dict):
         raise StoreCorruptError(
-            f"'{storage}' is a Zarr group but no activation store (it has no attribute '{ATTRIBUTES_KEY}')"
+            f"'{storage}' is a Zarr group but not an activation store (it has no attribute '{ATTRIBUTES_KEY}')"
         )
     if ours.get("format") != FORMAT_VERSION or type(ours["format"]) is not int:
         raise StoreCorruptError(
             f"store '{storage}' has format {ours.get('format')!r}, this version reads format {FORMAT_VERSION}. "
-            "Update cytosae-cache, or build the store again"
+            "Update cytosae-cache, or rebuild the store with --overwrite"
         )
     files = ours.get("files")
     try:
         digest = _digest(ours)
     except (ValueError, RecursionError) as error:
-        raise StoreCorruptError(f"the metadata of store '{storage}' hold what JSON cannot: {error}") from error
+        raise StoreCorruptError(
+            f"the metadata of store '{storage}' contains values that are not valid JSON: {error}"
+        ) from error
     if ours.get("digest") != digest or not isinstance(files, dict):
-        raise StoreCorruptError(f"the metadata of store '{storage}' were changed after they were written")
+        raise StoreCorruptError(
+            f"the metadata of store '{storage}' was changed after it was written. "
+            "Repair it by rebuilding with --overwrite"
+        )
     return ours
 
 
 def hash_tables(storage: StorageBackend) -> dict[str, str]:
-    """SHA-256 of every file of a store that is neither a shard, the group's own metadata, nor progress of a build."""
+    """SHA-256 of every file of a store, except shards, the group's metadata and completion marks."""
     return {name: hashlib.sha256(storage.read(name)).hexdigest() for name in table_names(storage)}
 
 
 def table_names(storage: StorageBackend) -> list[str]:
-    """Every file of a store that is neither a shard, the group's own metadata, nor progress of a build."""
-    outside = ("activations/c/", "progress/")
+    """Every file of a store, except shards, the group's metadata and completion marks."""
+    outside = ("activations/c/", f"{PROGRESS_FOLDER}/")
     return [name for name in storage.names() if name != "zarr.json" and not name.startswith(outside)]
 
 
 def _digest(attributes: Mapping[str, Any]) -> str:
-    """SHA-256 over our attributes apart from the digest itself, so that no changed character goes unnoticed."""
+    """SHA-256 of all our attributes except the digest itself, so that no changed character goes unnoticed."""
     rest = {name: value for name, value in attributes.items() if name != "digest"}
     return hashlib.sha256(canonical_json(rest)).hexdigest()
 
 
 def read_provenance(attributes: Mapping[str, Any]) -> Provenance:
-    """The provenance among our attributes."""
+    """Read the provenance from our attributes."""
     values = {name: attributes.get(name, "") for name in Provenance.__dataclass_fields__}
     if not all(isinstance(value, str) for value in values.values()):
         raise StoreCorruptError(f"provenance must be text, found {values}")
@@ -136,7 +142,11 @@ def read_provenance(attributes: Mapping[str, Any]) -> Provenance:
 
 
 def check_activations(array: Mapping[str, Any], spec: StoreSpec, where: str) -> tuple[int, int, Compression]:
-    """Images, images a shard and codec, if the array is laid out as the format says."""
+    """Check the metadata of the large array; returns the number of images, the images per shard and the codec.
+
+    Raises:
+        StoreCorruptError: If the array is not laid out as the format and the spec require.
+    """
     try:
         n_images, *image_shape = array["shape"]
         shard_images, *shard_shape = array["chunk_grid"]["configuration"]["chunk_shape"]
@@ -156,7 +166,7 @@ def check_activations(array: Mapping[str, Any], spec: StoreSpec, where: str) -> 
         }
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise StoreCorruptError(
-            f"'{where}/activations' is not laid out as format {FORMAT_VERSION} says: {error!r}"
+            f"'{where}/activations' is not laid out as format {FORMAT_VERSION} requires: {error!r}"
         ) from error
     expected = {
         "dtype": spec.store_dtype,
@@ -165,7 +175,7 @@ def check_activations(array: Mapping[str, Any], spec: StoreSpec, where: str) -> 
         "chunk": (1, *spec.record_shape),
         "codec": "sharding_indexed",
         "index": "end",
-        # Single bytes have no order.
+        # Single bytes have no byte order.
         "bytes": {"name": "bytes", **({} if spec.store_dtype == "int8" else {"configuration": {"endian": "little"}})},
         "index codecs": ["bytes", "crc32c"],
         "keys": {"name": "default", "configuration": {"separator": "/"}},
@@ -184,5 +194,5 @@ def check_activations(array: Mapping[str, Any], spec: StoreSpec, where: str) -> 
         if type(value) is not int or not 0 <= value < top:
             wrong.append(f"{name}: found {value!r}, expected 0 to {top}")
     if wrong or shard_images < 1:
-        raise StoreCorruptError(f"'{where}/activations' is not laid out as its spec says: " + "; ".join(wrong))
+        raise StoreCorruptError(f"'{where}/activations' is not laid out as its spec requires: " + "; ".join(wrong))
     return n_images, shard_images, codecs[tuple(names)]

@@ -1,7 +1,7 @@
-"""Activations as 8-bit codes: channels standardised by fixed numbers, then a scale a token.
+"""Activations as 8-bit codes: channels standardised by fixed numbers, then one scale per token.
 
-An image's *record* is int8 of shape `(n_tokens, d_model + 4)`: a token's codes, then its scale as the four bytes of a
-little-endian float32. `x ~ mean + std * scale * code` with `scale = max |(x - mean) / std| / 127` over the token.
+An image's *record* is int8 of shape `(n_tokens, d_model + 4)`: each token's codes, then its scale as the four bytes of
+a little-endian float32. `x ~ mean + std * scale * code` with `scale = max |(x - mean) / std| / 127` over the token.
 """
 
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 SCALE_BYTES = 4
-"""Bytes of a token's scale, behind its codes."""
+"""Bytes of a token's scale, after its codes."""
 
 _TOP = 127
 
@@ -18,7 +18,7 @@ Records = npt.NDArray[np.int8]
 
 
 class Channels(NamedTuple):
-    """What channels are standardised by; fixed for a whole store, so that any image can be decoded alone."""
+    """Parameters that standardise the channels; fixed for a whole store, so that any image can be decoded alone."""
 
     mean: npt.NDArray[np.float32]
     """Subtracted, shape `(d_model,)`."""
@@ -29,10 +29,10 @@ class Channels(NamedTuple):
 def measure_channels(images: npt.NDArray[Any]) -> Channels:
     """Mean and standard deviation of every channel over a sample of images.
 
-    Any finite mean and positive deviation make a sound store; those of the data make the smallest error.
+    Any finite mean and positive deviation give a valid store; those of the data give the smallest error.
 
     Args:
-        images: Finite activations, shape `(n, n_tokens, d_model)`, n of 0 or more.
+        images: Finite activations, shape `(n, n_tokens, d_model)`; n may be 0.
     """
     d_model = images.shape[-1]
     count, total, squares = 0, np.zeros(d_model), np.zeros(d_model)
@@ -46,13 +46,13 @@ def measure_channels(images: npt.NDArray[Any]) -> Channels:
 
 
 def quantize(image: npt.NDArray[Any], channels: Channels, record: Records) -> None:
-    """Turn an image into its record.
+    """Encode an image as its record.
 
     Args:
-        image: Activations, shape `(n_tokens, d_model)`; those of an unreadable image are NaN throughout.
-        channels: What channels are standardised by.
+        image: Activations, shape `(n_tokens, d_model)`; all NaN for an unreadable image.
+        channels: Parameters that standardise the channels.
         record: Memory for the record, shape `(n_tokens, d_model + 4)`. Codes lie in -127..127. A token equal to the
-            mean gets scale 0; one with a number that is not finite gets that as its scale, and codes of 0.
+            mean gets scale 0. A token that contains NaN or infinity gets that as its scale, and codes of 0.
     """
     with np.errstate(invalid="ignore"):
         z = (image.astype(np.float32) - channels.mean) / channels.std
@@ -66,20 +66,20 @@ def quantize(image: npt.NDArray[Any], channels: Channels, record: Records) -> No
 
 
 def dequantize(record: Records, channels: Channels, out: npt.NDArray[Any], wide: npt.NDArray[np.float32]) -> None:
-    """Turn a record back into activations, off by `std * scale / 2` at the most, and by the rounding of `out`.
+    """Decode a record into activations; the error is at most `std * scale / 2` plus the rounding of `out`.
 
     Args:
         record: Shape `(n_tokens, d_model + 4)`.
-        channels: What channels were standardised by.
+        channels: Parameters that standardised the channels.
         out: Memory for the activations, shape `(n_tokens, d_model)`.
-        wide: Memory of the same shape as float32, reused from image to image.
+        wide: Scratch memory of the same shape, float32; reused from image to image.
     """
     scales = np.ascontiguousarray(record[:, -SCALE_BYTES:]).view("<f4")
-    with np.errstate(invalid="ignore", over="ignore"):  # numbers that are not finite come out as they went in
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity come out as they went in
         np.multiply(record[:, :-SCALE_BYTES], scales, out=wide)
         wide *= channels.std
         wide += channels.mean
-        # Half a step above the largest number that was stored may lie beyond what float16 holds.
+        # Half a step above the largest stored number may exceed the range of float16.
         most = np.finfo(out.dtype).max
         if not _TOP * scales.max() * channels.std.max() + np.abs(channels.mean).max() < most:
             np.clip(wide, -most, most, out=wide)

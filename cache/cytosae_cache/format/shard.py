@@ -1,7 +1,7 @@
 """One shard file: the bytes of its images one after another, then the Zarr sharding index.
 
-The layout is that of Zarr v3's `sharding_indexed` codec with one image an inner chunk and the index at the end.
-Uncompressed, image i lies at byte `i * image_bytes`; any Zarr reader finds it.
+The layout is that of Zarr v3's `sharding_indexed` codec with one image per inner chunk and the index at the end.
+Uncompressed, image i starts at byte `i * image_bytes`; any Zarr reader finds it.
 """
 
 import struct
@@ -13,16 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae_cache.errors import StoreCorruptError
-from cytosae_cache.storage.local import ReadableFile
+from cytosae_cache.storage.base import ReadableFile
 
 MISSING = (1 << 64) - 1
-"""Offset and length of a chunk that the shard does not hold."""
+"""Offset and length of a chunk that is missing from the shard."""
 
 _CHECKSUM_BYTES = 4
 
 
 class ShardDigest(NamedTuple):
-    """What is recorded of a written shard file."""
+    """Length and checksum of a written shard file."""
 
     n_bytes: int
     """Length of the file."""
@@ -31,7 +31,7 @@ class ShardDigest(NamedTuple):
 
 
 def checksum(data: memoryview | bytes, value: int = 0) -> int:
-    """CRC-32C of bytes, continuing from `value`; computed in hardware with the GIL released."""
+    """CRC-32C of bytes, continuing from `value`; computed in hardware, with the GIL released."""
     return int(_crc32c.crc32c(data, value, gil_release_mode=1))
 
 
@@ -41,19 +41,19 @@ def as_bytes(array: npt.NDArray[np.generic]) -> memoryview:
 
 
 def shard_name(shard: int) -> str:
-    """File of a shard in the store's folder, as Zarr's default chunk keys name it."""
+    """File of a shard, named after Zarr's default chunk keys."""
     return f"activations/c/{shard}/0/0"
 
 
 def make_index(lengths: Sequence[int], shard_images: int) -> bytes:
-    """The index at the end of a shard whose images lie one after another.
+    """The index at the end of a shard whose images are contiguous.
 
     Args:
         lengths: Bytes of each image in the file.
-        shard_images: Images a full shard.
+        shard_images: Images in a full shard.
 
     Returns:
-        `shard_images` pairs of little-endian uint64 (offset, length), absent images as all ones, and the CRC-32C.
+        `shard_images` pairs of little-endian uint64 (offset, length), missing images as all ones, and the CRC-32C.
     """
     index = np.full((shard_images, 2), MISSING, dtype="<u8")
     ends = np.cumsum(np.asarray(lengths, dtype=np.uint64), dtype=np.uint64)
@@ -68,14 +68,14 @@ def read_index(file: ReadableFile, shard_images: int, where: str) -> npt.NDArray
 
     Args:
         file: The file.
-        shard_images: Images a full shard.
-        where: The file's name, for messages.
+        shard_images: Images in a full shard.
+        where: Name of the file, for messages.
 
     Returns:
         Offsets and lengths, shape `(shard_images, 2)`.
 
     Raises:
-        StoreCorruptError: If the file is too short, the index fails its checksum or points outside the file.
+        StoreCorruptError: If the file is too short, or the index fails its checksum or points outside the file.
     """
     size, n_bytes = 16 * shard_images + _CHECKSUM_BYTES, file.n_bytes
     if n_bytes < size:
@@ -83,7 +83,7 @@ def read_index(file: ReadableFile, shard_images: int, where: str) -> npt.NDArray
     raw = bytearray(size)
     file.read_at(n_bytes - size, memoryview(raw))
     if checksum(memoryview(raw)[:-_CHECKSUM_BYTES]) != struct.unpack("<I", raw[-_CHECKSUM_BYTES:])[0]:
-        raise StoreCorruptError(f"the index of shard '{where}' fails its checksum: the file was damaged or cut off")
+        raise StoreCorruptError(f"the index of shard '{where}' fails its checksum: the file was damaged or truncated")
     index = np.frombuffer(raw, dtype="<u8", count=2 * shard_images).reshape(shard_images, 2)
     present = index[:, 0] != MISSING
     offsets, lengths = index[present, 0], index[present, 1]
@@ -93,7 +93,7 @@ def read_index(file: ReadableFile, shard_images: int, where: str) -> npt.NDArray
 
 
 def digest_parts(parts: Sequence[memoryview | bytes]) -> ShardDigest:
-    """Length and checksum of the file that these parts make up."""
+    """Length and checksum of the file that consists of these parts."""
     crc = 0
     for part in parts:
         crc = checksum(part, crc)
@@ -101,7 +101,7 @@ def digest_parts(parts: Sequence[memoryview | bytes]) -> ShardDigest:
 
 
 def digest_file(file: ReadableFile, buffer_bytes: int = 1 << 22) -> ShardDigest:
-    """Length and checksum of a file as it lies on disk."""
+    """Length and checksum of a file on disk."""
     crc, buffer = 0, memoryview(bytearray(buffer_bytes))
     for start in range(0, file.n_bytes, buffer_bytes):
         part = buffer[: min(buffer_bytes, file.n_bytes - start)]

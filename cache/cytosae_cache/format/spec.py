@@ -1,4 +1,4 @@
-"""What identifies a store: frozen records, their canonical JSON and its hash."""
+"""What identifies a store: frozen dataclasses, their canonical JSON and its hash."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ class TokenLayout:
     """Order of an image's tokens: CLS, then registers, then the patch grid row by row."""
 
     n_cls: int
-    """Class tokens in front: 1, or 0 for networks without one."""
+    """Class tokens at the start: 1, or 0 for networks without one."""
     n_registers: int
     """Register tokens after the class token."""
     grid: tuple[int, int]
@@ -35,7 +35,7 @@ class TokenLayout:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens an image, all kinds together."""
+        """Tokens per image, of all kinds."""
         return self.n_cls + self.n_registers + self.grid[0] * self.grid[1]
 
 
@@ -50,21 +50,21 @@ class Preprocessing:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Subtracted from each RGB channel, in units of the 0-1 range."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Each RGB channel is divided by it."""
+    """Divisor of each RGB channel."""
 
 
 @dataclass(frozen=True)
 class StoreSpec:
-    """Everything that decides the values in a store, apart from the images themselves."""
+    """Everything that determines the values in a store, except the images themselves."""
 
     model_name: str
-    """Name of the backbone, for people; `weights_sha256` is what identifies it."""
+    """Name of the backbone, for display; `weights_sha256` identifies it."""
     weights_sha256: str
     """SHA-256 of the weights, 64 hex digits."""
     block: int
     """Block whose output is stored, counted from 0."""
     n_blocks: int
-    """Blocks of the whole network, so that -2 can be told from 10."""
+    """Blocks of the whole network, needed to count `block` from the end."""
     d_model: int
     """Channels of an activation."""
     tokens: TokenLayout
@@ -74,9 +74,9 @@ class StoreSpec:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     """How images were prepared."""
     store_dtype: StoreDtype = "float16"
-    """Type of the numbers on disk; int8 codes are read as float16 (`cytosae_cache.format.quantize`)."""
+    """Dtype on disk; int8 codes are read as float16 (`cytosae_cache.format.quantize`)."""
     precision: Precision = "fp32"
-    """Type in which the network computed."""
+    """Precision in which the network computed."""
 
     def __post_init__(self) -> None:
         """Check every field against its range.
@@ -89,7 +89,9 @@ class StoreSpec:
         if self.d_model < 1 or self.tokens.n_tokens < 1 or min(self.tokens.grid) < 0:
             raise ValueError(f"d_model and tokens must be positive, found d_model={self.d_model}, tokens={self.tokens}")
         if self.d_model * self.tokens.n_tokens > _MAX_IMAGE_VALUES:
-            raise ValueError(f"an image of {self.tokens.n_tokens} tokens x {self.d_model} is beyond any network")
+            raise ValueError(
+                f"tokens x d_model must be at most {_MAX_IMAGE_VALUES:,}, found {self.tokens.n_tokens} x {self.d_model}"
+            )
         if len(self.weights_sha256) != 64 or not set(self.weights_sha256) <= set("0123456789abcdef"):
             raise ValueError(f"weights_sha256 must be 64 hex digits, found {self.weights_sha256!r}")
         for name, value, known in (
@@ -135,22 +137,22 @@ class StoreSpec:
 
     @property
     def hash(self) -> str:
-        """First 12 hex digits of the SHA-256 of the canonical JSON; the store's folder is named after it."""
+        """First 12 hex digits of the SHA-256 of the canonical JSON; they name the store's folder."""
         return hashlib.sha256(canonical_json(self.to_json())).hexdigest()[:12]
 
     @property
     def value_dtype(self) -> Literal["float16", "float32"]:
-        """Type in which activations are computed, handed over and read."""
+        """Dtype in which activations are computed, passed to the writer and read."""
         return "float16" if self.store_dtype == "int8" else self.store_dtype
 
     @property
     def record_shape(self) -> tuple[int, int]:
-        """Shape of what is stored of one image: a token's codes have its scale behind them."""
+        """Shape of one image as stored; in int8 stores, each token's scale follows its codes."""
         return (self.tokens.n_tokens, self.d_model + (SCALE_BYTES if self.store_dtype == "int8" else 0))
 
     @property
     def record_bytes(self) -> int:
-        """Bytes of what is stored of one image, uncompressed."""
+        """Bytes of one image as stored, uncompressed."""
         return math.prod(self.record_shape) * np.dtype(self.store_dtype).itemsize
 
     @property
@@ -159,18 +161,18 @@ class StoreSpec:
         return (self.tokens.n_tokens, self.d_model)
 
     def differences(self, other: "StoreSpec") -> list[str]:
-        """Fields in which two specs differ, as `name: here, there` lines; empty when they are equal."""
+        """Fields in which two specs differ, as `name: here, there` lines; empty if they are equal."""
         mine, theirs = self.to_json(), other.to_json()
         return [f"{name}: {mine[name]}, {theirs[name]}" for name in mine if mine[name] != theirs[name]]
 
 
 def canonical_json(value: object) -> bytes:
-    """JSON with sorted keys and no blanks, as UTF-8: equal values give equal bytes."""
+    """JSON with sorted keys and without blanks, as UTF-8: equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def _record(cls: type, value: object, where: str) -> dict[str, Any]:
-    """A JSON object that has exactly the fields of a dataclass."""
+    """Check that a value is a JSON object with exactly the fields of a dataclass."""
     if not isinstance(value, dict):
         raise ValueError(f"{where} must be an object, found {type(value).__name__}")
     known = {item.name for item in fields(cls)}
@@ -180,14 +182,14 @@ def _record(cls: type, value: object, where: str) -> dict[str, Any]:
 
 
 def _typed(value: object, expected: type[T], where: str) -> T:
-    """The value, if it has exactly the expected type (a bool is no int here)."""
+    """Check that a value has exactly the expected type (here, a bool is not an int)."""
     if type(value) is not expected:
         raise ValueError(f"{where} must be {expected.__name__}, found {value!r}")
     return value
 
 
 def _triple(value: object) -> tuple[float, float, float]:
-    """Three numbers, one a colour channel."""
+    """Check that a value is three numbers, one per colour channel."""
     if not isinstance(value, list) or len(value) != 3 or not all(type(item) in (int, float) for item in value):
         raise ValueError(f"expected three numbers, found {value!r}")
     red, green, blue = (float(item) for item in value)

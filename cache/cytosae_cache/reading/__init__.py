@@ -1,1 +1,1 @@
-"""Reading stores: rows into the caller's memory, in the order of training, ahead of the computation."""
+"""Reading stores: rows into the caller's memory, in training order, prefetched while the caller computes."""

@@ -1,4 +1,4 @@
-"""Several stores read as if they were one."""
+"""Reading several stores as if they were one."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -8,15 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae_cache.errors import StoreError, StoreMismatchError
+from cytosae_cache.format.layout import StoreLayout
 from cytosae_cache.reading.permutation import IntArray
 from cytosae_cache.reading.reader import StoreReader, aligned_buffer
-from cytosae_cache.reading.sampler import Layout
-from cytosae_cache.store import ActivationStore
+from cytosae_cache.reading.sampler import RowLayout
 
 _BLOCK_IMAGES = 256
 
 
-def check_same_spec(stores: Sequence[ActivationStore]) -> None:
+def check_same_spec(stores: Sequence[StoreLayout]) -> None:
     """Check that stores can be streamed as one.
 
     Raises:
@@ -32,14 +32,14 @@ def check_same_spec(stores: Sequence[ActivationStore]) -> None:
 
 
 class ConcatReader:
-    """The valid images of one store or several, or some of them, numbered one store after another from 0.
+    """The valid images of one or several stores, or some of them, numbered from 0 through all stores.
 
     Args:
-        readers: Readers of stores with equal specs; they stay the caller's to close.
-        chosen: For every store which rows may be served, bool, shape `(n_images,)`; all by default.
+        readers: Readers of stores with equal specs; the caller closes them.
+        chosen: For each store, which rows may be served, bool, shape `(n_images,)`; default all.
 
     Raises:
-        StoreError: If no image is valid.
+        StoreError: If no valid image is left.
         StoreMismatchError: If the stores' specs differ.
     """
 
@@ -54,9 +54,11 @@ class ConcatReader:
         self.rows = np.concatenate(
             [np.flatnonzero(mask) + offset for mask, offset in zip(masks, self._offsets, strict=False)]
         ).astype(np.int64)
-        """Row of every such image, counted through all stores with the unreadable ones, shape `(n,)`."""
+        """Row number of each image, counted through all stores including unreadable images, shape `(n,)`."""
         if not len(self.rows) and any(store.valid.any() for store in stores):
-            raise StoreError(f"no image of store '{stores[0].path}' is left: give a smaller --held_out, or more images")
+            raise StoreError(
+                f"no image of store '{stores[0].path}' is left to serve: use a smaller --held_out, or more images"
+            )
         if not len(self.rows):
             raise StoreError(f"no image of store '{stores[0].path}' could be read, so there is nothing to train on")
         starts = [
@@ -64,28 +66,28 @@ class ConcatReader:
             for store, offset in zip(stores, self._offsets, strict=False)
         ]
         ends = self._offsets[-1:]
-        self.layout = Layout(
+        self.layout = RowLayout(
             np.searchsorted(self.rows, np.concatenate([*starts, ends])), np.searchsorted(self.rows, self._offsets)
         )
-        """Where the valid images lie."""
+        """Shard and store bounds of the valid images."""
         self.image_shape = stores[0].spec.image_shape
         """Tokens and channels of an image."""
         self.dtype = stores[0].dtype
-        """Type of the stored numbers."""
+        """Dtype that readers return."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def read(self, images: IntArray, out: npt.NDArray[Any]) -> None:
-        """Fill a batch; quickest where the images of each store stand side by side.
+        """Fill a batch; fastest if the images of each store are contiguous.
 
         Args:
-            images: Numbers of valid images in the order wanted, shape `(n,)`.
+            images: Numbers of valid images in the order of the batch, shape `(n,)`.
             out: C-contiguous memory of the stores' dtype, shape `(n, n_tokens, d_model)`.
 
         Raises:
-            ValueError: If `out` does not fit.
-            StoreCorruptError: If a file is damaged.
+            ValueError: If `out` has another shape or dtype.
+            StoreCorruptError: If a file is missing or damaged.
         """
         rows = self.rows[images]
         numbers = np.searchsorted(self._offsets, rows, side="right") - 1
@@ -96,16 +98,16 @@ class ConcatReader:
                 self._readers[number].read_rows(rows[start:end] - self._offsets[number], out[start:end])
 
     def iter_blocks(self) -> Iterator[slice]:
-        """Stretches of the valid images, in order, that are convenient to read at a time."""
+        """Consecutive slices of the valid images, each of a convenient size for one read."""
         for start in range(0, len(self), _BLOCK_IMAGES):
             yield slice(start, min(start + _BLOCK_IMAGES, len(self)))
 
     def read_block(self, block: slice, out: npt.NDArray[Any]) -> None:
-        """Fill a batch with consecutive images, as `read` does."""
+        """Fill a batch with consecutive images, like `read`."""
         self.read(np.arange(block.start, block.stop, dtype=np.int64), out)
 
     def read_all(self) -> npt.NDArray[Any]:
-        """Every valid image in order, in new memory, shape `(n, n_tokens, d_model)`."""
+        """Read all valid images in order into new memory, shape `(n, n_tokens, d_model)`."""
         values = aligned_buffer((len(self), *self.image_shape), self.dtype)
         for block in self.iter_blocks():
             self.read_block(block, values[block])

@@ -18,16 +18,16 @@ class ReadRange(NamedTuple):
     first: int
     """First image, counted from the start of the shard."""
     n_images: int
-    """Images in the run."""
+    """Number of images."""
     slot: int
-    """Place of the first image in the batch."""
+    """Slot of the first image in the batch."""
 
 
 def epoch_order(n_rows: int, *, seed: int, epoch: int) -> IntArray:
     """Order in which one epoch visits the rows: a uniform permutation, the same on every machine.
 
-    Sorting raw 64-bit Philox numbers keeps the order independent of numpy's version, which its `permutation` does
-    not promise (NEP 19 freezes bit streams, not distributions).
+    Sorting raw 64-bit Philox numbers makes the order independent of numpy's version, which `Generator.permutation`
+    does not guarantee (NEP 19 freezes bit streams, not distributions).
 
     Args:
         n_rows: Rows to visit; 0 or more.
@@ -46,10 +46,10 @@ def epoch_order(n_rows: int, *, seed: int, epoch: int) -> IntArray:
 
 
 def group_order(n_parts: int, *, seed: int, epoch: int, group: int) -> IntArray:
-    """Order in which the parts of one group of an epoch are served: a uniform permutation, the same on every machine.
+    """Order in which an epoch serves the parts of one row group: a uniform permutation, the same on every machine.
 
     Args:
-        n_parts: Images or tokens of the group.
+        n_parts: Images or tokens in the group.
         seed: Fixed for the whole run; 0 or more.
         epoch: Counted from 0.
         group: Number of the group in its epoch, counted from 0.
@@ -57,21 +57,21 @@ def group_order(n_parts: int, *, seed: int, epoch: int, group: int) -> IntArray:
     Returns:
         A permutation of `range(n_parts)`, shape `(n_parts,)`.
     """
-    # From 1: a seed sequence is padded with zeros, so that a third word of 0 would repeat the order of the epoch.
+    # From 1: a seed sequence is padded with zeros, so a third word of 0 would repeat the order of the epoch.
     return _permutation(n_parts, seed, epoch, group + 1)
 
 
 def epoch_windows(shard_bounds: IntArray, *, window_shards: int, seed: int, epoch: int) -> list[IntArray]:
-    """Rows that one epoch reads together: whole shards in a uniform random order, some at a time.
+    """Windows of one epoch: whole shards in uniform random order, several per window.
 
     Args:
         shard_bounds: First row of every shard, and the number of rows at the end, shape `(n_shards + 1,)`.
-        window_shards: Shards a window at the most; at least 1. All windows hold equally many shards, or one fewer.
+        window_shards: Maximum number of shards per window; at least 1. Window sizes differ by at most one shard.
         seed: Fixed for the whole run; 0 or more.
         epoch: Counted from 0.
 
     Returns:
-        Increasing row numbers of each window; together every row once.
+        Increasing row numbers of each window; all windows together contain every row once.
 
     Raises:
         ValueError: If `window_shards` is below 1, or `seed` or `epoch` is negative.
@@ -85,41 +85,41 @@ def epoch_windows(shard_bounds: IntArray, *, window_shards: int, seed: int, epoc
     ]
 
 
-def split_evenly(rows: IntArray, longest: int) -> list[IntArray]:
-    """Stretches of at most `longest` entries, as few as possible and equally long, or one shorter."""
-    n_parts = -(-len(rows) // longest)
+def split_evenly(rows: IntArray, max_length: int) -> list[IntArray]:
+    """Split into as few pieces of at most `max_length` entries as possible; their lengths differ by at most one."""
+    n_parts = -(-len(rows) // max_length)
     return np.array_split(rows, n_parts) if n_parts else []
 
 
-def rebatch(stretches: Iterable[IntArray], length: int) -> Iterator[IntArray]:
-    """The same numbers in stretches of another length, the last one shorter."""
-    held: list[IntArray] = []
-    n_held = 0
-    for stretch in stretches:
-        while n_held + len(stretch) >= length:
-            held.append(stretch[: length - n_held])
-            stretch = stretch[length - n_held :]
-            yield held[0] if len(held) == 1 else np.concatenate(held)
-            held, n_held = [], 0
-        if len(stretch):
-            held.append(stretch)
-            n_held += len(stretch)
-    if held:
-        yield np.concatenate(held)
+def rebatch(pieces: Iterable[IntArray], length: int) -> Iterator[IntArray]:
+    """Regroup the same numbers into arrays of `length` entries; the last one may be shorter."""
+    pending: list[IntArray] = []
+    n_pending = 0
+    for piece in pieces:
+        while n_pending + len(piece) >= length:
+            pending.append(piece[: length - n_pending])
+            piece = piece[length - n_pending :]
+            yield pending[0] if len(pending) == 1 else np.concatenate(pending)
+            pending, n_pending = [], 0
+        if len(piece):
+            pending.append(piece)
+            n_pending += len(piece)
+    if pending:
+        yield np.concatenate(pending)
 
 
 def iter_batches(n_rows: int, *, batch_rows: int, seed: int, samples_seen: int, stop: int) -> Iterator[IntArray]:
-    """Rows of the batches from one samples_seen of an endless run of epochs to another.
+    """Rows of the batches between two positions in an endless run of epochs.
 
     Batches cross the border between epochs, so all have `batch_rows` rows except a shorter last one. A pure function
-    of its arguments: starting at a later samples_seen gives the tail of an unbroken run.
+    of its arguments: starting at a later position gives the tail of an unbroken run.
 
     Args:
         n_rows: Rows in an epoch; at least 1.
         batch_rows: Rows in a batch; at least 1.
         seed: Seed of the run.
-        samples_seen: Rows already visited, over all epochs.
-        stop: Position at which to stop.
+        samples_seen: Position at which to start: rows already visited, over all epochs.
+        stop: Position at which to stop, counted in the same way.
 
     Returns:
         An iterator of row numbers, shape `(batch_rows,)` each.
@@ -133,7 +133,7 @@ def iter_batches(n_rows: int, *, batch_rows: int, seed: int, samples_seen: int, 
 
 
 def _epochs(n_rows: int, *, seed: int, samples_seen: int, stop: int) -> Iterator[IntArray]:
-    """The orders of the epochs from one samples_seen to another, the first and last cut."""
+    """The orders of the epochs between two positions, the first and last one cut."""
     while samples_seen < stop:
         epoch, at = divmod(samples_seen, n_rows)
         order = epoch_order(n_rows, seed=seed, epoch=epoch)[at : at + stop - samples_seen]
@@ -142,13 +142,13 @@ def _epochs(n_rows: int, *, seed: int, samples_seen: int, stop: int) -> Iterator
 
 
 def _permutation(n: int, *words: int) -> IntArray:
-    """A uniform permutation of `range(n)` that the words decide."""
+    """A uniform permutation of `range(n)`, determined by the words."""
     keys = np.random.Philox(np.random.SeedSequence(words)).random_raw(n)
     return np.argsort(keys, kind="stable").astype(np.int64, copy=False)
 
 
 def spread_rows(n_rows: int, n_wanted: int) -> IntArray:
-    """Rows spread evenly over a store: the middles of `n_wanted` equal stretches, all rows if there are fewer.
+    """Rows spread evenly over a store: the centres of `n_wanted` equal intervals, or all rows if there are fewer.
 
     Returns:
         Increasing row numbers, shape `(min(n_rows, n_wanted),)`.
@@ -157,26 +157,26 @@ def spread_rows(n_rows: int, n_wanted: int) -> IntArray:
     return ((2 * np.arange(n_wanted, dtype=np.int64) + 1) * n_rows) // (2 * max(n_wanted, 1))
 
 
-def coalesce_reads(rows: IntArray, shard_images: int, max_run: int | None = None) -> list[ReadRange]:
-    """Reads that fill a batch with the given rows, neighbours joined into one read.
+def coalesce_reads(rows: IntArray, shard_images: int, max_images: int | None = None) -> list[ReadRange]:
+    """Reads that fill a batch with the given rows; consecutive images of a shard become one read.
 
     Args:
         rows: Row numbers in the order of the batch, shape `(n,)`.
-        shard_images: Images a shard.
-        max_run: Longest run wanted, so that several threads can share a long one.
+        shard_images: Images per shard.
+        max_images: Largest number of images per read, so that several threads can share a long one; default unlimited.
 
     Returns:
-        Runs in the order of their slots; together they fill slots `0..n-1` once each.
+        Reads in the order of their slots; together they fill each of the slots `0..n-1` once.
     """
     if not len(rows):
         return []
     rows = np.asarray(rows, dtype=np.int64)
     shards, firsts = np.divmod(rows, shard_images)
     breaks = (np.flatnonzero((np.diff(rows) != 1) | (np.diff(shards) != 0)) + 1).tolist()
-    longest = max_run or len(rows)
-    shard_of, first_of = shards.tolist(), firsts.tolist()  # plain integers: a numpy one costs more each
+    most = max_images or len(rows)
+    shard_of, first_of = shards.tolist(), firsts.tolist()  # plain integers: indexing numpy arrays is slower
     return [
-        ReadRange(shard_of[at], first_of[at], min(longest, end - at), at)
+        ReadRange(shard_of[at], first_of[at], min(most, end - at), at)
         for start, end in itertools.pairwise([0, *breaks, len(rows)])
-        for at in range(start, end, longest)
+        for at in range(start, end, most)
     ]

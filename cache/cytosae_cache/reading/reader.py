@@ -1,4 +1,4 @@
-"""Reading images of a store into memory that the caller owns, in parallel and checked."""
+"""Reading images of a store into the caller's memory, in parallel and verified."""
 
 import math
 import threading
@@ -13,20 +13,20 @@ import numpy.typing as npt
 
 from cytosae_cache.errors import ChecksumError, StoreCorruptError
 from cytosae_cache.format.codec import decode_into, make_codec
+from cytosae_cache.format.layout import StoreLayout
 from cytosae_cache.format.quantize import dequantize
 from cytosae_cache.format.shard import MISSING, as_bytes, checksum, read_index, shard_name
 from cytosae_cache.reading.permutation import IntArray, ReadRange, coalesce_reads
-from cytosae_cache.store import ActivationStore
 
 _PAGE_BYTES = 4096
 _FILL = {"b": -128}
-"""What stands for a missing image, by the stored type; NaN where there is such a number."""
+"""Fill value of a missing image by stored dtype; NaN for all others."""
 _OPEN_FILES = 128
-_RUN_IMAGES = 16
+_MAX_READ_IMAGES = 16
 
 
 def aligned_buffer(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> npt.NDArray[Any]:
-    """Uninitialised C-contiguous memory that begins at a page, so that a disk can write straight into it."""
+    """Uninitialised C-contiguous memory that starts at a page boundary, so that a disk can write straight into it."""
     n_bytes = math.prod(shape) * dtype.itemsize
     memory = np.empty(n_bytes + _PAGE_BYTES, dtype=np.uint8)
     start = -int(memory.ctypes.data) % _PAGE_BYTES
@@ -34,25 +34,31 @@ def aligned_buffer(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> npt.N
 
 
 class StoreReader:
-    """Reads rows of a complete store straight into slots of a batch; use as a context manager or `close` it.
+    """Reads rows of a complete store straight into slots of a batch; use as a context manager, or `close` it.
 
-    Threads of this process do the work, not worker processes: a process would copy every image once more.
+    Any thread may read. Threads of this process do the work, not worker processes, which would copy every image once
+    more.
 
     Args:
         store: A complete store.
-        n_threads: Threads that read at once; by default what suits the kind of folder.
-        verify: Whether each image's CRC-32C is checked as it is read.
-        direct: Whether to read past the page cache where that is possible, for stores larger than memory. Raw images
-            of a multiple of 512 bytes come straight from the disk into memory that `aligned_buffer` made.
+        n_threads: Threads that read concurrently; the default suits the kind of storage.
+        verify: Whether to check each image's CRC-32C.
+        direct: Whether to bypass the page cache where the file system supports it, for stores larger than memory. Raw
+            images of a multiple of 512 bytes go straight from the disk into memory that `aligned_buffer` made.
+
+    Raises:
+        StoreIncompleteError: If the store is unfinished.
+        StoreCorruptError: If its tables are missing or damaged.
     """
 
     def __init__(
-        self, store: ActivationStore, *, n_threads: int | None = None, verify: bool = True, direct: bool = False
+        self, store: StoreLayout, *, n_threads: int | None = None, verify: bool = True, direct: bool = False
     ) -> None:
+        store.require_complete()
         self.store = store
-        # Past the page cache nothing reads ahead: more requests at once keep the disk busy.
-        usual = store.storage.n_threads * (2 if direct else 1)
-        self.n_threads = max(1, usual if n_threads is None else n_threads)
+        # Without the page cache there is no read-ahead: more concurrent requests keep the disk busy.
+        default = store.storage.n_threads * (2 if direct else 1)
+        self.n_threads = max(1, default if n_threads is None else n_threads)
         self._direct = direct
         self._checksums = store.image_checksums if verify else None
         self._channels = store.channels
@@ -65,34 +71,36 @@ class StoreReader:
         """Fill a batch with the given rows.
 
         Args:
-            rows: Row numbers in the order wanted, shape `(n,)`.
+            rows: Row numbers in the order of the batch, shape `(n,)`.
             out: C-contiguous memory of the store's dtype, shape `(n, n_tokens, d_model)`; row `rows[i]` goes to
-                `out[i]`. Rows of unreadable images come as NaN.
+                `out[i]`. Rows of unreadable images are filled with NaN.
 
         Raises:
-            ValueError: If `out` does not fit or a row is out of range.
-            StoreCorruptError: If a file is missing, cut off, or an image fails its checksum.
+            ValueError: If `out` has another shape or dtype, or a row is out of range.
+            StoreCorruptError: If a file is missing or truncated, or an image fails its checksum.
         """
         store = self.store
         shape = (len(rows), *store.spec.image_shape)
         if out.shape != shape or out.dtype != store.dtype or not out.flags.c_contiguous:
-            raise ValueError(f"need C-contiguous {store.dtype} of shape {shape}, found {out.dtype} of {out.shape}")
+            raise ValueError(
+                f"out must be C-contiguous {store.dtype} of shape {shape}, found {out.dtype} of shape {out.shape}"
+            )
         if len(rows) and not 0 <= rows.min() <= rows.max() < store.n_images:
             raise ValueError(f"rows must lie in 0..{store.n_images - 1}, found {rows.min()}..{rows.max()}")
-        runs = coalesce_reads(rows, store.shard_images, max_run=_RUN_IMAGES)
-        # One task a thread, not one a run: handing over a task costs as much as reading a small image.
-        parts = [runs[number :: self.n_threads] for number in range(min(self.n_threads, len(runs)))]
-        tasks = [self._pool.submit(self._read_runs, part, out) for part in parts[1:]]
+        reads = coalesce_reads(rows, store.shard_images, max_images=_MAX_READ_IMAGES)
+        # One task per thread, not per read: submitting a task costs as much as reading a small image.
+        shares = [reads[number :: self.n_threads] for number in range(min(self.n_threads, len(reads)))]
+        tasks = [self._pool.submit(self._read_share, share, out) for share in shares[1:]]
         try:
-            self._read_runs(parts[0] if parts else [], out)
+            self._read_share(shares[0] if shares else [], out)
         finally:
-            # Also after an error: nothing may write into the caller's memory once this has returned.
+            # Also after an error: no thread may write into the caller's memory once this has returned.
             wait(tasks)
         for task in tasks:
             task.result()
 
     def read(self, rows: IntArray) -> npt.NDArray[Any]:
-        """The given rows in new memory, shape `(n, n_tokens, d_model)`."""
+        """Read the given rows into new memory, shape `(n, n_tokens, d_model)`."""
         rows = np.asarray(rows, dtype=np.int64)
         out = aligned_buffer((len(rows), *self.store.spec.image_shape), self.store.dtype)
         self.read_rows(rows, out)
@@ -112,37 +120,37 @@ class StoreReader:
     ) -> None:
         self.close()
 
-    def _read_runs(self, runs: Sequence[ReadRange], out: npt.NDArray[Any]) -> None:
-        """One thread's share."""
-        for run in runs:
-            self._read_run(run, out)
+    def _read_share(self, reads: Sequence[ReadRange], out: npt.NDArray[Any]) -> None:
+        """Do one thread's share of the reads."""
+        for read in reads:
+            self._read_range(read, out)
 
-    def _read_run(self, run: ReadRange, out: npt.NDArray[Any]) -> None:
-        """One run of neighbours, read and checked."""
-        target = out[run.slot : run.slot + run.n_images]
-        first = run.shard * self.store.shard_images + run.first
+    def _read_range(self, read: ReadRange, out: npt.NDArray[Any]) -> None:
+        """Read, verify and decode consecutive images."""
+        target = out[read.slot : read.slot + read.n_images]
+        first = read.shard * self.store.shard_images + read.first
         records = target if self._channels is None else self._make_records(len(target))
-        present = self._file(run.shard).read(run.first, records)
+        present = self._file(read.shard).read(read.first, records)
         if self._checksums is not None:
             self._check(first, records)
         if self._channels is not None:
-            for record, image, there in zip(records, target, present, strict=True):
-                if there:
+            for record, image, is_present in zip(records, target, present, strict=True):
+                if is_present:
                     dequantize(record, self._channels, image, self._scratch.wide)
                 else:
                     image[...] = np.nan
 
     def _make_records(self, n_images: int) -> npt.NDArray[np.int8]:
-        """This thread's memory for records, shape `(n_images, n_tokens, d_model + 4)`, and for one image as float32."""
+        """This thread's buffers: records, shape `(n_images, n_tokens, d_model + 4)`, and one image as float32."""
         spec = self.store.spec
         if not hasattr(self._scratch, "records"):
-            self._scratch.records = aligned_buffer((_RUN_IMAGES, *spec.record_shape), np.dtype(np.int8))
+            self._scratch.records = aligned_buffer((_MAX_READ_IMAGES, *spec.record_shape), np.dtype(np.int8))
             self._scratch.wide = np.empty(spec.image_shape, dtype=np.float32)
         records: npt.NDArray[np.int8] = self._scratch.records[:n_images]
         return records
 
     def _check(self, first: int, records: npt.NDArray[Any]) -> None:
-        """Compare checksums of consecutive rows."""
+        """Compare the checksums of consecutive rows."""
         assert self._checksums is not None
         for offset, image in enumerate(records):
             if checksum(as_bytes(image)) != self._checksums[first + offset]:
@@ -150,45 +158,47 @@ class StoreReader:
                 raise ChecksumError(
                     f"row {row} ('{self.store.images.path[row]}') of store '{self.store.path}' fails its checksum: "
                     "its bytes changed on disk. Find all damage with: cytosae-cache verify "
-                    f"'{self.store.path}'; repair by building again with --overwrite"
+                    f"'{self.store.path}'; repair it by rebuilding with --overwrite"
                 )
 
     def _file(self, shard: int) -> "_ShardFile":
-        """The open file of a shard; the least recently used is closed when there are too many."""
+        """The open file of a shard; the least recently used one is closed if too many are open."""
         with self._lock:
             file = self._files.pop(shard, None)
             if file is None:
                 file = _ShardFile(self.store, shard, direct=self._direct)
             self._files[shard] = file
             if len(self._files) > _OPEN_FILES:
-                # A thread may still be reading from it: the descriptor closes when the last one lets go.
+                # A thread may still be reading from it: the descriptor closes with the last reference.
                 self._files.popitem(last=False)
             return file
 
 
 class _ShardFile:
-    """An open shard file and where its images lie."""
+    """An open shard file and the place of its images."""
 
-    def __init__(self, store: ActivationStore, shard: int, *, direct: bool) -> None:
+    def __init__(self, store: StoreLayout, shard: int, *, direct: bool) -> None:
         self._where = f"{store.path}/{shard_name(shard)}"
         self._codec = make_codec(store.compression, np.dtype(store.spec.store_dtype).itemsize)
         try:
             self._file = store.storage.open(shard_name(shard), direct=direct)
         except FileNotFoundError as error:
             raise StoreCorruptError(
-                f"shard file '{self._where}' is missing. Repair by building again with --overwrite"
+                f"shard file '{self._where}' is missing. Repair it by rebuilding with --overwrite"
             ) from error
         index = read_index(self._file, store.shard_images, self._where)
         self._offsets, self._lengths = index[:, 0], index[:, 1]
         n_images, size = len(store.shard_rows(shard)), store.spec.record_bytes
         offsets, lengths = self._offsets[:n_images], self._lengths[:n_images]
         if self._codec is None and np.any((lengths != size) & (offsets != MISSING)):
-            raise StoreCorruptError(f"shard '{self._where}' holds images of another size than {size} bytes")
-        # As ours always are: image i at byte i * size, so that neighbours are one read.
+            raise StoreCorruptError(
+                f"the index of shard '{self._where}' lists images of another size than the expected {size:,} bytes"
+            )
+        # As we write them: image i at byte i * size, so that consecutive images are one read.
         self._is_plain = self._codec is None and np.array_equal(offsets, np.arange(n_images, dtype=np.uint64) * size)
 
     def read(self, first: int, target: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-        """Fill consecutive images: one read where raw ones lie one after another. Returns which there are."""
+        """Fill consecutive images, with one read if they are raw and contiguous; returns which are present."""
         present: npt.NDArray[np.bool_] = self._offsets[first : first + len(target)] != MISSING
         if self._is_plain:
             self._file.read_at(first * target[0].nbytes, as_bytes(target))

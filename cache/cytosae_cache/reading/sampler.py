@@ -1,8 +1,8 @@
-"""What a training stream serves, in which order: pure planning on integers, whatever memory the numbers come from."""
+"""What a training stream serves, in which order: pure planning on integers, independent of where data is kept."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -20,101 +20,107 @@ Shuffle = Literal["global", "windowed"]
 BatchOf = Literal["images", "tokens"]
 
 WINDOW_SHARDS = 8
-"""Shards mixed at a time by the windowed shuffle. Part of the order: another number makes other batches."""
+"""Shards per window of the windowed shuffle. Part of the order: another number gives other batches."""
 
 GROUP_BATCHES = 8
-"""Batches' worth of images whose tokens are mixed under the true shuffle. Part of the order, too."""
+"""Size of a row group, in batches, when tokens are mixed under the global shuffle. Part of the order, too."""
 
 
-class Layout(NamedTuple):
-    """Where the rows of one store, or of several as one, lie. Only rows that may be served are counted."""
+class RowLayout(NamedTuple):
+    """Shard and store bounds of the rows of one or several stores. Only rows that may be served are counted."""
 
     shard_bounds: IntArray
-    """First row of every shard, and the number of rows at the end, shape `(n_shards + 1,)`."""
+    """First row of every shard, then the number of rows, shape `(n_shards + 1,)`."""
     store_bounds: IntArray
-    """The same for stores, shape `(n_stores + 1,)`."""
+    """First row of every store, then the number of rows, shape `(n_stores + 1,)`."""
 
 
-class Group(NamedTuple):
-    """Rows that are in memory together, and what is served of them."""
+class RowGroup(NamedTuple):
+    """Rows that are in memory together, and the order in which their parts are served."""
 
     rows: IntArray
-    """Increasing row numbers, shape `(n,)`: how they are read and lie in memory."""
+    """Increasing row numbers, shape `(n,)`: the order in which they are read and stored in memory."""
     order: IntArray
-    """Parts in the order in which they are served: numbers in `range(n * parts_per_row)`, none twice."""
+    """Distinct part numbers from `range(n * parts_per_row)`, in the order in which they are served."""
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """The order of a training run's batches: a pure function of its fields and a samples_seen.
+    """The order of a training run's batches: a pure function of its fields and a position.
 
-    A *part* is what is mixed: an image, or a token. A batch holds `batch_images * parts_per_row` parts and batches
-    cross the borders of groups and epochs, so that the number of samples seen, counted in images, is all that is needed
-    to resume. Every part is served once an epoch.
+    A *part* is the unit that is shuffled: an image or a token. A batch contains `batch_images * parts_per_row` parts.
+    Batches cross the borders of row groups and epochs, so a position is one number: the samples seen, in images. It is
+    all that is needed to resume. Every epoch serves every part once.
 
     Raises:
-        ValueError: If there is no row or `batch_images` or `window_shards` is below 1.
+        ValueError: If there is no row, `batch_images` or `window_shards` is below 1, or a choice is unknown.
     """
 
-    layout: Layout
-    """Where the rows lie."""
+    layout: RowLayout
+    """Shard and store bounds of the rows."""
     n_tokens: int
-    """Tokens an image."""
+    """Tokens per image."""
     batch_images: int
-    """Images a batch, or images' worth of tokens."""
+    """Images per batch; with tokens, a batch contains as many tokens as that many images have."""
     seed: int
     """Seed of the order."""
     shuffle: Shuffle = "global"
-    """`global`: a uniform permutation of all images. `windowed`: shards in random order, mixed some at a time."""
+    """`global`: a uniform permutation of all images. `windowed`: shards in random order, several mixed at a time."""
     batch_of: BatchOf = "images"
-    """`images`: a batch holds whole images. `tokens`: its tokens are drawn from many."""
+    """`images`: a batch contains whole images. `tokens`: it contains tokens drawn from many images."""
     window_shards: int = WINDOW_SHARDS
-    """Shards mixed at a time by the windowed shuffle."""
+    """Shards per window of the windowed shuffle."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
+        """Check ranges and choices."""
         if min(self.n_rows, self.batch_images, self.window_shards) < 1:
             raise ValueError(
                 "rows, batch_images and window_shards must be 1 or more, found "
                 f"{self.n_rows}, {self.batch_images} and {self.window_shards}"
             )
+        for name, value, known in (
+            ("shuffle", self.shuffle, get_args(Shuffle)),
+            ("batch_of", self.batch_of, get_args(BatchOf)),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, found {value!r}")
 
     @property
     def n_rows(self) -> int:
-        """Rows of an epoch."""
+        """Rows per epoch."""
         return int(self.layout.shard_bounds[-1])
 
     @property
     def parts_per_row(self) -> int:
-        """Parts that an image is served in."""
+        """Parts per image."""
         return self.n_tokens if self.batch_of == "tokens" else 1
 
     @property
-    def direct(self) -> bool:
-        """Whether every image can be read straight into its batch, with nothing to mix in memory."""
-        return self.shuffle == "global" and self.batch_of == "images"
+    def needs_groups(self) -> bool:
+        """Whether row groups must be mixed in memory; if not, every image can be read straight into its batch."""
+        return self.shuffle == "windowed" or self.batch_of == "tokens"
 
     @property
     def max_group_rows(self) -> int:
-        """Rows of the largest group that any epoch can have."""
+        """Rows of the largest row group in any epoch."""
         if self.shuffle == "windowed":
             return int(np.sort(np.diff(self.layout.shard_bounds))[-self.window_shards :].sum())
         return min(self.n_rows, GROUP_BATCHES * self.batch_images)
 
     def epoch_groups(self, epoch: int) -> list[IntArray]:
-        """Rows of each group of an epoch, increasing; together every row once. The whole epoch if `direct`."""
+        """Increasing rows of each row group of an epoch; all groups together contain every row once."""
         if self.shuffle == "windowed":
             bounds, window = self.layout.shard_bounds, self.window_shards
             return epoch_windows(bounds, window_shards=window, seed=self.seed, epoch=epoch)
         order = epoch_order(self.n_rows, seed=self.seed, epoch=epoch)
         return [np.sort(rows) for rows in split_evenly(order, self.max_group_rows)]
 
-    def iter_groups(self, *, samples_seen: int, stop: int) -> Iterator[Group]:
-        """Groups from one samples_seen to another; what the first and last serve is cut to the parts between.
+    def iter_groups(self, *, samples_seen: int, stop: int) -> Iterator[RowGroup]:
+        """Row groups between two positions; the first and last one serve only the parts between them.
 
         Args:
-            samples_seen: Images' worth already served, over all epochs.
-            stop: Position at which to stop.
+            samples_seen: Position at which to start: samples already served, in images, over all epochs.
+            stop: Position at which to stop, counted in the same way.
         """
         parts = self.parts_per_row
         while samples_seen < stop:
@@ -125,34 +131,34 @@ class Sampler:
                 first += len(rows)
                 if start < end:
                     order = group_order(len(rows) * parts, seed=self.seed, epoch=epoch, group=number)
-                    yield Group(rows, order[start * parts : end * parts])
+                    yield RowGroup(rows, order[start * parts : end * parts])
             samples_seen += self.n_rows - at
 
     def iter_batches(self, *, samples_seen: int, stop: int) -> Iterator[IntArray]:
-        """Part numbers of each batch: `row * parts_per_row + token`. The plain meaning of every faster path.
+        """Part numbers of each batch, `row * parts_per_row + token`: the reference for every faster path.
 
         Args:
-            samples_seen: Images' worth already served, over all epochs.
-            stop: Position at which to stop.
+            samples_seen: Position at which to start: samples already served, in images, over all epochs.
+            stop: Position at which to stop, counted in the same way.
 
         Yields:
-            Shape `(batch_images * parts_per_row,)`, the last one shorter.
+            Shape `(batch_images * parts_per_row,)`; the last one may be shorter.
         """
-        if self.direct:
+        if not self.needs_groups:
             batches = iter_batches(
                 self.n_rows, batch_rows=self.batch_images, seed=self.seed, samples_seen=samples_seen, stop=stop
             )
             yield from (self._by_store(rows) for rows in batches)
             return
         parts = self.parts_per_row
-        stretches = (
+        pieces = (
             group.rows[group.order // parts] * parts + group.order % parts
             for group in self.iter_groups(samples_seen=samples_seen, stop=stop)
         )
-        yield from rebatch(stretches, self.batch_images * parts)
+        yield from rebatch(pieces, self.batch_images * parts)
 
     def _by_store(self, rows: IntArray) -> IntArray:
-        """A batch with the images of each store side by side, so that each store's go straight into their slots."""
+        """Reorder a batch so that the images of each store are contiguous: each store then fills its slots at once."""
         if len(self.layout.store_bounds) == 2:
             return rows
         return rows[np.argsort(np.searchsorted(self.layout.store_bounds, rows, side="right"), kind="stable")]

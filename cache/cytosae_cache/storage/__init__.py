@@ -1,1 +1,1 @@
-"""Where a store's files lie: a local folder or a remote file system."""
+"""Where a store's files are: one contract (`base`), a local folder or object storage behind it, and atomic writing."""

@@ -1,4 +1,4 @@
-"""Files of this machine that are there whole or not at all, also after a crash or a power cut."""
+"""Atomic files on this machine: a file appears only once it is complete, even after a crash or a power cut."""
 
 import contextlib
 import glob
@@ -8,17 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 TEMPORARY_SUFFIX = ".partial"
-"""Ending of a file that is still being written."""
+"""Suffix of a file that is still being written."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path, *, sync_data: bool = True, sync_name: bool = True) -> Iterator[int]:
-    """A new file descriptor whose bytes take the place of `path` at the end, in one step.
+    """Open a temporary file that atomically replaces `path` at the end of the `with` block.
 
     Args:
         path: The file.
-        sync_data: Whether the bytes are on disk before they get the name.
-        sync_name: Whether the name is on disk at the end.
+        sync_data: Whether to flush the bytes to disk before the file gets its name.
+        sync_name: Whether to flush the name to disk at the end.
+
+    Yields:
+        File descriptor, open for writing.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
@@ -38,20 +41,20 @@ def replacing(path: Path, *, sync_data: bool = True, sync_name: bool = True) -> 
 
 
 def write_all(file: int, data: memoryview | bytes) -> None:
-    """Write every byte: `os.write` may take fewer than it is given (Linux stops at 2 GiB)."""
+    """Write every byte: `os.write` may write fewer than requested (Linux stops at 2 GiB)."""
     view = memoryview(data)
     while view:
         view = view[os.write(file, view) :]
 
 
 def write_file(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Write a small file whole or not at all, durably unless told otherwise."""
+    """Write a small file atomically, and by default durably."""
     with replacing(path, sync_data=durable, sync_name=durable) as file:
         write_all(file, data)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder durable. Windows has no such call and needs none."""
+    """Make renames inside a folder durable. Windows has no such call and does not need one."""
     if os.name == "nt":
         return
     file = os.open(folder, os.O_RDONLY)
@@ -63,17 +66,20 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def replacing_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """A temporary path beside `path`, for a file or folder that another library writes and that takes its place.
+    """Replace `path` with a file or folder that the caller, or another library, writes to a temporary path beside it.
 
-    Until the end nothing is under the name but what was there before. What a killed process left half-written is
-    removed. A file takes another's place in one step; a folder that is replaced is moved aside first, and moved back by
-    the next call if this process is killed in that instant.
+    `path` is unchanged until the end of the `with` block. Partial files of killed processes are removed. A file is
+    replaced atomically; a folder is first moved aside, and the next call moves it back if this process is killed at
+    that instant.
 
     Args:
         path: The file or folder.
-        durable: Whether all bytes are on disk before they get the name.
+        durable: Whether to flush all bytes to disk before they get the name.
+
+    Yields:
+        Temporary path to write to.
     """
-    _sweep_beside(path)
+    _remove_strays(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     aside = path.with_name(f"{path.name}-old.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
@@ -95,8 +101,8 @@ def replacing_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
     _remove(aside)
 
 
-def _sweep_beside(path: Path) -> None:
-    """Remove temporary files and folders of `path` whose process is gone, and our own."""
+def _remove_strays(path: Path) -> None:
+    """Remove temporary files and folders of `path` whose process has ended, and our own."""
     for stray in path.parent.glob(f"{glob.escape(path.name)}*.*{TEMPORARY_SUFFIX}"):
         number = stray.name.removesuffix(TEMPORARY_SUFFIX).rpartition(".")[2]
         ours = stray.name in (f"{path.name}.{number}{TEMPORARY_SUFFIX}", f"{path.name}-old.{number}{TEMPORARY_SUFFIX}")
@@ -108,10 +114,10 @@ def _sweep_beside(path: Path) -> None:
 
 
 def _is_another_process(number: int) -> bool:
-    """Whether a process of this number may be running, other than this one."""
+    """Whether a process with this number, other than this one, may be running."""
     if number == os.getpid():
         return False
-    if os.name == "nt":  # asking with signal 0 would end it there
+    if os.name == "nt":  # on Windows, signal 0 would terminate it
         return True
     try:
         os.kill(number, 0)
@@ -123,7 +129,7 @@ def _is_another_process(number: int) -> bool:
 
 
 def _sync_tree(path: Path) -> None:
-    """Put a file, or all files of a folder, on disk."""
+    """Flush a file, or all files of a folder, to disk."""
     files = [path] if path.is_file() else [item for item in path.rglob("*") if item.is_file()]
     for item in files:
         with item.open("r+b") as file:
@@ -131,7 +137,7 @@ def _sync_tree(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
+    """Remove a file or folder if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -1,42 +1,35 @@
-"""A store's files on object storage or any other file system that fsspec can write to: `s3://`, `gs://` ..."""
+"""A store's files on object storage, or on any other file system that fsspec can write to: `s3://`, `gs://` ..."""
 
 import contextlib
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from cytosae_cache.errors import StoreCorruptError, StoreError
-from cytosae_cache.storage.local import StorageBackend
+from cytosae_cache.errors import StoreCorruptError, StoreError, StoreUnreachableError
+from cytosae_cache.storage.base import StorageBackend
 
 N_ATTEMPTS = 5
-"""Attempts at a request before it counts as failed."""
+"""Attempts at a request before it fails."""
 
 _FIRST_PAUSE_S = 0.2
-_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+_PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
 T = TypeVar("T")
 
 
-class StoreUnreachableError(StoreError, OSError):
-    """A remote store does not answer."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-
 class RemoteStorage(StorageBackend):
-    """A folder that a URL names.
+    """The objects below a URL.
 
-    Objects appear whole or not at all, so that writing needs no renaming. There is no lock: of two builds at once the
-    last writer of each object wins, and bytes that do not fit their checksums are refused by every reader.
+    An object appears only once it is complete, so writing needs no renaming. There is no lock: if two builds run at
+    once, the last writer of each object wins, and every reader refuses bytes that do not match their checksums.
 
     Args:
         url: Such as `s3://bucket/folder`. Credentials and endpoint come from where the protocol's library looks for
             them (for S3 the variables `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_ENDPOINT_URL` or `~/.aws`).
 
     Raises:
-        StoreError: If the protocol's library is not installed or does not know the URL.
+        StoreError: If the protocol is unknown or its library is not installed.
     """
 
     n_threads = 16
@@ -57,19 +50,21 @@ class RemoteStorage(StorageBackend):
         self._root = str(root).rstrip("/")
 
     def scan(self) -> int:
-        """Bytes of the files below `activations`; there are no links on object storage."""
+        """Total bytes of the objects below `activations`; object storage has no links to check."""
         start = self._path("activations")
         found = self._try("list", "activations", lambda: self._system.find(start, detail=True))
         return sum(int(entry["size"]) for entry in found.values())
 
     def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
-        """A file's bytes."""
+        """Read a whole object."""
         if max_bytes is not None and (self.size(name) or 0) > max_bytes:
-            raise StoreCorruptError(f"'{self}/{name}' is larger than any metadata of this format ({max_bytes} bytes)")
+            raise StoreCorruptError(
+                f"'{self}/{name}' is larger than any metadata of this format may be ({max_bytes:,} bytes)"
+            )
         return bytes(self._try("read", name, lambda: self._system.cat_file(self._path(name))))
 
     def size(self, name: str) -> int | None:
-        """A file's length; None if there is no such file."""
+        """Length of an object in bytes; None if it does not exist."""
         try:
             found = self._try("look up", name, lambda: self._system.info(self._path(name)))
         except FileNotFoundError:
@@ -77,7 +72,7 @@ class RemoteStorage(StorageBackend):
         return int(found["size"]) if found["type"] == "file" else None
 
     def names(self, prefix: str = "") -> list[str]:
-        """All files whose name begins with `prefix`, sorted."""
+        """Names of all objects that start with `prefix`, sorted."""
         start = self._path(prefix.rpartition("/")[0]).rstrip("/")
         try:
             found = self._try("list", prefix, lambda: self._system.find(start))
@@ -87,35 +82,35 @@ class RemoteStorage(StorageBackend):
         return sorted(name for name in files if name.startswith(prefix))
 
     def open(self, name: str, *, direct: bool = False) -> "RemoteFile":
-        """A file for reading at any place; every read is a request of its own."""
+        """Open an object for reads at any offset; every read is one request."""
         n_bytes = self.size(name)
         if n_bytes is None:
             raise FileNotFoundError(f"{self}/{name}")
         return RemoteFile(self, name, n_bytes)
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
-        """Some of a file's bytes."""
+        """Read bytes `start` to `stop` of an object."""
         return bytes(self._try("read", name, lambda: self._system.cat_file(self._path(name), start=start, end=stop)))
 
     def write(self, name: str, parts: Sequence[memoryview | bytes], *, sync: bool = False) -> None:
-        """Write a file in one request, or as one upload of several parts that appears when it is whole."""
+        """Write an object in one request, or as a multi-part upload that appears only once it is complete."""
         data = bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
         self._try("write", name, lambda: self._system.pipe_file(self._path(name), data))
 
     def remove(self, names: Iterable[str]) -> None:
-        """Remove files; those that are not there are passed over."""
+        """Remove objects; missing ones are ignored."""
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 self._try("remove", name, lambda name=name: self._system.rm_file(self._path(name)))  # type: ignore[misc]
 
     def sync(self) -> None:
-        """Nothing to do: a request that was answered is durable."""
+        """Nothing to do: an acknowledged request is durable."""
 
     def remove_partials(self) -> None:
-        """Nothing to do: what was not written whole is not there."""
+        """Nothing to do: incomplete objects never appear."""
 
     def delete(self) -> None:
-        """Remove everything in the folder, the mark of completeness first."""
+        """Delete every object below the URL, the metadata that marks a complete store first."""
         self.remove(["zarr.json"])
         self.remove(self.names())
 
@@ -130,39 +125,39 @@ class RemoteStorage(StorageBackend):
         return f"{self._root}/{name}"
 
     def _try(self, what: str, name: str, request: Callable[[], T]) -> T:
-        """Send a request, again after a growing pause if it fails in a way that may pass."""
+        """Send a request; retry after growing pauses if the error may be temporary."""
         for attempt in range(N_ATTEMPTS):
             try:
                 return request()
-            except _LASTING:
+            except _PERMANENT:
                 raise
             except (OSError, TimeoutError) as error:
                 if attempt == N_ATTEMPTS - 1:
                     raise StoreUnreachableError(
-                        f"cannot {what} '{self}/{name}' after {N_ATTEMPTS} attempts: {error}. Nothing finished is "
-                        "lost; type the same command again when the storage answers"
+                        f"cannot {what} '{self}/{name}' after {N_ATTEMPTS} attempts: {error}. Finished work is "
+                        "kept; run the same command again once the storage responds"
                     ) from error
-                time.sleep(_FIRST_PAUSE_S * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+                time.sleep(_FIRST_PAUSE_S * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311 - not cryptographic
         raise AssertionError
 
 
 class RemoteFile:
-    """A file of a remote folder.
+    """An open object.
 
     Args:
-        folder: Where it lies.
+        storage: Where it is stored.
         name: Its name.
         n_bytes: Its length.
     """
 
-    def __init__(self, folder: RemoteStorage, name: str, n_bytes: int) -> None:
-        self._storage, self._name, self.n_bytes = folder, name, n_bytes
+    def __init__(self, storage: RemoteStorage, name: str, n_bytes: int) -> None:
+        self._storage, self._name, self.n_bytes = storage, name, n_bytes
 
     def read_at(self, offset: int, view: memoryview) -> None:
-        """Fill memory with the bytes from `offset` on."""
-        data: Any = self._storage.read_range(self._name, offset, offset + len(view))
+        """Fill memory with the bytes that start at `offset`."""
+        data = self._storage.read_range(self._name, offset, offset + len(view))
         if len(data) != len(view):
             raise StoreCorruptError(
-                f"'{self._storage}/{self._name}' ends before byte {offset + len(view)}: it was cut off"
+                f"'{self._storage}/{self._name}' ends before byte {offset + len(view)}: it was truncated"
             )
         view[:] = data

@@ -18,12 +18,15 @@ import torch
 from cytosae.backbones.backbone import Backbone, BackboneInfo, describe_backbone, load_backbone
 from cytosae.backbones.images import to_tensor
 from cytosae_cache.errors import StoreCorruptError, StoreError, StoreMismatchError, StoreNotFoundError
+from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.format.metadata import Provenance
+from cytosae_cache.format.progress import remove_marks
 from cytosae_cache.format.spec import Precision, Preprocessing, StoreDtype, StoreSpec, TokenLayout
 from cytosae_cache.storage.atomic import write_file
-from cytosae_cache.storage.local import Location, StorageBackend, open_storage
-from cytosae_cache.store import PROGRESS_FOLDER, ActivationStore, ImageTable, clear_leftovers
-from cytosae_cache.writer import ShardData, StoreWriter
+from cytosae_cache.storage.base import Location, StorageBackend
+from cytosae_cache.storage.open import open_storage
+from cytosae_cache.store import ActivationStore
+from cytosae_cache.writer import ShardData, StoreWriter, clear_leftovers, create_store
 from cytosae_pipeline import __version__
 from cytosae_pipeline.building.source_check import check_sizes, count_reasons, reopen_shards
 from cytosae_pipeline.config import BuildConfig
@@ -171,7 +174,7 @@ def build_store(config: BuildConfig, *, weights_digest: str | None = None) -> Bu
             _destroy(folder, chosen=config.store is not None)
         store, status = _open_or_create(config, plan)
         if status != "already complete":
-            _fill(store, config, plan)
+            store = _fill(store, config, plan)
         skipped = _write_skipped(store, Workspace(config.root_dir).skipped_path(store.path, require_dataset(config)))
     n_skipped = int((~store.valid).sum())
     seconds = time.monotonic() - started
@@ -212,7 +215,7 @@ def _open_or_create(
         provenance = Provenance(name, digest, __version__, created, plan.device.type)
         table = ImageTable(images.paths, images.labels, images.patients)
         shards = min(config.shard_images, len(images))
-        return ActivationStore.create(
+        return create_store(
             plan.store, plan.spec, table, provenance, shard_images=shards, compression=config.compression
         ), "built"
     store = ActivationStore(plan.store)
@@ -225,7 +228,7 @@ def _open_or_create(
         )
     if store.complete:
         # A build that was killed at its very end may have left marks behind.
-        store.storage.remove(store.storage.names(f"{PROGRESS_FOLDER}/"))
+        remove_marks(store.storage)
         check_sizes(store, images)
         return store, "already complete"
     wanted = (min(config.shard_images, len(images)), config.compression, plan.device.type)
@@ -239,8 +242,8 @@ def _open_or_create(
     return store, "resumed"
 
 
-def _fill(store: ActivationStore, config: BuildConfig, plan: BuildPlan) -> None:
-    """Compute and write the missing shards."""
+def _fill(store: ActivationStore, config: BuildConfig, plan: BuildPlan) -> ActivationStore:
+    """Compute and write the missing shards; returns the complete store."""
     n_workers = config.workers if config.workers is not None else min(_MOST_WORKERS, os.cpu_count() or 1)
     with (
         StoreWriter(store, widen=widen_with_torch) as writer,
@@ -249,23 +252,19 @@ def _fill(store: ActivationStore, config: BuildConfig, plan: BuildPlan) -> None:
         todo = writer.missing_shards()
         finished = sorted(set(range(store.n_shards)) - set(todo))
         if finished:
-            for shard in reopen_shards(writer, finished, plan.images, decoder):
-                writer.discard(shard)
-                todo = sorted([*todo, shard])
+            todo = sorted([*todo, *reopen_shards(writer, finished, plan.images, decoder)])
+        writer.discard(todo)
         rows = [row for shard in todo for row in store.shard_rows(shard)]
         done = store.n_images - len(rows)
         if done:
             logger.info(f"resuming after {done:,} images that are on disk and verified")
         if rows:
-            backbone = load_backbone(
-                plan.model_path, name=config.model_name, block=config.block_layer, device=plan.device,
-                weights_digest=plan.info.weights_sha256,
-            )  # fmt: skip
+            backbone = load_backbone(plan.model_path, plan.info, device=plan.device)
             with Progress("build", store.n_images, "images", done=done) as progress:
                 decoded = decoder.iter_rows(rows)
                 for shard in todo:
                     writer.submit(_compute_shard(store, shard, decoded, backbone, config, plan, progress))
-        writer.finish()
+        return writer.finish()
 
 
 def _compute_shard(

@@ -58,9 +58,7 @@ def verify_against_source(store: ActivationStore, config: StoreSource) -> list[s
     sound = np.array([row for row in store.valid_rows.tolist() if row not in problems], dtype=np.int64)
     rows = sound[spread_rows(len(sound), N_IMAGES)]
     device = choose_device(config.device)
-    backbone = load_backbone(
-        model_path, name=config.model_name, block=info.block, device=device, weights_digest=info.weights_sha256
-    )
+    backbone = load_backbone(model_path, info, device=device)
     with (
         StoreReader(store) as reader,
         ImageDecoder(images, n_workers=0, image_size=info.image_size) as decoder,

@@ -32,7 +32,8 @@ def ensure_store(
     try:
         store = find_store(config, weights_sha256=digest, spec_hash=spec_hash)
         if store.complete or digest is None:
-            return store.require_complete()
+            store.require_complete()
+            return store
         logger.info(f"store '{store.path}' is unfinished: finishing it first")
     except StoreNotFoundError:
         if digest is None or config.store is not None:

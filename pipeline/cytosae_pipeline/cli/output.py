@@ -75,6 +75,6 @@ def _is_expected(error: Exception) -> bool:
         return True
     from cytosae.backbones.backbone import BackboneError
     from cytosae.formats.checkpoint import SaeCheckpointError
-    from cytosae.formats.interop import ExchangeError
+    from cytosae.formats.interop import InteropError
 
-    return isinstance(error, SaeCheckpointError | ExchangeError | BackboneError)
+    return isinstance(error, SaeCheckpointError | InteropError | BackboneError)

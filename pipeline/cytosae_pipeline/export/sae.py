@@ -1,17 +1,21 @@
 """`export` of an autoencoder in the format of another program."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cytosae.formats.checkpoint import load_sae
-from cytosae.formats.interop import write_reference, write_saelens, write_safetensors
+from cytosae.formats.interop import from_saelens, saelens_files, to_saelens, write_reference, write_safetensors
+from cytosae.sae.base import Sae
+from cytosae_cache.storage.atomic import replacing_path, write_file
 from cytosae_pipeline.config import ExportConfig
 from cytosae_pipeline.errors import UserError
 
 _ENDINGS = {"saelens": ".saelens", "safetensors": ".safetensors", "reference": ".reference.pt"}
-_WRITERS = {"saelens": write_saelens, "safetensors": write_safetensors, "reference": write_reference}
+_FILE_WRITERS = {"safetensors": write_safetensors, "reference": write_reference}
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ def export_sae(config: ExportConfig) -> ExportResult:
     Raises:
         UserError: If the target exists already.
         SaeCheckpointError: If the autoencoder cannot be read.
-        ExchangeError: If it has no place in the format.
+        InteropError: If the format cannot represent it.
     """
     if config.sae_path is None:
         raise UserError("name the autoencoder: --sae_path out/checkpoints/RUN/final_sparse_autoencoder_....pt")
@@ -49,11 +53,24 @@ def export_sae(config: ExportConfig) -> ExportResult:
     if path.exists() and path.is_dir() != (config.format == "saelens"):
         raise UserError(f"'{path}' is not what --format {config.format} writes. Give another --out")
     path.parent.mkdir(parents=True, exist_ok=True)
-    _WRITERS[config.format](path, *loaded)
-    again = load_sae(path).sae.state_dict()
-    for name, tensor in loaded.sae.state_dict().items():
-        wanted = torch.relu(tensor) if name == "threshold" and config.format == "saelens" else tensor
-        if not torch.equal(again[name], wanted):
-            raise UserError(f"'{path}' contains another {name} than was written: is the disk sound?")
+    wanted = loaded.sae.state_dict()
+    if config.format == "saelens":
+        _write_saelens(path, *loaded)
+        wanted = from_saelens(*to_saelens(*loaded))["state_dict"]
+    else:
+        with replacing_path(path) as temporary:
+            _FILE_WRITERS[config.format](temporary, *loaded)
+    found = load_sae(path).sae.state_dict()
+    for name, tensor in wanted.items():
+        if not torch.equal(found[name], tensor):
+            raise UserError(f"'{path}' contains another {name} than was written: check the disk")
     d_in, n_latents = loaded.sae.W_enc.shape
     return ExportResult(path, config.format, loaded.sae.architecture, d_in, n_latents)
+
+
+def _write_saelens(folder: Path, sae: Sae, cfg: Mapping[str, Any]) -> None:
+    """Write a SAELens folder: each file atomic and durable, the config last. Other files of the folder stay."""
+    files = saelens_files(sae, cfg)
+    folder.mkdir(exist_ok=True)
+    for name, data in files.items():
+        write_file(folder / name, data)

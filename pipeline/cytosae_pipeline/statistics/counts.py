@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 
 from cytosae.statistics.accumulators import GroupCounts, PooledActs, normalise_counts
+from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.storage.atomic import write_file
-from cytosae_cache.store import ImageTable
 from cytosae_pipeline.config import StatisticsConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.devices import accumulator_device

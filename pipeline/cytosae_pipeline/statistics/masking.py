@@ -11,8 +11,8 @@ import torch
 
 from cytosae.analysis.masking import ClassScores, Masking, MaskingCounts, MaskingExperiment
 from cytosae.analysis.probe import LinearProbe
-from cytosae_cache.reading.loader import Prefetcher
 from cytosae_cache.reading.permutation import IntArray, spread_rows
+from cytosae_cache.reading.prefetch import Prefetcher
 from cytosae_cache.reading.reader import StoreReader, aligned_buffer
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import StatisticsConfig

@@ -7,7 +7,7 @@ import torch
 
 from cytosae.sae.base import Sae
 from cytosae.sae.coo import CooMatrix
-from cytosae.training.fused_loss import MatmulConfig, iter_parts
+from cytosae.training.matmul import MatmulConfig, iter_parts
 from cytosae_cache.format.spec import TokenLayout
 from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.permutation import spread_rows
@@ -74,7 +74,7 @@ def evaluate(
             fired = torch.count_nonzero(acts, dim=0)
             n_active, n_tokens = int(fired.sum()), n_tokens + len(x)
             sparse = n_active < products.sparse_below * acts.numel()
-            again = CooMatrix.of(acts).decode(sae.W_dec) + sae.b_dec if sparse else sae.decode(acts)
+            again = CooMatrix.from_dense(acts).matmul(sae.W_dec) + sae.b_dec if sparse else sae.decode(acts)
             n_fired += fired
             error += (x - again).to(wide).square().sum()
             squares += x.to(wide).square().sum()

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from cytosae.sae.base import Sae
-from cytosae.sae.jumprelu import JumpReluSae
 from cytosae.training.geometric_median import geometric_median
 from cytosae_cache.format.spec import TokenLayout
 from cytosae_cache.reading.concat import ConcatReader
@@ -115,10 +114,10 @@ class DataInit:
             sae.tie_()
         if config.b_dec_init_method != "zeros":
             sae.b_dec.copy_(self._centre(config.b_dec_init_method, standardise=config.standardise))
-        if isinstance(sae, JumpReluSae):
+        if sae.fits_to_tokens:
             tokens = self._tokens[torch.from_numpy(spread_rows(len(self._tokens), _FITTED_TOKENS))]
             tokens = self.scaling.apply(tokens) if config.standardise else tokens
-            sae.start_from_(tokens.to(sae.b_dec.device))
+            sae.fit_to_tokens_(tokens.to(sae.b_dec.device))
 
     def _centre(self, method: str, *, standardise: bool) -> torch.Tensor:
         """Geometric median or mean of the sample, float32, shape `(D,)`."""

@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 
-from cytosae.training.fused_loss import MatmulConfig
+from cytosae.training.matmul import MatmulConfig
 from cytosae_pipeline.runtime.devices import DTYPES
 
 TrainingPrecision = Literal["fp32", "bf16"]

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from cytosae.training.fused_loss import MatmulConfig
+from cytosae.sae.registry import make_sae
+from cytosae.training.matmul import MatmulConfig
 from cytosae_cache.format.spec import canonical_json
 from cytosae_cache.reading.concat import check_same_spec
 from cytosae_cache.storage.atomic import write_file
@@ -113,11 +114,13 @@ def plan_run(config: TrainConfig, stores: tuple[ActivationStore, ...] | None = N
         name = "--class_token" if config.class_token else "--tokens cls"
         raise TrainingError(f"{name} was given, but {store.spec.model_name} has no CLS token")
     n_latents = config.expansion_factor * store.d_model
-    if config.k > n_latents and config.arch in ("topk", "batchtopk", "matryoshka"):
+    try:  # the architecture checks its settings
+        make_sae(config.arch, store.d_model, n_latents, device="meta", k=config.k, bandwidth=config.bandwidth)
+    except ValueError as error:
         raise TrainingError(
-            f"--k {config.k} is more than the {n_latents} latents of --expansion_factor "
-            f"{config.expansion_factor} at width {store.d_model}"
-        )
+            f"{error}. --expansion_factor {config.expansion_factor} at width {store.d_model} gives {n_latents} "
+            "latents: change --k or --expansion_factor"
+        ) from error
     values = json.loads(json.dumps(asdict(config), default=str))
     recipe = {name: value for name, value in values.items() if name not in NOT_THE_RECIPE}
     recipe |= {

@@ -8,18 +8,20 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
-from cytosae.formats.atomic import write_torch_atomically
 from cytosae.formats.checkpoint import SaeCheckpointError, read_torch, save_sae
-from cytosae.sae.base import LossWeights, Sae, SaeLoss
+from cytosae.sae.base import Sae
+from cytosae.sae.loss import LossWeights, SaeLoss
 from cytosae.sae.registry import make_sae
-from cytosae.training.loss import explained_variance
-from cytosae.training.lr_schedule import LearningRate
+from cytosae.training.lr_schedule import LearningRateSchedule
+from cytosae.training.metrics import explained_variance
 from cytosae.training.step import TrainStep
 from cytosae_cache.format.spec import canonical_json
 from cytosae_cache.reading.concat import ConcatReader
+from cytosae_cache.storage.atomic import replacing_path
 from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.training.evaluation import Evaluation, evaluate
 from cytosae_pipeline.training.init import DataInit
@@ -29,6 +31,7 @@ from cytosae_pipeline.training.metric_logger import MetricLogger, make_histogram
 from cytosae_pipeline.training.runs import Run, TrainingError, sae_cfg
 from cytosae_pipeline.training.tensorboard_logger import TensorboardLogger
 from cytosae_pipeline.training.wandb_logger import WandbLogger
+from cytosae_pipeline.workspace.files import write_torch
 
 logger = logging.getLogger(__name__)
 
@@ -68,15 +71,17 @@ class Trainer:
         )  # fmt: skip
         self.step = TrainStep(
             sae,
+            lr=config.lr,
             weights=LossWeights(config.l1_coefficient, config.aux_coefficient, config.l0_coefficient),
             use_ghost_grads=config.use_ghost_grads,
             dead_feature_window=config.dead_feature_window,
             mse_cls_coefficient=config.mse_cls_coefficient if layout.n_cls else 1.0,
             norm_weighted_l1=config.norm_weighted_l1,
             max_gradient=config.max_gradient_norm,
-            products=run.products,
+            matmul=run.products,
         )
-        self._schedule = LearningRate(
+        self._schedule = LearningRateSchedule(
+            self.step.optimizer,
             config.lr_scheduler_name,
             n_steps=run.n_steps,
             warm_up_steps=config.lr_warm_up_steps,
@@ -121,12 +126,12 @@ class Trainer:
         config = self.run.config
         started = time.perf_counter()
         x = self._scaling.apply(x) if self._scaling else x
-        rate = config.lr * self._schedule.factor
+        rate = self.step.optimizer.param_groups[0]["lr"]
         warm = config.l1_warm_up_steps
-        result = self.step.step(x, rate, sparsity=min(1.0, (self.n_done + 1) / warm) if warm else 1.0)
+        result = self.step.step(x, sparsity=min(1.0, (self.n_done + 1) / warm) if warm else 1.0)
         self._n_fired += result.n_fired
         self._n_tokens += x.shape[0] * x.shape[1]
-        self._schedule.advance()
+        self._schedule.step()
         self.seconds, self.n_timed = self.seconds + time.perf_counter() - started, self.n_timed + 1
         self.samples_seen, self.n_done = samples_seen, self.n_done + 1
         last = samples_seen >= config.total_training_tokens
@@ -148,7 +153,7 @@ class Trainer:
             self._n_tokens = 0
         if due:
             self._check_sound(result)
-            save_sae(self.run.checkpoint_path(samples_seen), self.finished_sae(), self._cfg())
+            self._save_sae(self.run.checkpoint_path(samples_seen))
             self.save_state()
             while self._upcoming is not None and samples_seen >= self._upcoming:
                 self._upcoming = next(self._due, None)
@@ -159,10 +164,15 @@ class Trainer:
 
     def finish(self) -> None:
         """Write the finished autoencoder and remove the state."""
-        save_sae(self.run.final_path, self.finished_sae(), self._cfg())
+        self._save_sae(self.run.final_path)
         for path in self.run.state_paths:
             path.unlink(missing_ok=True)
         logger.info(f"wrote '{self.run.final_path}'")
+
+    def _save_sae(self, path: Path) -> None:
+        """Write the autoencoder as it is now, atomically and durably."""
+        with replacing_path(path) as temporary:
+            save_sae(temporary, self.finished_sae(), self._cfg())
 
     def finished_sae(self) -> Sae:
         """A copy in the form that is saved: decoder rows of unit norm, for raw activations."""
@@ -191,7 +201,7 @@ class Trainer:
         newest, before = self.run.state_paths
         if newest.exists():
             newest.replace(before)
-        write_torch_atomically(newest, state)
+        write_torch(newest, state)
         self._last_save = time.monotonic()
 
     def _load_state(self) -> bool:

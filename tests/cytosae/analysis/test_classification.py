@@ -1,4 +1,4 @@
-"""Nested classification: planted groups are found, noise is not, and nothing of a patient is on both sides."""
+"""Nested classification: planted groups are found, noise is not, and no patient is on both sides of a split."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from cytosae.analysis.classification import DEFAULT_SETTING, SETTINGS, classify_
 
 
 def _noise(n_rows: int, n_latents: int, seed: int) -> np.ndarray:
-    """Counts per image of patients whose groups do not matter, most of them tied at zero."""
+    """Counts of patients that are independent of their groups, most of them tied at zero."""
     return np.random.default_rng(seed).poisson(0.7, (n_rows, n_latents)) / 50
 
 
@@ -25,7 +25,7 @@ def _planted(n_rows: int, n_groups: int, n_latents: int = 400, seed: int = 0) ->
     return counts, groups
 
 
-def test_a_small_group_is_not_given_up_for_a_large_one():
+def test_a_small_group_is_not_sacrificed_to_a_large_one():
     counts = _noise(128, 400, seed=3)
     groups = np.random.default_rng(4).permutation(np.arange(128) < 8).astype(np.int64)
     counts[np.ix_(groups == 1, [3, 4, 5, 6])] += 0.04
@@ -50,7 +50,7 @@ def test_planted_groups_and_latents_are_found(n_groups):
     assert set(result.latents[: len(planted)]) == planted
 
 
-def test_the_parts_of_a_result_agree():
+def test_the_fields_of_a_result_agree():
     counts, groups = _planted(31, 3, seed=4)
     counts[:, :25] = _noise(31, 25, seed=5)
     counts[:, 0] += 0.02 * (groups == 0)
@@ -75,7 +75,7 @@ def test_the_parts_of_a_result_agree():
 
 
 def test_random_labels_are_not_predicted():
-    """A selection outside the folds would tell noise apart: shown too, so the test is known to be able to fail."""
+    """Selection outside the folds would separate noise: tested as well, which shows that this test can fail."""
     honest, leaking = [], []
     for seed in range(6):
         counts = _noise(40, 3000, seed)
@@ -100,8 +100,8 @@ def test_rows_of_a_patient_stay_together():
         assert len(set(result.fold[patients == patient])) == 1
 
 
-def test_rows_of_a_patient_apart_would_leak():
-    """Rows of one patient are alike, so a split by rows recognises patients whose groups mean nothing."""
+def test_splitting_rows_of_a_patient_would_leak():
+    """Rows of one patient are similar, so a split by rows recognises patients even if their groups are meaningless."""
     patients = np.repeat(np.arange(12), 5)
     groups = np.random.default_rng(8).permutation(np.arange(12) % 2)[patients]
     counts = _noise(12, 300, seed=9)[patients] + _noise(60, 300, seed=10) / 10
@@ -120,7 +120,7 @@ def test_the_same_seed_gives_the_same_result():
 
 
 @pytest.mark.parametrize(("smallest", "n_folds"), [(2, 2), (3, 3), (4, 4), (9, 5)])
-def test_folds_are_as_many_as_the_smallest_group_allows(smallest, n_folds):
+def test_the_number_of_folds_is_limited_by_the_smallest_group(smallest, n_folds):
     counts, _ = _planted(20 + smallest, 2)
     groups = (np.arange(20 + smallest) < smallest).astype(np.int64)
     counts[groups == 1, 33] += 1
@@ -150,7 +150,7 @@ def test_constant_latents_are_never_reported():
     assert classify_groups(counts, groups, ["a", "b"]).latents.tolist() == [7]
 
 
-def test_variance_share_orders_as_f_does():
+def test_variance_share_has_the_order_of_f():
     features, groups = _planted(30, 3)
     f, _ = f_classif(features, groups)
     share = variance_share(features, groups)
@@ -179,6 +179,6 @@ def test_errors():
         classify_groups(counts[:, :0], groups, ["a", "b"])
     with pytest.raises(ValueError, match="finite and not negative"):
         classify_groups(counts - 1, groups, ["a", "b"])
-    # Any two of three patients share a group, and one side of any split holds two of them.
+    # Any two of three patients share a group, and one side of any split contains two of them.
     with pytest.raises(ValueError, match="patients have rows in several groups"):
         classify_groups(counts, np.array([0, 0, 1, 1, 2, 2]), list("abc"), patients=np.array(list("xyyzxz")))

@@ -1,4 +1,4 @@
-"""Group comparison against scipy called plainly, brute force, null data and planted differences."""
+"""Group comparison against scipy, brute force, null data and planted differences."""
 
 import itertools
 import math
@@ -31,7 +31,7 @@ def _first(n_first: int, n_second: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("n_first", "n_second"), [(2, 2), (3, 30), (8, 9), (9, 8), (9, 9), (14, 20)])
-def test_where_ties_do_not_matter_mann_whitney_is_scipys(n_first, n_second, monkeypatch):
+def test_without_ties_mann_whitney_equals_scipy(n_first, n_second, monkeypatch):
     monkeypatch.setattr(cytosae.analysis.differential, "REFINED_BELOW", 0)
     monkeypatch.setattr(cytosae.analysis.differential, "LATENT_BLOCK", 7)
     counts, first = _counts(n_first + n_second, 40, seed=n_first), _first(n_first, n_second)
@@ -43,7 +43,7 @@ def test_where_ties_do_not_matter_mann_whitney_is_scipys(n_first, n_second, monk
         assert result.effect[latent] == pytest.approx(2 * plain.statistic / (n_first * n_second) - 1, abs=1e-12)
 
 
-def test_with_ties_too_the_test_is_exact():
+def test_the_test_is_exact_with_ties_as_well():
     counts = np.array([[1.0, 1], [2, 2], [3, 3], [4, 4], [5, 5], [6, 5]])
     assert compare_groups(counts, np.arange(6) < 3).p_value == pytest.approx(2 / math.comb(6, 3))
     one_of_three = np.zeros((63, 1))
@@ -52,7 +52,7 @@ def test_with_ties_too_the_test_is_exact():
 
 
 @pytest.mark.parametrize("n_first", [2, 3, 5, 8])
-def test_the_exact_distribution_of_ties_is_brute_force(n_first, monkeypatch):
+def test_the_exact_distribution_with_ties_equals_brute_force(n_first, monkeypatch):
     monkeypatch.setattr(cytosae.analysis.differential, "REFINED_BELOW", 2.0)
     n = 11
     rng = np.random.default_rng(n_first)
@@ -62,7 +62,7 @@ def test_the_exact_distribution_of_ties_is_brute_force(n_first, monkeypatch):
     result = compare_groups(counts, first)
     members = [list(chosen) for chosen in itertools.combinations(range(n), n_first)]
     for latent in np.flatnonzero(result.tested):
-        # Twice the midranks are whole numbers.
+        # Twice the midranks are integers.
         ranks = np.rint(2 * rankdata(counts[:, latent])).astype(int)
         middle = n_first * int(ranks.sum())
         far = [abs(n * int(ranks[chosen].sum()) - middle) for chosen in members]
@@ -84,7 +84,7 @@ def test_a_distribution_too_large_to_compute_is_sampled(monkeypatch):
 
 
 @pytest.mark.parametrize(("n_first", "n_second"), [(3, 60), (5, 184), (10, 100), (30, 150)])
-def test_counts_that_are_mostly_zero_and_groups_of_unequal_size_give_no_find_where_there_is_none(n_first, n_second):
+def test_mostly_zero_counts_and_unequal_groups_give_no_false_findings(n_first, n_second):
     rng = np.random.default_rng(n_first)
     n, n_latents = n_first + n_second, 3000
     counts = rng.poisson(rng.gamma(0.3, 0.3, n_latents), (n, n_latents)) * rng.gamma(1, 1, (n, n_latents))
@@ -95,7 +95,7 @@ def test_counts_that_are_mostly_zero_and_groups_of_unequal_size_give_no_find_whe
         assert share < level + 4 * math.sqrt(level / result.tested.sum()), level
 
 
-def test_the_side_is_that_of_what_is_tested():
+def test_the_direction_is_that_of_the_tested_statistic():
     counts, first = np.array([[0.0, 0]] * 5 + [[100, 60]] + [[1, 20]] * 6), np.arange(12) < 6
     by_rank, by_mean = compare_groups(counts, first), compare_groups(counts, first, method="permutation")
     assert (by_rank.effect < 0).all()
@@ -127,7 +127,7 @@ def test_means_fold_change_and_q():
 
 
 @pytest.mark.parametrize("method", ["mann-whitney", "permutation"])
-def test_nothing_but_means_depends_on_the_unit_of_the_counts(method):
+def test_only_means_depend_on_the_unit_of_the_counts(method):
     counts, first = _counts(12, 50, seed=5), _first(5, 7)
     one, other = compare_groups(counts, first, method=method), compare_groups(counts / 256, first, method=method)
     for name in ("log2_fold_change", "effect", "p_value", "q_value", "tested"):
@@ -144,7 +144,7 @@ def test_swapping_the_groups_swaps_the_signs(method):
 
 
 @pytest.mark.parametrize(("n_first", "n_second"), [(2, 2), (3, 5), (5, 4)])
-def test_enumerated_permutations_are_brute_force(n_first, n_second, monkeypatch):
+def test_enumerated_permutations_equal_brute_force(n_first, n_second, monkeypatch):
     monkeypatch.setattr(cytosae.analysis.differential, "PERMUTATION_BLOCK", 10)
     monkeypatch.setattr(cytosae.analysis.differential, "LATENT_BLOCK", 7)
     n = n_first + n_second
@@ -165,7 +165,7 @@ def test_enumerated_permutations_are_brute_force(n_first, n_second, monkeypatch)
         assert result.p_value[latent] == sum(every) / len(every)
 
 
-def test_random_permutations_come_near_the_enumerated_and_repeat():
+def test_random_permutations_approximate_the_enumerated_ones_and_repeat():
     counts, first = _counts(12, 40, seed=7), _first(6, 6)
     everything = compare_groups(counts, first, method="permutation", n_permutations=924)
     drawn = compare_groups(counts, first, method="permutation", n_permutations=923, seed=1)

@@ -15,7 +15,7 @@ from cytosae.analysis.latents import (
 )
 
 
-def test_label_entropy_is_that_of_the_definition():
+def test_label_entropy_follows_the_definition():
     values = np.array([[2.0, 1.0, 1.0], [1, 1, 1], [3, 1, 0], [1, 1, 1]])
     labels = np.array([[0, 1, 1], [2, 2, 2], [0, 1, -1], [0, 1, 2]])
     expected = [-2 * 0.5 * np.log(0.5 + 1e-9), -np.log(1 + 1e-9), -1, -np.log(1 / 3 + 1e-9)]
@@ -38,14 +38,14 @@ def test_groups_that_differ_are_recovered_and_others_are_not():
 
 
 def test_a_group_of_one_is_refused():
-    with pytest.raises(ValueError, match="two rows a group"):
+    with pytest.raises(ValueError, match="two rows per group"):
         leave_one_out_accuracy(np.zeros((3, 2)), np.array([0, 0, 1]))
 
 
 SPARSITY = np.array([0.5, 0.001, 0.0, 0.1, 0.1])
 MEANS = np.array([1.0, 0.01, 0.0, 2.0, 0.5])
 ENTROPY = np.array([0.9, -1.0, -1.0, -1e-9, 0.0])
-"""One label only gives -1e-9 by the definition: lower than 0, but defined."""
+"""A single label gives -1e-9 by the definition: below 0, but defined."""
 
 
 def test_latents_are_selected_by_ranges():
@@ -67,7 +67,7 @@ def test_the_best_latents_are_specific_first_then_strong():
     assert best_latents(np.zeros(3), np.zeros(3), -np.ones(3), 2).tolist() == []
 
 
-def test_clusters_are_those_planted_and_numbered_by_sparsity():
+def test_planted_clusters_are_found_and_numbered_by_sparsity():
     rng = np.random.default_rng(0)
     centres = np.array([[-1.0, -3.0], [0.5, -1.0], [-2.0, -0.3]])
     truth = np.repeat([0, 1, 2], 40)
@@ -90,7 +90,7 @@ def test_a_groups_barcode_is_the_mean_of_its_patients():
     assert group_means(counts, np.array([0, 0, 2]), 3).tolist() == [[2, 3], [0, 0], [5, 0]]
 
 
-def test_correlation_is_pearsons_of_log_counts():
+def test_correlation_is_pearsons_on_log_counts():
     counts = np.random.default_rng(0).poisson(3.0, size=(6, 50)).astype(float)
     np.testing.assert_allclose(correlate(counts), np.corrcoef(np.log1p(counts)), atol=1e-12)
     counts[2] = 4
@@ -98,16 +98,16 @@ def test_correlation_is_pearsons_of_log_counts():
     assert found[2].tolist() == [0, 0, 1, 0, 0, 0]
 
 
-def test_patients_are_ordered_by_group_then_as_people_count():
+def test_patients_are_ordered_by_group_then_in_natural_order():
     names = ["P10", "P2", "x", "P1", "P02"]
     assert order_by_group(np.array([1, 1, 0, -1, 0]), names).tolist() == [4, 2, 1, 0, 3]
     assert order_by_group(np.zeros(3, dtype=int), ["b", "12", "a"]).tolist() == [1, 2, 0]
-    # Digits that are no decimals, and more of them than a number may have.
+    # Digits that are not decimals, and more digits than an int may have.
     odd = ["²", "9" * 5000, "8" * 5000, "③x", ""]
     assert order_by_group(np.zeros(5, dtype=int), odd).tolist() == [4, 2, 1, 0, 3]
 
 
-def test_ends_of_ranges_are_included_though_values_are_float32():
+def test_ends_of_ranges_are_included_for_float32_values():
     values = np.array([0.001, 0.01, 0.1, 1.0], dtype=np.float32)
     chosen = select_latents(values, np.ones(4, np.float32), np.zeros(4), log10_sparsity=(-2, -1))
     assert chosen.tolist() == [False, True, True, False]
@@ -115,7 +115,7 @@ def test_ends_of_ranges_are_included_though_values_are_float32():
     assert chosen.tolist() == [True, True, False, False]
 
 
-def test_constant_rows_and_columns_decide_nothing():
+def test_constant_rows_and_columns_have_no_effect():
     counts = np.full((3, 1000), 4.1)
     counts[2] = np.arange(1000)
     assert correlate(counts).tolist() == np.eye(3).tolist()

@@ -17,7 +17,7 @@ SEED = 3
 
 
 def make_random(name):
-    """An autoencoder whose decoder, biases and thresholds are all unlike 0, with some latents silent."""
+    """An autoencoder whose decoder, biases and thresholds are all non-zero, with some latents inactive."""
     sae = make_sae(name, D, S, k=4, prefixes=(0.25, 1.0), bandwidth=0.2)
     generator = torch.Generator().manual_seed(0)
     for tensor in sae.state_dict().values():
@@ -37,7 +37,7 @@ def make_images():
 
 
 class Case:
-    """A probe and class scores of half of the images, and what the other half needs."""
+    """A probe and class scores of half of the images, and the data of the other half."""
 
     def __init__(self, name="relu"):
         self.sae = make_random(name)
@@ -59,10 +59,10 @@ class Case:
         experiment.update(at, self.features[at], self.scores[at], self.labels[at])
         return experiment
 
-    # The plain path, an image at a time.
+    # The plain path, one image at a time.
 
     def is_right(self, row, mask=None):
-        """Whether an image is classified rightly: on its activations, or on its masked reconstruction."""
+        """Whether an image is classified correctly, on its activations or on its masked reconstruction."""
         tokens = self.activations[row]
         if mask is not None:
             tokens = self.sae.decode(self.sae.encode(tokens) * torch.from_numpy(mask).float())
@@ -95,7 +95,7 @@ def mask_of(latents, inside=1.0):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_hits_are_those_of_masking_every_token(name):
+def test_counts_equal_masking_every_token(name):
     case = Case(name)
     result = case.update(case.experiment(), case.test).result()
     ks = (1, 2, 5, 12, S)
@@ -115,12 +115,12 @@ def test_hits_are_those_of_masking_every_token(name):
     assert result.n_images.tolist() == torch.bincount(case.labels[case.test]).tolist()
     assert result.original.tolist() == original.tolist()
     assert result.reconstruction.tolist() == reconstruction.tolist()
-    assert {kind: hits.tolist() for kind, hits in result.masked.items()} == {
-        kind: hits.tolist() for kind, hits in expected.items()
+    assert {kind: n_correct.tolist() for kind, n_correct in result.masked.items()} == {
+        kind: n_correct.tolist() for kind, n_correct in expected.items()
     }
     assert result.n_class_latents == tuple(len(case.of_classes(k)) for k in ks)
-    # The case tells the maskings apart: none is right everywhere or nowhere.
-    counts = {kind: int(hits[0].sum()) for kind, hits in result.masked.items()}
+    # The case distinguishes the maskings: none is always or never correct.
+    counts = {kind: int(n_correct[0].sum()) for kind, n_correct in result.masked.items()}
     assert len({*counts.values(), int(reconstruction.sum()), int(original.sum())}) >= 4
 
 
@@ -131,7 +131,7 @@ def test_the_mean_of_the_reconstruction_follows_from_the_scores(name):
     torch.testing.assert_close(case.scores @ case.sae.W_dec + case.sae.b_dec, mean, rtol=1e-4, atol=1e-5)
 
 
-def test_all_latents_kept_is_the_reconstruction_and_none_is_left_when_all_are_removed():
+def test_keeping_all_latents_is_the_reconstruction_and_removing_all_leaves_the_bias():
     case = Case()
     result = case.update(case.experiment(ks=(S,)), case.test).result()
     for kind in ("kept", "class_kept"):
@@ -147,7 +147,7 @@ def test_all_latents_kept_is_the_reconstruction_and_none_is_left_when_all_are_re
 def test_ties_go_to_the_smaller_latent():
     case = Case()
     case.scores = torch.ones_like(case.scores)
-    # The first two latents speak for one class, the last two for another.
+    # The first two latents indicate one class, the last two another.
     towards = (case.probe.weights * case.probe.scale[:, None]).T.float()
     case.sae.W_dec.zero_()
     case.sae.W_dec[:2], case.sae.W_dec[-2:] = 100 * (towards[0] - towards[1]), 100 * (towards[1] - towards[0])
@@ -160,7 +160,7 @@ def test_ties_go_to_the_smaller_latent():
         assert result.masked[kind][0].tolist() == [n if at == label else 0 for at, n in enumerate(result.n_images)]
 
 
-def test_hits_do_not_depend_on_order_split_or_merging():
+def test_counts_do_not_depend_on_order_split_or_merging():
     case = Case()
     expected = case.update(case.experiment(), case.test).result()
     parts = [case.test[:1], case.test[1:8].flip(0), case.test[8:8], case.test[8:]]

@@ -1,4 +1,4 @@
-"""The linear probe against scikit-learn, and the same however its images are split."""
+"""The linear probe against scikit-learn, and its independence of how images are split."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def fit(features, labels, ridge=0.01):
 
 
 @pytest.mark.parametrize(("ridge", "d"), [(1e-3, D), (0.01, D), (2.0, D), (0.01, 150)])
-def test_it_is_the_ridge_regression_of_scikit_learn(ridge, d):
+def test_it_equals_the_ridge_regression_of_scikit_learn(ridge, d):
     features, labels = make_case(d=d)
     found = fit(features, labels, ridge)
     x = features.numpy()
@@ -38,7 +38,7 @@ def test_it_is_the_ridge_regression_of_scikit_learn(ridge, d):
     model.fit(standardised, np.eye(C)[labels.numpy()])
     np.testing.assert_allclose(found.weights.T, model.coef_, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(found.intercept, model.intercept_, rtol=1e-9)
-    # Targets of 1 and -1 instead of 1 and 0 double all logits and shift them alike.
+    # Targets of 1 and -1 instead of 1 and 0 double all logits and shift them equally.
     classifier = sklearn_linear.RidgeClassifier(alpha=ridge * N).fit(standardised, labels.numpy())
     assert found.logits(features).argmax(dim=1).tolist() == classifier.predict(standardised).tolist()
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from cytosae.backbones.backbone import BackboneError, describe_backbone, find_blocks, load_backbone, weights_sha256
-from cytosae.backbones.dinov2 import ARCHITECTURES, BackboneNotFoundError, expected_shapes, interpolate_positions
+from cytosae.backbones.dinov2 import VIT_ARCHITECTURES, BackboneNotFoundError, expected_shapes, interpolate_positions
 
 ROOT = Path(__file__).parents[3]
 MLP = {"width": 24, "depth": 4, "heads": 3, "patch_size": 56}
@@ -27,8 +27,13 @@ ALL = {"mlp": MLP, "swiglu": SWIGLU, "registers": REGISTERS, "ratio": {**MLP, "m
 # --- A second implementation, from DINOv2's description -------------------------------------------------------------
 
 
+def load(path: Path, *, name: str | None, block: int, **options):
+    """Describe and load."""
+    return load_backbone(path, describe_backbone(path, name=name, block=block), **options)
+
+
 def make_state(shape, side=None, seed=0):
-    """Random tensors under DINOv2's names; nothing is zero or one, so no tensor can be lost unseen."""
+    """Random tensors under DINOv2's names; no value is zero or one, so that every missing tensor is noticed."""
     width, patch, n_registers = shape["width"], shape["patch_size"], shape.get("n_registers", 0)
     side = side or 224 // patch
     hidden = width * shape.get("mlp_ratio", 4)
@@ -137,7 +142,7 @@ def save_toy(path, shape=MLP, *, state=None, key="state_dict", **stated):
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
-    """Networks this small only lose by threads."""
+    """Networks this small are slower with threads."""
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -170,7 +175,7 @@ def assert_close(found, expected, atol=1e-5):
 def test_output_equals_the_second_implementation(tmp_path, pixels, kind, block):
     shape = ALL[kind]
     state = make_state(shape)
-    backbone = load_backbone(save_toy(tmp_path / "v.pth", shape, state=state), name=None, block=block)
+    backbone = load(save_toy(tmp_path / "v.pth", shape, state=state), name=None, block=block)
     tokens = backbone(pixels)
     assert tokens.shape == (2, 17 + shape.get("n_registers", 0), 24)
     assert tokens.dtype == torch.float32
@@ -178,7 +183,7 @@ def test_output_equals_the_second_implementation(tmp_path, pixels, kind, block):
 
 
 def test_every_tensor_of_the_reference_matters(pixels):
-    """The comparison above would see a tensor that is not read."""
+    """The comparison above would notice a tensor that is not read."""
     state = make_state(REGISTERS)
     base = run_reference(state, pixels, -1, heads=3)
     for key in state.keys() - {"mask_token", "norm.weight", "norm.bias"}:
@@ -189,9 +194,7 @@ def test_every_tensor_of_the_reference_matters(pixels):
 def test_final_norm_is_not_applied(tmp_path, pixels):
     state = make_state(MLP)
     other = {**state, "norm.weight": state["norm.weight"] * 3, "norm.bias": state["norm.bias"] - 1}
-    outputs = [
-        load_backbone(save_toy(tmp_path / "v.pth", state=each), name=None, block=-1)(pixels) for each in (state, other)
-    ]
+    outputs = [load(save_toy(tmp_path / "v.pth", state=each), name=None, block=-1)(pixels) for each in (state, other)]
     assert torch.equal(*outputs)
 
 
@@ -213,7 +216,7 @@ def test_layouts_of_a_file_give_the_same(tmp_path, pixels, layout):
     path = save_toy(tmp_path / "v.pth", state=state, key="teacher" if layout == "teacher" else "state_dict")
     if layout == "legacy":
         torch.save(torch.load(path), path, _use_new_zipfile_serialization=False)
-    assert_close(load_backbone(path, name=None, block=-2)(pixels), expected)
+    assert_close(load(path, name=None, block=-2)(pixels), expected)
 
 
 def test_bare_state_of_a_known_network(tmp_path, pixels, vits14_state):
@@ -221,7 +224,7 @@ def test_bare_state_of_a_known_network(tmp_path, pixels, vits14_state):
     torch.save(vits14_state, path)
     info = describe_backbone(path, name=None, block=-2)
     assert (info.name, info.n_tokens, info.d_model, info.grid) == ("dinov2_vits14", 257, 384, (16, 16))
-    tokens = load_backbone(path, name="dinov2_vits14", block=1)(pixels[:1])
+    tokens = load(path, name="dinov2_vits14", block=1)(pixels[:1])
     fitted = {**vits14_state, "pos_embed": fit_by_hand(vits14_state["pos_embed"].float(), 16)}
     assert_close(tokens, run_reference(fitted, pixels[:1], 1, heads=6), atol=5e-5)
 
@@ -235,12 +238,12 @@ def test_bare_state_of_a_known_network(tmp_path, pixels, vits14_state):
         describe_backbone(path, name="dinov2_vits14_reg4", block=-2)
     with pytest.raises(BackboneError, match="model_name 'vit_huge' is unknown; known are dinov2_vits14, "):
         describe_backbone(path, name="vit_huge", block=-2)
-    with pytest.raises(BackboneError, match=r"--block_layer 12 was asked for, but .* has 12 blocks: -12 to 11"):
+    with pytest.raises(BackboneError, match=r"--block_layer 12 was given, but .* has 12 blocks: -12 to 11"):
         describe_backbone(path, name=None, block=12)
 
 
-def test_registers_tell_the_network(tmp_path, vits14_state):
-    """Keys and shapes decide, so the registers' network is found by its registers, also from safetensors."""
+def test_registers_identify_the_network(tmp_path, vits14_state):
+    """Keys and shapes decide: a network with registers is recognised by them, also in safetensors."""
     safetensors = pytest.importorskip("safetensors.torch")
     path = tmp_path / "s.safetensors"
     state = {**vits14_state, "register_tokens": torch.full((1, 4, 384), 0.25, dtype=torch.float16)}
@@ -254,11 +257,11 @@ def test_safetensors_equals_pth(tmp_path, pixels, vits14_state):
     safetensors = pytest.importorskip("safetensors.torch")
     safetensors.save_file(vits14_state, tmp_path / "s.safetensors")
     torch.save({"teacher": {f"backbone.{key}": value for key, value in vits14_state.items()}}, tmp_path / "s.pth")
-    outputs = [load_backbone(tmp_path / name, name=None, block=0)(pixels[:1]) for name in ("s.safetensors", "s.pth")]
+    outputs = [load(tmp_path / name, name=None, block=0)(pixels[:1]) for name in ("s.safetensors", "s.pth")]
     assert torch.equal(*outputs)
 
 
-@pytest.mark.parametrize(("name", "base"), [(f"{n}{r}", n) for n in list(ARCHITECTURES)[:4] for r in ("", "_reg")])
+@pytest.mark.parametrize(("name", "base"), [(f"{n}{r}", n) for n in list(VIT_ARCHITECTURES)[:4] for r in ("", "_reg")])
 def test_known_networks_have_their_published_sizes(name, base):
     published = {
         "dinov2_vits14": (22_056_576, 384, 12, 6),
@@ -267,7 +270,7 @@ def test_known_networks_have_their_published_sizes(name, base):
         "dinov2_vitg14": (1_136_480_768, 1536, 40, 24),
     }
     n_parameters, width, depth, heads = published[base]
-    architecture = ARCHITECTURES[name]
+    architecture = VIT_ARCHITECTURES[name]
     n_registers = 4 if name.endswith("_reg") else 0
     assert (architecture.width, architecture.depth, architecture.heads) == (width, depth, heads)
     assert (architecture.patch_size, architecture.n_registers) == (14, n_registers)
@@ -279,8 +282,8 @@ def test_known_networks_have_their_published_sizes(name, base):
 
 
 def test_there_are_eight_known_networks():
-    assert len(ARCHITECTURES) == 8
-    assert all(name == architecture.name for name, architecture in ARCHITECTURES.items())
+    assert len(VIT_ARCHITECTURES) == 8
+    assert all(name == architecture.name for name, architecture in VIT_ARCHITECTURES.items())
 
 
 # --- Position tables ------------------------------------------------------------------------------------------------
@@ -314,7 +317,7 @@ def test_positions_with_registers(old, side):
 
 
 @pytest.mark.parametrize("with_registers", [False, True])
-def test_positions_that_fit_stay(with_registers):
+def test_positions_that_fit_are_kept(with_registers):
     table = torch.randn(1, 17, 5).half()
     fitted = interpolate_positions(table, (4, 4), with_registers=with_registers)
     assert fitted.dtype == torch.float32
@@ -325,7 +328,7 @@ def test_positions_that_fit_stay(with_registers):
 def test_network_uses_the_interpolated_positions(tmp_path, pixels, kind):
     shape = ALL[kind]
     state = make_state(shape, side=7)
-    tokens = load_backbone(save_toy(tmp_path / "v.pth", shape, state=state), name=None, block=-2)(pixels)
+    tokens = load(save_toy(tmp_path / "v.pth", shape, state=state), name=None, block=-2)(pixels)
     fitted = interpolate_positions(state["pos_embed"], (4, 4), with_registers=kind == "registers")
     if kind == "mlp":
         assert_close(fitted, fit_by_hand(state["pos_embed"], 4))
@@ -337,7 +340,7 @@ def test_network_uses_the_interpolated_positions(tmp_path, pixels, kind):
 
 def refuse(path, match, *, name=None, block=-2):
     with pytest.raises(BackboneError, match=match) as caught:
-        load_backbone(path, name=name, block=block)
+        load(path, name=name, block=block)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -364,7 +367,7 @@ def test_all_problems_are_listed_at_once(tmp_path):
         assert part in message, part
 
 
-def test_hundreds_of_problems_are_listed_too(tmp_path):
+def test_hundreds_of_problems_are_summarised(tmp_path):
     message = refuse(save_toy(tmp_path / "v.pth", state={"cls_token": torch.ones(1, 1, 24)}), "missing pos_embed")
     assert message.count("missing ") == len(make_state(MLP)) - len(["cls_token", "mask_token"])
 
@@ -372,7 +375,7 @@ def test_hundreds_of_problems_are_listed_too(tmp_path):
 @pytest.mark.parametrize(
     "key", [key for key in make_state(REGISTERS) if not key.startswith(("blocks.0", "blocks.1", "blocks.2"))]
 )
-def test_any_missing_or_misshapen_tensor_is_an_error(tmp_path, key):
+def test_any_missing_tensor_or_wrong_shape_is_an_error(tmp_path, key):
     state = make_state(REGISTERS)
     if key != "mask_token":
         rest = {name: tensor for name, tensor in state.items() if name != key}
@@ -385,16 +388,16 @@ def test_any_missing_or_misshapen_tensor_is_an_error(tmp_path, key):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("key", ["blocks.2.mlp.fc2.bias", "pos_embed", "blocks.0.attn.qkv.weight"])
-def test_weights_that_are_no_numbers(tmp_path, key, value):
+def test_weights_that_are_not_finite(tmp_path, key, value):
     state = make_state(MLP)
     state[key].flatten()[-1] = value
-    refuse(save_toy(tmp_path / "v.pth", state=state), r"weights in '.*v.pth' hold NaN or infinity: ")
+    refuse(save_toy(tmp_path / "v.pth", state=state), r"weights in '.*v.pth' contain NaN or infinity: ")
 
 
-def test_a_table_of_no_numbers_is_seen_through_interpolation(tmp_path):
+def test_positions_that_are_not_finite_are_found_after_interpolation(tmp_path):
     state = make_state(MLP, side=7)
     state["pos_embed"][0, 20, 3] = float("nan")
-    refuse(save_toy(tmp_path / "v.pth", state=state), "hold NaN or infinity: embeddings.position_embeddings")
+    refuse(save_toy(tmp_path / "v.pth", state=state), "contain NaN or infinity: embeddings.position_embeddings")
 
 
 def test_scalar_tokens_of_a_bare_file(tmp_path):
@@ -406,11 +409,11 @@ def test_scalar_tokens_of_a_bare_file(tmp_path):
 
 
 class Foreign:
-    """Any class of the user's."""
+    """Any class of a user."""
 
 
 class Harmful:
-    """Its pickle makes a folder when it is executed."""
+    """Its pickle creates a folder when it is executed."""
 
     def __init__(self, path):
         self.path = path
@@ -426,10 +429,10 @@ def test_objects_are_refused_and_not_executed(tmp_path, save, nested):
     for item in (Foreign(), Harmful(trap)):
         value = {"teacher": {"backbone.cls_token": torch.ones(1, 1, 384)}, "config": item} if nested else item
         save(value, tmp_path / "v.pth")
-        refuse(tmp_path / "v.pth", "holds Python objects or is no torch checkpoint; nothing in it was executed")
+        refuse(tmp_path / "v.pth", "contains Python objects or is not a torch checkpoint; nothing in it was executed")
         assert not trap.exists()
     with (tmp_path / "v.pth").open("rb") as file:
-        # The trap is real: plain unpickling does make the folder.
+        # The attack works: plain unpickling creates the folder.
         torch.load(file, weights_only=False) if save is torch.save else pickle.load(file)
     assert trap.exists()
 
@@ -438,15 +441,15 @@ def test_damaged_files(tmp_path, toy):
     whole = toy.read_bytes()
     for data in (b"", b"PK", b"hello world", whole[: len(whole) // 2], whole[:100], b"\x80\x02"):
         toy.write_bytes(data)
-        refuse(toy, r"toy.pth' (is no readable checkpoint|holds Python objects or is no torch checkpoint)")
+        refuse(toy, r"toy.pth' (is not a readable checkpoint|contains Python objects or is not a torch checkpoint)")
     for data in (b"", b"\xff" * 40, whole):
         (tmp_path / "v.safetensors").write_bytes(data)
-        refuse(tmp_path / "v.safetensors", "v.safetensors' is no readable checkpoint: ")
+        refuse(tmp_path / "v.safetensors", "v.safetensors' is not a readable checkpoint: ")
 
 
-def test_nothing_there(tmp_path):
+def test_missing_path(tmp_path):
     path = tmp_path / "none.pth"
-    for call in (describe_backbone, load_backbone):
+    for call in (describe_backbone, load):
         with pytest.raises(FileNotFoundError, match=r"no vision transformer at '.*none.pth'. .* --model_path embedded"):
             call(path, name=None, block=-2)
     assert issubclass(BackboneNotFoundError, BackboneError)
@@ -458,12 +461,12 @@ def test_nothing_there(tmp_path):
         ({"teacher": {"dino_head.weight": torch.ones(1)}}, r"'teacher' without 'backbone.' keys: dino_head.weight$"),
         ({"teacher": {}}, "'teacher' without 'backbone.' keys"),
         ({"teacher": {1: torch.ones(1)}}, "'teacher' without 'backbone.' keys: 1"),
-        ({"state_dict": {"cls_token": 3}}, "holds no state dict of tensors; found cls_token"),
-        ({"epoch": 3, "model": {}}, "holds no state dict of tensors; found epoch; model"),
+        ({"state_dict": {"cls_token": 3}}, "does not contain a state dict of tensors; found cls_token"),
+        ({"epoch": 3, "model": {}}, "does not contain a state dict of tensors; found epoch; model"),
         ({1: torch.ones(1)}, "fits no known network"),
         ({"architecture": "vit_small", "state_dict": {}}, "states its architecture as a str, expected a dict"),
-        ([torch.ones(1)], "holds no state dict of tensors; found list"),
-        (torch.ones(1), "holds no state dict of tensors; found Tensor"),
+        ([torch.ones(1)], "does not contain a state dict of tensors; found list"),
+        (torch.ones(1), "does not contain a state dict of tensors; found Tensor"),
     ],
 )
 def test_files_of_another_layout(tmp_path, value, match):
@@ -516,8 +519,8 @@ def test_incomplete_stated_architecture(tmp_path):
     refuse(tmp_path / "v.pth", r"states the architecture \{'width': 24\}; expected name, width, depth")
 
 
-def test_stated_architecture_binds(tmp_path):
-    """A wrong statement is found out by the shapes, and a name only labels the file."""
+def test_stated_architecture_decides(tmp_path):
+    """A wrong statement is detected by the shapes; a name is only a label."""
     refuse(save_toy(tmp_path / "v.pth", depth=3), "unknown blocks.3.")
     refuse(save_toy(tmp_path / "v.pth", depth=5), "missing blocks.4.")
     refuse(save_toy(tmp_path / "v.pth", mlp_ratio=3), "fc1.weight has shape")
@@ -528,10 +531,10 @@ def test_stated_architecture_binds(tmp_path):
 
 @pytest.mark.parametrize("block", [4, -5, 100])
 def test_blocks_out_of_range(toy, block):
-    refuse(toy, rf"--block_layer {block} was asked for, but '.*toy.pth' has 4 blocks: -4 to 3", block=block)
+    refuse(toy, rf"--block_layer {block} was given, but '.*toy.pth' has 4 blocks: -4 to 3", block=block)
 
 
-# --- What a backbone is ---------------------------------------------------------------------------------------------
+# --- Loaded backbones -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -539,7 +542,7 @@ def test_description_equals_the_loaded_network(tmp_path, kind):
     shape = ALL[kind]
     path = save_toy(tmp_path / "v.pth", shape)
     info = describe_backbone(path, name=None, block=-3)
-    assert info == load_backbone(path, name=None, block=-3).info
+    assert info == load(path, name=None, block=-3).info
     assert (info.name, info.block, info.n_blocks, info.d_model, info.patch_size) == ("toy", -3, 4, 24, 56)
     assert (info.n_cls, info.n_registers, info.grid, info.image_size) == (1, shape.get("n_registers", 0), (4, 4), 224)
     assert info.n_tokens == 17 + shape.get("n_registers", 0)
@@ -565,20 +568,20 @@ def test_describing_does_not_import_transformers(toy, tmp_path):
 
 @pytest.mark.parametrize(("block", "n_kept"), [(0, 1), (2, 3), (-1, 4), (-2, 3), (-4, 1)])
 def test_only_the_needed_blocks_are_built(toy, block, n_kept):
-    backbone = load_backbone(toy, name=None, block=block)
+    backbone = load(toy, name=None, block=block)
     assert len(find_blocks(backbone.model, n_kept)) == n_kept
     blocks = {name.split(".layer.")[1].split(".")[0] for name, _ in backbone.named_parameters() if ".layer." in name}
     assert blocks == set(map(str, range(n_kept)))
 
 
-def test_network_does_not_change_with_its_file(toy, pixels):
-    backbone = load_backbone(toy, name=None, block=-2)
+def test_network_is_independent_of_later_changes_to_its_file(toy, pixels):
+    backbone = load(toy, name=None, block=-2)
     with toy.open("r+b") as file:
         file.write(bytes(toy.stat().st_size))
     assert_close(backbone(pixels), run_reference(make_state(MLP), pixels, -2, heads=3))
 
 
-def test_unknown_part_beside_the_backbone(tmp_path):
+def test_unknown_keys_beside_the_backbone(tmp_path):
     path = save_toy(tmp_path / "v.pth", key="teacher")
     value = torch.load(path)
     value["teacher"]["decoder.weight"] = torch.ones(1)
@@ -592,14 +595,14 @@ def test_later_blocks_are_not_read(tmp_path, pixels):
     for key in state:
         if key.startswith(("blocks.2", "blocks.3")):
             state[key].fill_(float("nan"))
-    assert_close(load_backbone(save_toy(tmp_path / "v.pth", state=state), name=None, block=1)(pixels), expected)
+    assert_close(load(save_toy(tmp_path / "v.pth", state=state), name=None, block=1)(pixels), expected)
 
 
-def test_loading_takes_no_random_numbers(toy, hf_folder):
-    load_backbone(hf_folder("vit"), name=None, block=-2)  # whatever imports do
+def test_loading_does_not_touch_the_random_state(toy, hf_folder):
+    load(hf_folder("vit"), name=None, block=-2)  # imports may use random numbers
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    load_backbone(toy, name=None, block=-2)
-    load_backbone(hf_folder("vit"), name=None, block=-2)
+    load(toy, name=None, block=-2)
+    load(hf_folder("vit"), name=None, block=-2)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])
     assert random.getstate() == before[2]
@@ -607,33 +610,33 @@ def test_loading_takes_no_random_numbers(toy, hf_folder):
 
 def test_networks_are_frozen(toy, hf_folder):
     for path in (toy, hf_folder("clip")):
-        backbone = load_backbone(path, name=None, block=-2)
+        backbone = load(path, name=None, block=-2)
         assert not any(parameter.requires_grad for parameter in backbone.parameters())
         assert not any(module.training for module in backbone.modules())
         assert all(parameter.dtype == torch.float32 for parameter in backbone.parameters())
 
 
-def test_wanted_dtype(toy, pixels):
-    backbone = load_backbone(toy, name=None, block=-2, dtype=torch.bfloat16)
+def test_requested_dtype(toy, pixels):
+    backbone = load(toy, name=None, block=-2, dtype=torch.bfloat16)
     tokens = backbone(pixels.bfloat16())
     assert tokens.dtype == torch.bfloat16
-    full = load_backbone(toy, name=None, block=-2)(pixels)
+    full = load(toy, name=None, block=-2)(pixels)
     assert (tokens.float() - full).abs().mean() < 0.05 * full.abs().mean()
 
 
-def test_images_do_not_meet(toy, pixels):
-    backbone = load_backbone(toy, name=None, block=-2)
+def test_images_do_not_affect_each_other(toy, pixels):
+    backbone = load(toy, name=None, block=-2)
     together = backbone(pixels)
     assert_close(together, torch.cat([backbone(pixels[:1]), backbone(pixels[1:])]))
 
 
 def test_images_of_another_size_are_refused(toy):
-    backbone = load_backbone(toy, name=None, block=-2)
+    backbone = load(toy, name=None, block=-2)
     with pytest.raises(BackboneError, match=r"pixels have shape \(1, 3, 280, 280\), expected \('B', 3, 224, 224\)"):
         backbone(torch.zeros(1, 3, 280, 280))
 
 
-def test_find_blocks_says_what_is_wrong():
+def test_find_blocks_explains_what_is_missing():
     with pytest.raises(BackboneError, match="Linear has no list of 3 blocks"):
         find_blocks(torch.nn.Linear(2, 2), 3)
 
@@ -666,7 +669,7 @@ def test_digest_follows_the_contents(tmp_path, toy):
 
 def test_real_vits14(test_data, pixels):
     path = test_data / "vit" / "dinov2_vits14.pth"
-    backbone = load_backbone(path, name=None, block=-2)
+    backbone = load(path, name=None, block=-2)
     assert (backbone.info.name, backbone.info.n_tokens) == ("dinov2_vits14", 257)
     state = torch.load(path, weights_only=True)
     state = {**state, "pos_embed": fit_by_hand(state["pos_embed"].float(), 16)}
@@ -676,7 +679,7 @@ def test_real_vits14(test_data, pixels):
 
 def test_embedded_network(pixels):
     path = ROOT / "pipeline" / "cytosae_pipeline" / "assets" / "cytosae_tiny14.pth"
-    backbone = load_backbone(path, name=None, block=-2)
+    backbone = load(path, name=None, block=-2)
     assert (backbone.info.name, backbone.info.n_blocks, backbone.info.n_tokens) == ("cytosae_tiny14", 6, 257)
     state = torch.load(path, weights_only=True)["state_dict"]
     assert_close(backbone(pixels[:1]), run_reference(state, pixels[:1], -2, heads=4), atol=1e-4)
@@ -723,7 +726,7 @@ def make_hf(kind, image_size=224):
             config = transformers.SiglipConfig(text_config=TEXT, vision_config=vision)
             model = transformers.SiglipModel(config)
         for parameter in model.parameters():
-            # Fresh biases are 0 and gains 1: move them, so that each of them counts.
+            # New biases are 0 and gains 1; changed, so that each of them matters.
             parameter.data += 0.1 * torch.randn_like(parameter)
     return model.eval()
 
@@ -734,7 +737,7 @@ INTERPOLATED = ("clip", "clip_full", "vit", "siglip", "siglip_full")
 
 @pytest.fixture
 def hf_folder(tmp_path):
-    """Makes a folder with a random model of a kind."""
+    """Creates a folder with a random model of a kind."""
 
     def make(kind, image_size=224):
         folder = tmp_path / f"hf_{kind}_{image_size}"
@@ -745,7 +748,7 @@ def hf_folder(tmp_path):
 
 
 def run_full(model, pixels, block, *, interpolate):
-    """What the full model's own block yields."""
+    """The output of the block in the full model."""
     model = getattr(model, "vision_model", model)
     (blocks,) = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 4]
     caught = []
@@ -768,7 +771,7 @@ def test_folders_equal_the_full_model(hf_folder, pixels, kind, image_size):
     model = make_hf(kind, image_size)
     interpolate = image_size != 224 and kind in INTERPOLATED
     for block in (-2, -1, 0):
-        backbone = load_backbone(folder, name=None, block=block)
+        backbone = load(folder, name=None, block=block)
         assert backbone.info == describe_backbone(folder, name=None, block=block)
         n_kept = block % 4 + 1
         assert len(find_blocks(backbone.model, n_kept)) == n_kept
@@ -784,13 +787,13 @@ def test_folders_equal_the_full_model(hf_folder, pixels, kind, image_size):
 def test_folder_of_a_known_name(hf_folder):
     folder = hf_folder("vit")
     assert describe_backbone(folder, name="mine", block=0).name == "mine"
-    refuse(folder, r"--block_layer 4 was asked for, but '.*hf_vit_224' has 4 blocks: -4 to 3", block=4)
+    refuse(folder, r"--block_layer 4 was given, but '.*hf_vit_224' has 4 blocks: -4 to 3", block=4)
 
 
-def test_half_precision_folder_is_loaded_as_asked(hf_folder, pixels):
+def test_half_precision_folder_is_loaded_in_the_requested_dtype(hf_folder, pixels):
     folder = hf_folder("dinov2")
     copy.deepcopy(make_hf("dinov2")).half().save_pretrained(folder)
-    backbone = load_backbone(folder, name=None, block=-2)
+    backbone = load(folder, name=None, block=-2)
     assert {parameter.dtype for parameter in backbone.parameters()} == {torch.float32}
     assert backbone(pixels).dtype == torch.float32
 
@@ -811,7 +814,7 @@ def test_preprocessor_is_honoured(hf_folder, kind, mean):
     preprocessor.write_text(json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 1]}))
     info = describe_backbone(folder, name=None, block=0)
     assert (info.image_mean, info.image_std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 1.0))
-    assert load_backbone(folder, name=None, block=0).info == info
+    assert load(folder, name=None, block=0).info == info
     for wrong in (
         {"image_mean": [0.1, 0.2]},
         {"image_mean": "red"},
@@ -820,7 +823,7 @@ def test_preprocessor_is_honoured(hf_folder, kind, mean):
         {"image_mean": [0, 0, float("nan")]},
     ):
         preprocessor.write_text(json.dumps(wrong))
-        refuse(folder, "states its sizes or its normalisation wrongly")
+        refuse(folder, "has invalid sizes or an invalid normalisation")
 
 
 def change_weights(folder, change):
@@ -839,7 +842,7 @@ def test_weights_missing_in_a_folder(hf_folder, kind):
         del state[name]
 
     change_weights(folder, remove)
-    refuse(folder, r"lacks weights: missing \['.*\.1\.")
+    refuse(folder, r"do not match its config.json: missing \['.*\.1\.")
 
 
 def test_weights_of_blocks_that_are_cut_off_may_be_missing(hf_folder, pixels):
@@ -851,18 +854,18 @@ def test_weights_of_blocks_that_are_cut_off_may_be_missing(hf_folder, pixels):
             del state[key]
 
     change_weights(folder, remove)
-    assert_close(load_backbone(folder, name=None, block=1)(pixels), expected)
+    assert_close(load(folder, name=None, block=1)(pixels), expected)
 
 
-def test_weights_of_a_kept_block_are_never_left_unused(hf_folder):
+def test_unused_weights_of_a_kept_block_are_refused(hf_folder):
     folder = hf_folder("vit")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "qkv_bias": False}))
     with pytest.raises(BackboneError, match=r"unused \[.*bias"):
-        load_backbone(folder, name=None, block=-2)
+        load(folder, name=None, block=-2)
 
 
-def test_misshapen_weights_in_a_folder(hf_folder):
+def test_weights_of_another_shape_in_a_folder(hf_folder):
     folder = hf_folder("vit")
 
     def change(state):
@@ -872,14 +875,14 @@ def test_misshapen_weights_in_a_folder(hf_folder):
     refuse(folder, "hf_vit_224' (cannot be loaded|lacks weights)")
 
 
-def test_weights_of_a_folder_that_are_no_numbers(hf_folder):
+def test_weights_of_a_folder_that_are_not_finite(hf_folder):
     folder = hf_folder("vit")
 
     def change(state):
         state["embeddings.cls_token"][0, 0, 0] = float("nan")
 
     change_weights(folder, change)
-    refuse(folder, "hold NaN or infinity: embeddings.cls_token")
+    refuse(folder, "contain NaN or infinity: embeddings.cls_token")
 
 
 def test_folder_without_weights(hf_folder):
@@ -907,26 +910,26 @@ def test_folder_with_pickled_objects(hf_folder, tmp_path):
     [
         (None, r"config.json' is missing: expected a transformers folder"),
         ("{", "is not JSON"),
-        ("[]", "must hold a JSON object"),
-        ('{"model_type": "bert"}', "holds a model of type 'bert'; known are clip, "),
-        ('{"model_type": ["vit"]}', r"holds a model of type \['vit'\]; known are clip, "),
-        ("{}", "holds a model of type None"),
+        ("[]", "must contain a JSON object"),
+        ('{"model_type": "bert"}', "contains a model of type 'bert'; known are clip, "),
+        ('{"model_type": ["vit"]}', r"contains a model of type \['vit'\]; known are clip, "),
+        ("{}", "contains a model of type None"),
         (
             '{"model_type": "vit", "hidden_size": 24, "patch_size": 56, "num_hidden_layers": 0}',
-            "states its sizes or its normalisation wrongly",
+            "has invalid sizes or an invalid normalisation",
         ),
         (
             '{"model_type": "vit", "hidden_size": 24, "patch_size": 225, "num_hidden_layers": 2}',
-            "states its sizes or its normalisation wrongly",
+            "has invalid sizes or an invalid normalisation",
         ),
         (
             '{"model_type": "vit", "hidden_size": "x", "patch_size": 56, "num_hidden_layers": 2}',
-            "states its sizes or its normalisation wrongly",
+            "has invalid sizes or an invalid normalisation",
         ),
-        ('{"model_type": "clip", "vision_config": null}', "states its sizes or its normalisation wrongly"),
+        ('{"model_type": "clip", "vision_config": null}', "has invalid sizes or an invalid normalisation"),
     ],
 )
-def test_folders_that_are_none(tmp_path, config, match):
+def test_folders_that_are_not_models(tmp_path, config, match):
     if config is not None:
         (tmp_path / "config.json").write_text(config)
     refuse(tmp_path, match)
@@ -943,7 +946,7 @@ def test_folders_that_are_none(tmp_path, config, match):
     ],
 )
 def test_sizes_left_out_are_the_defaults_of_transformers(tmp_path, name, config):
-    """A config need not repeat what transformers assumes."""
+    """A config may omit the defaults of transformers."""
     import transformers
 
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -952,3 +955,20 @@ def test_sizes_left_out_are_the_defaults_of_transformers(tmp_path, name, config)
     default = getattr(default, "vision_config", default)
     assert (info.n_blocks, info.d_model) == (default.num_hidden_layers, default.hidden_size)
     assert (info.patch_size, info.n_registers) == (default.patch_size, getattr(default, "num_register_tokens", 0))
+
+
+def test_loading_does_not_hash_the_checkpoint_again(toy, hf_folder, monkeypatch):
+    for path in (toy, hf_folder("vit")):
+        info = describe_backbone(path, name=None, block=-2)
+        with monkeypatch.context() as patch:
+            patch.setattr("cytosae.backbones.backbone.weights_sha256", lambda path: pytest.fail("hashed again"))
+            assert load_backbone(path, info).info is info
+
+
+def test_another_checkpoint_under_a_described_path_is_refused(toy):
+    info = describe_backbone(toy, name=None, block=-2)
+    state = torch.load(toy, weights_only=True)
+    state["state_dict"].pop("norm.weight")
+    torch.save(state, toy)
+    with pytest.raises(BackboneError, match="missing norm.weight"):
+        load_backbone(toy, info)

@@ -1,4 +1,4 @@
-"""Definition 4.1 to the last bit, every kind of picture a microscope writes, and files that are none."""
+"""docs/definitions.md, section 1, to the last bit; every kind of image of a microscope; files that are not images."""
 
 import gc
 import io
@@ -33,7 +33,7 @@ def _saved(picture: Image.Image, kind: str, **options) -> bytes:
 
 
 def _png(width: int, height: int, bits: int, colour: int, raw: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG written by hand, as Pillow writes no 16-bit colour; `raw` is packed data without filter bytes."""
+    """A PNG written by hand, because Pillow does not write 16-bit colour; `raw` is packed data without filter bytes."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -46,7 +46,7 @@ def _png(width: int, height: int, bits: int, colour: int, raw: bytes, *chunks: t
 
 
 def _tiff(values: np.ndarray, *, photometric: int, bits: int, sample_format: int = 1, size=None, order="<") -> bytes:
-    """An uncompressed TIFF written by hand; `size` (width, height) overrides what the header says."""
+    """An uncompressed TIFF written by hand; `size` (width, height) overrides the size in the header."""
     height, width = values.shape[:2]
     n = values.shape[2] if values.ndim == 3 else 1
     width_said, height_said = size or (width, height)
@@ -85,11 +85,11 @@ def _bilinear(pixels: np.ndarray, size: int) -> np.ndarray:
 
 
 def _defined(pixels: np.ndarray, size: int = IMAGE_SIZE) -> np.ndarray:
-    """Definition 4.1 on RGB bytes, without Pillow: columns first, then rows."""
+    """docs/definitions.md, section 1, on RGB bytes without Pillow: first the width, then the height."""
     return _bilinear(_bilinear(pixels.swapaxes(0, 1), size).swapaxes(0, 1), size)
 
 
-# Definition 4.1
+# docs/definitions.md, section 1
 
 
 @pytest.mark.parametrize(("height", "width"), [(224, 224), (300, 451), (30, 20), (1, 1), (223, 225), (240, 600)])
@@ -102,8 +102,8 @@ def test_resize_is_the_definition_bit_for_bit(height, width):
         np.testing.assert_array_equal(decoded, _defined(pixels))
 
 
-def test_tall_pictures_are_resized_columns_first_by_every_pillow():
-    # Pillow 13 alone would resize the rows of tall pictures first: bytes differ by 1 here and there.
+def test_tall_pictures_are_resized_in_width_first_by_every_pillow():
+    # Pillow 13 by itself would resize the height of tall images first, and some bytes would differ by 1.
     pixels = _noise(500, 7)
     rows_first = _defined(pixels.swapaxes(0, 1)).swapaxes(0, 1)
     assert np.abs(_defined(pixels).astype(int) - rows_first).max() == 1
@@ -120,7 +120,7 @@ def test_size_can_be_chosen(size):
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 30, "subsampling": 0}, {"optimize": True}])
 def test_jpeg_is_the_definition(options):
-    # smooth, as noise would drown the difference of a wrong filter
+    # smooth, because noise would hide the difference of a wrong filter
     y, x = np.mgrid[:120, :90]
     pixels = np.stack([2 * y, x, (x + y) % 200], axis=-1).astype(np.uint8)
     data = _saved(Image.fromarray(pixels), "JPEG", **options)
@@ -143,7 +143,7 @@ def test_to_tensor_is_the_definition():
     np.testing.assert_allclose(x.numpy(), expected.transpose(0, 3, 1, 2), rtol=0, atol=1e-6)
 
 
-def test_to_tensor_leaves_its_input_alone_and_takes_other_constants():
+def test_to_tensor_keeps_its_input_and_accepts_other_constants():
     pixels = _noise(4, 4)[None]
     before = pixels.copy()
     x = to_tensor(pixels, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -155,7 +155,7 @@ def test_to_tensor_of_no_images_has_no_rows():
     assert to_tensor(np.empty((0, 5, 5, 3), np.uint8)).shape == (0, 3, 5, 5)
 
 
-# Kinds of picture
+# Kinds of images
 
 SQUARE = _noise(24, 24)
 GREY = SQUARE[..., 0]
@@ -307,12 +307,12 @@ def test_grey_of_few_bits_spans_black_to_white(bits, per_byte):
     ],
     ids=["float32", "float16", "float-rgb", "negative", "32-bit", "12-bit", "inverted"],
 )
-def test_numbers_without_a_known_scale_are_refused(data, reason):
+def test_values_without_a_known_scale_are_refused(data, reason):
     with pytest.raises(UnreadableImageError, match=reason):
         decode_image(data)
 
 
-def test_inverted_8_bit_grey_is_turned_upright():
+def test_inverted_8_bit_grey_is_inverted_back():
     decoded = decode_image(_tiff(GREY, photometric=0, bits=8), size=24)
     np.testing.assert_array_equal(decoded[..., 0], 255 - GREY)
 
@@ -353,7 +353,7 @@ def test_orientation_of_16_bit_grey(kind, orientation):
     np.testing.assert_array_equal(decode_image(data, size=24)[..., 0], _scaled(UPRIGHT[orientation](values)))
 
 
-def test_orientation_that_means_nothing_is_ignored():
+def test_invalid_orientation_is_ignored():
     exif = Image.Exif()
     exif[ORIENTATION] = 77
     data = _saved(Image.fromarray(SQUARE), "PNG", exif=exif)
@@ -385,18 +385,18 @@ def test_empty_file():
 @pytest.mark.parametrize(
     "data", [b"\0", b"hello", b"path,label\n", b"\0" * 5000, b"II", b"BM", b"\xff\xd8", b"\x89PNG"]
 )
-def test_no_image(data):
+def test_not_an_image(data):
     _reason(data)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF"])
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
-def test_cut_off(kind, part):
+def test_truncated(kind, part):
     data = _saved(Image.fromarray(_noise(100, 100)), kind)
     _reason(data[: int(len(data) * part)])
 
 
-def test_cut_off_says_so():
+def test_truncated_files_are_named_so():
     data = _saved(Image.fromarray(_noise(100, 100)), "JPEG")
     assert "truncated" in _reason(data[: len(data) // 2])
 
@@ -464,27 +464,27 @@ def test_bomb_of_text(loads):
     assert not loads
 
 
-def test_limit_does_not_hang_on_pillows_global_one(monkeypatch):
+def test_limit_does_not_depend_on_pillows_global_one(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert _reason(_png(60_000, 60_000, 8, 2, b"\0" * 100)) == (
-        f"60000 x 60000 pixels are more than the limit of {MAX_PIXELS}"
+        f"60000 x 60000 pixels exceed the limit of {MAX_PIXELS}"
     )
 
 
 def test_limit_is_below_pillows():
-    # else pictures between the two would be refused by Pillow, our number being a false promise
+    # otherwise Pillow would refuse images between the two limits
     assert 2 * Image.MAX_IMAGE_PIXELS > MAX_PIXELS
 
 
 def test_pictures_as_large_as_the_limit_pass(monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 24 * 24)
     decode_image(_saved(Image.fromarray(SQUARE), "PNG"))
-    with pytest.raises(UnreadableImageError, match="24 x 25 pixels are more than the limit of 576"):
+    with pytest.raises(UnreadableImageError, match="24 x 25 pixels exceed the limit of 576"):
         decode_image(_saved(Image.fromarray(_noise(25, 24)), "PNG"))
 
 
 @pytest.mark.parametrize("message", ["", "\n", "one\ntwo", "x" * 5000])
-def test_reasons_are_short_whatever_pillow_says(message, monkeypatch):
+def test_reasons_are_short_for_any_message_of_pillow(message, monkeypatch):
     def fail(self):
         raise OSError(message)
 
@@ -494,10 +494,10 @@ def test_reasons_are_short_whatever_pillow_says(message, monkeypatch):
     assert len(reason) > len("broken image: ")
 
 
-def test_warnings_of_pillow_are_kept_in():
+def test_warnings_of_pillow_are_suppressed():
     data = bytearray(_saved(Image.fromarray(SQUARE), "TIFF"))
     start = struct.unpack("<I", data[4:8])[0]
-    # an entry that claims more numbers than the file holds, in a tag that does not matter
+    # an entry that claims more numbers than the file contains, in an irrelevant tag
     n_tags = struct.unpack("<H", data[start : start + 2])[0]
     last = start + 2 + 12 * (n_tags - 1)
     data[last : last + 12] = struct.pack("<HHII", 33432, 2, 90_000, 4)
@@ -563,16 +563,16 @@ def test_damaged_files_are_read_or_refused(number):
                 assert decoded.dtype == np.uint8
         assert not caught
     assert n_refused > 3
-    gc.collect()  # a file left open would warn now
+    gc.collect()  # a file that is still open would warn now
 
 
-def test_png_damage_is_never_passed_over():
+def test_png_damage_is_always_noticed():
     data = _saved(Image.fromarray(_noise(40, 40)), "PNG")
     place = data.index(b"IDAT") + 500
     _reason(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
 
 
-def test_importing_needs_no_torch():
+def test_importing_does_not_need_torch():
     code = "import sys, cytosae.backbones.images; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={"PYTHONPATH": ".:cache:pipeline"}, check=True)
 

@@ -1,4 +1,4 @@
-"""Files that try to run something, to read outside themselves or to fill the memory, through every reader."""
+"""Files that try to execute code, to read outside themselves or to exhaust the memory, through every reader."""
 
 import argparse
 import contextlib
@@ -18,7 +18,7 @@ from cytosae.formats import safe_unpickle as restricted_pickle
 from cytosae.formats.checkpoint import SaeCheckpointError, load_sae, read_torch
 from cytosae.formats.safe_unpickle import Record, RestrictedPickleError, check_archive, read_restricted, to_plain
 
-# --- files that try to run something
+# --- files that try to execute code
 
 
 def text(value) -> bytes:
@@ -37,7 +37,7 @@ def call(function: bytes, *arguments: bytes) -> bytes:
 
 
 def make_attacks(marker) -> dict[str, bytes]:
-    """Fragments of pickles, each leaving one object on the stack; run for real, each makes the folder `marker`."""
+    """Fragments of pickles, each leaving one object on the stack; executed, each creates the folder `marker`."""
     code = text(f"__import__('os').mkdir({str(marker)!r})")
     mkdir, where = global_("os", "mkdir"), text(str(marker))
     stacked = b"\x8c\x02os" + b"\x8c\x05mkdir" + b"\x93"
@@ -82,7 +82,7 @@ PROTOCOL = {"stack global": b"\x80\x04", "dotted global": b"\x80\x04"}
 
 def write_archive(path, pickled: bytes, *, members=None, prefix="archive", compression=zipfile.ZIP_STORED) -> Path:
     with zipfile.ZipFile(path, "w", compression) as archive:
-        # torch's own reader turns a file without these two away before it looks at the pickle.
+        # torch's own reader refuses a file without these two before it looks at the pickle.
         archive.writestr(f"{prefix}/data.pkl", pickled)
         archive.writestr(f"{prefix}/version", b"3\n")
         for name, data in (members or {"data/0": bytes(4 * 24)}).items():
@@ -91,7 +91,7 @@ def write_archive(path, pickled: bytes, *, members=None, prefix="archive", compr
 
 
 class Unpickler(pickle.Unpickler):
-    """What an unguarded reader does."""
+    """What an unrestricted reader does."""
 
     def persistent_load(self, pid):
         return None
@@ -103,7 +103,7 @@ class Unpickler(pickle.Unpickler):
 def test_nothing_in_a_file_is_executed(tmp_path, name, place):
     marker = tmp_path / "marker"
     attack, start = make_attacks(marker)[name], PROTOCOL.get(name, b"\x80\x02")
-    # The attack is real: an unguarded unpickler falls for it.
+    # The attack works on an unrestricted unpickler.
     with contextlib.suppress(TypeError, AttributeError, pickle.UnpicklingError):
         Unpickler(io.BytesIO(start + attack + b".")).load()
     assert marker.is_dir(), "the attack of this test does not work"
@@ -134,7 +134,7 @@ def tensor(*, key="0", kind="FloatStorage", count=24, offset=0, size=(4, 6), str
 
 
 def write_tensor_file(path, fragment: bytes, **options) -> Path:
-    """A file with a foreign config, so that torch's own reader declines it, and one tensor."""
+    """A file with a foreign config, so that torch's own reader refuses it, and one tensor."""
     record = global_("src.sae_training.config", "ViTSAERunnerConfig") + b")\x81}" + text("a") + b"K\x01sb"
     body = b"\x80\x02}(" + text("cfg") + record + text("state_dict") + b"}" + text("W_enc") + fragment + b"su."
     return write_archive(path, body, **options)
@@ -142,7 +142,7 @@ def write_tensor_file(path, fragment: bytes, **options) -> Path:
 
 def test_handwritten_tensor_is_read(tmp_path):
     """The control of the tests below: only the other three tensors are missing."""
-    with pytest.raises(SaeCheckpointError, match=r"must hold W_enc, .*found \['W_enc'\]"):
+    with pytest.raises(SaeCheckpointError, match=r"must contain W_enc, .*found \['W_enc'\]"):
         load_sae(write_tensor_file(tmp_path / "sae.pt", tensor()))
 
 
@@ -185,7 +185,7 @@ def read_body(path, fragment: bytes, **options):
 
 
 def nested(fragment: bytes, levels: int) -> bytes:
-    """A tuple that holds the same tuple twice, and so on: 2**levels values in a few bytes."""
+    """A tuple that contains the same tuple twice, and so on: 2**levels values in a few bytes."""
     return fragment + b"q\x01" + b"(h\x01h\x01tq\x01" * levels
 
 
@@ -201,12 +201,12 @@ def nested(fragment: bytes, levels: int) -> bytes:
     ],
 )  # fmt: skip
 def test_names_outside_the_list_are_records_and_import_nothing(tmp_path, monkeypatch, module, name):
-    # By this torch imports some of its modules when they are asked for.
+    # torch imports some of its modules on attribute access.
     monkeypatch.setattr(torch, "__getattr__", lambda asked: pytest.fail(f"torch was asked for {asked}"))
     loaded = set(sys.modules)
     path = write_archive(tmp_path / "sae.pt", b"\x80\x02N.")
     with zipfile.ZipFile(path) as archive:
-        found = restricted_pickle._Reader(b"N.", archive, "").find_class(module, name)
+        found = restricted_pickle._RestrictedUnpickler(b"N.", archive, "").find_class(module, name)
     assert found is Record
     assert set(sys.modules) == loaded
 
@@ -227,8 +227,8 @@ def test_records_only_keep_what_they_are_given(tmp_path):
     assert Record.state is None
 
 
-def test_pickle_cannot_change_what_the_reader_is_made_of(tmp_path):
-    """BUILD sets attributes; the next file must not meet them."""
+def test_pickle_cannot_change_the_reader(tmp_path):
+    """BUILD sets attributes; the next file must not see them."""
     state = b"N}" + text("__defaults__") + b"(K\x01K\x02tsK\x07\x86b"
     slots = b"N}" + text("__defaults__") + b"(K\x01K\x02ts\x86b"
     names = [("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter"), ("a", "A")]
@@ -264,14 +264,14 @@ def test_tensors_cannot_be_changed_by_the_pickle(tmp_path, attack):
             load_sae(write_tensor_file(tmp_path / "sae.pt", made + attack))
 
 
-def test_one_number_beyond_the_memory_is_one_too_many(tmp_path):
+def test_one_number_beyond_the_memory_is_refused(tmp_path):
     assert read_body(tmp_path / "sae.pt", tensor(count=25, offset=1), members={"data/0": bytes(100)}).shape == (4, 6)
     with pytest.raises(RestrictedPickleError, match=r"size \(4, 6\) reaches beyond its memory of 24 numbers"):
         read_body(tmp_path / "sae.pt", tensor(offset=1))
 
 
-def test_many_views_of_one_memory_take_no_more_memory(tmp_path):
-    """Copies would: a file of 4 MB could ask for a hundred thousand times the memory it brings."""
+def test_many_views_of_one_memory_allocate_nothing(tmp_path):
+    """With copies, a file of 4 MB could allocate a hundred thousand times its size."""
     views = b"}(" + b"".join(text(str(n)) + tensor() for n in range(50)) + b"u"
     found = read_body(tmp_path / "sae.pt", views)
     assert len({value.untyped_storage().data_ptr() for value in found.values()}) == 1
@@ -289,14 +289,14 @@ def test_many_views_of_one_memory_take_no_more_memory(tmp_path):
     ],
     ids=range(12),
 )  # fmt: skip
-def test_strange_names_of_memory_are_refused(tmp_path, kind):
-    with pytest.raises(RestrictedPickleError, match="a kind of stored memory that torch does not write"):
+def test_invalid_names_of_memory_are_refused(tmp_path, kind):
+    with pytest.raises(RestrictedPickleError, match="a kind of memory that torch does not write"):
         read_body(tmp_path / "sae.pt", kind + b"Q")
 
 
 def test_names_of_memory_as_lines_of_text_are_refused(tmp_path):
     for name in (b"0", b"-1", b"../x", b"99999999999999999999", b"/etc/passwd"):
-        with pytest.raises(RestrictedPickleError, match="a kind of stored memory"):
+        with pytest.raises(RestrictedPickleError, match="a kind of memory"):
             read_body(tmp_path / "sae.pt", b"P" + name + b"\n")
 
 
@@ -311,7 +311,7 @@ def test_memory_outside_the_archive_is_never_read(tmp_path, key):
 @pytest.mark.parametrize(
     "value", [b"N", b"]", text("abc"), b"(Nt", b"(\x88t", nested(b"(K\x01t", 200), b"(G\x3f\xf0" + bytes(6) + b"t"]
 )
-def test_layouts_that_are_no_numbers_are_refused(tmp_path, layout, value):
+def test_layouts_that_are_not_integers_are_refused(tmp_path, layout, value):
     storage = b"(" + text("storage") + global_("torch", "FloatStorage") + text("0") + text("cpu") + b"K\x18tQ"
     parts = {"memory": storage, "offset": b"K\x00", "size": b"(K\x04K\x06t", "stride": b"(K\x06K\x01t"}
     parts[layout] = value
@@ -320,9 +320,9 @@ def test_layouts_that_are_no_numbers_are_refused(tmp_path, layout, value):
 
 
 @pytest.mark.parametrize("opcode", [b"r" + struct.pack("<I", 400_000_000), b"p400000000\n"])
-def test_numbering_in_leaps_is_refused(tmp_path, opcode):
-    """The unpickler's table would have 800 million places: 6 GB out of 5 bytes."""
-    with pytest.raises(RestrictedPickleError, match="bytes claim to hold 400000000 values"):
+def test_memo_indices_beyond_the_pickle_are_refused(tmp_path, opcode):
+    """The unpickler's table would have 800 million entries: 6 GB from 5 bytes."""
+    with pytest.raises(RestrictedPickleError, match="bytes claim to contain 400000000 values"):
         read_body(tmp_path / "sae.pt", b"N" + opcode)
 
 
@@ -343,7 +343,7 @@ def test_deep_nesting_neither_crashes_nor_hangs(tmp_path):
         to_plain(read_body(tmp_path / "sae.pt", nested(b"N", 49)))
 
 
-def test_structures_that_hold_themselves_end(tmp_path):
+def test_structures_that_contain_themselves_terminate(tmp_path):
     listed = read_body(tmp_path / "sae.pt", b"]q\x00h\x00a")
     keyed = read_body(tmp_path / "sae.pt", b"}q\x00" + text("x") + b"h\x00s")
     recorded = read_body(tmp_path / "sae.pt", global_("a", "A") + b")\x81q\x00}" + text("x") + b"h\x00sb")
@@ -355,7 +355,7 @@ def test_structures_that_hold_themselves_end(tmp_path):
             to_plain(value)
 
 
-def test_plain_values_of_everything_are_json():
+def test_plain_values_are_always_json():
     record = Record(1, 2)
     bare = Record()
     bare.state = None
@@ -397,7 +397,7 @@ def test_unpacked_larger_than_packed_is_refused_before_torch_unpacks_it(tmp_path
 
 
 def test_members_that_share_their_bytes_are_refused(tmp_path):
-    """A hundred names of one member: every one would be read into memory of its own."""
+    """A hundred names for one member: each would be read into its own memory."""
     path = write_archive(tmp_path / "sae.pt", b"\x80\x02N.", members={"data/0": bytes(100_000)})
     with zipfile.ZipFile(path, "a") as archive:
         first = archive.getinfo("archive/data/0")
@@ -416,12 +416,12 @@ def test_two_pickles_are_refused(tmp_path):
     path = write_archive(tmp_path / "sae.pt", b"\x80\x02N.")
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("other/data.pkl", b"N.")
-    with pytest.raises(RestrictedPickleError, match="it holds 2 pickles"):
+    with pytest.raises(RestrictedPickleError, match="it contains 2 pickles"):
         read_restricted(path)
     write_archive(path, b"\x80\x02N.")
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
         archive.writestr("archive/data.pkl", b"\x80\x02K\x01.")
-    with pytest.raises(RestrictedPickleError, match="it holds 2 pickles"):
+    with pytest.raises(RestrictedPickleError, match="it contains 2 pickles"):
         read_restricted(path)
 
 
@@ -439,8 +439,8 @@ def test_damaged_member_is_refused(tmp_path):
         read_restricted(path)
 
 
-def test_damaged_pickles_are_errors_of_ours(tmp_path):
-    """Bytes changed at random: a value or our error, whatever the unpicklers raise."""
+def test_damaged_pickles_are_checkpoint_errors(tmp_path):
+    """Bytes changed at random: the result is a value or a checkpoint error."""
     good, rng, path = io.BytesIO(), random.Random(0), tmp_path / "sae.pt"
     torch.save({"cfg": argparse.Namespace(a=1, b=[2.5, "x"]), "state_dict": {"W_enc": torch.ones(4, 6)}}, good)
     with zipfile.ZipFile(good) as archive:
@@ -463,11 +463,11 @@ def test_damaged_pickles_are_errors_of_ours(tmp_path):
     assert outcomes == {"value", "error"}
 
 
-# --- tensors that torch itself wrote
+# --- tensors written by torch
 
 
 def save_and_read(path, value):
-    """Through a file that torch's own safe reader declines, for the foreign object in it."""
+    """Through a file that torch's own safe reader refuses because of a foreign object."""
     torch.save({"foreign": argparse.Namespace(a=1), "value": value}, path)
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)
@@ -499,6 +499,6 @@ def test_layouts_are_read(tmp_path):
         assert torch.equal(found[name], tensor_), name
 
 
-def test_root_may_be_a_tensor_and_other_places_hold_a_placeholder(tmp_path):
+def test_root_may_be_a_tensor_and_other_tensors_are_placeholders(tmp_path):
     assert read_body(tmp_path / "x.pt", tensor()).shape == (4, 6)
     assert to_plain(save_and_read(tmp_path / "x.pt", [torch.ones(2)])) == ["<Tensor>"]

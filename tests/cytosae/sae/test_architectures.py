@@ -1,16 +1,18 @@
-"""Architectures: what they compute, their gradients, what they learn, and how they are rescaled and counted."""
+"""Architectures: activations, training losses and their gradients, rescaling, and what training finds."""
 
 import copy
 
 import pytest
 import torch
 
-from cytosae.sae.base import LossInputs, LossWeights, Sae
+from cytosae.sae.base import Sae
 from cytosae.sae.jumprelu import JumpReluSae
+from cytosae.sae.loss import LossInputs, LossWeights
 from cytosae.sae.registry import ARCHITECTURES, make_sae
 from cytosae.sae.topk import BatchTopKSae, MatryoshkaSae, TopKSae
 from cytosae.statistics.accumulators import BlockEncoder
-from cytosae.training.fused_loss import MatmulConfig
+from cytosae.training.lr_schedule import LearningRateSchedule
+from cytosae.training.matmul import MatmulConfig
 from cytosae.training.step import TrainStep
 
 D, S, N, K = 6, 20, 9, 3
@@ -18,7 +20,7 @@ OTHERS = [name for name in ARCHITECTURES if name != "relu"]
 
 
 def make_random(name: str, *, dtype: torch.dtype = torch.float64, seed: int = 0) -> Sae:
-    """Nothing zero, thresholds positive, some latents silent."""
+    """No zeros, positive thresholds, some latents inactive."""
     sae = make_sae(name, D, S, k=K, prefixes=(0.25, 1.0), bandwidth=0.2).to(dtype)
     generator = torch.Generator().manual_seed(seed)
     for tensor in sae.state_dict().values():
@@ -35,11 +37,11 @@ def make_tokens(n: int = N, dtype: torch.dtype = torch.float64) -> torch.Tensor:
 
 def loss_of(sae, x, *, dead=None, weights=None, share=1.0):
     variance = (x - x.mean(dim=0)).square().sum()
-    weights = weights or LossWeights(l1=0.1)
-    return sae.training_loss(x, LossInputs(variance, share, dead, weights, x.dtype))
+    weights = weights or LossWeights(l1_coefficient=0.1)
+    return sae.training_loss(x, LossInputs(variance, share, weights, x.dtype, dead))
 
 
-# --- what they compute
+# --- activations
 
 
 def activation_by_hand(sae: Sae, s: int, linear: float, pre: list[float]) -> float:
@@ -80,6 +82,23 @@ def test_statistics_encode_as_the_architecture_does(name):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
+def test_activating_in_place_gives_the_same(name):
+    sae = make_random(name)
+    pre = sae.pre_activations(make_tokens()).detach()
+    expected = sae.activate(pre.clone())
+    assert torch.equal(sae.activate_(pre), expected)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_tokens_are_fitted_only_where_the_class_says_so(name):
+    sae = make_random(name)
+    before = copy.deepcopy(sae.state_dict())
+    sae.fit_to_tokens_(make_tokens())
+    changed = any(not torch.equal(tensor, before[key]) for key, tensor in sae.state_dict().items())
+    assert changed == sae.fits_to_tokens
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_scaling_folded_in_is_the_same_function(name):
     sae, x = make_random(name), make_tokens()
     mean, scale = torch.randn(D, dtype=torch.float64), 2.5
@@ -107,8 +126,8 @@ def test_rescaled_latents_reconstruct_the_same(name):
     [
         (TopKSae, {"k": 0}, "whole number from 1 to the 20 latents, found 0"),
         (BatchTopKSae, {"k": S + 1}, "found 21"),
-        (MatryoshkaSae, {"k": 1, "prefixes": (0.5,)}, "rise from above 0 to 1"),
-        (MatryoshkaSae, {"k": 1, "prefixes": (0.0, 1.0)}, "rise from above 0 to 1"),
+        (MatryoshkaSae, {"k": 1, "prefixes": (0.5,)}, "ascend from above 0 to 1"),
+        (MatryoshkaSae, {"k": 1, "prefixes": (0.0, 1.0)}, "ascend from above 0 to 1"),
         (JumpReluSae, {"k": 0}, "k and bandwidth must be above 0"),
         (JumpReluSae, {"bandwidth": 0}, "k and bandwidth must be above 0"),
     ],
@@ -116,11 +135,6 @@ def test_rescaled_latents_reconstruct_the_same(name):
 def test_settings_out_of_range_are_refused(kind, settings, message):
     with pytest.raises(ValueError, match=message):
         kind(D, S, **settings)
-
-
-def test_the_reference_has_no_other_loss():
-    with pytest.raises(NotImplementedError, match="reference_loss"):
-        loss_of(make_random("relu"), make_tokens())
 
 
 # --- training losses
@@ -168,10 +182,10 @@ def test_sparse_losses_and_gradients_are_those_of_dense_ones(name):
         torch.testing.assert_close(parameter.grad, wanted[key])
 
 
-def test_auxiliary_term_reaches_the_dead_latents_encoder_and_nothing_else():
+def test_auxiliary_term_reaches_only_the_encoder_of_dead_latents():
     sae, x = make_random("topk"), make_tokens()
     with torch.no_grad():
-        sae.b_enc[:5] = -3  # never among the largest, but AuxK looks at the positive ones of the dead
+        sae.b_enc[:5] = -3  # never among the largest, but AuxK uses the positive ones of dead latents
         sae.W_enc[:, :5] *= 4
     dead = torch.arange(S) < 5
     loss_of(sae, x, dead=dead).terms.ghost.backward()
@@ -184,7 +198,7 @@ def test_auxiliary_term_reaches_the_dead_latents_encoder_and_nothing_else():
 @pytest.mark.parametrize("name", ["jumprelu", "gated"])
 def test_gradients_are_finite_differences_where_the_loss_is_smooth(name):
     sae, x = make_random(name), make_tokens()
-    weights = LossWeights(l1=0.1, l0=0.0)  # the step function of L0 has no derivative
+    weights = LossWeights(l1_coefficient=0.1, l0_coefficient=0.0)  # the step function of L0 has no derivative
     loss_of(sae, x, weights=weights).terms.loss.backward()
     for key in ("W_enc", "b_enc", "W_dec", "b_dec") + (("r_mag", "b_mag") if name == "gated" else ()):
         parameter = getattr(sae, key)
@@ -195,9 +209,9 @@ def test_gradients_are_finite_differences_where_the_loss_is_smooth(name):
                 before = flat[at].item()
                 flat[at] += sign * 1e-6
                 terms = loss_of(sae, x, weights=weights).terms
-                # The gated loss holds the decoder still in its auxiliary term, so that is left out there.
-                held = name == "gated" and key in ("W_dec", "b_dec")
-                ends.append((terms.mse + terms.l1 if held else terms.loss).item())
+                # The gated loss freezes the decoder in its auxiliary term, which is left out here.
+                frozen = name == "gated" and key in ("W_dec", "b_dec")
+                ends.append((terms.mse + terms.l1 if frozen else terms.loss).item())
                 flat[at] = before
             slope = (ends[0] - ends[1]) / 2e-6
             wanted = parameter.grad.view(-1)[at].item()
@@ -208,7 +222,7 @@ def test_gradients_are_finite_differences_where_the_loss_is_smooth(name):
 
 def test_thresholds_learn_by_the_straight_through_estimator():
     sae, x = make_random("jumprelu"), make_tokens()
-    found = loss_of(sae, x, weights=LossWeights(l0=0.7))
+    found = loss_of(sae, x, weights=LossWeights(l0_coefficient=0.7))
     found.terms.loss.backward()
     pre = ((x - sae.b_dec) @ sae.W_enc + sae.b_enc).detach()
     threshold, active = sae.threshold.detach(), (pre > sae.threshold).double().detach()
@@ -224,17 +238,17 @@ def test_thresholds_learn_by_the_straight_through_estimator():
     assert torch.equal(found.n_fired, active.sum(dim=0).long())
 
 
-def test_jumprelu_starts_with_as_many_active_latents_as_asked():
+def test_jumprelu_starts_with_k_active_latents_per_token():
     sae, x = make_random("jumprelu"), make_tokens(200)
-    sae.start_from_(x)
+    sae.fit_to_tokens_(x)
     assert (sae.encode(x) > 0).sum(dim=1).double().mean().item() == pytest.approx(K, abs=0.01)
     assert len(sae.threshold.unique()) == 1
     sae.k = S
-    sae.start_from_(x)
+    sae.fit_to_tokens_(x)
     assert (sae.threshold == 0).all(), "a threshold below 0 would let negative latents through"
 
 
-def test_running_threshold_follows_the_smallest_activation_kept():
+def test_running_threshold_follows_the_smallest_kept_activation():
     sae = make_random("batchtopk")
     sae.threshold.zero_()
     smallest = []
@@ -258,12 +272,12 @@ def test_running_threshold_follows_the_smallest_activation_kept():
 def test_losses_of_parts_add_up_for_topk():
     x = make_tokens(40, torch.float32).view(4, 10, D)
     results = []
-    for products in (MatmulConfig(), MatmulConfig(max_bytes=4 * S * 7)):
+    for matmul in (MatmulConfig(), MatmulConfig(max_bytes=4 * S * 7)):
         step = TrainStep(
-            make_random("topk", dtype=torch.float32), weights=LossWeights(aux=0.0), use_ghost_grads=False,
-            dead_feature_window=5, products=products,
+            make_random("topk", dtype=torch.float32), lr=0.01, weights=LossWeights(aux_coefficient=0.0),
+            use_ghost_grads=False, dead_feature_window=5, matmul=matmul,
         )  # fmt: skip
-        results.append((step.step(x, 0.01), step.sae.W_enc.detach()))
+        results.append((step.step(x), step.sae.W_enc.detach()))
     (whole, weights), (parts, again) = results
     torch.testing.assert_close(parts.terms.loss, whole.terms.loss)
     torch.testing.assert_close(again, weights, rtol=1e-3, atol=1e-5)
@@ -272,11 +286,11 @@ def test_losses_of_parts_add_up_for_topk():
 
 
 @pytest.mark.parametrize("options", [{"use_ghost_grads": True}, {"norm_weighted_l1": True}, {"mse_cls_coefficient": 2}])
-def test_options_of_the_reference_are_refused_elsewhere(options):
-    with pytest.raises(ValueError, match="options of the relu architecture, found 'topk'"):
+def test_options_that_an_architecture_does_not_use_are_refused(options):
+    with pytest.raises(ValueError, match=f"architecture topk has no option {next(iter(options))}"):
         TrainStep(
             make_random("topk"),
-            **{"weights": LossWeights(), "use_ghost_grads": False, "dead_feature_window": 1, **options},
+            **{"lr": 0.1, "weights": LossWeights(), "use_ghost_grads": False, "dead_feature_window": 1, **options},
         )
 
 
@@ -286,15 +300,15 @@ PLANTED_WIDTH, PLANTED_FEATURES, PLANTED_LATENTS = 24, 32, 40
 @pytest.mark.parametrize(
     ("name", "weights"),
     [
-        ("relu", LossWeights(l1=0.01)),
+        ("relu", LossWeights(l1_coefficient=0.01)),
         ("topk", LossWeights()),
         ("batchtopk", LossWeights()),
         ("jumprelu", LossWeights()),
-        ("gated", LossWeights(l1=0.3)),
+        ("gated", LossWeights(l1_coefficient=0.3)),
         ("matryoshka", LossWeights()),
     ],
 )
-def test_a_planted_dictionary_is_found_again(name, weights):
+def test_a_planted_dictionary_is_recovered(name, weights):
     generator = torch.Generator().manual_seed(0)
     planted = torch.nn.functional.normalize(torch.randn(PLANTED_FEATURES, PLANTED_WIDTH, generator=generator), dim=1)
 
@@ -304,12 +318,16 @@ def test_a_planted_dictionary_is_found_again(name, weights):
 
     sae = make_sae(name, PLANTED_WIDTH, PLANTED_LATENTS, seed=1, k=K, prefixes=(0.5, 1.0), bandwidth=0.1)
     sae.tie_()
-    if isinstance(sae, JumpReluSae):
-        sae.start_from_(draw(512)[0])
-    step = TrainStep(sae, weights=weights, use_ghost_grads=False, dead_feature_window=30, products=MatmulConfig())
+    if sae.fits_to_tokens:
+        sae.fit_to_tokens_(draw(512)[0])
+    step = TrainStep(
+        sae, lr=3e-3, weights=weights, use_ghost_grads=False, dead_feature_window=30, matmul=MatmulConfig()
+    )
     n_steps = 1000
+    schedule = LearningRateSchedule(step.optimizer, "constant", n_steps=n_steps, decay_share=0.3)
     for number in range(n_steps):
-        step.step(draw(512), 3e-3 * min(1, (n_steps - number) / 300), sparsity=min(1, (number + 1) / 100))
+        step.step(draw(512), sparsity=min(1, (number + 1) / 100))
+        schedule.step()
     x = draw(4096)
     acts = sae.encode(x)
     closest = (planted @ torch.nn.functional.normalize(sae.W_dec, dim=1).T).max(dim=1).values

@@ -7,13 +7,14 @@ import torch
 
 from cytosae.sae.base import Sae
 from cytosae.sae.registry import ARCHITECTURES, make_sae
+from cytosae.sae.relu import ReluSae
 
 D, S = 5, 11
 
 
 def make_random_sae(seed=0) -> Sae:
     """All four parameters non-zero, float64."""
-    sae = Sae(D, S, dtype=torch.float64)
+    sae = ReluSae(D, S, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in sae.parameters():
@@ -21,7 +22,7 @@ def make_random_sae(seed=0) -> Sae:
     return sae
 
 
-def test_forward_is_definition_4_4():
+def test_forward_is_the_definition():
     sae = make_random_sae()
     x = torch.randn(2, 3, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     W_enc, b_enc, W_dec, b_dec = (getattr(sae, name).tolist() for name in ("W_enc", "b_enc", "W_dec", "b_dec"))
@@ -50,12 +51,12 @@ def test_parts_agree_with_forward_at_any_leading_shape(leading):
 
 
 def test_parameters_have_the_shapes_of_the_file_format():
-    shapes = {name: tuple(tensor.shape) for name, tensor in Sae(D, S).state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in ReluSae(D, S).state_dict().items()}
     assert shapes == {"W_enc": (D, S), "b_enc": (S,), "W_dec": (S, D), "b_dec": (D,)}
 
 
-def test_start_is_kaiming_uniform_with_unit_rows_and_zero_biases():
-    sae = Sae(64, 512, seed=7)
+def test_initial_weights_are_kaiming_uniform_with_unit_rows_and_zero_biases():
+    sae = ReluSae(64, 512, seed=7)
     bound = math.sqrt(6 / 512)  # fan-in is the second dimension, as torch counts it and the reference uses it
     assert sae.W_enc.abs().max() <= bound
     assert sae.W_enc.abs().max() > 0.99 * bound
@@ -65,21 +66,21 @@ def test_start_is_kaiming_uniform_with_unit_rows_and_zero_biases():
     assert not sae.b_dec.any()
 
 
-def test_seed_alone_decides_the_start():
+def test_the_seed_alone_determines_the_initial_weights():
     state = torch.random.get_rng_state()
-    first = Sae(D, S, seed=3)
+    first = ReluSae(D, S, seed=3)
     assert torch.equal(torch.random.get_rng_state(), state), "the global random state was touched"
     torch.manual_seed(99)
-    again, other = Sae(D, S, seed=3), Sae(D, S, seed=4)
+    again, other = ReluSae(D, S, seed=3), ReluSae(D, S, seed=4)
     assert torch.equal(first.W_enc, again.W_enc)
     assert torch.equal(first.W_dec, again.W_dec)
     assert not torch.equal(first.W_enc, other.W_enc)
     assert not torch.equal(first.W_dec, other.W_dec)
 
 
-def test_dtype_and_device_are_those_asked_for():
-    assert {parameter.dtype for parameter in Sae(D, S, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
-    assert {parameter.device.type for parameter in Sae(D, S, device="meta").parameters()} == {"meta"}
+def test_dtype_and_device_are_as_requested():
+    assert {parameter.dtype for parameter in ReluSae(D, S, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
+    assert {parameter.device.type for parameter in ReluSae(D, S, device="meta").parameters()} == {"meta"}
 
 
 def test_normalise_decoder_keeps_directions_and_survives_a_zero_row():
@@ -94,7 +95,7 @@ def test_normalise_decoder_keeps_directions_and_survives_a_zero_row():
     assert sae.W_dec.requires_grad
 
 
-def test_remove_parallel_gradient_leaves_what_turns_the_rows():
+def test_remove_parallel_gradient_keeps_the_orthogonal_part():
     sae = make_random_sae()
     sae.normalise_decoder_()
     gradient = torch.randn(S, D, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
@@ -108,17 +109,22 @@ def test_remove_parallel_gradient_leaves_what_turns_the_rows():
 
 def test_remove_parallel_gradient_needs_a_gradient():
     with pytest.raises(RuntimeError, match="call backward first"):
-        Sae(D, S).remove_parallel_gradient_()
+        ReluSae(D, S).remove_parallel_gradient_()
 
 
 @pytest.mark.parametrize(("d_in", "n_latents"), [(0, 3), (3, 0), (-1, 3)])
 def test_sizes_below_one_are_refused(d_in, n_latents):
     with pytest.raises(ValueError, match=f"1 or more, found {d_in} and {n_latents}"):
-        Sae(d_in, n_latents)
+        ReluSae(d_in, n_latents)
+
+
+def test_the_base_class_is_abstract():
+    with pytest.raises(TypeError, match="abstract"):
+        Sae(D, S)
 
 
 def test_make_sae_knows_its_architectures():
     for name in ARCHITECTURES:
-        assert torch.equal(make_sae(name, D, S, seed=8, k=3).W_enc, Sae(D, S, seed=8).W_enc)
+        assert torch.equal(make_sae(name, D, S, seed=8, k=3).W_enc, ReluSae(D, S, seed=8).W_enc)
     with pytest.raises(ValueError, match=r"one of relu.*found 'tpok'"):
         make_sae("tpok", D, S)

@@ -1,4 +1,4 @@
-"""MatmulConfig over the entries that are not zero against dense ones."""
+"""Products of sparse matrices against dense ones."""
 
 import pytest
 import torch
@@ -18,34 +18,34 @@ def make_matrix(density: float) -> torch.Tensor:
 def test_products_are_those_of_the_dense_matrix(density):
     matrix = make_matrix(density)
     left, right = torch.randn(N, D, dtype=torch.float64), torch.randn(S, D, dtype=torch.float64)
-    entries = CooMatrix.of(matrix)
-    torch.testing.assert_close(entries.decode(right), matrix @ right)
-    torch.testing.assert_close(entries.dots(left, right), (left @ right.T)[matrix != 0])
-    turned = entries.by_column()
-    assert turned.shape == (S, N)
-    torch.testing.assert_close(turned.decode(left), matrix.T @ left)
-    torch.testing.assert_close(turned.values, matrix.T[matrix.T != 0])
+    entries = CooMatrix.from_dense(matrix)
+    torch.testing.assert_close(entries.matmul(right), matrix @ right)
+    torch.testing.assert_close(entries.sampled_matmul(left, right), (left @ right.T)[matrix != 0])
+    transposed = entries.transpose()
+    assert transposed.shape == (S, N)
+    torch.testing.assert_close(transposed.matmul(left), matrix.T @ left)
+    torch.testing.assert_close(transposed.values, matrix.T[matrix.T != 0])
     torch.testing.assert_close(entries.row_sums(), matrix.sum(dim=1))
 
 
 @pytest.mark.parametrize("n_rows", [1, 7, 2048, 2049, 4100])
-def test_a_transposed_product_is_made_or_added_in_blocks(n_rows):
+def test_a_transposed_matmul_is_made_or_added_in_blocks(n_rows):
     matrix = torch.randn(n_rows, S, dtype=torch.float64) * (torch.rand(n_rows, S) < 0.3)
     right, before = torch.randn(S, D, dtype=torch.float64), torch.randn(D, n_rows, dtype=torch.float64)
-    entries, onto = CooMatrix.of(matrix), before.clone()
-    torch.testing.assert_close(entries.transposed_product(right), (matrix @ right).T)
-    assert entries.transposed_product(right, onto) is onto
+    entries, onto = CooMatrix.from_dense(matrix), before.clone()
+    torch.testing.assert_close(entries.transposed_matmul(right), (matrix @ right).T)
+    assert entries.transposed_matmul(right, onto) is onto
     torch.testing.assert_close(onto, before + (matrix @ right).T)
 
 
 def test_results_repeat_to_the_last_bit():
     matrix, right = torch.randn(64, 300).relu_(), torch.randn(300, 40)
-    first, again = (CooMatrix.of(matrix).decode(right) for _ in range(2))
+    first, again = (CooMatrix.from_dense(matrix).matmul(right) for _ in range(2))
     assert torch.equal(first, again)
 
 
-def test_values_may_be_exchanged():
-    entries = CooMatrix.of(make_matrix(0.5))
+def test_values_can_be_replaced():
+    entries = CooMatrix.from_dense(make_matrix(0.5))
     doubled = entries.with_values(entries.values * 2)
     right = torch.randn(S, D, dtype=torch.float64)
-    torch.testing.assert_close(doubled.decode(right), 2 * entries.decode(right))
+    torch.testing.assert_close(doubled.matmul(right), 2 * entries.matmul(right))

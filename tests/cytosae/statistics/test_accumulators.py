@@ -1,4 +1,4 @@
-"""Statistics against independent float64 numpy code, and equal to the last bit however the work is cut."""
+"""Statistics against independent float64 numpy code, and equal to the last bit for any split of the work."""
 
 import itertools
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cytosae.sae.base import Sae
+from cytosae.sae.relu import ReluSae
 from cytosae.statistics.accumulators import BlockEncoder, FeatureStatistics, GroupCounts, normalise_counts
 from cytosae_cache.reading.loader import iter_row_blocks
 from cytosae_cache.reading.reader import StoreReader
@@ -18,14 +19,14 @@ N, T, D, S, K = 37, 5, 8, 24, 4
 def make_exact_sae() -> Sae:
     """Small integers over powers of two: float32 makes no rounding error, so float64 numpy must agree exactly."""
     rng = np.random.default_rng(3)
-    sae = Sae(D, S, seed=0)
+    sae = ReluSae(D, S, seed=0)
     with torch.no_grad():
         sae.W_enc.copy_(torch.from_numpy(rng.integers(-4, 5, size=(D, S)) / 4))
         sae.b_enc.copy_(torch.from_numpy(rng.integers(-12, 2, size=S) / 4))
         sae.b_dec.copy_(torch.from_numpy(rng.integers(-2, 3, size=D) / 4))
         sae.W_enc[:, 5] = 0  # never active
         sae.b_enc[5] = -1
-        sae.W_enc[:, 6] = 0  # always active, always the same: nothing but ties
+        sae.W_enc[:, 6] = 0  # always active with the same value: only ties
         sae.b_enc[6] = 0.5
         sae.b_enc[7] = -4  # hardly ever active: fewer than k images
     return sae
@@ -36,13 +37,13 @@ def make_exact_activations(n=N) -> np.ndarray:
 
 
 def encode_numpy(sae, activations) -> np.ndarray:
-    """Definition 4.4 in float64, shape (n, T, S)."""
+    """docs/definitions.md, section 4, in float64, shape (n, T, S)."""
     W, b, b_dec = (getattr(sae, name).detach().double().numpy() for name in ("W_enc", "b_enc", "b_dec"))
     return np.maximum((activations.astype(np.float64) - b_dec) @ W + b, 0)
 
 
 def features_numpy(acts, valid, k):
-    """Definition 4.6, latent by latent, image by image."""
+    """docs/definitions.md, section 6, one latent and one image at a time."""
     rows = [row for row in range(len(acts)) if valid[row]]
     indices, values = np.full((S, k), -1), np.zeros((S, k))
     mean_acts, sparsity = np.zeros(S), np.zeros(S)
@@ -78,7 +79,7 @@ def exact_store(request, tmp_path):
 
 
 @pytest.mark.parametrize("block_rows", [1, 7, 8, 64])
-def test_features_are_those_of_the_definition(exact_store, block_rows):
+def test_features_follow_the_definition(exact_store, block_rows):
     sae = make_exact_sae()
     acts = encode_numpy(sae, make_exact_activations())
     indices, values, mean_acts, sparsity = features_numpy(acts, exact_store.valid, K)
@@ -88,7 +89,7 @@ def test_features_are_those_of_the_definition(exact_store, block_rows):
     np.testing.assert_allclose(result.values.numpy(), values, rtol=2e-7)
     np.testing.assert_allclose(result.mean_acts.numpy(), mean_acts, rtol=1e-6)
     np.testing.assert_allclose(result.sparsity.numpy(), sparsity, rtol=1e-7)
-    # Ties: latent 6 gives every image the same score, so the smallest valid rows win.
+    # Ties: latent 6 gives every image the same score, so the smallest valid rows are kept.
     assert result.indices[6].tolist() == [1, 2, 3, 4]
     # Never active: no image 0, no NaN.
     assert result.indices[5].tolist() == [-1] * K
@@ -98,9 +99,9 @@ def test_features_are_those_of_the_definition(exact_store, block_rows):
 
 
 @pytest.mark.parametrize("block_rows", [1, 7, 8, 64])
-def test_patient_counts_are_those_of_the_definition(exact_store, block_rows):
+def test_patient_counts_follow_the_definition(exact_store, block_rows):
     sae, thresholds = make_exact_sae(), (0.2, 1.0)
-    groups = torch.arange(N) % 5 - 1  # patients interleaved in row order; every fifth image belongs to nobody
+    groups = torch.arange(N) % 5 - 1  # patients interleaved in row order; every fifth image has no patient
     acts = encode_numpy(sae, make_exact_activations())
     expected = np.zeros((2, 4, S), dtype=np.int64)
     n_images = np.zeros(4, dtype=np.int64)
@@ -120,7 +121,7 @@ def make_random_case(tmp_path, shard_images):
 
 
 def test_no_bit_depends_on_batches_shards_or_merge_order(tmp_path):
-    sae = Sae(D, S, seed=5)
+    sae = ReluSae(D, S, seed=5)
     groups = torch.arange(N) % 3
     options = {"thresholds": (0.1,), "groups": groups, "n_groups": 3}
     reference, reference_counts = run(make_random_case(tmp_path, 64), sae, block_rows=64, **options)
@@ -166,14 +167,14 @@ def test_one_image_and_one_patient(tmp_path):
     assert counts.counts[0, 0].tolist() == (acts[0] > 0.2).sum(axis=0).tolist()
 
 
-def test_nothing_counted_gives_empty_results():
+def test_no_images_give_empty_results():
     result = FeatureStatistics(S, K).result()
     assert (result.indices == -1).all()
     assert (result.values == 0).all()
     assert (result.sparsity == 0).all()
 
 
-def test_many_latents_are_encoded_in_parts_with_the_same_bits(tmp_path, monkeypatch):
+def test_encoding_latents_in_chunks_gives_the_same_bits(tmp_path, monkeypatch):
     sae = make_exact_sae()
     activations = torch.from_numpy(make_exact_activations(8))
     whole = BlockEncoder(sae, (0.2,)).reduce(activations, 0)
@@ -185,7 +186,7 @@ def test_many_latents_are_encoded_in_parts_with_the_same_bits(tmp_path, monkeypa
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_lower_precision_is_close(dtype):
-    sae = Sae(D, S, seed=5)
+    sae = ReluSae(D, S, seed=5)
     activations = torch.from_numpy(make_activations(9))
     low = BlockEncoder(sae, dtype=dtype).reduce(activations, 0).scores
     torch.testing.assert_close(low, BlockEncoder(sae).reduce(activations, 0).scores, rtol=0.05, atol=0.02)

@@ -33,7 +33,7 @@ def test_latents_out_of_range_are_refused():
         LatentEncoder(make_sae("relu", 12, 48), np.array([3, 48]))
 
 
-def test_byte_maps_are_activations_to_half_a_step():
+def test_byte_maps_are_activations_to_one_level():
     acts = _acts()
     maps = make_byte_maps(acts)
     assert maps.levels.shape == (40, 9)
@@ -43,7 +43,7 @@ def test_byte_maps_are_activations_to_half_a_step():
     assert ((maps.levels > 0) == (acts.T.numpy() > 0)).all(), "what is active at all is seen"
 
 
-def test_maps_of_nothing():
+def test_maps_without_activations():
     assert make_byte_maps(torch.zeros(4, 2)).levels.tolist() == [[0] * 4] * 2
     assert make_byte_maps(torch.zeros(0, 3)).levels.shape == (3, 0)
     tiny = make_byte_maps(torch.full((4, 1), 1e-30))
@@ -52,7 +52,7 @@ def test_maps_of_nothing():
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("n", [1, 5, 40, 99])
-def test_the_strongest_are_those_of_a_plain_sort(ties, n):
+def test_the_strongest_latents_are_those_of_a_sort(ties, n):
     acts = _acts(ties=ties)
     reading = summarize_image(acts, n_latents=n, n_per_token=n)
     for token, values in enumerate(acts.tolist()):

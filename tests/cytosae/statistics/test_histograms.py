@@ -1,4 +1,4 @@
-"""Profiles of latents against numpy on everything at once."""
+"""Profiles of latents against numpy on all images at once."""
 
 import numpy as np
 import pytest
@@ -10,11 +10,11 @@ from cytosae.statistics.histograms import BINS_PER_OCTAVE, LOWEST_EXPONENT, N_BI
 def _data(n=13, seed=0):
     generator = torch.Generator().manual_seed(seed)
     acts = torch.randn(n, 6, 4, generator=generator).relu() * torch.tensor([1e-5, 0.1, 3.0, 1e4])
-    acts[0, 0, 1] = 2.0**-3  # an edge belongs to the bin that it begins
+    acts[0, 0, 1] = 2.0**-3  # an edge belongs to the bin above it
     return acts, torch.arange(n) % 4 - 1
 
 
-def test_profiles_are_those_of_numpy():
+def test_profiles_equal_numpy():
     acts, labels = _data()
     profiles = LatentProfiles(4, 3)
     profiles.update(acts, labels)

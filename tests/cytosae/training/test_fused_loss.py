@@ -5,19 +5,23 @@ import copy
 import pytest
 import torch
 
-from cytosae.sae.base import Sae, SaeLoss
-from cytosae.training.fused_loss import MatmulConfig, fused_reference_loss, iter_parts
-from cytosae.training.loss import reference_loss
+from cytosae.sae.base import Sae
+from cytosae.sae.loss import SaeLoss
+from cytosae.sae.registry import ARCHITECTURES, make_sae
+from cytosae.sae.relu import ReluSae
+from cytosae.training.fused_loss import find_fused_loss, fused_relu_loss
+from cytosae.training.matmul import MatmulConfig
+from tests.support.losses import make_inputs, plain_loss
 
 B, T, D, S = 4, 17, 48, 300
 SMALL = 8 * S * 11
-"""Bytes that hold the latents of 11 tokens, so that parts are uneven."""
+"""Bytes for the latents of 11 tokens, so that parts are uneven."""
 
 
 def make_case(dtype: torch.dtype, *, shift: float = 0.0) -> tuple[Sae, torch.Tensor, torch.Tensor]:
     """An autoencoder without zeros, activations with one zero token, and a mask of dead latents."""
     generator = torch.Generator().manual_seed(0)
-    sae = Sae(D, S, dtype=dtype)
+    sae = ReluSae(D, S, dtype=dtype)
     x = 2 * torch.randn(B, T, D, generator=generator, dtype=torch.float64)
     x[1, 2] = 0
     with torch.no_grad():
@@ -29,9 +33,14 @@ def make_case(dtype: torch.dtype, *, shift: float = 0.0) -> tuple[Sae, torch.Ten
 
 def plain(sae: Sae, x: torch.Tensor, **options) -> SaeLoss:
     sae.zero_grad()
-    terms, output = reference_loss(sae, x, **options)
-    terms.loss.backward()
-    return SaeLoss(terms, (output.acts > 0).sum(dim=(0, 1)), output.reconstruction.detach())
+    loss = plain_loss(sae, x, **options)
+    loss.terms.loss.backward()
+    return loss._replace(reconstruction=loss.reconstruction.detach())
+
+
+def fused(sae: Sae, x: torch.Tensor, *, matmul: MatmulConfig, **options) -> SaeLoss:
+    loss = fused_relu_loss(sae, x.flatten(0, 1), make_inputs(x, **options), matmul)
+    return loss._replace(reconstruction=loss.reconstruction.view(x.shape))
 
 
 def gradients(sae: Sae) -> dict[str, torch.Tensor]:
@@ -39,7 +48,7 @@ def gradients(sae: Sae) -> dict[str, torch.Tensor]:
 
 
 def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Relative to the wanted one's norm."""
+    """Distance relative to the norm of the expected tensor."""
     return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 
 
@@ -55,8 +64,8 @@ def test_losses_and_gradients_are_those_of_the_plain_path(ghost, norm_weighted_l
     }  # fmt: skip
     wanted = plain(sae, x, **options)
     expected = gradients(sae)
-    products = MatmulConfig(torch.float64, max_bytes=max_bytes, sparse_below=sparse_below)
-    found = fused_reference_loss(sae, x, **options, products=products)
+    matmul = MatmulConfig(torch.float64, max_bytes=max_bytes, sparse_below=sparse_below)
+    found = fused(sae, x, **options, matmul=matmul)
     for name in wanted.terms._fields:
         one, other = getattr(found.terms, name).item(), getattr(wanted.terms, name).item()
         assert one == pytest.approx(other, rel=1e-12), name
@@ -75,9 +84,7 @@ def test_float32_is_within_1e_5(max_bytes, sparse_below):
     options = {"l1_coefficient": 0.03, "mse_cls_coefficient": 2.0}
     wanted = plain(sae, x, **options)
     expected = gradients(sae)
-    found = fused_reference_loss(
-        sae, x, **options, products=MatmulConfig(max_bytes=max_bytes, sparse_below=sparse_below)
-    )
+    found = fused(sae, x, **options, matmul=MatmulConfig(max_bytes=max_bytes, sparse_below=sparse_below))
     for one, other in zip(found.terms, wanted.terms, strict=True):
         assert one.item() == pytest.approx(other.item(), rel=1e-5)
     for name, gradient in gradients(sae).items():
@@ -86,15 +93,15 @@ def test_float32_is_within_1e_5(max_bytes, sparse_below):
 
 @pytest.mark.parametrize("sparse_below", [0.0, 1.1])
 def test_ghost_gradients_in_float32_are_as_exact_as_the_plain_ones(sparse_below):
-    # The ghost term divides by its own error, which may be as small as rounding: the plain path, too, is off by more
-    # than 1e-5 where that happens. So both are held against float64.
+    # The ghost term divides by its own error, which may be as small as rounding: the plain path is also off by more
+    # than 1e-5 where that happens. So both are compared with float64.
     sae, x, dead = make_case(torch.float32)
     options = {"l1_coefficient": 0.03, "dead_mask": dead}
     plain(wide := copy.deepcopy(sae).double(), x.double(), **options)
     truth = gradients(wide)
     plain(sae, x, **options)
     allowed = {name: max(1e-5, 20 * distance(gradient, truth[name])) for name, gradient in gradients(sae).items()}
-    fused_reference_loss(sae, x, **options, products=MatmulConfig(sparse_below=sparse_below))
+    fused(sae, x, **options, matmul=MatmulConfig(sparse_below=sparse_below))
     for name, gradient in gradients(sae).items():
         assert distance(gradient, truth[name]) < allowed[name] < 1e-2, name
 
@@ -104,7 +111,7 @@ def test_bfloat16_products_leave_weights_and_gradients_in_float32(shift):
     sae, x, _ = make_case(torch.float32, shift=shift)
     wanted = plain(sae, x, l1_coefficient=0.03)
     expected = gradients(sae)
-    found = fused_reference_loss(sae, x, l1_coefficient=0.03, products=MatmulConfig(torch.bfloat16))
+    found = fused(sae, x, l1_coefficient=0.03, matmul=MatmulConfig(torch.bfloat16))
     assert {parameter.dtype for parameter in sae.parameters()} == {torch.float32}
     assert found.terms.loss.item() == pytest.approx(wanted.terms.loss.item(), rel=5e-3)
     for name, gradient in gradients(sae).items():
@@ -112,15 +119,13 @@ def test_bfloat16_products_leave_weights_and_gradients_in_float32(shift):
         assert 0 < distance(gradient, expected[name]) < 0.1, name  # a few latents near 0 fire in one and not the other
 
 
-def test_parts_cover_all_tokens_and_none_is_larger_than_the_budget():
-    for n_tokens, longest in ((1, 5), (5, 5), (6, 5), (1028, 100), (1028, 1)):
-        parts = list(iter_parts(n_tokens, longest))
-        assert [token for part in parts for token in range(part.start, part.stop)] == list(range(n_tokens))
-        assert max(part.stop - part.start for part in parts) <= longest
-        assert len(parts) == -(-n_tokens // longest)
-    assert MatmulConfig(torch.float32, max_bytes=4000).n_tokens(100) == 10
-    assert MatmulConfig(torch.bfloat16, max_bytes=4000).n_tokens(100) == 20
-    assert MatmulConfig(max_bytes=1).n_tokens(100) == 1
+def test_other_architectures_and_subclasses_have_no_fused_loss():
+    class Derived(ReluSae):
+        """May have another loss."""
+
+    assert find_fused_loss(Derived(D, S)) is None
+    found = {name for name in ARCHITECTURES if find_fused_loss(make_sae(name, D, S, k=3))}
+    assert found == {"relu"}
 
 
 def test_no_tensor_of_tokens_and_latents_is_larger_than_the_budget():
@@ -135,9 +140,9 @@ def test_no_tensor_of_tokens_and_latents_is_larger_than_the_budget():
             return result
 
     generator = torch.Generator().manual_seed(0)
-    sae, x = Sae(8, 512), torch.randn(4, 64, 8, generator=generator)
+    sae, x = ReluSae(8, 512), torch.randn(4, 64, 8, generator=generator)
     budget = 64 * 512 * 4
-    for products, most in ((MatmulConfig(max_bytes=budget), budget), (MatmulConfig(), 256 * 512 * 4)):
+    for matmul, most in ((MatmulConfig(max_bytes=budget), budget), (MatmulConfig(), 256 * 512 * 4)):
         with Watch() as watch:
-            fused_reference_loss(sae, x, l1_coefficient=0.1, dead_mask=torch.ones(512) > 0, products=products)
+            fused(sae, x, l1_coefficient=0.1, dead_mask=torch.ones(512) > 0, matmul=matmul)
         assert watch.largest == most

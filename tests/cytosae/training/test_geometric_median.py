@@ -40,15 +40,15 @@ def test_triangle_with_an_angle_above_120_degrees_has_that_corner():
     torch.testing.assert_close(geometric_median(points), torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-5)
 
 
-def test_more_than_half_of_the_points_in_one_place_win():
+def test_a_majority_of_points_in_one_place_is_the_median():
     points = torch.tensor([[1.0, 2.0]] * 3 + [[5.0, 0.0], [0.0, 7.0]])
     torch.testing.assert_close(
         geometric_median(points), torch.tensor([1.0, 2.0], dtype=torch.float64), rtol=0, atol=1e-5
     )
 
 
-def test_starting_on_a_point_that_is_not_the_median_does_not_stick():
-    # Their mean is the first point, where a naive iteration divides by zero; the pull of the others moves it on.
+def test_starting_on_a_point_that_is_not_the_median_moves_on():
+    # Their mean is the first point, where a naive iteration divides by zero; the other points move the estimate.
     points = torch.tensor([[0.0, 0.0], [6.0, 0.0], [-2.0, 1.0], [-2.0, -1.0], [-2.0, 0.0]])
     assert not points.mean(dim=0).any()
     median = geometric_median(points, max_iterations=3000, tolerance=1e-10)
@@ -56,7 +56,7 @@ def test_starting_on_a_point_that_is_not_the_median_does_not_stick():
     assert median[0] < -1e-2
 
 
-def test_starting_on_the_median_stays_although_the_others_pull():
+def test_starting_on_the_median_stays_there():
     points = torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [2.0, 0.0], [-1.0, 1.0], [-1.0, -1.0]])
     assert geometric_median(points).tolist() == [0.0, 0.0]
 
@@ -68,7 +68,7 @@ def test_odd_points_on_a_line_have_the_middle_one():
     torch.testing.assert_close(median, 0.5 * direction, rtol=0, atol=1e-4)
 
 
-def test_even_points_on_a_line_reach_the_least_cost():
+def test_even_points_on_a_line_reach_the_minimum_cost():
     points = torch.tensor([[0.0], [1.0], [4.0], [10.0]])
     assert cost(points, geometric_median(points)) == pytest.approx(13.0, abs=1e-6)
 
@@ -91,7 +91,7 @@ def test_random_points_meet_the_condition_of_optimality(seed):
         assert cost(points, median) <= cost(points, median + 0.01 * step)
 
 
-def test_outlier_hardly_moves_it_and_scale_and_shift_carry_over():
+def test_outliers_hardly_move_it_and_it_is_equivariant_to_scale_and_shift():
     points = torch.randn(50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     median = geometric_median(points)
     outlier = torch.cat([points, torch.full((1, 3), 1e6, dtype=torch.float64)])

@@ -1,4 +1,4 @@
-"""Training steps against a loop written by hand, resumed and repeated; counters of dead latents."""
+"""Training steps against a loop written by hand, resuming and repeating; counters of dead latents."""
 
 import copy
 import io
@@ -6,10 +6,12 @@ import io
 import pytest
 import torch
 
-from cytosae.sae.base import LossWeights, Sae
-from cytosae.training.fused_loss import MatmulConfig
+from cytosae.sae.loss import LossWeights
+from cytosae.sae.registry import make_sae as make_architecture
+from cytosae.sae.relu import ReluSae
+from cytosae.training.matmul import MatmulConfig
 from cytosae.training.step import DeadLatentTracker, TrainStep
-from tests.cytosae.training.test_loss import NAMES, D, S, length, loss_by_loops, make_sae, make_x
+from tests.cytosae.sae.test_relu import NAMES, D, S, length, loss_by_loops, make_sae, make_x
 
 # --- counters of dead latents
 
@@ -35,21 +37,21 @@ def test_dead_means_more_than_the_window():
 # --- training steps
 
 
-def make_step(seed=0, *, ghost=True, window=1, cls=2.0, dtype=torch.float32, products=None, **more) -> TrainStep:
+def make_step(seed=0, *, lr=0.01, ghost=True, window=1, cls=2.0, dtype=torch.float32, matmul=None, **more) -> TrainStep:
     sae = make_sae(seed, dtype)
     with torch.no_grad():
         sae.b_enc[1] = -20  # dead from the start
         sae.W_enc[:, 1] *= 0.1
     return TrainStep(
-        sae, weights=LossWeights(l1=0.05), use_ghost_grads=ghost, dead_feature_window=window, mse_cls_coefficient=cls,
-        products=products, **more,
+        sae, lr=lr, weights=LossWeights(l1_coefficient=0.05), use_ghost_grads=ghost, dead_feature_window=window,
+        mse_cls_coefficient=cls, matmul=matmul, **more,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("products", [None, MatmulConfig(torch.float64), MatmulConfig(torch.float64, sparse_below=1.1)])
+@pytest.mark.parametrize("matmul", [None, MatmulConfig(torch.float64), MatmulConfig(torch.float64, sparse_below=1.1)])
 @pytest.mark.parametrize("ghost", [True, False])
-def test_steps_are_those_of_a_loop_written_by_hand(ghost, products):
-    step = make_step(ghost=ghost, dtype=torch.float64, products=products)
+def test_steps_are_those_of_a_loop_written_by_hand(ghost, matmul):
+    step = make_step(ghost=ghost, dtype=torch.float64, matmul=matmul)
     sae = copy.deepcopy(step.sae)
     adam = torch.optim.Adam(sae.parameters(), lr=1.0, betas=(0.9, 0.999), fused=False, foreach=False)
     silent = [0] * S
@@ -70,7 +72,8 @@ def test_steps_are_those_of_a_loop_written_by_hand(ghost, products):
         adam.param_groups[0]["lr"] = lr
         adam.step()
 
-        result = step.step(x, lr)
+        step.optimizer.param_groups[0]["lr"] = lr
+        result = step.step(x)
         for found, wanted in zip(result.terms, expected, strict=True):
             assert found.item() == pytest.approx(wanted.item(), rel=1e-7, abs=1e-12)
         assert (result.terms.ghost > 0) == bool(dead)
@@ -80,30 +83,30 @@ def test_steps_are_those_of_a_loop_written_by_hand(ghost, products):
     assert not ghost or silent[1] > 1, "the ghost path was never taken"
 
 
-def test_result_is_of_before_the_update_and_holds_no_graph():
-    step, x = make_step(), make_x(dtype=torch.float32)
+def test_result_is_from_before_the_update_and_has_no_graph():
+    step, x = make_step(lr=0.1), make_x(dtype=torch.float32)
     before = copy.deepcopy(step.sae)
-    result = step.step(x, 0.1)
+    result = step.step(x)
     assert torch.equal(result.n_fired, (before.encode(x) > 0).sum(dim=(0, 1)))
     torch.testing.assert_close(result.reconstruction, before(x).reconstruction.detach())
     assert not any(tensor.requires_grad for tensor in (*result.terms, result.reconstruction))
     assert not torch.equal(before.W_enc, step.sae.W_enc)
 
 
-def test_rate_of_zero_changes_nothing_but_the_length_of_decoder_rows():
-    step = make_step()
+def test_a_rate_of_zero_changes_only_the_norm_of_decoder_rows():
+    step = make_step(lr=0.0)
     with torch.no_grad():
         step.sae.W_dec *= 3
     before = copy.deepcopy(step.sae)
-    step.step(make_x(dtype=torch.float32), 0.0)
+    step.step(make_x(dtype=torch.float32))
     for name in ("W_enc", "b_enc", "b_dec"):
         assert torch.equal(getattr(step.sae, name), getattr(before, name))
     torch.testing.assert_close(step.sae.W_dec * 3, before.W_dec)
 
 
 def test_training_lowers_the_loss_on_one_batch():
-    step, x = make_step(ghost=False), make_x(dtype=torch.float32)
-    losses = [step.step(x, 0.02).terms.loss.item() for _ in range(60)]
+    step, x = make_step(lr=0.02, ghost=False), make_x(dtype=torch.float32)
+    losses = [step.step(x).terms.loss.item() for _ in range(60)]
     assert losses[-1] < 0.5 * losses[0]
 
 
@@ -111,14 +114,14 @@ def test_resumed_training_is_the_same_to_the_last_bit():
     unbroken, first, resumed = make_step(), make_step(), make_step(seed=9)
     batches = [make_x(20 + number, torch.float32) for number in range(8)]
     for x in batches[:4]:
-        unbroken.step(x, 0.01)
-        first.step(x, 0.01)
+        unbroken.step(x)
+        first.step(x)
     file = io.BytesIO()
     torch.save(first.state_dict(), file)
     file.seek(0)
     resumed.load_state_dict(torch.load(file, weights_only=True))
     for x in batches[4:]:
-        wanted, found = unbroken.step(x, 0.01), resumed.step(x, 0.01)
+        wanted, found = unbroken.step(x), resumed.step(x)
         assert [term.item() for term in found.terms] == [term.item() for term in wanted.terms]
         assert wanted.terms.ghost > 0
     for name in NAMES:
@@ -126,13 +129,13 @@ def test_resumed_training_is_the_same_to_the_last_bit():
     assert torch.equal(unbroken.tracker.n_steps_since_fired, resumed.tracker.n_steps_since_fired)
 
 
-def test_loaded_state_is_not_shared_with_where_it_came_from():
+def test_loaded_state_is_a_copy():
     first, second = make_step(), make_step(seed=9)
-    first.step(make_x(1, torch.float32), 0.01)
+    first.step(make_x(1, torch.float32))
     state = first.state_dict()
     kept = copy.deepcopy(state)
     second.load_state_dict(state)
-    second.step(make_x(2, torch.float32), 0.01)
+    second.step(make_x(2, torch.float32))
     for number, moments in state["optimizer"]["state"].items():
         for name, tensor in moments.items():
             assert torch.equal(tensor, kept["optimizer"]["state"][number][name])
@@ -142,24 +145,39 @@ def test_training_is_repeatable_to_the_last_bit():
     first, again = make_step(), make_step()
     for number in range(4):
         x = make_x(30 + number, torch.float32)
-        first.step(x, 0.01)
-        again.step(x, 0.01)
+        first.step(x)
+        again.step(x)
     assert torch.equal(first.sae.W_enc, again.sae.W_enc)
 
 
 def test_state_of_another_size_is_refused():
     other = TrainStep(
-        Sae(D, S + 1), weights=LossWeights(l1=0.1), use_ghost_grads=False, dead_feature_window=1
+        ReluSae(D, S + 1), lr=0.01, weights=LossWeights(), use_ghost_grads=False, dead_feature_window=1
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="size mismatch for W_enc"):
         make_step().load_state_dict(other.state_dict())
 
 
-def test_zero_token_does_not_spoil_training():
+def test_a_zero_token_does_not_break_training():
     step, x = make_step(), make_x(dtype=torch.float32)
     x[0, 1] = 0
     with torch.no_grad():
         step.sae.b_dec.fill_(3.0)
-    terms = [step.step(x, 0.01).terms for _ in range(5)]
+    terms = [step.step(x).terms for _ in range(5)]
     assert all(torch.isfinite(term.loss) and term.loss < 100 for term in terms)
     assert all(torch.isfinite(parameter).all() for parameter in step.sae.parameters())
+
+
+@pytest.mark.parametrize("shape", [(3, D), (2, 3, D + 1), (D,), (1, 2, 3, D)])
+def test_other_shapes_are_refused(shape):
+    with pytest.raises(ValueError, match=rf"x must be \(B, T, {D}\), found \("):
+        make_step().step(torch.zeros(shape))
+
+
+def test_parameters_with_a_rate_of_their_own_get_it():
+    sae = make_architecture("jumprelu", D, S, k=2)
+    step = TrainStep(sae, lr=0.002, weights=LossWeights(), use_ghost_grads=False, dead_feature_window=1)
+    rates = {part: group["lr"] for group in step.optimizer.param_groups for part in group["params"]}
+    assert {name: rates[part] for name, part in sae.named_parameters()} == {
+        "W_enc": 0.002, "b_enc": 0.002, "W_dec": 0.002, "b_dec": 0.002, "threshold": 0.02,
+    }  # fmt: skip

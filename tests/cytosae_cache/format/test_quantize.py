@@ -1,4 +1,4 @@
-"""Codes come back within half a step; what is not finite comes back as it was."""
+"""Codes decode to within half a step; NaN and infinity come back unchanged."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_no_number_is_off_by_more_than_half_a_step(image, seed):
     assert (np.abs(out.astype(np.float64) - image) <= allowed).all()
 
 
-def test_numbers_near_the_end_of_float16_stay_finite():
+def test_numbers_near_the_limit_of_float16_stay_finite():
     image = np.full((2, 6), 65_504, np.float16)
     channels = Channels(np.zeros(6, np.float32), np.array([0.1, 1, 2, 3, 5, 9], np.float32))
     for sign in (1, -1):
@@ -57,18 +57,18 @@ def test_channels_are_the_mean_and_deviation():
     tokens = images.reshape(-1, 6).astype(np.float64)
     np.testing.assert_allclose(channels.mean, tokens.mean(axis=0), rtol=1e-6)
     expected = tokens.std(axis=0)
-    expected[2] = 1  # no deviation: any positive number will do
+    expected[2] = 1  # no deviation: any positive number is valid
     np.testing.assert_allclose(channels.std, expected, rtol=1e-5)
 
 
-def test_no_image_at_all():
+def test_channels_of_an_empty_sample():
     channels = measure_channels(np.empty((0, 5, 3), np.float16))
     assert channels.mean.tolist() == [0] * 3
     assert channels.std.tolist() == [1] * 3
 
 
 @pytest.mark.parametrize("outlier", [1, 1000])
-def test_one_large_channel_does_not_drown_the_others(outlier):
+def test_one_large_channel_does_not_degrade_the_others(outlier):
     images = np.random.default_rng(0).normal(size=(8, 20, 16))
     images[..., 3] *= outlier
     images = images.astype(np.float16)

@@ -1,4 +1,4 @@
-"""The spec identifies a store, and a damaged one is never taken for another."""
+"""The spec identifies a store, and a damaged spec is refused."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ def test_every_field_changes_the_hash(change):
 
 
 def test_the_hash_is_frozen():
-    # Golden: a change here would make every store on users' disks look foreign.
+    # Golden: a change here would make every store on users' disks look like another one.
     assert make_spec().hash == "b715f6e1d521"
     assert canonical_json({"b": 1, "a": [1.5, "ä"]}) == '{"a":[1.5,"ä"],"b":1}'.encode()
 

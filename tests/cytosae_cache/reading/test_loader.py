@@ -1,4 +1,4 @@
-"""Streams give every image once an epoch, in a reproducible order, and fail loudly."""
+"""Loaders give every image once per epoch, in a reproducible order, and fail loudly."""
 
 import threading
 
@@ -8,7 +8,8 @@ import pytest
 from cytosae_cache.errors import StoreCorruptError, StoreError, StoreMismatchError
 from cytosae_cache.format.shard import shard_name
 from cytosae_cache.reading.concat import ConcatReader
-from cytosae_cache.reading.loader import Prefetcher, ShuffledLoader, iter_row_blocks
+from cytosae_cache.reading.loader import ShuffledLoader, iter_row_blocks
+from cytosae_cache.reading.prefetch import Prefetcher
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.reading.sampler import Sampler
 from tests.support.stores import make_activations, make_spec, make_store
@@ -18,7 +19,7 @@ def _collect(stream):
     return [(batch.rows.tolist(), batch.activations.copy(), batch.samples_seen) for batch in stream]
 
 
-def test_every_valid_image_once_an_epoch_and_its_own_numbers(tmp_path):
+def test_every_epoch_gives_every_valid_image_once(tmp_path):
     activations = make_activations(11)
     store = make_store(tmp_path / "s.zarr", activations, invalid=[3])
     with StoreReader(store) as reader:
@@ -32,7 +33,7 @@ def test_every_valid_image_once_an_epoch_and_its_own_numbers(tmp_path):
     assert [len(part) for part, _, _ in batches] == [4] * 7 + [2]
 
 
-def test_a_stream_resumes_with_the_batches_that_would_have_come(tmp_path):
+def test_a_resumed_loader_gives_the_tail_of_an_unbroken_one(tmp_path):
     store = make_store(tmp_path / "s.zarr", make_activations(11))
     with StoreReader(store) as reader:
         whole = _collect(ShuffledLoader(ConcatReader([reader]), batch_images=4, seed=1, stop=40))
@@ -42,7 +43,7 @@ def test_a_stream_resumes_with_the_batches_that_would_have_come(tmp_path):
     assert [part for part, _, _ in tail] == [part for part, _, _ in whole[4:]]
 
 
-def test_several_stores_as_one(tmp_path):
+def test_several_stores_are_read_as_one(tmp_path):
     parts = [make_activations(5, seed=1), make_activations(7, seed=2)]
     stores = [make_store(tmp_path / f"{number}.zarr", part, invalid=[1]) for number, part in enumerate(parts)]
     both = np.concatenate(parts)
@@ -59,7 +60,7 @@ KINDS = [("global", "images"), ("global", "tokens"), ("windowed", "images"), ("w
 
 @pytest.fixture(params=[1, 2])
 def readers(request, tmp_path):
-    """Readers of one store or two, with unreadable images, a short last shard, and one codec."""
+    """Readers of one or two stores, with unreadable images, a short last shard, and a codec."""
     first = make_store(tmp_path / "0.zarr", make_activations(23, seed=1), invalid=[0, 9, 12, 13, 14, 15])
     second = make_store(tmp_path / "1.zarr", make_activations(9, seed=2), shard_images=2, compression="zstd")
     with StoreReader(first) as one, StoreReader(second) as two:
@@ -68,19 +69,19 @@ def readers(request, tmp_path):
 
 @pytest.mark.parametrize(("shuffle", "batch_of"), KINDS)
 @pytest.mark.parametrize("in_memory", [False, True])
-def test_every_way_of_serving_gives_the_plain_batches(readers, shuffle, batch_of, in_memory, monkeypatch):
+def test_every_way_of_serving_gives_the_reference_batches(readers, shuffle, batch_of, in_memory, monkeypatch):
     monkeypatch.setattr("cytosae_cache.reading.sampler.GROUP_BATCHES", 2)
     images = ConcatReader(readers)
     everything = images.read_all()
-    sampling = Sampler(images.layout, 5, 4, 1, shuffle, batch_of)
-    plain = list(sampling.iter_batches(samples_seen=0, stop=70))
+    sampler = Sampler(images.layout, 5, 4, 1, shuffle, batch_of)
+    plain = list(sampler.iter_batches(samples_seen=0, stop=70))
     options = {"batch_images": 4, "seed": 1, "stop": 70, "shuffle": shuffle, "batch_of": batch_of}
     batches = _collect(ShuffledLoader(ConcatReader(readers), **options, in_memory=in_memory))
     assert len(batches) == len(plain)
-    flat = everything.reshape(len(everything) * sampling.parts_per_row, -1)
+    flat = everything.reshape(len(everything) * sampler.parts_per_row, -1)
     for (rows, values, _), parts in zip(batches, plain, strict=True):
         assert np.array_equal(values, flat[parts].reshape(values.shape))
-        assert np.ravel(rows).tolist() == images.rows[parts // sampling.parts_per_row].tolist()
+        assert np.ravel(rows).tolist() == images.rows[parts // sampler.parts_per_row].tolist()
     for start in (3, 8):
         tail = _collect(
             ShuffledLoader(ConcatReader(readers), **options, in_memory=in_memory, samples_seen=batches[start - 1][2])
@@ -91,7 +92,7 @@ def test_every_way_of_serving_gives_the_plain_batches(readers, shuffle, batch_of
             assert np.array_equal(values, expected[1])
 
 
-def test_every_token_once_an_epoch(tmp_path):
+def test_every_epoch_gives_every_token_once(tmp_path):
     activations = np.arange(11 * 5 * 2, dtype="<f2").reshape(11, 5, 2)
     store = make_store(tmp_path / "s.zarr", activations)
     with StoreReader(store) as reader:
@@ -123,19 +124,19 @@ def test_memory_is_bounded_by_the_window(tmp_path, n, monkeypatch):
     assert sorted(made) == [3, 3, 3, 32, 32]  # 8 shards of 4 images
 
 
-def test_a_window_is_read_from_its_start_to_its_end(tmp_path):
+def test_the_rows_of_a_window_are_read_in_increasing_order(tmp_path):
     store = make_store(tmp_path / "s.zarr", make_activations(40))
-    asked = []
+    requested = []
     with StoreReader(store) as reader:
         read_rows = reader.read_rows
-        reader.read_rows = lambda rows, out: (asked.append(rows.tolist()), read_rows(rows, out))
+        reader.read_rows = lambda rows, out: (requested.append(rows.tolist()), read_rows(rows, out))
         _collect(ShuffledLoader(ConcatReader([reader]), batch_images=3, seed=1, stop=40, shuffle="windowed"))
-    assert len(asked) == 2
-    assert all(rows == sorted(rows) for rows in asked)
-    assert sorted(row for rows in asked for row in rows) == list(range(40))
+    assert len(requested) == 2
+    assert all(rows == sorted(rows) for rows in requested)
+    assert sorted(row for rows in requested for row in rows) == list(range(40))
 
 
-def test_a_batch_of_two_stores_is_two_reads(tmp_path):
+def test_a_batch_from_two_stores_takes_two_reads(tmp_path):
     stores = [make_store(tmp_path / f"{number}.zarr", make_activations(20)) for number in range(2)]
     calls = []
     with StoreReader(stores[0]) as first, StoreReader(stores[1]) as second:
@@ -146,20 +147,20 @@ def test_a_batch_of_two_stores_is_two_reads(tmp_path):
     assert sum(calls) == 40
 
 
-def test_memory_is_read_once(tmp_path):
+def test_a_loader_in_memory_reads_the_store_once(tmp_path):
     store = make_store(tmp_path / "s.zarr", make_activations(11))
     with StoreReader(store) as reader:
         stream = ShuffledLoader(ConcatReader([reader]), batch_images=4, seed=1, stop=55, in_memory=True)
     assert len(_collect(stream)) == 14  # the reader is closed
 
 
-def test_batches_of_nothing_are_refused(tmp_path):
+def test_empty_batches_are_refused(tmp_path):
     store = make_store(tmp_path / "s.zarr", make_activations(2))
     with StoreReader(store) as reader, pytest.raises(ValueError, match="batch_images .* must be 1 or more"):
         ShuffledLoader(ConcatReader([reader]), batch_images=0, seed=0, stop=4)
 
 
-def test_stores_of_different_kinds_are_not_mixed(tmp_path):
+def test_stores_with_different_specs_are_refused(tmp_path):
     first = make_store(tmp_path / "a.zarr", make_activations(4))
     spec = make_spec(weights_sha256="cd" * 32)
     second = make_store(tmp_path / "b.zarr", make_activations(4), spec=spec)
@@ -168,7 +169,7 @@ def test_stores_of_different_kinds_are_not_mixed(tmp_path):
             ShuffledLoader(ConcatReader([one, two]), batch_images=2, seed=0, stop=4)
 
 
-def test_nothing_valid(tmp_path):
+def test_a_store_without_valid_images_is_refused(tmp_path):
     store = make_store(tmp_path / "s.zarr", make_activations(2), invalid=[0, 1])
     with StoreReader(store) as reader, pytest.raises(StoreError, match="nothing to train on"):
         ShuffledLoader(ConcatReader([reader]), batch_images=2, seed=0, stop=4)
@@ -195,7 +196,7 @@ def test_row_blocks_cover_the_range_in_order(tmp_path, block_rows, bounds):
 
 
 @pytest.mark.parametrize(("shuffle", "batch_of"), KINDS)
-def test_damage_met_while_reading_ahead_reaches_the_consumer(tmp_path, shuffle, batch_of):
+def test_damage_found_while_prefetching_reaches_the_consumer(tmp_path, shuffle, batch_of):
     store = make_store(tmp_path / "s.zarr", make_activations(12))
     (store.path / shard_name(1)).unlink()
     with StoreReader(store) as reader, pytest.raises(StoreCorruptError, match="is missing"):
@@ -214,7 +215,7 @@ def test_stopping_early_ends_the_threads(tmp_path, shuffle, batch_of):
         iterator = iter(stream)
         next(iterator)
         iterator.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "read-ahead"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetcher"]
 
 
 def test_buffers_are_few_and_never_overwritten_while_in_use():

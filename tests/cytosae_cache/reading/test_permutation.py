@@ -36,7 +36,7 @@ def test_epochs_and_seeds_differ():
 
 
 def test_the_shuffle_is_uniform():
-    # Each of 6 rows stands at each of 6 places about 1000 times in 6000 epochs; 5 sigma is 144.
+    # Each of 6 rows is at each of 6 positions about 1000 times in 6000 epochs; 5 sigma is 144.
     places = np.stack([epoch_order(6, seed=1, epoch=epoch) for epoch in range(6000)])
     counts = np.stack([np.bincount(places[:, place], minlength=6) for place in range(6)])
     assert abs(counts - 1000).max() < 144
@@ -55,19 +55,19 @@ def test_batches_from_a_position_are_the_tail_of_the_unbroken_run(n, batch, skip
 
 
 @given(st.lists(st.integers(0, 60), max_size=40), st.integers(1, 9), st.one_of(st.none(), st.integers(1, 5)))
-def test_runs_put_every_row_in_its_slot(rows, shard_images, max_run):
+def test_reads_put_every_row_in_its_slot(rows, shard_images, max_images):
     placed = {}
-    for run in coalesce_reads(np.array(rows, dtype=np.int64), shard_images, max_run):
-        assert 0 <= run.first
-        assert run.first + run.n_images <= shard_images
-        assert max_run is None or run.n_images <= max_run
-        for offset in range(run.n_images):
-            assert run.slot + offset not in placed
-            placed[run.slot + offset] = run.shard * shard_images + run.first + offset
+    for read in coalesce_reads(np.array(rows, dtype=np.int64), shard_images, max_images):
+        assert 0 <= read.first
+        assert read.first + read.n_images <= shard_images
+        assert max_images is None or read.n_images <= max_images
+        for offset in range(read.n_images):
+            assert read.slot + offset not in placed
+            placed[read.slot + offset] = read.shard * shard_images + read.first + offset
     assert [placed[slot] for slot in range(len(rows))] == rows
 
 
-def test_neighbours_become_one_read():
+def test_consecutive_rows_become_one_read():
     assert len(coalesce_reads(np.arange(20), 10)) == 2
     assert len(coalesce_reads(np.arange(20)[::-1].copy(), 10)) == 20
 
@@ -94,24 +94,24 @@ def test_empty_epochs_are_refused():
         next(iter_batches(0, batch_rows=1, seed=0, samples_seen=0, stop=1))
 
 
-def test_windows_of_nothing_are_refused():
+def test_empty_windows_are_refused():
     with pytest.raises(ValueError, match="window_shards must be 1 or more, found 0"):
         epoch_windows(np.array([0, 3]), window_shards=0, seed=0, epoch=0)
 
 
 @given(st.lists(st.integers(0, 9), max_size=8), st.integers(1, 12))
-def test_cutting_anew_keeps_the_numbers(lengths, length):
+def test_rebatching_keeps_the_numbers(lengths, length):
     bounds = np.cumsum([0, *lengths])
-    stretches = [np.arange(start, end) for start, end in itertools.pairwise(bounds)]
-    cut = list(rebatch(stretches, length))
-    assert [number for stretch in cut for number in stretch] == list(range(bounds[-1]))
-    assert all(len(stretch) == length for stretch in cut[:-1])
-    assert all(0 < len(stretch) <= length for stretch in cut)
+    pieces = [np.arange(start, end) for start, end in itertools.pairwise(bounds)]
+    cut = list(rebatch(pieces, length))
+    assert [number for piece in cut for number in piece] == list(range(bounds[-1]))
+    assert all(len(piece) == length for piece in cut[:-1])
+    assert all(0 < len(piece) <= length for piece in cut)
 
 
 @given(st.integers(0, 50), st.integers(1, 12))
-def test_an_even_split_is_even(n, longest):
-    lengths = [len(part) for part in split_evenly(np.arange(n), longest)]
+def test_an_even_split_is_even(n, max_length):
+    lengths = [len(part) for part in split_evenly(np.arange(n), max_length)]
     assert sum(lengths) == n
-    assert len(lengths) == -(-n // longest)
-    assert not lengths or longest >= max(lengths) >= min(lengths) >= max(lengths) - 1
+    assert len(lengths) == -(-n // max_length)
+    assert not lengths or max_length >= max(lengths) >= min(lengths) >= max(lengths) - 1

@@ -11,17 +11,23 @@ import fsspec
 import numpy as np
 import pytest
 
-from cytosae_cache.errors import StoreCorruptError, StoreError, StoreIncompleteError, StoreNotFoundError
+from cytosae_cache.errors import (
+    StoreCorruptError,
+    StoreError,
+    StoreIncompleteError,
+    StoreNotFoundError,
+    StoreUnreachableError,
+)
 from cytosae_cache.format.shard import shard_name
 from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.loader import ShuffledLoader
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.storage import remote
-from cytosae_cache.storage.local import LocalStorage, open_storage
-from cytosae_cache.storage.remote import StoreUnreachableError
+from cytosae_cache.storage.local import LocalStorage
+from cytosae_cache.storage.open import open_storage
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.verify import verify_store
-from cytosae_cache.writer import StoreWriter
+from cytosae_cache.writer import StoreWriter, create_store
 from tests.support.pictures import HEARING_MAIN
 from tests.support.s3 import serve_s3
 from tests.support.stores import PROVENANCE, fill_store, make_activations, make_shard, make_spec, make_store, make_table
@@ -37,8 +43,8 @@ def s3(monkeypatch):
 
 
 def _files(location) -> dict[str, bytes]:
-    folder = open_storage(location)
-    return {name: folder.read(name) for name in folder.names()}
+    storage = open_storage(location)
+    return {name: storage.read(name) for name in storage.names()}
 
 
 @pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
@@ -57,7 +63,7 @@ def test_a_remote_store_is_byte_for_byte_the_local_one(s3, tmp_path, compression
     assert np.array_equal(store.dask().compute(), activations, equal_nan=True)
 
 
-def test_streams_are_those_of_the_local_store(s3, tmp_path):
+def test_loaders_give_the_batches_of_the_local_store(s3, tmp_path):
     activations = make_activations(11)
     batches = []
     for location in (URL, tmp_path / "s.zarr"):
@@ -82,7 +88,7 @@ def test_file_urls_are_local(tmp_path):
     assert isinstance(open_storage(f"file://{tmp_path}"), LocalStorage)
 
 
-def test_passing_errors_are_tried_again(s3):
+def test_temporary_errors_are_retried(s3):
     s3.remaining, s3.methods = 3, ("PUT",)
     store = make_store(URL, make_activations(6))
     assert s3.n_failed == 3
@@ -92,12 +98,12 @@ def test_passing_errors_are_tried_again(s3):
     assert s3.n_failed == 6
 
 
-def test_our_own_attempts_come_on_top_of_the_librarys(monkeypatch):
+def test_our_retries_come_on_top_of_those_of_the_library(monkeypatch):
     monkeypatch.setattr(remote, "_FIRST_PAUSE_S", 0.001)
-    folder = open_storage("memory://attempts")
-    folder.write("a", [b"xy"])
+    storage = open_storage("memory://attempts")
+    storage.write("a", [b"xy"])
     calls = []
-    original = folder._system.cat_file
+    original = storage._system.cat_file
 
     def flaky(path, **more):
         calls.append(path)
@@ -105,31 +111,31 @@ def test_our_own_attempts_come_on_top_of_the_librarys(monkeypatch):
             raise TimeoutError("slow")
         return original(path, **more)
 
-    monkeypatch.setattr(folder._system, "cat_file", flaky)
-    assert folder.read("a") == b"xy"
+    monkeypatch.setattr(storage._system, "cat_file", flaky)
+    assert storage.read("a") == b"xy"
     assert len(calls) == remote.N_ATTEMPTS
-    folder.delete()
+    storage.delete()
 
 
-def test_a_storage_that_does_not_answer_is_one_message(monkeypatch):
+def test_storage_that_does_not_respond_is_one_message(monkeypatch):
     monkeypatch.setattr(remote, "_FIRST_PAUSE_S", 0.001)
-    folder = open_storage("memory://silent")
+    storage = open_storage("memory://silent")
 
     def silent(path, **more):
         raise ConnectionResetError("reset by peer")
 
-    monkeypatch.setattr(folder._system, "cat_file", silent)
+    monkeypatch.setattr(storage._system, "cat_file", silent)
     with pytest.raises(StoreUnreachableError, match=r"cannot read 'memory://silent/a' after 5 attempts: reset by peer"):
-        folder.read("a")
+        storage.read("a")
 
 
-def test_lasting_errors_are_not_tried_again(s3):
+def test_permanent_errors_are_not_retried(s3):
     with pytest.raises(StoreNotFoundError, match="no activation store at 's3://cells/none.zarr'"):
         ActivationStore("s3://cells/none.zarr")
     assert s3.n_requests < 8
 
 
-def test_unknown_protocols_and_names_that_lead_out(s3):
+def test_unknown_protocols_and_names_that_lead_out_are_refused(s3):
     with pytest.raises(StoreError, match="neither a path nor a URL that fsspec knows"):
         open_storage("nosuch://a/b")
     with pytest.raises(StoreCorruptError, match="leads out of the store"):
@@ -147,7 +153,7 @@ def test_a_missing_package_is_named(monkeypatch):
 
 def test_an_unfinished_remote_store_is_resumed(s3, tmp_path):
     activations = make_activations(15)
-    store = ActivationStore.create(URL, make_spec(), make_table(15), PROVENANCE, shard_images=4)
+    store = create_store(URL, make_spec(), make_table(15), PROVENANCE, shard_images=4)
     with StoreWriter(store) as writer:
         for shard in (0, 1, 2):
             rows = store.shard_rows(shard)
@@ -199,7 +205,7 @@ def test_overwrite_removes_a_remote_store_and_nothing_else(s3, with_images):
     with_images.build("--store", URL, "--overwrite")
     assert other.names() == ["notes.txt"]
     output = with_images.build("--store", "s3://cells/stores/other", "--overwrite", code=1).output
-    assert "holds no unfinished store (found 'notes.txt')" in output
+    assert "is neither empty nor an unfinished store (found 'notes.txt')" in output
     assert other.read("notes.txt") == b"keep"
 
 
@@ -210,11 +216,11 @@ def test_a_killed_remote_build_is_resumed_to_the_same_bytes(s3, with_images, mon
         sys.executable, "-c", HEARING_MAIN, "build", "--root_dir", str(place.root), "--dataset_name", "toy",
         "--model_path", str(place.vit), "--workers", "0", "--shard_images", "1", "--batch_size", "1", "--store", URL,
     ]  # fmt: skip
-    folder = open_storage(URL)
+    storage = open_storage(URL)
     kills = 0
     for wanted in (2, 9, 15):
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ))
-        while child.poll() is None and len(folder.names("progress/")) < wanted:
+        while child.poll() is None and len(storage.names("progress/")) < wanted:
             time.sleep(0.01)
         if child.poll() is None:
             child.send_signal(signal.SIGKILL)

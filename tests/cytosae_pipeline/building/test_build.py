@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from cytosae.backbones.backbone import load_backbone
+from cytosae.backbones.backbone import describe_backbone, load_backbone
 from cytosae.backbones.images import decode_image, to_tensor
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
@@ -27,7 +27,7 @@ def test_the_store_holds_the_networks_activations(with_images):
     assert len(paths) == 23
     bad = paths.index(BROKEN)
     assert store.valid.tolist() == [row != bad for row in range(23)]
-    backbone = load_backbone(with_images.vit, name=None, block=-2)
+    backbone = load_backbone(with_images.vit, describe_backbone(with_images.vit, name=None, block=-2))
     with StoreReader(store) as reader:
         activations = reader.read(np.arange(23))
     assert np.isnan(activations[bad]).all()

@@ -15,7 +15,7 @@ from cytosae_cache.reading.permutation import spread_rows
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.verify import verify_store
-from cytosae_cache.writer import ShardData, StoreWriter
+from cytosae_cache.writer import ShardData, StoreWriter, create_store
 from cytosae_pipeline.cli.app import cli
 from cytosae_pipeline.config import BuildConfig, ExportConfig, StatisticsConfig, TrainConfig
 from tests.support.pictures import write_vit
@@ -179,7 +179,7 @@ def test_deep_verify_finds_numbers_that_the_network_does_not_give(with_store):
     digests, reasons = store.column("images/sha256"), store.column("images/reason")
     table, provenance = store.images, store.provenance
     shutil.rmtree(store.path)
-    faulty = ActivationStore.create(store.path, store.spec, table, provenance, shard_images=23)
+    faulty = create_store(store.path, store.spec, table, provenance, shard_images=23)
     with StoreWriter(faulty) as writer:
         writer.submit(ShardData(0, activations, [bytes(digest) for digest in digests], [str(text) for text in reasons]))
         writer.finish()

@@ -13,11 +13,10 @@ from cytosae.formats.checkpoint import SaeCheckpointError, load_sae, save_sae
 from cytosae.formats.interop import (
     SAELENS_CONFIG,
     SAELENS_WEIGHTS,
-    ExchangeError,
+    InteropError,
     reference_checkpoint,
     to_saelens,
     write_saelens,
-    write_safetensors,
 )
 from cytosae.sae.registry import ARCHITECTURES, make_sae
 
@@ -124,7 +123,7 @@ def test_every_format_comes_back_the_same(tmp_path, with_images, name, kind):
     arguments = ["export", "--sae_path", path, "--format", kind, "--out", tmp_path / f"out.{kind}", "--json"]
     if kind == "reference" and name != "relu":
         output = with_images.run_plain(*arguments, code=1).output
-        assert f"the reference knows relu autoencoders alone, found {name}: use --format saelens" in output
+        assert f"the reference has no {name} autoencoders: use --format saelens" in output
         assert not (tmp_path / "out.reference").exists()
         return
     result = json.loads(with_images.run_plain(*arguments).stdout)
@@ -164,8 +163,8 @@ def test_folders_of_other_people_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"normalize_activations": "layer_norm"}, "normalize_activations 'layer_norm'; only 'none' can be used"),
-        ({"apply_b_dec_to_input": False}, "apply_b_dec_to_input False; only True can be used"),
+        ({"normalize_activations": "layer_norm"}, "normalize_activations 'layer_norm'; only 'none' is supported"),
+        ({"apply_b_dec_to_input": False}, "apply_b_dec_to_input False; only True is supported"),
         ({"rescale_acts_by_decoder_norm": True}, "rescale_acts_by_decoder_norm True"),
         ({"architecture": "transcoder"}, "architecture 'transcoder'; known are standard, topk, jumprelu, gated"),
         ({"architecture": ["topk"]}, "architecture \\['topk'\\]"),
@@ -207,10 +206,10 @@ def test_weights_that_are_damaged_missing_or_no_numbers_are_explained(tmp_path):
         with pytest.raises(SaeCheckpointError, match="sae_weights.safetensors cannot be read"):
             load_sae(tmp_path)
     save_file({**state, "W_enc": state["W_enc"] * float("nan")}, weights)
-    with pytest.raises(SaeCheckpointError, match="W_enc in .* hold NaN or infinity"):
+    with pytest.raises(SaeCheckpointError, match="W_enc in .* contain NaN or infinity"):
         load_sae(tmp_path)
     save_file({name: tensor for name, tensor in state.items() if name != "b_dec"}, weights)
-    with pytest.raises(SaeCheckpointError, match="must hold W_enc, b_enc, W_dec, b_dec, found"):
+    with pytest.raises(SaeCheckpointError, match="must contain W_enc, b_enc, W_dec, b_dec, found"):
         load_sae(tmp_path)
     weights.unlink()
     with pytest.raises(SaeCheckpointError, match="cannot be read"):
@@ -227,26 +226,41 @@ def test_several_thresholds_are_no_batchtopk(tmp_path):
 
 def test_tensors_of_others_have_no_config(tmp_path):
     save_file({"W_enc": torch.ones(2, 2)}, tmp_path / "x.safetensors")
-    with pytest.raises(SaeCheckpointError, match="it is no export of ours"):
+    with pytest.raises(SaeCheckpointError, match="it is not an export of cytosae-cache"):
         load_sae(tmp_path / "x.safetensors")
 
 
 def test_only_relu_has_a_place_in_the_reference():
-    with pytest.raises(ExchangeError, match="found gated"):
+    with pytest.raises(InteropError, match="the reference has no gated autoencoders"):
         reference_checkpoint(make_random("gated"), CFG)
 
 
-def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("cytosae.formats.atomic.os.fsync", lambda number: (_ for _ in ()).throw(OSError("full")))
-    with pytest.raises(OSError, match="full"):
-        write_safetensors(tmp_path / "x.safetensors", make_random("relu"), CFG)
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("kind", ["saelens", "safetensors", "reference"])
+def test_a_failed_write_leaves_nothing(with_sae, monkeypatch, kind):
+    def fail(number):
+        raise OSError("full")
+
+    out = with_sae.root / {"saelens": "x.saelens", "safetensors": "x.safetensors", "reference": "x.pt"}[kind]
+    monkeypatch.setattr("cytosae_cache.storage.atomic.os.fsync", fail)
+    arguments = ["export", "--sae_path", with_sae.sae(), "--format", kind, "--out", out]
+    assert "full" in with_sae.run_plain(*arguments, code=1).output
+    assert not [path for path in with_sae.root.glob("x.*") if path.is_file()]
+    assert not list(with_sae.root.glob("x.*/*"))
+
+
+def test_other_files_of_a_saelens_folder_stay(with_sae):
+    out = with_sae.root / "x.saelens"
+    arguments = ["export", "--sae_path", with_sae.sae(), "--out", out]
+    with_sae.run_plain(*arguments)
+    (out / "README.md").write_text("mine")
+    with_sae.run_plain(*arguments, "--overwrite")
+    assert (out / "README.md").read_text() == "mine"
 
 
 # --- the verb
 
 
-def test_the_verb_names_what_it_wrote_and_replaces_nothing_unasked(with_sae):
+def test_the_verb_names_what_it_wrote_and_replaces_only_with_overwrite(with_sae):
     output = with_sae.run_plain("export", "--sae_path", with_sae.sae()).output
     out = with_sae.sae().with_name(with_sae.sae().stem + ".saelens")
     assert f"wrote relu autoencoder 24 -> 96 as saelens: {out}" in output

@@ -19,10 +19,11 @@ from anndata.io import read_elem
 from pyarrow import parquet
 
 from cytosae.formats.checkpoint import load_sae, save_sae
-from cytosae.sae.base import Sae
+from cytosae.sae.relu import ReluSae
+from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.storage.atomic import replacing_path
-from cytosae_cache.store import ActivationStore, ImageTable
+from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.export import table_files
 from cytosae_pipeline.export.anndata_files import CsrScores, open_group
 from cytosae_pipeline.export.table_files import LongScores, escape_formula
@@ -70,7 +71,7 @@ def own(tmp_path):
             )
             make_store(self.store, make_activations(n), table=table, invalid=invalid, shard_images=256)
             torch.manual_seed(0)
-            sae = Sae(8, n_latents)
+            sae = ReluSae(8, n_latents)
             with torch.no_grad():
                 sae.W_enc.normal_()
                 sae.b_enc.fill_(-1.0)
@@ -154,7 +155,7 @@ def test_scanpy_finds_planted_groups(own):
     )
     make_store(own.store, activations.astype(np.float16), table=table, shard_images=64)
     torch.manual_seed(1)
-    sae = Sae(8, 40)
+    sae = ReluSae(8, 40)
     with torch.no_grad():
         sae.W_enc.normal_()
     save_sae(own.sae, sae, {})

@@ -9,8 +9,9 @@ import torch
 from cytosae.analysis.masking import MASKINGS
 from cytosae.formats.checkpoint import load_sae, save_sae
 from cytosae.sae.base import Sae
+from cytosae.sae.relu import ReluSae
+from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.reading.permutation import spread_rows
-from cytosae_cache.store import ImageTable
 from cytosae_pipeline.config import StatisticsConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.statistics.halves import split_in_halves
@@ -47,7 +48,7 @@ def plant(labels) -> np.ndarray:
 
 def make_sae() -> Sae:
     """Latent s reads and writes channel s."""
-    sae = Sae(D, D).requires_grad_(False)
+    sae = ReluSae(D, D).requires_grad_(False)
     sae.W_enc.copy_(torch.eye(D))
     sae.W_dec.copy_(torch.eye(D))
     return sae

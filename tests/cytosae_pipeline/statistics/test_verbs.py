@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cytosae.formats.checkpoint import load_sae, save_sae
-from cytosae.sae.base import Sae
+from cytosae.sae.relu import ReluSae
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
 from tests.support.pictures import BROKEN, write_vit
@@ -173,7 +173,7 @@ def test_the_autoencoders_own_store_is_chosen_among_several(with_sae):
 
 
 def test_an_autoencoder_of_another_width_is_refused(with_sae, tmp_path):
-    save_sae(tmp_path / "sae.pt", Sae(8, 16), {})
+    save_sae(tmp_path / "sae.pt", ReluSae(8, 16), {})
     output = with_sae.run("features", "--dataset_name", "toy", "--sae_path", tmp_path / "sae.pt", code=1).output
     assert "takes activations of width 8" in output
     assert "width 24" in output

@@ -65,7 +65,7 @@ def test_the_two_sides_are_all_valid_images(tmp_path):
 
 def test_nothing_left_to_train_on_is_explained(tmp_path):
     store = make(tmp_path / "s.zarr", 3)
-    with StoreReader(store) as reader, pytest.raises(StoreError, match="is left: give a smaller --held_out"):
+    with StoreReader(store) as reader, pytest.raises(StoreError, match="is left to serve: use a smaller --held_out"):
         ConcatReader([reader], [np.zeros(3, dtype=bool)])
 
 

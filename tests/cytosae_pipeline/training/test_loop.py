@@ -14,9 +14,8 @@ import pytest
 import torch
 
 from cytosae.formats.checkpoint import load_sae
-from cytosae.sae.base import Sae
+from cytosae.sae.relu import ReluSae
 from cytosae.training.geometric_median import geometric_median
-from cytosae.training.loss import reference_loss
 from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.permutation import iter_batches
 from cytosae_cache.reading.reader import StoreReader
@@ -24,6 +23,7 @@ from cytosae_cache.reading.sampler import Sampler
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.training.init import sample_tokens
 from cytosae_pipeline.training.loop import WaitingTime
+from tests.support.losses import plain_loss
 from tests.support.pictures import HEARING_MAIN, write_pictures, write_vit
 from tests.support.stores import make_store
 
@@ -65,7 +65,7 @@ def test_the_final_weights_are_those_of_a_plain_loop_over_the_definition(with_st
     store = ActivationStore.open(with_store.store)
     with StoreReader(store) as reader:
         activations = torch.from_numpy(reader.read(store.valid_rows)).float()
-        sae = Sae(24, 96, seed=42)
+        sae = ReluSae(24, 96, seed=42)
         with torch.no_grad():
             sae.b_dec.copy_(geometric_median(sample_tokens(ConcatReader([reader]), store.spec.tokens)))
     optimizer = torch.optim.Adam(sae.parameters(), betas=(0.9, 0.999))
@@ -76,11 +76,11 @@ def test_the_final_weights_are_those_of_a_plain_loop_over_the_definition(with_st
             sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
         dead = since > 0
         n_ghosts += int(dead.any())
-        terms, output = reference_loss(sae, activations[rows], l1_coefficient=0.001, dead_mask=dead)
-        fired = (output.acts > 0).any(dim=0).any(dim=0)
+        loss = plain_loss(sae, activations[rows], l1_coefficient=0.001, dead_mask=dead)
+        fired = loss.n_fired > 0
         since = torch.where(fired, 0, since + 1)
         optimizer.zero_grad()
-        terms.loss.backward()
+        loss.terms.loss.backward()
         sae.W_dec.grad -= (sae.W_dec.grad * sae.W_dec).sum(dim=1, keepdim=True) * sae.W_dec
         optimizer.param_groups[0]["lr"] = 0.0004 * min(1, (step + 1) / 3)
         optimizer.step()
@@ -146,11 +146,11 @@ def test_an_interrupted_run_resumes_to_the_same_bits(with_store, monkeypatch, op
     with_store.train("--run_name", "r", *options)
     original, calls = TrainStep.step, []
 
-    def interrupted(self, x, lr, **more):
+    def interrupted(self, x, **more):
         calls.append(1)
         if len(calls) == 8:
             raise KeyboardInterrupt
-        return original(self, x, lr, **more)
+        return original(self, x, **more)
 
     monkeypatch.setattr(TrainStep, "step", interrupted)
     output = with_store.train("--run_name", "broken", *options, code=130).output
@@ -379,7 +379,7 @@ def test_the_orders_train_on_what_the_sampling_says(with_store, monkeypatch):
     seen = []
     original = TrainStep.step
     monkeypatch.setattr(
-        TrainStep, "step", lambda self, x, lr, **more: (seen.append(x.clone()), original(self, x, lr, **more))[1]
+        TrainStep, "step", lambda self, x, **more: (seen.append(x.clone()), original(self, x, **more))[1]
     )
     with_store.train("--run_name", "r", "--shuffle", "windowed", "--batch_of", "tokens")
     with StoreReader(ActivationStore.open(with_store.store)) as reader:

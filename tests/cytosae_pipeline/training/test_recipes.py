@@ -70,7 +70,8 @@ def test_every_architecture_trains_resumes_and_is_read(with_store, monkeypatch, 
 
 def test_more_active_latents_than_there_are_is_refused(with_store):
     output = with_store.train("--arch", "topk", "--k", 97, code=1).output
-    assert "--k 97 is more than the 96 latents of --expansion_factor 4 at width 24" in output
+    assert "k must be a whole number from 1 to the 96 latents, found 97" in output
+    assert "--expansion_factor 4 at width 24 gives 96 latents: change --k or --expansion_factor" in output
 
 
 @pytest.mark.parametrize("option", [["--use_ghost_grads"], ["--norm_weighted_l1"], ["--mse_cls_coefficient", 2]])
@@ -152,9 +153,9 @@ def test_the_tokens_chosen_are_those_trained_on(with_store, monkeypatch, choice)
 
     seen, original = [], TrainStep.step
 
-    def watched(self, x, lr, **more):
+    def watched(self, x, **more):
         seen.append(tuple(x.shape))
-        return original(self, x, lr, **more)
+        return original(self, x, **more)
 
     monkeypatch.setattr(TrainStep, "step", watched)
     with_store.train("--run_name", "r", "--tokens", choice)
@@ -264,9 +265,9 @@ def test_held_out_images_are_never_trained_on_and_measured_exactly(with_store, m
 
     seen, original = [], TrainStep.step
 
-    def watched(self, x, lr, **more):
+    def watched(self, x, **more):
         seen.append(x.clone())
-        return original(self, x, lr, **more)
+        return original(self, x, **more)
 
     monkeypatch.setattr(TrainStep, "step", watched)
     with_store.train("--run_name", "r", "--held_out", 0.3)
@@ -334,9 +335,9 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_state(with_store, monkeypa
 
     original, calls = TrainStep.step, []
 
-    def poisoned(self, x, lr, **more):
+    def poisoned(self, x, **more):
         calls.append(1)
-        return original(self, x * math.nan if len(calls) == 8 else x, lr, **more)
+        return original(self, x * math.nan if len(calls) == 8 else x, **more)
 
     monkeypatch.setattr(TrainStep, "step", poisoned)
     output = with_store.train("--run_name", "r", "--n_checkpoints", 14, code=1).output
@@ -356,8 +357,8 @@ def test_parameters_that_are_no_numbers_are_never_saved(with_store, monkeypatch)
 
     original, calls = TrainStep.step, []
 
-    def poisoned(self, x, lr, **more):
-        result = original(self, x, lr, **more)
+    def poisoned(self, x, **more):
+        result = original(self, x, **more)
         calls.append(1)
         if len(calls) == 4:
             self.sae.W_enc.data[0, 0] = math.inf

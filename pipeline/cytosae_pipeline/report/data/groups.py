@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cytosae_cache.store import ImageTable
+from cytosae_cache.format.layout import ImageTable
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.statistics.label_index import LabelIndex
 

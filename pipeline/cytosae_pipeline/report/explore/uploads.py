@@ -32,7 +32,7 @@ class UploadReader:
     """
 
     def __init__(self, store: ActivationStore, model_path: Path, config: StoreSource) -> None:
-        self._store, self._path, self._name = store, model_path, config.model_name
+        self._store, self._path = store, model_path
         self._info = describe_own_backbone(store, model_path, config.model_name)
         self._device = choose_device(config.device)
         self._backbone: Backbone | None = None
@@ -55,10 +55,7 @@ class UploadReader:
             pixels: What `decode` returned.
         """
         if self._backbone is None:
-            self._backbone = load_backbone(
-                self._path, name=self._name, block=self._info.block, device=self._device,
-                weights_digest=self._info.weights_sha256,
-            )  # fmt: skip
+            self._backbone = load_backbone(self._path, self._info, device=self._device)
         image = Decoded(0, pixels, None, "")
         computed = compute_activations(self._backbone, [image], self._store.spec, self._info, self._device)
         return torch.from_numpy(computed[0])

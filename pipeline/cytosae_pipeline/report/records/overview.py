@@ -160,8 +160,7 @@ def _sae_facts(data: ReportData) -> list[list[str]]:
     if isinstance(cfg.get("run_name"), str):
         facts.append(["run", cfg["run_name"]])
     facts += [[name, str(value)] for name, value in sae.settings.items()]
-    has_l1 = sae.architecture in ("relu", "gated")
-    names = [name for name in _SAE_FACTS if has_l1 or name != "l1_coefficient"]
+    names = [name for name in _SAE_FACTS if name != "l1_coefficient" or name in sae.training_options]
     facts += [[name, str(cfg[name])] for name in names if isinstance(cfg.get(name), int | float)]
     return [
         *facts,

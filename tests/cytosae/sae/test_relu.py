@@ -1,12 +1,11 @@
-"""The reference loss and its gradients against a loop over single numbers; schedule and metrics."""
-
-import math
+"""The reference's loss and its gradients against a loop over scalars."""
 
 import pytest
 import torch
 
 from cytosae.sae.base import Sae
-from cytosae.training.loss import explained_variance, reference_loss
+from cytosae.sae.relu import ReluSae
+from tests.support.losses import make_inputs, plain_loss
 
 B, T, D, S = 2, 3, 4, 6
 NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -14,7 +13,7 @@ NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 def make_sae(seed=0, dtype=torch.float64) -> Sae:
     """Random parameters, the biases too; decoder rows of unit norm."""
-    sae = Sae(D, S, dtype=dtype)
+    sae = ReluSae(D, S, dtype=dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in sae.parameters():
@@ -32,7 +31,7 @@ def length(numbers) -> torch.Tensor:
 
 
 def loss_by_loops(sae, x, *, l1_coefficient, dead=(), cls=1.0):
-    """Definition 4.5, one number at a time: (loss, mse, l1, ghost)."""
+    """docs/definitions.md, section 5, one number at a time: (loss, mse, l1, ghost)."""
     W_enc, b_enc, W_dec, b_dec = (getattr(sae, name) for name in NAMES)
     n_images, n_tokens = x.shape[:2]
     mse = l1 = ghost = torch.zeros((), dtype=x.dtype)
@@ -67,13 +66,12 @@ def gradients(sae, loss) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("dead", [(), (2,), (0, 3, 5), tuple(range(S))])
 @pytest.mark.parametrize("cls", [1.0, 0.0, 3.5])
 @pytest.mark.parametrize("l1_coefficient", [0.0, 0.3])
-def test_loss_and_gradients_are_those_of_the_definition(dead, cls, l1_coefficient):
+def test_loss_and_gradients_follow_the_definition(dead, cls, l1_coefficient):
     sae, x = make_sae(), make_x()
     mask = torch.zeros(S, dtype=torch.bool)
     mask[list(dead)] = True
-    terms, output = reference_loss(
-        sae, x, l1_coefficient=l1_coefficient, dead_mask=mask, mse_cls_coefficient=cls
-    )  # fmt: skip
+    loss = plain_loss(sae, x, l1_coefficient=l1_coefficient, dead_mask=mask, mse_cls_coefficient=cls)
+    terms = loss.terms
     expected = loss_by_loops(sae, x, l1_coefficient=l1_coefficient, dead=dead, cls=cls)
     for found, wanted in zip(terms, expected, strict=True):
         assert found.shape == ()
@@ -83,20 +81,21 @@ def test_loss_and_gradients_are_those_of_the_definition(dead, cls, l1_coefficien
         torch.testing.assert_close(
             ours[name], theirs[name], rtol=1e-9, atol=1e-12, msg=lambda text, n=name: f"{n} {text}"
         )
-    torch.testing.assert_close(output.acts, sae.encode(x))
+    assert torch.equal(loss.n_fired, (sae.encode(x) > 0).sum(dim=(0, 1)))
+    torch.testing.assert_close(loss.reconstruction, sae(x).reconstruction)
 
 
-def test_cls_coefficient_leaves_the_ghost_term_alone():
+def test_cls_coefficient_does_not_affect_the_ghost_term():
     sae, x, mask = make_sae(), make_x(), torch.arange(S) < 2
-    plain, _ = reference_loss(sae, x, l1_coefficient=0.1, dead_mask=mask)
-    weighted, _ = reference_loss(sae, x, l1_coefficient=0.1, dead_mask=mask, mse_cls_coefficient=7.0)
+    plain = plain_loss(sae, x, l1_coefficient=0.1, dead_mask=mask).terms
+    weighted = plain_loss(sae, x, l1_coefficient=0.1, dead_mask=mask, mse_cls_coefficient=7.0).terms
     assert weighted.ghost == plain.ghost
     assert weighted.mse > plain.mse
 
 
 @pytest.mark.parametrize("mask", [None, torch.zeros(S, dtype=torch.bool)])
 def test_without_dead_latents_the_ghost_term_is_exactly_zero(mask):
-    terms, _ = reference_loss(make_sae(), make_x(), l1_coefficient=0.1, dead_mask=mask)
+    terms = plain_loss(make_sae(), make_x(), l1_coefficient=0.1, dead_mask=mask).terms
     assert terms.ghost.item() == 0
     assert not terms.ghost.requires_grad
 
@@ -107,33 +106,34 @@ def test_ghost_term_moves_a_latent_that_never_fires():
         sae.b_enc[2] = -3
         sae.W_enc[:, 2] *= 0.1
     mask = torch.arange(S) == 2
-    without, _ = reference_loss(sae, x, l1_coefficient=0.1)
+    without = plain_loss(sae, x, l1_coefficient=0.1).terms
     assert not gradients(sae, without.loss)["W_enc"][:, 2].any()
-    terms, output = reference_loss(sae, x, l1_coefficient=0.1, dead_mask=mask)
-    assert not output.acts[..., 2].any()
-    found = gradients(sae, terms.loss)
+    loss = plain_loss(sae, x, l1_coefficient=0.1, dead_mask=mask)
+    assert not loss.n_fired[2]
+    found = gradients(sae, loss.terms.loss)
     assert found["W_enc"][:, 2].abs().min() > 0
     assert found["b_enc"][2] != 0
     assert found["W_dec"][2].abs().min() > 0
 
 
 def test_perfect_reconstruction_costs_nothing_and_has_finite_gradients():
-    sae = Sae(2, 2)
+    sae = ReluSae(2, 2)
     with torch.no_grad():
         sae.W_enc.copy_(torch.eye(2))
         sae.W_dec.copy_(torch.eye(2))
-    terms, _ = reference_loss(sae, torch.ones(1, 2, 2), l1_coefficient=0.0, dead_mask=torch.tensor([False, True]))
+    terms = plain_loss(sae, torch.ones(1, 2, 2), l1_coefficient=0.0, dead_mask=torch.tensor([False, True])).terms
     assert [term.item() for term in terms] == [0, 0, 0, 0]
     terms.loss.backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in sae.parameters())
 
 
-def test_zero_token_adds_nothing_and_the_others_count_as_before():
+def test_a_zero_token_adds_nothing_and_the_others_are_unchanged():
     sae, x, mask = make_sae(), make_x(), torch.arange(S) < 2
     x[0, 1] = 0
     x[1, 0] = 0
-    found, output = reference_loss(sae, x, l1_coefficient=0.0, dead_mask=mask, mse_cls_coefficient=2.0)
-    assert output.reconstruction[0, 1].abs().min() > 0
+    loss = plain_loss(sae, x, l1_coefficient=0.0, dead_mask=mask, mse_cls_coefficient=2.0)
+    found = loss.terms
+    assert loss.reconstruction[0, 1].abs().min() > 0
     kept = torch.stack([x[0, 0], x[0, 2], x[1, 1], x[1, 2]])[:, None]  # as images of one token, none of them weighted
     weights = torch.tensor([2.0, 1.0, 1.0, 1.0])
     parts = [
@@ -145,33 +145,14 @@ def test_zero_token_adds_nothing_and_the_others_count_as_before():
     assert all(torch.isfinite(parameter.grad).all() for parameter in sae.parameters())
 
 
-@pytest.mark.parametrize("shape", [(T, D), (B, T, D + 1), (D,), (1, B, T, D)])
-def test_other_shapes_are_refused(shape):
-    with pytest.raises(ValueError, match=rf"x must be \(B, T, {D}\), found \("):
-        reference_loss(make_sae(), torch.zeros(shape, dtype=torch.float64), l1_coefficient=0.1)
-
-
-# --- metrics
-
-
-def test_explained_variance_is_written_out_right():
-    x = make_x()
-    again = x + 0.3 * make_x(2)
-    tokens, guesses = x.reshape(-1, D).tolist(), again.reshape(-1, D).tolist()
-    mean = [sum(column) / len(tokens) for column in zip(*tokens, strict=True)]
-    errors = [math.dist(token, guess) ** 2 for token, guess in zip(tokens, guesses, strict=True)]
-    spreads = [math.dist(token, mean) ** 2 for token in tokens]
-    variance = explained_variance(x, again)
-    assert variance.total.item() == pytest.approx(1 - sum(errors) / sum(spreads))
-    shares = [1 - error / spread for error, spread in zip(errors, spreads, strict=True)]
-    centre = sum(shares) / len(shares)
-    deviation = math.sqrt(sum((share - centre) ** 2 for share in shares) / len(shares))
-    assert variance.per_token_std.item() == pytest.approx(deviation)
-
-
-def test_explained_variance_of_the_ends_of_its_scale():
-    x = make_x()
-    perfect, mean = explained_variance(x, x), explained_variance(x, x.mean(dim=(0, 1)).expand_as(x))
-    assert perfect.total == 1
-    assert perfect.per_token_std == 0
-    assert mean.total.item() == pytest.approx(0)
+@pytest.mark.parametrize("n_parts", [2, 3])
+def test_losses_of_parts_add_up(n_parts):
+    sae, x, mask = make_sae(), make_x(), torch.arange(S) < 2
+    inputs = make_inputs(x, l1_coefficient=0.3, dead_mask=mask, mse_cls_coefficient=2.0)
+    whole = sae.training_loss(x.flatten(0, 1), inputs)
+    total = torch.zeros(4, dtype=x.dtype)
+    for tokens, weights in zip(x.flatten(0, 1).chunk(n_parts), inputs.token_weights.chunk(n_parts), strict=True):
+        part = inputs._replace(share=len(tokens) / (B * T), token_weights=weights)
+        total += torch.stack(sae.training_loss(tokens, part).terms)
+    torch.testing.assert_close(total, torch.stack(whole.terms))
+    assert whole.terms.ghost > 0

@@ -1,0 +1,232 @@
+"""What a store on disk or behind a URL contains: metadata, tables and the place of every image."""
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from cytosae_cache.errors import StoreCorruptError, StoreIncompleteError
+from cytosae_cache.format.columns import read_table
+from cytosae_cache.format.metadata import (
+    MAX_METADATA_BYTES,
+    check_activations,
+    parse_json,
+    read_attributes,
+    read_provenance,
+)
+from cytosae_cache.format.moments import Moments
+from cytosae_cache.format.progress import PROGRESS_FOLDER
+from cytosae_cache.format.quantize import Channels
+from cytosae_cache.format.spec import FORMAT_VERSION, StoreSpec
+from cytosae_cache.storage.base import Location
+from cytosae_cache.storage.open import open_storage
+
+
+class ImageTable(NamedTuple):
+    """What is known about the images before the first one is read, one entry per row."""
+
+    path: Sequence[str]
+    """POSIX paths relative to the data set's root, in byte order."""
+    label: Sequence[str]
+    """Class names; '' if unknown."""
+    patient: Sequence[str]
+    """Patient identifiers; '' if unknown."""
+
+    def take(self, rows: npt.NDArray[np.integer]) -> "ImageTable":
+        """The table of the given rows only, in their order."""
+        wanted = rows.tolist()
+        return ImageTable(*([column[row] for row in wanted] for column in self))
+
+
+class StoreLayout:
+    """The description of an existing store, finished or not, as it was when this object was made.
+
+    Opening reads the metadata; tables are read on first access. Pickles as its location, so unpickling opens the store
+    again.
+
+    Args:
+        location: Folder or URL of the store.
+
+    Raises:
+        StoreNotFoundError: If there is no store.
+        StoreCorruptError: If its metadata is not that of a store of this format.
+    """
+
+    def __init__(self, location: Location) -> None:
+        self.storage = open_storage(location)
+        self.path = self.storage.location
+        """Where the store is: a path, or the URL of a remote one."""
+        attributes = read_attributes(self.storage)
+        n_bytes = self.storage.scan()
+        self.spec = StoreSpec.from_json(attributes.get("spec"))
+        self.complete = attributes.get("complete") is True
+        self.provenance = read_provenance(attributes)
+        self.files: dict[str, str] = attributes["files"] if self.complete else {}
+        """SHA-256 of every file that is neither a shard nor the group's metadata; empty until complete."""
+        name = "activations/zarr.json"
+        array = parse_json(self.read_file(name, max_bytes=MAX_METADATA_BYTES), f"{self.path}/{name}")
+        self.n_images, self.shard_images, self.compression = check_activations(array, self.spec, str(self.path))
+        # Every image has 16 bytes in its shard's index, so this refuses a shape that no memory could hold.
+        if self.complete and n_bytes < 16 * self.n_images:
+            raise StoreCorruptError(
+                f"the metadata of store '{self.path}' promises {self.n_images:,} images, but its shard files have only "
+                f"{n_bytes:,} bytes in total: files are missing or the shape is wrong"
+            )
+
+    @classmethod
+    def open(cls, location: Location) -> Self:
+        """Open a complete store.
+
+        Raises:
+            StoreNotFoundError: If there is no store at `location`.
+            StoreIncompleteError: If its build has not finished.
+            StoreCorruptError: If its metadata is not that of a store of this format.
+        """
+        store = cls(location)
+        store.require_complete()
+        return store
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Location]]:
+        return type(self), (self.path,)
+
+    def require_complete(self) -> None:
+        """Refuse an unfinished store.
+
+        Raises:
+            StoreIncompleteError: If the store's build has not finished.
+        """
+        if not self.complete:
+            raise StoreIncompleteError(
+                f"store '{self.path}' is unfinished: {self.n_finished_shards} of {self.n_shards} shards are written. "
+                f"Finish it by running the same build command again: "
+                f"cytosae-cache build --dataset_name {self.provenance.dataset} ..."
+            )
+
+    def read_file(self, name: str, *, max_bytes: int | None = None) -> bytes:
+        """Read a small file of the store and compare it with its recorded digest; shards have checksums of their own.
+
+        Raises:
+            StoreCorruptError: If it is missing or was changed.
+        """
+        where = f"{self.path}/{name}"
+        try:
+            data = self.storage.read(name, max_bytes=max_bytes)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise StoreCorruptError(f"'{where}' is missing: the store was not copied completely") from error
+        if self.complete and hashlib.sha256(data).hexdigest() != self.files.get(name):
+            raise StoreCorruptError(
+                f"'{where}' was changed or damaged after it was written. Repair it by rebuilding with --overwrite"
+            )
+        return data
+
+    def column(self, place: str) -> npt.NDArray[Any]:
+        """Read one of the small arrays completely, for example `images/label` or `shards/crc32c`.
+
+        Raises:
+            StoreCorruptError: If it is missing, was changed or cannot be decoded.
+        """
+        names = self.files if self.complete else self.storage.names(f"{place}/")
+        files = {name: self.read_file(name) for name in names if name.startswith(f"{place}/")}
+        lengths = (self.n_images, self.n_shards, self.d_model)
+        return read_table(files, place, lengths=lengths, widths=(32, self.d_model), where=str(self.path))
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens per image."""
+        return self.spec.tokens.n_tokens
+
+    @property
+    def d_model(self) -> int:
+        """Channels of an activation."""
+        return self.spec.d_model
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """Little-endian dtype that readers return."""
+        return np.dtype(self.spec.value_dtype).newbyteorder("<")
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of one image's activations in the dtype that readers return."""
+        return self.n_tokens * self.d_model * self.dtype.itemsize
+
+    @property
+    def n_shards(self) -> int:
+        """Shard files of the complete store."""
+        return -(-self.n_images // self.shard_images)
+
+    @property
+    def n_finished_shards(self) -> int:
+        """Shards that have a completion mark."""
+        if self.complete:
+            return self.n_shards
+        return sum(name.endswith(".json") for name in self.storage.names(f"{PROGRESS_FOLDER}/"))
+
+    def shard_rows(self, shard: int) -> range:
+        """Rows in a shard."""
+        return range(shard * self.shard_images, min((shard + 1) * self.shard_images, self.n_images))
+
+    @cached_property
+    def images(self) -> ImageTable:
+        """Path, label and patient of every row."""
+        return ImageTable(*([str(item) for item in self.column(f"images/{name}")] for name in ImageTable._fields))
+
+    @cached_property
+    def valid(self) -> npt.NDArray[np.bool_]:
+        """Whether each image could be read, shape `(n_images,)`; the others never reach a batch or a statistic."""
+        return self.column("images/valid").astype(bool)
+
+    @cached_property
+    def valid_rows(self) -> npt.NDArray[np.int64]:
+        """Rows of the images that could be read, increasing."""
+        return np.flatnonzero(self.valid).astype(np.int64)
+
+    @cached_property
+    def image_checksums(self) -> npt.NDArray[np.uint32]:
+        """CRC-32C of each image's stored bytes, shape `(n_images,)`."""
+        return self.column("images/crc32c").astype(np.uint32)
+
+    @cached_property
+    def channels(self) -> Channels | None:
+        """Decoding parameters of an int8 store; None for other stores, and before the first shard is written.
+
+        Raises:
+            StoreCorruptError: If they cannot be read or are out of range.
+        """
+        if self.spec.store_dtype != "int8" or not (self.complete or self.storage.names("channels/")):
+            return None
+        channels = Channels(*(self.column(f"channels/{name}").astype(np.float32) for name in Channels._fields))
+        sound = np.isfinite(channels.mean).all() and np.isfinite(channels.std).all() and (channels.std > 0).all()
+        if {len(column) for column in channels} != {self.d_model} or not sound:
+            raise StoreCorruptError(
+                f"channels of store '{self.path}' must be {self.d_model} finite means and positive deviations, "
+                "found other values. Repair it by rebuilding with --overwrite"
+            )
+        return channels
+
+    @cached_property
+    def moments(self) -> Moments:
+        """Exact sums per shard."""
+        return Moments(*(self.column(f"moments/{name}") for name in Moments.__dataclass_fields__))
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that `info` shows, as JSON values."""
+        skipped = int((~self.valid).sum()) if self.complete else None
+        return {
+            "path": str(self.path),
+            "format": FORMAT_VERSION,
+            "complete": self.complete,
+            **vars(self.provenance),
+            "spec_hash": self.spec.hash,
+            "spec": self.spec.to_json(),
+            "shape": [self.n_images, self.n_tokens, self.d_model],
+            "shard_images": self.shard_images,
+            "n_shards": self.n_shards,
+            "n_finished_shards": self.n_finished_shards,
+            "compression": self.compression,
+            "n_skipped": skipped,
+            "activation_bytes": self.n_images * self.spec.record_bytes,
+        }

@@ -1,0 +1,116 @@
+"""What a store needs from the place where its files are: the contract of every storage backend.
+
+Names are POSIX paths relative to the store's root. Writing is atomic: a file appears only once it is complete.
+"""
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+Location = Path | str
+"""A path on this machine, or a URL that fsspec knows, such as `s3://bucket/store.zarr`."""
+
+
+class ReadableFile(Protocol):
+    """An open file of a store; its descriptor closes with the object."""
+
+    n_bytes: int
+    """Length."""
+
+    def read_at(self, offset: int, view: memoryview) -> None:
+        """Fill memory with the bytes that start at `offset`.
+
+        Raises:
+            StoreCorruptError: If the file ends before the memory is full.
+        """
+
+
+class StorageBackend(ABC):
+    """The files of one store."""
+
+    location: Location
+    """Where the files are: for messages, and for opening the same storage again."""
+    n_threads: int
+    """Number of concurrent reads that gives the best throughput."""
+    checks_content: bool
+    """Whether a resumed build reads finished shards again; if not, it compares only their length."""
+
+    def __str__(self) -> str:
+        return str(self.location)
+
+    @abstractmethod
+    def scan(self) -> int:
+        """Check that no link leads out of the store; return the total bytes of the files below `activations`.
+
+        Raises:
+            StoreCorruptError: If a link leads out of the store, or an entry is neither a file nor a folder.
+        """
+
+    @abstractmethod
+    def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
+        """Read a whole file.
+
+        Raises:
+            FileNotFoundError: If the file does not exist.
+            StoreCorruptError: If it is longer than `max_bytes`, or a link that leads out of the store.
+        """
+
+    @abstractmethod
+    def size(self, name: str) -> int | None:
+        """Length of a file in bytes; None if it does not exist."""
+
+    @abstractmethod
+    def names(self, prefix: str = "") -> list[str]:
+        """Names of all files that start with `prefix`, sorted."""
+
+    @abstractmethod
+    def open(self, name: str, *, direct: bool = False) -> ReadableFile:
+        """Open a file for reads at any offset.
+
+        Args:
+            name: The file.
+            direct: Whether to bypass the page cache where the file system supports it.
+
+        Raises:
+            FileNotFoundError: If the file does not exist.
+        """
+
+    @abstractmethod
+    def write(self, name: str, parts: Sequence[memoryview | bytes], *, sync: bool = False) -> None:
+        """Write a file atomically, replacing an existing one of the same name.
+
+        Args:
+            name: The file; missing folders are created.
+            parts: Its bytes in order; nothing is copied.
+            sync: Whether to flush the bytes to disk before the file gets its name. Only `sync()` makes the name itself
+                durable.
+
+        Raises:
+            OSError: If the disk is full or the store is not writable; no partial file remains.
+        """
+
+    @abstractmethod
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove files; missing ones are ignored."""
+
+    @abstractmethod
+    def sync(self) -> None:
+        """Return once everything written so far would survive a power cut."""
+
+    @abstractmethod
+    def remove_partials(self) -> None:
+        """Remove the partial files that a killed writer left."""
+
+    @abstractmethod
+    def delete(self) -> None:
+        """Delete the store with everything in it."""
+
+    @abstractmethod
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the exclusive right to write here; the lock of a crashed process is released.
+
+        Raises:
+            StoreBusyError: If another process holds the lock.
+        """

@@ -1,0 +1,61 @@
+"""Inputs and results of a training loss, the same for every architecture."""
+
+from typing import NamedTuple
+
+import torch
+
+
+class LossTerms(NamedTuple):
+    """A loss and its parts, 0-dimensional."""
+
+    loss: torch.Tensor
+    """Sum of the other terms."""
+    mse: torch.Tensor
+    """Reconstruction: squared error over the token's norm (`relu`), or the unexplained share of the variance."""
+    l1: torch.Tensor
+    """Sparsity term, coefficient included: L1, or what the architecture uses instead."""
+    ghost: torch.Tensor
+    """Term that revives latents, coefficient included: ghost gradients, AuxK, or the gate's own error."""
+
+
+class LossWeights(NamedTuple):
+    """Coefficients of the loss terms. An architecture ignores those that it does not use."""
+
+    l1_coefficient: float = 0.0
+    """Weight of the sum of activations per token (`relu`, `gated`)."""
+    aux_coefficient: float = 1 / 32
+    """Weight of AuxK (`topk`, `batchtopk`, `matryoshka`)."""
+    l0_coefficient: float = 1.0
+    """Weight of the squared relative distance between L0 and its target (`jumprelu`)."""
+
+
+class LossInputs(NamedTuple):
+    """Everything that the loss of some tokens depends on, apart from the tokens and the parameters."""
+
+    variance: torch.Tensor
+    """Sum of `||x - mean||^2` over the whole batch, 0-dimensional."""
+    share: float
+    """Number of these tokens divided by the number of tokens in the batch."""
+    weights: LossWeights
+    """Coefficients of the terms."""
+    dtype: torch.dtype
+    """Type of dense matrix products."""
+    dead_mask: torch.Tensor | None = None
+    """Dead latents, bool, shape `(S,)`; None for none."""
+    token_weights: torch.Tensor | None = None
+    """Weight of each token's squared error, shape `(N,)`; None for 1 each (`relu`)."""
+    use_ghost_grads: bool = False
+    """Whether dead latents get ghost gradients (`relu`)."""
+    norm_weighted_l1: bool = False
+    """Whether L1 weighs each activation by the norm of its decoder row (`relu`)."""
+
+
+class SaeLoss(NamedTuple):
+    """A training loss and what it was computed from."""
+
+    terms: LossTerms
+    """The loss and its parts."""
+    n_fired: torch.Tensor
+    """Number of tokens on which each latent is active, int64, shape `(S,)`."""
+    reconstruction: torch.Tensor
+    """Reconstruction, same shape as the activations."""

@@ -1,0 +1,27 @@
+"""How well a reconstruction explains the activations."""
+
+from typing import NamedTuple
+
+import torch
+
+
+class ExplainedVariance(NamedTuple):
+    """Share of the activations' variance that a reconstruction explains, 0-dimensional."""
+
+    total: torch.Tensor
+    """`1 - sum ||x - x^||^2 / sum ||x - mean||^2`, with the mean over the batch's tokens."""
+    per_token_std: torch.Tensor
+    """Standard deviation over tokens of `1 - ||x - x^||^2 / ||x - mean||^2`."""
+
+
+@torch.no_grad()
+def explained_variance(x: torch.Tensor, reconstruction: torch.Tensor) -> ExplainedVariance:
+    """Share of the variance of `x`, shape `(..., D)`, that the reconstruction of the same shape explains."""
+    x, reconstruction = x.flatten(0, -2), reconstruction.detach().flatten(0, -2)
+    wide = torch.float32 if x.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    error = (x - reconstruction).square().sum(dim=-1, dtype=wide)
+    variance = (x - x.mean(dim=0)).square().sum(dim=-1, dtype=wide)
+    tiny = torch.finfo(wide).tiny
+    per_token = 1 - error / variance.clamp_min(tiny)
+    spread = per_token.std(correction=0)
+    return ExplainedVariance(1 - error.sum() / variance.sum().clamp_min(tiny), spread)
