@@ -2,11 +2,11 @@
 
     python -m benchmarks.report --latents 49152 --images 1000 10000
 
-Feature data and patients' counts are planted, as other verbs make them; `report` itself runs in a process of its own.
-Prints a JSON line for each number of images: `peak_mb` of resident memory and, as `ratio`, the first line's peak over
-this one's; `page_mb` without thumbnails; and, where Chromium and playwright are there, `first_paint_s`, `heading_s`
-(contents ready), `scatter_s` (the scatter of all latents drawn after its address was followed) and `redraw_ms` (drawn
-again, as while zooming; mean of 20).
+Feature data and patient counts are synthetic, in the files that other verbs write; `report` runs in its own process.
+Prints one JSON line per number of images: `peak_mb` of resident memory and, as `ratio`, the first line's peak over
+this one's; `page_mb` without thumbnails; and, if Chromium and playwright are installed, `first_paint_s`, `heading_s`
+(contents ready), `scatter_s` (from following the address of the scatter plot until all latents are drawn) and
+`redraw_ms` (one redraw, as while zooming; mean of 20).
 """
 
 import argparse
@@ -122,7 +122,7 @@ def make_workspace(root: Path, n_images: int, options: argparse.Namespace) -> No
 
 
 def look_at(report: Path) -> dict[str, float]:
-    """How soon a browser shows the report; nothing where there is none."""
+    """How soon a browser shows the report; empty if there is no browser."""
     program = os.environ.get("CYTOSAE_TEST_CHROMIUM") or shutil.which("chromium")
     if program is None:
         return {}

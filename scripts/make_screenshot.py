@@ -1,4 +1,4 @@
-"""The picture of the report that README.md shows, from the demo's report.
+"""Take the screenshot of the demo's report that README.md shows.
 
     cytosae-cache demo && python scripts/make_screenshot.py cytosae-demo/out/feature_data/*/custom/*/report
 
@@ -18,11 +18,11 @@ _ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-back
 
 
 def main() -> None:
-    """Take the picture."""
+    """Take the screenshot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("report", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "report.png")
-    parser.add_argument("--card", type=int, default=16, help="which of the latents with a page is chosen")
+    parser.add_argument("--card", type=int, default=16, help="index of the selected latent among the featured ones")
     options = parser.parse_args()
     with sync_playwright() as playwright:
         program = os.environ.get("CYTOSAE_TEST_CHROMIUM") or shutil.which("chromium")
@@ -30,7 +30,7 @@ def main() -> None:
         page = browser.new_page(viewport={"width": 1280, "height": 860})
         page.goto((options.report.resolve() / "index.html").as_uri() + "#/latents")
         page.wait_for_function("() => state.scatter && !state.scatter.pending")
-        latent = page.evaluate("at => state.overview.held[at]", options.card)
+        latent = page.evaluate("at => state.overview.featured[at]", options.card)
         x, y = page.evaluate("i => state.scatter.toScreen(state.latents.x[i], state.latents.y[i])", latent)
         page.click(".scatter canvas", position={"x": x, "y": y})
         page.wait_for_selector(".side .top-image img")

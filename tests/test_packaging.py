@@ -66,6 +66,15 @@ def test_the_wheel_holds_every_module_and_data_file(wheel):
     assert "cytosae_pipeline/assets/cytosae_tiny14.pth" in wheel
 
 
+def test_the_wheel_holds_the_whole_page_and_no_development_files(wheel):
+    folder = "cytosae_pipeline/report/"
+    packed = {name.removeprefix(folder) for name in wheel if name.startswith(folder) and not name.endswith(".py")}
+    source = ROOT / "pipeline" / folder
+    on_disk = {path.relative_to(source).as_posix() for path in (source / "page").rglob("*") if path.is_file()}
+    assert packed == on_disk
+    assert {Path(name).parts[1] for name in packed} == {"index.html", "app.js", "core", "charts", "views"}
+
+
 def _imports(path: Path) -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):

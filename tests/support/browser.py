@@ -37,7 +37,7 @@ def browser_or_skip() -> Iterator[Any]:
 
 
 class Visit:
-    """A page that is open, and everything that should not have happened on it."""
+    """An open page, and everything unexpected that happened on it."""
 
     def __init__(self, browser, url: str, *, width=1280, height=800, scheme="light") -> None:
         self.complaints: list[str] = []
@@ -64,7 +64,7 @@ class Visit:
         assert [url for url in self.requests if not url.startswith(OWN)] == []
 
     def _on_console(self, message) -> None:
-        # The tests themselves read canvases back, over which Chromium shakes its head.
+        # The tests read canvases back, which Chromium warns about.
         if message.type in ("error", "warning") and "willReadFrequently" not in message.text:
             self.complaints.append(f"{message.type}: {message.text}")
 
@@ -84,4 +84,4 @@ PAINTED = """canvas => {
   for (let i = 3; i < data.length; i += 4) sum += data[i] > 0;
   return sum / (data.length / 4);
 }"""
-"""Share of a canvas that is painted on."""
+"""Share of a canvas's pixels that are painted."""

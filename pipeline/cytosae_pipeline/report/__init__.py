@@ -1,1 +1,1 @@
-"""What a person looks at: a page of cells, latents and patients, as a folder or served on this machine."""
+"""The report: a page of cells, latents and patients, written as a folder or served on this machine."""

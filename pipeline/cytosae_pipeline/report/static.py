@@ -1,11 +1,9 @@
-"""`report`: the page as a folder that opens from disk, without a server and without a network."""
+"""`report`: the page as a folder that opens from disk, without a server or a network."""
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +15,9 @@ from cytosae_cache.storage.atomic import replacing_path
 from cytosae_pipeline.config import ReportConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.listing import ImageList, list_stored_images
-from cytosae_pipeline.report.data.material import KEY_NAME, ReportData, open_report_data
+from cytosae_pipeline.report.data.report_data import KEY_NAME, ReportData, open_report_data
 from cytosae_pipeline.report.figures.write import require_matplotlib, write_figures
-from cytosae_pipeline.report.records.choice import choose_latents
+from cytosae_pipeline.report.records.choice import choose_latents, top_image_rows
 from cytosae_pipeline.report.records.encoding import to_script
 from cytosae_pipeline.report.records.latents import (
     TopMap,
@@ -29,7 +27,9 @@ from cytosae_pipeline.report.records.latents import (
     profile_all,
     top_maps,
 )
-from cytosae_pipeline.report.records.overview import masking_record, overview_record
+from cytosae_pipeline.report.records.masking import measure_masking
+from cytosae_pipeline.report.records.overview import overview_record
+from cytosae_pipeline.report.records.page_files import read_page_files
 from cytosae_pipeline.report.records.patients import (
     GroupPair,
     compare_pair,
@@ -40,15 +40,14 @@ from cytosae_pipeline.report.records.patients import (
 )
 from cytosae_pipeline.report.records.thumbnails import write_thumbnails
 from cytosae_pipeline.runtime.progress import Progress
-from cytosae_pipeline.statistics.masking import run_masking
 
 logger = logging.getLogger(__name__)
 
 Comparison = tuple[GroupPair, GroupComparison]
-"""Two groups, and how they compare."""
+"""Two groups, and their comparison."""
 
 MARK = "cytosae-report"
-"""Name of a file that says that a folder is a report, and may be replaced by a newer one."""
+"""File that marks a folder as a report, which a newer report may replace."""
 
 
 @dataclass(frozen=True)
@@ -62,182 +61,148 @@ class ReportResult:
     n_images: int
     """Images with a page."""
     n_without_picture: int
-    """Images of those whose file is missing or another one."""
+    """Those of them whose file is missing or has changed."""
     figures: list[Path]
     """Figures for papers."""
     key: Path | None
-    """Key of the pseudonyms, which is not part of the report."""
+    """Key of the pseudonyms, stored outside the report."""
 
 
 def write_report(config: ReportConfig) -> ReportResult:
-    """Write the page, whole or not at all: an older one stays until the new one is ready.
+    """Write the page atomically: an older one stays until the new one is complete.
 
     Raises:
         ValueError: If the autoencoder or store is missing, they do not fit, or an option does not fit them.
     """
     if config.figures:
         require_matplotlib()
-    material = open_report_data(config, pseudonymous=config.pseudonymize)
-    comparisons = _compare(material)
-    latents, reason = choose_latents(material, [found for _, found in comparisons])
-    target = config.out or material.inputs.folder / "report"
+    data = open_report_data(config, pseudonymous=config.pseudonymize)
+    comparisons = _compare(data)
+    latents, reason = choose_latents(data, [found for _, found in comparisons])
+    target = config.out or data.inputs.folder / "report"
     if target.exists() and not (target / MARK).is_file():
-        raise UserError(f"'{target}' is there already and is no report. Give another --out")
+        raise UserError(f"'{target}' already exists and is not a report. Give another --out")
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Not synced to disk: thousands of small files, all of which the same command makes again.
+    # Not synced to disk: these are thousands of small files that the same command can write again.
     with replacing_path(target, durable=False) as folder:
         for name in ("data/latents", "data/images", "data/comparisons", "thumbnails"):
             (folder / name).mkdir(parents=True)
         copy_page(folder)
-        (folder / MARK).write_text("made by cytosae-cache report, which replaces this folder when it is run again\n")
-        rows = top_image_rows(material, latents)
-        maps = _write_images(folder, material, latents, rows)
-        _write_latents(folder, material, latents, maps)
-        _write_patients(folder, material, latents, comparisons)
-        images = list_stored_images(material.store, config)
-        missing, messages = _write_thumbnails(folder, material, images, rows)
-        masking = measure_masking(material, messages)
+        (folder / MARK).write_text("written by cytosae-cache report, which replaces this folder on its next run\n")
+        rows = top_image_rows(data, latents)
+        maps = _write_images(folder, data, latents, rows)
+        _write_latents(folder, data, latents, maps)
+        _write_patients(folder, data, latents, comparisons)
+        images = list_stored_images(data.store, config)
+        missing, messages = _write_thumbnails(folder, data, images, rows)
+        masking = measure_masking(data, messages)
         overview = overview_record(
-            material, latents, reason, rows, thumbnails=len(missing) < len(rows), masking=masking, messages=messages
+            data, latents, reason, rows, thumbnails=len(missing) < len(rows), masking=masking, messages=messages
         )
         _write_data(folder, "overview", overview)
         figures: list[Path] = []
         if config.figures:
-            figures = write_figures(
-                folder / "figures", material, latents, images, comparisons=comparisons, masking=masking
-            )
-    key = material.inputs.folder / KEY_NAME if config.pseudonymize and material.cohort else None
-    # Written where the folder was made; it has its own name by now.
+            figures = write_figures(folder / "figures", data, latents, images, comparisons=comparisons, masking=masking)
+    key = data.inputs.folder / KEY_NAME if config.pseudonymize and data.cohort else None
+    # The figures were written before the folder got its final name.
     figures = [target / path.relative_to(folder) for path in figures]
     return ReportResult(target / "index.html", len(latents), len(rows), len(missing), figures, key)
 
 
 def copy_page(folder: Path) -> None:
     """Copy the page's own files: `index.html`, and scripts and styles in `page/`."""
-    (folder / "page").mkdir(exist_ok=True)
-    for item in page_files():
-        data = (files("cytosae_pipeline.report") / "page" / item).read_bytes()
-        (folder / (item if item == "index.html" else f"page/{item}")).write_bytes(data)
-
-
-def page_files() -> list[str]:
-    """Names of the page's own files."""
-    return sorted(item.name for item in (files("cytosae_pipeline.report") / "page").iterdir())
+    for address, data in read_page_files().items():
+        (folder / address).parent.mkdir(parents=True, exist_ok=True)
+        (folder / address).write_bytes(data)
 
 
 def _write_data(folder: Path, name: str, value: object) -> None:
-    """One data file."""
+    """Write one data file."""
     (folder / "data" / f"{name}.js").write_bytes(to_script(name, value))
 
 
-def top_image_rows(material: ReportData, latents: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Rows of all top images of the latents, in the order of the page's numbers."""
-    rows = np.unique(material.top_rows[latents])
-    rows = rows[rows >= 0]
-    return rows[np.argsort(material.numbers[rows])]
-
-
 def _write_images(
-    folder: Path, material: ReportData, latents: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
+    folder: Path, data: ReportData, latents: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
 ) -> dict[tuple[int, int], TopMap]:
-    """Write the images' pages, and collect the maps of latents on their top images on the way."""
+    """Write the images' pages; collect the maps of latents on their top images in the same pass."""
     wanted: dict[int, list[int]] = {}
     for latent in latents.tolist():
-        for row in material.top_rows[latent].tolist():
+        for row in data.top_rows[latent].tolist():
             wanted.setdefault(row, []).append(latent)
     maps: dict[tuple[int, int], TopMap] = {}
     with (
-        StoreReader(material.store, verify=not material.config.no_verify) as reader,
+        StoreReader(data.store, verify=not data.config.no_verify) as reader,
         Progress("images", len(rows), "images") as bar,
     ):
         for row in rows.tolist():
-            acts = encode_image(material, torch.from_numpy(reader.read(np.array([row]))[0]))
-            here = top_maps(material, acts, np.array(wanted[row]))
+            acts = encode_image(data, torch.from_numpy(reader.read(np.array([row]))[0]))
+            here = top_maps(data, acts, np.array(wanted[row]))
             for at, latent in enumerate(wanted[row]):
                 maps[latent, row] = here.levels[at], float(here.peaks[at])
-            _write_data(folder, f"images/{material.numbers[row]}", image_record(material, acts, row))
+            _write_data(folder, f"images/{data.numbers[row]}", image_record(data, acts, row))
             bar.advance()
     return maps
 
 
 def _write_latents(
     folder: Path,
-    material: ReportData,
+    data: ReportData,
     latents: npt.NDArray[np.int64],
     maps: dict[tuple[int, int], TopMap],
 ) -> None:
     """Write the latents' pages."""
-    profiles = material.profiles.take(latents) if material.profiles else profile_all(material, latents)
-    for record in latent_records(material, latents, profiles, maps):
+    profiles = data.profiles.take(latents) if data.profiles else profile_all(data, latents)
+    for record in latent_records(data, latents, profiles, maps):
         _write_data(folder, f"latents/{record['latent']}", record)
 
 
-def _compare(material: ReportData) -> list[Comparison]:
-    """All groups compared."""
-    if material.cohort is None:
+def _compare(data: ReportData) -> list[Comparison]:
+    """Compare all groups."""
+    if data.cohort is None:
         return []
-    pairs = plan_comparisons(material.cohort)
+    pairs = plan_comparisons(data.cohort)
     if not pairs:
-        logger.info(no_groups(material.cohort))
+        logger.info(no_groups(data.cohort))
         return []
-    test, seed = material.config.group_test, material.config.seed
+    test, seed = data.config.group_test, data.config.seed
     made = []
     with Progress("compare groups", len(pairs), "comparisons") as bar:
         for pair in pairs:
-            made.append((pair, compare_pair(material.cohort, pair, test=test, seed=seed)))
+            made.append((pair, compare_pair(data.cohort, pair, test=test, seed=seed)))
             bar.advance()
     return made
 
 
 def _write_patients(
     folder: Path,
-    material: ReportData,
+    data: ReportData,
     latents: npt.NDArray[np.int64],
     comparisons: Sequence[Comparison],
 ) -> None:
     """Write the patients' views."""
-    if material.cohort is None:
+    if data.cohort is None:
         return
-    config = material.config
+    config = data.config
     for number, (_, found) in enumerate(comparisons):
         _write_data(folder, f"comparisons/{number}", comparison_record(found, config.group_test))
     if comparisons:
-        logger.info("patients: telling groups apart by nested cross-validation")
+        logger.info("patients: classifying groups by nested cross-validation")
     pairs = [pair for pair, _ in comparisons]
-    _write_data(folder, "patients", patients_record(material.cohort, latents, pairs, seed=config.seed))
+    _write_data(folder, "patients", patients_record(data.cohort, latents, pairs, seed=config.seed))
 
 
 def _write_thumbnails(
-    folder: Path, material: ReportData, images: ImageList | None, rows: npt.NDArray[np.int64]
+    folder: Path, data: ReportData, images: ImageList | None, rows: npt.NDArray[np.int64]
 ) -> tuple[list[int], list[str]]:
-    """Write the pictures; rows without one, and what the page should say of it."""
+    """Write the pictures; returns the rows without one, and messages for the page."""
     if images is None:
-        logger.info("the images are not at hand, so the report shows maps without cells: say where with --images PATH")
-        return rows.tolist(), ["The images were not at hand when this report was made: maps are shown without cells."]
+        text = "the images were not found, so maps are shown without cells"
+        logger.info(f"{text}: pass their location with --images PATH")
+        return rows.tolist(), [f"{text[0].upper()}{text[1:]}."]
     with Progress("pictures", len(rows), "images") as bar:
-        missing = write_thumbnails(
-            folder / "thumbnails", material.store, images, rows.tolist(), material.numbers, bar.advance
-        )
+        missing = write_thumbnails(folder / "thumbnails", data.store, images, rows.tolist(), data.numbers, bar.advance)
     if not missing:
         return missing, []
-    text = f"{len(missing):,} of {len(rows):,} images have no picture: their files are missing or are other ones now"
+    text = f"{len(missing):,} of {len(rows):,} images have no picture: their files are missing or have changed"
     logger.info(text)
     return missing, [text + "."]
-
-
-def measure_masking(material: ReportData, messages: list[str]) -> dict[str, Any] | None:
-    """The masking experiment; None, with a message, if the labels do not allow it."""
-    config = material.config
-    if not config.masking_images:
-        return None
-    if len(material.features.labels) < 2:
-        logger.info("the masking experiment is left out: it needs images of two labels or more")
-        return None
-    try:
-        result = run_masking(material.inputs, config, n_images=config.masking_images, seed=config.seed)
-    except UserError as error:
-        # The error names the store's place, which has no business on a page that may be passed on.
-        logger.info(f"the masking experiment is left out: {error}")
-        messages.append("The masking experiment was left out: it needs two labels with enough images on each side.")
-        return None
-    return masking_record(result)

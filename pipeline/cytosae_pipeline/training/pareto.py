@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
+from cytosae_pipeline.runtime.palette import kind_color
+
 _WIDTH, _HEIGHT = 720, 460
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 190, 20, 50
-# Okabe and Ito's palette, which colour-blind people can tell apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 class Point(NamedTuple):
@@ -63,14 +63,14 @@ def draw_pareto(points: Sequence[Point]) -> str:
     line = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
     parts.append(f'<path d="M{line}" fill="none" stroke="#888" stroke-dasharray="4 3"/>' if places else "")
     for point in shown:
-        colour = _COLOURS[groups.index(point.group) % len(_COLOURS)]
+        colour = kind_color(groups.index(point.group))
         x, y = x_axis.place(math.log10(point.l0)), y_axis.place(point.explained_variance)
         title = f"{point.text or point.group}: explained variance {point.explained_variance:.4f}, L0 {point.l0:.1f}"
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"><title>{escape(title)}</title></circle>')
     for number, group in enumerate(groups):
         y = _TOP + 14 + 20 * number
         parts.append(
-            f'<circle cx="{_WIDTH - _RIGHT + 24}" cy="{y - 4}" r="5" fill="{_COLOURS[number % len(_COLOURS)]}"/>'
+            f'<circle cx="{_WIDTH - _RIGHT + 24}" cy="{y - 4}" r="5" fill="{kind_color(number)}"/>'
             f'<text x="{_WIDTH - _RIGHT + 36}" y="{y}">{escape(group)}</text>'
         )
     return "\n".join(part for part in parts if part) + "\n</svg>\n"

@@ -1,6 +1,7 @@
-"""`explore`: a real server in a child process; who is answered, with what, and what is kept."""
+"""`explore`: a real server in a child process; which requests it serves, with what, and what it stores."""
 
 import base64
+import contextlib
 import http.client
 import io
 import json
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,11 +28,12 @@ from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.cli.app import cli
 from cytosae_pipeline.config import ExploreConfig
 from cytosae_pipeline.images.listing import list_stored_images
-from cytosae_pipeline.report.data.material import open_report_data
 from cytosae_pipeline.report.data.notes import read_notes, save_note
-from cytosae_pipeline.report.explore.app import read_policy
-from cytosae_pipeline.report.explore.server import _bind, make_server
+from cytosae_pipeline.report.data.report_data import open_report_data
+from cytosae_pipeline.report.explore.app import make_app
+from cytosae_pipeline.report.explore.http_server import ExploreServer, bind
 from cytosae_pipeline.report.explore.service import ByteCache, ExploreService, profile_images
+from cytosae_pipeline.report.records.page_files import read_policy
 from tests.conftest import Workplace
 from tests.support.browser import PAINTED, Visit, browser_or_skip
 from tests.support.nursery import ROOT, SOURCES
@@ -40,7 +43,7 @@ N_LATENTS = 96
 
 
 class Server:
-    """`cytosae-cache explore` in a child, ended at the latest with the context; answers are checked for local paths."""
+    """`cytosae-cache explore` in a child process; ends with the context, and no response may contain a local path."""
 
     def __init__(self, place: Workplace, *arguments: object) -> None:
         self.place = place
@@ -84,6 +87,11 @@ class Server:
     def put(self, latent: object, value: object) -> int:
         return self.ask(f"notes/{latent}", "PUT", json.dumps(value).encode())[0]
 
+    def peak_bytes(self) -> int:
+        """Largest resident memory of the server so far."""
+        status = Path(f"/proc/{self._child.pid}/status").read_text()
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
+
     def end(self, number: int = signal.SIGINT) -> tuple[int, str, str]:
         """Exit code, and the rest of stdout and stderr."""
         self._child.send_signal(number)
@@ -95,7 +103,7 @@ class Server:
 
     def __exit__(self, *error: object) -> None:
         with self._child:
-            self._child.kill()  # a test that failed has not ended it
+            self._child.kill()  # a failed test has not ended it
 
 
 def read_script(text: str, name: str):
@@ -110,7 +118,7 @@ def unpack(packed) -> np.ndarray:
 
 
 def assert_alike(found, expected, tolerance=1e-4) -> None:
-    """Equal but for rounding: numbers by a share, bytes of maps by one step."""
+    """Equal up to rounding: a relative tolerance for numbers, one step for bytes of maps."""
     if isinstance(expected, dict) and "dtype" in expected:
         assert found["dtype"] == expected["dtype"]
         np.testing.assert_allclose(unpack(found).astype(float), unpack(expected).astype(float), rtol=tolerance, atol=1)
@@ -159,7 +167,7 @@ def _written(report: Path, name: str):
     return read_script((report / "data" / f"{name}.js").read_text(), name)
 
 
-def test_without_the_token_there_is_nothing(server):
+def test_requests_without_the_token_get_404(server):
     token = server.token
     paths = ["/", "/index.html", "/data/overview.js", "//index.html", "/%00/x", "/%C3%A9/index.html", "/%FF/index.html"]
     wrong = [token[:-1], f"{token}x", f"x/{token}", token.swapcase(), f"%20{token}", f"..%2f{token}"]
@@ -202,7 +210,7 @@ def test_only_pages_of_this_server_may_write(server):
     assert server.ask("notes/1", "PUT", body, headers=there)[0] == 200
 
 
-def test_every_answer_says_the_same_to_the_browser(server):
+def test_every_response_has_the_same_security_headers(server):
     asked = [
         server.ask("index.html"),
         server.ask("data/latents/3.js"),
@@ -216,7 +224,7 @@ def test_every_answer_says_the_same_to_the_browser(server):
     assert [status for status, _, _ in asked] == [200, 200, 200, 404, 404, 403, 405, 400]
     page = (ROOT / "pipeline/cytosae_pipeline/report/page/index.html").read_text()
     for _, headers, _ in asked:
-        assert f'content="{headers["Content-Security-Policy"]}"' in page
+        assert headers["Content-Security-Policy"] in " ".join(page.split())
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["Referrer-Policy"] == "no-referrer"
         assert headers["Cache-Control"] == "no-store"
@@ -231,7 +239,7 @@ def test_every_answer_says_the_same_to_the_browser(server):
 
 
 def test_methods(server):
-    for path in ("index.html", "page/app.js", "data/overview.js", "data/latents/0.js", "thumbnails/0.jpg"):
+    for path in ("index.html", "page/core/data.js", "data/overview.js", "data/latents/0.js", "thumbnails/0.jpg"):
         for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
             assert server.ask(path, method)[0] == 405, (path, method)
         status, headers, body = server.ask(path, "HEAD")
@@ -242,14 +250,17 @@ def test_methods(server):
         assert method == "POST" or server.ask("upload", method)[0] == 405
 
 
-def test_nothing_but_the_pages_own_files_is_handed_out(server):
+def test_only_the_pages_own_files_are_served(server):
     folder = ROOT / "pipeline/cytosae_pipeline/report/page"
-    for path in folder.iterdir():
-        address = path.name if path.name == "index.html" else f"page/{path.name}"
+    for path in filter(Path.is_file, folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        address = name if name == "index.html" else f"page/{name}"
         assert server.ask(address)[2] == path.read_bytes()
-    for name in ("..", "../folder.py", "%2e%2e/folder.py", "..%2ffolder.py", "%2e%2e%2f%2e%2e%2fcli.py", "", ".",
-                 "app.js/", "app.js%00", "/etc/passwd", "%2fetc%2fpasswd", "..\\folder.py", "APP.JS", "index.html",
-                 "app.js/../../config.py", "./app.js", "//app.js"):  # fmt: skip
+    for name in ("..", "../static.py", "%2e%2e/static.py", "..%2fstatic.py", "%2e%2e%2f%2e%2e%2ferrors.py", "", ".",
+                 "app.js/", "app.js%00", "/etc/passwd", "%2fetc%2fpasswd", "..\\static.py", "APP.JS", "index.html",
+                 "app.js/../../static.py", "./app.js", "//app.js", "core", "core/", "core/../app.js",
+                 "core/%2e%2e/app.js", "core//data.js", "/core/data.js", "core/../../static.py", "core%5cdata.js",
+                 "views/data.js"):  # fmt: skip
         assert server.ask(f"page/{name}")[0] == 404, name
     for path in (
         "",
@@ -263,7 +274,7 @@ def test_nothing_but_the_pages_own_files_is_handed_out(server):
         assert server.ask(path)[0] in (404, 405), path
 
 
-def test_numbers_that_are_none(server):
+def test_invalid_numbers_get_404(server):
     for number in (N_LATENTS, -1, "+1", "01", "1e1", "1.0", "", "x", "%201", "1%0a", "1%20", "%D9%A1", 10**9,
                    "9" * 5000, "0x1", "1_0", "1.js"):  # fmt: skip
         assert server.ask(f"data/latents/{number}.js")[0] in (404, 400), number
@@ -279,35 +290,35 @@ def test_numbers_that_are_none(server):
     assert server.ask("thumbnails/1.png")[0] == 404
 
 
-def test_every_latent_and_image_is_what_a_report_holds(server):
+def test_every_latent_and_image_equals_the_reports(server, report):
     overview = server.get("overview")
-    assert len(overview["held"]) == 3
+    assert len(overview["featured"]) == 3
     for latent in range(N_LATENTS):
-        assert_alike(server.get(f"latents/{latent}"), _written(f"latents/{latent}"))
-    rows = _written("overview")["images"]["rows"]
+        assert_alike(server.get(f"latents/{latent}"), _written(report, f"latents/{latent}"))
+    rows = _written(report, "overview")["images"]["rows"]
     assert len(rows) > 10
     for row in rows:
-        assert server.get(f"images/{row}") == _written(f"images/{row}")
+        assert server.get(f"images/{row}") == _written(report, f"images/{row}")
         assert server.ask(f"thumbnails/{row}.jpg")[2] == (report / "thumbnails" / f"{row}.jpg").read_bytes()
     rows = set(ActivationStore.open(server.place.store).valid_rows.tolist()) - set(overview["images"]["rows"])
     for row in rows:
         assert server.get(f"images/{row}")["row"] == row
 
 
-def test_overview_and_patients_are_what_a_report_holds(server):
-    found, expected = server.get("overview"), _written("overview")
+def test_overview_and_patients_equal_the_reports(server, report):
+    found, expected = server.get("overview"), _written(report, "overview")
     for name in ("latents", "store", "sae", "training", "counts", "labels", "patients", "thumbnails", "version"):
         assert found[name] == expected[name], name
-    assert (found["live"], found["can_upload"], found["messages"]) == (True, True, [])
-    assert found["held_reason"].startswith("The cards show 3 of")
-    found, expected = server.get("patients"), _written("patients")
+    assert (found["explore"], found["can_upload"], found["messages"]) == (True, True, [])
+    assert found["featured_reason"].startswith("The cards show 3 of")
+    found, expected = server.get("patients"), _written(report, "patients")
     for name in ("names", "groups", "group_names", "correlation", "comparisons"):
         assert found[name] == expected[name], name
     assert len(found["comparisons"]) == 1
-    assert server.get("comparisons/0") == _written("comparisons/0")
+    assert server.get("comparisons/0") == _written(report, "comparisons/0")
 
 
-def test_an_uploaded_image_is_read_as_the_stored_one(server):
+def test_an_uploaded_image_gives_the_record_of_the_stored_one(server):
     store = ActivationStore.open(server.place.store)
     for row in (0, 5, 11):
         data = (server.place.images / store.images.path[row]).read_bytes()
@@ -328,7 +339,7 @@ def test_an_uploaded_image_is_read_as_the_stored_one(server):
             assert np.abs(unpack(one["map"]).astype(int) - unpack(other["map"])).max() <= 2
 
 
-def test_what_is_no_image_is_refused(server):
+def test_uploads_that_are_not_images_are_refused(server):
     real = io.BytesIO()
     Image.new("RGB", (64, 64), (200, 10, 10)).save(real, "PNG")
     bomb = io.BytesIO()
@@ -348,13 +359,32 @@ def test_what_is_no_image_is_refused(server):
     assert server.ask("upload", "POST", real.getvalue())[0] == 200
 
 
-def test_far_too_much_is_cut_off(server):
+def test_a_body_that_is_too_long_is_refused_before_it_is_read(server):
+    for origin, status in ((f"http://127.0.0.1:{server.port}", 413), ("https://evil.example", 403)):
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        connection.putrequest("POST", f"/{server.token}/upload")
+        connection.putheader("Origin", origin)
+        connection.putheader("Content-Length", str(1 << 40))
+        connection.endheaders(b"x")
+        assert connection.getresponse().status == status
+        connection.close()
+    assert server.ask("index.html")[0] == 200
+
+
+@pytest.mark.parametrize("length", [{"Content-Length": str(1 << 28)}, {"Transfer-Encoding": "chunked"}])
+def test_a_refused_body_takes_no_memory(server, length):
+    before = server.peak_bytes()
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-    connection.putrequest("POST", f"/{server.token}/upload")
-    connection.putheader("Content-Length", str(1 << 40))
-    connection.endheaders(b"x")
-    assert connection.getresponse().status == 413
+    connection.putrequest("POST", "/wrong/upload")
+    for name, value in length.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    piece = bytes(1 << 20)
+    with contextlib.suppress(ConnectionError):
+        for _ in range(256):
+            connection.send(piece if "Content-Length" in length else b"100000\r\n" + piece + b"\r\n")
     connection.close()
+    assert server.peak_bytes() - before < 64 << 20
     assert server.ask("index.html")[0] == 200
 
 
@@ -388,7 +418,7 @@ def test_notes_are_checked(server):
     assert not {"7", "8"} & server.get("overview")["notes"].keys()
 
 
-def test_a_window_that_is_behind_replaces_no_note(server, place):
+def test_a_stale_tab_never_overwrites_newer_notes(server, place):
     nothing, first, second = ({"name": name, "note": note} for name, note in (("", ""), ("a", "b"), ("c", "")))
 
     def put(wanted, before):
@@ -411,8 +441,8 @@ def test_a_window_that_is_behind_replaces_no_note(server, place):
     assert server.ask(f"data/notes/{N_LATENTS}.json")[0] == 404
 
 
-def test_who_may_not_ask_sends_no_body(server):
-    """It is refused when its headers are read: a body that never ends would wait in memory for its end."""
+def test_a_refused_request_is_answered_before_its_body_is_sent(server):
+    """It is refused once its headers are read, even if its body never ends."""
     for host, token, status in (
         ("evil.example", server.token, 403),
         (f"127.0.0.1:{server.port}", "wrong", 404),
@@ -431,11 +461,24 @@ def test_who_may_not_ask_sends_no_body(server):
             connection.close()
 
 
-def test_connections_that_say_nothing_keep_nobody_out(server):
+def test_idle_connections_do_not_block_others(server):
     with ExitStack() as stack:
         for _ in range(150):
             stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))
         assert server.ask("index.html")[0] == 200
+
+
+def test_ctrl_c_stops_within_seconds_despite_open_connections(place):
+    with Server(place, "--n_latents", 1) as server, ExitStack() as stack:
+        for _ in range(5):
+            idle = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))
+            idle.sendall(b"POST / HTTP/1.1\r\n")
+        begun = time.monotonic()
+        code, _, error = server.end()
+        assert code == 0
+        assert "Traceback" not in error
+        assert "Exception" not in error
+        assert time.monotonic() - begun < 15
 
 
 def test_two_servers_and_many_tabs_lose_no_note_and_a_restart_keeps_them(server, place):
@@ -455,7 +498,7 @@ def test_two_servers_and_many_tabs_lose_no_note_and_a_restart_keeps_them(server,
             assert re.fullmatch(r"tab \d", notes["39"]["name"])
         code, out, error = other.end(signal.SIGTERM)
         assert (code, error) == (0, "")
-        assert "(41 now)" in out
+        assert "names and notes of 41 latents" in out
     with Server(place, "--n_latents", 1) as again:
         assert again.url != other.url
         assert again.token != other.token
@@ -482,13 +525,13 @@ def test_without_a_vision_transformer_and_without_images(with_sae):
             server.ask("notes/1", "PUT", b'{"name": "x", "note": ""}'),
         ):
             assert status == 500
-            assert body.startswith(b"This could not be done.")
+            assert body.startswith(b"This failed. See the terminal")
         assert path.read_text() == "no notes"
         path.unlink()
         assert server.put(1, {"name": "x", "note": ""}) == 200
         code, _, error = server.end()
         assert code == 0
-        assert f"'{path}' holds no notes on latents" in error
+        assert f"'{path}' is not a file of latent notes" in error
 
 
 def test_a_changed_image_has_no_picture(with_sae):
@@ -503,16 +546,16 @@ def test_a_changed_image_has_no_picture(with_sae):
 
 def _open_page(place: Workplace, **options) -> ExploreService:
     config = ExploreConfig(root_dir=place.root, dataset_name="toy", sae_path=place.sae(), **options)
-    material = open_report_data(config)
-    return ExploreService(material, np.array([1]), {}, list_stored_images(material.store, config), None)
+    report_data = open_report_data(config)
+    return ExploreService(report_data, np.array([1]), {}, list_stored_images(report_data.store, config), None)
 
 
-def test_computing_keeps_nobody_from_the_rest(with_sae):
+def test_slow_computations_do_not_block_other_requests(with_sae):
     page = _open_page(with_sae)
-    with page, _bind(0) as listener:
+    with page, bind(0) as listener:
         assert listener.getsockname()[0] == "127.0.0.1"
         port = listener.getsockname()[1]
-        server = make_server(page, listener, port, "token")
+        server = ExploreServer(make_app(page, port=port, token="token"), listener)
         thread = threading.Thread(target=server.run)
         thread.start()
 
@@ -526,18 +569,22 @@ def test_computing_keeps_nobody_from_the_rest(with_sae):
         with ThreadPoolExecutor(12) as pool:
             with page.computing:
                 waiting = [pool.submit(get, f"data/latents/{latent % 6}.js") for latent in range(12)]
-                for path in ("index.html", "page/app.js", "data/overview.js", "thumbnails/1.jpg", "thumbnails/2.jpg"):
+                for path in (
+                    "index.html",
+                    "page/core/data.js",
+                    "data/overview.js",
+                    "thumbnails/1.jpg",
+                    "thumbnails/2.jpg",
+                ):
                     assert get(path) == 200
                 assert not any(job.done() for job in waiting)
             assert {job.result() for job in waiting} == {200}
-        server.task_dispatcher.shutdown()
-        # Closed by the loop's own thread: a socket closed under its select() ends the loop with an error.
-        server.trigger.pull_trigger(lambda: server.asyncore.close_all(server._map))
+        server.shutdown()
         thread.join(20)
         assert not thread.is_alive()
 
 
-def test_other_addresses_of_this_machine_are_not_answered(server):
+def test_other_addresses_of_this_machine_are_closed(server):
     with pytest.raises(OSError, match=r"refused|timed out|assign"):
         socket.create_connection(("127.0.0.2", server.port), timeout=2)
     others = {item[4][0] for item in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)} - {"127.0.0.1"}
@@ -555,13 +602,13 @@ def test_architectures_that_need_whole_rows(with_store, arch):
         assert page.latent(3) is page.latent(3)
 
 
-def test_profiles_take_seconds_at_any_size():
+def test_profiles_use_fewer_images_for_larger_encoders():
     assert profile_images(5, 24 * 96) == 1000
     assert 24 < profile_images(257, 768 * 64 * 768) < 100
     assert profile_images(257, 1536 * 64 * 1536) == 24
 
 
-def test_a_cache_keeps_the_latest_within_its_bytes():
+def test_the_cache_keeps_the_most_recently_used_within_its_limit():
     cache = ByteCache(10)
     cache.put("a", b"1234")
     cache.put("b", b"1234")
@@ -575,7 +622,7 @@ def test_a_cache_keeps_the_latest_within_its_bytes():
     assert [cache.get(name) for name in "acde"] == [None] * 4
 
 
-def test_saving_a_note_never_touches_a_file_of_something_else(tmp_path):
+def test_saving_a_note_never_overwrites_another_file(tmp_path):
     path = tmp_path / "latent_notes.json"
     path.write_text('{"format": 1, "notes": {"99": {"name": "x", "note": ""}}}')
     with pytest.raises(ValueError, match=r"latents must lie in 0\.\.9"):
@@ -594,7 +641,7 @@ def _refusal(place: Workplace, *arguments: object) -> str:
     return result.output
 
 
-def test_refusals_before_anything_is_served(with_sae, monkeypatch):
+def test_errors_before_the_server_starts(with_sae, monkeypatch):
     write_vit(with_sae.root / "other.pth", seed=1)
     text = _refusal(with_sae, "--store", with_sae.store, "--model_path", with_sae.root / "other.pth")
     assert "is not what store" in text
@@ -605,19 +652,19 @@ def test_refusals_before_anything_is_served(with_sae, monkeypatch):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert f"port {port} of 127.0.0.1 is not to be had" in _refusal(with_sae, "--port", port)
+        assert f"port {port} of 127.0.0.1 is already in use." in _refusal(with_sae, "--port", port)
     assert with_sae.run("explore", "--port", 65536, code=2)
     monkeypatch.setitem(sys.modules, "flask", None)
     assert 'pip install "cytosae-cache[explore]"' in CliRunner().invoke(cli, ["explore"]).output
 
 
-def test_the_help_teaches():
+def test_the_help_text_names_options_and_examples():
     text = CliRunner().invoke(cli, ["explore", "--help"]).output
     for word in ("--port", "--model-path", "ssh -L", "cytosae-cache explore --dataset_name", "Ctrl-C"):
         assert word in text
 
 
-def test_json_says_where_it_is(with_sae):
+def test_json_output_contains_the_address(with_sae):
     process = subprocess.Popen(
         [sys.executable, "-c", HEARING_MAIN, "explore", "--root_dir", str(with_sae.root), "--dataset_name", "toy",
          "--sae_path", str(with_sae.sae()), "--json"],
@@ -638,7 +685,7 @@ def test_in_a_browser(server, place):
         visit = Visit(browser, server.url)
         page, overview = visit.page, server.get("overview")
         sparsity = unpack(overview["latents"]["sparsity"])
-        latent = next(n for n in range(N_LATENTS) if n not in overview["held"] and sparsity[n] > 0)
+        latent = next(n for n in range(N_LATENTS) if n not in overview["featured"] and sparsity[n] > 0)
         visit.go("latents")
         assert page.locator(".card").count() == 3
         assert "Latents with a card" in page.inner_text("#view")
@@ -656,7 +703,7 @@ def test_in_a_browser(server, place):
         page.wait_for_selector("textarea")
         assert page.inner_text("h1") == f"Latent {latent}: nucleoli <b>"
         assert page.input_value("textarea") == "seen twice"
-        # Whoever walks away without a click on Save has lost nothing, and the next latent keeps its own title.
+        # Leaving without a click on Save loses nothing, and the next latent keeps its own title.
         page.fill("textarea", "seen again")
         with page.expect_response(lambda response: response.request.method == "PUT"):
             page.locator(".columns table a").first.click()
@@ -668,12 +715,12 @@ def test_in_a_browser(server, place):
         page.wait_for_function(
             "name => document.querySelector('h1').textContent === name", arg=f"Latent {latent}: nucleoli <b>"
         )
-        # Another window writes meanwhile: nothing is replaced unasked, and whoever has gone on is told, too.
+        # A stale tab never overwrites newer notes, and its user learns of it even in another view.
         theirs = {"name": "theirs", "note": ""}
         assert server.put(latent, theirs) == 200
         page.fill("textarea", "mine")
         page.click("text=Save")
-        page.wait_for_selector("text=Not saved: another window wrote meanwhile “theirs”. Save again to replace it.")
+        page.wait_for_selector("text=Not saved: another window has saved “theirs” since. Save again to replace it.")
         assert server.get("overview")["notes"][str(latent)] == theirs
         page.click("text=Save")
         page.wait_for_selector("text=Saved.")
@@ -682,7 +729,7 @@ def test_in_a_browser(server, place):
         page.fill("textarea", "mine again")
         page.locator(".columns table a").first.click()
         page.wait_for_selector("[role=alert] >> text=mine again")
-        assert "Not saved: another window wrote meanwhile “theirs”" in page.inner_text("[role=alert]")
+        assert "Not saved: another window has saved “theirs” since" in page.inner_text("[role=alert]")
         assert server.get("overview")["notes"][str(latent)] == theirs
         visit.complaints = [text for text in visit.complaints if "409" not in text]
         page.go_back()
@@ -707,7 +754,7 @@ def test_in_a_browser(server, place):
         visit.go("upload")
         page.set_input_files("input[type=file]", {"name": "x.png", "mimeType": "image/png", "buffer": b"garbage"})
         page.wait_for_selector("text=Not read: not a JPEG")
-        # The browser itself notes the refusal.
+        # The browser itself logs the refusal.
         assert [text for text in visit.complaints if "400" not in text] == []
         visit.complaints.clear()
         visit.close()

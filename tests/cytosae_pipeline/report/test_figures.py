@@ -1,4 +1,4 @@
-"""`report --figures`: what is drawn is what was measured, in files that are small, safe and the same every time."""
+"""`report --figures`: figures show what was measured, in files that are small, safe and reproducible."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from cytosae.analysis.latents import correlate, group_means
 from cytosae_pipeline.config import PageConfig
 from cytosae_pipeline.images.listing import list_stored_images
 from cytosae_pipeline.report.data.groups import PatientGroups
-from cytosae_pipeline.report.data.material import Cohort, open_report_data
+from cytosae_pipeline.report.data.report_data import Cohort, open_report_data
 from cytosae_pipeline.report.figures.curves import draw_masking, draw_training
 from cytosae_pipeline.report.figures.latents import draw_latents, draw_reference_images, overlay, read_pictures
 from cytosae_pipeline.report.figures.patients import draw_barcodes, draw_comparison, draw_correlation, spread_out
@@ -90,13 +90,13 @@ def place(_pristine, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(place):
-    """The folder with the figures of two groups of two patients, and what `report` said of them."""
+    """The folder with the figures of two groups of two patients, and the output of `report`."""
     folder, result = _figures(place, "--groups", _write_groups(place, "sick", "well", "sick", "well"))
     return folder, json.loads(result.stdout)
 
 
 @pytest.fixture
-def material(place, made):
+def report_data(place, made):
     return open_report_data(PageConfig(root_dir=place.root, dataset_name="toy", sae_path=place.sae(), top_k=3))
 
 
@@ -113,14 +113,14 @@ def make_cohort(groups=(0, 0, 0, 0, 0, 1, 1, 1, 1, 1), n_latents=12, names=("lef
     )
 
 
-def test_every_figure_is_there_in_both_formats_and_named_at_its_final_place(made):
+def test_every_figure_exists_in_both_formats_and_is_reported_at_its_final_path(made):
     folder, result = made
     assert _names(folder) == EVERY
     assert sorted(result["figures"]) == sorted(str(path) for path in folder.iterdir())
     assert not list(folder.parent.parent.glob("page*partial*"))
 
 
-def test_pngs_are_pictures_of_the_size_that_journals_print(made):
+def test_pngs_have_the_sizes_of_journal_columns(made):
     folder, _result = made
     widths = {"latents": 89, "comparison_0": 89, "barcodes": 183, "training": 183, "masking": 122}
     for name in EVERY:
@@ -131,12 +131,12 @@ def test_pngs_are_pictures_of_the_size_that_journals_print(made):
         pixels = _pixels(folder / f"{name}.png")
         ink = (pixels != 255).any(axis=2)
         assert 0.005 < ink.mean() < 0.98, name
-        # Nothing is cut off: a white edge all round.
+        # Nothing is clipped: the edges are white.
         edges = np.concatenate([ink[0], ink[-1], ink[:, 0], ink[:, -1]])
         assert edges.mean() < 0.01, name
 
 
-def test_svgs_hold_text_as_text_and_pictures_as_pictures(made):
+def test_svgs_contain_text_as_text_and_pictures_as_pictures(made):
     folder, _result = made
     for name in EVERY:
         tree = ET.parse(folder / f"{name}.svg")
@@ -147,26 +147,26 @@ def test_svgs_hold_text_as_text_and_pictures_as_pictures(made):
     assert {"group means", "sick (2)", "well (2)", "p0", "p1", "p2", "p3"} <= set(_texts(folder / "barcodes.svg"))
     assert [text for text in _texts(folder / "comparison_0.svg") if "more in" in text]
     assert {"explained variance", "loss", "L0", "dead share"} <= set(_texts(folder / "training.svg"))
-    assert {"original activations", "guessing", "1", "50"} <= set(_texts(folder / "masking.svg"))
+    assert {"original activations", "chance", "1", "50"} <= set(_texts(folder / "masking.svg"))
 
 
-def test_reference_grids_show_each_latents_top_images_with_value_and_label(made, material):
+def test_reference_grids_show_each_latents_top_images_with_value_and_label(made, report_data):
     folder, _result = made
     texts = _texts(folder / "reference_images_0.svg")
-    filled = material.top_rows[:10] >= 0
+    filled = report_data.top_rows[:10] >= 0
     assert len(list(ET.parse(folder / "reference_images_0.svg").iter(f"{SVG}image"))) == filled.sum()
     assert [text for text in texts if text in map(str, range(10))] == [str(latent) for latent in range(10)]
-    labels = [material.features.labels[material.labels[row]] for row in material.top_rows[:10][filled]]
-    assert [text for text in texts if text in material.features.labels] == labels
+    labels = [report_data.features.labels[report_data.labels[row]] for row in report_data.top_rows[:10][filled]]
+    assert [text for text in texts if text in report_data.features.labels] == labels
     values = [text for text in texts if re.fullmatch(r"[\d.e+-]*\.[\d.e+-]*", text)]
-    assert np.array(values, float) == pytest.approx(material.features.values[:10][filled], rel=5e-3)
+    assert np.array(values, float) == pytest.approx(report_data.features.values[:10][filled], rel=5e-3)
 
 
-def test_more_latents_take_more_figures_up_to_twenty(place, made, tmp_path, material):
-    images = list_stored_images(material.store, material.config)
+def test_more_latents_take_more_figures_up_to_twenty(place, made, tmp_path, report_data):
+    images = list_stored_images(report_data.store, report_data.config)
     for n, expected in ((1, [1]), (11, [10, 1]), (25, [10, 10])):
         folder = tmp_path / str(n)
-        write_figures(folder, material, np.arange(n), images)
+        write_figures(folder, report_data, np.arange(n), images)
         shown = []
         for number in range(len(list(folder.glob("reference*.svg")))):
             texts = _texts(folder / f"reference_images_{number}.svg")
@@ -174,7 +174,7 @@ def test_more_latents_take_more_figures_up_to_twenty(place, made, tmp_path, mate
         assert shown == expected
 
 
-def test_the_same_report_gives_the_same_bytes_whatever_matplotlib_is_set_to(place, made):
+def test_the_same_report_gives_the_same_bytes_under_any_matplotlib_settings(place, made):
     before = dict(matplotlib.rcParams)
     with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path", "text.parse_math": True, "axes.grid": True}):
         again, _ = _figures(place, "--groups", place.root / "groups.csv", out="again")
@@ -202,23 +202,23 @@ def test_only_top_images_are_read(with_sae):
     assert (before / "reference_images_0.png").read_bytes() == (after / "reference_images_0.png").read_bytes()
 
 
-def test_cells_that_are_missing_or_other_ones_now_are_grey(with_sae):
+def test_missing_and_changed_cells_are_grey(with_sae):
     config = PageConfig(root_dir=with_sae.root, dataset_name="toy", sae_path=with_sae.sae(), top_k=3)
-    material = open_report_data(config)
-    images = list_stored_images(material.store, config)
-    rows = np.flatnonzero(material.store.valid)
+    report_data = open_report_data(config)
+    images = list_stored_images(report_data.store, config)
+    rows = np.flatnonzero(report_data.store.valid)
     missing, changed, kept = rows[:3].tolist()
-    (with_sae.images / material.store.images.path[missing]).unlink()
+    (with_sae.images / report_data.store.images.path[missing]).unlink()
     shutil.copy(
-        with_sae.images / material.store.images.path[kept], with_sae.images / material.store.images.path[changed]
+        with_sae.images / report_data.store.images.path[kept], with_sae.images / report_data.store.images.path[changed]
     )
-    assert set(read_pictures(material, images, rows)) == set(rows.tolist()) - {missing, changed}
-    assert read_pictures(material, None, rows) == {}
+    assert set(read_pictures(report_data, images, rows)) == set(rows.tolist()) - {missing, changed}
+    assert read_pictures(report_data, None, rows) == {}
     shutil.rmtree(with_sae.images)
     folder, _result = _figures(with_sae)
     assert "reference_images_0" in _names(folder)
     pixels = _pixels(folder / "reference_images_0.png")
-    # Without cells there are only grey, viridis over it, and grey letters.
+    # Without cells there is only grey, viridis over it, and grey letters.
     assert len(list(ET.parse(folder / "reference_images_0.svg").iter(f"{SVG}image"))) > 0
     assert (pixels.astype(int).max(axis=2) - pixels.min(axis=2)).max() > 30
 
@@ -238,39 +238,39 @@ def test_an_overlay_is_the_pages_viridis_over_the_cell():
     assert (corner[:10, :10] != 205).any(axis=2).all()
 
 
-def test_all_latents_are_points_and_the_chosen_ones_rings(made, material):
+def test_all_latents_are_points_and_featured_ones_have_rings(made, report_data):
     with figure_style():
-        figure = draw_latents(material, np.array([3, 1]))
+        figure = draw_latents(report_data, np.array([3, 1]))
     axes = figure.axes[0]
     points = np.concatenate([item.get_offsets() for item in axes.collections[:-1]])
-    active = material.features.sparsity > 0
-    expected = np.log10([material.features.sparsity[active], material.features.mean_acts[active]]).T
+    active = report_data.features.sparsity > 0
+    expected = np.log10([report_data.features.sparsity[active], report_data.features.mean_acts[active]]).T
     in_order = points[np.lexsort(points.T)], expected[np.lexsort(expected.T)]
     np.testing.assert_allclose(*in_order, rtol=1e-6)
-    rings = np.log10([material.features.sparsity[[3, 1]], material.features.mean_acts[[3, 1]]]).T
+    rings = np.log10([report_data.features.sparsity[[3, 1]], report_data.features.mean_acts[[3, 1]]]).T
     np.testing.assert_allclose(axes.collections[-1].get_offsets(), rings)
 
 
-def test_undefined_entropies_are_grey_and_never_on_the_scale(material):
-    undefined = dataclasses.replace(material, entropy=np.full(material.n_latents, -1.0))
+def test_undefined_entropies_are_grey_and_never_on_the_scale(report_data):
+    undefined = dataclasses.replace(report_data, entropy=np.full(report_data.n_latents, -1.0))
     with figure_style():
         figure = draw_latents(undefined, np.array([], int))
-    assert len(figure.axes) == 1  # no scale beside
-    n_active = int((material.features.sparsity > 0).sum())
+    assert len(figure.axes) == 1  # no colour bar
+    n_active = int((report_data.features.sparsity > 0).sum())
     assert figure.legends[0].get_texts()[0].get_text() == f"entropy undefined ({n_active})"
-    just_below = dataclasses.replace(material, entropy=np.full(material.n_latents, -1e-9))
+    just_below = dataclasses.replace(report_data, entropy=np.full(report_data.n_latents, -1e-9))
     with figure_style():
         figure = draw_latents(just_below, np.array([], int))
     assert len(figure.axes) == 2
     assert (figure.axes[0].collections[0].get_array() == 0).all()
 
 
-def test_a_wide_autoencoder_takes_little_room(material, tmp_path):
+def test_figures_of_a_wide_autoencoder_stay_small(report_data, tmp_path):
     rng, n = np.random.default_rng(0), 49_152
-    features = material.features._replace(
+    features = report_data.features._replace(
         sparsity=10 ** rng.uniform(-4, 0, n), mean_acts=10 ** rng.uniform(-3, 1, n), labels=("a", "b", "c")
     )
-    wide = dataclasses.replace(material, features=features, entropy=rng.uniform(0, math.log(3), n))
+    wide = dataclasses.replace(report_data, features=features, entropy=rng.uniform(0, math.log(3), n))
     with figure_style():
         _png, svg = save_figure(draw_latents(wide, np.arange(1000)), tmp_path, "latents")
     assert svg.stat().st_size < 2_000_000
@@ -297,7 +297,7 @@ def test_a_comparison_numbers_the_planted_latents_and_colours_what_is_significan
     assert right_side.get_facecolor().tolist() != left_side.get_facecolor().tolist()
 
 
-def test_a_comparison_of_patients_who_are_all_alike_says_so(tmp_path):
+def test_a_comparison_of_identical_patients_says_so(tmp_path):
     cohort = make_cohort()
     cohort.counts[:] = 1
     found = compare_groups(cohort.counts, cohort.groups.of == 0)
@@ -307,7 +307,7 @@ def test_a_comparison_of_patients_who_are_all_alike_says_so(tmp_path):
 
 
 @given(st.lists(st.floats(0, 1), max_size=12))
-def test_numbers_never_lie_on_each_other(wanted):
+def test_numbers_never_overlap(wanted):
     wanted = np.array(sorted(wanted, reverse=True))
     found = spread_out(wanted, 0.08)
     assert (np.diff(found) <= -0.08 + 1e-9).all()
@@ -316,7 +316,7 @@ def test_numbers_never_lie_on_each_other(wanted):
         np.testing.assert_allclose(found, wanted)
 
 
-def test_barcodes_hold_shares_of_the_largest_by_group():
+def test_barcodes_show_shares_of_the_largest_count_by_group():
     cohort = make_cohort((0, 0, 1, 1, 1, -1))
     cohort.counts[:, 4] = 0
     latents = np.array([7, 4, 2])
@@ -422,7 +422,7 @@ def test_hostile_names_are_drawn_as_they_are(with_images):
         assert b"<script" not in path.read_bytes()
 
 
-def test_without_patients_groups_or_metrics_the_rest_is_drawn(with_images):
+def test_figures_without_data_are_left_out(with_images):
     with_images.build("--layout", "class")
     with_images.train("--run_name", "r")
     folder, _ = _figures(with_images)
@@ -469,7 +469,7 @@ def test_without_the_option_nothing_is_drawn_and_matplotlib_is_not_loaded(place,
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_missing_matplotlib_is_named_before_anything_is_computed(with_sae, monkeypatch):
+def test_a_missing_matplotlib_is_reported_before_anything_is_computed(with_sae, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     folder, result = _figures(with_sae, code=1)
     assert 'pip install "cytosae-cache[figures]"' in result.output
@@ -477,7 +477,7 @@ def test_a_missing_matplotlib_is_named_before_anything_is_computed(with_sae, mon
     assert not folder.parent.exists()
 
 
-def test_texts_are_cut_to_their_room():
+def test_texts_are_cut_to_their_width():
     with figure_style():
         assert fit_text("short", 20, 5) == "short"
         assert fit_text("", 20, 5) == ""
@@ -490,7 +490,7 @@ def test_texts_are_cut_to_their_room():
         assert 17 < widest_mm(["W" * 10_000, "i"], 5, 20) <= 20
 
 
-def test_what_is_measured_is_what_is_drawn(tmp_path):
+def test_measured_and_drawn_text_widths_agree(tmp_path):
     with figure_style():
         figure = make_figure(60, 10, arranged=False)
         make_sheet(figure).text(5, 5, "MMMMMMMMMMMM", size=10)
@@ -502,13 +502,13 @@ def test_what_is_measured_is_what_is_drawn(tmp_path):
     assert 25.4 * columns[0] / 300 == pytest.approx(5, abs=0.5)
 
 
-def test_letters_that_no_file_may_hold_are_replaced():
+def test_characters_that_no_file_may_contain_are_replaced():
     assert clean_text("a\x00b\nc\ud800d é芽") == "a\ufffdb\ufffdc\ufffdd é芽"
 
 
-def test_reference_images_of_a_latent_that_is_never_active_are_empty(material):
-    features = material.features._replace(indices=np.full_like(material.features.indices, -1))
-    dead = dataclasses.replace(material, features=features)
+def test_a_dead_latent_has_no_reference_images(report_data):
+    features = report_data.features._replace(indices=np.full_like(report_data.features.indices, -1))
+    dead = dataclasses.replace(report_data, features=features)
     with figure_style():
         figure = draw_reference_images(dead, np.array([0]), None)
     assert not figure.axes[0].images

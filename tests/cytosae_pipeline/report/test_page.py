@@ -1,4 +1,4 @@
-"""The page in a real browser, opened from disk: what people click, and that nothing goes wrong or off the machine."""
+"""The page in a real browser, opened from disk: clicks and keys, without errors or requests to other places."""
 
 import base64
 import csv
@@ -37,14 +37,14 @@ def _data(report, name):
 
 
 def _click_point(page, latent):
-    """Click a latent's point in the scatter."""
+    """Click a latent's point in the scatter plot."""
     page.wait_for_function("() => state.scatter")
     x, y = page.evaluate("latent => state.scatter.toScreen(state.latents.x[latent], state.latents.y[latent])", latent)
     page.click(".scatter canvas", position={"x": x, "y": y})
     return page.evaluate("() => state.scatter.selected")
 
 
-def test_the_overview_says_what_was_measured(visit, demo_run):
+def test_the_overview_shows_what_was_measured(visit, demo_run):
     page, overview = visit.page, _data(demo_run.report, "overview")
     tiles = dict(reversed(text.split("\n")) for text in page.locator(".tile").all_inner_texts())
     assert tiles["images"] == "720"
@@ -61,8 +61,8 @@ def test_the_overview_says_what_was_measured(visit, demo_run):
 def test_a_click_on_a_point_shows_the_latents_images_with_heat_maps(visit, demo_run):
     page = visit.page
     visit.go("latents")
-    held = _data(demo_run.report, "overview")["held"][0]
-    latent = _click_point(page, held)
+    featured = _data(demo_run.report, "overview")["featured"][0]
+    latent = _click_point(page, featured)
     page.wait_for_selector(".side .top-image")
     record = _data(demo_run.report, f"latents/{latent}")
     rows = [int(row) for row in page.locator(".side .top-image").evaluate_all("all => all.map(one => one.dataset.row)")]
@@ -73,9 +73,9 @@ def test_a_click_on_a_point_shows_the_latents_images_with_heat_maps(visit, demo_
     assert page.inner_text("h1") == f"Latent {latent}"
 
 
-def test_a_latents_page_shows_what_features_found(visit, demo_run):
+def test_a_latents_page_shows_its_feature_data(visit, demo_run):
     page, folder = visit.page, demo_run.report.parent
-    latent = _data(demo_run.report, "overview")["held"][3]
+    latent = _data(demo_run.report, "overview")["featured"][3]
     visit.go(f"latent/{latent}")
     page.wait_for_selector(".grid .top-image img")
     indices = torch.load(folder / "max_activating_image_indices.pt", weights_only=True)[latent]
@@ -101,7 +101,7 @@ def test_a_latents_page_shows_what_features_found(visit, demo_run):
     assert page.locator("figure.histogram rect").count() > 2
     page.keyboard.press("ArrowRight")
     page.wait_for_function("before => document.querySelector('h1').textContent !== before", arg=f"Latent {latent}")
-    assert page.inner_text("h1") == f"Latent {_data(demo_run.report, 'overview')['held'][4]}"
+    assert page.inner_text("h1") == f"Latent {_data(demo_run.report, 'overview')['featured'][4]}"
 
 
 def test_a_click_on_a_patch_shows_its_latents_and_a_latent_its_map(visit, demo_run):
@@ -142,7 +142,7 @@ def test_filters_and_search(visit, demo_run):
     chosen = [i for i, (e, s) in enumerate(zip(entropy, sparsity, strict=True)) if 0 <= e <= 0.05 and 0 < s <= 10**-0.1]
     assert page.locator("main > div > p.quiet").first.inner_text().startswith(f"{len(chosen):,} of ")
     cards = page.locator(".card").evaluate_all("all => all.map(one => Number(one.dataset.latent))")
-    assert cards == [latent for latent in overview["held"] if latent in chosen]
+    assert cards == [latent for latent in overview["featured"] if latent in chosen]
     assert 0 < len(cards) < 60
     page.click("text=Reset")
     page.wait_for_function("() => document.querySelectorAll('.card').length === 60")
@@ -153,7 +153,7 @@ def test_filters_and_search(visit, demo_run):
     clusters = sorted({cluster for cluster in page.evaluate("() => [...state.latents.cluster]") if cluster >= 0})
     legend = page.locator(".plot-and-side .legend > span").all_inner_texts()
     assert legend == [*(f"cluster {number}" for number in clusters), "has a page"]
-    # The legend says what the points have: the colour of a latent's own cluster.
+    # Legend and points agree: a latent has the colour of its cluster.
     assert page.evaluate(
         "() => state.scatter.palette()[state.latents.cluster[0]] === colors.kind(state.latents.cluster[0])"
     )
@@ -167,8 +167,8 @@ def test_filters_and_search(visit, demo_run):
 
 
 def test_a_latent_without_a_page_says_how_to_get_one(visit, demo_run):
-    held = set(_data(demo_run.report, "overview")["held"])
-    latent = next(number for number in range(1024) if number not in held)
+    featured = set(_data(demo_run.report, "overview")["featured"])
+    latent = next(number for number in range(1024) if number not in featured)
     visit.go(f"latent/{latent}")
     assert f"cytosae-cache report --latents {latent}" in visit.page.inner_text("#view")
     visit.complaints = [text for text in visit.complaints if "ERR_FILE_NOT_FOUND" not in text]
@@ -192,12 +192,12 @@ def test_a_latent_without_a_page_says_how_to_get_one(visit, demo_run):
         ("patients/compare/99", "There is no comparison 99: they are numbered 0 to 5."),
     ],
 )
-def test_addresses_that_lead_nowhere_say_so(visit, route, words):
+def test_unknown_addresses_are_explained(visit, route, words):
     visit.go(route)
     assert words in visit.page.inner_text("#view")
 
 
-def test_plots_work_with_keys_alone(visit, demo_run):
+def test_plots_work_with_the_keyboard_alone(visit, demo_run):
     page = visit.page
     visit.go("latents")
     page.wait_for_function("() => state.scatter")
@@ -218,24 +218,24 @@ def test_plots_work_with_keys_alone(visit, demo_run):
             return [far(state.scatter.selected), Math.min(...Array.from(xs, (_, i) => far(i)).filter(Number.isFinite))];
         }"""
     )
-    assert middle[0] <= middle[1] + 4  # points with a page are preferred a little
+    assert middle[0] <= middle[1] + 4  # points with a page are slightly preferred
     page.wait_for_selector(".side h2")
     assert page.inner_text(".side h2") == f"Latent {chosen}"
     page.keyboard.press("0")
     assert page.evaluate("() => state.scatter.view") == view
 
     visit.go("patients")
-    held = _data(demo_run.report, "patients")["barcodes"]["latents"]
+    featured = _data(demo_run.report, "patients")["barcodes"]["latents"]
     page.locator("canvas.matrix").last.focus()
-    assert f"latent {held[0]}:" in page.locator(".readout").last.inner_text()
+    assert f"latent {featured[0]}:" in page.locator(".readout").last.inner_text()
     for key in ("ArrowRight", "ArrowRight", "ArrowDown", "ArrowUp", "ArrowUp", "ArrowLeft"):
         page.keyboard.press(key)
-    assert f"latent {held[1]}:" in page.locator(".readout").last.inner_text()
+    assert f"latent {featured[1]}:" in page.locator(".readout").last.inner_text()
     page.keyboard.press("Enter")
-    page.wait_for_function("latent => location.hash === `#/latent/${latent}`", arg=held[1])
+    page.wait_for_function("latent => location.hash === `#/latent/${latent}`", arg=featured[1])
 
 
-def test_the_theme_switches_and_stays(visit):
+def test_the_theme_switches_and_is_remembered(visit):
     page = visit.page
 
     def ground():
@@ -252,7 +252,7 @@ def test_the_theme_switches_and_stays(visit):
     assert ground() == light
 
 
-def test_a_switch_of_theme_loses_nothing(visit):
+def test_switching_the_theme_keeps_the_view(visit):
     page = visit.page
     visit.go("latents")
     page.wait_for_function("() => state.scatter")
@@ -267,7 +267,7 @@ def test_a_switch_of_theme_loses_nothing(visit):
     page.wait_for_function("before => document.querySelector('.scatter canvas').toDataURL() !== before", arg=light)
     assert page.evaluate(kept) == before
     dark = page.locator(".scatter canvas").evaluate(pixels)
-    # The system's own switch is followed, too, until somebody has chosen.
+    # Without a choice of the user, the page follows the system's theme.
     page.keyboard.press("t")
     same = "before => document.querySelector('.scatter canvas').toDataURL() === before"
     page.wait_for_function(same, arg=light)
@@ -290,8 +290,8 @@ def test_keys_reach_every_view(visit):
     assert page.evaluate("() => document.activeElement.id") == "search"
 
 
-def test_what_matters_most_stands_out_on_every_ground(visit):
-    """Contrast (WCAG 2.2) of the ends of the entropy scale, of texts and of fields with what is behind them."""
+def test_contrast_is_sufficient_in_both_themes(visit):
+    """Contrast (WCAG 2.2) of the ends of the entropy scale, of texts and of fields against their background."""
     script = """() => {
         const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
         const light = (color) => {
@@ -319,7 +319,7 @@ def test_what_matters_most_stands_out_on_every_ground(visit):
         visit.page.keyboard.press("t")
 
 
-def test_zoom_ends_before_numbers_do(visit):
+def test_zoom_is_limited(visit):
     page = visit.page
     visit.go("latents")
     page.wait_for_function("() => state.scatter")
@@ -327,13 +327,13 @@ def test_zoom_ends_before_numbers_do(visit):
     whole = page.evaluate(width)
     page.evaluate("() => { for (let i = 0; i < 400; i++) state.scatter.zoom(0.8, 300, 200); }")
     assert page.evaluate(width) == pytest.approx(whole * 1e-5)
-    assert page.evaluate("() => charts.ticks(state.scatter.view.x0, state.scatter.view.x1).length") < 10
-    assert page.evaluate("() => charts.ticks(1, 1 + 1e-16)") == [1]
-    assert page.evaluate("() => charts.ticks(-1, 1)") == [-1, -0.5, 0, 0.5, 1]
+    assert page.evaluate("() => axisTicks(state.scatter.view.x0, state.scatter.view.x1).length") < 10
+    assert page.evaluate("() => axisTicks(1, 1 + 1e-16)") == [1]
+    assert page.evaluate("() => axisTicks(-1, 1)") == [-1, -0.5, 0, 0.5, 1]
     page.evaluate("() => { for (let i = 0; i < 400; i++) state.scatter.zoom(1.25, 300, 200); }")
     assert page.evaluate(width) == pytest.approx(whole * 10)
     page.evaluate("() => state.scatter.showAll()")
-    # Small steps of a touchpad zoom a little, a notch of a wheel more.
+    # A touchpad's small steps zoom a little, a notch of a wheel zooms more.
     page.mouse.move(400, 500)
     page.mouse.wheel(0, -2)
     page.wait_for_function(f"whole => ({width})() < whole", arg=whole)
@@ -342,28 +342,28 @@ def test_zoom_ends_before_numbers_do(visit):
     page.wait_for_function(f"whole => ({width})() < 0.9 * whole", arg=whole)
 
 
-def test_the_keyboard_comes_where_it_should(visit, demo_run):
-    page, held = visit.page, _data(demo_run.report, "overview")["held"]
+def test_the_focus_follows_navigation(visit, demo_run):
+    page, featured = visit.page, _data(demo_run.report, "overview")["featured"]
     visit.go("latents")
     page.wait_for_function("() => document.activeElement.id === 'view'")
     page.evaluate("() => document.querySelector('.skip').focus()")
     page.keyboard.press("Enter")
     assert page.evaluate("() => [document.activeElement.id, location.hash]") == ["view", "#/latents"]
-    visit.go(f"latent/{held[0]}")
+    visit.go(f"latent/{featured[0]}")
     page.wait_for_selector(".scroll")
     page.locator(".scroll").focus()
     page.keyboard.press("ArrowRight")
-    assert page.evaluate("() => location.hash") == f"#/latent/{held[0]}"
-    # The choice of groups keeps the focus, so that arrows go on through it.
+    assert page.evaluate("() => location.hash") == f"#/latent/{featured[0]}"
+    # The choice of groups keeps the focus, so that arrow keys continue through it.
     visit.go("patients/compare")
     page.locator("#compared").focus()
     page.select_option("#compared", "2")
     page.wait_for_function("() => location.hash.endsWith('/2') && document.activeElement.id === 'compared'")
-    page.fill("#search", str(held[1]))
+    page.fill("#search", str(featured[1]))
     page.press("#search", "Enter")
     page.wait_for_function("() => document.activeElement.id === 'view'")
     page.keyboard.press("ArrowRight")
-    page.wait_for_function("latent => location.hash === `#/latent/${latent}`", arg=held[2])
+    page.wait_for_function("latent => location.hash === `#/latent/${latent}`", arg=featured[2])
     row = _data(demo_run.report, "overview")["images"]["rows"][0]
     visit.go(f"image/{row}")
     page.locator(".patch").nth(20).click()
@@ -372,10 +372,10 @@ def test_the_keyboard_comes_where_it_should(visit, demo_run):
     assert re.fullmatch(r"Latent \d+: .*\. Show its map\.", name)
 
 
-def test_the_scatter_is_found_as_it_was_left(visit, demo_run):
-    page, held = visit.page, _data(demo_run.report, "overview")["held"]
+def test_the_scatter_plot_keeps_its_view_and_selection(visit, demo_run):
+    page, featured = visit.page, _data(demo_run.report, "overview")["featured"]
     visit.go("latents")
-    latent = _click_point(page, held[0])
+    latent = _click_point(page, featured[0])
     page.evaluate("() => state.scatter.zoom(0.5, 300, 200)")
     view = page.evaluate("() => state.scatter.view")
     page.click(".side a.button")
@@ -387,8 +387,8 @@ def test_the_scatter_is_found_as_it_was_left(visit, demo_run):
 
 
 def test_equal_lengths_mean_equal_values(visit, demo_run):
-    page, held = visit.page, _data(demo_run.report, "overview")["held"]
-    visit.go(f"latent/{held[0]}")
+    page, featured = visit.page, _data(demo_run.report, "overview")["featured"]
+    visit.go(f"latent/{featured[0]}")
     page.wait_for_selector(".bars")
     widths = "all => all.map(one => one.getBoundingClientRect().width)"
     for number in range(page.locator(".bars").count()):
@@ -399,9 +399,9 @@ def test_equal_lengths_mean_equal_values(visit, demo_run):
     assert max(tracks) - min(tracks) < 0.5
 
 
-def test_legends_say_what_is_shown(visit, demo_run):
-    page, held = visit.page, _data(demo_run.report, "overview")["held"]
-    visit.go(f"latent/{held[0]}")
+def test_legends_match_what_is_shown(visit, demo_run):
+    page, featured = visit.page, _data(demo_run.report, "overview")["featured"]
+    visit.go(f"latent/{featured[0]}")
     page.wait_for_selector(".heat-legend")
     steps = page.locator(".heat-legend .ramp i").evaluate_all("all => all.map(one => one.style.background)")
     assert re.fullmatch(r"rgba\(.*, 0\)", steps[0]), "nothing is drawn where nothing is active"
@@ -433,10 +433,10 @@ def _rewrite(report, name, change):
     (report / "data" / f"{name}.js").write_text(text)
 
 
-def test_what_is_not_there_is_said(browser, demo_run, tmp_path):
+def test_missing_data_are_explained(browser, demo_run, tmp_path):
     report = tmp_path / "copy"
     shutil.copytree(demo_run.report, report)
-    latent = _data(report, "overview")["held"][0]
+    latent = _data(report, "overview")["featured"][0]
     comparison = _data(report, "comparisons/0")
     _rewrite(report, "overview", lambda overview: overview.update(counts={"active": 1000, "dead": 24}))
     _rewrite(report, f"latents/{latent}", lambda record: record.update(patients=[]))
@@ -451,28 +451,28 @@ def test_what_is_not_there_is_said(browser, demo_run, tmp_path):
     assert "Dead latents (24), which are active on no image, have no point." in page.inner_text("#view")
     page.press("#search", "Enter")
     message = page.locator("#search").evaluate("input => input.validationMessage")
-    assert message == "Numbers go from 0 to 1023; a part of a name does, too."
+    assert message == "Enter a number from 0 to 1023, or part of a name."
     visit.go(f"latent/{latent}")
     assert "No patient has a token above 0.2." in page.inner_text("#view")
     visit.go("patients/compare")
     page.wait_for_function("() => document.activeElement.id === 'view'")
     text = page.inner_text("#view")
     assert "0 differ at a false discovery rate" in text
-    assert "None does; the tables name the largest differences all the same." in text
+    assert "As none does, the tables show the largest differences regardless." in text
     page.keyboard.press("?")
     assert "label entropy" in page.inner_text("dialog")
     page.keyboard.press("Escape")
     page.evaluate("() => { state.overview.labels = []; state.overview.main_label.fill(-1); }")
     visit.go("latents")
-    assert "without labels, there is no label entropy" in page.inner_text(".plot-and-side .legend")
+    assert "no labels, so label entropy is not defined" in page.inner_text(".plot-and-side .legend")
     visit.close()
 
 
-def test_a_picture_that_is_gone_leaves_its_map(browser, demo_run, tmp_path):
+def test_a_missing_picture_leaves_its_map(browser, demo_run, tmp_path):
     report = tmp_path / "copy"
     shutil.copytree(demo_run.report, report)
     overview = _data(report, "overview")
-    row = _data(report, f"latents/{overview['held'][0]}")["top"][0]["row"]
+    row = _data(report, f"latents/{overview['featured'][0]}")["top"][0]["row"]
     (report / f"thumbnails/{row}.jpg").unlink()
     visit = Visit(browser, file_url(report))
     visit.go(f"image/{row}")
@@ -489,7 +489,7 @@ def test_patients_are_compared(visit, demo_run):
     assert page.locator("canvas.matrix").count() == 2
     page.locator("canvas.matrix").last.hover()
     assert re.search(
-        r"P\d{3} \((AML-like|CML-like|healthy)\), latent \d+: .* tokens an image", page.inner_text("#view")
+        r"P\d{3} \((AML-like|CML-like|healthy)\), latent \d+: .* tokens per image", page.inner_text("#view")
     )
     visit.go("patients/compare")
     options = page.locator("main select option").all_inner_texts()
@@ -499,11 +499,11 @@ def test_patients_are_compared(visit, demo_run):
     first = _data(demo_run.report, "comparisons/0")
     latents = page.evaluate("array => Array.from(cytosae.decode(array))", first["latents"])
     assert head[0] == f"Latent {latents[first['more_in_first'][0]]}"
-    # Latents that differ are what people click next: the report holds their pages.
+    # Latents that differ are likely to be clicked next: the report has pages for them.
     page.locator("main table").first.locator("tbody a").first.click()
     page.wait_for_selector(".grid .top-image img")
     assert page.inner_text("h1") == head[0]
-    assert "that differ most between groups of patients" in _data(demo_run.report, "overview")["held_reason"]
+    assert "that differ most between groups of patients" in _data(demo_run.report, "overview")["featured_reason"]
     visit.go("patients/compare")
     page.select_option("main select", "4")
     page.wait_for_function("() => location.hash.endsWith('compare/4')")
@@ -516,19 +516,19 @@ def test_patients_are_compared(visit, demo_run):
     balanced, plain = page.locator(".tile b").all_inner_texts()
     assert balanced == f"{100 * patients['classification']['balanced_accuracy']:.1f}\u00a0%"
     assert plain == f"{100 * patients['classification']['accuracy']:.1f}\u00a0%"
-    assert "guessing: 33.3\u00a0%" in page.inner_text(".tiles")
+    assert "chance: 33.3\u00a0%" in page.inner_text(".tiles")
     assert patients["classification"]["accuracy"] > 0.6
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 720), (1024, 768), (420, 800)])
-def test_nothing_sticks_out_sideways(browser, demo_run, width, height):
+def test_nothing_overflows_sideways(browser, demo_run, width, height):
     visit = Visit(browser, file_url(demo_run.report), width=width, height=height, scheme="dark")
-    held = _data(demo_run.report, "overview")["held"][0]
+    featured = _data(demo_run.report, "overview")["featured"][0]
     row = _data(demo_run.report, "overview")["images"]["rows"][0]
     for route in (
         "",
         "latents",
-        f"latent/{held}",
+        f"latent/{featured}",
         f"image/{row}",
         "patients",
         "patients/compare",
@@ -541,7 +541,7 @@ def test_nothing_sticks_out_sideways(browser, demo_run, width, height):
 
 
 def _hostile_workplace(with_images):
-    """A workspace whose labels, patients and files are called what must never be taken for markup."""
+    """A workspace whose labels, patients and files have names that must never be parsed as markup."""
     root = with_images.root / "hostile"
     write_pictures(root, n=24, broken=False)
     names = [
@@ -577,7 +577,14 @@ def test_hostile_names_stay_text(browser, with_images):
     visit = Visit(browser, file_url(report))
     overview = _data(report, "overview")
     assert sorted(label["name"] for label in overview["labels"]) == sorted(names)
-    routes = ["", "latents", "patients", "patients/compare", "patients/correlation", f"latent/{overview['held'][0]}"]
+    routes = [
+        "",
+        "latents",
+        "patients",
+        "patients/compare",
+        "patients/correlation",
+        f"latent/{overview['featured'][0]}",
+    ]
     shown = ""
     for route in [*routes, f"image/{overview['images']['rows'][0]}"]:
         visit.go(route)
@@ -589,12 +596,12 @@ def test_hostile_names_stay_text(browser, with_images):
     visit.close()
 
 
-def test_pseudonyms_leave_no_name_and_no_path(browser, with_images):
+def test_pseudonymous_reports_contain_no_name_and_no_path(browser, with_images):
     options, _, patients = _hostile_workplace(with_images)
     report, again = with_images.root / "page", with_images.root / "again"
     output = with_images.run_plain("report", *options, "--pseudonymize", "--out", report).output
     key = with_images.root / "out/feature_data/sae_h/custom/hostile/pseudonym.key"
-    assert f"keep it to yourself: {key}" in output
+    assert f"keep it secret): {key}" in output
     assert key.stat().st_mode & 0o777 == 0o600
     assert not list(report.rglob("*.key"))
     everything = b"\n".join(path.read_bytes() for path in report.rglob("*") if path.is_file())
@@ -629,32 +636,32 @@ def test_without_images_maps_are_shown_alone(browser, demo_run, tmp_path):
         cli, [str(item) for item in ["report", *where, "--n_latents", 3, "--out", tmp_path / "r"]]
     )
     assert result.exit_code == 0, result.output
-    assert "say where with --images PATH" in result.output
+    assert "pass their location with --images PATH" in result.output
     visit = Visit(browser, file_url(tmp_path / "r"))
-    assert "The images were not at hand" in visit.page.inner_text("#view")
-    visit.go(f"latent/{_data(tmp_path / 'r', 'overview')['held'][0]}")
+    assert "The images were not found" in visit.page.inner_text("#view")
+    visit.go(f"latent/{_data(tmp_path / 'r', 'overview')['featured'][0]}")
     assert visit.page.locator(".no-picture").count() == 10
     assert visit.page.locator(".grid canvas").first.evaluate(PAINTED) > 0
     visit.close()
 
 
-def test_all_cards_can_be_shown_and_patients_without_groups_are_just_patients(browser, with_sae):
+def test_all_cards_can_be_shown_and_patients_need_no_groups(browser, with_sae):
     out = with_sae.root / "page"
     output = with_sae.run(
         "report", "--dataset_name", "toy", "--sae_path", with_sae.sae(), "--n_latents", 200, "--out", out
     ).output
-    assert "There are no groups of patients: patients have images of several labels. Say which there are" in output
+    assert "There are no groups of patients: patients have images of several labels. Pass them" in output
     assert "compare groups" not in output
-    held = _data(out, "overview")["held"]
-    assert len(held) > 60, "too few latents to hide any"
+    featured = _data(out, "overview")["featured"]
+    assert len(featured) > 60, "too few latents to hide any"
     visit = Visit(browser, file_url(out))
     page = visit.page
     visit.go("latents")
     cards = "all => all.map(one => Number(one.dataset.latent))"
-    assert page.locator(".card").evaluate_all(cards) == held[:60]
-    page.click(f"text=Show {len(held) - 60} more")
-    assert page.locator(".card").evaluate_all(cards) == held
-    assert page.evaluate("() => Number(document.activeElement.dataset.latent)") == held[60]
+    assert page.locator(".card").evaluate_all(cards) == featured[:60]
+    page.click(f"text=Show {len(featured) - 60} more")
+    assert page.locator(".card").evaluate_all(cards) == featured
+    assert page.evaluate("() => Number(document.activeElement.dataset.latent)") == featured[60]
     visit.go("patients")
     page.locator("canvas.matrix").hover()
     assert re.match(r"p\d, latent \d+: ", page.inner_text(".readout"))
@@ -699,8 +706,8 @@ def test_the_report_of_real_cells(browser, test_data, tmp_path):
     visit = Visit(browser, file_url(report))
     visit.go("latents")
     overview = _data(report, "overview")
-    assert 0 < len(overview["held"]) <= 40
-    latent = _click_point(visit.page, overview["held"][0])
+    assert 0 < len(overview["featured"]) <= 40
+    latent = _click_point(visit.page, overview["featured"][0])
     visit.page.wait_for_selector(".side .top-image")
     visit.go(f"latent/{latent}")
     visit.page.locator(".grid .top-image").first.click()
@@ -712,4 +719,4 @@ def test_the_report_of_real_cells(browser, test_data, tmp_path):
     assert abs(accuracy - 0.5) < 0.2, "groups at random must not be told apart"
     visit.close()
     sparsity = torch.load(report.parent / "sae_sparsity.pt", weights_only=True).numpy()
-    assert (np.log10(sparsity[overview["held"]]) <= -0.3).all()
+    assert (np.log10(sparsity[overview["featured"]]) <= -0.3).all()

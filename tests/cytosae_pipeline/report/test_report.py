@@ -1,4 +1,4 @@
-"""`report`: its records against plain computations, its options, and that an older report is never lost."""
+"""`report`: records against plain computations, options, and that an older report is never lost."""
 
 import base64
 import csv
@@ -22,11 +22,13 @@ from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config.report import PageConfig, parse_latents, parse_range
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.report.data.groups import find_groups
+from cytosae_pipeline.report.data.limits import MAX_NAME, MAX_NOTE, MAX_UPLOAD, SIGNIFICANT_Q
 from cytosae_pipeline.report.data.notes import check_note, read_notes, write_notes
 from cytosae_pipeline.report.data.pseudonyms import pseudonymise, read_key
 from cytosae_pipeline.report.records.choice import most_different
 from cytosae_pipeline.report.records.encoding import pack, to_script
-from cytosae_pipeline.report.static import page_files
+from cytosae_pipeline.report.records.page_files import read_page_files
+from cytosae_pipeline.runtime.palette import KINDS
 from tests.support.pictures import HEARING_MAIN
 
 TYPES = {"f4": "<f4", "u1": "u1", "u2": "<u2", "i4": "<i4", "i1": "i1"}
@@ -35,6 +37,10 @@ TYPES = {"f4": "<f4", "u1": "u1", "u2": "<u2", "i4": "<i4", "i1": "i1"}
 def _data(report, name):
     text = (report / "data" / f"{name}.js").read_text()
     return json.loads(re.fullmatch(r'cytosae\.receive\("[^"]+",(.*)\);\n', text, re.DOTALL)[1])
+
+
+def _files(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def _unpack(value):
@@ -52,7 +58,7 @@ def _report(place, *arguments, code=0):
 
 @pytest.fixture(scope="module")
 def made(_pristine, tmp_path_factory):
-    """A report, the activations it was made from in plain form, and its workspace."""
+    """A report, its workspace, and plain activations of all latents."""
     from tests.conftest import Workplace
 
     root = tmp_path_factory.mktemp("report") / "root"
@@ -68,14 +74,15 @@ def made(_pristine, tmp_path_factory):
     return place, report, output, acts, store, sae
 
 
-def test_the_report_is_named_and_whole(made):
+def test_the_report_is_complete(made):
     _place, report, output, *_ = made
     assert "30 latents and " in output
     assert f"open in a browser: {report / 'index.html'}" in output
     assert {path.name for path in report.iterdir()} == {"index.html", "page", "data", "thumbnails", "cytosae-report"}
-    assert {path.name for path in (report / "page").iterdir()} == set(page_files()) - {"index.html"}
+    written = {path.relative_to(report).as_posix(): path.read_bytes() for path in _files(report / "page")}
+    assert {"index.html": (report / "index.html").read_bytes(), **written} == read_page_files()
     overview = _data(report, "overview")
-    assert sorted(path.stem for path in (report / "data/latents").iterdir()) == sorted(map(str, overview["held"]))
+    assert sorted(path.stem for path in (report / "data/latents").iterdir()) == sorted(map(str, overview["featured"]))
     assert sorted(path.stem for path in (report / "data/images").iterdir()) == sorted(
         map(str, overview["images"]["rows"])
     )
@@ -84,14 +91,14 @@ def test_the_report_is_named_and_whole(made):
     )
 
 
-def test_every_file_that_the_page_names_is_there(made):
+def test_the_page_loads_exactly_its_own_files(made):
     text = (made[1] / "index.html").read_text()
     named = set(re.findall(r'(?:src|href)="(page/[^"]+)"', text))
-    assert named == {f"page/{name}" for name in page_files() if name != "index.html"}
+    assert named == read_page_files().keys() - {"index.html"}
 
 
-def test_the_scripts_build_no_markup_from_text_and_name_no_other_place(made):
-    for path in (made[1] / "page").iterdir():
+def test_the_scripts_build_no_markup_from_text_and_load_nothing_from_elsewhere(made):
+    for path in _files(made[1] / "page"):
         text = path.read_text()
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text), (
             path
@@ -99,7 +106,25 @@ def test_the_scripts_build_no_markup_from_text_and_name_no_other_place(made):
         assert set(re.findall(r"https?://[^\s\"']+", text)) <= {"http://www.w3.org/2000/svg"}, path
 
 
-def test_the_overview_holds_the_statistics(made):
+def test_no_line_and_no_file_of_the_page_is_too_long():
+    for address, data in read_page_files().items():
+        lines = data.decode().splitlines()
+        assert len(lines) <= 400, address
+        assert max(map(len, lines)) <= 120, address
+
+
+def test_palette_and_limits_come_from_python_alone(made):
+    overview = _data(made[1], "overview")
+    assert overview["palette"]["kinds"] == list(KINDS)
+    assert overview["limits"] == {
+        "significant_q": SIGNIFICANT_Q, "name_length": MAX_NAME, "note_length": MAX_NOTE, "upload_bytes": MAX_UPLOAD,
+    }  # fmt: skip
+    scripts = {name: data.decode() for name, data in read_page_files().items() if name.endswith(".js")}
+    for name, text in scripts.items():
+        assert not re.search(r"#[0-9a-f]{6}\b", text), f"{name} has a colour of its own"
+
+
+def test_the_overview_contains_the_statistics(made):
     place, report, _output, _acts, store, _sae = made
     overview = _data(report, "overview")
     sparsity = torch.load(place.features() / "sae_sparsity.pt", weights_only=True).numpy()
@@ -113,16 +138,16 @@ def test_the_overview_holds_the_statistics(made):
     metrics = [json.loads(line) for line in (place.sae().parent / "metrics.jsonl").read_text().splitlines()]
     (loss,) = (curve for curve in overview["training"]["curves"] if curve["name"] == "loss")
     assert loss["values"] == [line["losses/overall_loss"] for line in metrics]
-    assert overview["live"] is False
+    assert overview["explore"] is False
 
 
-def test_a_latents_record_is_what_plain_numpy_finds(made):
+def test_a_latents_record_equals_plain_numpy(made):
     _place, report, _output, acts, store, sae = made
     scores, labels = acts.mean(axis=1), np.array(store.images.label)
     names = [label["name"] for label in _data(report, "overview")["labels"]]
     patients = _data(report, "patients")["names"]
     decoder = torch.nn.functional.normalize(sae.W_dec, dim=1)
-    for latent in _data(report, "overview")["held"]:
+    for latent in _data(report, "overview")["featured"]:
         record = _data(report, f"latents/{latent}")
         order = sorted(
             (row for row in range(23) if scores[row, latent] > 0), key=lambda row: (-scores[row, latent], row)
@@ -152,7 +177,7 @@ def test_a_latents_record_is_what_plain_numpy_finds(made):
         assert shown == sorted(shown, reverse=True)
 
 
-def test_an_images_record_is_what_plain_numpy_finds(made):
+def test_an_images_record_equals_plain_numpy(made):
     _place, report, _output, acts, store, _sae = made
     for row in _data(report, "overview")["images"]["rows"]:
         record = _data(report, f"images/{row}")
@@ -172,13 +197,13 @@ def test_an_images_record_is_what_plain_numpy_finds(made):
 
 def test_barcodes_and_correlation(made):
     place, report, *_ = made
-    patients, held = _data(report, "patients"), _data(report, "overview")["held"]
+    patients, featured = _data(report, "patients"), _data(report, "overview")["featured"]
     normalised = np.load(place.features() / "cls_sae_cnt.npy")
     assert patients["names"] == ["p0", "p1", "p2", "p3"]
     peaks = _unpack(patients["barcodes"]["peaks"])
     values = _unpack(patients["barcodes"]["values"])
-    np.testing.assert_allclose(peaks, normalised[:, held].max(axis=0), rtol=1e-6)
-    np.testing.assert_allclose(values / 255 * peaks, normalised[:, held], atol=peaks.max() / 500)
+    np.testing.assert_allclose(peaks, normalised[:, featured].max(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(values / 255 * peaks, normalised[:, featured], atol=peaks.max() / 500)
     expected = np.corrcoef(np.log1p(normalised))
     np.testing.assert_allclose(_unpack(patients["correlation"]) / 127 - 1, expected, atol=0.005)
     assert patients["comparisons"] == []
@@ -190,7 +215,7 @@ def test_groups_of_a_file_are_compared_and_classified(with_sae):
     path = with_sae.root / "groups.csv"
     path.write_text("patient,group\np0,ill\np1,well\np2,ill\np3,well\nsomebody,else\n")
     report, output = _report(with_sae, "--groups", path, "--group_test", "permutation")
-    assert "names 1 that the store does not have, such as 'somebody'" in output
+    assert "names patients that are not in the store (1), such as 'somebody'" in output
     patients = _data(report, "patients")
     assert patients["names"] == ["p0", "p2", "p1", "p3"]
     assert patients["group_names"] == ["ill", "well"]
@@ -199,12 +224,12 @@ def test_groups_of_a_file_are_compared_and_classified(with_sae):
     ]
     assert np.sum(patients["classification"]["confusion"], axis=1).tolist() == [2, 2]
     record = _data(report, "comparisons/0")
-    assert record["method"].startswith("permutations")
+    assert record["method"].startswith("permutation")
     p = 10 ** -_unpack(record["minus_log10_p"])
     assert p.min() >= 1 / 3 - 1e-6, "with 2 against 2 there are 6 assignments, and none is more extreme than 2 of them"
 
 
-def test_patients_without_a_readable_image_are_no_patients(with_images):
+def test_patients_without_a_readable_image_are_left_out(with_images):
     ghost = with_images.images / "blast" / "ghost" / "x.png"
     ghost.parent.mkdir()
     ghost.write_bytes(b"no image")
@@ -228,24 +253,24 @@ def test_without_patients_and_with_few_labels(with_images):
     with_images.build("--images", manifest)
     with_images.train("--run_name", "r")
     report, output = _report(with_images, "--images", manifest)
-    assert "the masking experiment is left out: it needs images of two labels or more" in output
-    held = _data(report, "overview")["held"][0]
-    record = _data(report, f"latents/{held}")
+    assert "the masking experiment is skipped: it needs images of at least two labels" in output
+    featured = _data(report, "overview")["featured"][0]
+    record = _data(report, f"latents/{featured}")
     assert record["n_images"] == 20, "all images were read, with a label or without"
     assert [label["n_images"] for label in record["labels"]] == [3]
     groups = with_images.root / "groups.csv"
     groups.write_text("patient,group\n")
     text = _report(with_images, "--images", manifest, "--groups", groups, code=1)[1]
-    assert "has nobody to group: no image of the store has a patient. Build it from a CSV" in text
+    assert "cannot be used: the store has no patient column. Build it from a CSV" in text
 
 
-def test_numbers_of_images_say_nothing_of_the_order_of_names(with_sae):
+def test_image_numbers_do_not_reveal_the_order_of_names(with_sae):
     plain = shutil.copytree(_report(with_sae)[0], with_sae.root / "plain")
     shuffled, _ = _report(with_sae, "--pseudonymize")
     one, other = _data(plain, "overview"), _data(shuffled, "overview")
-    assert one["held"] == other["held"]
+    assert one["featured"] == other["featured"]
     pairs = {}
-    for latent in one["held"]:
+    for latent in one["featured"]:
         records = _data(plain, f"latents/{latent}"), _data(shuffled, f"latents/{latent}")
         for item, again in zip(records[0]["top"], records[1]["top"], strict=True):
             assert (item["value"], item["label"], item["map"]) == (again["value"], again["label"], again["map"])
@@ -266,7 +291,7 @@ def test_numbers_of_images_say_nothing_of_the_order_of_names(with_sae):
     assert _data(again, "overview")["images"] == other["images"], "the same key gives the same numbers"
 
 
-def test_dead_autoencoders_and_stores_of_strangers_are_said(with_images):
+def test_dead_autoencoders_are_reported(with_images):
     with_images.build()
     with_images.train("--run_name", "r")
     sae, cfg = load_sae(with_images.sae())
@@ -277,7 +302,7 @@ def test_dead_autoencoders_and_stores_of_strangers_are_said(with_images):
     assert "no latent of this autoencoder is active on any image of the store: there is nothing to show" in text
 
 
-def test_a_store_whose_patients_were_never_seen_has_none(with_images):
+def test_patients_with_only_unreadable_images_count_as_none(with_images):
     files = sorted(path for path in with_images.images.rglob("*.png") if "broken" not in path.name)[:20]
     (with_images.root / "junk.png").write_bytes(b"no image")
     rows = [f"{path.relative_to(with_images.root)},blast," for path in files] + ["junk.png,blast,ghost"]
@@ -290,18 +315,20 @@ def test_a_store_whose_patients_were_never_seen_has_none(with_images):
     assert _data(report, "overview")["patients"] == []
 
 
-def test_the_latents_asked_for(with_sae):
+def test_latents_by_option(with_sae):
     report, output = _report(with_sae, "--latents", "5, 80-82,5")
-    assert _data(report, "overview")["held"] == [5, 80, 81, 82]
+    assert _data(report, "overview")["featured"] == [5, 80, 81, 82]
     assert "4 latents and" in output
-    assert "that were asked for" in _data(report, "overview")["held_reason"]
-    assert "--latents names 96, the autoencoder's latents are 0..95" in _report(with_sae, "--latents", "96", code=1)[1]
+    assert "latents of --latents" in _data(report, "overview")["featured_reason"]
+    assert (
+        "--latents names 96, but the autoencoder's latents are 0..95" in _report(with_sae, "--latents", "96", code=1)[1]
+    )
     text = _report(with_sae, "--log10_mean", "9:", code=1)[1]
-    assert "no latent is left" in text
+    assert "active latents passes" in text
     assert "--log10_mean 9:" in text
 
 
-def test_latents_that_differ_between_groups_get_pages_in_turn():
+def test_latents_that_differ_between_groups_are_featured_in_turn():
     rng = np.random.default_rng(0)
     counts = rng.poisson(3.0, size=(60, 40)).astype(float)
     groups = np.repeat([0, 1, 2], 20)
@@ -322,8 +349,8 @@ def test_latents_of_a_cluster(with_sae):
     report, _ = _report(with_sae, "--clusters", 3, "--cluster", 2)
     overview = _data(report, "overview")
     clusters, sparsity = (_unpack(overview["latents"][name]) for name in ("cluster", "sparsity"))
-    assert set(clusters[overview["held"]].tolist()) == {2}
-    assert len(overview["held"]) == (clusters == 2).sum() < (sparsity > 0).sum()
+    assert set(clusters[overview["featured"]].tolist()) == {2}
+    assert len(overview["featured"]) == (clusters == 2).sum() < (sparsity > 0).sum()
     means = [sparsity[clusters == number].mean() for number in range(3)]
     assert means == sorted(means, reverse=True)
     assert "cluster must lie in 0..2, as clusters is 3, found 3" in _report(
@@ -331,7 +358,7 @@ def test_latents_of_a_cluster(with_sae):
     )[1].replace("\n", " ")
 
 
-def test_missing_statistics_are_computed_and_present_ones_are_not(with_sae):
+def test_only_missing_statistics_are_computed(with_sae):
     output = _report(with_sae)[1]
     assert "no results of `features`" in output
     assert "no results of `patients`" in output
@@ -339,11 +366,11 @@ def test_missing_statistics_are_computed_and_present_ones_are_not(with_sae):
     assert "no results" not in output
 
 
-def test_a_folder_of_something_else_is_never_replaced(with_sae):
+def test_a_folder_that_is_not_a_report_is_never_replaced(with_sae):
     out = with_sae.root / "page"
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
-    assert "exists already and is no report. Give another --out" in _report(with_sae, code=1)[1]
+    assert "already exists and is not a report. Give another --out" in _report(with_sae, code=1)[1]
     assert (out / "thesis.tex").read_text() == "years of work"
 
 
@@ -361,7 +388,7 @@ def test_changed_and_missing_images_get_no_picture(with_sae):
     assert any("2 of" in text for text in _data(report, "overview")["messages"])
 
 
-def test_a_killed_report_leaves_the_older_one(with_sae):
+def test_a_killed_report_keeps_the_older_one(with_sae):
     report, _ = _report(with_sae)
     (report / "data" / "of-the-older-one").touch()
     arguments = [
@@ -425,20 +452,20 @@ def test_groups_from_files_and_labels(tmp_path, made):
     assert found.of.tolist() == [0, -1, 1]
     assert found.gaps == f"'{path}' has no group for 1 of 3 patients, such as 'p1'"
     assert groups("patient,group\np3,b\np0,a\np1,a\nq9,a\nq10,b\n").gaps == (
-        f"'{path}' names 2 that the store does not have, such as 'q10'"
+        f"'{path}' names patients that are not in the store (2), such as 'q10'"
     )
     assert groups("patient,group\np3,b\np0,a\np1,a\n").gaps == ""
     assert groups("patient,group\n p3 ,b \np0,a\np1, b\n").names == ("a", "b"), "spaces at the ends are none's"
     assert (
         groups("patient,group\np0,a\np1,a\n").why_none
-        == "All patients are of one group, 'a': there is nothing to compare."
+        == "All patients belong to one group, 'a': there is nothing to compare."
     )
     for text, message in (
         ("id,group\np0,a\n", "must have the columns patient and group, separated by a comma, found: id, group"),
         ("patient,group\np0,a\np0,b\n", "gives patient 'p0' two groups, 'a' and 'b'"),
         (
             "patient,group\nx,a\n",
-            "names none of the 3 patients of the store, which are called such as 'p0', 'p1', 'p3'",
+            "names none of the 3 patients of the store, such as 'p0', 'p1', 'p3'",
         ),
     ):
         with pytest.raises(UserError, match=re.escape(message)):
@@ -457,7 +484,7 @@ def test_groups_from_files_and_labels(tmp_path, made):
     assert "the images have no labels" in find_groups(["p0"], images._replace(label=[""] * 23), None).why_none
 
 
-def test_pseudonyms_are_keyed_and_stay(tmp_path):
+def test_pseudonyms_are_keyed_and_stable(tmp_path):
     key = read_key(tmp_path / "key")
     assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
     assert read_key(tmp_path / "key") == key
@@ -465,21 +492,21 @@ def test_pseudonyms_are_keyed_and_stay(tmp_path):
     assert pseudonymise(names, key) == pseudonymise(names, key)
     assert pseudonymise(names, key) != pseudonymise(names, b"x" * 32)
     (tmp_path / "key").write_bytes(b"short")
-    with pytest.raises(UserError, match="must hold a key of 32 bytes, found 5"):
+    with pytest.raises(UserError, match="must contain a key of 32 bytes, found 5"):
         read_key(tmp_path / "key")
 
 
-def test_notes_are_kept_whole_or_refused(tmp_path):
+def test_notes_are_validated_and_never_overwritten(tmp_path):
     path = tmp_path / "notes.json"
     assert read_notes(path, 5) == {}
     notes = {3: {"name": "nucleoli", "note": "<b>\u2028"}}
     write_notes(path, notes)
     assert read_notes(path, 5) == notes
-    with pytest.raises(UserError, match=r"holds no notes on latents \(latents must lie in 0\.\.2\)"):
+    with pytest.raises(UserError, match=r"is not a file of latent notes \(latents must lie in 0\.\.2\)"):
         read_notes(path, 3)
     for wrong in (b"{", b"[]", b'{"notes": {"x": {}}}', b'{"notes": {"1": {"name": 3}}}'):
         path.write_bytes(wrong)
-        with pytest.raises(UserError, match="mend it or move it away"):
+        with pytest.raises(UserError, match="fix or move it"):
             read_notes(path, 5)
         assert path.read_bytes() == wrong
     with pytest.raises(ValueError, match="at most 200 and 10,000 characters"):
@@ -530,4 +557,4 @@ def test_images_without_patients_and_labels(with_images):
     assert overview["labels"] == []
     assert (_unpack(overview["latents"]["entropy"]) == -1).all()
     assert not (out / "data" / "patients.js").exists()
-    assert overview["held"]
+    assert overview["featured"]

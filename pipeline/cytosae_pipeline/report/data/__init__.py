@@ -1,1 +1,1 @@
-"""What a report is made of: statistics, groups, notes, pseudonyms."""
+"""What a report is computed from: statistics, groups of patients, notes, pseudonyms, limits."""

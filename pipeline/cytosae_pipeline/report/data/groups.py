@@ -1,4 +1,4 @@
-"""Which group each patient belongs to: from a CSV, or from labels where each patient has one only."""
+"""The group of each patient: from a CSV, or the label if every patient has a single one."""
 
 import csv
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from cytosae_cache.format.layout import ImageTable
 from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.statistics.label_index import LabelIndex
 
 
 class PatientGroups(NamedTuple):
@@ -20,27 +21,27 @@ class PatientGroups(NamedTuple):
     of: npt.NDArray[np.int64]
     """Group of each patient, shape `(P,)`; -1 for none."""
     why_none: str
-    """What to do about it, if there are no groups."""
+    """If there is nothing to compare: why, and what to do about it."""
     gaps: str = ""
-    """Which patients a file leaves out, and whom it names that the store does not have."""
+    """Mismatches between the file and the store: patients without a group, and unknown patients."""
 
 
 def find_groups(patients: Sequence[str], images: ImageTable, path: Path | None) -> PatientGroups:
     """The group of every patient.
 
     Args:
-        patients: Patients, in the order wanted.
-        images: The readable images, whose labels are the groups if no file is given and each patient has one label.
+        patients: Patients, in the order of the result.
+        images: The readable images; their labels are the groups if there is no file and every patient has one label.
         path: CSV with columns patient and group.
 
     Raises:
-        UserError: If the file is no such table, names a patient twice, or none of the patients.
+        UserError: If the file is not such a table, gives a patient two groups, or names none of the patients.
     """
     if path is not None:
         of = _read_groups(path)
         if not set(of) & set(patients):
             raise UserError(
-                f"'{path}' names none of the {len(patients)} patients of the store, which are called such as "
+                f"'{path}' names none of the {len(patients)} patients of the store, such as "
                 f"{', '.join(map(repr, patients[:3]))}"
             )
     else:
@@ -51,24 +52,24 @@ def find_groups(patients: Sequence[str], images: ImageTable, path: Path | None) 
         several = next((patient for patient, names in labels.items() if len(names) > 1), None)
         if not labels or several is not None:
             why = "the images have no labels" if not labels else "patients have images of several labels"
-            text = f"There are no groups of patients: {why}. Say which there are with --groups patients.csv "
-            return PatientGroups((), np.full(len(patients), -1), text + "(columns patient,group).")
+            text = (
+                f"There are no groups of patients: {why}. Pass them with --groups patients.csv (columns patient,group)."
+            )
+            return PatientGroups((), np.full(len(patients), -1), text)
         of = {patient: min(names) for patient, names in labels.items()}
     gaps = _find_gaps(patients, of, path) if path is not None else ""
-    names = sorted({of[patient] for patient in patients if patient in of})
-    place = {name: number for number, name in enumerate(names)}
-    index = np.array([place[of[patient]] if patient in of else -1 for patient in patients], dtype=np.int64)
-    why = "" if len(names) > 1 else f"All patients are of one group, {names[0]!r}: there is nothing to compare."
-    return PatientGroups(tuple(names), index, why, gaps)
+    names, index = LabelIndex.of([of.get(patient, "") for patient in patients])
+    why = "" if len(names) > 1 else f"All patients belong to one group, {names[0]!r}: there is nothing to compare."
+    return PatientGroups(names, index, why, gaps)
 
 
 def _find_gaps(patients: Sequence[str], of: dict[str, str], path: Path) -> str:
-    """What of a file and the store does not meet; empty if all does."""
+    """Mismatches between the groups of a file and the patients of the store; empty if there are none."""
     without = [patient for patient in patients if patient not in of]
     unknown = sorted(set(of) - set(patients))
     parts = [
         without and f"has no group for {len(without)} of {len(patients)} patients, such as {without[0]!r}",
-        unknown and f"names {len(unknown)} that the store does not have, such as {unknown[0]!r}",
+        unknown and f"names patients that are not in the store ({len(unknown):,}), such as {unknown[0]!r}",
     ]
     found = " and ".join(part for part in parts if part)
     return f"'{path}' {found}" if found else ""
@@ -85,16 +86,18 @@ def _read_groups(path: Path) -> dict[str, str]:
                     f"'{path}' must have the columns patient and group, separated by a comma, found: "
                     f"{', '.join(columns) or 'nothing'}"
                 )
-            # Without spaces at their ends, as in manifests.
+            # Surrounding spaces are stripped, as in manifests.
             rows = [((row["patient"] or "").strip(), (row["group"] or "").strip()) for row in reader]
     except FileNotFoundError as error:
-        raise UserError(f"there is no '{path}': --groups takes a CSV with the columns patient,group") from error
+        raise UserError(f"'{path}' does not exist: --groups takes a CSV with the columns patient,group") from error
     except OSError as error:
         raise UserError(
             f"'{path}' cannot be read ({error.strerror}): --groups takes a CSV with the columns patient,group"
         ) from error
     except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"'{path}' is no CSV in UTF-8: {error}. Save it as comma-separated UTF-8 text") from error
+        raise UserError(
+            f"'{path}' is not valid CSV in UTF-8: {error}. Save it as comma-separated UTF-8 text"
+        ) from error
     of: dict[str, str] = {}
     for patient, group in rows:
         if of.get(patient, group) != group:

@@ -1,4 +1,4 @@
-"""Names and notes that people give to latents, in a JSON file beside the feature data."""
+"""Names and notes of latents, in a JSON file beside the feature data."""
 
 import contextlib
 import json
@@ -9,15 +9,15 @@ from typing import Any, TypedDict
 
 from cytosae_cache.storage.atomic import write_file
 from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.report.data.limits import MAX_NAME, MAX_NOTE
 
 FILE_NAME = "latent_notes.json"
-MAX_NAME, MAX_NOTE = 200, 10_000
 
 _thread_lock = threading.Lock()
 
 
 class LatentNote(TypedDict):
-    """What is kept of one latent."""
+    """Name and note of one latent."""
 
     name: str
     """A few words."""
@@ -29,7 +29,7 @@ def read_notes(path: Path, n_latents: int) -> dict[int, LatentNote]:
     """The notes in a file, or none if there is no file.
 
     Raises:
-        UserError: If the file holds something else; nothing is ever thrown away.
+        UserError: If the file contains something else; it is never overwritten.
     """
     if not path.exists():
         return {}
@@ -39,12 +39,12 @@ def read_notes(path: Path, n_latents: int) -> dict[int, LatentNote]:
         if not all(0 <= latent < n_latents for latent in notes):
             raise ValueError(f"latents must lie in 0..{n_latents - 1}")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"'{path}' holds no notes on latents ({error}): mend it or move it away") from error
+        raise UserError(f"'{path}' is not a file of latent notes ({error}): fix or move it") from error
     return notes
 
 
 def write_notes(path: Path, notes: dict[int, LatentNote]) -> None:
-    """Write all notes, whole or not at all."""
+    """Write all notes atomically."""
     record = {"format": 1, "notes": {str(latent): notes[latent] for latent in sorted(notes)}}
     write_file(path, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
 
@@ -52,20 +52,20 @@ def write_notes(path: Path, notes: dict[int, LatentNote]) -> None:
 def save_note(
     path: Path, n_latents: int, latent: int, note: LatentNote, *, before: LatentNote | None = None
 ) -> LatentNote | None:
-    """Keep one latent's note; those of other latents stay as they are in the file, whoever wrote them meanwhile.
+    """Save one latent's note; the notes of other latents stay as they are in the file by now.
 
     Args:
         path: The file.
         n_latents: Latents of the autoencoder.
         latent: The latent.
-        note: Its note; one without any text is taken out.
-        before: What the writer believes to replace; by default, whatever is there.
+        note: Its note; a note without any text is deleted.
+        before: The note that the writer saw, the only one to replace; by default, any note is replaced.
 
     Returns:
-        None if it is kept; else what somebody wrote meanwhile, which stays.
+        None if the note was saved; otherwise the note that another writer saved since, which is kept.
 
     Raises:
-        UserError: If the file holds something else; it is left alone.
+        UserError: If the file contains something else; it is not changed.
     """
     with _locked(path):
         notes = read_notes(path, n_latents)
@@ -80,11 +80,11 @@ def save_note(
     return None
 
 
-def check_note(value: Any) -> LatentNote:  # noqa: ANN401 - whatever a file or a browser sends
-    """A note of the right kind and length.
+def check_note(value: Any) -> LatentNote:  # noqa: ANN401 - any JSON
+    """Check the types and lengths of a note.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not a note.
     """
     if not isinstance(value, dict):
         raise ValueError("a note must be an object with name and note")
@@ -94,15 +94,15 @@ def check_note(value: Any) -> LatentNote:  # noqa: ANN401 - whatever a file or a
     try:
         (name + note).encode()
     except UnicodeEncodeError as error:
-        raise ValueError("name and note must be whole characters, found half of a surrogate pair") from error
+        raise ValueError("name and note must be valid Unicode, found half of a surrogate pair") from error
     return LatentNote(name=name, note=note)
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Keep other threads, and other processes where the system has such locks, from writing meanwhile."""
+    """Keep other threads from writing, and other processes where the system supports file locks."""
     with _thread_lock, path.with_suffix(".lock").open("w") as file:
-        # Windows has no such module and some network folders no such locks: there, one server at a time writes notes.
+        # Windows lacks this module and some network folders these locks: there, run one server at a time.
         with contextlib.suppress(ImportError, OSError):
             import fcntl
 

@@ -18,10 +18,10 @@ _DIGITS = 12
 
 
 def read_key(path: Path) -> bytes:
-    """The key in a file, made at random the first time, so that the same patient keeps the same pseudonym.
+    """The key in a file, created at random the first time, so that a patient keeps the same pseudonym.
 
     Raises:
-        UserError: If the file holds something else.
+        UserError: If the file does not contain a key.
     """
     try:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -29,7 +29,7 @@ def read_key(path: Path) -> bytes:
         key = path.read_bytes()
         if len(key) != KEY_BYTES:
             raise UserError(
-                f"'{path}' must hold a key of {KEY_BYTES} bytes, found {len(key)}: delete it for new pseudonyms"
+                f"'{path}' must contain a key of {KEY_BYTES} bytes, found {len(key)}: delete it to get new pseudonyms"
             ) from None
         return key
     key = secrets.token_bytes(KEY_BYTES)
@@ -42,7 +42,7 @@ def read_key(path: Path) -> bytes:
 
 
 def shuffled_numbers(n: int, key: bytes) -> npt.NDArray[np.int64]:
-    """Numbers 0 to n - 1 in an order that the key alone decides: rows of a store are in the order of paths and names.
+    """Numbers 0 to n - 1 in an order that only the key determines: the rows of a store are ordered by path.
 
     Args:
         n: Rows.
@@ -59,12 +59,12 @@ def shuffled_numbers(n: int, key: bytes) -> npt.NDArray[np.int64]:
 
 
 def pseudonymise(names: Sequence[str], key: bytes) -> list[str]:
-    """HMAC-SHA256 (RFC 2104) of each name, 12 hex digits; without the key nobody can try names.
+    """HMAC-SHA256 (RFC 2104) of each name, 12 hex digits; without the key, names cannot be guessed and tried.
 
     Raises:
         UserError: If two names get the same digits.
     """
     hashes = [hmac.new(key, name.encode(), hashlib.sha256).hexdigest()[:_DIGITS] for name in names]
     if len(set(hashes)) != len(set(names)):
-        raise UserError("two patients got the same pseudonym: delete the key file and type the command again")
+        raise UserError("two patients got the same pseudonym: delete the key file and run the command again")
     return [f"patient-{digits}" for digits in hashes]

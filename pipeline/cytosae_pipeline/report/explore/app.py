@@ -1,4 +1,4 @@
-"""The live page over HTTP: who may ask, what is there, and what every answer says to the browser."""
+"""The explorer over HTTP: which requests are accepted, what each address returns, and the headers of every response."""
 
 import hmac
 import json
@@ -6,22 +6,20 @@ import re
 import sys
 from collections.abc import Callable
 from http import HTTPStatus
-from importlib.resources import files
 from typing import Any
 
-from flask import Flask, Response, request
+from flask import Flask, Response, abort, request
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from cytosae.backbones.images import UnreadableImageError
+from cytosae_pipeline.report.data.limits import MAX_UPLOAD
+from cytosae_pipeline.report.explore.http_server import HOST
 from cytosae_pipeline.report.explore.service import ExploreService, MissingError, RefusedError
-from cytosae_pipeline.report.static import page_files
-
-HOST = "127.0.0.1"
-MAX_UPLOAD = 64 << 20
-"""Bytes of an uploaded image at most."""
+from cytosae_pipeline.report.records.page_files import read_page_files, read_policy
 
 _MAX_NOTE_BYTES = 1 << 18
-_READING = ("GET", "HEAD")
-_KINDS = {
+_READ_METHODS = ("GET", "HEAD")
+_CONTENT_TYPES = {
     "html": "text/html; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
     "css": "text/css; charset=utf-8",
@@ -29,16 +27,18 @@ _KINDS = {
     "json": "application/json",
     "txt": "text/plain; charset=utf-8",
 }
-_COMPUTING_FAILED = "This could not be done. The terminal in which cytosae-cache explore runs says why."
+_INTERNAL_ERROR = "This failed. See the terminal in which cytosae-cache explore was started."
 
 
-def make_app(page: ExploreService, *, port: int, token: str) -> Flask:
-    """The application: everything lies below the token, and is answered to pages of this server alone.
+def make_app(service: ExploreService, *, port: int, token: str) -> Flask:
+    """The WSGI application. Every path starts with the token, and only pages of this server may write.
+
+    A request is refused before its body is read.
 
     Args:
-        page: Makes the answers.
-        port: Port on 127.0.0.1 at which it is reached.
-        token: First part of every path; whoever does not know it finds nothing.
+        service: Computes the responses.
+        port: Port on 127.0.0.1 at which the application is reached.
+        token: Secret first part of every path; requests without it get 404.
     """
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False
@@ -54,15 +54,15 @@ def make_app(page: ExploreService, *, port: int, token: str) -> Flask:
     @app.before_request
     def guard() -> Response | None:
         host = request.headers.get("Host", "")
-        refusal = find_refusal(host, request.path, port=port, token=token)
+        refusal = _find_refusal(host, request.path, port=port, token=token)
         if refusal is not None:
             return _refuse(refusal)
-        if request.method not in _READING and not _is_same_origin(host):
+        if request.method not in _READ_METHODS and not _is_same_origin(host):
             return _refuse(HTTPStatus.FORBIDDEN)
         return None
 
     @app.url_value_preprocessor
-    def leave_token_out(endpoint: str | None, values: dict[str, Any] | None) -> None:
+    def drop_token(endpoint: str | None, values: dict[str, Any] | None) -> None:
         (values or {}).pop("token", None)
 
     @app.after_request
@@ -75,19 +75,19 @@ def make_app(page: ExploreService, *, port: int, token: str) -> Flask:
         if isinstance(error, MissingError):
             return _refuse(HTTPStatus.NOT_FOUND)
         if isinstance(error, RefusedError | UnreadableImageError):
-            return _answer("txt", str(error), HTTPStatus.BAD_REQUEST)
-        if not page.closed:
+            return _respond("txt", str(error), HTTPStatus.BAD_REQUEST)
+        if not service.closed:
             app.log_exception(sys.exc_info())
-        return _answer("txt", _COMPUTING_FAILED, HTTPStatus.INTERNAL_SERVER_ERROR)
+        return _respond("txt", _INTERNAL_ERROR, HTTPStatus.INTERNAL_SERVER_ERROR)
 
     for status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.BAD_REQUEST):
-        app.register_error_handler(status, _restate)
-    _add_routes(app, page)
+        app.register_error_handler(status, _shorten)
+    _add_routes(app, service)
     return app
 
 
-def find_refusal(host: str, path: str, *, port: int, token: str) -> HTTPStatus | None:
-    """Why a request is not answered, whatever it asks; None if it may ask.
+def _find_refusal(host: str, path: str, *, port: int, token: str) -> HTTPStatus | None:
+    """Status with which a request is refused, or None.
 
     Args:
         host: Its header Host.
@@ -97,7 +97,7 @@ def find_refusal(host: str, path: str, *, port: int, token: str) -> HTTPStatus |
     """
     # Browsers leave out port 80.
     hosts = {name if port == 80 else f"{name}:{port}" for name in (HOST, "localhost")}
-    # A page of another site whose name was made to point to this machine sends that name (DNS rebinding).
+    # DNS rebinding: a page of another site whose name resolves to this machine sends that name.
     if host not in hosts:
         return HTTPStatus.FORBIDDEN
     given = path.split("/", 2)[1] if path.startswith("/") else ""
@@ -105,9 +105,9 @@ def find_refusal(host: str, path: str, *, port: int, token: str) -> HTTPStatus |
     return None if known else HTTPStatus.NOT_FOUND
 
 
-def _add_routes(app: Flask, page: ExploreService) -> None:
-    """What there is."""
-    own = {name: (files("cytosae_pipeline.report") / "page" / name).read_bytes() for name in page_files()}
+def _add_routes(app: Flask, service: ExploreService) -> None:
+    """The addresses below the token."""
+    own = read_page_files()
 
     def add(rule: str, view: Callable[..., Response], method: str = "GET") -> None:
         app.add_url_rule(
@@ -115,56 +115,57 @@ def _add_routes(app: Flask, page: ExploreService) -> None:
         )
 
     def own_file(name: str) -> Response:
-        if name not in own or name == "index.html":
+        # Known names only: this looks up a dictionary, never the disk.
+        data = own.get(f"page/{name}")
+        if data is None:
             raise MissingError
-        return _answer(name.rpartition(".")[2], own[name])
+        return _respond(name.rpartition(".")[2], data)
 
     def numbered(make: Callable[[int], bytes], kind: str) -> Callable[[str], Response]:
-        return lambda name: _answer(kind, make(_number(name, f".{kind}")))
+        return lambda name: _respond(kind, make(_number(name, f".{kind}")))
 
     def put_note(name: str) -> Response:
-        body = request.get_data()
-        if len(body) > _MAX_NOTE_BYTES:
-            return _answer("txt", "The note is too long", HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        body = _read_body(_MAX_NOTE_BYTES, "The note is too long")
         try:
             value = json.loads(body)
         except (ValueError, RecursionError):
-            return _answer("txt", "A note must be JSON", HTTPStatus.BAD_REQUEST)
-        other = page.keep_note(_number(name, ""), value)
+            return _respond("txt", "A note must be JSON", HTTPStatus.BAD_REQUEST)
+        other = service.save_note(_number(name, ""), value)
         if other is not None:
-            return _answer("json", json.dumps(other), HTTPStatus.CONFLICT)
-        return _answer("txt", "saved")
+            return _respond("json", json.dumps(other), HTTPStatus.CONFLICT)
+        return _respond("txt", "saved")
 
     def post_upload() -> Response:
-        body = request.get_data(cache=False)
-        if len(body) > MAX_UPLOAD:
-            text = f"The file is larger than {MAX_UPLOAD >> 20} MB"
-            return _answer("txt", text, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-        return _answer("json", json.dumps(page.upload(body), allow_nan=False))
+        body = _read_body(MAX_UPLOAD, f"The file is larger than {MAX_UPLOAD >> 20} MB")
+        return _respond("json", json.dumps(service.upload(body), allow_nan=False))
 
-    add("index.html", lambda: _answer("html", own["index.html"]))
-    add("page/<name>", own_file)
-    add("data/overview.js", lambda: _answer("js", page.overview()))
-    add("data/patients.js", lambda: _answer("js", page.patients()))
-    add("data/latents/<name>", numbered(page.latent, "js"))
-    add("data/images/<name>", numbered(page.image, "js"))
-    add("data/comparisons/<name>", numbered(page.comparison, "js"))
-    add("thumbnails/<name>", numbered(page.thumbnail, "jpg"))
+    add("index.html", lambda: _respond("html", own["index.html"]))
+    add("page/<path:name>", own_file)
+    add("data/overview.js", lambda: _respond("js", service.overview()))
+    add("data/patients.js", lambda: _respond("js", service.patients()))
+    add("data/latents/<name>", numbered(service.latent, "js"))
+    add("data/images/<name>", numbered(service.image, "js"))
+    add("data/comparisons/<name>", numbered(service.comparison, "js"))
+    add("thumbnails/<name>", numbered(service.thumbnail, "jpg"))
     add("notes/<name>", put_note, "PUT")
-    add("data/notes/<name>", lambda name: _answer("json", json.dumps(page.note(_number(name, ".json")))))
+    add("data/notes/<name>", lambda name: _respond("json", json.dumps(service.note(_number(name, ".json")))))
     add("upload", post_upload, "POST")
 
 
-def read_policy() -> str:
-    """The content security policy that the page itself states."""
-    text = (files("cytosae_pipeline.report") / "page" / "index.html").read_text(encoding="utf-8")
-    found = re.search(r'http-equiv="Content-Security-Policy"\s+content="([^"]+)"', text)
-    assert found is not None
-    return found[1]
+def _read_body(max_bytes: int, complaint: str) -> bytes:
+    """The request's body, kept in memory: pictures of patients' cells must not end up in a temporary file.
+
+    A body that is too long ends the request with status 413 and the complaint.
+    """
+    request.max_content_length = max_bytes
+    try:
+        return request.get_data(cache=False)
+    except RequestEntityTooLarge:
+        abort(_respond("txt", complaint, HTTPStatus.REQUEST_ENTITY_TOO_LARGE))
 
 
 def _is_same_origin(host: str) -> bool:
-    """Whether a page of this server sends the request: by its origin or, if it names none, by the browser's word."""
+    """Whether a page of this server sends the request: by its Origin or, without one, by Sec-Fetch-Site."""
     origin = request.headers.get("Origin")
     if origin is not None:
         return origin == f"http://{host}"
@@ -172,26 +173,26 @@ def _is_same_origin(host: str) -> bool:
 
 
 def _number(name: str, ending: str) -> int:
-    """The number in a name such as `12.js`, written in the one usual way."""
+    """The number in a name such as `12.js`, in its one canonical spelling."""
     found = re.fullmatch(r"(0|[1-9][0-9]{0,8})" + re.escape(ending), name, re.ASCII)
     if found is None:
         raise MissingError
     return int(found[1])
 
 
-def _answer(kind: str, data: bytes | str, status: HTTPStatus = HTTPStatus.OK) -> Response:
+def _respond(kind: str, data: bytes | str, status: HTTPStatus = HTTPStatus.OK) -> Response:
     """A response."""
-    return Response(data, status=status, content_type=_KINDS[kind])
+    return Response(data, status=status, content_type=_CONTENT_TYPES[kind])
 
 
 def _refuse(status: HTTPStatus) -> Response:
-    """A response that says no more than what its number means."""
-    return _answer("txt", status.phrase, status)
+    """A response that contains nothing but the standard phrase of its status."""
+    return _respond("txt", status.phrase, status)
 
 
-def _restate(error: Any) -> Response:  # noqa: ANN401 - werkzeug's exception
-    """Flask's own answer to a wrong address or method, in few words."""
+def _shorten(error: Any) -> Response:  # noqa: ANN401 - werkzeug's exception
+    """Flask's own response to an unknown address or method, with the standard phrase as its body."""
     response: Response = error.get_response()
     response.set_data(HTTPStatus(error.code).phrase)
-    response.content_type = _KINDS["txt"]
+    response.content_type = _CONTENT_TYPES["txt"]
     return response

@@ -1,4 +1,4 @@
-"""The page's data files, computed when they are asked for. Safe to ask from several threads at once."""
+"""The page's data files, computed on request. Safe to use from several threads at once."""
 
 import base64
 import threading
@@ -13,8 +13,8 @@ import torch
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.images.decoding import ImageDecoder
 from cytosae_pipeline.images.listing import ImageList
-from cytosae_pipeline.report.data.material import ReportData
 from cytosae_pipeline.report.data.notes import LatentNote, check_note, read_notes, save_note
+from cytosae_pipeline.report.data.report_data import ReportData
 from cytosae_pipeline.report.explore.uploads import UploadReader
 from cytosae_pipeline.report.records.encoding import to_script
 from cytosae_pipeline.report.records.latents import (
@@ -28,11 +28,11 @@ from cytosae_pipeline.report.records.patients import compare_pair, comparison_re
 from cytosae_pipeline.report.records.thumbnails import encode_jpeg, is_same
 
 PROFILE_IMAGES = 1000
-"""Images, spread over the store, from which a latent's profile is taken."""
+"""Images, spread over the store, from which a latent's profile is computed."""
 
-_LEAST_PROFILE_IMAGES = 24
+_MIN_PROFILE_IMAGES = 24
 _PROFILE_OPERATIONS = 1e12
-"""Multiplications and additions that a profile may take on a CPU, some ten seconds' worth."""
+"""Multiplications and additions that a profile may take on a CPU: about ten seconds."""
 
 _DATA_BYTES = 64 << 20
 _PICTURE_BYTES = 64 << 20
@@ -43,14 +43,14 @@ class MissingError(LookupError):
 
 
 class RefusedError(ValueError):
-    """Something cannot be done as asked; the message is short and may be shown in the browser."""
+    """A request cannot be served; the message is short and may be shown in the browser."""
 
 
 class ByteCache:
-    """The most recently used answers, up to a number of bytes.
+    """The most recently used responses, up to a number of bytes.
 
     Args:
-        max_bytes: Bytes kept at most; a longer answer is not kept at all.
+        max_bytes: Most bytes kept; a larger response is not kept at all.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -59,7 +59,7 @@ class ByteCache:
         self._lock = threading.Lock()
 
     def get(self, name: str) -> bytes | None:
-        """An answer that is kept, or None."""
+        """The response kept under a name, or None."""
         with self._lock:
             data = self._kept.get(name)
             if data is not None:
@@ -67,7 +67,7 @@ class ByteCache:
             return data
 
     def put(self, name: str, data: bytes) -> None:
-        """Keep an answer; those used longest ago make room."""
+        """Keep a response; the least recently used ones are dropped to make room."""
         with self._lock:
             self._n_bytes += len(data) - len(self._kept.pop(name, b""))
             self._kept[name] = data
@@ -76,35 +76,35 @@ class ByteCache:
 
 
 class ExploreService:
-    """Answers what the page asks for; use as a context manager.
+    """Computes what the page requests; use as a context manager.
 
     Args:
-        material: What the page is made of.
+        report_data: Store, autoencoder and statistics.
         latents: Latents with a card.
-        overview: The overview's record; its notes are read anew each time.
-        images: Where the store's images lie; None if they are not at hand.
+        overview: The overview's record; its notes are read from disk on every request.
+        images: Location of the store's images; None if they were not found.
         uploads: Reader of new images; None if there is no vision transformer.
     """
 
     def __init__(
         self,
-        material: ReportData,
+        report_data: ReportData,
         latents: npt.NDArray[np.int64],
         overview: dict[str, Any],
         images: ImageList | None,
         uploads: UploadReader | None,
     ) -> None:
-        self._material, self._latents, self._overview = material, latents, overview
+        self._report_data, self._latents, self._overview = report_data, latents, overview
         self._images, self._uploads = images, uploads
-        self._digests = material.store.column("images/sha256")
-        self._pairs = plan_comparisons(material.cohort) if material.cohort else []
+        self._digests = report_data.store.column("images/sha256")
+        self._pairs = plan_comparisons(report_data.cohort) if report_data.cohort else []
         self._data, self._pictures = ByteCache(_DATA_BYTES), ByteCache(_PICTURE_BYTES)
         self.computing = threading.Lock()
-        """Held by whoever uses the encoder or the vision transformer."""
+        """Held while the encoder or the vision transformer is used."""
         self._comparing = threading.Lock()
         self.closed = False
-        """Whether it is over: what is still being computed then fails, and nobody waits for it."""
-        self._reader = StoreReader(material.store, verify=not material.config.no_verify)
+        """Whether the service has ended: computations still running then fail, and no client waits for them."""
+        self._reader = StoreReader(report_data.store, verify=not report_data.config.no_verify)
 
     def __enter__(self) -> "ExploreService":
         return self
@@ -114,27 +114,27 @@ class ExploreService:
         self._reader.close()
 
     def overview(self) -> bytes:
-        """The overview, with the notes as they are now."""
-        material = self._material
-        notes = read_notes(material.notes_path, material.n_latents)
+        """The overview, with the current notes."""
+        report_data = self._report_data
+        notes = read_notes(report_data.notes_path, report_data.n_latents)
         record = {**self._overview, "notes": {str(latent): dict(note) for latent, note in notes.items()}}
         return to_script("overview", record)
 
     def latent(self, latent: int) -> bytes:
-        """Any latent.
+        """A latent, featured or not.
 
         Raises:
-            MissingError: If there is none of this number.
+            MissingError: If there is no latent of this number.
         """
-        if not 0 <= latent < self._material.n_latents:
+        if not 0 <= latent < self._report_data.n_latents:
             raise MissingError
         return self._once(f"latents/{latent}", self.computing, lambda: self._make_latent(latent))
 
     def image(self, row: int) -> bytes:
-        """Any readable image of the store.
+        """An image of the store.
 
         Raises:
-            MissingError: If there is none in this row.
+            MissingError: If the row does not exist or its image is not readable.
         """
         self._check_row(row)
         return self._once(f"images/{row}", self.computing, lambda: self._make_image(row))
@@ -143,12 +143,12 @@ class ExploreService:
         """The patients.
 
         Raises:
-            MissingError: If the images have none.
+            MissingError: If the images have no patients.
         """
-        cohort = self._material.cohort
+        cohort = self._report_data.cohort
         if cohort is None:
             raise MissingError
-        seed = self._material.config.seed
+        seed = self._report_data.config.seed
         return self._once(
             "patients", self._comparing, lambda: patients_record(cohort, self._latents, self._pairs, seed=seed)
         )
@@ -157,9 +157,9 @@ class ExploreService:
         """One comparison of groups.
 
         Raises:
-            MissingError: If there is none of this number.
+            MissingError: If there is no comparison of this number.
         """
-        cohort, config = self._material.cohort, self._material.config
+        cohort, config = self._report_data.cohort, self._report_data.config
         if cohort is None or not 0 <= number < len(self._pairs):
             raise MissingError
         pair = self._pairs[number]
@@ -175,15 +175,15 @@ class ExploreService:
         """The picture of an image of the store, as a JPEG file.
 
         Raises:
-            MissingError: If there is no such row, or its file is missing, broken or another one now.
-            SourceError: If the disk fails again and again.
+            MissingError: If there is no such row, or its file is missing, broken or has changed.
+            SourceError: If the disk fails repeatedly.
         """
         self._check_row(row)
         if self._images is None:
             raise MissingError
         data = self._pictures.get(str(row))
         if data is None:
-            size = self._material.store.spec.preprocessing.image_size
+            size = self._report_data.store.spec.preprocessing.image_size
             with ImageDecoder(self._images, n_workers=0, image_size=size) as decoder:
                 (image,) = decoder.iter_rows([row])
             if not is_same(image, self._digests[row]):
@@ -194,59 +194,59 @@ class ExploreService:
         return data
 
     def note(self, latent: int) -> LatentNote:
-        """Name and note of a latent as they are now, empty where there are none.
+        """Current name and note of a latent; empty if it has none.
 
         Raises:
             MissingError: If there is no such latent.
         """
-        if not 0 <= latent < self._material.n_latents:
+        if not 0 <= latent < self._report_data.n_latents:
             raise MissingError
-        notes = read_notes(self._material.notes_path, self._material.n_latents)
+        notes = read_notes(self._report_data.notes_path, self._report_data.n_latents)
         return notes.get(latent, LatentNote(name="", note=""))
 
-    def keep_note(self, latent: int, value: object) -> LatentNote | None:
-        """Keep what somebody wrote of a latent; it is on disk when this returns.
+    def save_note(self, latent: int, value: object) -> LatentNote | None:
+        """Save a latent's note; it is on disk when this returns.
 
         Args:
             latent: The latent.
-            value: Its name and note and, under `before`, what the writer saw of both, if that must still be there.
+            value: Its name and note, and optionally `before`: the note that the client saw, the only one to replace.
 
         Returns:
-            None if it is kept; else what somebody else wrote meanwhile, which stays.
+            None if the note was saved; otherwise the newer note of another client, which is kept.
 
         Raises:
             MissingError: If there is no such latent.
-            RefusedError: If it is no note, or too long a one.
+            RefusedError: If the value is not a note or is too long.
         """
-        if not 0 <= latent < self._material.n_latents:
+        if not 0 <= latent < self._report_data.n_latents:
             raise MissingError
         try:
             note = check_note(value)
             before = check_note(value["before"]) if isinstance(value, dict) and "before" in value else None
         except ValueError as error:
             raise RefusedError(str(error)) from error
-        return save_note(self._material.notes_path, self._material.n_latents, latent, note, before=before)
+        return save_note(self._report_data.notes_path, self._report_data.n_latents, latent, note, before=before)
 
     def upload(self, data: bytes) -> dict[str, Any]:
         """The record of an image that is not in the store, and its picture as a JPEG file in base64.
 
         Raises:
-            RefusedError: If there is no vision transformer to read it with.
-            UnreadableImageError: If it is no image.
+            RefusedError: If there is no vision transformer.
+            UnreadableImageError: If the data are not an image.
         """
         if self._uploads is None:
             raise RefusedError(
-                "No vision transformer was named: start cytosae-cache explore with --model_path CHECKPOINT, the one "
-                "that the store was made with"
+                "No vision transformer was given: start cytosae-cache explore with --model_path CHECKPOINT, the one "
+                "that the store was built with"
             )
         pixels = self._uploads.decode(data)
         with self.computing:
-            acts = encode_image(self._material, self._uploads.compute(pixels))
-            record = image_record(self._material, acts, None)
+            acts = encode_image(self._report_data, self._uploads.compute(pixels))
+            record = image_record(self._report_data, acts, None)
         return {**record, "picture": base64.b64encode(encode_jpeg(pixels)).decode("ascii")}
 
     def _once(self, name: str, lock: threading.Lock, make: Callable[[], dict[str, Any]]) -> bytes:
-        """A data file that is kept, or made while nobody else computes."""
+        """A data file from the cache, or computed while no other thread computes."""
         data = self._data.get(name)
         if data is None:
             with lock:
@@ -258,32 +258,32 @@ class ExploreService:
 
     def _make_latent(self, latent: int) -> dict[str, Any]:
         """A latent's record."""
-        material, one = self._material, np.array([latent])
-        sae, n_images = material.inputs.sae, PROFILE_IMAGES
+        report_data, one = self._report_data, np.array([latent])
+        sae, n_images = report_data.inputs.sae, PROFILE_IMAGES
         if sae.needs_whole_rows and sae.W_enc.device.type == "cpu":
-            n_images = profile_images(material.store.n_tokens, sae.W_enc.numel())
-        profiles = profile_sample(material, self._reader, one, n_images)
-        maps = maps_of_latent(material, self._reader, latent)
-        return next(latent_records(material, one, profiles, maps))
+            n_images = profile_images(report_data.store.n_tokens, sae.W_enc.numel())
+        profiles = profile_sample(report_data, self._reader, one, n_images)
+        maps = maps_of_latent(report_data, self._reader, latent)
+        return next(latent_records(report_data, one, profiles, maps))
 
     def _make_image(self, row: int) -> dict[str, Any]:
         """An image's record."""
         stored = torch.from_numpy(self._reader.read(np.array([row]))[0])
-        return image_record(self._material, encode_image(self._material, stored), row)
+        return image_record(self._report_data, encode_image(self._report_data, stored), row)
 
     def _check_row(self, row: int) -> None:
-        """Refuse rows that are not there or hold no readable image."""
-        store = self._material.store
+        """Refuse rows that do not exist or whose image is not readable."""
+        store = self._report_data.store
         if not 0 <= row < store.n_images or not store.valid[row]:
             raise MissingError
 
 
 def profile_images(n_tokens: int, encoder_size: int) -> int:
-    """Images of a profile where a CPU must compute all latents to know one: fewer, so that nobody waits for minutes.
+    """Images of a profile if a CPU must compute all latents to get one: fewer, so that it takes seconds, not minutes.
 
     Args:
         n_tokens: Tokens of an image.
         encoder_size: Numbers in the encoder's matrix.
     """
     affordable = int(_PROFILE_OPERATIONS / (2 * n_tokens * encoder_size))
-    return min(PROFILE_IMAGES, max(_LEAST_PROFILE_IMAGES, affordable))
+    return min(PROFILE_IMAGES, max(_MIN_PROFILE_IMAGES, affordable))

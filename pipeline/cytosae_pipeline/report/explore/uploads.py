@@ -1,4 +1,4 @@
-"""Images that are not in the store, read with the store's own vision transformer and kept nowhere."""
+"""Uploaded images, read with the store's own vision transformer and never stored."""
 
 import threading
 from pathlib import Path
@@ -19,16 +19,16 @@ from cytosae_pipeline.workspace.paths import resolve_model_path
 
 
 class UploadReader:
-    """Activations of single images, as the store would hold them.
+    """Computes activations of single images, as the store would contain them.
 
     Args:
         store: The store.
-        model_path: Checkpoint of its vision transformer, which is loaded when the first image comes.
+        model_path: Checkpoint of its vision transformer, which is loaded for the first image.
         config: Name of the architecture, and the device.
 
     Raises:
         BackboneError: If there is no such checkpoint or it cannot be read.
-        UserError: If it is another one than the store's.
+        UserError: If it is not the network that the store was built with.
     """
 
     def __init__(self, store: ActivationStore, model_path: Path, config: StoreSource) -> None:
@@ -42,14 +42,14 @@ class UploadReader:
         """An image file's pixels as the network takes them, shape `(size, size, 3)`; one file at a time.
 
         Raises:
-            UnreadableImageError: If it is none; the message may be shown to anybody.
+            UnreadableImageError: If it is not an image; the message may be shown in the browser.
         """
-        # A file of a few bytes may unpack to hundreds of MB: never two of them at once.
+        # A file of a few bytes may decode to hundreds of MB: never decode two at once.
         with self._decoding:
             return decode_image(data, size=self._info.image_size)
 
     def compute(self, pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
-        """Activations of an image in the type that the store hands over, shape `(T, D)`. Not for two threads at once.
+        """Activations of an image in the type that the store returns, shape `(T, D)`. Not thread-safe.
 
         Args:
             pixels: What `decode` returned.
@@ -62,11 +62,11 @@ class UploadReader:
 
 
 def open_uploads(store: ActivationStore, config: StoreSource) -> UploadReader | None:
-    """A reader of new images; None if no vision transformer was named.
+    """A reader of new images; None if no vision transformer was given.
 
     Raises:
         BackboneError: If there is no such checkpoint or it cannot be read.
-        UserError: If it is another one than the store's.
+        UserError: If it is not the network that the store was built with.
     """
     model_path = resolve_model_path(config.model_path)
     return None if model_path is None else UploadReader(store, model_path, config)

@@ -1,1 +1,1 @@
-"""Figures for papers."""
+"""Figures for papers, drawn by matplotlib."""

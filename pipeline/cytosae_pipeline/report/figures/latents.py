@@ -1,4 +1,4 @@
-"""Figures of latents: all of them as points, and the cells that make the best of them active."""
+"""Figures of latents: a scatter plot of all, and the top images of the featured ones."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from cytosae.analysis.latents import is_defined
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.images.decoding import ImageDecoder
 from cytosae_pipeline.images.listing import ImageList
-from cytosae_pipeline.report.data.material import ReportData
+from cytosae_pipeline.report.data.report_data import ReportData
 from cytosae_pipeline.report.figures.style import (
     ONE_COLUMN_MM,
     QUIET,
@@ -27,48 +27,49 @@ from cytosae_pipeline.report.figures.style import (
 )
 from cytosae_pipeline.report.records.latents import maps_of_latent
 from cytosae_pipeline.report.records.thumbnails import is_same
+from cytosae_pipeline.runtime.palette import HEAT_ALPHA, HEAT_SHADE
 
 Pixels = npt.NDArray[np.uint8]
 
 COLUMNS = 8
-"""Images shown of a latent at most."""
+"""Most images per latent."""
 
 _RINGS_AS_LINES = 500
-"""Ringed latents up to which the rings stay lines in the SVG."""
+"""Most rings that are drawn as vector graphics in the SVG."""
 
 _CELL_MM, _GAP_MM, _TEXT_MM, _EDGE_MM = 18.6, 1.2, 3.6, 1.5
 _NUMBER_MM, _NOTE_MM = 9.0, 18.0
-"""Room for a latent's number, and for the name that somebody gave it."""
+"""Width for a latent's number, and for its name."""
 
 _NO_PICTURE = 205
-"""Grey of a cell whose picture is not at hand."""
+"""Grey level of a cell whose picture is not available."""
 
 
-def draw_latents(material: ReportData, latents: npt.NDArray[np.int64]) -> Figure:
-    """How often and how strongly each latent is active, coloured by its label entropy.
+def draw_latents(data: ReportData, latents: npt.NDArray[np.int64]) -> Figure:
+    """Scatter plot of sparsity and mean activation of each latent, coloured by label entropy.
 
     Args:
-        material: What the page is made of.
+        data: Store, autoencoder and statistics.
         latents: Latents that are ringed, shape `(M,)`.
     """
     figure = make_figure(ONE_COLUMN_MM, 75)
     axes = figure.subplots()
-    active = material.features.sparsity > 0
+    active = data.features.sparsity > 0
     with np.errstate(divide="ignore"):
-        x, y = np.log10(material.features.sparsity), np.log10(material.features.mean_acts)
+        x, y = np.log10(data.features.sparsity), np.log10(data.features.mean_acts)
     n_active = int(active.sum())
     size = 4.0 if n_active < 5000 else 1.5
-    grey = active & ~is_defined(material.entropy)
+    grey = active & ~is_defined(data.entropy)
     if grey.any():
         label = f"entropy undefined ({int(grey.sum()):,})"
         axes.scatter(x[grey], y[grey], s=size, c=UNDEFINED, linewidths=0, rasterized=True, label=label)
-    defined = np.flatnonzero(active & is_defined(material.entropy))
+    defined = np.flatnonzero(active & is_defined(data.entropy))
     if len(defined):
-        # The most specific ones on top.
-        defined = defined[np.argsort(-material.entropy[defined], kind="stable")]
+        # The most specific latents on top.
+        defined = defined[np.argsort(-data.entropy[defined], kind="stable")]
         points = axes.scatter(
-            x[defined], y[defined], s=size, c=np.maximum(material.entropy[defined], 0), cmap="viridis", vmin=0,
-            vmax=math.log(max(len(material.features.labels), 2)), linewidths=0, rasterized=True,
+            x[defined], y[defined], s=size, c=np.maximum(data.entropy[defined], 0), cmap="viridis", vmin=0,
+            vmax=math.log(max(len(data.features.labels), 2)), linewidths=0, rasterized=True,
         )  # fmt: skip
         bar = figure.colorbar(points, ax=axes, aspect=30, pad=0.02)
         bar.set_label("label entropy (nats)")
@@ -86,26 +87,26 @@ def draw_latents(material: ReportData, latents: npt.NDArray[np.int64]) -> Figure
     return figure
 
 
-def draw_reference_images(material: ReportData, latents: npt.NDArray[np.int64], images: ImageList | None) -> Figure:
-    """The top images of a few latents, a row each, with heat maps over the cells.
+def draw_reference_images(data: ReportData, latents: npt.NDArray[np.int64], images: ImageList | None) -> Figure:
+    """The top images of a few latents, one row per latent, with heat maps over the cells.
 
     Args:
-        material: What the page is made of.
+        data: Store, autoencoder and statistics.
         latents: The latents, shape `(M,)`.
-        images: Where the images lie; None if they are not at hand.
+        images: Location of the images; None if they were not found.
     """
-    n_columns = min(COLUMNS, material.top_rows.shape[1])
-    shown = material.top_rows[latents, :n_columns]
-    pictures = read_pictures(material, images, np.unique(shown[shown >= 0]))
+    n_columns = min(COLUMNS, data.top_rows.shape[1])
+    shown = data.top_rows[latents, :n_columns]
+    pictures = read_pictures(data, images, np.unique(shown[shown >= 0]))
     pitch_x, pitch_y = _CELL_MM + _GAP_MM, _CELL_MM + _TEXT_MM + _GAP_MM
-    notes = {latent: material.notes[latent]["name"] for latent in latents.tolist() if latent in material.notes}
+    notes = {latent: data.notes[latent]["name"] for latent in latents.tolist() if latent in data.notes}
     before = _EDGE_MM + max(_NUMBER_MM, widest_mm(notes.values(), SMALL, _NOTE_MM) + _EDGE_MM)
     figure = make_figure(
         before + n_columns * pitch_x - _GAP_MM + _EDGE_MM, _EDGE_MM + len(latents) * pitch_y, arranged=False
     )
     sheet = make_sheet(figure)
-    grid = material.store.spec.tokens.grid
-    with StoreReader(material.store, verify=not material.config.no_verify) as reader:
+    grid = data.store.spec.tokens.grid
+    with StoreReader(data.store, verify=not data.config.no_verify) as reader:
         for line, latent in enumerate(latents.tolist()):
             top = _EDGE_MM + line * pitch_y
             for shift, text, look in (
@@ -114,23 +115,23 @@ def draw_reference_images(material: ReportData, latents: npt.NDArray[np.int64], 
                 (2.6, fit_text(notes.get(latent, ""), _NOTE_MM, SMALL), {"size": SMALL}),
             ):
                 sheet.text(_EDGE_MM, top + _CELL_MM / 2 + shift, text, va="center_baseline", **look)
-            maps = maps_of_latent(material, reader, latent)
+            maps = maps_of_latent(data, reader, latent)
             for column, row in enumerate(shown[line].tolist()):
                 if row < 0:
                     continue
                 left = before + column * pitch_x
-                cell = overlay(pictures.get(row), maps[latent, row][0].reshape(grid), _side(material))
+                cell = overlay(pictures.get(row), maps[latent, row][0].reshape(grid), _side(data))
                 sheet.imshow(cell, extent=(left, left + _CELL_MM, top + _CELL_MM, top), aspect="auto")
-                value = f"{material.features.values[latent, column]:#.3g}".rstrip(".")
+                value = f"{data.features.values[latent, column]:#.3g}".rstrip(".")
                 below: dict[str, Any] = {"y": top + _CELL_MM + 0.5, "va": "top", "size": SMALL}
                 sheet.text(left, s=value, **below)
-                name = fit_text(_label(material, row), _CELL_MM - 1.2 * len(value) - 1, SMALL)
+                name = fit_text(_label(data, row), _CELL_MM - 1.2 * len(value) - 1, SMALL)
                 sheet.text(left + _CELL_MM, s=name, ha="right", color=QUIET, **below)
     return figure
 
 
 def overlay(picture: Pixels | None, levels: Pixels, side: int) -> Pixels:
-    """A cell under a heat map, as the page shows it: viridis, and the stronger the less of the cell is seen.
+    """A cell under a heat map, as on the page: viridis, more opaque where the activation is larger.
 
     Args:
         picture: RGB, shape `(side, side, 3)`; None for plain grey.
@@ -141,8 +142,8 @@ def overlay(picture: Pixels | None, levels: Pixels, side: int) -> Pixels:
         RGB, uint8, shape `(side, side, 3)`.
     """
     share = levels / 255
-    heat = colormaps["viridis"](0.15 + 0.85 * share)
-    heat[..., 3] = np.where(levels == 0, 0, 0.2 + 0.6 * share)
+    heat = colormaps["viridis"](HEAT_SHADE[0] + HEAT_SHADE[1] * share)
+    heat[..., 3] = np.where(levels == 0, 0, HEAT_ALPHA[0] + HEAT_ALPHA[1] * share)
     small = Image.fromarray(np.rint(255 * heat).astype(np.uint8), "RGBA")
     ground = np.full((side, side, 3), _NO_PICTURE, np.uint8) if picture is None else picture
     whole = Image.fromarray(ground).convert("RGBA")
@@ -150,13 +151,13 @@ def overlay(picture: Pixels | None, levels: Pixels, side: int) -> Pixels:
     return np.asarray(whole.convert("RGB"))
 
 
-def read_pictures(material: ReportData, images: ImageList | None, rows: npt.NDArray[np.int64]) -> Mapping[int, Pixels]:
-    """The pictures of those rows whose files still are what the store was made from."""
+def read_pictures(data: ReportData, images: ImageList | None, rows: npt.NDArray[np.int64]) -> Mapping[int, Pixels]:
+    """The pictures of rows whose files are still the ones that the store was built from."""
     if images is None or not len(rows):
         return {}
-    digests = material.store.column("images/sha256")
+    digests = data.store.column("images/sha256")
     found: dict[int, Pixels] = {}
-    with ImageDecoder(images, n_workers=0, image_size=_side(material)) as decoder:
+    with ImageDecoder(images, n_workers=0, image_size=_side(data)) as decoder:
         for image in decoder.iter_rows(rows.tolist()):
             if is_same(image, digests[image.row]):
                 assert image.pixels is not None
@@ -164,12 +165,12 @@ def read_pictures(material: ReportData, images: ImageList | None, rows: npt.NDAr
     return found
 
 
-def _side(material: ReportData) -> int:
+def _side(data: ReportData) -> int:
     """Height and width of the pictures, in pixels."""
-    return material.store.spec.preprocessing.image_size
+    return data.store.spec.preprocessing.image_size
 
 
-def _label(material: ReportData, row: int) -> str:
+def _label(data: ReportData, row: int) -> str:
     """Name of an image's label; '' if it has none."""
-    label = int(material.labels[row])
-    return material.features.labels[label] if label >= 0 else ""
+    label = int(data.labels[row])
+    return data.features.labels[label] if label >= 0 else ""

@@ -1,4 +1,4 @@
-"""Figures of patients: barcodes, groups compared latent by latent, and how alike patients are."""
+"""Figures of patients: barcodes, volcano plots of two groups, and correlation between patients."""
 
 import itertools
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from matplotlib.patches import Rectangle
 
 from cytosae.analysis.differential import GroupComparison, largest_differences
 from cytosae.analysis.latents import correlate, group_means
-from cytosae_pipeline.report.data.material import Cohort
+from cytosae_pipeline.report.data.limits import SIGNIFICANT_Q
+from cytosae_pipeline.report.data.report_data import Cohort
 from cytosae_pipeline.report.figures.style import (
-    KINDS,
     ONE_COLUMN_MM,
     QUIET,
     SMALL,
@@ -28,44 +28,44 @@ from cytosae_pipeline.report.figures.style import (
     place_axes,
     widest_mm,
 )
-from cytosae_pipeline.report.records.patients import LEAST_P, SIGNIFICANT_Q, GroupPair
+from cytosae_pipeline.report.records.patients import LEAST_P, GroupPair
+from cytosae_pipeline.runtime.palette import kind_color
 
 ANNOTATED = 5
-"""Latents named on each side of a comparison."""
+"""Latents labelled on each side of a comparison."""
 
 MAX_COLUMNS = 500
-"""Latents of the barcodes; more would be thinner than a printed line."""
+"""Most latents in a barcode figure; more would be thinner than a printed line."""
 
 _NUMBER_APART = 0.055
-"""Distance of two numbers above each other, as a share of the axes' height."""
+"""Distance between two stacked numbers, as a share of the axes' height."""
 
 _NAME_MM, _BAR_MM, _EDGE_MM, _HEAD_MM, _APART_MM = 22.0, 2.0, 2.0, 3.4, 0.6
 _READABLE_MM = 1.9
-"""Height from which a row has room for a name."""
+"""Least height of a row with a name."""
 
 _MATRIX_MM = 84.0
-
 
 _ALL = -2
 
 
 class _Block(NamedTuple):
-    """Patients of one group, who lie side by side."""
+    """Adjacent patients of one group."""
 
     group: int
-    """The group; -1 for patients of none, `_ALL` if there are no groups."""
+    """The group; -1 for patients without one, `_ALL` if there are no groups."""
     first: int
     """First patient."""
     end: int
-    """One past the last."""
+    """One past the last patient."""
 
 
 def draw_barcodes(cohort: Cohort, latents: npt.NDArray[np.int64]) -> Figure:
-    """Each group's mean and each patient by latents, as shares of the latent's largest count.
+    """Counts by latent, per group and per patient, as shares of the latent's largest count.
 
     Args:
         cohort: The patients.
-        latents: Latents, shape `(M,)`, of which the first `MAX_COLUMNS` are shown.
+        latents: Latents, shape `(M,)`; the first `MAX_COLUMNS` are shown.
     """
     shown = latents[:MAX_COLUMNS]
     counts = cohort.counts[:, shown]
@@ -117,7 +117,7 @@ def draw_barcodes(cohort: Cohort, latents: npt.NDArray[np.int64]) -> Figure:
 
 
 def draw_comparison(cohort: Cohort, pair: GroupPair, found: GroupComparison) -> Figure:
-    """Fold change against p of every tested latent; significant ones coloured, the most different ones numbered.
+    """Volcano plot of every tested latent: significant ones coloured, the largest differences numbered.
 
     Args:
         cohort: The patients.
@@ -127,14 +127,14 @@ def draw_comparison(cohort: Cohort, pair: GroupPair, found: GroupComparison) -> 
     figure = make_figure(ONE_COLUMN_MM, 80)
     axes = figure.subplots()
     names = cohort.groups.names
-    first = names[pair.first], KINDS[pair.first % len(KINDS)]
-    second = ("all others", "black") if pair.second is None else (names[pair.second], KINDS[pair.second % len(KINDS)])
+    first = names[pair.first], kind_color(pair.first)
+    second = ("all others", "black") if pair.second is None else (names[pair.second], kind_color(pair.second))
     x, y = found.log2_fold_change, -np.log10(np.maximum(found.p_value, LEAST_P))
     significant = found.tested & (found.q_value < SIGNIFICANT_Q)
     quiet = np.flatnonzero(found.tested & ~significant)
     axes.scatter(x[quiet], y[quiet], s=2, c=UNDEFINED, linewidths=0, rasterized=True)
     largest = float(np.abs(x[found.tested]).max(initial=0)) or 1.0
-    # Room for the numbers on both sides.
+    # Leaves space for the numbers on both sides.
     axes.set_xlim(-1.5 * largest, 1.5 * largest)
     axes.set_ylim(0, 1.08 * (float(y[found.tested].max(initial=0)) or 1.0))
     axes.axvline(0, color=UNDEFINED, linewidth=0.5, zorder=0)
@@ -158,7 +158,7 @@ def draw_comparison(cohort: Cohort, pair: GroupPair, found: GroupComparison) -> 
 
 
 def draw_correlation(cohort: Cohort) -> Figure:
-    """How alike patients' counts are, ordered by group."""
+    """Correlation matrix of the patients' counts, ordered by group."""
     values = correlate(cohort.counts)
     n_patients, names = len(values), cohort.groups.names
     cell = _MATRIX_MM / n_patients
@@ -167,7 +167,7 @@ def draw_correlation(cohort: Cohort) -> Figure:
     legend = widest_mm(names[:room], 6, _NAME_MM) + _BAR_MM + 1 if names else 0
     figure = make_figure(beside + legend + _EDGE_MM, top + _MATRIX_MM + _EDGE_MM, arranged=False)
     sheet = make_sheet(figure)
-    # To the full tenth below, so that figures of several cohorts can be compared.
+    # Rounded down to a tenth, so that figures of several cohorts can be compared.
     low = float(np.floor(10 * values.min()) / 10)
     _picture(place_axes(figure, left, top, _MATRIX_MM, _MATRIX_MM), values, low, 1)
     _scale(figure, left + _MATRIX_MM, "Pearson correlation of log(1 + count)", low, 1)
@@ -186,14 +186,14 @@ def draw_correlation(cohort: Cohort) -> Figure:
 
 
 def spread_out(wanted: npt.NDArray[np.float64], apart: float) -> npt.NDArray[np.float64]:
-    """Heights near those wanted, each at least `apart` from the next, within 0..1 if there is room.
+    """Move heights apart so that neighbours are at least `apart` from each other, within 0..1 if they fit.
 
     Args:
-        wanted: Heights, falling, shape `(n,)`.
+        wanted: Preferred heights, descending, shape `(n,)`.
         apart: Least distance.
 
     Returns:
-        Heights, falling, float64, shape `(n,)`.
+        Heights, descending, float64, shape `(n,)`.
     """
     heights = np.array(wanted, dtype=np.float64)
     for at in range(1, len(heights)):
@@ -208,8 +208,8 @@ def spread_out(wanted: npt.NDArray[np.float64], apart: float) -> npt.NDArray[np.
 def _number(
     axes: Axes, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], latents: npt.NDArray[np.int64], sign: int
 ) -> None:
-    """Numbers of latents above each other at the edge, a thin line from each to its point."""
-    # Of points at one height the nearest to the middle first: lines that start further down then cross none.
+    """Stack the latents' numbers at the edge, each with a thin line to its point."""
+    # Of points at one height, the nearest to the centre first, so that lines do not cross.
     order = np.lexsort((latents, sign * x, -y))
     heights = spread_out(y[order] / axes.get_ylim()[1], _NUMBER_APART)
     for at, height in zip(order.tolist(), heights.tolist(), strict=True):
@@ -233,14 +233,14 @@ def _blocks(cohort: Cohort) -> list[_Block]:
 
 
 def _picture(axes: Axes, values: npt.NDArray[np.float64], low: float, high: float) -> None:
-    """A matrix as colours, without marks at its edges."""
+    """A matrix as colours, without ticks."""
     axes.imshow(values, cmap="viridis", vmin=low, vmax=high, aspect="auto")
     axes.set_xticks([])
     axes.set_yticks([])
 
 
 def _scale(figure: Figure, right: float, text: str, low: float, high: float) -> None:
-    """The colours' scale, above what it is of, up to its right edge."""
+    """The colour scale, above its matrix and aligned with its right edge."""
     axes = place_axes(figure, right - 43, 4.2, 40, 1.6)
     bar = figure.colorbar(ScalarMappable(Normalize(low, high), "viridis"), cax=axes, orientation="horizontal")
     bar.outline.set_visible(False)
@@ -251,19 +251,19 @@ def _scale(figure: Figure, right: float, text: str, low: float, high: float) -> 
 
 
 def _group_bar(sheet: Axes, left: float, top: float, height: float, group: int, *, width: float = _BAR_MM) -> None:
-    """A patch of a group's colour; none if there are no groups."""
+    """A bar in a group's colour; nothing if there are no groups."""
     if group == _ALL:
         return
-    color = KINDS[group % len(KINDS)] if group >= 0 else UNDEFINED
+    color = kind_color(group) if group >= 0 else UNDEFINED
     sheet.add_patch(Rectangle((left, top), width, height, color=color, linewidth=0))
 
 
 def _left_of_matrix(names: Sequence[str]) -> float:
-    """Where a matrix begins that has names and groups' colours at its left, in mm."""
+    """Left edge of a matrix with names and group colours beside it, in mm."""
     return _EDGE_MM + widest_mm(names, SMALL, _NAME_MM) + _BAR_MM + 2 * _APART_MM
 
 
 def _name(sheet: Axes, left: float, middle: float, text: str) -> None:
-    """A name at the left of a row of a matrix that begins at `left`."""
+    """A name beside a row of a matrix whose left edge is at `left`."""
     right = left - _BAR_MM - 2 * _APART_MM
     sheet.text(right, middle, fit_text(text, _NAME_MM, SMALL), ha="right", va="center_baseline", size=SMALL)

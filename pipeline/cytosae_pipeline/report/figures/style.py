@@ -1,6 +1,6 @@
-"""How figures for papers look and how they are saved. Imported only where figures are made: matplotlib is an extra.
+"""Style and saving of figures for papers. Imported only when figures are drawn: matplotlib is an extra.
 
-Sizes are millimetres, as journals give them. No pyplot, no display; matplotlib's settings are put back afterwards.
+Sizes are in millimetres, as journals state them. No pyplot, no display; matplotlib's settings are restored afterwards.
 """
 
 import contextlib
@@ -20,9 +20,6 @@ ONE_COLUMN_MM, TWO_COLUMNS_MM = 89.0, 183.0
 DPI = 300
 SMALL = 5.0
 """Smallest font size, in points."""
-
-KINDS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8f8a00", "#7f7f7f")
-"""Okabe and Ito's colours for kinds, in the page's order; yellow is darker and black left out, for a white ground."""
 
 UNDEFINED, QUIET = "#b8b8b8", "#666666"
 
@@ -52,20 +49,20 @@ _STYLE = {
     "xtick.major.size": 2.0,
     "ytick.major.size": 2.0,
     "xtick.minor.visible": False,
-    # Labels and names are other people's text: `$` in them is a dollar sign.
+    # Labels and names are arbitrary text: a `$` in them is a dollar sign.
     "text.parse_math": False,
     "svg.fonttype": "none",
     "svg.hashsalt": _CREATOR,
-    # Each cell is a picture of its own, to be moved and replaced.
+    # Each cell is a separate picture, which can be moved and replaced.
     "image.composite_image": False,
 }
 
 
 @contextlib.contextmanager
 def figure_style() -> Iterator[None]:
-    """Draw in one style, whatever the user's own settings are; they are put back at the end."""
+    """Draw in one style, independent of the user's settings, which are restored at the end."""
     with style.context(_STYLE, after_reset=True), warnings.catch_warnings():
-        # A script that the font lacks gives boxes in the PNG; the SVG holds the text itself.
+        # Letters that the font lacks become boxes in the PNG; the SVG contains the text itself.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
         yield
 
@@ -85,7 +82,7 @@ def make_figure(width_mm: float, height_mm: float, *, arranged: bool = True) -> 
 
 
 def place_axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Axes at a place in mm from the figure's left upper corner, framed on no side."""
+    """Axes without a frame, at a position in mm from the figure's upper left corner."""
     inches_x, inches_y = figure.get_size_inches()
     wide, high = inches_x * _MM_PER_INCH, inches_y * _MM_PER_INCH
     axes = figure.add_axes((left / wide, 1 - (top + height) / high, width / wide, height / high))
@@ -95,7 +92,7 @@ def place_axes(figure: Figure, left: float, top: float, width: float, height: fl
 
 
 def make_sheet(figure: Figure) -> Axes:
-    """Axes over the whole figure whose coordinates are mm from the left upper corner, for pictures and text."""
+    """Axes over the whole figure, with coordinates in mm from the upper left corner, for pictures and text."""
     inches_x, inches_y = figure.get_size_inches()
     sheet = figure.add_axes((0, 0, 1, 1))
     sheet.set_axis_off()
@@ -105,7 +102,7 @@ def make_sheet(figure: Figure) -> Axes:
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write a figure as PNG and SVG: the same bytes whenever the same is drawn.
+    """Write a figure as PNG and SVG; the same drawing gives the same bytes.
 
     Returns:
         The two files.
@@ -122,16 +119,16 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
 
 
 def clean_text(text: str) -> str:
-    """Text without what cannot be drawn, or is no XML: control characters, line breaks, halves of surrogate pairs."""
+    """Replace what cannot be drawn or is not valid XML: control characters, line breaks, lone surrogates."""
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 def fit_text(text: str, width_mm: float, size: float) -> str:
-    """Clean text, cut at the end to fit a width.
+    """Clean a text and cut it to a width.
 
     Args:
         text: Any text.
-        width_mm: Room in mm.
+        width_mm: Width in mm.
         size: Font size in points.
     """
     font = FontProperties(size=size)
@@ -144,7 +141,7 @@ def fit_text(text: str, width_mm: float, size: float) -> str:
 
 
 def widest_mm(texts: Iterable[str], size: float, most_mm: float) -> float:
-    """Room in mm that the widest of some texts takes, each cut by `fit_text` to `most_mm`; 0 if there is none."""
+    """Width in mm of the widest text, each cut to `most_mm` by `fit_text`; 0 without any text."""
     font = FontProperties(size=size)
     return max((_width_mm(fit_text(text, most_mm, size), font) for text in texts), default=0.0)
 

@@ -1,4 +1,4 @@
-"""Figures for papers: PNG and SVG of what the page shows, drawn by matplotlib, which is an extra."""
+"""Writing figures for papers: PNG and SVG of what the page shows. Matplotlib is an extra."""
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -12,23 +12,24 @@ import numpy.typing as npt
 from cytosae.analysis.differential import GroupComparison
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.listing import ImageList
-from cytosae_pipeline.report.data.material import ReportData
+from cytosae_pipeline.report.data.limits import MAX_CORRELATED
+from cytosae_pipeline.report.data.report_data import ReportData
 from cytosae_pipeline.report.records.overview import training_record
-from cytosae_pipeline.report.records.patients import MAX_CORRELATED, GroupPair
+from cytosae_pipeline.report.records.patients import GroupPair
 from cytosae_pipeline.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LATENTS_A_FIGURE = 10
+LATENTS_PER_FIGURE = 10
 MAX_REFERENCE_LATENTS = 20
 
 
 def require_matplotlib() -> None:
-    """Nothing, if figures can be drawn.
+    """Check that matplotlib is installed.
 
     Raises:
-        UserError: If matplotlib is not there; the message says how to install it.
+        UserError: If it is not.
     """
     try:
         importlib.import_module("matplotlib")
@@ -38,37 +39,37 @@ def require_matplotlib() -> None:
 
 def write_figures(
     folder: Path,
-    material: ReportData,
+    data: ReportData,
     latents: npt.NDArray[np.int64],
     images: ImageList | None,
     *,
     comparisons: Sequence[tuple[GroupPair, GroupComparison]] = (),
     masking: dict[str, Any] | None = None,
 ) -> list[Path]:
-    """Write every figure that the material allows, as PNG at 300 dpi and as SVG whose text is text.
+    """Write every figure that the data allow, as PNG at 300 dpi and as SVG with text as text.
 
-    Pictures of cells are read for one figure at a time, so memory does not grow with the images.
+    Cell images are read for one figure at a time, so memory does not grow with their number.
 
     Args:
-        folder: Where they go; made if it is not there.
-        material: What the page is made of.
+        folder: Target folder; created if it is missing.
+        data: Store, autoencoder and statistics.
         latents: Latents with a page, shape `(M,)`.
-        images: Where the images lie; None if they are not at hand.
-        comparisons: The groups compared, in the order of the page.
-        masking: Record of the masking experiment; None if it was not done.
+        images: Location of the images; None if they were not found.
+        comparisons: Comparisons of groups, in the order of the page.
+        masking: Record of the masking experiment; None if it was not run.
 
     Returns:
         The files.
 
     Raises:
-        UserError: If matplotlib is not there.
-        SourceError: If the disk with the images fails again and again.
+        UserError: If matplotlib is not installed.
+        SourceError: If the disk with the images fails repeatedly.
     """
     require_matplotlib()
     from cytosae_pipeline.report.figures.style import figure_style, save_figure
 
     folder.mkdir(parents=True, exist_ok=True)
-    plan = _plan(material, latents, images, comparisons, masking)
+    plan = _plan(data, latents, images, comparisons, masking)
     files: list[Path] = []
     with figure_style(), Progress("figures", len(plan), "figures") as bar:
         for name, draw in plan:
@@ -78,30 +79,30 @@ def write_figures(
 
 
 def _plan(
-    material: ReportData,
+    data: ReportData,
     latents: npt.NDArray[np.int64],
     images: ImageList | None,
     comparisons: Sequence[tuple[GroupPair, GroupComparison]],
     masking: dict[str, Any] | None,
 ) -> "list[tuple[str, Callable[[], Figure]]]":
-    """Names of the figures, and what draws each."""
+    """Name and drawing function of each figure."""
     from cytosae_pipeline.report.figures.curves import draw_masking, draw_training
     from cytosae_pipeline.report.figures.latents import draw_latents, draw_reference_images
     from cytosae_pipeline.report.figures.patients import draw_barcodes, draw_comparison, draw_correlation
 
-    plan: list[tuple[str, Callable[[], Figure]]] = [("latents", partial(draw_latents, material, latents))]
+    plan: list[tuple[str, Callable[[], Figure]]] = [("latents", partial(draw_latents, data, latents))]
     best = latents[:MAX_REFERENCE_LATENTS]
-    for number, start in enumerate(range(0, len(best), LATENTS_A_FIGURE)):
-        part = best[start : start + LATENTS_A_FIGURE]
-        plan.append((f"reference_images_{number}", partial(draw_reference_images, material, part, images)))
-    cohort = material.cohort
+    for number, start in enumerate(range(0, len(best), LATENTS_PER_FIGURE)):
+        part = best[start : start + LATENTS_PER_FIGURE]
+        plan.append((f"reference_images_{number}", partial(draw_reference_images, data, part, images)))
+    cohort = data.cohort
     if cohort is not None:
         plan.append(("barcodes", partial(draw_barcodes, cohort, latents)))
         for number, (pair, found) in enumerate(comparisons):
             plan.append((f"comparison_{number}", partial(draw_comparison, cohort, pair, found)))
         if 2 <= len(cohort.names) <= MAX_CORRELATED:
             plan.append(("correlation", partial(draw_correlation, cohort)))
-    training = training_record(material)
+    training = training_record(data)
     if training is not None and training["curves"]:
         plan.append(("training", partial(draw_training, training)))
     if masking is not None:

@@ -1,1 +1,1 @@
-"""The report's data as JSON records."""
+"""JSON records of the page, its pictures and its own files."""

@@ -1,4 +1,4 @@
-"""Which latents get a page."""
+"""Which latents and images get a page."""
 
 import itertools
 from collections.abc import Sequence
@@ -10,66 +10,73 @@ from cytosae.analysis.differential import GroupComparison, largest_differences
 from cytosae.analysis.latents import best_latents, select_latents
 from cytosae_pipeline.config.report import PageConfig, parse_latents, parse_range
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.report.data.material import ReportData
-from cytosae_pipeline.report.records.patients import SIGNIFICANT_Q
+from cytosae_pipeline.report.data.limits import SIGNIFICANT_Q
+from cytosae_pipeline.report.data.report_data import ReportData
 
 Latents = npt.NDArray[np.int64]
 
 
 def choose_latents(
-    material: ReportData, comparisons: Sequence[GroupComparison] = (), *, live: bool = False
+    data: ReportData, comparisons: Sequence[GroupComparison] = (), *, explore: bool = False
 ) -> tuple[Latents, str]:
-    """The latents that get a page, and a sentence that says which they are.
+    """Choose the featured latents: those that get a page in a report, or a card in the explorer.
 
-    At most half of them are those that differ most between groups of patients; the others are the most specific ones.
+    Up to half of them differ most between groups of patients; the others have the lowest label entropy.
 
     Args:
-        material: What the page is made of.
-        comparisons: Groups of patients compared.
-        live: Whether all others can be looked at too, so that these are a choice to begin with.
+        data: Store, autoencoder and statistics.
+        comparisons: Comparisons of groups of patients.
+        explore: Whether the explorer serves the page, so that every other latent can be opened, too.
+
+    Returns:
+        The latents, and a sentence that describes the choice.
 
     Raises:
-        UserError: If one is out of range, or none is left.
+        UserError: If a latent is out of range, or no latent is left.
     """
-    config = material.config
+    config = data.config
     if config.latents is not None:
-        return _asked_for(config.latents, material.n_latents, live=live)
-    sparsity, mean = material.features.sparsity, material.features.mean_acts
+        return _asked_for(config.latents, data.n_latents, explore=explore)
+    sparsity, mean = data.features.sparsity, data.features.mean_acts
     selected = select_latents(
         sparsity,
         mean,
-        material.entropy,
+        data.entropy,
         log10_sparsity=parse_range("log10_sparsity", config.log10_sparsity),
         log10_mean=parse_range("log10_mean", config.log10_mean),
         entropy_range=parse_range("entropy", config.entropy),
     )
     if config.cluster:
-        selected &= np.isin(material.clusters, config.cluster)
+        selected &= np.isin(data.clusters, config.cluster)
     n_active, n_selected = int((sparsity > 0).sum()), int(selected.sum())
     if not n_selected:
         raise UserError(_nothing_left(config, n_active))
     differing = most_different(comparisons, selected, config.n_latents // 2)
     left = np.where(selected, sparsity, 0)
     left[differing] = 0
-    specific = best_latents(left, mean, material.entropy, config.n_latents - len(differing))
+    specific = best_latents(left, mean, data.entropy, config.n_latents - len(differing))
     chosen = np.concatenate([differing, specific])
-    held = "The cards show" if live else "This report holds pages of"
-    more = "Any other opens by a click or by its number." if live else "More with --n_latents, others with --latents."
+    shown = "The cards show" if explore else "This report has pages for"
+    more = (
+        "Click a point or enter a number to open any other."
+        if explore
+        else "Use --n_latents for more, --latents for others."
+    )
     some = f"{n_selected:,} selected of the " if n_selected < n_active else ""
     groups = f"{len(differing):,} that differ most between groups of patients, then " if len(differing) else ""
     return chosen, (
-        f"{held} {len(chosen):,} of {some}{n_active:,} active latents: {groups}those with the lowest label entropy, "
-        f"then the strongest. {more}"
+        f"{shown} {len(chosen):,} of {some}{n_active:,} active latents: {groups}those with the lowest label entropy, "
+        f"ties by mean activation. {more}"
     )
 
 
 def most_different(comparisons: Sequence[GroupComparison], allowed: npt.NDArray[np.bool_], n: int) -> Latents:
-    """Latents that differ between groups at a false discovery rate of 5 %, the most different of every side in turn.
+    """Latents that differ significantly between groups: the most different of each side of each comparison in turn.
 
     Args:
-        comparisons: Groups compared.
+        comparisons: Comparisons of groups.
         allowed: Whether a latent may be chosen, shape `(S,)`.
-        n: Latents wanted at most.
+        n: Most latents to return.
     """
     sides = [
         side[(found.q_value[side] < SIGNIFICANT_Q) & allowed[side]][:n].tolist()
@@ -81,22 +88,29 @@ def most_different(comparisons: Sequence[GroupComparison], allowed: npt.NDArray[
     return np.array(list(itertools.islice(turns, n)), dtype=np.int64)
 
 
-def _asked_for(text: str, n_latents: int, *, live: bool) -> tuple[Latents, str]:
+def top_image_rows(data: ReportData, latents: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Rows of all top images of the latents, in the order of the page's numbers, shape `(n,)`."""
+    rows = np.unique(data.top_rows[latents])
+    rows = rows[rows >= 0]
+    return rows[np.argsort(data.numbers[rows])]
+
+
+def _asked_for(text: str, n_latents: int, *, explore: bool) -> tuple[Latents, str]:
     """The latents of `--latents`."""
     chosen = np.array(parse_latents(text), dtype=np.int64)
     if chosen.max() >= n_latents:
-        raise UserError(f"--latents names {chosen.max()}, the autoencoder's latents are 0..{n_latents - 1}")
-    held = "The cards show" if live else "This report holds"
-    more = " Any other opens by a click or by its number." if live else ""
-    return chosen, f"{held} the {len(chosen):,} latents that were asked for, of {n_latents:,}.{more}"
+        raise UserError(f"--latents names {chosen.max()}, but the autoencoder's latents are 0..{n_latents - 1}")
+    shown = "The cards show" if explore else "This report has pages for"
+    more = " Click a point or enter a number to open any other." if explore else ""
+    return chosen, f"{shown} the {len(chosen):,} latents of --latents, of {n_latents:,} in total.{more}"
 
 
 def _nothing_left(config: PageConfig, n_active: int) -> str:
-    """What to do when the ranges leave no latent."""
+    """Message for ranges that leave no latent."""
     if not n_active:
         return "no latent of this autoencoder is active on any image of the store: there is nothing to show"
     return (
-        f"no latent is left of {n_active:,} active ones by --log10_sparsity {config.log10_sparsity or ':'}, "
+        f"none of the {n_active:,} active latents passes --log10_sparsity {config.log10_sparsity or ':'}, "
         f"--log10_mean {config.log10_mean or ':'}, --entropy {config.entropy or ':'} and --cluster "
         f"{', '.join(map(str, config.cluster)) or 'any'}: widen a range"
     )

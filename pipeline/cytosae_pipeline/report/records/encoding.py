@@ -1,4 +1,4 @@
-"""Data as scripts: a page opened from disk may not fetch files, but it may run a script that hands them over."""
+"""Data files as scripts: a page opened from disk must not fetch files, but it may run scripts that deliver them."""
 
 import base64
 import json
@@ -15,7 +15,7 @@ def pack(array: npt.NDArray[Any]) -> dict[str, Any]:
     """An array as JSON: its type, shape, and little-endian bytes in base64.
 
     Raises:
-        KeyError: If the page knows no such type.
+        KeyError: If the page does not support the type.
     """
     kind = _TYPES[array.dtype.name]
     data = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes()
@@ -23,7 +23,7 @@ def pack(array: npt.NDArray[Any]) -> dict[str, Any]:
 
 
 def to_script(name: str, value: object) -> bytes:
-    """A data file of the page: one call that hands over JSON. No string in it can end the script or the call.
+    """A data file of the page: one call with a JSON argument. No string in it can end the script or the call.
 
     Raises:
         ValueError: If a number is not finite.
@@ -35,5 +35,5 @@ def to_script(name: str, value: object) -> bytes:
 
 
 def finite(value: float) -> float | None:
-    """The number, or None for what JSON cannot hold."""
+    """The number, or None if it is not finite, which JSON cannot express."""
     return float(value) if np.isfinite(value) else None

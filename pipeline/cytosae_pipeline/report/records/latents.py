@@ -1,4 +1,4 @@
-"""Records of latents and images: what makes a latent active and where, from stored activations alone."""
+"""Records of latents and images: what activates a latent and where, from stored activations alone."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,7 @@ from cytosae.statistics.histograms import BINS_PER_OCTAVE, LOWEST_EXPONENT, Late
 from cytosae_cache.reading.loader import iter_row_blocks
 from cytosae_cache.reading.permutation import spread_rows
 from cytosae_cache.reading.reader import StoreReader
-from cytosae_pipeline.report.data.material import ReportData, decoder_neighbours
+from cytosae_pipeline.report.data.report_data import ReportData, decoder_neighbours
 from cytosae_pipeline.report.records.encoding import pack
 from cytosae_pipeline.runtime.progress import Progress
 
@@ -22,68 +22,68 @@ _NEIGHBOURS = 8
 _PATIENTS_SHOWN = 10
 _IMAGES_AT_ONCE = 16
 _ACTS_BYTES = 1 << 28
-"""Activations of chosen latents held at once, in bytes."""
+"""Most bytes of activations of chosen latents in memory at once."""
 
 TopMap = tuple[npt.NDArray[np.uint8], float]
 """A map's bytes, shape `(n_patches,)`, and its peak."""
 
 
-def profile_all(material: ReportData, latents: npt.NDArray[np.int64]) -> ProfileResult:
-    """Profiles of latents over all readable images of the store, in one pass."""
-    encoder = LatentEncoder(material.inputs.sae, latents)
-    profiles = LatentProfiles(len(latents), len(material.features.labels))
-    store = material.store
-    at_once = _images_at_once(material, len(latents))
+def profile_all(data: ReportData, latents: npt.NDArray[np.int64]) -> ProfileResult:
+    """Profiles of latents over all readable images of the store, in one pass over it."""
+    encoder = LatentEncoder(data.inputs.sae, latents)
+    profiles = LatentProfiles(len(latents), len(data.features.labels))
+    store = data.store
+    at_once = _images_at_once(data, len(latents))
     with (
-        StoreReader(store, verify=not material.config.no_verify) as reader,
+        StoreReader(store, verify=not data.config.no_verify) as reader,
         Progress("latents", store.n_images, "images") as bar,
     ):
         for block in iter_row_blocks(reader, block_rows=_IMAGES_AT_ONCE):
             rows = block.valid.nonzero()[0]
             for part in np.array_split(rows, max(1, -(-len(rows) // at_once))):
                 acts = encoder(torch.from_numpy(block.activations[part]))
-                profiles.update(acts, torch.from_numpy(material.labels[part + block.first]))
+                profiles.update(acts, torch.from_numpy(data.labels[part + block.first]))
             bar.advance(len(block.valid))
     return profiles.result()
 
 
 def profile_sample(
-    material: ReportData, reader: StoreReader, latents: npt.NDArray[np.int64], n_images: int
+    data: ReportData, reader: StoreReader, latents: npt.NDArray[np.int64], n_images: int
 ) -> ProfileResult:
     """Profiles of latents over readable images spread evenly over the store."""
-    encoder = LatentEncoder(material.inputs.sae, latents)
-    profiles = LatentProfiles(len(latents), len(material.features.labels))
-    valid = material.store.valid_rows
+    encoder = LatentEncoder(data.inputs.sae, latents)
+    profiles = LatentProfiles(len(latents), len(data.features.labels))
+    valid = data.store.valid_rows
     rows = valid[spread_rows(len(valid), n_images)]
-    at_once = _images_at_once(material, len(latents))
+    at_once = _images_at_once(data, len(latents))
     for start in range(0, len(rows), at_once):
         part = rows[start : start + at_once]
-        profiles.update(encoder(torch.from_numpy(reader.read(part))), torch.from_numpy(material.labels[part]))
+        profiles.update(encoder(torch.from_numpy(reader.read(part))), torch.from_numpy(data.labels[part]))
     return profiles.result()
 
 
 def latent_records(
-    material: ReportData,
+    data: ReportData,
     latents: npt.NDArray[np.int64],
     profiles: ProfileResult,
     maps: dict[tuple[int, int], TopMap],
 ) -> Iterator[dict[str, Any]]:
-    """What the page shows of each latent.
+    """Records of latents.
 
     Args:
-        material: What the page is made of.
+        data: Store, autoencoder and statistics.
         latents: The latents, shape `(M,)`.
         profiles: Their profiles.
-        maps: Map of (latent, row) for their top images.
+        maps: Maps of their top images, by latent and row.
     """
-    neighbours = decoder_neighbours(material, latents, _NEIGHBOURS)
-    # Every token of every image read is in the histogram or a zero.
-    n_images = int(profiles.histogram[:1].sum() + profiles.n_zero[:1].sum()) // material.store.n_tokens
+    neighbours = decoder_neighbours(data, latents, _NEIGHBOURS)
+    # Every token of every image is either in the histogram or zero.
+    n_images = int(profiles.histogram[:1].sum() + profiles.n_zero[:1].sum()) // data.store.n_tokens
     for at, latent in enumerate(latents.tolist()):
         yield {
             "latent": latent,
             "n_images": n_images,
-            "top": _top_images(material, latent, maps),
+            "top": _top_images(data, latent, maps),
             "labels": [
                 {"label": label, "n_images": n, "n_active": active, "mean": mean}
                 for label, (n, active, mean) in enumerate(
@@ -101,85 +101,85 @@ def latent_records(
                 "counts": profiles.histogram[at].tolist(),
                 "n_zero": int(profiles.n_zero[at]),
             },
-            "patients": _top_patients(material, latent),
-            "threshold": material.cohort.threshold if material.cohort else None,
+            "patients": _top_patients(data, latent),
+            "threshold": data.cohort.threshold if data.cohort else None,
             "neighbours": [[other, round(cosine, 4)] for other, cosine in neighbours[at]],
         }
 
 
-def encode_image(material: ReportData, x: torch.Tensor) -> torch.Tensor:
+def encode_image(data: ReportData, x: torch.Tensor) -> torch.Tensor:
     """Activations of all latents on one image, float32, shape `(T, S)`, from stored ones of shape `(T, D)`."""
-    sae = material.inputs.sae
+    sae = data.inputs.sae
     with torch.no_grad():
         return sae.encode(x.to(device=sae.W_enc.device, dtype=torch.float32))
 
 
-def image_record(material: ReportData, acts: torch.Tensor, row: int | None) -> dict[str, Any]:
-    """What the page shows of an image.
+def image_record(data: ReportData, acts: torch.Tensor, row: int | None) -> dict[str, Any]:
+    """Record of an image.
 
     Args:
-        material: What the page is made of.
+        data: Store, autoencoder and statistics.
         acts: Its activations, shape `(T, S)`.
-        row: Its row; None for an image that is not in the store.
+        row: Its row; None for an uploaded image.
     """
     reading = summarize_image(acts, n_latents=LATENTS_PER_IMAGE, n_per_token=LATENTS_PER_TOKEN)
     chosen = torch.from_numpy(reading.latents).to(acts.device)
-    maps = make_byte_maps(acts[material.n_prefix :, chosen])
-    images = material.store.images
+    maps = make_byte_maps(acts[data.n_prefix :, chosen])
+    images = data.store.images
     return {
-        "row": None if row is None else int(material.numbers[row]),
-        "label": -1 if row is None else int(material.labels[row]),
-        "patient": -1 if row is None else int(material.patients[row]),
-        "path": None if row is None or material.pseudonymous else images.path[row],
+        "row": None if row is None else int(data.numbers[row]),
+        "label": -1 if row is None else int(data.labels[row]),
+        "patient": -1 if row is None else int(data.patients[row]),
+        "path": None if row is None or data.pseudonymous else images.path[row],
         "latents": [
             {"latent": latent, "score": score, "peak": float(maps.peaks[at]), "map": pack(maps.levels[at])}
             for at, (latent, score) in enumerate(zip(reading.latents.tolist(), reading.scores.tolist(), strict=True))
         ],
-        **_pack_tokens(reading, material.n_latents),
+        **_pack_tokens(reading, data.n_latents),
     }
 
 
-def top_maps(material: ReportData, acts: torch.Tensor, latents: npt.NDArray[np.int64]) -> ByteMaps:
+def top_maps(data: ReportData, acts: torch.Tensor, latents: npt.NDArray[np.int64]) -> ByteMaps:
     """Maps of latents on an image, from its activations of shape `(T, S)`."""
-    return make_byte_maps(acts[material.n_prefix :, torch.from_numpy(latents).to(acts.device)])
+    return make_byte_maps(acts[data.n_prefix :, torch.from_numpy(latents).to(acts.device)])
 
 
-def maps_of_latent(material: ReportData, reader: StoreReader, latent: int) -> dict[tuple[int, int], TopMap]:
+def maps_of_latent(data: ReportData, reader: StoreReader, latent: int) -> dict[tuple[int, int], TopMap]:
     """The maps of one latent on its top images."""
-    rows = material.top_rows[latent]
-    encoder = LatentEncoder(material.inputs.sae, np.array([latent]))
+    rows = data.top_rows[latent]
+    encoder = LatentEncoder(data.inputs.sae, np.array([latent]))
     found: dict[tuple[int, int], TopMap] = {}
     for row in rows[rows >= 0].tolist():
         acts = encoder(torch.from_numpy(reader.read(np.array([row]))[0]))
-        maps = make_byte_maps(acts[material.n_prefix :])
+        maps = make_byte_maps(acts[data.n_prefix :])
         found[latent, row] = maps.levels[0], float(maps.peaks[0])
     return found
 
 
-def _images_at_once(material: ReportData, n_latents: int) -> int:
-    """Images whose activations of the latents fit into the memory set aside."""
-    width = material.n_latents if material.inputs.sae.needs_whole_rows else n_latents
-    return max(1, min(_IMAGES_AT_ONCE, _ACTS_BYTES // (4 * material.store.n_tokens * max(width, 1))))
+def _images_at_once(data: ReportData, n_latents: int) -> int:
+    """Images whose activations of the latents fit into the memory budget."""
+    width = data.n_latents if data.inputs.sae.needs_whole_rows else n_latents
+    return max(1, min(_IMAGES_AT_ONCE, _ACTS_BYTES // (4 * data.store.n_tokens * max(width, 1))))
 
 
-def _top_images(material: ReportData, latent: int, maps: dict[tuple[int, int], TopMap]) -> list[dict[str, Any]]:
+def _top_images(data: ReportData, latent: int, maps: dict[tuple[int, int], TopMap]) -> list[dict[str, Any]]:
     """The latent's top images with their maps."""
     top = []
-    for row, value in zip(material.top_rows[latent].tolist(), material.features.values[latent].tolist(), strict=True):
+    for row, value in zip(data.top_rows[latent].tolist(), data.features.values[latent].tolist(), strict=True):
         if row < 0:
             continue
         levels, peak = maps[latent, row]
-        label, patient = int(material.labels[row]), int(material.patients[row])
-        number = int(material.numbers[row])
+        label, patient = int(data.labels[row]), int(data.patients[row])
+        number = int(data.numbers[row])
         top.append(
             {"row": number, "value": value, "peak": peak, "label": label, "patient": patient, "map": pack(levels)}
         )
     return top
 
 
-def _top_patients(material: ReportData, latent: int) -> list[dict[str, Any]]:
-    """The patients with the highest counts an image."""
-    cohort = material.cohort
+def _top_patients(data: ReportData, latent: int) -> list[dict[str, Any]]:
+    """The patients with the highest counts per image."""
+    cohort = data.cohort
     if cohort is None:
         return []
     column = cohort.counts[:, latent]
@@ -197,7 +197,7 @@ def _top_patients(material: ReportData, latent: int) -> list[dict[str, Any]]:
 
 
 def _pack_tokens(reading: ImageSummary, n_latents: int) -> dict[str, Any]:
-    """The strongest latents of each token in as few bytes as do: values in steps of the largest's 65,535th."""
+    """The strongest latents of each token, packed: values in steps of the largest divided by 65,535."""
     wide = n_latents >= 65_535
     latents = reading.token_latents.astype(np.int32 if wide else np.uint16)
     step = max(float(reading.token_values.max(initial=0)) / 65_535, float(np.finfo(np.float32).tiny))

@@ -1,4 +1,4 @@
-"""The overview's record: what was measured, of what, and how training went."""
+"""The overview's record: store, autoencoder, training, and the columns of all latents."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cytosae.analysis.masking import Masking
 from cytosae_pipeline import __version__
-from cytosae_pipeline.report.data.material import ReportData, label_counts, main_labels, read_training
+from cytosae_pipeline.report.data.limits import MAX_NAME, MAX_NOTE, MAX_UPLOAD, SIGNIFICANT_Q
+from cytosae_pipeline.report.data.report_data import ReportData, label_counts, main_labels, read_training
 from cytosae_pipeline.report.records.encoding import finite, pack
-from cytosae_pipeline.statistics.masking import MaskingResult
+from cytosae_pipeline.runtime.palette import HEAT_ALPHA, HEAT_SHADE, KINDS
 
 _CURVE_POINTS = 400
 _CARD_IMAGES = 4
@@ -22,19 +22,11 @@ _CURVES = (
 )
 """Name on the page, name in metrics.jsonl, and the ends of the axis where they are known."""
 
-_MASKING_NAMES: dict[Masking, str] = {
-    "kept": "only the image's k strongest",
-    "removed": "without the image's k strongest",
-    "random_removed": "without k random active ones",
-    "class_kept": "only each label's k most typical",
-    "class_removed": "without each label's k most typical",
-}
-
 _SAE_FACTS = ("expansion_factor", "l1_coefficient", "lr", "batch_size", "total_training_tokens", "seed")
 
 
 def overview_record(
-    material: ReportData,
+    data: ReportData,
     latents: npt.NDArray[np.int64],
     reason: str,
     rows: npt.NDArray[np.int64],
@@ -42,68 +34,75 @@ def overview_record(
     thumbnails: bool,
     masking: dict[str, Any] | None,
     messages: list[str],
-    live: bool = False,
+    explore: bool = False,
     can_upload: bool = False,
 ) -> dict[str, Any]:
     """What every view of the page needs.
 
     Args:
-        material: What the page is made of.
+        data: Store, autoencoder and statistics.
         latents: Latents with a page.
         reason: Which these are, in a sentence.
         rows: Images with a page.
         thumbnails: Whether there are pictures.
         masking: The masking experiment, if it was done.
         messages: What readers should know first.
-        live: Whether a server computes what is asked for.
+        explore: Whether the explore server serves the page, so that every latent and image can be opened.
         can_upload: Whether it can read new images.
     """
-    features, store = material.features, material.store
+    features, store = data.features, data.store
     n_active = int((features.sparsity > 0).sum())
-    labels = label_counts(material)
+    labels = label_counts(data)
     return {
         "format": 1,
         "title": store.provenance.dataset,
         "made": datetime.now(UTC).date().isoformat(),
         "version": __version__,
-        "live": live,
+        "explore": explore,
         "can_upload": can_upload,
-        "pseudonymous": material.pseudonymous,
+        "pseudonymous": data.pseudonymous,
         "messages": messages,
-        "store": _store_record(material),
-        "sae": {"latents": material.n_latents, "facts": _sae_facts(material)},
-        "training": training_record(material),
-        "counts": {"active": n_active, "dead": material.n_latents - n_active},
+        "palette": {"kinds": list(KINDS), "heat_shade": list(HEAT_SHADE), "heat_alpha": list(HEAT_ALPHA)},
+        "limits": {
+            "significant_q": SIGNIFICANT_Q,
+            "name_length": MAX_NAME,
+            "note_length": MAX_NOTE,
+            "upload_bytes": MAX_UPLOAD,
+        },
+        "store": _store_record(data),
+        "sae": {"latents": data.n_latents, "facts": _sae_facts(data)},
+        "training": training_record(data),
+        "counts": {"active": n_active, "dead": data.n_latents - n_active},
         "latents": {
             "sparsity": pack(features.sparsity),
             "mean_acts": pack(features.mean_acts),
-            "entropy": pack(material.entropy.astype(np.float32)),
-            "cluster": pack(material.clusters.astype(np.int8)),
+            "entropy": pack(data.entropy.astype(np.float32)),
+            "cluster": pack(data.clusters.astype(np.int8)),
         },
-        "held": latents.tolist(),
-        "held_reason": reason,
-        "cards": [material.numbers[top[top >= 0]].tolist() for top in material.top_rows[latents, :_CARD_IMAGES]],
-        "main_label": main_labels(material, latents),
+        "featured": latents.tolist(),
+        "featured_reason": reason,
+        "cards": [data.numbers[top[top >= 0]].tolist() for top in data.top_rows[latents, :_CARD_IMAGES]],
+        "main_label": main_labels(data, latents),
         "labels": [
             {"name": name, "images": count} for name, count in zip(features.labels, labels.tolist(), strict=True)
         ],
         "images": {
-            "rows": material.numbers[rows].tolist(),
-            "labels": material.labels[rows].tolist(),
-            "patients": material.patients[rows].tolist(),
+            "rows": data.numbers[rows].tolist(),
+            "labels": data.labels[rows].tolist(),
+            "patients": data.patients[rows].tolist(),
         },
-        "has_patients": material.cohort is not None,
-        "patients": material.cohort.names if material.cohort else [],
+        "has_patients": data.cohort is not None,
+        "patients": data.cohort.names if data.cohort else [],
         "thumbnails": thumbnails,
-        "notes": {str(latent): dict(note) for latent, note in material.notes.items()},
+        "notes": {str(latent): dict(note) for latent, note in data.notes.items()},
         "masking": masking,
     }
 
 
-def training_record(material: ReportData) -> dict[str, Any] | None:
-    """Training curves, thinned out evenly; None if nothing was recorded."""
-    assert material.config.sae_path is not None
-    lines = read_training(material.config.sae_path)
+def training_record(data: ReportData) -> dict[str, Any] | None:
+    """Training curves, thinned evenly; None if nothing was recorded."""
+    assert data.config.sae_path is not None
+    lines = read_training(data.config.sae_path)
     lines = [line for line in lines if isinstance(line.get("details/n_training_tokens", line.get("step")), int | float)]
     if not lines:
         return None
@@ -118,46 +117,28 @@ def training_record(material: ReportData) -> dict[str, Any] | None:
     return {"x": x, "curves": curves}
 
 
-def masking_record(result: MaskingResult) -> dict[str, Any]:
-    """The masking experiment as the page shows it: accuracy in which every label counts alike."""
-    accuracy = result.balanced_accuracy
-    return {
-        "ks": list(result.ks),
-        "n_train": result.n_train,
-        "n_test": result.n_test,
-        "left_out": result.left_out,
-        "original": accuracy.original,
-        "reconstruction": accuracy.reconstruction,
-        "chance": accuracy.chance,
-        "curves": [
-            {"name": text, "accuracy": accuracy.masked[kind].tolist(), "dashed": kind == "random_removed"}
-            for kind, text in _MASKING_NAMES.items()
-        ],
-    }
-
-
 def _number(value: object) -> float | None:
     """A finite number, or None."""
     return finite(value) if isinstance(value, int | float) else None
 
 
-def _store_record(material: ReportData) -> dict[str, Any]:
-    """What the page needs of the store."""
-    store = material.store
+def _store_record(data: ReportData) -> dict[str, Any]:
+    """What the page needs from the store."""
+    store = data.store
     return {
         "dataset": store.provenance.dataset,
         "images": store.n_images,
         "valid": int(store.valid.sum()),
         "tokens": store.n_tokens,
         "grid": list(store.spec.tokens.grid),
-        "prefix": material.n_prefix,
-        "facts": _store_facts(material),
+        "prefix": data.n_prefix,
+        "facts": _store_facts(data),
     }
 
 
-def _store_facts(material: ReportData) -> list[list[str]]:
-    """What the store is; nothing that names a place on this machine."""
-    store, spec = material.store, material.store.spec
+def _store_facts(data: ReportData) -> list[list[str]]:
+    """Provenance of the store, without any path of this machine."""
+    store, spec = data.store, data.store.spec
     return [
         ["data set", store.provenance.dataset],
         ["backbone", spec.model_name],
@@ -171,9 +152,9 @@ def _store_facts(material: ReportData) -> list[list[str]]:
     ]
 
 
-def _sae_facts(material: ReportData) -> list[list[str]]:
-    """What the autoencoder is."""
-    sae, cfg = material.inputs.sae, material.sae_cfg
+def _sae_facts(data: ReportData) -> list[list[str]]:
+    """Configuration of the autoencoder."""
+    sae, cfg = data.inputs.sae, data.sae_cfg
     d_in, n_latents = sae.W_enc.shape
     facts = [["architecture", sae.architecture], ["size", f"{d_in} → {n_latents:,}"]]
     if isinstance(cfg.get("run_name"), str):
@@ -183,6 +164,6 @@ def _sae_facts(material: ReportData) -> list[list[str]]:
     facts += [[name, str(cfg[name])] for name in names if isinstance(cfg.get(name), int | float)]
     return [
         *facts,
-        ["file (SHA-256)", material.inputs.sae_sha256[:16] + "…"],
+        ["file (SHA-256)", data.inputs.sae_sha256[:16] + "…"],
         ["page made with", f"cytosae-cache {__version__}"],
     ]

@@ -1,4 +1,4 @@
-"""Records of patients: barcodes, groups compared, how alike patients are, and whether their group can be told."""
+"""Records of patients: barcodes, comparisons of groups, correlation, and classification of groups."""
 
 import itertools
 from dataclasses import dataclass
@@ -10,19 +10,14 @@ import numpy.typing as npt
 from cytosae.analysis.classification import classify_groups
 from cytosae.analysis.differential import GroupComparison, Method, compare_groups, largest_differences
 from cytosae.analysis.latents import correlate, group_means
-from cytosae_pipeline.report.data.material import Cohort
+from cytosae_pipeline.report.data.limits import MAX_CORRELATED
+from cytosae_pipeline.report.data.report_data import Cohort
 from cytosae_pipeline.report.records.encoding import pack
-
-MAX_CORRELATED = 2000
-"""Patients up to whom the page shows a matrix of all pairs."""
 
 _PAIRS_UP_TO = 4
 _LARGEST = 15
-SIGNIFICANT_Q = 0.05
-"""A latent differs between groups if its q is below this."""
-
 LEAST_P = 1e-300
-"""Stands for a p of 0, which has no logarithm."""
+"""Replaces a p of 0, which has no logarithm."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +31,7 @@ class GroupPair:
 
 
 def plan_comparisons(cohort: Cohort) -> list[GroupPair]:
-    """Each group against the rest and, up to four groups, each pair; groups of one patient are left out."""
+    """Each group against the rest and, for up to four groups, each pair; groups of one patient are left out."""
     sizes = np.bincount(cohort.groups.of[cohort.groups.of >= 0], minlength=len(cohort.groups.names))
     groups = [group for group, size in enumerate(sizes.tolist()) if size >= 2]
     if len(groups) < 2:
@@ -47,18 +42,18 @@ def plan_comparisons(cohort: Cohort) -> list[GroupPair]:
 
 
 def no_groups(cohort: Cohort) -> str:
-    """Why no groups can be compared."""
-    return cohort.groups.why_none or "Groups need two patients each to be compared."
+    """Why groups cannot be compared."""
+    return cohort.groups.why_none or "A comparison needs two groups of at least two patients each."
 
 
 def compare_pair(cohort: Cohort, pair: GroupPair, *, test: Method, seed: int) -> GroupComparison:
-    """Every latent compared between two groups.
+    """Compare every latent between two groups.
 
     Args:
         cohort: The patients.
         pair: The groups.
         test: The test.
-        seed: Of the permutations.
+        seed: Seed of the permutations.
     """
     rows = _rows(cohort, pair)
     in_first = cohort.groups.of[rows] == pair.first
@@ -66,11 +61,11 @@ def compare_pair(cohort: Cohort, pair: GroupPair, *, test: Method, seed: int) ->
 
 
 def comparison_record(found: GroupComparison, test: Method) -> dict[str, Any]:
-    """One comparison: every latent that varies, with effect, p and q, and the largest differences each way.
+    """Record of a comparison: every latent that varies, with effect, p and q, and the largest differences per side.
 
     Args:
         found: The comparison.
-        test: How it was made.
+        test: The test that was used.
     """
     tested = np.flatnonzero(found.tested)
     place = {latent: at for at, latent in enumerate(tested.tolist())}
@@ -83,7 +78,7 @@ def comparison_record(found: GroupComparison, test: Method) -> dict[str, Any]:
     }
     names: dict[Method, str] = {
         "mann-whitney": "Mann-Whitney",
-        "permutation": "permutations of the difference of means",
+        "permutation": "permutation test of the difference of means",
     }
     return {
         "method": names[test],
@@ -98,13 +93,13 @@ def comparison_record(found: GroupComparison, test: Method) -> dict[str, Any]:
 def patients_record(
     cohort: Cohort, latents: npt.NDArray[np.int64], comparisons: list[GroupPair], *, seed: int
 ) -> dict[str, Any]:
-    """Everything else that the page shows of patients.
+    """Record of everything else that the page shows about patients.
 
     Args:
         cohort: The patients.
         latents: Latents of the barcodes, shape `(M,)`.
         comparisons: The comparisons, in the order of their files.
-        seed: Of the folds.
+        seed: Seed of the folds.
     """
     names, groups = cohort.groups.names, cohort.groups.of
     return {
@@ -156,7 +151,7 @@ def _rows(cohort: Cohort, pair: GroupPair) -> npt.NDArray[np.int64]:
 
 
 def _describe(cohort: Cohort, pair: GroupPair) -> dict[str, Any]:
-    """What a comparison is called, and its sizes."""
+    """Names and sizes of the two sides."""
     groups, names = cohort.groups.of, cohort.groups.names
     n_first = int((groups == pair.first).sum())
     return {
@@ -169,7 +164,7 @@ def _describe(cohort: Cohort, pair: GroupPair) -> dict[str, Any]:
 
 
 def _barcodes(cohort: Cohort, latents: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """Counts of each patient, and each group's mean, as shares of the latent's largest, in bytes."""
+    """Counts of each patient, and each group's mean, as shares of the latent's largest count in 255 steps."""
     counts = cohort.counts[:, latents]
     peaks = counts.max(axis=0, initial=0)
     scale = np.where(peaks > 0, peaks, 1)
@@ -186,7 +181,7 @@ def _barcodes(cohort: Cohort, latents: npt.NDArray[np.int64]) -> dict[str, Any]:
 
 
 def _correlation(cohort: Cohort) -> dict[str, Any] | None:
-    """Correlations in bytes: 0 is -1, 254 is 1. None for too many patients."""
+    """Correlations as bytes: 0 stands for -1, 254 for 1. None for too many patients."""
     if len(cohort.names) > MAX_CORRELATED:
         return None
     return pack(np.rint(127 * (correlate(cohort.counts) + 1)).astype(np.uint8))

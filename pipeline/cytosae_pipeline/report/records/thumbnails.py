@@ -1,4 +1,4 @@
-"""Pictures of cells as the network saw them, small enough for a page."""
+"""Pictures of cells as the encoder saw them, as small JPEG files."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -30,21 +30,21 @@ def write_thumbnails(
     numbers: npt.NDArray[np.int64],
     on_image: Callable[[], None],
 ) -> list[int]:
-    """Write `<number>.jpg` for each row whose file still is the one that the store was made from.
+    """Write `<number>.jpg` for each row whose file is still the one that the store was built from.
 
     Args:
-        folder: Where they go.
+        folder: Target folder.
         store: The store.
-        images: Where its images lie.
-        rows: Rows wanted.
-        numbers: By which the page calls each row, shape `(n_images,)`.
-        on_image: Called after each.
+        images: Location of its images.
+        rows: Rows to write.
+        numbers: Number of each row on the page, shape `(n_images,)`.
+        on_image: Called after each image.
 
     Returns:
-        Rows without a picture: the file is missing, broken, or another one.
+        Rows without a picture: the file is missing, broken, or has changed.
 
     Raises:
-        SourceError: If the disk fails again and again.
+        SourceError: If the disk fails repeatedly.
     """
     digests = store.column("images/sha256")
     missing = []
@@ -61,5 +61,5 @@ def write_thumbnails(
 
 
 def is_same(image: Decoded, digest: npt.NDArray[np.uint8]) -> bool:
-    """Whether an image could be decoded and is the one with the digest: a map of another cell would deceive."""
+    """Whether an image could be decoded and has the digest: a map over another cell would mislead."""
     return image.pixels is not None and image.sha256 == bytes(digest)

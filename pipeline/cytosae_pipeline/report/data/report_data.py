@@ -1,4 +1,4 @@
-"""What a page is made of: store, autoencoder, the statistics of stage two, and who is called what on the page."""
+"""What a report is computed from: store, autoencoder, statistics, and the names that the page uses."""
 
 import json
 import logging
@@ -34,13 +34,13 @@ class Cohort:
     """The patients, in the order in which the page shows them."""
 
     names: list[str]
-    """What they are called on the page."""
+    """Their names on the page."""
     counts: npt.NDArray[np.float64]
-    """Tokens above the threshold an image, shape `(P, S)`."""
+    """Tokens above the threshold per image, shape `(P, S)`."""
     raw: npt.NDArray[np.int64]
     """Tokens above the threshold, shape `(P, S)`."""
     n_images: npt.NDArray[np.int64]
-    """Readable images of each, shape `(P,)`."""
+    """Readable images of each patient, shape `(P,)`."""
     threshold: float
     """Activation above which a token counts."""
     groups: PatientGroups
@@ -56,11 +56,11 @@ class ReportData:
     inputs: Inputs
     """Store and autoencoder, decoder included."""
     sae_cfg: dict[str, Any]
-    """What the autoencoder's file says of itself."""
+    """Configuration in the autoencoder's file."""
     features: Features
     """Feature data of docs/definitions.md, section 6."""
     entropy: npt.NDArray[np.float64]
-    """Label entropy of docs/definitions.md, section 8, shape `(S,)`; 0 for one label only, -1 where not defined."""
+    """Label entropy of docs/definitions.md, section 8, shape `(S,)`; 0 for a single label, -1 where not defined."""
     clusters: npt.NDArray[np.int64]
     """Cluster of each latent, shape `(S,)`; -1 for those never active."""
     labels: npt.NDArray[np.int64]
@@ -68,7 +68,7 @@ class ReportData:
     patients: npt.NDArray[np.int64]
     """Place of each image's patient in the cohort, shape `(n_images,)`; -1 for none."""
     numbers: npt.NDArray[np.int64]
-    """Number by which the page calls each image, shape `(n_images,)`: its row, or under pseudonyms a shuffled one."""
+    """Number of each image on the page, shape `(n_images,)`: its row, or a shuffled number under pseudonyms."""
     profiles: ProfileResult | None
     """Profiles of all latents, if a pass over the store was made; None if saved results were reused."""
     cohort: Cohort | None
@@ -95,7 +95,7 @@ class ReportData:
 
     @property
     def notes_path(self) -> Path:
-        """Where notes on latents are kept."""
+        """File of the notes on latents."""
         return self.inputs.folder / FILE_NAME
 
     @property
@@ -141,23 +141,23 @@ def open_report_data(config: PageConfig, *, pseudonymous: bool = False, profiles
     )
 
 
-def label_counts(material: ReportData) -> npt.NDArray[np.int64]:
+def label_counts(data: ReportData) -> npt.NDArray[np.int64]:
     """Readable images of each label, shape `(L,)`."""
-    here = material.labels[material.store.valid]
-    return np.bincount(here[here >= 0], minlength=len(material.features.labels))
+    here = data.labels[data.store.valid]
+    return np.bincount(here[here >= 0], minlength=len(data.features.labels))
 
 
-def main_labels(material: ReportData, latents: npt.NDArray[np.int64]) -> list[int]:
+def main_labels(data: ReportData, latents: npt.NDArray[np.int64]) -> list[int]:
     """The label with the largest value mass among each latent's top images; -1 where there is none."""
-    values, labels = material.features.values[latents], material.features.label_indices[latents]
-    mass = np.zeros((len(latents), len(material.features.labels) + 1))
+    values, labels = data.features.values[latents], data.features.label_indices[latents]
+    mass = np.zeros((len(latents), len(data.features.labels) + 1))
     np.add.at(mass, (np.arange(len(latents))[:, None], labels), np.where(labels >= 0, values, 0))
     best = mass[:, :-1].argmax(axis=1) if mass.shape[1] > 1 else np.full(len(latents), -1)
     return [int(label) if mass[at].any() else -1 for at, label in enumerate(best)]
 
 
 def _clean_entropy(features: Features) -> npt.NDArray[np.float64]:
-    """Label entropy without the definition's rounding, by which one label only gives a little less than 0."""
+    """Label entropy without the definition's rounding, which makes it slightly negative for a single label."""
     entropy = label_entropy(features.values, features.label_indices, len(features.labels))
     return np.where(is_defined(entropy), np.maximum(entropy, 0), -1)
 
@@ -165,16 +165,16 @@ def _clean_entropy(features: Features) -> npt.NDArray[np.float64]:
 def _make_cohort(
     counts: Counts | None, inputs: Inputs, config: PageConfig, key: bytes | None
 ) -> tuple[Cohort | None, npt.NDArray[np.int64]]:
-    """The patients in the page's order, under pseudonyms if there is a key, and each image's place among them."""
+    """The patients in the page's order, under pseudonyms if there is a key, and the index of each image's patient."""
     images = inputs.store.images
     if counts is None or not counts.n_images.any():
         if config.groups is not None:
             raise UserError(
-                f"--groups '{config.groups}' has nobody to group: no image of the store has a patient. Build it from a "
-                "CSV with a patient column, or from folders with --layout patient or class/patient"
+                f"--groups '{config.groups}' cannot be used: the store has no patient column. Build it from a CSV with "
+                "a patient column, or from folders with --layout patient or class/patient"
             )
         return None, np.full(len(images.patient), -1)
-    # Without a readable image there are no counts, and none is not zero.
+    # Without a readable image there are no counts, which is not the same as counts of zero.
     seen = np.flatnonzero(counts.n_images > 0)
     unseen = np.flatnonzero(counts.n_images == 0)
     names = [counts.names[at] for at in seen.tolist()]
@@ -187,10 +187,9 @@ def _make_cohort(
     if groups.gaps:
         logger.info(groups.gaps)
     shown = names if key is None else pseudonymise(names, key)
-    # By the names shown: the order of the true ones would say something about them.
+    # Ordered by the names shown: the order of the real names would leak information about them.
     order = order_by_group(groups.of, shown)
-    place = {names[at]: number for number, at in enumerate(order.tolist())}
-    patients = np.array([place.get(name, -1) for name in images.patient], dtype=np.int64)
+    patients = number_names(images.patient, [names[at] for at in order.tolist()])
     raw, n_images = counts.counts[0][seen[order]], counts.n_images[seen[order]]
     return Cohort(
         names=[shown[at] for at in order],
@@ -203,7 +202,7 @@ def _make_cohort(
 
 
 def read_training(sae_path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl beside an autoencoder; none if there is no such file. A line cut off is left out."""
+    """The lines of metrics.jsonl beside an autoencoder; none if there is no such file. Truncated lines are skipped."""
     folder = sae_path if sae_path.is_dir() else sae_path.parent
     path = folder / "metrics.jsonl"
     if not path.is_file():
@@ -220,23 +219,23 @@ def read_training(sae_path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def decoder_neighbours(material: ReportData, latents: npt.NDArray[np.int64], n: int) -> list[list[tuple[int, float]]]:
-    """The active latents whose decoder rows have the largest cosine with each of the given ones.
+def decoder_neighbours(data: ReportData, latents: npt.NDArray[np.int64], n: int) -> list[list[tuple[int, float]]]:
+    """For each given latent, the active latents with the largest cosine similarity of decoder rows.
 
     Args:
-        material: Store and autoencoder.
+        data: Store and autoencoder.
         latents: Latents, shape `(M,)`.
-        n: Neighbours wanted.
+        n: Number of neighbours.
     """
-    rows = torch.nn.functional.normalize(material.inputs.sae.W_dec.detach().float(), dim=1)
-    dead = torch.from_numpy(material.features.sparsity == 0).to(rows.device)
+    rows = torch.nn.functional.normalize(data.inputs.sae.W_dec.detach().float(), dim=1)
+    dead = torch.from_numpy(data.features.sparsity == 0).to(rows.device)
     found = []
     for part in torch.split(torch.from_numpy(latents), 64):
         here = part.to(rows.device)
         cosine = rows[here] @ rows.T
         cosine[:, dead] = -2
         cosine[torch.arange(len(here)), here] = -2
-        values, others = cosine.topk(min(n, material.n_latents), dim=1)
+        values, others = cosine.topk(min(n, data.n_latents), dim=1)
         for near, far in zip(values.tolist(), others.tolist(), strict=True):
             found.append([(other, value) for value, other in zip(near, far, strict=True) if value > -2])
     return found

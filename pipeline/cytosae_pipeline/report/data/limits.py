@@ -1,0 +1,13 @@
+"""Limits that both the page and Python apply; the page receives them in the overview's record."""
+
+SIGNIFICANT_Q = 0.05
+"""A latent differs between groups if its q is below this."""
+
+MAX_CORRELATED = 2000
+"""Largest number of patients for which there is a matrix of all pairs."""
+
+MAX_NAME, MAX_NOTE = 200, 10_000
+"""Characters of a latent's name and note."""
+
+MAX_UPLOAD = 64 << 20
+"""Bytes of an uploaded image."""

@@ -1,0 +1,105 @@
+// What the page keeps while it is open, and the columns that all views need of every latent.
+"use strict";
+
+const state = {
+  overview: /** @type {Overview} */ (/** @type {unknown} */ (null)),
+  latents: /** @type {Latents} */ (/** @type {unknown} */ (null)),
+  filters: /** @type {Filters} */ (/** @type {unknown} */ (null)),
+  /** The scatter plot of all latents while it is shown. */
+  scatter: /** @type {Scatter | null} */ (null),
+  /** How that scatter plot looked when its view was left. */
+  left: /** @type {{view: View, selected: number} | null} */ (null),
+  /** Place of each image in the overview's columns, by the image's number. */
+  imageAt: /** @type {Map<number, number>} */ (new Map()),
+  /** What the left and right arrow keys do. */
+  step: /** @type {((by: number) => void) | null} */ (null),
+};
+
+/**
+ * @param {Overview} overview
+ * @returns {Latents}
+ */
+function prepareLatents(overview) {
+  const { decode } = cytosae;
+  const [sparsity, mean, entropy] = [
+    overview.latents.sparsity,
+    overview.latents.mean_acts,
+    overview.latents.entropy,
+  ].map((column) => decode(column));
+  const cluster = decode(overview.latents.cluster);
+  const n = sparsity.length;
+  const log = (/** @type {Float32Array} */ values) =>
+    Float32Array.from(values, (value) => (value > 0 ? Math.log10(value) : NaN));
+  const maxEntropy = Math.max(Math.log(Math.max(overview.labels.length, 2)), 1e-9);
+  const isFeatured = new Uint8Array(n);
+  for (const latent of overview.featured) isFeatured[latent] = 1;
+  const steps = 24;
+  /** @type {(value: number) => number} */
+  const entropyBin = (value) => {
+    if (value < 0) return steps;
+    return Math.min(steps - 1, Math.max(0, Math.floor((value / maxEntropy) * steps)));
+  };
+  /** @type {() => PointColors} */
+  const byEntropy = () => [
+    Uint8Array.from(entropy, entropyBin),
+    () => [
+      ...Array.from({ length: steps }, (_, i) => colors.css(colors.point(i / (steps - 1)))),
+      colors.inTheme("--undefined"),
+    ],
+  ];
+  const nKinds = colors.nKinds();
+  /** @type {() => PointColors} */
+  const byCluster = () => [
+    Uint8Array.from(cluster, (value) => (value < 0 ? nKinds : value % nKinds)),
+    () => [...Array.from({ length: nKinds }, (_, i) => colors.kind(i)), colors.inTheme("--undefined")],
+  ];
+  const [bins, palette] = byEntropy();
+  return {
+    n,
+    sparsity,
+    mean,
+    entropy,
+    cluster,
+    isFeatured,
+    maxEntropy,
+    x: log(sparsity),
+    y: log(mean),
+    bins,
+    palette,
+    colorsBy: (name) => (name === "cluster" ? byCluster() : byEntropy()),
+  };
+}
+
+function resetFilters() {
+  state.filters = {
+    sparsity: [null, null],
+    mean: [null, null],
+    entropy: [null, null],
+    cluster: "",
+    color: "entropy",
+    featured: false,
+  };
+}
+
+/** Numbers of the clusters in use, rising. */
+const clusterNumbers = () => [...new Set(state.latents.cluster)].filter((value) => value >= 0).sort((a, b) => a - b);
+
+/**
+ * @param {number} latent
+ */
+const latentName = (latent) => state.overview.notes[latent]?.name ?? "";
+
+/** @param {number} latent */
+function latentTitle(latent) {
+  const name = latentName(latent);
+  return name ? `Latent ${latent}: ${name}` : `Latent ${latent}`;
+}
+
+/** @param {number} index */
+const labelName = (index) => (index >= 0 ? state.overview.labels[index].name : "no label");
+
+/** @param {number} index */
+const patientName = (index) => (index >= 0 ? state.overview.patients[index] : "no patient");
+
+/** What featured latents have that others lack: in a report a page, in the explorer a card. */
+const featuredWord = () => (state.overview.explore ? "card" : "page");

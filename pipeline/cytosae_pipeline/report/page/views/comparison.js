@@ -1,0 +1,135 @@
+// Two groups of patients compared: a volcano plot and tables of the largest differences.
+"use strict";
+
+/**
+ * @param {PatientsRecord} data
+ * @param {string} which - number of the comparison, as the address gives it
+ */
+function comparisonsPanel(data, which) {
+  const { comparisons } = data;
+  if (!comparisons.length) return noGroups(data);
+  const chosen = wholeNumber(which);
+  if (!(chosen < comparisons.length)) {
+    const range = `they are numbered 0 to ${comparisons.length - 1}.`;
+    return h("p.notice", {}, `There is no comparison ${which}: ${range}`);
+  }
+  /** @param {InputEvent & {target: HTMLSelectElement}} event */
+  const onchange = (event) => {
+    location.hash = `#/patients/compare/${event.target.value}`;
+  };
+  const options = comparisons.map(({ first, second, n_first, n_second }, i) =>
+    h("option", { value: i, selected: i === chosen }, `${first} (${n_first}) against ${second} (${n_second})`),
+  );
+  return h(
+    "div",
+    {},
+    h("p", {}, h("select", { id: "compared", "aria-label": "Groups compared", onchange }, options)),
+    later(cytosae.load(`comparisons/${chosen}`), (result) => comparisonBody(result, comparisons[chosen])),
+  );
+}
+
+/**
+ * A group's name where there is little room for it.
+ *
+ * @param {string} name
+ */
+const shortName = (name) => (name.length > 24 ? `${name.slice(0, 23)}…` : name);
+
+/**
+ * The columns of a comparison, decoded; `sides` is 0 where a latent does not differ, else 1 or 2, the group with more.
+ *
+ * @param {ComparisonRecord} result
+ */
+function decodeComparison(result) {
+  const q = cytosae.decode(result.minus_log10_q);
+  const least = -Math.log10(state.overview.limits.significant_q);
+  const sides = Uint8Array.from(cytosae.decode(result.direction), (side, i) => {
+    if (q[i] <= least || side === 0) return 0;
+    return side > 0 ? 1 : 2;
+  });
+  return {
+    latents: cytosae.decode(result.latents),
+    fold: cytosae.decode(result.log2_fold_change),
+    effect: cytosae.decode(result.effect),
+    p: cytosae.decode(result.minus_log10_p),
+    q,
+    sides,
+  };
+}
+
+/**
+ * @param {ComparisonRecord} result
+ * @param {GroupPair} pair
+ */
+function comparisonBody(result, { first, second, groups }) {
+  const { latents, fold, effect, p, q, sides } = decodeComparison(result);
+  const limit = state.overview.limits.significant_q;
+  const significant = sides.filter((side) => side > 0).length;
+  const about =
+    `${format(latents.length)} of ${format(state.latents.n)} latents vary among these patients and were tested ` +
+    `(${result.method}); ${format(significant)} differ at a false discovery rate of ${percent(limit)} ` +
+    "(Benjamini–Hochberg). Effect is the rank-biserial correlation." +
+    (significant ? "" : " As none does, the tables show the largest differences regardless.");
+  const key = (/** @type {number | null} */ group, /** @type {string} */ name) =>
+    colors.key(colors.group(group), `q < ${limit}, more in ${name}`);
+  const legend = h(
+    "div.legend",
+    {},
+    key(groups[0], first),
+    key(groups[1], second),
+    colors.key("var(--undefined)", `q ≥ ${limit}`),
+    h("span", {}, h("i.ring"), `has a ${featuredWord()}`),
+  );
+  const picked = h("div", { "aria-live": "polite" }, h("div.panel.quiet", {}, "Click a point to see the latent."));
+  const host = h("div.plot.volcano");
+  queueMicrotask(
+    () =>
+      new Scatter(host, {
+        xs: fold,
+        ys: p,
+        bins: sides,
+        lines: [{ x: 0 }],
+        label: "Volcano plot",
+        palette: () => [
+          colors.inTheme("--undefined"),
+          ...groups.map((group) => (group === null ? colors.inTheme("--ink") : colors.kind(group))),
+        ],
+        marked: [...latents.keys()].filter((i) => state.latents.isFeatured[latents[i]]),
+        xLabel: `log2 fold change: more in ${shortName(second)}  ←  →  more in ${shortName(first)}`,
+        yLabel: "−log10 p",
+        describe: (i) =>
+          [
+            latentTitle(latents[i]),
+            `fold change 2^${format(fold[i])}`,
+            `effect ${format(effect[i])}`,
+            `p ${format(10 ** -p[i])}, q ${format(10 ** -q[i])}`,
+          ].join("\n"),
+        onpick: (i) => picked.replaceChildren(h("div.panel", {}, latentSummary(latents[i]))),
+      }),
+  );
+  /** @type {(title: string, places: number[]) => HTMLElement} */
+  const sideTable = (title, places) => {
+    if (!places.length) return section(title, null, h("p.quiet", {}, "None."));
+    const rows = places.map((i) => [
+      h("a", { href: `#/latent/${latents[i]}` }, latentTitle(latents[i])),
+      fold[i].toFixed(2),
+      effect[i].toFixed(2),
+      format(10 ** -p[i], 2),
+      format(10 ** -q[i], 2),
+    ]);
+    const head = ["latent", "log2 fold", "effect", "p", "q"];
+    return section(title, null, table(head, rows, { numeric: [1, 2, 3, 4], caption: title }));
+  };
+  return h(
+    "div",
+    {},
+    h("p.quiet", {}, about),
+    h("div.plot-and-side", {}, h("div.panel", {}, host, legend), h("div", {}, picked)),
+    h(
+      "div.columns",
+      {},
+      sideTable(`More in ${first}`, result.more_in_first),
+      sideTable(`More in ${second}`, result.more_in_second),
+    ),
+  );
+}

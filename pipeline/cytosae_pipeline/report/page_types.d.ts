@@ -1,0 +1,269 @@
+// Types that the scripts of `page/` share: the data files' records and the page's state. For development, not shipped.
+
+type Rgb = number[];
+type Rgba = number[];
+
+interface TypedArrays {
+  f4: Float32Array<ArrayBuffer>;
+  u1: Uint8Array<ArrayBuffer>;
+  u2: Uint16Array<ArrayBuffer>;
+  i4: Int32Array<ArrayBuffer>;
+  i1: Int8Array<ArrayBuffer>;
+}
+type Dtype = keyof TypedArrays;
+
+/** An array as `records/encoding.py` packs it: little-endian bytes in base64. */
+interface Packed<D extends Dtype = Dtype> {
+  dtype: D;
+  shape: number[];
+  data: string;
+}
+
+interface Note {
+  name: string;
+  note: string;
+}
+
+interface Curve {
+  name: string;
+  values: (number | null)[];
+  low: number | null;
+  high: number | null;
+}
+
+interface Masking {
+  ks: number[];
+  n_train: number;
+  n_test: number;
+  left_out: string[];
+  original: number;
+  reconstruction: number;
+  chance: number;
+  curves: { name: string; accuracy: number[]; dashed: boolean }[];
+}
+
+/** `data/overview.js`, from `records/overview.py`. */
+interface Overview {
+  format: number;
+  title: string;
+  made: string;
+  version: string;
+  explore: boolean;
+  can_upload: boolean;
+  pseudonymous: boolean;
+  messages: string[];
+  palette: { kinds: string[]; heat_shade: [number, number]; heat_alpha: [number, number] };
+  limits: { significant_q: number; name_length: number; note_length: number; upload_bytes: number };
+  store: {
+    dataset: string;
+    images: number;
+    valid: number;
+    tokens: number;
+    grid: [number, number];
+    prefix: number;
+    facts: [string, string][];
+  };
+  sae: { latents: number; facts: [string, string][] };
+  training: { x: number[]; curves: Curve[] } | null;
+  counts: { active: number; dead: number };
+  latents: { sparsity: Packed<"f4">; mean_acts: Packed<"f4">; entropy: Packed<"f4">; cluster: Packed<"i1"> };
+  featured: number[];
+  featured_reason: string;
+  cards: number[][];
+  main_label: number[];
+  labels: { name: string; images: number }[];
+  images: { rows: number[]; labels: number[]; patients: number[] };
+  has_patients: boolean;
+  patients: string[];
+  thumbnails: boolean;
+  notes: Record<string, Note>;
+  masking: Masking | null;
+}
+
+interface TopImage {
+  row: number;
+  value: number;
+  peak: number;
+  label: number;
+  patient: number;
+  map: Packed<"u1">;
+}
+
+interface ActivationHistogram {
+  lowest: number;
+  per_octave: number;
+  counts: number[];
+  n_zero: number;
+}
+
+/** `data/latents/N.js`, from `records/latents.py`. */
+interface LatentRecord {
+  latent: number;
+  n_images: number;
+  top: TopImage[];
+  labels: { label: number; n_images: number; n_active: number; mean: number }[];
+  histogram: ActivationHistogram;
+  patients: { patient: number; per_image: number; count: number; n_images: number }[];
+  threshold: number | null;
+  neighbours: [number, number][];
+}
+
+/** `data/images/N.js`, from `records/latents.py`; an uploaded image has no row, but its picture. */
+interface ImageRecord {
+  row: number | null;
+  label: number;
+  patient: number;
+  path: string | null;
+  latents: { latent: number; score: number; peak: number; map: Packed<"u1"> }[];
+  token_latents: Packed<"u2" | "i4">;
+  no_latent: number;
+  token_values: Packed<"u2">;
+  value_step: number;
+  picture?: string;
+}
+
+interface GroupPair {
+  first: string;
+  second: string;
+  /** Indices of the groups; null for all others together. */
+  groups: [number, number | null];
+  n_first: number;
+  n_second: number;
+}
+
+interface Classification {
+  names: string[];
+  accuracy: number;
+  balanced_accuracy: number;
+  chance: number;
+  n_folds: number;
+  confusion: number[][];
+  latents: { latent: number; share: number; weights: number[] }[];
+}
+
+/** `data/patients.js`, from `records/patients.py`. */
+interface PatientsRecord {
+  names: string[];
+  group_names: string[];
+  groups: number[];
+  n_images: number[];
+  threshold: number;
+  no_groups: string;
+  barcodes: { latents: number[]; values: Packed<"u1">; peaks: Packed<"f4">; means: Packed<"u1"> | null };
+  correlation: Packed<"u1"> | null;
+  comparisons: GroupPair[];
+  classification: Classification | null;
+}
+
+/** `data/comparisons/N.js`, from `records/patients.py`. */
+interface ComparisonRecord {
+  method: string;
+  latents: Packed<"i4">;
+  direction: Packed<"i1">;
+  log2_fold_change: Packed<"f4">;
+  effect: Packed<"f4">;
+  minus_log10_p: Packed<"f4">;
+  minus_log10_q: Packed<"f4">;
+  more_in_first: number[];
+  more_in_second: number[];
+}
+
+type RecordOf<N extends string> = N extends "overview"
+  ? Overview
+  : N extends "patients"
+    ? PatientsRecord
+    : N extends `latents/${string}`
+      ? LatentRecord
+      : N extends `images/${string}`
+        ? ImageRecord
+        : N extends `comparisons/${string}`
+          ? ComparisonRecord
+          : unknown;
+
+/** Colours of points: an index of each into a palette, and the palette in the current theme. */
+type PointColors = [bins: Uint8Array, palette: () => string[]];
+type ColorBy = "entropy" | "cluster";
+
+/** Columns of the overview, one value per latent. */
+interface Latents {
+  n: number;
+  sparsity: Float32Array;
+  mean: Float32Array;
+  entropy: Float32Array;
+  cluster: Int8Array;
+  isFeatured: Uint8Array;
+  maxEntropy: number;
+  /** log10 sparsity; NaN for a dead latent. */
+  x: Float32Array;
+  /** log10 mean activation; NaN for a dead latent. */
+  y: Float32Array;
+  bins: Uint8Array;
+  palette: () => string[];
+  colorsBy: (name: ColorBy) => PointColors;
+}
+
+type Bounds = [low: number | null, high: number | null];
+
+interface Filters {
+  sparsity: Bounds;
+  mean: Bounds;
+  entropy: Bounds;
+  cluster: string;
+  color: ColorBy;
+  featured: boolean;
+}
+
+interface View {
+  x0: number;
+  x1: number;
+  y0: number;
+  y1: number;
+}
+
+interface Box {
+  left: number;
+  top: number;
+  right: number;
+  bottom: number;
+}
+
+interface ScatterOptions {
+  /** Positions; a point with a NaN is not drawn. */
+  xs: Float32Array;
+  ys: Float32Array;
+  /** Colour of each point: an index into `palette`. */
+  bins: Uint8Array;
+  palette: () => string[];
+  /** Points that are drawn larger, with a rim. */
+  marked?: number[];
+  /** Dashed lines. */
+  lines?: { x?: number; y?: number }[];
+  xLabel: string;
+  yLabel: string;
+  label: string;
+  /** Text of a point's tooltip. */
+  describe: (index: number) => string;
+  /** Called with the index of a clicked point. */
+  onpick: (index: number) => void;
+}
+
+/** A cell whose map can be replaced. */
+type CellElement = HTMLElement & { show: (levels: Uint8Array) => void; repaint: () => void };
+type CellMode = "heat" | "mask" | "plain";
+
+type Leaf = Node | string | null | undefined | false;
+type Child = Leaf | Leaf[];
+interface Attributes {
+  style?: Record<string, string | number | undefined>;
+  // biome-ignore lint/suspicious/noExplicitAny: each listener states the kind of its own event.
+  [listener: `on${string}`]: ((event: any) => unknown) | undefined;
+  [name: string]: unknown;
+}
+type TagOf<T extends string> = T extends keyof HTMLElementTagNameMap ? HTMLElementTagNameMap[T] : HTMLElement;
+/** Element that `h("tag.class", …)` makes. */
+type ElementOf<S extends string> = S extends `${infer T}.${string}` ? TagOf<T> : TagOf<S>;
+
+interface HTMLElement {
+  /** Canvases and ramps of colours do not follow the style sheet: this draws them in the theme of now. */
+  repaint?: () => void;
+}
