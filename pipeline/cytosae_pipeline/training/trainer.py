@@ -25,12 +25,12 @@ from cytosae_cache.storage.atomic import replacing_path
 from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.training.evaluation import Evaluation, evaluate
 from cytosae_pipeline.training.init import DataInit
-from cytosae_pipeline.training.loggers import JsonlLogger, MetricLoggers
+from cytosae_pipeline.training.loggers.base import MetricLogger, MetricLoggers, make_histogram
+from cytosae_pipeline.training.loggers.jsonl import JsonlLogger
+from cytosae_pipeline.training.loggers.tensorboard import TensorboardLogger
+from cytosae_pipeline.training.loggers.weights_and_biases import WandbLogger
 from cytosae_pipeline.training.matmul import choose_matmul
-from cytosae_pipeline.training.metric_logger import MetricLogger, make_histogram
 from cytosae_pipeline.training.runs import Run, TrainingError, sae_cfg
-from cytosae_pipeline.training.tensorboard_logger import TensorboardLogger
-from cytosae_pipeline.training.wandb_logger import WandbLogger
 from cytosae_pipeline.workspace.files import write_torch
 
 logger = logging.getLogger(__name__)

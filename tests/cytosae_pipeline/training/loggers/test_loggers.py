@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.training.loggers import JsonlLogger, MetricLoggers
-from cytosae_pipeline.training.metric_logger import make_histogram
-from cytosae_pipeline.training.tensorboard_logger import TensorboardLogger
-from cytosae_pipeline.training.wandb_logger import WandbLogger
+from cytosae_pipeline.training.loggers.base import MetricLoggers, make_histogram
+from cytosae_pipeline.training.loggers.jsonl import JsonlLogger
+from cytosae_pipeline.training.loggers.tensorboard import TensorboardLogger
+from cytosae_pipeline.training.loggers.weights_and_biases import WandbLogger
 from tests.support.nursery import SOURCES
 from tests.support.wandb_files import read_config, read_history, read_records
 
@@ -162,7 +162,7 @@ def test_a_server_that_never_answers_is_waited_for_only_so_long(tmp_path, online
 
 def test_a_logger_left_open_does_not_keep_the_program_from_ending(tmp_path, online):
     code = (
-        "import pathlib, time\nfrom cytosae_pipeline.training.wandb_logger import WandbLogger\n"
+        "import pathlib, time\nfrom cytosae_pipeline.training.loggers.weights_and_biases import WandbLogger\n"
         f"folder = pathlib.Path({str(tmp_path)!r})\n"
         "logger = WandbLogger(project='p', entity=None, run_id='a', folder=folder, config={})\n"
         "logger.log(1, {'loss': 1.0})\ntime.sleep(3)\nprint('end', flush=True)\n"

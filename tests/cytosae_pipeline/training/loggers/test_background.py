@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cytosae_pipeline.training.background import Background
+from cytosae_pipeline.training.loggers.background import Background
 
 
 class Disturbed:

@@ -1,7 +1,8 @@
-"""What every destination of metrics has in common: the interface, and what it takes."""
+"""The interface of every destination of metrics, and several destinations as one."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,31 @@ class MetricLogger(Protocol):
     def close(self) -> None:
         """Write what is pending."""
         ...
+
+
+class MetricLoggers:
+    """Several metric loggers as one; use as a context manager."""
+
+    def __init__(self, *loggers: MetricLogger) -> None:
+        self._loggers = loggers
+
+    def log(self, step: int, metrics: Metrics, histograms: Histograms | None = None) -> None:
+        """Record the metrics of a step everywhere."""
+        for one in self._loggers:
+            one.log(step, metrics, histograms)
+
+    def close(self) -> None:
+        """Write what is pending everywhere."""
+        for one in self._loggers:
+            one.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def one_line(error: Exception, max_length: int = 300) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.training.background import Background
-from cytosae_pipeline.training.metric_logger import Histograms, Metrics, one_line
+from cytosae_pipeline.training.loggers.background import Background
+from cytosae_pipeline.training.loggers.base import Histograms, Metrics, one_line
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.training.metric_logger import Histograms, Metrics, one_line
+from cytosae_pipeline.training.loggers.base import Histograms, Metrics, one_line
 
 logger = logging.getLogger(__name__)
 

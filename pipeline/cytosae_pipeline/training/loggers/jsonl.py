@@ -1,12 +1,10 @@
-"""Destinations of metrics: always a JSON-lines file, and several destinations as one."""
+"""Metrics as JSON lines, which every run writes."""
 
 import json
 import math
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from cytosae_pipeline.training.metric_logger import Histograms, MetricLogger, Metrics
+from cytosae_pipeline.training.loggers.base import Histograms, Metrics
 
 
 class JsonlLogger:
@@ -38,28 +36,3 @@ class JsonlLogger:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-class MetricLoggers:
-    """Several metric loggers as one; use as a context manager."""
-
-    def __init__(self, *loggers: MetricLogger) -> None:
-        self._loggers = loggers
-
-    def log(self, step: int, metrics: Metrics, histograms: Histograms | None = None) -> None:
-        """Record the metrics of a step everywhere."""
-        for one in self._loggers:
-            one.log(step, metrics, histograms)
-
-    def close(self) -> None:
-        """Write what is pending everywhere."""
-        for one in self._loggers:
-            one.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

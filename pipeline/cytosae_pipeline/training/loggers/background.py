@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from cytosae_pipeline.runtime.workers import process_context
-from cytosae_pipeline.training.metric_logger import Histograms, MetricLogger, Metrics, one_line
+from cytosae_pipeline.training.loggers.base import Histograms, MetricLogger, Metrics, one_line
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Destinations of a run's metrics: a JSON-lines file, TensorBoard, Weights & Biases; `base` is their interface."""
