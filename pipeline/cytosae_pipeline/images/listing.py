@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import StoreSource
+from cytosae_pipeline.config.fields import suggest
 from cytosae_pipeline.config.store import Layout
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.files import FileStamp, stamp_file
@@ -21,10 +23,11 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
 """Endings of image files, in any case."""
 
 MANIFEST = "manifest.csv"
-"""A folder that holds it is read through it."""
+"""Name of a manifest inside a folder of images; such a folder is read as the manifest says."""
 
 _IGNORED = frozenset({"__MACOSX", "@eaDir"})  # copies and thumbnails left behind by macOS and Synology servers
 _NOTES = 10  # links that are named one by one
+_MAX_SIBLINGS = 1000  # names that are looked through for a suggestion
 _COLUMNS = ("path", "label", "patient")
 _DEPTHS: dict[int, Layout] = {0: "class", 1: "class", 2: "class/patient"}
 
@@ -118,7 +121,7 @@ def open_dataset(path: Path, layout: Layout = "auto") -> ImageList:
     if not path.is_dir():
         raise DatasetNotFoundError(
             f"no images at '{path}': expected a folder of images or a CSV with columns path[,label][,patient]. "
-            "Name their place with --images PATH"
+            f"Name their place with --images PATH{suggest(path.name, _siblings(path))}"
         )
     if layout == "auto" and (path / MANIFEST).is_file():
         return read_manifest(path / MANIFEST)
@@ -208,6 +211,14 @@ def read_manifest(path: Path) -> ImageList:
     extra = [name for name in columns if name not in _COLUMNS]
     notes = (f"unused columns of '{path}': {', '.join(map(repr, extra))}",) if extra else ()
     return ImageList(root, tuple(rows.values()), "manifest", notes)
+
+
+def _siblings(path: Path) -> list[str]:
+    """Names beside a path, for a suggestion; a few if there are very many, none if they cannot be listed."""
+    try:
+        return [item.name for item in itertools.islice(path.parent.iterdir(), _MAX_SIBLINGS)]
+    except OSError:
+        return []
 
 
 def list_stored_images(store: ActivationStore, source: StoreSource) -> ImageList | None:

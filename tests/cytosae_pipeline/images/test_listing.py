@@ -603,3 +603,13 @@ def test_real_crops(test_data):
     assert len(set(images.labels)) == 3
     assert len(set(images.patients)) == 364
     assert open_dataset(test_data / "bccd_cells", "class").labels == images.labels
+
+
+def test_the_nearest_name_beside_a_missing_folder_is_suggested(tmp_path):
+    (tmp_path / "monocytes").mkdir()
+    with pytest.raises(DatasetNotFoundError, match=r"no images at '.*monocites'.* Did you mean 'monocytes'\?"):
+        open_dataset(tmp_path / "monocites")
+    with pytest.raises(DatasetNotFoundError, match="--images PATH$"):
+        open_dataset(tmp_path / "platelets")
+    with pytest.raises(DatasetNotFoundError, match="--images PATH$"):
+        open_dataset(tmp_path / "gone" / "monocites")
