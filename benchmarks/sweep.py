@@ -1,8 +1,8 @@
-"""Several autoencoders on one stream against as many runs of their own. Prints a JSON line a kind of store.
+"""A sweep against separate runs. Prints one JSON line per kind of store.
 
     python -m benchmarks.sweep --runs 6 --codecs none zstd
 
-Both sides are the installed program in processes of its own, from start to finished files.
+Both sides are the installed program in separate processes, from start to finished files.
 """
 
 import argparse

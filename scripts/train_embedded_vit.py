@@ -126,7 +126,7 @@ class TinyViT(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (b, 257, d) after the last but one block, and after the last block and the norm."""
+        """Tokens (b, 257, d) after the second-to-last block, and after the last block and the norm."""
         x = self.patch_embed(images)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
         for block in self.blocks[:-1]:
@@ -264,7 +264,7 @@ def get_activations(models: list[TinyViT], purpose: int, n_cells: int) -> tuple[
 
 
 def evaluate(n_probe: int, n_held_out: int) -> None:
-    """Print what linear probes read from the tokens after the last but one block, trained and untrained."""
+    """Print what linear probes read from the tokens after the second-to-last block, trained and untrained."""
     few = 5 * len(CELL_CLASSES)
     torch.set_num_threads(1)
     torch.manual_seed(SEED)

@@ -162,7 +162,7 @@ def test_a_full_disk_stops_the_build_and_keeps_what_is_finished(site, tmp_path, 
     (error,) = [line for line in ended.output.splitlines() if line.startswith("Error")]
     assert f"store '{small}/out/activations/toy/" in error
     assert "cannot be written: No space left on device (" in error
-    assert "Finished work is kept: free some space, then type the command again to resume" in error
+    assert "Finished work is kept: free some space, then run the command again to resume" in error
     assert "Traceback" not in ended.output
     assert 5 < _n_marks(seen) < 51
     assert not list(seen.rglob("*.partial"))
@@ -185,7 +185,7 @@ def test_a_limit_on_the_size_of_files_is_a_full_disk(site, tmp_path):
     assert _snapshot(tmp_path / "out") == _snapshot(tmp_path / "whole" / "out")
 
 
-def test_a_read_only_folder_is_said_and_left_alone(site, tmp_path, mounts):
+def test_a_read_only_folder_is_reported_and_left_unchanged(site, tmp_path, mounts):
     for root in (tmp_path / "new", tmp_path / "begun"):
         root.mkdir()
     site.build(tmp_path / "begun", kill_after_s=0.7 * site.seconds)
@@ -202,7 +202,7 @@ def test_a_read_only_folder_is_said_and_left_alone(site, tmp_path, mounts):
 
 
 @pytest.mark.skipif(getattr(os, "geteuid", int)() == 0, reason="root may write everywhere")
-def test_a_folder_without_permission_is_said(with_images):
+def test_a_folder_without_permission_is_reported(with_images):
     with_images.root.chmod(0o555)
     try:
         output = with_images.build(code=1).output
@@ -322,7 +322,7 @@ def test_a_disk_of_images_that_is_taken_away_stops_the_build(with_images, with_s
     assert _snapshot(with_images.root / "out") == _snapshot(with_store.root / "out")
 
 
-def test_images_that_came_back_are_taken_when_the_build_goes_on(with_images, with_store, monkeypatch):
+def test_images_that_came_back_are_read_when_the_build_resumes(with_images, with_store, monkeypatch):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     with_store.build("--overwrite")
     path = with_images.images / "lymphocyte/p0/004.png"

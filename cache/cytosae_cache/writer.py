@@ -16,9 +16,7 @@ from cytosae_cache.errors import NotFiniteError, StoreError
 from cytosae_cache.format.codec import make_codec
 from cytosae_cache.format.columns import encode_hierarchy
 from cytosae_cache.format.layout import ImageTable, StoreLayout
-from cytosae_cache.format.metadata import Provenance, hash_tables, write_attributes
-from cytosae_cache.format.moments import Widen, image_sums, widen
-from cytosae_cache.format.progress import (
+from cytosae_cache.format.marks import (
     PROGRESS_FOLDER,
     ShardMark,
     make_tables,
@@ -27,6 +25,8 @@ from cytosae_cache.format.progress import (
     remove_marks,
     write_mark,
 )
+from cytosae_cache.format.metadata import Provenance, hash_tables, write_attributes
+from cytosae_cache.format.moments import Widen, image_sums, widen
 from cytosae_cache.format.quantize import Channels, dequantize, measure_channels, quantize
 from cytosae_cache.format.shard import as_bytes, checksum, digest_file, digest_parts, make_index, shard_name
 from cytosae_cache.format.spec import Compression, StoreSpec

@@ -61,7 +61,7 @@ def save_sae(path: Path, sae: Sae, cfg: Mapping[str, Any]) -> None:
         torch.save({"cfg": plain, "state_dict": state}, file)
 
 
-def load_sae(path: Path, *, device: torch.device | str = "cpu", encoder_only: bool = False) -> LoadedSae:
+def load_sae(path: Path | str, *, device: torch.device | str = "cpu", encoder_only: bool = False) -> LoadedSae:
     """Read an autoencoder of this package, of the reference, or of SAELens. Nothing in the file is executed.
 
     Args:
@@ -73,6 +73,7 @@ def load_sae(path: Path, *, device: torch.device | str = "cpu", encoder_only: bo
         SaeNotFoundError: If the file does not exist.
         SaeCheckpointError: If it is not an autoencoder, or its tensors do not fit together.
     """
+    path = Path(path)
     is_folder = path.is_dir() and (path / SAELENS_CONFIG).is_file()
     if not is_folder and not path.is_file():
         raise SaeNotFoundError(

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from cytosae_cache.errors import StoreCorruptError, StoreIncompleteError
 from cytosae_cache.format.columns import read_table
+from cytosae_cache.format.marks import PROGRESS_FOLDER
 from cytosae_cache.format.metadata import (
     MAX_METADATA_BYTES,
     check_activations,
@@ -18,7 +19,6 @@ from cytosae_cache.format.metadata import (
     read_provenance,
 )
 from cytosae_cache.format.moments import Moments
-from cytosae_cache.format.progress import PROGRESS_FOLDER
 from cytosae_cache.format.quantize import Channels
 from cytosae_cache.format.spec import FORMAT_VERSION, StoreSpec
 from cytosae_cache.storage.base import Location

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cytosae_cache.errors import StoreCorruptError, StoreNotFoundError
-from cytosae_cache.format.progress import PROGRESS_FOLDER
+from cytosae_cache.format.marks import PROGRESS_FOLDER
 from cytosae_cache.format.spec import FORMAT_VERSION, Compression, StoreSpec, canonical_json
 from cytosae_cache.storage.base import StorageBackend
 

@@ -19,8 +19,8 @@ from cytosae.backbones.backbone import Backbone, BackboneInfo, describe_backbone
 from cytosae.backbones.images import to_tensor
 from cytosae_cache.errors import StoreCorruptError, StoreError, StoreMismatchError, StoreNotFoundError
 from cytosae_cache.format.layout import ImageTable
+from cytosae_cache.format.marks import remove_marks
 from cytosae_cache.format.metadata import Provenance
-from cytosae_cache.format.progress import remove_marks
 from cytosae_cache.format.spec import Precision, Preprocessing, StoreDtype, StoreSpec, TokenLayout
 from cytosae_cache.storage.atomic import write_file
 from cytosae_cache.storage.base import Location, StorageBackend
@@ -155,8 +155,23 @@ def make_spec(info: BackboneInfo, *, store_dtype: StoreDtype, precision: Precisi
     )
 
 
-def build_store(config: BuildConfig, *, weights_digest: str | None = None) -> BuildResult:
+def build_store(config: BuildConfig) -> BuildResult:
     """Build the store of a data set, resume an interrupted build, or do nothing if the store is complete.
+
+    Raises:
+        ValueError: As for `build_and_open`.
+        StoreError: As for `build_and_open`.
+        SourceError: As for `build_and_open`.
+    """
+    return build_and_open(config)[1]
+
+
+def build_and_open(config: BuildConfig, *, weights_digest: str | None = None) -> tuple[ActivationStore, BuildResult]:
+    """`build_store`, with the complete store.
+
+    Args:
+        config: Options.
+        weights_digest: `weights_sha256` of the checkpoint, if it is known already.
 
     Raises:
         ValueError: If the data set, checkpoint or an existing store does not fit; the message says what to do.
@@ -182,7 +197,8 @@ def build_store(config: BuildConfig, *, weights_digest: str | None = None) -> Bu
         logger.info(f"store '{store.path}' is already complete: nothing to do")
     else:
         logger.info(f"wrote store '{store.path}' in {format_seconds(seconds)}")
-    return BuildResult(store.path, store.n_images, n_skipped, count_reasons(store), skipped, status, seconds)
+    result = BuildResult(store.path, store.n_images, n_skipped, count_reasons(store), skipped, status, seconds)
+    return store, result
 
 
 def _destroy(folder: StorageBackend, *, chosen: bool) -> None:
@@ -300,7 +316,7 @@ def _compute_shard(
         raise StoreError(
             f"{len(rows):,} consecutive images have vanished since the build began, the first "
             f"'{plan.images.rows[rows[0]].path}' in '{plan.images.root}': was a disk unmounted? Finished work is "
-            "kept: type the command again to resume"
+            "kept: run the command again to resume"
         )
     return ShardData(shard, activations, digests, reasons, sizes)
 
@@ -320,7 +336,7 @@ def compute_activations(
             pixels[slot] = image.pixels
     with torch.inference_mode(), autocast(spec.precision, device):
         tensor = to_tensor(pixels, mean=info.image_mean, std=info.image_std, device=device)
-        # CPU-GPU sync point: the copy back waits for the forward pass. Decoding and writing go on meanwhile.
+        # CPU-GPU sync point: the copy back waits for the forward pass. Decoding and writing continue in the meantime.
         computed = backbone(tensor).to(getattr(torch, spec.value_dtype)).cpu().numpy()
     for slot, image in enumerate(batch):
         if image.reason:
@@ -364,11 +380,11 @@ def _disk_messages(store: Location) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             free = format_bytes(shutil.disk_usage(_existing(store)).free)
             raise StoreError(
-                f"{where} ({free} free). Finished work is kept: free some space, then type the command again to resume"
+                f"{where} ({free} free). Finished work is kept: free some space, then run the command again to resume"
             ) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise StoreError(f"{where}. Make the folder writable, or use another --root_dir") from error
-        raise StoreError(f"{where}. Finished work is kept: type the command again to resume") from error
+        raise StoreError(f"{where}. Finished work is kept: run the command again to resume") from error
 
 
 def _concerns(error: OSError, store: Path) -> bool:

@@ -48,12 +48,12 @@ def verify_against_source(store: ActivationStore, config: StoreSource) -> list[s
     """
     model_path = resolve_model_path(config.model_path)
     if model_path is None:
-        raise UserError("--deep recomputes activations: name the network with --model_path CHECKPOINT")
+        raise UserError("--deep recomputes activations: pass the network with --model_path CHECKPOINT")
     info = describe_own_backbone(store, model_path, config.model_name)
     images = list_stored_images(store, config)
     if images is None:
         root = config.images or Workspace(config.root_dir).dataset_dir(store.provenance.dataset)
-        raise UserError(f"no images at '{root}': name their place with --images PATH")
+        raise UserError(f"no images at '{root}': pass their location with --images PATH")
     problems = _compare_files(store, images)
     sound = np.array([row for row in store.valid_rows.tolist() if row not in problems], dtype=np.int64)
     rows = sound[spread_rows(len(sound), N_IMAGES)]

@@ -6,7 +6,7 @@ from dataclasses import fields
 from cytosae.backbones.backbone import weights_sha256
 from cytosae_cache.errors import StoreNotFoundError
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.building.build import build_store
+from cytosae_pipeline.building.build import build_and_open
 from cytosae_pipeline.config import BuildConfig, StoreSource
 from cytosae_pipeline.workspace.find import find_store
 from cytosae_pipeline.workspace.paths import resolve_model_path
@@ -41,8 +41,7 @@ def ensure_store(
         logger.info(f"no activation store of data set '{config.dataset_name}' yet: building it first")
     block = config.block_layer if default_block is None else default_block
     shared = {field.name: getattr(config, field.name) for field in fields(StoreSource)}
-    result = build_store(BuildConfig(**{**shared, "block_layer": block}), weights_digest=digest)
-    return ActivationStore.open(result.store)
+    return build_and_open(BuildConfig(**{**shared, "block_layer": block}), weights_digest=digest)[0]
 
 
 def _hash_weights(config: StoreSource) -> str | None:

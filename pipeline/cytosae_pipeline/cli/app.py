@@ -13,7 +13,6 @@ from cytosae_pipeline import __version__
 from cytosae_pipeline.cli.options import CONTEXT_SETTINGS, config_options, given_options, make_config
 from cytosae_pipeline.cli.output import log_to_stderr, messages, print_result
 from cytosae_pipeline.config import (
-    PRESETS,
     BuildConfig,
     ExploreConfig,
     ExportConfig,
@@ -74,11 +73,12 @@ def verb(function: Callable[..., Any]) -> click.Command:
 
 @verb
 @config_options(BuildConfig)
-def build(as_json: bool, **values: Any) -> None:
+@click.option("--dry-run", is_flag=True, help="Only print what would be done: images, bytes and free disk.")
+def build(as_json: bool, dry_run: bool, **values: Any) -> None:
     """Run the vision transformer once: images to a store.
 
-    Writes every image's activations to a chunked Zarr store that the other verbs stream. The same command typed again
-    resumes an interrupted build, and returns at once if the store is complete.
+    Writes every image's activations to a chunked Zarr store that the other verbs stream. Run the same command
+    again to resume an interrupted build; it returns at once if the store is complete.
 
     \b
     cytosae-cache build --dataset_name mll23 --images ./mll23 --model_path ./DinoBloom-B.pth
@@ -88,7 +88,7 @@ def build(as_json: bool, **values: Any) -> None:
     config = make_config(BuildConfig, values)
     from cytosae_pipeline.building.build import build_store, plan_build
 
-    if config.dry_run:
+    if dry_run:
         plan = plan_build(config)
         facts = {"images": len(plan.images), "bytes": plan.n_bytes, "free_bytes": plan.free_bytes, "store": plan.store}
         print_result(facts, plan.describe() + "\nnothing was written (--dry-run)", as_json)
@@ -114,8 +114,8 @@ def build(as_json: bool, **values: Any) -> None:
 def train(sweep: Path | None, as_json: bool, **values: Any) -> None:
     """Train a sparse autoencoder on a store.
 
-    Needs neither the vision transformer nor the images. The same command typed again resumes an interrupted run, as
-    does --resume RUN.
+    Needs neither the vision transformer nor the images. Run the same command again, or use --resume RUN, to
+    resume an interrupted run.
 
     \b
     cytosae-cache train --dataset_name mll23 --preset cytosae
@@ -123,11 +123,10 @@ def train(sweep: Path | None, as_json: bool, **values: Any) -> None:
     cytosae-cache train --dataset_name mll23 --sweep grid.toml      (grid.toml: k = [16, 32, 64])
     """
     given = given_options()
-    preset = {name: value for name, value in PRESETS.get(values["preset"], {}).items() if name not in given}
-    config = make_config(TrainConfig, {**values, **preset})
+    config = make_config(TrainConfig, {name: value for name, value in values.items() if name in given})
     if sweep is not None:
         if config.resume is not None:
-            raise click.UsageError("--resume names one run; to resume a sweep, type its command again")
+            raise click.UsageError("--resume names one run; to resume a sweep, run its command again")
         from cytosae_pipeline.training.sweep import run_sweep
 
         table = run_sweep(config, sweep)
@@ -246,7 +245,7 @@ def explore(as_json: bool, **values: Any) -> None:
     \b
     cytosae-cache explore --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt
     cytosae-cache explore --dataset_name mll23 --sae_path SAE.pt --model_path ./DinoBloom-B.pth --images ./mll23
-    From a server elsewhere:  ssh -L 8080:127.0.0.1:8080 SERVER   and there   cytosae-cache explore --port 8080 ...
+    On a remote machine:  cytosae-cache explore --port 8080 ...  there,  ssh -L 8080:127.0.0.1:8080 SERVER  here
     """
     config = make_config(ExploreConfig, values)
     from cytosae_pipeline.report.explore.server import explore as run_explore
@@ -273,19 +272,17 @@ def export(as_json: bool, **values: Any) -> None:
     cytosae-cache export --sae_path out/checkpoints/RUN/final_....pt --format anndata --dataset_name mll23
     """
     config = make_config(ExportConfig, values)
-    if config.of_statistics:
-        from cytosae_pipeline.export.statistics import export_tables
+    from cytosae_pipeline.export.run import run_export
+    from cytosae_pipeline.export.statistics import TablesResult
 
-        tables = export_tables(config)
+    result = run_export(config)
+    if isinstance(result, TablesResult):
         text = (
-            f"{tables.n_images:,} images and {tables.n_patients:,} patients x {tables.n_latents:,} latents as "
-            f"{tables.format}\nwrote in {tables.folder}: {', '.join(path.name for path in tables.files)}"
+            f"{result.n_images:,} images and {result.n_patients:,} patients x {result.n_latents:,} latents as "
+            f"{result.format}\nwrote in {result.folder}: {', '.join(path.name for path in result.files)}"
         )
-        print_result(tables, text, as_json)
+        print_result(result, text, as_json)
         return
-    from cytosae_pipeline.export.sae import export_sae
-
-    result = export_sae(config)
     size = f"{result.d_in} -> {result.n_latents:,}"
     text = f"wrote {result.architecture} autoencoder {size} as {result.format}: {result.path}"
     if result.format == "saelens":
@@ -337,11 +334,11 @@ def verify(path: str | None, deep: bool, as_json: bool, **values: Any) -> None:
     cytosae-cache verify --dataset_name mll23 --deep --images ./mll23 --model_path ./DinoBloom-B.pth
     """
     config = make_config(StoreSource, {**values, "store": path})
-    from cytosae_cache.store import ActivationStore
     from cytosae_cache.verify import verify_store
     from cytosae_pipeline.workspace.find import find_store
 
-    store = ActivationStore.open(find_store(config).path)
+    store = find_store(config)
+    store.require_complete()
     with Progress("verify", store.n_shards, "shards") as bar:
         report = verify_store(store, on_shard=lambda shard: bar.advance())
     if deep and report.sound:

@@ -27,4 +27,3 @@ class BuildConfig(StoreSource):
     limit: int | None = option(None, "Build from this many images only, spread evenly over the list.", minimum=1)
     overwrite: bool = option(False, "Delete an existing store and build it from scratch.")
     strict_images: bool = option(False, "Stop at the first unreadable image instead of setting it aside.")
-    dry_run: bool = option(False, "Only print what would be done: images, bytes and free disk.")

@@ -28,20 +28,22 @@ class PageConfig(StatisticsConfig):
     log10_sparsity: str | None = option(
         None, "Only latents in this range, LO:HI with either end left out: -3:-1 = active on 0.1 to 10 % of the images."
     )
-    log10_mean: str | None = option(None, "Only latents whose log10 mean activation lies in LO:HI.")
-    entropy: str | None = option(None, "Only latents whose label entropy lies in LO:HI; 0 is one label only.")
+    log10_mean: str | None = option(None, "Only latents whose log10 mean activation is in LO:HI.")
+    entropy: str | None = option(None, "Only latents whose label entropy is in LO:HI; 0 means a single label.")
     clusters: int = option(5, "Clusters of latents by mean and sparsity (k-means).", minimum=1, maximum=100)
     cluster: tuple[int, ...] = option(
         (), "Only latents of this cluster, numbered from 0 by falling sparsity; may be given several times."
     )
     groups: Path | None = option(
-        None, "CSV with columns patient,group. [default: the label, where each patient has one only]"
+        None, "CSV with columns patient,group. [default: the label, if every patient has exactly one]"
     )
     group_test: Literal["mann-whitney", "permutation"] = option("mann-whitney", "Test that compares two groups.")
     masking_images: int = option(
         2000, "Images of the masking experiment, spread over the store; 0 skips it.", minimum=0
     )
-    seed: int = option(0, "Seed of clusters, folds, permutations and the masking experiment.", minimum=0)
+    seed: int = option(
+        0, "Seed of clusters, folds, permutations and the masking experiment.", minimum=0, maximum=2**32 - 1
+    )
 
     def __post_init__(self) -> None:
         """Check ranges, the list of latents and the clusters."""
@@ -82,7 +84,7 @@ def parse_range(name: str, text: str | None) -> Range | None:
     """A range written `LO:HI`; None if none was given.
 
     Raises:
-        UserError: If it is none; the message names the option.
+        UserError: If the text is not a range; the message names the option.
     """
     if text is None:
         return None
@@ -102,7 +104,7 @@ def parse_latents(text: str) -> list[int]:
     """Latents written as `12,77,500-520`, each once, in the order given.
 
     Raises:
-        UserError: If it is no such list, or names more than 100,000 latents.
+        UserError: If the text is not such a list, or names more than 100,000 latents.
     """
     chosen: dict[int, None] = {}
     for part in text.split(","):

@@ -24,7 +24,7 @@ class StoreChoice(Config):
     model_name: str | None = option(
         None, "Backbone, such as dinov2_vits14, dinov2_vitb14, dinov2_vitl14 or dinov2_vitg14. Detected if not given."
     )
-    block_layer: int = option(-2, "Block whose output is used, as a Python index; -2 is the last but one.")
+    block_layer: int = option(-2, "Block whose output is used, as a Python index; -2 is the second-to-last.")
     module_name: Literal["resid"] = option("resid", "What is used of the block: the residual stream after it.")
 
 

@@ -1,7 +1,8 @@
 """Options of `train`, and its presets."""
 
+import functools
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from cytosae.sae.registry import ARCHITECTURES
 from cytosae_pipeline.config.fields import option
@@ -14,9 +15,30 @@ _MAX_SEED = 2**63 - 1
 """Largest seed that torch and numpy both take."""
 
 
+_Record = TypeVar("_Record")
+
+
+def _fills_from_preset(record: type[_Record]) -> type[_Record]:
+    """Make `preset` set every option that is not passed to the record."""
+    original: Any = record.__init__
+
+    @functools.wraps(original)
+    def init(self: Any, **given: Any) -> None:  # noqa: ANN401 - a record and its options
+        preset = given.get("preset")
+        values = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
+        original(self, **{**values, **given})
+
+    record.__init__ = init  # type: ignore[method-assign]
+    return record
+
+
+@_fills_from_preset
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(StoreSource):
-    """Options of `train`, under the reference's names where it has them."""
+    """Options of `train`, under the reference's names where it has them.
+
+    Options that are not passed have the preset's values, or else their defaults.
+    """
 
     run_name: str | None = option(
         None, "Name of the run's folder under out/checkpoints. [default: made from the options]"
@@ -104,7 +126,7 @@ class TrainConfig(StoreSource):
     wandb_project: str = option("cytosae-cache", "Weights & Biases project.")
     wandb_entity: str | None = option(None, "Weights & Biases entity.")
     wandb_log_frequency: int = option(20, "Steps between log lines, with or without Weights & Biases.", minimum=1)
-    clip_dim: int | None = option(None, "Width D that the store must have. [default: not checked]")
+    clip_dim: int | None = option(None, "Width D that the store must have. [default: not checked]", minimum=1)
     precision: Literal["auto", "fp32", "bf16"] = option(
         "auto",
         "Type of the factors of matrix products; weights and sums stay fp32. auto: bf16 on GPUs and processors that "
@@ -130,6 +152,8 @@ class TrainConfig(StoreSource):
     def __post_init__(self) -> None:
         """Check what options must agree on."""
         super().__post_init__()
+        if self.resume is not None and self.run_name is not None:
+            raise UserError(f"resume names the run '{self.resume}', and run_name another: leave out run_name")
         self._check_tokens()
         self._check_architecture()
 
@@ -173,4 +197,4 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_gradient_norm": 1.0,
     },
 }  # fmt: skip
-"""Values that `train --preset` gives to options that are not given."""
+"""Values of options that are not given, by preset."""

@@ -6,7 +6,6 @@ loaded. `cells` draws them.
 
 import hashlib
 import io
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from types import MappingProxyType
 import numpy as np
 from PIL import Image
 
+from cytosae_cache.storage.atomic import write_file
 from cytosae_pipeline.demo.cells import CELL_CLASSES, GENERATOR_VERSION, make_cell, make_stain
 from cytosae_pipeline.workspace.csv_files import to_csv
 
@@ -134,14 +134,15 @@ def write_cohort(
         tag = f"cytosae synthetic v{GENERATOR_VERSION} {cell.label} seed {cell.seed} size {size} sha256 ".encode()
         if not _is_right(path, tag):
             path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(path, _encode(make_cohort_cell(cell, size=size), tag))
+            write_file(path, _encode(make_cohort_cell(cell, size=size), tag), durable=False)
         if on_progress is not None:
             on_progress(n_done, len(cells))
     patients = {cell.patient: cell.group for cell in cells}
-    _replace(folder / "patients.csv", to_csv(("patient", "group"), patients.items()))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / "patients.csv", to_csv(("patient", "group"), patients.items()), durable=False)
     rows = [(cell.path, cell.label, cell.patient) for cell in cells]
     manifest = folder / "manifest.csv"
-    _replace(manifest, to_csv(("path", "label", "patient"), rows))
+    write_file(manifest, to_csv(("path", "label", "patient"), rows), durable=False)
     return manifest
 
 
@@ -167,11 +168,3 @@ def _is_right(path: Path, tag: bytes) -> bool:
         return False
     stop = 6 + len(tag) + 64
     return data[6:stop] == tag + hashlib.sha256(data[stop:]).hexdigest().encode()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(data)
-    partial.replace(path)

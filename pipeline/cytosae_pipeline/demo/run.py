@@ -12,6 +12,7 @@ from cytosae.analysis.latents import is_defined, label_entropy, leave_one_out_ac
 from cytosae_pipeline.building.build import build_store
 from cytosae_pipeline.config import BuildConfig, ReportConfig, StatisticsConfig, TrainConfig
 from cytosae_pipeline.demo.cohort import plan_cohort, write_cohort
+from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.report.static import write_report
 from cytosae_pipeline.runtime.progress import Progress, format_seconds
 from cytosae_pipeline.statistics.counts import Counts
@@ -82,13 +83,19 @@ class DemoResult:
         )
 
 
-def run_demo(root: Path, *, seed: int) -> DemoResult:
+def run_demo(root: Path | str, *, seed: int = 0) -> DemoResult:
     """Draw the cohort, run every stage on it, and check that the planted groups are recovered.
 
     Args:
-        root: Folder for images and outputs; a second demo in the same folder reuses existing results.
+        root: Folder for images and outputs; a second demo in the same folder reuses its images, store and run.
         seed: Seed of the cohort.
+
+    Raises:
+        UserError: If the seed is negative.
     """
+    root = Path(root)
+    if seed < 0:
+        raise UserError(f"seed must be at least 0, found {seed}")
     started = time.monotonic()
     cells = plan_cohort(seed=seed, n_patients_per_group=_N_PATIENTS_PER_GROUP, cells_per_patient=_N_CELLS_PER_PATIENT)
     images = root / "dataset" / f"{DATASET}-{seed}"
@@ -108,12 +115,16 @@ def run_demo(root: Path, *, seed: int) -> DemoResult:
         ),
     )  # fmt: skip
     statistics = StatisticsConfig(**source, sae_path=trained.sae)
-    inputs = open_inputs(statistics)
-    found = compute_statistics(inputs, statistics, features=True, counts=["label", "patient"], what="statistics")
+    inputs = open_inputs(statistics, encoder_only=False)
+    found = compute_statistics(
+        inputs, statistics, features=True, counts=["label", "patient"], profiles=True, what="statistics"
+    )
     assert found.features is not None
     files = found.save(inputs)
     page = write_report(
-        ReportConfig(**source, sae_path=trained.sae, groups=images / "patients.csv", n_latents=_N_LATENTS)
+        ReportConfig(**source, sae_path=trained.sae, groups=images / "patients.csv", n_latents=_N_LATENTS),
+        inputs=inputs,
+        statistics=found,
     )
     accuracy, chance = recover_groups(found.counts["patient"], images / "patients.csv")
     return DemoResult(

@@ -42,6 +42,8 @@ def export_sae(config: ExportConfig) -> ExportResult:
         SaeCheckpointError: If the autoencoder cannot be read.
         InteropError: If the format cannot represent it.
     """
+    if config.of_statistics:
+        raise UserError(f"format {config.format} is for statistics, not for an autoencoder: use run_export")
     if config.sae_path is None:
         raise UserError("name the autoencoder: --sae_path out/checkpoints/RUN/final_sparse_autoencoder_....pt")
     loaded = load_sae(config.sae_path)

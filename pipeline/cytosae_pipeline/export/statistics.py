@@ -16,7 +16,7 @@ from cytosae_pipeline.config import ExportConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.export import anndata_files, table_files
 from cytosae_pipeline.export.table_files import ScoreWriter, TableWriter
-from cytosae_pipeline.export.tables import Table, Tables, make_tables
+from cytosae_pipeline.export.tables import Table, Tables, collect_tables
 from cytosae_pipeline.statistics.encode import encode_store
 from cytosae_pipeline.statistics.inputs import open_inputs
 from cytosae_pipeline.statistics.results import ensure_statistics
@@ -64,7 +64,7 @@ def export_tables(config: ExportConfig) -> TablesResult:
     found = ensure_statistics(inputs, config, counts=["patient"] if has_patients else [])
     features, counts = found.features, found.counts.get("patient")
     assert features is not None
-    tables = make_tables(inputs, features, counts)
+    tables = collect_tables(inputs, features, counts)
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         places = {name: stack.enter_context(replacing_path(path)) for name, path in paths.items()}

@@ -54,7 +54,7 @@ def latent_name(latent: int) -> str:
     return f"latent_{latent}"
 
 
-def make_tables(inputs: Inputs, features: Features, counts: Counts | None) -> Tables:
+def collect_tables(inputs: Inputs, features: Features, counts: Counts | None) -> Tables:
     """The tables of one autoencoder on one store.
 
     Raises:

@@ -121,7 +121,7 @@ def open_dataset(path: Path, layout: Layout = "auto") -> ImageList:
     if not path.is_dir():
         raise DatasetNotFoundError(
             f"no images at '{path}': expected a folder of images or a CSV with columns path[,label][,patient]. "
-            f"Name their place with --images PATH{suggest(path.name, _siblings(path))}"
+            f"Pass their location with --images PATH{suggest(path.name, _siblings(path))}"
         )
     if layout == "auto" and (path / MANIFEST).is_file():
         return read_manifest(path / MANIFEST)

@@ -40,6 +40,8 @@ from cytosae_pipeline.report.records.patients import (
 )
 from cytosae_pipeline.report.records.thumbnails import write_thumbnails
 from cytosae_pipeline.runtime.progress import Progress
+from cytosae_pipeline.statistics.inputs import Inputs
+from cytosae_pipeline.statistics.results import Statistics
 
 logger = logging.getLogger(__name__)
 
@@ -68,15 +70,22 @@ class ReportResult:
     """Key of the pseudonyms, stored outside the report."""
 
 
-def write_report(config: ReportConfig) -> ReportResult:
+def write_report(
+    config: ReportConfig, *, inputs: Inputs | None = None, statistics: Statistics | None = None
+) -> ReportResult:
     """Write the page atomically: an older one stays until the new one is complete.
+
+    Args:
+        config: Options.
+        inputs: As for `open_report_data`.
+        statistics: As for `open_report_data`.
 
     Raises:
         ValueError: If the autoencoder or store is missing, they do not fit, or an option does not fit them.
     """
     if config.figures:
         require_matplotlib()
-    data = open_report_data(config, pseudonymous=config.pseudonymize)
+    data = open_report_data(config, pseudonymous=config.pseudonymize, inputs=inputs, statistics=statistics)
     comparisons = _compare(data)
     latents, reason = choose_latents(data, [found for _, found in comparisons])
     target = config.out or data.inputs.folder / "report"
@@ -95,9 +104,9 @@ def write_report(config: ReportConfig) -> ReportResult:
         _write_patients(folder, data, latents, comparisons)
         images = list_stored_images(data.store, config)
         missing, messages = _write_thumbnails(folder, data, images, rows)
-        masking = measure_masking(data, messages)
+        masking, notes = measure_masking(data)
         overview = overview_record(
-            data, latents, reason, rows, thumbnails=len(missing) < len(rows), masking=masking, messages=messages
+            data, latents, reason, rows, thumbnails=len(missing) < len(rows), masking=masking, messages=messages + notes
         )
         _write_data(folder, "overview", overview)
         figures: list[Path] = []

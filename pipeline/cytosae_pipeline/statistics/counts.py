@@ -20,8 +20,8 @@ from cytosae_pipeline.statistics.label_index import LabelIndex
 from cytosae_pipeline.statistics.records import (
     all_within,
     make_record,
-    read_file,
     read_record,
+    read_result,
     remedy,
     withdraw_record,
     write_record,
@@ -164,8 +164,8 @@ def read_counts(folder: Path, kind: GroupKind) -> Counts:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in ("counts", "n_images", "thresholds", verb)}
 
-    raw = read_file(folder / raw_name, load_raw, verb)
-    normalised = read_file(folder / normalised_name, lambda path: np.load(path, allow_pickle=False), verb)
+    raw = read_result(folder / raw_name, load_raw, verb)
+    normalised = read_result(folder / normalised_name, lambda path: np.load(path, allow_pickle=False), verb)
     found = Counts(
         raw["counts"], raw["n_images"], raw["thresholds"], tuple(map(str, raw[verb].ravel())), normalised, record
     )

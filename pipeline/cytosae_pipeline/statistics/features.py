@@ -19,8 +19,8 @@ from cytosae_pipeline.statistics.label_index import LabelIndex, sorted_names
 from cytosae_pipeline.statistics.records import (
     all_within,
     make_record,
-    read_file,
     read_record,
+    read_result,
     remedy,
     withdraw_record,
     write_record,
@@ -155,7 +155,7 @@ def _images_csv(store: ActivationStore) -> bytes:
 
 def _read_tensor(path: Path, dtype: torch.dtype) -> npt.NDArray[Any]:
     """A tensor's file as an array."""
-    value = read_file(path, lambda path: torch.load(path, map_location="cpu", weights_only=True), VERB)
+    value = read_result(path, lambda path: torch.load(path, map_location="cpu", weights_only=True), VERB)
     if not isinstance(value, torch.Tensor) or value.dtype != dtype or value.layout != torch.strided:
         found = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
         raise UserError(f"'{path}' must contain a tensor of {dtype}, found {found}. {remedy(VERB)}")
@@ -170,4 +170,4 @@ def _read_labels(path: Path) -> tuple[int, tuple[str, ...]]:
             column = [row["label"] for row in csv.DictReader(file, strict=True)]
         return len(column), sorted_names(column)
 
-    return read_file(path, load, VERB)
+    return read_result(path, load, VERB)

@@ -63,7 +63,7 @@ class MaskingResult:
     """Classes with too few training or test images."""
     train_images: list[int]
     """Training images of each class."""
-    hits: MaskingCounts
+    n_correct: MaskingCounts
     """Test images of each class, and those classified rightly."""
     ridge: float
     """Strength of the probe's penalty; see `cytosae.analysis.probe.LinearProbe.fit`."""
@@ -73,7 +73,7 @@ class MaskingResult:
     @property
     def ks(self) -> tuple[int, ...]:
         """Numbers of latents kept or removed."""
-        return self.hits.ks
+        return self.n_correct.ks
 
     @property
     def n_train(self) -> int:
@@ -83,50 +83,50 @@ class MaskingResult:
     @property
     def n_test(self) -> int:
         """Test images."""
-        return int(self.hits.n_images.sum())
+        return int(self.n_correct.n_images.sum())
 
     @property
     def accuracy(self) -> Accuracy:
         """Accuracy in which every test image has the same weight."""
-        return self._accuracy(self.hits.n_images.new_ones(len(self.classes)).double() / self.n_test)
+        return self._accuracy(self.n_correct.n_images.new_ones(len(self.classes)).double() / self.n_test)
 
     @property
     def balanced_accuracy(self) -> Accuracy:
         """Accuracy in which every class has the same weight, whatever its number of test images."""
-        return self._accuracy(1 / (len(self.classes) * self.hits.n_images.double()))
+        return self._accuracy(1 / (len(self.classes) * self.n_correct.n_images.double()))
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain JSON values; lists by class are in the order of `classes`."""
-        hits = self.hits
-        by_class: dict[str, Any] = {kind: counts.tolist() for kind, counts in hits.masked.items()}
+        n_correct = self.n_correct
+        by_class: dict[str, Any] = {kind: counts.tolist() for kind, counts in n_correct.masked.items()}
         return {
             "classes": self.classes,
             "left_out": self.left_out,
             "n_train": self.n_train,
             "n_test": self.n_test,
             "train_images": self.train_images,
-            "test_images": hits.n_images.tolist(),
+            "test_images": n_correct.n_images.tolist(),
             "ridge": self.ridge,
             "seed": self.seed,
-            "ks": list(hits.ks),
-            "n_class_latents": list(hits.n_class_latents),
+            "ks": list(n_correct.ks),
+            "n_class_latents": list(n_correct.n_class_latents),
             "accuracy": self.accuracy.to_json(),
             "balanced_accuracy": self.balanced_accuracy.to_json(),
             "hits": {
-                "original": hits.original.tolist(),
-                "reconstruction": hits.reconstruction.tolist(),
+                "original": n_correct.original.tolist(),
+                "reconstruction": n_correct.reconstruction.tolist(),
                 **by_class,
             },
         }
 
     def _accuracy(self, weights: torch.Tensor) -> Accuracy:
         """Hits weighted by class, shape `(C,)`."""
-        hits, largest = self.hits, int(np.argmax(self.train_images))
+        n_correct, largest = self.n_correct, int(np.argmax(self.train_images))
         return Accuracy(
-            original=float(hits.original.double() @ weights),
-            reconstruction=float(hits.reconstruction.double() @ weights),
-            masked={kind: (counts.double() @ weights).numpy() for kind, counts in hits.masked.items()},
-            chance=float(hits.n_images[largest] * weights[largest]),
+            original=float(n_correct.original.double() @ weights),
+            reconstruction=float(n_correct.reconstruction.double() @ weights),
+            masked={kind: (counts.double() @ weights).numpy() for kind, counts in n_correct.masked.items()},
+            chance=float(n_correct.n_images[largest] * weights[largest]),
         )
 
 

@@ -59,7 +59,7 @@ def read_record(folder: Path, verb: str) -> dict[str, Any]:
         UserError: If it is missing or damaged.
     """
     path = folder / f"{verb}.json"
-    value = read_file(path, lambda path: json.loads(path.read_bytes()), verb)
+    value = read_result(path, lambda path: json.loads(path.read_bytes()), verb)
     if not isinstance(value, dict):
         raise UserError(f"'{path}' must be a JSON object, found {type(value).__name__}. {remedy(verb)}")
     return value
@@ -75,7 +75,7 @@ def is_current(inputs: Inputs, record: Mapping[str, Any]) -> bool:
     return all(record.get(name) == value for name, value in now.items())
 
 
-def read_file(path: Path, load: Callable[[Path], _Value], verb: str) -> _Value:
+def read_result(path: Path, load: Callable[[Path], _Value], verb: str) -> _Value:
     """The contents of one of a verb's files.
 
     Raises:

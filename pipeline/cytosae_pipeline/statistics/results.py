@@ -73,13 +73,13 @@ def compute_statistics(
     Args:
         inputs: Autoencoder and store.
         config: The verb's options.
-        features: Whether feature data are wanted.
-        counts: Kinds of counts that are wanted.
-        profiles: Whether profiles of all latents are wanted.
+        features: Whether feature data are requested.
+        counts: Kinds of counts that are requested.
+        profiles: Whether profiles of all latents are requested.
         what: Name of the work, shown with the progress.
 
     Raises:
-        UserError: If counts are wanted of groups that no image has.
+        UserError: If counts are requested of groups that no image has.
     """
     features_of = FeaturesAccumulator(inputs, config) if features else None
     counts_of = {kind: CountsAccumulator(inputs, config, kind) for kind in counts}
@@ -114,8 +114,8 @@ def ensure_statistics(
     Args:
         inputs: Autoencoder and store.
         config: The verb's options.
-        counts: Kinds of counts that are wanted beside the feature data.
-        profiles: Whether profiles are wanted, too, if a pass over the store is made anyway.
+        counts: Kinds of counts that are requested beside the feature data.
+        profiles: Whether profiles are requested, too, if a pass over the store is made anyway.
 
     Raises:
         ValueError: If no image has a group, or files are damaged.
@@ -141,7 +141,7 @@ def _reuse_features(inputs: Inputs, config: StatisticsConfig) -> Features | None
     if not _is_current(inputs, VERB, FILES, lambda: read_record(inputs.folder, VERB).get("n_images") == n_valid):
         return None
     found = read_features(inputs.folder)
-    _say_unused(config, VERB, {"top_k": found.values.shape[1]}, inputs.folder)
+    _log_unused(config, VERB, {"top_k": found.values.shape[1]}, inputs.folder)
     return found
 
 
@@ -155,30 +155,30 @@ def _reuse_counts(inputs: Inputs, config: StatisticsConfig, kind: GroupKind) -> 
     here, n_images = np.unique(column[inputs.store.valid & (column != "")], return_counts=True)
     counted = {name: n for name, n in zip(found.names, found.n_images.tolist(), strict=True) if n}
     if counted != dict(zip(map(str, here), n_images.tolist(), strict=True)):
-        logger.info(f"the results of `{verb}` in '{inputs.folder}' are of other images: computing them again")
+        logger.info(f"the results of `{verb}` in '{inputs.folder}' belong to other images: recomputing them")
         return None
     made_with = {"threshold": tuple(found.thresholds.tolist()), "normalize": found.record.get("normalize")}
-    _say_unused(config, verb, made_with, inputs.folder)
+    _log_unused(config, verb, made_with, inputs.folder)
     return found
 
 
 def _is_current(inputs: Inputs, verb: str, names: Sequence[str], has_same_images: Callable[[], bool]) -> bool:
-    """Whether a verb's files are complete and of this autoencoder and store; if not, that is said."""
+    """Whether a verb's files are complete and belong to this autoencoder and store; logs the reason if not."""
     if not all((inputs.folder / name).is_file() for name in (*names, f"{verb}.json")):
         logger.info(f"no results of `{verb}` in '{inputs.folder}' yet: computing them first")
         return False
     if not is_current(inputs, read_record(inputs.folder, verb)):
         logger.info(
-            f"the results of `{verb}` in '{inputs.folder}' are of another autoencoder or store: computing them again"
+            f"the results of `{verb}` in '{inputs.folder}' belong to another autoencoder or store: recomputing them"
         )
         return False
     if not has_same_images():
-        logger.info(f"the results of `{verb}` in '{inputs.folder}' are of other images: computing them again")
+        logger.info(f"the results of `{verb}` in '{inputs.folder}' belong to other images: recomputing them")
         return False
     return True
 
 
-def _say_unused(config: StatisticsConfig, verb: str, made_with: dict[str, object], folder: Path) -> None:
+def _log_unused(config: StatisticsConfig, verb: str, made_with: dict[str, object], folder: Path) -> None:
     """Name options that were given but that the reused results were not made with."""
     defaults = {field.name: field.default for field in fields(config)}
     for name, value in made_with.items():
@@ -187,5 +187,5 @@ def _say_unused(config: StatisticsConfig, verb: str, made_with: dict[str, object
             text, there = (" ".join(map(str, item)) if isinstance(item, tuple) else item for item in (wanted, value))
             logger.info(
                 f"--{name} {text} has no effect: existing results of `{verb}` in '{folder}' are reused, made with "
-                f"{there}. To compute them again, give it to: cytosae-cache {verb}"
+                f"{there}. To recompute them, give it to: cytosae-cache {verb}"
             )

@@ -19,7 +19,7 @@ from cytosae_pipeline.training.batches import Batches, open_batches
 from cytosae_pipeline.training.holdout import held_out
 from cytosae_pipeline.training.init import DataInit, choose_tokens
 from cytosae_pipeline.training.placement import choose_placement, find_free_memory, find_needs
-from cytosae_pipeline.training.runs import Run, TrainingError, plan_run
+from cytosae_pipeline.training.runs import Run, TrainingError, prepare_run
 from cytosae_pipeline.training.trainer import Trainer, last_metrics
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def train(config: TrainConfig) -> TrainResult:
         ValueError: If the store is missing or does not fit the options; the message says what to do.
         TrainingError: If the loss is no longer finite; checkpoints are kept, and no final file is written.
     """
-    run = plan_run(config)
+    run = prepare_run(config)
     if run.final_path.exists():
         logger.info(f"run '{run.folder.name}' is already trained: nothing to do")
         return _result(run, "already trained", None)
@@ -131,9 +131,9 @@ class TrainingLoop:
             if trainer.samples_seen:
                 logger.info(f"resuming run '{trainer.run.folder.name}' after {trainer.samples_seen:,} images")
         needs = find_needs([trainer.run for trainer in trainers], samples_seen=samples_seen)
-        residence = choose_placement(config.resident, needs, find_free_memory(run.device))
-        logger.info(residence.text)
-        batches = open_batches(images, config, samples_seen=samples_seen, device=run.device, place=residence.place)
+        placement = choose_placement(config.resident, needs, find_free_memory(run.device))
+        logger.info(placement.text)
+        batches = open_batches(images, config, samples_seen=samples_seen, device=run.device, place=placement.place)
         progress = Progress("train", config.total_training_tokens, "images", done=samples_seen)
         with HeldInterrupts() as interrupts:
             try:

@@ -68,7 +68,7 @@ class Run:
     def matmul(self) -> MatmulConfig:
         """How a step computes its matrix products."""
         precision = self.config.precision
-        assert precision != "auto", "plan_run resolves it"
+        assert precision != "auto", "prepare_run resolves it"
         return choose_matmul(precision, self.device, self.config.max_memory)
 
     @property
@@ -88,7 +88,7 @@ class Run:
         return self.folder / checkpoint_name(n_images, name, config.block_layer, config.module_name, self.n_latents)
 
 
-def plan_run(config: TrainConfig, stores: tuple[ActivationStore, ...] | None = None) -> Run:
+def prepare_run(config: TrainConfig, stores: tuple[ActivationStore, ...] | None = None) -> Run:
     """Find the stores, choose the run's name and write its config.
 
     Args:

@@ -13,7 +13,7 @@ from cytosae_pipeline.config.fields import check_field
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.training.loop import TrainResult, train_together
 from cytosae_pipeline.training.pareto import Point, draw_pareto
-from cytosae_pipeline.training.runs import NOT_THE_RECIPE, Run, plan_run
+from cytosae_pipeline.training.runs import NOT_THE_RECIPE, Run, prepare_run
 from cytosae_pipeline.workspace.csv_files import to_csv
 from cytosae_pipeline.workspace.paths import Workspace, file_part
 
@@ -78,7 +78,7 @@ class SweepResult:
         return "\n".join([*(line.rstrip() for line in shown), f"table: {self.table}", f"picture: {self.picture}"])
 
 
-def read_grid(path: Path) -> list[dict[str, Any]]:
+def read_grid(path: Path | str) -> list[dict[str, Any]]:
     """The options of every run of a grid file.
 
     Keys are options of `train`. A list means one run with each of its values, several lists mean all combinations.
@@ -87,6 +87,7 @@ def read_grid(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: If the file cannot be read, or an option is unknown, belongs to the stream or has a wrong value.
     """
+    path = Path(path)
     try:
         grid = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -112,13 +113,14 @@ def read_grid(path: Path) -> list[dict[str, Any]]:
     return runs
 
 
-def run_sweep(base: TrainConfig, path: Path) -> SweepResult:
+def run_sweep(base: TrainConfig, path: Path | str) -> SweepResult:
     """Train every run of a grid on one stream; called again, it resumes unfinished runs.
 
     Args:
         base: Options that the grid does not set; its run name is the prefix of the runs' names.
         path: The grid file.
     """
+    path = Path(path)
     grid = read_grid(path)
     prefix = base.run_name or file_part(path.stem)
     varying = [name for name in TrainConfig.__dataclass_fields__ if len({str(run.get(name)) for run in grid}) > 1]
@@ -130,7 +132,7 @@ def run_sweep(base: TrainConfig, path: Path) -> SweepResult:
             config = replace(base, **values, order_seed=base.shuffle_seed, run_name=name)
         except ValueError as error:
             raise UserError(f"a run of '{path}' ({name}) is not possible: {error}") from error
-        runs.append(plan_run(config, runs[0].stores if runs else None))
+        runs.append(prepare_run(config, runs[0].stores if runs else None))
     results = train_together(runs)
     rows = [
         _make_row(run, result, {name: values.get(name) for name in varying})

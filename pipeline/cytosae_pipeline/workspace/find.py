@@ -92,7 +92,7 @@ def _not_found_message(
     if stores:
         existing = f". There are others:\n{list_stores(stores)}\n"
     else:
-        existing = f"; there is none at all{suggest(name, workspace.datasets_with_stores()) or '.'} "
+        existing = f"; this data set has no stores{suggest(name, workspace.datasets_with_stores()) or '.'} "
     return (
         f"no activation store for {', '.join(wanted)} in '{workspace.stores_dir(name)}'{existing}"
         f"Build it with: cytosae-cache build --root_dir '{choice.root_dir}' --dataset_name {name} "

@@ -23,7 +23,7 @@ class Inventory:
     """One entry per training run."""
 
     def describe(self) -> str:
-        """The inventory for people."""
+        """The inventory for humans."""
         lines = [f"activation stores in '{Workspace(self.root).activations_dir}':"]
         lines += [_store_line(store) for store in self.stores] or ["  none; build one with: cytosae-cache build --help"]
         lines += [f"training runs in '{Workspace(self.root).checkpoints_dir}':"]
@@ -33,8 +33,9 @@ class Inventory:
         return "\n".join(lines)
 
 
-def take_inventory(root: Path) -> Inventory:
+def take_inventory(root: Path | str) -> Inventory:
     """Describe every store and run below a root folder."""
+    root = Path(root)
     workspace = Workspace(root)
     folders = sorted(path for path in workspace.activations_dir.glob("*") if path.is_dir())
     stores = [_store_entry(path) for folder in folders for path in iter_stores(folder)]

@@ -109,7 +109,7 @@ def test_killed_builds_resume_to_the_same_bytes(with_images, with_store, monkeyp
     assert _snapshot(with_images.store) == _snapshot(with_store.store)
 
 
-def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(with_images):
+def test_ctrl_c_keeps_finished_work_and_says_how_to_resume(with_images):
     write_pictures(with_images.images, 400)  # enough work that the signal comes in the middle
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([".", "cache", "pipeline"])}
     command = [
@@ -164,7 +164,7 @@ def test_other_weights_make_another_store(with_store):
     assert len(stores) == 2
 
 
-def test_an_unfinished_store_goes_on_only_with_the_same_options(with_images):
+def test_an_unfinished_store_resumes_only_with_the_same_options(with_images):
     with_images.build("--strict-images", code=1)
     output = with_images.build("--shard_images", 7, code=1).output
     assert "started with --shard_images 5" in output
@@ -216,7 +216,7 @@ def test_a_csv_manifest(with_images):
         (["--device", "cuda"], "--device cuda was given", 1),
     ],
 )
-def test_what_is_wrong_is_said_in_one_message(with_images, arguments, message, code):
+def test_every_mistake_is_one_message(with_images, arguments, message, code):
     if "cuda" in arguments and torch.cuda.is_available():
         pytest.skip("this machine has cuda")
     output = with_images.build(*arguments, code=code).output
@@ -224,7 +224,7 @@ def test_what_is_wrong_is_said_in_one_message(with_images, arguments, message, c
     assert "Traceback" not in output
 
 
-def test_what_is_missing_is_said(with_images):
+def test_missing_options_are_reported(with_images):
     assert (
         "build needs the vision transformer's checkpoint"
         in with_images.run("build", "--dataset_name", "toy", code=1).output
@@ -232,7 +232,7 @@ def test_what_is_missing_is_said(with_images):
     assert "name the data set" in with_images.run("build", "--model_path", with_images.vit, code=1).output
 
 
-def test_too_little_disk_is_said_before_anything_is_written(with_images, monkeypatch):
+def test_too_little_disk_is_reported_before_anything_is_written(with_images, monkeypatch):
     import shutil
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10})())

@@ -192,7 +192,7 @@ def test_deep_verify_finds_numbers_that_the_network_does_not_give(with_store):
 
 def test_deep_verify_needs_the_stores_own_network(with_store):
     output = with_store.run("verify", "--dataset_name", "toy", "--deep", code=1).output
-    assert "--deep recomputes activations: name the network with --model_path" in output
+    assert "--deep recomputes activations: pass the network with --model_path" in output
     other = write_vit(with_store.root / "other.pth", seed=1)
     output = with_store.run("verify", with_store.store, "--deep", "--model_path", other, code=1).output
     assert "is not what store" in output

@@ -55,6 +55,10 @@ RECORDS = [StoreSource, BuildConfig, TrainConfig, StatisticsConfig, ExportConfig
         (StatisticsConfig, {"threshold": ()}, "threshold must be given at least once"),
         (StatisticsConfig, {"threshold": (0.2, 0.2)}, "threshold must not repeat a value, found 0.2, 0.2"),
         (StatisticsConfig, {"threshold": -1}, "threshold must be at least 0, found -1"),
+        (TrainConfig, {"clip_dim": -5}, "clip_dim must be at least 1, found -5"),
+        (TrainConfig, {"resume": "a", "run_name": "b"}, "resume names the run 'a', and run_name another"),
+        (TrainConfig, {"preset": "moderm"}, "preset must be cytosae or modern, found 'moderm'. Did you mean 'modern'?"),
+        (ReportConfig, {"seed": 2**32}, "seed must be at most 4294967295, found 4294967296"),
         (ExploreConfig, {"port": 65536}, "port must be at most 65535, found 65536"),
     ],
 )

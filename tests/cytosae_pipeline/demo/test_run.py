@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from cytosae_pipeline.cli.app import cli
 from cytosae_pipeline.demo import run as demo
+from cytosae_pipeline.errors import UserError
 
 
 @pytest.mark.slow
@@ -25,6 +26,11 @@ def test_the_demo_recovers_the_planted_groups_and_names_everything(demo_run):
     assert facts["explained_variance"] > 0.8
     assert facts["n_specific"] > 0
     assert facts["n_images"] == 720
+
+
+def test_a_negative_seed_is_refused(tmp_path):
+    with pytest.raises(UserError, match="seed must be at least 0, found -1"):
+        demo.run_demo(str(tmp_path), seed=-1)
 
 
 def test_groups_that_are_not_recovered_fail_the_demo(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,10 @@ from cytosae.formats.interop import (
     write_saelens,
 )
 from cytosae.sae.registry import ARCHITECTURES, make_sae
+from cytosae_pipeline.config import ExportConfig
+from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.export.run import run_export
+from cytosae_pipeline.export.sae import export_sae
 
 D, S, K = 6, 20, 3
 CFG = {"model_name": "dinov2_vitb14", "block_layer": -2, "l1_coefficient": 8e-5, "seed": 3, "spec_hash": "ab"}
@@ -54,6 +59,15 @@ EXPECTED = {
     "jumprelu": ("jumprelu", {"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}),
     "gated": ("gated", {"W_enc", "b_gate", "b_mag", "r_mag", "W_dec", "b_dec"}),
 }
+
+
+def test_python_has_the_same_door_for_every_format(with_sae, tmp_path):
+    config = ExportConfig(root_dir=with_sae.root, sae_path=str(with_sae.sae()), out=tmp_path / "sae.safetensors")
+    assert run_export(replace(config, format="safetensors")).path == tmp_path / "sae.safetensors"
+    tables = run_export(replace(config, format="csv", dataset_name="toy", out=str(tmp_path / "tables")))
+    assert tables.folder == tmp_path / "tables"
+    with pytest.raises(UserError, match="format csv is for statistics, not for an autoencoder: use run_export"):
+        export_sae(replace(config, format="csv"))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

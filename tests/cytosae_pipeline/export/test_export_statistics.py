@@ -342,7 +342,7 @@ def test_no_text_of_a_csv_is_a_formula(own):
 @pytest.mark.parametrize(
     "text", ["=1", "+1", "-1", "@a", "'a", "\ta", "\ra", "\na", "\uff1d1", "\uff0b1", "\uff0d1", "\uff20a"]
 )
-def test_formulas_are_defused(text):
+def test_formulas_are_escaped(text):
     assert escape_formula(text) == "'" + text
     assert escape_formula("a" + text) == "a" + text
     assert escape_formula("") == ""
@@ -487,7 +487,7 @@ def test_folders_of_others_are_not_replaced(with_sae, tmp_path):
     assert "is a file; --format anndata writes several" in export(with_sae, "anndata", "--out", file, code=1).output
 
 
-def test_what_does_not_go_together_is_said(with_sae):
+def test_options_that_contradict_each_other_are_refused(with_sae):
     sae = ["--sae_path", with_sae.sae()]
     output = with_sae.run("export", *sae, "--format", "anndata", code=1).output
     assert "name it with --dataset_name NAME or --store PATH" in " ".join(output.split())

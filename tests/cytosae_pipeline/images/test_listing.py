@@ -147,7 +147,7 @@ def test_suffixes_in_any_case(tmp_path):
     assert open_dataset(_touch(tmp_path, *names)).paths == names
 
 
-def test_what_is_no_image_is_passed_over(tmp_path):
+def test_files_that_are_not_images_are_skipped(tmp_path):
     _touch(
         tmp_path,
         "blast/a.png",

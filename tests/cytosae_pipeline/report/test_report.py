@@ -24,7 +24,7 @@ from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.report.data.groups import find_groups
 from cytosae_pipeline.report.data.limits import MAX_NAME, MAX_NOTE, MAX_UPLOAD, SIGNIFICANT_Q
 from cytosae_pipeline.report.data.notes import check_note, read_notes, write_notes
-from cytosae_pipeline.report.data.pseudonyms import pseudonymise, read_key
+from cytosae_pipeline.report.data.pseudonyms import ensure_key, pseudonymise
 from cytosae_pipeline.report.records.choice import most_different
 from cytosae_pipeline.report.records.encoding import pack, to_script
 from cytosae_pipeline.report.records.page_files import read_page_files
@@ -485,15 +485,15 @@ def test_groups_from_files_and_labels(tmp_path, made):
 
 
 def test_pseudonyms_are_keyed_and_stable(tmp_path):
-    key = read_key(tmp_path / "key")
+    key = ensure_key(tmp_path / "key")
     assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
-    assert read_key(tmp_path / "key") == key
+    assert ensure_key(tmp_path / "key") == key
     names = ["p1", "p2"]
     assert pseudonymise(names, key) == pseudonymise(names, key)
     assert pseudonymise(names, key) != pseudonymise(names, b"x" * 32)
     (tmp_path / "key").write_bytes(b"short")
     with pytest.raises(UserError, match="must contain a key of 32 bytes, found 5"):
-        read_key(tmp_path / "key")
+        ensure_key(tmp_path / "key")
 
 
 def test_notes_are_validated_and_never_overwritten(tmp_path):

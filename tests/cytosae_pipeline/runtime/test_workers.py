@@ -36,7 +36,7 @@ def test_both_workers_work_at_once(pool):
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.02, 0.05, 0.1])
-def test_a_worker_killed_while_it_sends_a_long_result_hangs_nobody(pool, delay_s):
+def test_a_worker_killed_while_it_sends_a_long_result_blocks_no_other(pool, delay_s):
     sending = pool.submit(bytes, LONG)
     time.sleep(delay_s)
     for process in pool.processes:
@@ -47,7 +47,7 @@ def test_a_worker_killed_while_it_sends_a_long_result_hangs_nobody(pool, delay_s
         pool.submit(divmod, 1, 1).result(timeout=30)
 
 
-def test_a_worker_killed_in_its_work_hangs_nobody_and_the_others_go_on(pool):
+def test_a_worker_killed_at_work_blocks_no_other(pool):
     with pytest.raises(WorkerDiedError):
         pool.submit(_kill_oneself).result(timeout=30)
     results = [pool.submit(divmod, 1, 1) for _ in range(20)]

@@ -1,5 +1,6 @@
 """What is loaded once is passed on: counted by recording what a report, a verb and a build really open."""
 
+import shutil
 import sys
 
 import numpy as np
@@ -11,7 +12,7 @@ from cytosae.statistics.accumulators import BlockEncoder
 from cytosae.statistics.histograms import LatentProfiles
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.config import StatisticsConfig
+from cytosae_pipeline.config import ReportConfig, StatisticsConfig
 from cytosae_pipeline.statistics import encode, inputs
 from cytosae_pipeline.statistics.results import compute_statistics, ensure_statistics
 
@@ -67,6 +68,30 @@ def test_a_report_on_a_fresh_store_loads_and_encodes_once(with_sae, recorder):
     assert recorder.calls["load_sae"] == recorder.calls["stores opened"] == 2
     assert _passes(recorder) == 1
     assert recorder.calls["profile_all"] == 1
+
+
+def test_a_report_takes_what_is_open_and_computed(with_sae, recorder):
+    from cytosae_pipeline.report import static
+
+    config = ReportConfig(root_dir=with_sae.root, dataset_name="toy", sae_path=with_sae.sae(), top_k=3)
+    opened = inputs.open_inputs(config, encoder_only=False)
+    found = compute_statistics(opened, config, features=True, counts=["patient"], profiles=True, what="all")
+    found.save(opened)
+    _record(recorder)
+    recorder.watch(static, "profile_all")
+    page = static.write_report(config, inputs=opened, statistics=found)
+    assert page.index.is_file()
+    assert set(recorder.calls.values()) == {0}
+
+
+def test_a_store_that_is_built_first_is_opened_once(with_sae, recorder):
+    shutil.rmtree(with_sae.store)
+    _record(recorder)
+    recorder.watch(backbone_module, "weights_sha256")
+    source = ["--images", with_sae.images, "--model_path", with_sae.vit]
+    output = with_sae.run("features", "--dataset_name", "toy", "--sae_path", with_sae.sae(), *source).output
+    assert "building it first" in output
+    assert recorder.calls["stores opened"] == 1
 
 
 @pytest.mark.parametrize(("verb", "more"), [("features", []), ("patients", []), ("classes", []), ("export", ["csv"])])

@@ -73,7 +73,7 @@ def test_planted_latents_are_what_the_classifier_needs(tmp_path):
     assert result.classes == LABELS
     assert result.left_out == []
     assert result.n_train + result.n_test == N - len(INVALID) - len(UNLABELLED)
-    assert max(abs(a - b) for a, b in zip(result.train_images, result.hits.n_images.tolist(), strict=True)) <= 1
+    assert max(abs(a - b) for a, b in zip(result.train_images, result.n_correct.n_images.tolist(), strict=True)) <= 1
     assert result.ks == (1, 2, 5, 10, D)
     for accuracy in (result.accuracy, result.balanced_accuracy):
         assert accuracy.original == pytest.approx(1)
@@ -83,12 +83,12 @@ def test_planted_latents_are_what_the_classifier_needs(tmp_path):
         assert accuracy.masked["random_removed"][0] > 0.9
         assert accuracy.masked["class_kept"][0] > 0.97
         assert accuracy.masked["class_removed"][0] < 0.6
-    assert result.hits.n_class_latents[0] == C
-    assert result.accuracy.chance == result.hits.n_images[0] / result.n_test
+    assert result.n_correct.n_class_latents[0] == C
+    assert result.accuracy.chance == result.n_correct.n_images[0] / result.n_test
     assert result.balanced_accuracy.chance == pytest.approx(1 / C)
 
 
-def test_hits_are_those_of_plain_numpy(tmp_path):
+def test_counts_are_those_of_plain_numpy(tmp_path):
     patients = [f"p{row // 4}" if row % 3 else "" for row in range(N)]
     inputs, config = make_inputs(tmp_path, patients=patients)
     result = run(inputs, config, n_images=120, ks=(1, 3), seed=5, ridge=0.5)
@@ -107,18 +107,18 @@ def test_hits_are_those_of_plain_numpy(tmp_path):
     target = np.eye(C)[y[training]]
     weights = np.linalg.solve(z.T @ z + 0.5 * len(z) * np.eye(D), z.T @ (target - target.mean(axis=0)))
 
-    def hits(features):
+    def n_correct(features):
         found = ((features - mean) / scale @ weights + target.mean(axis=0)).argmax(axis=1)
         return np.bincount(y[~training][found == y[~training]], minlength=C).tolist()
 
     scores = np.maximum(x, 0).mean(axis=1)[~training]
-    assert result.hits.original.tolist() == result.hits.reconstruction.tolist() == hits(scores)
+    assert result.n_correct.original.tolist() == result.n_correct.reconstruction.tolist() == n_correct(scores)
     order = np.argsort(-scores, axis=1, kind="stable")
     for place, k in enumerate((1, 3)):
         mask = np.zeros_like(scores)
         np.put_along_axis(mask, order[:, :k], 1, axis=1)
-        assert result.hits.masked["kept"][place].tolist() == hits(scores * mask)
-        assert result.hits.masked["removed"][place].tolist() == hits(scores * (1 - mask))
+        assert result.n_correct.masked["kept"][place].tolist() == n_correct(scores * mask)
+        assert result.n_correct.masked["removed"][place].tolist() == n_correct(scores * (1 - mask))
     assert result.train_images == np.bincount(y[training], minlength=C).tolist()
 
 
@@ -145,9 +145,9 @@ def test_the_result_as_json(tmp_path):
     assert sum(n_test) == value["n_test"]
     for kind in MASKINGS:
         for place in range(2):
-            hits = value["hits"][kind][place]
-            assert value["accuracy"][kind][place] == pytest.approx(sum(hits) / sum(n_test))
-            shares = [a / b for a, b in zip(hits, n_test, strict=True)]
+            n_correct = value["hits"][kind][place]
+            assert value["accuracy"][kind][place] == pytest.approx(sum(n_correct) / sum(n_test))
+            shares = [a / b for a, b in zip(n_correct, n_test, strict=True)]
             assert value["balanced_accuracy"][kind][place] == pytest.approx(sum(shares) / C)
 
 
@@ -159,7 +159,7 @@ def test_a_class_of_one_patient_is_left_out_and_said(tmp_path, messages):
     assert "1 classes have fewer than 2 training images or no test image and are left out: lymphocyte" in (messages())
     assert result.classes == ["blast", "neutrophil"]
     assert result.left_out == ["lymphocyte"]
-    assert len(result.train_images) == len(result.hits.n_images) == 2
+    assert len(result.train_images) == len(result.n_correct.n_images) == 2
     assert result.accuracy.original == 1
 
 
@@ -192,4 +192,4 @@ def test_a_trained_autoencoder_opened_for_statistics(with_sae):
     result = run(inputs, config)
     assert result.ks == tuple(min(k, 96) for k in KS)
     assert result.classes == ["blast", "lymphocyte", "neutrophil"]
-    assert torch.equal(result.hits.masked["kept"][-1], result.hits.reconstruction)
+    assert torch.equal(result.n_correct.masked["kept"][-1], result.n_correct.reconstruction)

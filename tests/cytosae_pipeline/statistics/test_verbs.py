@@ -185,7 +185,7 @@ def test_an_autoencoder_outside_a_run_is_named_after_its_file(with_sae, tmp_path
     assert (with_sae.root / "out/feature_data/sae_8jsxk3co/custom/toy/sae_sparsity.pt").exists()
 
 
-def test_what_is_missing_is_said(with_sae):
+def test_missing_options_are_reported(with_sae):
     output = with_sae.run("features", "--dataset_name", "toy", code=1).output
     assert "name the autoencoder: --sae_path" in output
     output = with_sae.run("features", "--dataset_name", "toy", "--sae_path", "gone.pt", code=1).output

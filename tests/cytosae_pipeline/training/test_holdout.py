@@ -48,7 +48,7 @@ def test_patients_stay_whole(tmp_path):
     assert {side for patient, found in sides.items() if patient for side in found} == {True, False}
 
 
-def test_patients_that_nobody_named_are_explained(tmp_path):
+def test_a_store_without_patients_is_explained(tmp_path):
     store = make(tmp_path / "s.zarr", 4, table=make_table(4, patients=[""]))
     with pytest.raises(UserError, match="--held_out_by patient was given, but store .* has no patients"):
         held_out(store, 0.5, "patient")

@@ -231,7 +231,7 @@ def test_sigterm_saves_like_ctrl_c(with_store):
     assert (with_store.root / "out/checkpoints/r/training_state.pt").exists()
 
 
-def test_a_loss_that_is_no_number_stops_without_a_final_file(with_store):
+def test_a_loss_that_is_not_finite_stops_without_a_final_file(with_store):
     output = with_store.train("--run_name", "r", "--lr", 1e30, code=1).output
     assert "the loss became nan" in output or "the loss became inf" in output
     assert "--lr" in output
@@ -463,7 +463,7 @@ def test_the_sample_is_spread_over_all_stores(tmp_path):
     assert tokens[:, 0].tolist() == [10.0] * 10 + [30.0] * 30
 
 
-def test_the_share_of_waiting_is_said_and_logged(with_store):
+def test_the_share_of_waiting_is_printed_and_logged(with_store):
     output = with_store.train("--run_name", "r").output
     share = float(re.search(r"waited for data during (\d+\.\d)% of the time", output)[1])
     assert 0 <= share <= 100

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -217,7 +218,7 @@ def test_bfloat16_ends_near_float32_and_says_so_in_the_file(with_store):
     assert {tensor.dtype for tensor in state["state_dict"].values()} == {torch.float32}
 
 
-def test_auto_is_settled_when_the_run_begins(with_store, monkeypatch):
+def test_auto_is_resolved_when_the_run_begins(with_store, monkeypatch):
     monkeypatch.setattr("cytosae_pipeline.training.matmul._multiplies_bfloat16", lambda device: True)
     output = with_store.train("--run_name", "r", "--precision", "auto", "--max_memory", 1e-30).output
     assert "trained" in output
@@ -241,6 +242,15 @@ def test_presets_fill_in_what_the_command_line_leaves_out(with_store):
     assert recipe["arch"] == PRESETS["modern"]["arch"]
     assert recipe["standardise"] is True
     assert "preset" not in recipe
+
+
+def test_presets_fill_in_what_python_leaves_out():
+    config = TrainConfig(preset="modern", k=5, encoder_init="kaiming")
+    assert (config.arch, config.lr, config.standardise) == ("batchtopk", 0.003, True)
+    assert (config.k, config.encoder_init) == (5, "kaiming")
+    assert replace(config, lr=0.0004).lr == 0.0004
+    assert replace(config, arch="relu") == replace(config, arch="relu", preset="modern")
+    assert TrainConfig(preset="modern", arch="relu").arch == "relu"
 
 
 def test_every_preset_is_made_of_options():
@@ -303,7 +313,7 @@ def test_without_held_out_images_nothing_is_claimed(with_sae):
 # --- states
 
 
-def test_a_damaged_state_is_passed_over_for_the_one_before(with_store, monkeypatch):
+def test_a_damaged_state_falls_back_to_the_one_before(with_store, monkeypatch):
     from cytosae.training.step import TrainStep
 
     with_store.train("--run_name", "r")
@@ -330,7 +340,7 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(with_store, monkeypat
     assert not before.exists()
 
 
-def test_a_loss_that_is_no_number_keeps_the_last_good_state(with_store, monkeypatch):
+def test_a_loss_that_is_not_finite_keeps_the_last_good_state(with_store, monkeypatch):
     from cytosae.training.step import TrainStep
 
     original, calls = TrainStep.step, []

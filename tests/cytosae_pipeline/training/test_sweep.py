@@ -118,7 +118,7 @@ def test_each_run_is_what_it_would_be_on_its_own(with_store, monkeypatch):
         with_store.sae("own").unlink()
 
 
-def test_the_same_sweep_again_goes_on_where_it_stopped(with_store, monkeypatch):
+def test_the_same_sweep_again_resumes_where_it_stopped(with_store, monkeypatch):
     from cytosae.training.step import TrainStep
 
     grid = write(with_store.root, GRID)
@@ -172,7 +172,7 @@ def test_the_result_is_a_table_and_json(with_store):
 
 def test_a_sweep_is_not_resumed_by_a_runs_name(with_store):
     output = with_store.train("--sweep", write(with_store.root, "k = 1"), "--resume", "x", code=2).output
-    assert "to resume a sweep, type its command again" in output
+    assert "to resume a sweep, run its command again" in output
 
 
 def test_options_that_contradict_are_named_with_their_run(with_store):

@@ -17,7 +17,7 @@ KEY_BYTES = 32
 _DIGITS = 12
 
 
-def read_key(path: Path) -> bytes:
+def ensure_key(path: Path) -> bytes:
     """The key in a file, created at random the first time, so that a patient keeps the same pseudonym.
 
     Raises:

@@ -17,12 +17,12 @@ from cytosae_pipeline.config import PageConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.report.data.groups import PatientGroups, find_groups
 from cytosae_pipeline.report.data.notes import FILE_NAME, LatentNote, read_notes
-from cytosae_pipeline.report.data.pseudonyms import pseudonymise, read_key, shuffled_numbers
+from cytosae_pipeline.report.data.pseudonyms import ensure_key, pseudonymise, shuffled_numbers
 from cytosae_pipeline.statistics.counts import Counts
 from cytosae_pipeline.statistics.features import Features
 from cytosae_pipeline.statistics.inputs import Inputs, open_inputs
 from cytosae_pipeline.statistics.label_index import number_names
-from cytosae_pipeline.statistics.results import ensure_statistics
+from cytosae_pipeline.statistics.results import Statistics, ensure_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -104,25 +104,34 @@ class ReportData:
         return self.features.indices
 
 
-def open_report_data(config: PageConfig, *, pseudonymous: bool = False, profiles: bool = True) -> ReportData:
+def open_report_data(
+    config: PageConfig,
+    *,
+    pseudonymous: bool = False,
+    profiles: bool = True,
+    inputs: Inputs | None = None,
+    statistics: Statistics | None = None,
+) -> ReportData:
     """Open autoencoder and store once; compute in one pass what stage two has not computed yet.
 
     Args:
         config: Options.
         pseudonymous: Whether patients' names are replaced and paths left out.
         profiles: Whether profiles are collected if a pass over the store is made anyway.
+        inputs: Autoencoder with its decoder, and store, if they are open already.
+        statistics: Feature data, and counts of patients if there are any, if they have been computed already.
 
     Raises:
         ValueError: If the autoencoder or store is missing, they do not fit, or an option does not fit them.
     """
-    inputs = open_inputs(config, encoder_only=False)
+    inputs = inputs or open_inputs(config, encoder_only=False)
     store = inputs.store
-    found = ensure_statistics(
+    found = statistics or ensure_statistics(
         inputs, config, counts=["patient"] if any(store.images.patient) else [], profiles=profiles
     )
     features, counts = found.features, found.counts.get("patient")
     assert features is not None
-    key = read_key(inputs.folder / KEY_NAME) if pseudonymous and counts is not None else None
+    key = ensure_key(inputs.folder / KEY_NAME) if pseudonymous and counts is not None else None
     cohort, patients = _make_cohort(counts, inputs, config, key)
     return ReportData(
         config=config,

@@ -83,14 +83,15 @@ def explore(config: ExploreConfig, on_ready: Callable[[Serving], None]) -> Ended
             text = "the images were not found, so maps are shown without cells: pass their location with --images PATH"
             logger.info(text)
             messages.append(f"{text[0].upper()}{text[1:]}.")
+        masking, notes = measure_masking(report_data)
         overview = overview_record(
             report_data,
             latents,
             reason,
             top_image_rows(report_data, latents),
             thumbnails=images is not None,
-            masking=measure_masking(report_data, messages),
-            messages=messages,
+            masking=masking,
+            messages=[*messages, *notes],
             explore=True,
             can_upload=uploads is not None,
         )

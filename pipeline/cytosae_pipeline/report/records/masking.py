@@ -19,30 +19,28 @@ _CURVE_NAMES: dict[Masking, str] = {
 }
 
 
-def measure_masking(data: ReportData, messages: list[str]) -> dict[str, Any] | None:
+def measure_masking(data: ReportData) -> tuple[dict[str, Any] | None, list[str]]:
     """Run the masking experiment.
 
     Args:
         data: Store, autoencoder and statistics.
-        messages: Gets a message for the page if the labels do not allow the experiment.
 
     Returns:
-        The record; None if the experiment was not asked for or the labels do not allow it.
+        The record, None if the experiment was not asked for or the labels do not allow it; and messages for the page.
     """
     config = data.config
     if not config.masking_images:
-        return None
+        return None, []
     if len(data.features.labels) < 2:
         logger.info("the masking experiment is skipped: it needs images of at least two labels")
-        return None
+        return None, []
     try:
         result = run_masking(data.inputs, config, n_images=config.masking_images, seed=config.seed)
     except UserError as error:
         # The error names the path of the store, which must not appear on a page that may be passed on.
         logger.info(f"the masking experiment is skipped: {error}")
-        messages.append("The masking experiment was skipped: it needs two labels with enough images on each side.")
-        return None
-    return masking_record(result)
+        return None, ["The masking experiment was skipped: it needs two labels with enough images on each side."]
+    return masking_record(result), []
 
 
 def masking_record(result: MaskingResult) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+from cytosae_cache.storage.atomic import write_file
 from cytosae_pipeline.training.loggers.base import Histograms, Metrics
 
 
@@ -25,7 +26,7 @@ class JsonlLogger:
                     continue
                 if record["step"] <= after_step:
                     kept.append(line + "\n")
-        path.write_text("".join(kept))
+        write_file(path, "".join(kept).encode())
         self._file = path.open("a", buffering=1)
 
     def log(self, step: int, metrics: Metrics, histograms: Histograms | None = None) -> None:

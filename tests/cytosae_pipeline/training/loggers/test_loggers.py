@@ -129,7 +129,7 @@ def test_wandb_can_be_switched_off_from_outside(tmp_path, monkeypatch, messages)
 
 
 @pytest.mark.parametrize("server", ["closed", "mute"])
-def test_wandb_goes_on_offline_if_the_server_does_not_answer(tmp_path, online, monkeypatch, messages, server):
+def test_wandb_continues_offline_if_the_server_does_not_answer(tmp_path, online, monkeypatch, messages, server):
     if server == "closed":
         monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     logger = _wandb(tmp_path, init_timeout_s=2)
