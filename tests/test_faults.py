@@ -223,7 +223,7 @@ def test_errors_of_other_files_are_not_blamed_on_the_store(with_images, monkeypa
 
 @pytest.mark.parametrize(
     ("code", "message"),
-    [(5, "cannot be written: Input/output error. Finished work is kept"), (122, r"free some space, then type")],
+    [(5, "cannot be written: Input/output error. Finished work is kept"), (122, r"free some space, then run")],
 )
 def test_every_error_of_the_disk_names_the_store(with_images, monkeypatch, code, message):
     def fail(file, data):
@@ -421,7 +421,7 @@ def test_a_failing_disk_of_images_stops_the_build(with_images, with_store, monke
     monkeypatch.setattr(os, "read", fail)
     _at(monkeypatch, 10, lambda: failing.append(True))
     output = with_images.build(code=1).output
-    assert "cannot be read at the moment: Input/output error (2 attempts). Finished work is kept: type" in output
+    assert "cannot be read at the moment: Input/output error (2 attempts). Finished work is kept: run" in output
     assert "put an empty file in its place" in output
     failing.clear()
     assert "resuming after 15 images" in with_images.build().output

@@ -80,7 +80,7 @@ def test_the_help_lists_every_verb():
 @pytest.mark.parametrize(
     ("verb", "record", "left_out", "added"),
     [
-        ("build", BuildConfig, set(), set()),
+        ("build", BuildConfig, set(), {"dry_run"}),
         ("train", TrainConfig, set(), {"sweep"}),
         ("features", StatisticsConfig, {"threshold", "normalize"}, set()),
         ("export", ExportConfig, {"model_path", "images", "layout", "top_k", "threshold", "normalize"}, set()),

@@ -174,7 +174,7 @@ def test_failing_disk(tmp_path, monkeypatch, code):
     monkeypatch.setattr(source_files, "_RETRY_DELAYS_S", (0.0, 0.0))
     monkeypatch.setattr(os, "open", fail)
     with pytest.raises(
-        SourceError, match=r"image '000.png' cannot be read at the moment: .* \(3 attempts\).*type the command"
+        SourceError, match=r"image '000.png' cannot be read at the moment: .* \(3 attempts\).*run the command"
     ):
         _one(tmp_path, "000.png")
     assert len(attempts) == 3

@@ -84,14 +84,15 @@ def test_a_report_takes_what_is_open_and_computed(with_sae, recorder):
     assert set(recorder.calls.values()) == {0}
 
 
-def test_a_store_that_is_built_first_is_opened_once(with_sae, recorder):
+def test_a_store_that_is_built_first_is_passed_on(with_sae, recorder):
     shutil.rmtree(with_sae.store)
     _record(recorder)
     recorder.watch(backbone_module, "weights_sha256")
     source = ["--images", with_sae.images, "--model_path", with_sae.vit]
     output = with_sae.run("features", "--dataset_name", "toy", "--sae_path", with_sae.sae(), *source).output
     assert "building it first" in output
-    assert recorder.calls["stores opened"] == 1
+    assert recorder.calls["stores opened"] == 2  # once to be filled, and once complete
+    assert recorder.calls["weights_sha256"] == 0  # `ensure` hashed them and passed the digest on
 
 
 @pytest.mark.parametrize(("verb", "more"), [("features", []), ("patients", []), ("classes", []), ("export", ["csv"])])
