@@ -13,6 +13,25 @@ _EPSILON = 1e-9
 _SLACK = 1e-6
 
 
+def label_mass(
+    values: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], n_labels: int
+) -> npt.NDArray[np.float64]:
+    """Summed values of each label among each latent's top-k images.
+
+    Args:
+        values: Scores of the top-k images, shape `(S, k)`.
+        labels: Their label indices, shape `(S, k)`; -1 in empty slots and for images without a label.
+        n_labels: Number of labels L.
+
+    Returns:
+        Float64, shape `(S, L)`.
+    """
+    mass = np.zeros((len(values), n_labels))
+    latents, slots = (labels >= 0).nonzero()
+    np.add.at(mass, (latents, labels[latents, slots]), values[latents, slots])
+    return mass
+
+
 def label_entropy(
     values: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], n_labels: int
 ) -> npt.NDArray[np.float64]:
@@ -33,9 +52,7 @@ def label_entropy(
     """
     if values.shape != labels.shape or values.ndim != 2:
         raise ValueError(f"values and labels must both be (S, k), found {values.shape} and {labels.shape}")
-    mass = np.zeros((len(values), n_labels))
-    for label in range(n_labels):
-        mass[:, label] = np.where(labels == label, values, 0).sum(axis=1, dtype=np.float64)
+    mass = label_mass(values, labels, n_labels)
     share = mass / np.maximum(mass.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
     entropy = -(share * np.log(share + _EPSILON)).sum(axis=1)
     return np.where((labels >= 0).all(axis=1), entropy, -1.0)

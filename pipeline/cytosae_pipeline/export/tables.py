@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cytosae.analysis.latents import label_entropy
+from cytosae.analysis.latents import label_entropy, label_mass
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline import __version__
 from cytosae_pipeline.errors import UserError
@@ -80,9 +80,7 @@ def make_latent_table(features: Features) -> Table:
         `top_label`, its share `top_label_share` (0 if there is none), and `top_labels`, all by falling share, joined by
         `;`.
     """
-    mass = np.zeros((len(features.sparsity), len(features.labels)))
-    latents, slots = (features.label_indices >= 0).nonzero()
-    np.add.at(mass, (latents, features.label_indices[latents, slots]), features.values[latents, slots])
+    mass = label_mass(features.values, features.label_indices, len(features.labels))
     order = np.argsort(-mass, axis=1, kind="stable")
     names = [
         [features.labels[label] for label in row if weights[label] > 0]

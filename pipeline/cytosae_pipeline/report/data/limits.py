@@ -1,4 +1,4 @@
-"""Limits that both the page and Python apply; the page receives them in the overview's record."""
+"""Limits of a report. Those that the page applies too reach it in the overview's record."""
 
 SIGNIFICANT_Q = 0.05
 """A latent differs between groups if its q is below this."""

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cytosae.analysis.latents import cluster_latents, is_defined, label_entropy, order_by_group
+from cytosae.analysis.latents import cluster_latents, is_defined, label_entropy, label_mass, order_by_group
 from cytosae.statistics.histograms import ProfileResult
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import PageConfig
@@ -158,10 +158,9 @@ def label_counts(data: ReportData) -> npt.NDArray[np.int64]:
 
 def main_labels(data: ReportData, latents: npt.NDArray[np.int64]) -> list[int]:
     """The label with the largest value mass among each latent's top images; -1 where there is none."""
-    values, labels = data.features.values[latents], data.features.label_indices[latents]
-    mass = np.zeros((len(latents), len(data.features.labels) + 1))
-    np.add.at(mass, (np.arange(len(latents))[:, None], labels), np.where(labels >= 0, values, 0))
-    best = mass[:, :-1].argmax(axis=1) if mass.shape[1] > 1 else np.full(len(latents), -1)
+    features = data.features
+    mass = label_mass(features.values[latents], features.label_indices[latents], len(features.labels))
+    best = mass.argmax(axis=1) if features.labels else np.full(len(latents), -1)
     return [int(label) if mass[at].any() else -1 for at, label in enumerate(best)]
 
 
