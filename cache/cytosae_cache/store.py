@@ -50,9 +50,11 @@ class ActivationStore(StoreLayout):
             StoreIncompleteError: If the store is unfinished.
             StoreCorruptError: If a file is missing or damaged.
         """
-        wanted = np.arange(self.n_images)[rows]
+        # A single row does not cost an array of all.
+        n = self.n_images
+        wanted: Any = range(n)[rows] if isinstance(rows, int | np.integer) else np.arange(n)[rows]
         found = self._reader().read(np.atleast_1d(wanted))
-        return found if wanted.ndim else found[0]
+        return found if np.ndim(wanted) else found[0]
 
     def __len__(self) -> int:
         return self.n_images

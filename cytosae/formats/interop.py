@@ -8,7 +8,7 @@ import json
 import sys
 import types
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,18 +101,25 @@ def from_saelens(config: object, state: Mapping[str, torch.Tensor]) -> dict[str,
         raise InteropError(str(error)) from error
 
 
-def saelens_files(sae: Sae, cfg: Mapping[str, Any]) -> dict[str, bytes]:
-    """Contents of a SAELens folder by file name. The config comes last: a folder with it is complete."""
+def write_saelens(
+    folder: Path, sae: Sae, cfg: Mapping[str, Any], *, write: Callable[[Path, bytes], object] = Path.write_bytes
+) -> None:
+    """Write a folder that SAELens 6 opens with `SAE.load_from_disk`; other files of the folder stay.
+
+    Args:
+        folder: Created if missing.
+        sae: The autoencoder.
+        cfg: Its config.
+        write: Writes one file. The config comes last, so a folder with it is complete if every write is atomic.
+
+    Raises:
+        InteropError: If SAELens does not have the architecture.
+    """
     config, state = to_saelens(sae, cfg)
-    text = json.dumps(config, indent=1) + "\n"
-    return {SAELENS_WEIGHTS: save(state), SAELENS_CONFIG: text.encode()}
-
-
-def write_saelens(folder: Path, sae: Sae, cfg: Mapping[str, Any]) -> None:
-    """Write a folder that SAELens 6 opens with `SAE.load_from_disk`. Plain writes: not atomic."""
+    weights, text = save(state), json.dumps(config, indent=1) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, data in saelens_files(sae, cfg).items():
-        (folder / name).write_bytes(data)
+    write(folder / SAELENS_WEIGHTS, weights)
+    write(folder / SAELENS_CONFIG, text.encode())
 
 
 def write_safetensors(path: Path, sae: Sae, cfg: Mapping[str, Any]) -> None:

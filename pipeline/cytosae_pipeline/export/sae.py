@@ -1,15 +1,12 @@
 """`export` of an autoencoder in the format of another program."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from cytosae.formats.checkpoint import load_sae
-from cytosae.formats.interop import from_saelens, saelens_files, to_saelens, write_reference, write_safetensors
-from cytosae.sae.base import Sae
+from cytosae.formats.interop import from_saelens, to_saelens, write_reference, write_saelens, write_safetensors
 from cytosae_cache.storage.atomic import replacing_path, write_file
 from cytosae_pipeline.config import ExportConfig
 from cytosae_pipeline.errors import UserError
@@ -57,7 +54,7 @@ def export_sae(config: ExportConfig) -> ExportResult:
     path.parent.mkdir(parents=True, exist_ok=True)
     wanted = loaded.sae.state_dict()
     if config.format == "saelens":
-        _write_saelens(path, *loaded)
+        write_saelens(path, *loaded, write=write_file)
         wanted = from_saelens(*to_saelens(*loaded))["state_dict"]
     else:
         with replacing_path(path) as temporary:
@@ -68,11 +65,3 @@ def export_sae(config: ExportConfig) -> ExportResult:
             raise UserError(f"'{path}' contains another {name} than was written: check the disk")
     d_in, n_latents = loaded.sae.W_enc.shape
     return ExportResult(path, config.format, loaded.sae.architecture, d_in, n_latents)
-
-
-def _write_saelens(folder: Path, sae: Sae, cfg: Mapping[str, Any]) -> None:
-    """Write a SAELens folder: each file atomic and durable, the config last. Other files of the folder stay."""
-    files = saelens_files(sae, cfg)
-    folder.mkdir(exist_ok=True)
-    for name, data in files.items():
-        write_file(folder / name, data)

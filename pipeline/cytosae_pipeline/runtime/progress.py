@@ -62,7 +62,7 @@ class Progress:
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration for people: `42 s`, `3 min 05 s`, `2 h 07 min`."""
+    """A duration as text: `42 s`, `3 min 05 s`, `2 h 07 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -72,7 +72,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_bytes(n_bytes: float) -> str:
-    """A size for people, in powers of 1000: `16.4 GB`."""
+    """A size as text, in powers of 1000: `16.4 GB`."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if n_bytes < 1000:
             return f"{n_bytes:.0f} {unit}" if unit == "bytes" else f"{n_bytes:.1f} {unit}"

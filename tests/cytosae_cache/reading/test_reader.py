@@ -1,4 +1,4 @@
-"""Readers return exactly what was written, whoever wrote it, and never a damaged image."""
+"""Readers return exactly what was written, by our writer or by zarr-python, and never a damaged image."""
 
 import os
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from cytosae_cache.format.layout import ImageTable
 from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.statistics.counts import patient_labels
 from cytosae_pipeline.statistics.label_index import LabelIndex
 
 
@@ -45,10 +46,7 @@ def find_groups(patients: Sequence[str], images: ImageTable, path: Path | None) 
                 f"{', '.join(map(repr, patients[:3]))}"
             )
     else:
-        labels: dict[str, set[str]] = {}
-        for patient, label in zip(images.patient, images.label, strict=True):
-            if patient and label:
-                labels.setdefault(patient, set()).add(label)
+        labels = {patient: names for patient, names in patient_labels(images).items() if names}
         several = next((patient for patient, names in labels.items() if len(names) > 1), None)
         if not labels or several is not None:
             why = "the images have no labels" if not labels else "patients have images of several labels"
@@ -56,7 +54,7 @@ def find_groups(patients: Sequence[str], images: ImageTable, path: Path | None) 
                 f"There are no groups of patients: {why}. Pass them with --groups patients.csv (columns patient,group)."
             )
             return PatientGroups((), np.full(len(patients), -1), text)
-        of = {patient: min(names) for patient, names in labels.items()}
+        of = {patient: names[0] for patient, names in labels.items()}
     gaps = _find_gaps(patients, of, path) if path is not None else ""
     names, index = LabelIndex.of([of.get(patient, "") for patient in patients])
     why = "" if len(names) > 1 else f"All patients belong to one group, {names[0]!r}: there is nothing to compare."

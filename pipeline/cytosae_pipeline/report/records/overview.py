@@ -22,6 +22,14 @@ _CURVES = (
 )
 """Name on the page, name in metrics.jsonl, and the ends of the axis where they are known."""
 
+_LIMITS = {
+    "significant_q": SIGNIFICANT_Q,
+    "name_length": MAX_NAME,
+    "note_length": MAX_NOTE,
+    "upload_bytes": MAX_UPLOAD,
+}
+"""Limits that the page applies, too."""
+
 _SAE_FACTS = ("expansion_factor", "l1_coefficient", "lr", "batch_size", "total_training_tokens", "seed")
 
 
@@ -50,12 +58,10 @@ def overview_record(
         explore: Whether the explore server serves the page, so that every latent and image can be opened.
         can_upload: Whether it can read new images.
     """
-    features, store = data.features, data.store
-    n_active = int((features.sparsity > 0).sum())
-    labels = label_counts(data)
+    n_active = data.features.n_active
     return {
         "format": 1,
-        "title": store.provenance.dataset,
+        "title": data.store.provenance.dataset,
         "made": datetime.now(UTC).date().isoformat(),
         "version": __version__,
         "explore": explore,
@@ -63,29 +69,17 @@ def overview_record(
         "pseudonymous": data.pseudonymous,
         "messages": messages,
         "palette": {"kinds": list(KINDS), "heat_shade": list(HEAT_SHADE), "heat_alpha": list(HEAT_ALPHA)},
-        "limits": {
-            "significant_q": SIGNIFICANT_Q,
-            "name_length": MAX_NAME,
-            "note_length": MAX_NOTE,
-            "upload_bytes": MAX_UPLOAD,
-        },
+        "limits": _LIMITS,
         "store": _store_record(data),
         "sae": {"latents": data.n_latents, "facts": _sae_facts(data)},
         "training": training_record(data),
         "counts": {"active": n_active, "dead": data.n_latents - n_active},
-        "latents": {
-            "sparsity": pack(features.sparsity),
-            "mean_acts": pack(features.mean_acts),
-            "entropy": pack(data.entropy.astype(np.float32)),
-            "cluster": pack(data.clusters.astype(np.int8)),
-        },
+        "latents": _latent_columns(data),
         "featured": latents.tolist(),
         "featured_reason": reason,
         "cards": [data.numbers[top[top >= 0]].tolist() for top in data.top_rows[latents, :_CARD_IMAGES]],
         "main_label": main_labels(data, latents),
-        "labels": [
-            {"name": name, "images": count} for name, count in zip(features.labels, labels.tolist(), strict=True)
-        ],
+        "labels": _label_records(data),
         "images": {
             "rows": data.numbers[rows].tolist(),
             "labels": data.labels[rows].tolist(),
@@ -97,6 +91,22 @@ def overview_record(
         "notes": {str(latent): dict(note) for latent, note in data.notes.items()},
         "masking": masking,
     }
+
+
+def _latent_columns(data: ReportData) -> dict[str, Any]:
+    """What the scatter plot shows of every latent."""
+    return {
+        "sparsity": pack(data.features.sparsity),
+        "mean_acts": pack(data.features.mean_acts),
+        "entropy": pack(data.entropy.astype(np.float32)),
+        "cluster": pack(data.clusters.astype(np.int8)),
+    }
+
+
+def _label_records(data: ReportData) -> list[dict[str, Any]]:
+    """Name and readable images of each label."""
+    counts = label_counts(data).tolist()
+    return [{"name": name, "images": count} for name, count in zip(data.features.labels, counts, strict=True)]
 
 
 def training_record(data: ReportData) -> dict[str, Any] | None:
