@@ -15,6 +15,10 @@ FORMAT_VERSION = 1
 
 T = TypeVar("T")
 
+_LATER = {"added_later": True}
+"""Metadata of fields that older stores lack. They have the meaning of then as default, and are written only if they
+differ from it, so that the JSON and the hash of older specs stay what they were."""
+
 _MAX_IMAGE_VALUES = 1 << 30
 
 StoreDtype = Literal["float16", "float32", "int8"]
@@ -51,6 +55,8 @@ class Preprocessing:
     """Subtracted from each RGB channel, in units of the 0-1 range."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Divisor of each RGB channel."""
+    scale: float = field(default=1 / 255, metadata=_LATER)
+    """Factor that turns pixel values of 0 to 255 into the range that `mean` and `std` refer to."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,9 @@ class StoreSpec:
 
     def to_json(self) -> dict[str, Any]:
         """The spec as plain JSON values."""
-        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+        record = _without_defaults(self, asdict(self))
+        record["preprocessing"] = _without_defaults(self.preprocessing, record["preprocessing"])
+        return json.loads(json.dumps(record))  # type: ignore[no-any-return]
 
     @classmethod
     def from_json(cls, value: object) -> Self:
@@ -130,6 +138,7 @@ class StoreSpec:
                 resample=_typed(preprocessing["resample"], str, "spec.preprocessing.resample"),
                 mean=_triple(preprocessing["mean"]),
                 std=_triple(preprocessing["std"]),
+                scale=_typed(preprocessing["scale"], float, "spec.preprocessing.scale"),
             )
             return cls(**record)
         except (TypeError, ValueError) as error:
@@ -162,7 +171,7 @@ class StoreSpec:
 
     def differences(self, other: "StoreSpec") -> list[str]:
         """Fields in which two specs differ, as `name: here, there` lines; empty if they are equal."""
-        mine, theirs = self.to_json(), other.to_json()
+        mine, theirs = json.loads(json.dumps([asdict(self), asdict(other)]))
         return [f"{name}: {mine[name]}, {theirs[name]}" for name in mine if mine[name] != theirs[name]]
 
 
@@ -172,13 +181,26 @@ def canonical_json(value: object) -> bytes:
 
 
 def _record(cls: type, value: object, where: str) -> dict[str, Any]:
-    """Check that a value is a JSON object with exactly the fields of a dataclass."""
+    """Check that a value is a JSON object with the fields of a dataclass; those added later may be missing."""
     if not isinstance(value, dict):
         raise ValueError(f"{where} must be an object, found {type(value).__name__}")
+    defaults = _later_defaults(cls)
     known = {item.name for item in fields(cls)}
-    if set(value) != known:
-        raise ValueError(f"{where}: missing {sorted(known - set(value))}, unknown {sorted(set(value) - known)}")
-    return dict(value)
+    missing, unknown = known - set(defaults) - set(value), set(value) - known
+    if missing or unknown:
+        raise ValueError(f"{where}: missing {sorted(missing)}, unknown {sorted(unknown)}")
+    return {**defaults, **value}
+
+
+def _later_defaults(cls: Any) -> dict[str, Any]:  # noqa: ANN401 - a dataclass
+    """Defaults of the fields that older stores lack."""
+    return {item.name: item.default for item in fields(cls) if "added_later" in item.metadata}
+
+
+def _without_defaults(item: Any, record: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401 - a dataclass
+    """A record without those later fields that have their default."""
+    defaults = _later_defaults(item)
+    return {name: value for name, value in record.items() if name not in defaults or value != defaults[name]}
 
 
 def _typed(value: object, expected: type[T], where: str) -> T:

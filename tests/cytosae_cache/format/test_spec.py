@@ -23,6 +23,7 @@ def test_json_round_trip():
         {"d_model": 16},
         {"tokens": TokenLayout(1, 4, (2, 2))},
         {"preprocessing": Preprocessing(image_size=196)},
+        {"preprocessing": Preprocessing(scale=1.0)},
         {"store_dtype": "float32"},
         {"precision": "bf16"},
         {"model_name": "other"},
@@ -40,6 +41,15 @@ def test_the_hash_is_frozen():
     # Golden: a change here would make every store on users' disks look like another one.
     assert make_spec().hash == "b715f6e1d521"
     assert canonical_json({"b": 1, "a": [1.5, "ä"]}) == '{"a":[1.5,"ä"],"b":1}'.encode()
+
+
+def test_fields_added_later_are_left_out_while_they_have_the_meaning_of_then():
+    old = make_spec().to_json()
+    assert "scale" not in old["preprocessing"]
+    assert StoreSpec.from_json(old).preprocessing.scale == 1 / 255
+    new = dataclasses.replace(make_spec(), preprocessing=Preprocessing(scale=1.0))
+    assert new.to_json()["preprocessing"]["scale"] == 1.0
+    assert StoreSpec.from_json(new.to_json()) == new
 
 
 @pytest.mark.parametrize(
