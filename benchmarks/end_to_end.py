@@ -22,7 +22,9 @@ from cytosae.sae.loss import LossWeights
 from cytosae.sae.registry import make_sae
 from cytosae.training.step import TrainStep
 from cytosae_cache.reading.permutation import epoch_order
-from cytosae_pipeline.building.build import build_store, compute_activations, make_spec
+from cytosae_pipeline.building.activations import compute_activations
+from cytosae_pipeline.building.build import build_store
+from cytosae_pipeline.building.plan import make_spec
 from cytosae_pipeline.config import BuildConfig, StatisticsConfig, TrainConfig
 from cytosae_pipeline.demo.cohort import plan_cohort, write_cohort
 from cytosae_pipeline.images.decoding import ImageDecoder
@@ -109,7 +111,7 @@ def run_reference(images: ImageList, options: argparse.Namespace) -> None:
             decoded = decoder.iter_rows(rows)
             for start in range(0, len(rows), _BATCH):
                 batch = [next(decoded) for _ in rows[start : start + _BATCH]]
-                yield torch.from_numpy(compute_activations(backbone, batch, spec, info, cpu))
+                yield torch.from_numpy(compute_activations(backbone, batch, spec, cpu)[0])
 
         for epoch in range(options.epochs):
             for x in activations(epoch_order(len(images), seed=0, epoch=epoch).tolist()):

@@ -27,7 +27,7 @@ from cytosae_cache.reading.sampler import BatchOf
 from cytosae_cache.storage.atomic import write_all
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.writer import ShardData, StoreWriter, create_store
-from cytosae_pipeline.building.build import widen_with_torch
+from cytosae_pipeline.building.activations import widen_with_torch
 
 
 def make_spec(d_model: int) -> StoreSpec:

@@ -1,19 +1,18 @@
 """Backbones: vision transformers loaded from a path, cut after the requested block, every key checked."""
 
-import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from cytosae.backbones import dinov2 as vit_checkpoint
-from cytosae.backbones import huggingface as vit_transformers
-from cytosae.backbones.errors import BackboneError, BackboneNotFoundError
+from cytosae.backbones.errors import BackboneError
 from cytosae.backbones.images import IMAGE_MEAN, IMAGE_SIZE, IMAGE_STD
-
-_FOLDER_FILES = ("config.json", "model*.safetensors", "pytorch_model*.bin")
-"""Files of a transformers folder that determine what the network computes."""
+from cytosae.backbones.preprocessing import StatedTransform
+from cytosae.backbones.resolve import Encoder, build_network, resolve_encoder
+from cytosae.backbones.vit import VisionTransformer
+from cytosae.backbones.weights import read_checkpoint, weights_sha256
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class BackboneInfo:
     name: str
     """Name, for example `dinov2_vitb14`."""
     weights_sha256: str
-    """SHA-256 of the file; for a folder, over its config and weight files."""
+    """SHA-256 of the file; for a folder, over its description and weight files."""
     block: int
     """Block whose output is used, as a Python index."""
     n_blocks: int
@@ -44,6 +43,14 @@ class BackboneInfo:
     """Mean that the input's channels are relative to."""
     image_std: tuple[float, float, float] = IMAGE_STD
     """Standard deviation that the input's channels are divided by."""
+    image_scale: float = 1 / 255
+    """Factor of the pixel values, before the mean is subtracted."""
+    resample: str = "bilinear"
+    """Pillow's filter of the resize."""
+    kind: str = field(default="", compare=False)
+    """The network in words, for people."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What a user should know: parts of the checkpoint that were left out, what was assumed."""
 
     @property
     def n_tokens(self) -> int:
@@ -52,24 +59,22 @@ class BackboneInfo:
 
 
 class Backbone(nn.Module):
-    """A vision transformer that ends with the requested block.
+    """A vision transformer that ends with the last requested block.
 
     Args:
-        model: A transformers model with `block + 1` blocks.
+        model: A network with at least the requested blocks.
         info: Its description.
-        arguments: Further arguments for calling the model.
+        blocks: Blocks whose output `compute_blocks` returns, as Python indices; None: that of `info`.
     """
 
-    def __init__(self, model: nn.Module, info: BackboneInfo, arguments: dict[str, bool] | None = None) -> None:
+    def __init__(self, model: VisionTransformer, info: BackboneInfo, blocks: Sequence[int] | None = None) -> None:
         super().__init__()
-        self.model, self.info, self._arguments = model, info, arguments or {}
-        self._captured: torch.Tensor | None = None
-        blocks = find_blocks(model, info.block % info.n_blocks + 1)
-        blocks[-1].register_forward_hook(self._capture)
+        self.model, self.info = model, info
+        self.blocks = tuple(block % info.n_blocks for block in ((info.block,) if blocks is None else blocks))
         self.requires_grad_(False).eval()
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Output of the requested block, before any final norm (docs/definitions.md, section 2).
+        """Output of the first requested block, before any final norm (docs/definitions.md, section 2).
 
         Args:
             pixels: Normalised images, shape `(B, 3, image_size, image_size)`.
@@ -79,90 +84,65 @@ class Backbone(nn.Module):
             parameters unless the caller uses autocast.
 
         Raises:
-            BackboneError: If the pixels have another shape, or the network returns other tokens than described.
+            BackboneError: If the pixels have another shape.
+        """
+        return self.compute_blocks(pixels)[0]
+
+    def compute_blocks(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """Output of every requested block from one pass, in the order of the request; each as `forward` returns it.
+
+        Raises:
+            BackboneError: If the pixels have another shape.
         """
         wanted = (3, self.info.image_size, self.info.image_size)
         if pixels.ndim != 4 or tuple(pixels.shape[1:]) != wanted:
             raise BackboneError(f"pixels have shape {tuple(pixels.shape)}, expected {('B', *wanted)}")
-        self.model(pixel_values=pixels, **self._arguments)
-        tokens, self._captured = self._captured, None
-        expected = (len(pixels), self.info.n_tokens, self.info.d_model)
-        if tokens is None or tuple(tokens.shape) != expected:
-            raise BackboneError(
-                f"the network returned tokens of shape {getattr(tokens, 'shape', None)}, expected {expected}"
-            )
-        return tokens
-
-    def _capture(self, module: nn.Module, inputs: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
-        """Keep the block's output; older versions of transformers return it in a tuple."""
-        self._captured = output[0] if isinstance(output, tuple) else output
+        outputs = self.model(pixels, set(self.blocks))
+        return [outputs[block] for block in self.blocks]
 
 
-def describe_backbone(path: Path, *, name: str | None, block: int, weights_digest: str | None = None) -> BackboneInfo:
+def describe_backbone(
+    path: Path,
+    *,
+    name: str | None,
+    block: int,
+    weights_digest: str | None = None,
+    preprocessing: StatedTransform | None = None,
+) -> BackboneInfo:
     """Describe a checkpoint without building the network, checking every key and shape.
 
     Args:
-        path: DinoBloom or DINOv2 checkpoint (.pth, .safetensors), or a local transformers folder.
-        name: Name of the architecture; inferred from the shapes if None.
+        path: Checkpoint (.pth, .pt, .bin, .safetensors) of a known encoder, or a local folder of transformers, timm or
+            open_clip (docs/encoders.md).
+        name: Name of the encoder where nothing in the checkpoint states it, else a label; inferred if None.
         block: Requested block, as a Python index.
         weights_digest: `weights_sha256` of the path, if it is known already.
-
-    Returns:
-        The description; that of a transformers folder comes from its JSON files alone.
+        preprocessing: What is to be done with the images instead of what the encoder's own files say.
 
     Raises:
         BackboneNotFoundError: If `path` does not exist.
-        BackboneError: If the checkpoint is damaged, contains Python objects, does not match `name`, or lacks the block.
+        BackboneError: If the checkpoint is damaged, contains Python objects, does not match its description, lacks the
+            block, or if nothing says how it wants its images.
     """
-    if not path.exists():
-        raise BackboneNotFoundError(
-            f"no vision transformer at '{path}'. Give the path of its checkpoint with --model_path, "
-            "or try the small one in the package with --model_path embedded"
-        )
-    digest = weights_digest or weights_sha256(path)
-    if path.is_dir():
-        folder = vit_transformers.read_folder(path)
-        _check_block(block, folder.n_blocks, path)
-        side = IMAGE_SIZE // folder.patch_size
-        return BackboneInfo(
-            name=name or folder.name,
-            weights_sha256=digest,
-            block=block,
-            n_blocks=folder.n_blocks,
-            d_model=folder.d_model,
-            patch_size=folder.patch_size,
-            n_cls=folder.n_cls,
-            n_registers=folder.n_registers,
-            grid=(side, side),
-            image_mean=folder.image_mean,
-            image_std=folder.image_std,
-        )
-    state, stated = vit_checkpoint.read_state(path)
-    architecture = vit_checkpoint.choose_architecture(state, stated, name, path)
-    vit_checkpoint.check_state(state, architecture, path)
-    _check_block(block, architecture.depth, path)
-    side = IMAGE_SIZE // architecture.patch_size
-    return BackboneInfo(
-        name=name or architecture.name,
-        weights_sha256=digest,
-        block=block,
-        n_blocks=architecture.depth,
-        d_model=architecture.width,
-        patch_size=architecture.patch_size,
-        n_cls=1,
-        n_registers=architecture.n_registers,
-        grid=(side, side),
-    )
+    encoder = resolve_encoder(read_checkpoint(path), name, preprocessing or StatedTransform())
+    _check_block(block, encoder.architecture.depth, path)
+    return _describe(encoder, weights_digest or weights_sha256(path), block)
 
 
 def load_backbone(
-    path: Path, info: BackboneInfo, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    path: Path,
+    info: BackboneInfo,
+    *,
+    blocks: Sequence[int] | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Backbone:
-    """Load a described backbone up to its requested block; later blocks are neither built nor read.
+    """Load a described backbone up to its last requested block; later blocks are neither built nor read.
 
     Args:
         path: As for `describe_backbone`.
         info: What `describe_backbone` returned for the path; the checkpoint is not hashed again.
+        blocks: Blocks whose output is wanted, as Python indices; None: that of `info`.
         device: Device of the network.
         dtype: Type of its parameters.
 
@@ -172,37 +152,35 @@ def load_backbone(
     Raises:
         BackboneError: As for `describe_backbone`, or if a weight in use is NaN or infinity.
     """
-    n_kept = info.block % info.n_blocks + 1
-    if path.is_dir():
-        model, arguments = vit_transformers.load_folder(path, n_kept)
-    else:
-        state, stated = vit_checkpoint.read_state(path)
-        architecture = vit_checkpoint.choose_architecture(state, stated, info.name, path)
-        vit_checkpoint.check_state(state, architecture, path)
-        model, arguments = vit_checkpoint.load_model(state, architecture, n_kept, info.grid, path), None
+    wanted = [block % info.n_blocks for block in (blocks or (info.block,))]
+    stated = StatedTransform(info.image_size, info.image_mean, info.image_std, info.image_scale, info.resample)
+    encoder = resolve_encoder(read_checkpoint(path), info.name, stated)
+    model = build_network(encoder, max(wanted) + 1)
     _check_finite(model, path)
-    return Backbone(model.to(device=device, dtype=dtype), info, arguments)
+    return Backbone(model.to(device=device, dtype=dtype), info, blocks)
 
 
-def find_blocks(model: nn.Module, n_blocks: int) -> nn.ModuleList:
-    """The list of transformer blocks inside a model.
-
-    Raises:
-        BackboneError: If the model has no list of that length.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == n_blocks:
-            return module
-    raise BackboneError(f"{type(model).__name__} has no list of {n_blocks} blocks: unknown version of transformers?")
-
-
-def weights_sha256(path: Path) -> str:
-    """SHA-256 of a checkpoint file, or over names and digests of a transformers folder's config and weight files."""
-    if path.is_dir():
-        files = sorted(item for pattern in _FOLDER_FILES for item in path.glob(pattern) if item.is_file())
-        return hashlib.sha256("".join(f"{item.name} {weights_sha256(item)}\n" for item in files).encode()).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _describe(encoder: Encoder, digest: str, block: int) -> BackboneInfo:
+    """The description of an encoder."""
+    architecture, transform = encoder.architecture, encoder.transform
+    return BackboneInfo(
+        name=architecture.name,
+        weights_sha256=digest,
+        block=block,
+        n_blocks=architecture.depth,
+        d_model=architecture.width,
+        patch_size=architecture.patch_size,
+        n_cls=architecture.n_cls,
+        n_registers=architecture.n_registers,
+        grid=encoder.grid,
+        image_size=transform.size,
+        image_mean=transform.mean,
+        image_std=transform.std,
+        image_scale=transform.scale,
+        resample=transform.resample,
+        kind=architecture.describe() + f", saved as {encoder.found.layout.name} does",
+        notes=encoder.notes,
+    )
 
 
 def _check_block(block: int, n_blocks: int, path: Path) -> None:
@@ -217,4 +195,4 @@ def _check_finite(model: nn.Module, path: Path) -> None:
     """Raise if a weight is NaN or infinity."""
     bad = [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
     if bad:
-        raise BackboneError(f"weights in '{path}' contain NaN or infinity: {'; '.join(bad)}")
+        raise BackboneError(f"weights in '{path}' contain NaN or infinity: {'; '.join(bad[:6])}")

@@ -27,6 +27,16 @@ MAX_PIXELS = 1 << 27
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
 """The only readers of Pillow that are used."""
 
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "hamming": Image.Resampling.HAMMING,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+"""Pillow's filters by name; all are antialiased apart from `nearest`."""
+
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF tag numbers
 
 
@@ -34,16 +44,17 @@ class UnreadableImageError(ValueError):
     """An image cannot be used; the message is a short reason without the path or contents."""
 
 
-def decode_image(data: bytes, *, size: int = IMAGE_SIZE) -> npt.NDArray[np.uint8]:
+def decode_image(data: bytes, *, size: int = IMAGE_SIZE, resample: str = "bilinear") -> npt.NDArray[np.uint8]:
     """Decode an image file and resize it.
 
-    First page, EXIF orientation applied, `convert('RGB')` (which drops an alpha channel), Pillow's antialiased bilinear
+    First page, EXIF orientation applied, `convert('RGB')` (which drops an alpha channel), Pillow's antialiased
     resize that does not keep the aspect ratio. 16-bit grey is scaled from 0..65535 to 0..255 first; Pillow would clip
     it.
 
     Args:
         data: The file's bytes.
         size: Height and width of the result in pixels.
+        resample: One of `FILTERS`.
 
     Returns:
         RGB, uint8, shape `(size, size, 3)`.
@@ -68,8 +79,8 @@ def decode_image(data: bytes, *, size: int = IMAGE_SIZE) -> npt.NDArray[np.uint8
                 rgb = _to_eight_bits(upright).convert("RGB")
                 # First the width, then the height, as Pillow did up to version 12. Version 13 reverses the order for
                 # tall images, which can change a value by one grey level, while the store's spec would stay the same.
-                wide = rgb.resize((size, rgb.height), Image.Resampling.BILINEAR)
-                resized = wide.resize((size, size), Image.Resampling.BILINEAR)
+                wide = rgb.resize((size, rgb.height), FILTERS[resample])
+                resized = wide.resize((size, size), FILTERS[resample])
     except UnreadableImageError:
         raise
     except UnidentifiedImageError as error:
@@ -86,14 +97,16 @@ def to_tensor(
     *,
     mean: Sequence[float] = IMAGE_MEAN,
     std: Sequence[float] = IMAGE_STD,
+    scale: float = 1 / 255,
     device: "torch.device | str" = "cpu",
 ) -> "torch.Tensor":
-    """The network's input from pixels: divided by 255, minus the mean, over the standard deviation, channels first.
+    """The network's input from pixels: scaled, minus the mean, over the standard deviation, channels first.
 
     Args:
         pixels: RGB, uint8, shape `(B, H, W, 3)`.
         mean: Mean of each channel.
         std: Standard deviation of each channel.
+        scale: Factor of the pixel values.
         device: Device of the result, on which it is computed.
 
     Returns:
@@ -102,7 +115,9 @@ def to_tensor(
     import torch
 
     # Bytes are copied to the device, a quarter of the volume of floats.
-    x = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).contiguous().float().div_(255)
+    x = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).contiguous().float()
+    # A division, as ever: multiplying by the rounded 1/255 would change last digits.
+    x = x.div_(255) if scale == 1 / 255 else x.mul_(scale)
     shape = (1, 3, 1, 1)
     return x.sub_(torch.tensor(mean, device=device).view(shape)).div_(torch.tensor(std, device=device).view(shape))
 

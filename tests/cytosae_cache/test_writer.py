@@ -17,7 +17,7 @@ from cytosae_cache.format.moments import widen
 from cytosae_cache.format.shard import make_index, shard_name
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.writer import StoreWriter, create_store
-from cytosae_pipeline.building.build import widen_with_torch
+from cytosae_pipeline.building.activations import widen_with_torch
 from tests.support.stores import (
     PROVENANCE,
     fill_store,

@@ -94,7 +94,6 @@ class Nursery:
 def _serve() -> None:
     """The parent: a child for every line of stdin, a line of stdout for every child."""
     import torch  # noqa: F401
-    import transformers.models.dinov2.modeling_dinov2  # noqa: F401
     import zarr.codecs  # noqa: F401
 
     import cytosae_pipeline.building.build  # noqa: F401

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cytosae.backbones.dinov2 import VitArchitecture, expected_shapes
+from cytosae.backbones.dinov2 import expected_shapes
+from cytosae.backbones.vit import Architecture
 
 LABELS = ("blast", "lymphocyte", "neutrophil")
 HEARING_MAIN = (
@@ -37,7 +38,7 @@ def write_vit(
     path: Path, *, width: int = 24, depth: int = 4, patch_size: int = 112, name: str = "toy_vit", seed=0
 ) -> Path:
     """A random network in DinoBloom's file layout that states its own small architecture."""
-    architecture = VitArchitecture(name, width, depth, heads=2, patch_size=patch_size)
+    architecture = Architecture(name, width, depth, heads=2, patch_size=patch_size)
     generator = torch.Generator().manual_seed(seed)
     shapes = expected_shapes(architecture)
     n_patches = (224 // patch_size) ** 2

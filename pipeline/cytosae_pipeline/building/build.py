@@ -10,80 +10,39 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import numpy as np
-import torch
 
-from cytosae.backbones.backbone import Backbone, BackboneInfo, describe_backbone, load_backbone
-from cytosae.backbones.images import to_tensor
+from cytosae.backbones.backbone import Backbone, load_backbone
 from cytosae_cache.errors import StoreCorruptError, StoreError, StoreMismatchError, StoreNotFoundError
 from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.format.marks import remove_marks
 from cytosae_cache.format.metadata import Provenance
-from cytosae_cache.format.spec import Precision, Preprocessing, StoreDtype, StoreSpec, TokenLayout
+from cytosae_cache.format.spec import StoreSpec
 from cytosae_cache.storage.atomic import write_file
 from cytosae_cache.storage.base import Location, StorageBackend
 from cytosae_cache.storage.open import open_storage
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.writer import ShardData, StoreWriter, clear_leftovers, create_store
 from cytosae_pipeline import __version__
+from cytosae_pipeline.building.activations import compute_activations, widen_with_torch
+from cytosae_pipeline.building.plan import BuildPlan, StorePlan, existing_folder, plan_build
 from cytosae_pipeline.building.source_check import check_sizes, count_reasons, reopen_shards
 from cytosae_pipeline.config import BuildConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.decoding import Decoded, ImageDecoder
 from cytosae_pipeline.images.files import VANISHED
-from cytosae_pipeline.images.listing import ImageList, open_dataset
-from cytosae_pipeline.runtime.devices import autocast, choose_device, choose_precision
 from cytosae_pipeline.runtime.progress import Progress, format_bytes, format_seconds
 from cytosae_pipeline.workspace.csv_files import to_csv
 from cytosae_pipeline.workspace.find import require_dataset
-from cytosae_pipeline.workspace.paths import Workspace, resolve_model_path
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
+from cytosae_pipeline.workspace.paths import Workspace
 
 logger = logging.getLogger(__name__)
 
 _MOST_WORKERS = 8
-_TORCH_SINGLE_THREADED = 32_768
-"""Elements up to which torch stays in the calling thread."""
-
-
-@dataclass(frozen=True)
-class BuildPlan:
-    """What a build will do, decided before any work begins."""
-
-    images: ImageList
-    """Images in row order."""
-    model_path: Path
-    """Checkpoint of the backbone."""
-    info: BackboneInfo
-    """Description of the checkpoint."""
-    spec: StoreSpec
-    """What identifies the store."""
-    store: Location
-    """Place of the store."""
-    n_bytes: int
-    """Bytes of its activations, uncompressed."""
-    free_bytes: int | None
-    """Free disk at that place; None for remote storage."""
-    device: torch.device
-    """Device of the network."""
-
-    def describe(self) -> str:
-        """The plan as text."""
-        first = self.images.rows[0]
-        free = "remote" if self.free_bytes is None else f"{format_bytes(self.free_bytes)} free"
-        labels, patients = ({name for name in column if name} for column in (self.images.labels, self.images.patients))
-        return (
-            f"{len(self.images):,} images ({len(labels)} labels, {len(patients)} patients; layout "
-            f"{self.images.layout}) from '{self.images.root}'\n"
-            f"for example '{first.path}': label '{first.label}', patient '{first.patient}'\n"
-            f"{self.spec.model_name} block {self.spec.block} (of 0 to {self.spec.n_blocks - 1}), "
-            f"{self.spec.tokens.n_tokens} tokens x {self.spec.d_model}, {self.spec.precision} on {self.device}\n"
-            f"store '{self.store}': {format_bytes(self.n_bytes)} ({free})"
-        )
+Status = Literal["built", "resumed", "already complete"]
+"""What had to be done."""
 
 
 @dataclass(frozen=True)
@@ -100,59 +59,10 @@ class BuildResult:
     """Images of each kind of reason."""
     skipped_csv: Path | None
     """List of these images, if there are any."""
-    status: Literal["built", "resumed", "already complete"]
+    status: Status
     """What had to be done."""
     seconds: float
     """Duration in seconds."""
-
-
-def plan_build(config: BuildConfig, *, weights_digest: str | None = None) -> BuildPlan:
-    """Decide everything about a build without reading an image or running the network.
-
-    Raises:
-        ValueError: If the data set or checkpoint is missing or wrong; the message says what to do.
-    """
-    name = require_dataset(config)
-    workspace = Workspace(config.root_dir)
-    model_path = resolve_model_path(config.model_path)
-    if model_path is None:
-        raise UserError(
-            "build needs the vision transformer's checkpoint: --model_path ./DinoBloom-B.pth "
-            "(or --model_path embedded for the small one in the package)"
-        )
-    images = open_dataset(config.images or workspace.dataset_dir(name), config.layout)
-    if config.limit is not None:
-        images = images.spread(config.limit)
-    info = describe_backbone(
-        model_path, name=config.model_name, block=config.block_layer, weights_digest=weights_digest
-    )
-    device = choose_device(config.device)
-    spec = make_spec(info, store_dtype=config.store_dtype, precision=choose_precision(config.precision, device))
-    store = open_storage(config.store or workspace.store_path(name, spec.hash)).location
-    n_bytes = len(images) * spec.record_bytes
-    return BuildPlan(images, model_path, info, spec, store, n_bytes, _free_bytes(store), device)
-
-
-def _free_bytes(store: Location) -> int | None:
-    """Free disk at the place of a store; None for remote storage."""
-    if isinstance(store, str):
-        return None
-    return shutil.disk_usage(_existing(store)).free
-
-
-def make_spec(info: BackboneInfo, *, store_dtype: StoreDtype, precision: Precision) -> StoreSpec:
-    """The spec of a backbone's activations."""
-    return StoreSpec(
-        model_name=info.name,
-        weights_sha256=info.weights_sha256,
-        block=info.block % info.n_blocks,
-        n_blocks=info.n_blocks,
-        d_model=info.d_model,
-        tokens=TokenLayout(info.n_cls, info.n_registers, info.grid),
-        preprocessing=Preprocessing(image_size=info.image_size, mean=info.image_mean, std=info.image_std),
-        store_dtype=store_dtype,
-        precision=precision,
-    )
 
 
 def build_store(config: BuildConfig) -> BuildResult:
@@ -166,11 +76,22 @@ def build_store(config: BuildConfig) -> BuildResult:
     return build_and_open(config)[1]
 
 
+def build_stores(config: BuildConfig) -> list[BuildResult]:
+    """`build_store` for several blocks, from one pass of the network: one store per block, in their order.
+
+    Raises:
+        ValueError: As for `build_and_open`.
+        StoreError: As for `build_and_open`.
+        SourceError: As for `build_and_open`.
+    """
+    return [result for _, result in _build(config, None)]
+
+
 def build_and_open(config: BuildConfig, *, weights_digest: str | None = None) -> tuple[ActivationStore, BuildResult]:
     """`build_store`, with the complete store.
 
     Args:
-        config: Options.
+        config: Options, with one block.
         weights_digest: `weights_sha256` of the checkpoint, if it is known already.
 
     Raises:
@@ -178,27 +99,44 @@ def build_and_open(config: BuildConfig, *, weights_digest: str | None = None) ->
         StoreError: If the disk is full or cannot be written; finished work is kept.
         SourceError: If the disk with the images fails; finished work is kept.
     """
+    if len(config.block_layer) > 1:
+        raise UserError(f"block_layer asks for {len(config.block_layer)} stores: call build_stores, or give one block")
+    return _build(config, weights_digest)[0]
+
+
+def _build(config: BuildConfig, weights_digest: str | None) -> list[tuple[ActivationStore, BuildResult]]:
+    """Build the stores of all blocks, with their results."""
     started = time.monotonic()
     plan = plan_build(config, weights_digest=weights_digest)
     for note in plan.images.notes:
         logger.info(note)
     logger.info(plan.describe())
-    folder = open_storage(plan.store)
-    with _disk_messages(plan.store), folder.lock():
-        if config.overwrite:
-            _destroy(folder, chosen=config.store is not None)
-        store, status = _open_or_create(config, plan)
-        if status != "already complete":
-            store = _fill(store, config, plan)
-        skipped = _write_skipped(store, Workspace(config.root_dir).skipped_path(store.path, require_dataset(config)))
-    n_skipped = int((~store.valid).sum())
-    seconds = time.monotonic() - started
+    with contextlib.ExitStack() as stack:
+        for item in sorted(plan.stores, key=lambda item: str(item.store)):
+            stack.enter_context(_disk_messages(item.store))
+            stack.enter_context(open_storage(item.store).lock())
+        opened = []
+        for item in plan.stores:
+            if config.overwrite:
+                _destroy(open_storage(item.store), chosen=config.store is not None)
+            opened.append(_open_or_create(config, plan, item))
+        filled = _fill([store for store, status in opened if status != "already complete"], config, plan)
+        results = []
+        for store, status in opened:
+            complete = filled.get(store.spec, store)
+            results.append((complete, _conclude(complete, status, config, time.monotonic() - started)))
+        return results
+
+
+def _conclude(store: ActivationStore, status: Status, config: BuildConfig, seconds: float) -> BuildResult:
+    """List a store's unreadable images, and say what was done."""
+    skipped = _write_skipped(store, Workspace(config.root_dir).skipped_path(store.path, require_dataset(config)))
     if status == "already complete":
         logger.info(f"store '{store.path}' is already complete: nothing to do")
     else:
         logger.info(f"wrote store '{store.path}' in {format_seconds(seconds)}")
-    result = BuildResult(store.path, store.n_images, n_skipped, count_reasons(store), skipped, status, seconds)
-    return store, result
+    n_skipped = int((~store.valid).sum())
+    return BuildResult(store.path, store.n_images, n_skipped, count_reasons(store), skipped, status, seconds)
 
 
 def _destroy(folder: StorageBackend, *, chosen: bool) -> None:
@@ -213,17 +151,15 @@ def _destroy(folder: StorageBackend, *, chosen: bool) -> None:
     folder.delete()
 
 
-def _open_or_create(
-    config: BuildConfig, plan: BuildPlan
-) -> tuple[ActivationStore, Literal["built", "resumed", "already complete"]]:
+def _open_or_create(config: BuildConfig, plan: BuildPlan, item: StorePlan) -> tuple[ActivationStore, Status]:
     """The store to fill, and what has to be done."""
     images = plan.images
     digest = images.digest()
-    if open_storage(plan.store).size("zarr.json") is None:
-        if plan.free_bytes is not None and plan.n_bytes > plan.free_bytes and config.compression == "none":
+    if open_storage(item.store).size("zarr.json") is None:
+        if item.free_bytes is not None and item.n_bytes > item.free_bytes and config.compression == "none":
             raise StoreError(
-                f"the store needs {format_bytes(plan.n_bytes)}, but only {format_bytes(plan.free_bytes)} are free at "
-                f"'{plan.store}'. Free some space, use another --root_dir, or --limit the number of images"
+                f"the store needs {format_bytes(item.n_bytes)}, but only {format_bytes(item.free_bytes)} are free at "
+                f"'{item.store}'. Free some space, use another --root_dir, or --limit the number of images"
             )
         stamp = int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
         created = datetime.fromtimestamp(stamp, UTC).isoformat()
@@ -232,12 +168,12 @@ def _open_or_create(
         table = ImageTable(images.paths, images.labels, images.patients)
         shards = min(config.shard_images, len(images))
         return create_store(
-            plan.store, plan.spec, table, provenance, shard_images=shards, compression=config.compression
+            item.store, item.spec, table, provenance, shard_images=shards, compression=config.compression
         ), "built"
-    store = ActivationStore(plan.store)
+    store = ActivationStore(item.store)
     if store.provenance.list_digest != digest:
         raise StoreMismatchError(
-            f"store '{plan.store}' was made from {store.n_images:,} images with list digest "
+            f"store '{item.store}' was made from {store.n_images:,} images with list digest "
             f"{store.provenance.list_digest[:12]}, the current list has {len(images):,} and digest "
             f"{digest[:12]}: images, labels or patients changed. Use another --dataset_name, or --overwrite "
             "to build it from scratch"
@@ -251,36 +187,52 @@ def _open_or_create(
     found = (store.shard_images, store.compression, store.provenance.device)
     if wanted != found:
         raise StoreMismatchError(
-            f"the unfinished store '{plan.store}' was started with --shard_images {found[0]} --compression {found[1]} "
+            f"the unfinished store '{item.store}' was started with --shard_images {found[0]} --compression {found[1]} "
             f"--device {found[2]}, now these are {wanted[0]}, {wanted[1]} and {wanted[2]}. Give the same values, or "
             "--overwrite"
         )
     return store, "resumed"
 
 
-def _fill(store: ActivationStore, config: BuildConfig, plan: BuildPlan) -> ActivationStore:
-    """Compute and write the missing shards; returns the complete store."""
+def _fill(stores: Sequence[ActivationStore], config: BuildConfig, plan: BuildPlan) -> dict[StoreSpec, ActivationStore]:
+    """Compute and write the missing shards; returns the complete stores by their spec."""
+    if not stores:
+        return {}
     n_workers = config.workers if config.workers is not None else min(_MOST_WORKERS, os.cpu_count() or 1)
-    with (
-        StoreWriter(store, widen=widen_with_torch) as writer,
-        ImageDecoder(plan.images, n_workers=n_workers, image_size=plan.info.image_size) as decoder,
-    ):
-        todo = writer.missing_shards()
-        finished = sorted(set(range(store.n_shards)) - set(todo))
-        if finished:
-            todo = sorted([*todo, *reopen_shards(writer, finished, plan.images, decoder)])
-        writer.discard(todo)
-        rows = [row for shard in todo for row in store.shard_rows(shard)]
-        done = store.n_images - len(rows)
+    info = plan.info
+    with contextlib.ExitStack() as stack:
+        writers = [stack.enter_context(StoreWriter(store, widen=widen_with_torch)) for store in stores]
+        decoder = stack.enter_context(
+            ImageDecoder(plan.images, n_workers=n_workers, image_size=info.image_size, resample=info.resample)
+        )
+        missing = [_missing_shards(writer, plan, decoder) for writer in writers]
+        todo = sorted(set().union(*missing))
+        first = stores[0]
+        rows = [row for shard in todo for row in first.shard_rows(shard)]
+        done = first.n_images - len(rows)
         if done:
             logger.info(f"resuming after {done:,} images that are on disk and verified")
         if rows:
-            backbone = load_backbone(plan.model_path, plan.info, device=plan.device)
-            with Progress("build", store.n_images, "images", done=done) as progress:
+            blocks = [store.spec.block for store in stores]
+            backbone = load_backbone(plan.model_path, info, blocks=blocks, device=plan.device)
+            with Progress("build", first.n_images, "images", done=done) as progress:
                 decoded = decoder.iter_rows(rows)
                 for shard in todo:
-                    writer.submit(_compute_shard(store, shard, decoded, backbone, config, plan, progress))
-        return writer.finish()
+                    computed = _compute_shard(first, shard, decoded, backbone, config, plan, progress)
+                    for writer, shards, data in zip(writers, missing, computed, strict=True):
+                        if shard in shards:
+                            writer.submit(data)
+        return {store.spec: writer.finish() for store, writer in zip(stores, writers, strict=True)}
+
+
+def _missing_shards(writer: StoreWriter, plan: BuildPlan, decoder: ImageDecoder) -> set[int]:
+    """Shards that have to be computed, those of images that changed included; nothing of them is left on disk."""
+    todo = writer.missing_shards()
+    finished = sorted(set(range(writer.store.n_shards)) - set(todo))
+    if finished:
+        todo = sorted([*todo, *reopen_shards(writer, finished, plan.images, decoder)])
+    writer.discard(todo)
+    return set(todo)
 
 
 def _compute_shard(
@@ -291,10 +243,10 @@ def _compute_shard(
     config: BuildConfig,
     plan: BuildPlan,
     progress: Progress,
-) -> ShardData:
-    """Run the network on one shard's images, in batches that begin at the shard's first row."""
+) -> list[ShardData]:
+    """Run the network on one shard's images, in batches that begin at the shard's first row; one result per block."""
     rows = store.shard_rows(shard)
-    activations = np.empty((len(rows), *store.spec.image_shape), dtype=store.dtype)
+    activations = [np.empty((len(rows), *store.spec.image_shape), dtype=store.dtype) for _ in backbone.blocks]
     digests: list[bytes | None] = []
     reasons: list[str] = []
     sizes: list[int] = []
@@ -306,8 +258,10 @@ def _compute_shard(
                     f"image '{plan.images.rows[image.row].path}' cannot be read: {image.reason}. "
                     "Repair or remove it, or omit --strict-images to set such images aside"
                 )
-        computed = compute_activations(backbone, batch, plan.spec, plan.info, plan.device)
-        activations[start : start + len(batch)] = computed
+        for all_rows, part in zip(
+            activations, compute_activations(backbone, batch, store.spec, plan.device), strict=True
+        ):
+            all_rows[start : start + len(batch)] = part
         digests += [image.sha256 for image in batch]
         reasons += [image.reason for image in batch]
         sizes += [image.n_bytes for image in batch]
@@ -318,41 +272,7 @@ def _compute_shard(
             f"'{plan.images.rows[rows[0]].path}' in '{plan.images.root}': was a disk unmounted? Finished work is "
             "kept: run the command again to resume"
         )
-    return ShardData(shard, activations, digests, reasons, sizes)
-
-
-def compute_activations(
-    backbone: Backbone, batch: Sequence[Decoded], spec: StoreSpec, info: BackboneInfo, device: torch.device
-) -> "npt.NDArray[Any]":
-    """Activations of a batch in the store's dtype, shape `(n, T, D)`; NaN for unreadable images.
-
-    Unreadable images keep their slot in the batch as black pictures, so that the numbers of other images do not depend
-    on them.
-    """
-    size = info.image_size
-    pixels = np.zeros((len(batch), size, size, 3), dtype=np.uint8)
-    for slot, image in enumerate(batch):
-        if image.pixels is not None:
-            pixels[slot] = image.pixels
-    with torch.inference_mode(), autocast(spec.precision, device):
-        tensor = to_tensor(pixels, mean=info.image_mean, std=info.image_std, device=device)
-        # CPU-GPU sync point: the copy back waits for the forward pass. Decoding and writing continue in the meantime.
-        computed = backbone(tensor).to(getattr(torch, spec.value_dtype)).cpu().numpy()
-    for slot, image in enumerate(batch):
-        if image.reason:
-            computed[slot] = np.nan
-    return computed  # type: ignore[no-any-return]
-
-
-def widen_with_torch(out: "npt.NDArray[np.float64]", values: "npt.NDArray[Any]") -> None:
-    """Convert float16 to float64 with the processor's own instructions, which numpy does not use.
-
-    Works on slices too small for torch to split among threads, which the network needs.
-    """
-    step = max(1, _TORCH_SINGLE_THREADED // values.shape[1])
-    for start in range(0, len(values), step):
-        part = torch.from_numpy(values[start : start + step])
-        torch.from_numpy(out[start : start + step]).copy_(part.float())
+    return [ShardData(shard, part, digests, reasons, sizes) for part in activations]
 
 
 def _write_skipped(store: ActivationStore, path: Path) -> Path | None:
@@ -378,7 +298,7 @@ def _disk_messages(store: Location) -> Iterator[None]:
         reason = error.strerror or type(error).__name__
         where = f"store '{store}' cannot be written: {reason}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            free = format_bytes(shutil.disk_usage(_existing(store)).free)
+            free = format_bytes(shutil.disk_usage(existing_folder(store)).free)
             raise StoreError(
                 f"{where} ({free} free). Finished work is kept: free some space, then run the command again to resume"
             ) from error
@@ -393,8 +313,3 @@ def _concerns(error: OSError, store: Path) -> bool:
         return True
     place = Path(error.filename).absolute()
     return place.is_relative_to(store.absolute().parent) or store.absolute().is_relative_to(place)
-
-
-def _existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that exists."""
-    return next(place for place in [path, *path.absolute().parents] if place.exists())

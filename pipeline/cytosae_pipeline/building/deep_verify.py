@@ -8,11 +8,13 @@ import numpy.typing as npt
 import torch
 
 from cytosae.backbones.backbone import BackboneInfo, describe_backbone, load_backbone
+from cytosae.backbones.preprocessing import StatedTransform
 from cytosae_cache.format.spec import StoreSpec
 from cytosae_cache.reading.permutation import spread_rows
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.building.build import compute_activations, make_spec
+from cytosae_pipeline.building.activations import compute_activations
+from cytosae_pipeline.building.plan import make_spec
 from cytosae_pipeline.building.source_check import compare_source
 from cytosae_pipeline.config import StoreSource
 from cytosae_pipeline.errors import UserError
@@ -61,13 +63,13 @@ def verify_against_source(store: ActivationStore, config: StoreSource) -> list[s
     backbone = load_backbone(model_path, info, device=device)
     with (
         StoreReader(store) as reader,
-        ImageDecoder(images, n_workers=0, image_size=info.image_size) as decoder,
+        ImageDecoder(images, n_workers=0, image_size=info.image_size, resample=info.resample) as decoder,
         Progress("recompute", len(rows), "images") as bar,
         torch.inference_mode(),
     ):
         for start in range(0, len(rows), _BATCH_IMAGES):
             batch = list(decoder.iter_rows(rows[start : start + _BATCH_IMAGES].tolist()))
-            computed = compute_activations(backbone, batch, store.spec, info, device).astype(np.float64)
+            computed = compute_activations(backbone, batch, store.spec, device)[0].astype(np.float64)
             stored = reader.read(np.array([image.row for image in batch])).astype(np.float64)
             for image, mine, theirs in zip(batch, computed, stored, strict=True):
                 if image.reason:
@@ -84,13 +86,21 @@ def describe_own_backbone(store: ActivationStore, model_path: Path, name: str | 
     Args:
         store: The store.
         model_path: The checkpoint.
-        name: Name of its architecture; detected from the shapes if None.
+        name: Name of its encoder; that of the store if None.
 
     Raises:
         BackboneError: If the checkpoint does not exist or cannot be read.
         UserError: If it is another one.
     """
-    info = describe_backbone(model_path, name=name, block=store.spec.block - store.spec.n_blocks)
+    stated = store.spec.preprocessing
+    info = describe_backbone(
+        model_path,
+        name=name or store.spec.model_name,
+        block=store.spec.block - store.spec.n_blocks,
+        preprocessing=StatedTransform(
+            stated.image_size, stated.mean, stated.std, stated.scale, stated.resample.removeprefix("pillow-")
+        ),
+    )
     spec = make_spec(info, store_dtype=store.spec.store_dtype, precision=store.spec.precision)
     spec = dataclasses.replace(spec, model_name=store.spec.model_name)
     if spec != store.spec:

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import fields
 
-from cytosae.backbones.backbone import weights_sha256
+from cytosae.backbones.weights import weights_sha256
 from cytosae_cache.errors import StoreNotFoundError
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.building.build import build_and_open
@@ -41,7 +41,7 @@ def ensure_store(
         logger.info(f"no activation store of data set '{config.dataset_name}' yet: building it first")
     block = config.block_layer if default_block is None else default_block
     shared = {field.name: getattr(config, field.name) for field in fields(StoreSource)}
-    return build_and_open(BuildConfig(**{**shared, "block_layer": block}), weights_digest=digest)[0]
+    return build_and_open(BuildConfig(**{**shared, "block_layer": (block,)}), weights_digest=digest)[0]
 
 
 def _hash_weights(config: StoreSource) -> str | None:

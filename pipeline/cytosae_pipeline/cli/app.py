@@ -86,22 +86,26 @@ def build(as_json: bool, dry_run: bool, **values: Any) -> None:
     cytosae-cache build --dataset_name mll23 --model_path ./DinoBloom-B.pth --store s3://bucket/mll23.zarr
     """
     config = make_config(BuildConfig, values)
-    from cytosae_pipeline.building.build import build_store, plan_build
+    from cytosae_pipeline.building.build import build_stores
+    from cytosae_pipeline.building.plan import plan_build
 
     if dry_run:
         plan = plan_build(config)
-        facts = {"images": len(plan.images), "bytes": plan.n_bytes, "free_bytes": plan.free_bytes, "store": plan.store}
+        facts = {
+            "images": len(plan.images), "bytes": plan.n_bytes, "free_bytes": plan.stores[0].free_bytes,
+            "store": plan.stores[0].store, "stores": [item.store for item in plan.stores],
+        }  # fmt: skip
         print_result(facts, plan.describe() + "\nnothing was written (--dry-run)", as_json)
         return
-    result = build_store(config)
-    lines = [
-        f"store ({result.status}): {result.store}",
-        f"images: {result.n_images:,} in {format_seconds(result.seconds)}",
-    ]
+    results = build_stores(config)
+    result = results[0]
+    lines = [f"store ({item.status}): {item.store}" for item in results]
+    lines.append(f"images: {result.n_images:,} in {format_seconds(result.seconds)}")
     if result.skipped_csv is not None:
         kinds = ", ".join(f"{count:,} {reason}" for reason, count in list(result.skipped_reasons.items())[:3])
         lines.append(f"set aside as unreadable: {result.n_skipped:,} ({kinds}), listed in {result.skipped_csv}")
-    print_result(result, "\n".join(lines), as_json)
+    shown = result if len(results) == 1 else {"stores": [dataclasses.asdict(item) for item in results]}
+    print_result(shown, "\n".join(lines), as_json)
 
 
 @verb

@@ -70,7 +70,7 @@ def _make_option(field: "dataclasses.Field[Any]", annotation: Any) -> Callable[[
     """One option."""
     names = [f"--{name.replace('_', '-')}" for name in (field.name, *field.metadata["names"])]
     text = field.metadata["help"]
-    hint, _, multiple = parse_hint(annotation)
+    hint, _, length = parse_hint(annotation)
     if hint is bool:
         return click.option(*names, field.name, is_flag=True, default=field.default, help=text)
     choices = parse_choices(hint, field.metadata)
@@ -80,7 +80,8 @@ def _make_option(field: "dataclasses.Field[Any]", annotation: Any) -> Callable[[
         field.name,
         type=click.Path(path_type=Path) if hint is Path else kind,
         default=field.default,
-        multiple=multiple,
+        multiple=length is None,
+        nargs=length or 1,
         help=text,
         show_default=field.default is not None and "[default" not in text,
     )

@@ -69,22 +69,29 @@ def check_field(record: type[Config], name: str, value: object) -> Any:  # noqa:
         UserError: If the field does not allow it.
     """
     field = record.__dataclass_fields__[name]
-    hint, is_optional, is_tuple = parse_hint(_hints(record)[name])  # type: ignore[arg-type] # a class is hashable
+    hint, is_optional, length = parse_hint(_hints(record)[name])  # type: ignore[arg-type] # a class is hashable
     if value is None and is_optional:
         return None
-    if not is_tuple:
+    if length == 1:
         return _check(name, value, hint, field.metadata)
     values = value if isinstance(value, list | tuple) else (value,)
+    if length is not None and len(values) != length:
+        raise UserError(f"{name} must be {length} values, found {value!r}")
     return tuple(_check(name, item, hint, field.metadata) for item in values)
 
 
-def parse_hint(hint: Any) -> tuple[Any, bool, bool]:  # noqa: ANN401 - an annotation
-    """An annotation without `None` and `tuple`, whether `None` is allowed, and whether it is a tuple of any length."""
+def parse_hint(hint: Any) -> tuple[Any, bool, int | None]:  # noqa: ANN401 - an annotation
+    """An annotation without `None` and `tuple`, whether `None` is allowed, and how many values it holds.
+
+    The last is 1 for a single value and None for a tuple of any length.
+    """
     is_optional = typing.get_origin(hint) in (Union, types.UnionType)
     if is_optional:
         (hint,) = (item for item in typing.get_args(hint) if item is not types.NoneType)
-    is_tuple = typing.get_origin(hint) is tuple
-    return (typing.get_args(hint)[0] if is_tuple else hint), is_optional, is_tuple
+    if typing.get_origin(hint) is not tuple:
+        return hint, is_optional, 1
+    items = typing.get_args(hint)
+    return items[0], is_optional, None if items[-1] is Ellipsis else len(items)
 
 
 def parse_choices(hint: Any, metadata: typing.Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ANN401 - an annotation

@@ -12,8 +12,8 @@ Layout = Literal["auto", "class", "patient", "class/patient"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoreChoice(Config):
-    """Options of every verb that reads a store: which one."""
+class StorePlace(Config):
+    """Options that say where a store is, and of which encoder."""
 
     root_dir: Path = option(Path(), "Folder that contains dataset/ and out/.")
     dataset_name: str | None = option(None, "Name of the data set.", "dataset")
@@ -22,18 +22,28 @@ class StoreChoice(Config):
         "Path or URL (s3://...) of the store itself, instead of the place under root_dir named after the data set.",
     )
     model_name: str | None = option(
-        None, "Backbone, such as dinov2_vits14, dinov2_vitb14, dinov2_vitl14 or dinov2_vitg14. Detected if not given."
+        None,
+        "Encoder, such as dinov2_vitb14, uni or kaiko_vits8 (docs/encoders.md lists all). Needed only where neither "
+        "the files nor the shapes say which it is.",
     )
-    block_layer: int = option(-2, "Block whose output is used, as a Python index; -2 is the second-to-last.")
     module_name: Literal["resid"] = option("resid", "What is used of the block: the residual stream after it.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoreSource(StoreChoice):
-    """Options of every verb that builds a missing store first: from what."""
+class StoreChoice(StorePlace):
+    """Options of every verb that reads a store: which one."""
+
+    block_layer: int = option(-2, "Block whose output is used, as a Python index; -2 is the second-to-last.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSource(Config):
+    """Options of everything that runs an encoder over images."""
 
     model_path: Path | None = option(
-        None, "Checkpoint of the vision transformer, a local transformers folder, or the word `embedded`."
+        None,
+        "Checkpoint of the vision transformer, a local folder of transformers, timm or open_clip, or the word "
+        "`embedded`.",
     )
     images: Path | None = option(
         None, "Folder of images, or a CSV with columns path[,label][,patient]. [default: <root>/dataset/<name>]"
@@ -43,5 +53,19 @@ class StoreSource(StoreChoice):
         "Meaning of the folder levels: class = the parent folder is the label, patient = the parent is the patient, "
         "class/patient = the grandparent is the label. auto uses manifest.csv if there is one, else the depth.",
     )
+    image_size: int | None = option(
+        None, "Height and width in pixels that images are resized to. [default: the encoder's own]", minimum=1
+    )
+    image_mean: tuple[float, float, float] | None = option(
+        None, "Mean of each RGB channel, subtracted from values of 0 to 1. [default: the encoder's own]"
+    )
+    image_std: tuple[float, float, float] | None = option(
+        None, "Standard deviation of each RGB channel. [default: the encoder's own]", above=0
+    )
     vit_type: str = option("custom", "Kind of backbone; one folder of the outputs is named after it.")
     device: Device = option("auto", "Device to run on. auto: cuda, then mps, then cpu.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreSource(ImageSource, StoreChoice):
+    """Options of every verb that builds a missing store first: from what."""

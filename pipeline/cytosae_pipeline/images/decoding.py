@@ -63,10 +63,13 @@ class ImageDecoder:
         images: The list.
         n_workers: Worker processes; 0 decodes in this one.
         image_size: Height and width wanted, in pixels.
+        resample: Filter of the resize, one of `cytosae.backbones.images.FILTERS`.
     """
 
-    def __init__(self, images: ImageList, *, n_workers: int, image_size: int = IMAGE_SIZE) -> None:
-        self._images, self._size, self._n_workers = images, image_size, n_workers
+    def __init__(
+        self, images: ImageList, *, n_workers: int, image_size: int = IMAGE_SIZE, resample: str = "bilinear"
+    ) -> None:
+        self._images, self._size, self._resample, self._n_workers = images, image_size, resample, n_workers
         self._pool = WorkerPool(n_workers) if n_workers else None
 
     def iter_rows(self, rows: Iterable[int]) -> Iterator[Decoded]:
@@ -97,15 +100,15 @@ class ImageDecoder:
             self._pool.shutdown()
 
     def _iter_tasks(
-        self, function: Callable[[Path, Sequence[tuple[int, ImageRow]], int], list[T]], rows: Iterable[int]
+        self, function: Callable[[Path, Sequence[tuple[int, ImageRow]], int, str], list[T]], rows: Iterable[int]
     ) -> Iterator[T]:
         """Results of a function of a few rows at a time, in order, a bounded number ahead."""
         remaining = ((row, self._images.rows[row]) for row in rows)
         tasks = iter(lambda: list(itertools.islice(remaining, _IMAGES_PER_TASK)), [])
-        root, size = self._images.root, self._size
+        root, size, resample = self._images.root, self._size, self._resample
         if self._pool is None:
             for task in tasks:
-                yield from function(root, task, size)
+                yield from function(root, task, size, resample)
             return
         pending: deque[Future[list[T]]] = deque()
         n_new = self._n_workers * _TASKS_AHEAD_PER_WORKER
@@ -118,34 +121,38 @@ class ImageDecoder:
                     f"with fewer processes: --workers {max(0, self._n_workers // 2)}"
                 ) from error
             for task in itertools.islice(tasks, n_new):
-                pending.append(self._pool.submit(function, root, task, size))
+                pending.append(self._pool.submit(function, root, task, size, resample))
             yield from done
             if not pending:
                 return
             n_new = 1
 
 
-def decode_files(root: Path, items: Sequence[tuple[int, ImageRow]], size: int) -> list[Decoded]:
+def decode_files(
+    root: Path, items: Sequence[tuple[int, ImageRow]], size: int, resample: str = "bilinear"
+) -> list[Decoded]:
     """Read and decode files; runs in a worker process.
 
     Args:
         root: Folder that all files must be inside.
         items: Row number and row of each.
         size: Height and width wanted, in pixels.
+        resample: Filter of the resize.
 
     Raises:
         SourceError: If the disk fails repeatedly.
     """
-    return [_decode_file(root, number, row, size) for number, row in items]
+    return [_decode_file(root, number, row, size, resample) for number, row in items]
 
 
-def hash_files(root: Path, items: Sequence[tuple[int, ImageRow]], size: int = 0) -> list[Hashed]:
+def hash_files(root: Path, items: Sequence[tuple[int, ImageRow]], size: int = 0, resample: str = "") -> list[Hashed]:
     """Read and hash files; runs in a worker process.
 
     Args:
         root: Folder that all files must be inside.
         items: Row number and row of each.
         size: Not used: nothing is decoded.
+        resample: Not used.
 
     Raises:
         SourceError: If the disk fails repeatedly.
@@ -153,14 +160,14 @@ def hash_files(root: Path, items: Sequence[tuple[int, ImageRow]], size: int = 0)
     return [_hash_file(root, number, row) for number, row in items]
 
 
-def _decode_file(root: Path, number: int, row: ImageRow, size: int) -> Decoded:
+def _decode_file(root: Path, number: int, row: ImageRow, size: int, resample: str) -> Decoded:
     try:
         data = _read_inside(root, row)
     except UnusableFileError as error:
         return Decoded(number, None, None, str(error))
     digest = hashlib.sha256(data).digest()
     try:
-        return Decoded(number, decode_image(data, size=size), digest, "", len(data))
+        return Decoded(number, decode_image(data, size=size, resample=resample), digest, "", len(data))
     except UnreadableImageError as error:
         return Decoded(number, None, digest, str(error), len(data))
 

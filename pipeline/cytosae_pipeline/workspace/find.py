@@ -8,6 +8,7 @@ from cytosae_cache.format.spec import StoreSpec
 from cytosae_cache.store import ActivationStore, iter_stores
 from cytosae_pipeline.config import StoreChoice
 from cytosae_pipeline.config.fields import suggest
+from cytosae_pipeline.config.store import StorePlace
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.workspace.paths import Workspace
 
@@ -55,7 +56,7 @@ def list_stores(stores: Sequence[ActivationStore]) -> str:
     )
 
 
-def require_dataset(choice: StoreChoice) -> str:
+def require_dataset(choice: StorePlace) -> str:
     """The data set's name.
 
     Raises:

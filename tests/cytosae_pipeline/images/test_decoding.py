@@ -210,7 +210,7 @@ def test_a_failing_disk_reaches_the_caller_from_a_worker(tmp_path):
             list(decoder._iter_tasks(_fail, [0]))
 
 
-def _fail(root, items, size):
+def _fail(root, items, size, resample):
     raise SourceError("image cannot be read at the moment")
 
 

@@ -10,7 +10,7 @@ import torch
 from cytosae.backbones.backbone import Backbone, load_backbone
 from cytosae.backbones.images import decode_image
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.building.build import compute_activations
+from cytosae_pipeline.building.activations import compute_activations
 from cytosae_pipeline.building.deep_verify import describe_own_backbone
 from cytosae_pipeline.config import StoreSource
 from cytosae_pipeline.images.decoding import Decoded
@@ -46,7 +46,7 @@ class UploadReader:
         """
         # A file of a few bytes may decode to hundreds of MB: never decode two at once.
         with self._decoding:
-            return decode_image(data, size=self._info.image_size)
+            return decode_image(data, size=self._info.image_size, resample=self._info.resample)
 
     def compute(self, pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
         """Activations of an image in the type that the store returns, shape `(T, D)`. Not thread-safe.
@@ -57,7 +57,7 @@ class UploadReader:
         if self._backbone is None:
             self._backbone = load_backbone(self._path, self._info, device=self._device)
         image = Decoded(0, pixels, None, "")
-        computed = compute_activations(self._backbone, [image], self._store.spec, self._info, self._device)
+        computed = compute_activations(self._backbone, [image], self._store.spec, self._device)[0]
         return torch.from_numpy(computed[0])
 
 

@@ -1,0 +1,186 @@
+"""Checkpoint files: tensors only, from one file or a folder with an index, nothing in them executed."""
+
+import argparse
+import hashlib
+import pickle
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cytosae.backbones.errors import BackboneError, BackboneNotFoundError
+from cytosae.backbones.preprocessing import read_json
+
+State = Mapping[str, torch.Tensor]
+
+CONFIG_NAMES = ("config.json", "open_clip_config.json")
+"""Files that describe the network beside them."""
+
+_FOLDER_FILES = ("config.json", "model*.safetensors", "pytorch_model*.bin")
+"""Files of a folder that have always been part of its hash."""
+
+_WEIGHT_NAMES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+"""Names of weights in a folder, in the order in which they are preferred; each may be split, with an index beside."""
+
+_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+_MAX_NESTING = 4
+_MAX_LISTED = 6
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors of a checkpoint, and what is stated about their network."""
+
+    path: Path
+    """File or folder as it was named."""
+    tensors: dict[str, torch.Tensor]
+    """Tensors by name, memory-mapped where possible; names of nested dictionaries are joined by dots."""
+    stated: dict[str, Any] | None = None
+    """Architecture that the file states in our own form."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Contents of the `config.json` or `open_clip_config.json` of the weights' folder; empty if there is none."""
+
+    @property
+    def folder(self) -> Path:
+        """Folder in which other descriptions of the network can lie."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint file, or the weights of a folder.
+
+    Raises:
+        BackboneNotFoundError: If nothing is there.
+        BackboneError: If a file is missing, damaged, holds no tensors, or contains Python objects.
+    """
+    if not path.exists():
+        raise BackboneNotFoundError(
+            f"no vision transformer at '{path}'. Give the path of its checkpoint with --model_path, "
+            "or try the small one in the package with --model_path embedded"
+        )
+    if path.is_dir():
+        config = _read_config(path)
+        files = weight_files(path)
+        tensors: dict[str, torch.Tensor] = {}
+        for file in files:
+            tensors |= _read_file(file)[0]
+        return Checkpoint(path, tensors, config=config)
+    tensors, stated = _read_file(path)
+    # Only under its usual name is a file taken for part of the folder it lies in.
+    beside = _read_config(path.parent) if path.name in _WEIGHT_NAMES and stated is None else {}
+    return Checkpoint(path, tensors, stated, beside)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Files that hold the weights of a folder: the one with a usual name, all that an index names, or the only one.
+
+    Raises:
+        BackboneError: If there are none, if several could be meant, or if an index names files that are missing.
+    """
+    for name in _WEIGHT_NAMES:
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return [folder / name]
+        if index.is_file():
+            return _indexed_files(index)
+    found = sorted(item for item in folder.iterdir() if item.suffix in _SUFFIXES and item.is_file())
+    if len(found) == 1:
+        return found
+    what = f"several could be meant: {', '.join(item.name for item in found[:_MAX_LISTED])}" if found else "found none"
+    raise BackboneError(
+        f"'{folder}' has no weights under a usual name ({', '.join(_WEIGHT_NAMES)}); {what}. "
+        "Pass the checkpoint itself with --model_path"
+    )
+
+
+def weights_sha256(path: Path) -> str:
+    """SHA-256 of a checkpoint file, or over names and digests of a folder's description and weight files."""
+    if path.is_dir():
+        files = {item for pattern in _FOLDER_FILES for item in path.glob(pattern) if item.is_file()}
+        if any((path / name).is_file() for name in CONFIG_NAMES):
+            files |= set(weight_files(path))
+        digests = (f"{item.name} {weights_sha256(item)}\n" for item in sorted(files))
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Description of the network in a folder; that of open_clip stands under `open_clip`."""
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if (folder / "open_clip_config.json").is_file():
+        config["open_clip"] = read_json(folder / "open_clip_config.json")
+    return config
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    """Files that an index names, each a plain name in the index's own folder."""
+    weight_map = read_json(index).get("weight_map")
+    names = set(weight_map.values()) if isinstance(weight_map, dict) and weight_map else {None}
+    if not all(isinstance(name, str) and Path(name).name == name and name not in (".", "..") for name in names):
+        raise BackboneError(f"'{index}' has no weight_map from tensors to files in its folder")
+    files = [index.parent / str(name) for name in sorted(map(str, names))]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise BackboneError(
+            f"'{index}' names {len(files)} files, of which {len(missing)} are missing: "
+            f"{', '.join(missing[:_MAX_LISTED])}. Was the download complete?"
+        )
+    return files
+
+
+def _read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+    """Tensors of a file by dotted name, and the architecture that it states in our own form, if any."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            value: Any = load_file(path)
+        else:
+            # Training scripts save their arguments beside the tensors: a Namespace has attributes and no behaviour.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                value = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except pickle.UnpicklingError as error:
+        raise BackboneError(
+            f"'{path}' contains Python objects or is not a torch checkpoint; nothing in it was executed. Save the "
+            "tensors alone: torch.save(model.state_dict(), PATH)"
+        ) from error
+    except Exception as error:  # errors of torch and safetensors have no common base class
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise BackboneError(f"'{path}' is not a readable checkpoint: {first}") from error
+    stated = value.get("architecture") if isinstance(value, dict) else None
+    tensors = dict(_flatten(value))
+    if not tensors:
+        found = listed(sorted(map(str, value))) if isinstance(value, dict) else type(value).__name__
+        raise BackboneError(f"'{path}' does not contain a state dict of tensors; found {found}")
+    return tensors, stated if isinstance(stated, dict) else None
+
+
+def _flatten(value: object, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors of nested dictionaries under dotted names; other values are passed over."""
+    if not isinstance(value, dict) or depth > _MAX_NESTING:
+        return
+    for key, item in value.items():
+        if isinstance(item, torch.Tensor):
+            yield f"{prefix}{key}", item
+        else:
+            yield from _flatten(item, f"{prefix}{key}.", depth + 1)
+
+
+def listed(items: list[str], most: int = _MAX_LISTED) -> str:
+    """The first items of a list, and the number of the others."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return "; ".join(items[:most]) + more
+
+
+def _is_zip(path: Path) -> bool:
+    """Whether a file has torch's zip format, which can be memory-mapped."""
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"

@@ -1,0 +1,173 @@
+"""What a build will do, decided before an image is read or the network runs."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cytosae.backbones.backbone import BackboneInfo, describe_backbone
+from cytosae.backbones.preprocessing import MAX_IMAGE_SIZE, StatedTransform
+from cytosae_cache.format.spec import Precision, Preprocessing, StoreDtype, StoreSpec, TokenLayout
+from cytosae_cache.storage.base import Location
+from cytosae_cache.storage.open import open_storage
+from cytosae_pipeline.config import BuildConfig
+from cytosae_pipeline.config.store import ImageSource
+from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.images.listing import ImageList, open_dataset
+from cytosae_pipeline.runtime.devices import choose_device, choose_precision
+from cytosae_pipeline.runtime.progress import format_bytes
+from cytosae_pipeline.workspace.find import require_dataset
+from cytosae_pipeline.workspace.paths import Workspace, resolve_model_path
+
+
+@dataclass(frozen=True)
+class StorePlan:
+    """One of the stores of a build."""
+
+    info: BackboneInfo
+    """Description of the checkpoint and of the block."""
+    spec: StoreSpec
+    """What identifies the store."""
+    store: Location
+    """Place of the store."""
+    n_bytes: int
+    """Bytes of its activations, uncompressed."""
+    free_bytes: int | None
+    """Free disk at that place; None for remote storage."""
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """What a build will do."""
+
+    images: ImageList
+    """Images in row order."""
+    model_path: Path
+    """Checkpoint of the backbone."""
+    stores: tuple[StorePlan, ...]
+    """One per block."""
+    device: torch.device
+    """Device of the network."""
+
+    @property
+    def info(self) -> BackboneInfo:
+        """Description of the checkpoint; all stores share it, apart from the block."""
+        return self.stores[0].info
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all activations, uncompressed."""
+        return sum(item.n_bytes for item in self.stores)
+
+    def describe(self) -> str:
+        """The plan as text."""
+        first = self.images.rows[0]
+        labels, patients = ({name for name in column if name} for column in (self.images.labels, self.images.patients))
+        lines = [
+            f"{len(self.images):,} images ({len(labels)} labels, {len(patients)} patients; layout "
+            f"{self.images.layout}) from '{self.images.root}'",
+            f"for example '{first.path}': label '{first.label}', patient '{first.patient}'",
+            *self._describe_network(),
+        ]
+        for item in self.stores:
+            free = "remote" if item.free_bytes is None else f"{format_bytes(item.free_bytes)} free"
+            lines.append(f"store '{item.store}': {format_bytes(item.n_bytes)} ({free})")
+        return "\n".join(lines)
+
+    def _describe_network(self) -> list[str]:
+        """The network that will run, and what it is given."""
+        info, spec = self.info, self.stores[0].spec
+        blocks = ", ".join(str(item.spec.block) for item in self.stores)
+        mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (info.image_mean, info.image_std))
+        scale = "" if info.image_scale == 1 / 255 else f", pixel values x {info.image_scale:g}"
+        return [
+            f"{spec.model_name} block{'s' if len(self.stores) > 1 else ''} {blocks} (of 0 to {spec.n_blocks - 1}), "
+            f"{spec.tokens.n_tokens} tokens x {spec.d_model}, {spec.precision} on {self.device}",
+            f"network: {info.kind}",
+            f"images: {info.image_size} x {info.image_size} ({info.resample}){scale}, mean {mean}, std {std}; "
+            f"{info.grid[0]} x {info.grid[1]} patches",
+            *info.notes,
+        ]
+
+
+def plan_build(config: BuildConfig, *, weights_digest: str | None = None) -> BuildPlan:
+    """Decide everything about a build without reading an image or running the network.
+
+    Args:
+        config: Options.
+        weights_digest: `weights_sha256` of the checkpoint, if it is known already.
+
+    Raises:
+        ValueError: If the data set or checkpoint is missing or wrong; the message says what to do.
+    """
+    name = require_dataset(config)
+    workspace = Workspace(config.root_dir)
+    model_path = resolve_model_path(config.model_path)
+    if model_path is None:
+        raise UserError(
+            "build needs the vision transformer's checkpoint: --model_path ./DinoBloom-B.pth "
+            "(or --model_path embedded for the small one in the package)"
+        )
+    images = open_dataset(config.images or workspace.dataset_dir(name), config.layout)
+    if config.limit is not None:
+        images = images.spread(config.limit)
+    device = choose_device(config.device)
+    precision = choose_precision(config.precision, device)
+    stores: list[StorePlan] = []
+    for block in config.block_layer:
+        info = describe_backbone(
+            model_path, name=config.model_name, block=block,
+            weights_digest=stores[0].info.weights_sha256 if stores else weights_digest,
+            preprocessing=stated_preprocessing(config),
+        )  # fmt: skip
+        spec = make_spec(info, store_dtype=config.store_dtype, precision=precision)
+        store = open_storage(config.store or workspace.store_path(name, spec.hash)).location
+        if store in [item.store for item in stores]:
+            raise UserError(f"block_layer {list(config.block_layer)} names block {spec.block} twice")
+        stores.append(StorePlan(info, spec, store, len(images) * spec.record_bytes, _free_bytes(store)))
+    return BuildPlan(images, model_path, tuple(stores), device)
+
+
+def stated_preprocessing(config: ImageSource) -> StatedTransform:
+    """What the options say of the preprocessing.
+
+    Raises:
+        UserError: If the size is beyond what an encoder can be given.
+    """
+    if config.image_size is not None and config.image_size > MAX_IMAGE_SIZE:
+        raise UserError(f"image_size must be at most {MAX_IMAGE_SIZE}, found {config.image_size}")
+    return StatedTransform(size=config.image_size, mean=config.image_mean, std=config.image_std)
+
+
+def make_spec(info: BackboneInfo, *, store_dtype: StoreDtype, precision: Precision) -> StoreSpec:
+    """The spec of a backbone's activations."""
+    return StoreSpec(
+        model_name=info.name,
+        weights_sha256=info.weights_sha256,
+        block=info.block % info.n_blocks,
+        n_blocks=info.n_blocks,
+        d_model=info.d_model,
+        tokens=TokenLayout(info.n_cls, info.n_registers, info.grid),
+        preprocessing=Preprocessing(
+            image_size=info.image_size,
+            resample=f"pillow-{info.resample}",
+            mean=info.image_mean,
+            std=info.image_std,
+            scale=info.image_scale,
+        ),
+        store_dtype=store_dtype,
+        precision=precision,
+    )
+
+
+def existing_folder(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    return next(place for place in [path, *path.absolute().parents] if place.exists())
+
+
+def _free_bytes(store: Location) -> int | None:
+    """Free disk at the place of a store; None for remote storage."""
+    if isinstance(store, str):
+        return None
+    return shutil.disk_usage(existing_folder(store)).free
