@@ -200,8 +200,8 @@ def _recognise(
     if matches:
         names = ", ".join(item.name for item in matches)
         raise BackboneError(
-            f"'{path}' has the shapes of several known encoders, which differ in their preprocessing or in their "
-            f"activation function: {names}. Say which with --model_name"
+            f"'{path}' has the shapes of several encoders, which differ in their preprocessing or activation "
+            f"function; known are {names}. Say which with --model_name"
         )
     rule = found.layout.name.startswith("transformers")
     return Statement(_plain_name(inferred)), dataclasses.replace(inferred, positions="plain" if rule else "antialias")

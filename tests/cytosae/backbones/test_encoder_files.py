@@ -230,7 +230,7 @@ def test_shapes_of_several_encoders_have_to_be_named(tmp_path, name, table, othe
     path = tmp_path / "v.pth"
     torch.save(_shapes(ARCHITECTURES[name], None, table), path)
     if others is not None:
-        with pytest.raises(BackboneError, match=f"has the shapes of several known encoders.*: {others}. Say which"):
+        with pytest.raises(BackboneError, match=f"has the shapes of several encoders.* known are {others}. Say which"):
             describe_backbone(path, name=None, block=-2)
     info = describe_backbone(path, name=name, block=-2)
     assert (info.name, info.image_mean) == (name, known_transform(name).mean)
@@ -405,7 +405,7 @@ def test_clip_from_a_bare_file_needs_its_name(tmp_path):
     state = _shapes(item, None, "prefix") | {"norm_pre.weight": torch.ones(768), "norm_pre.bias": torch.ones(768)}
     del state["patch_embed.proj.bias"]
     torch.save(as_open_clip(state), tmp_path / "v.bin")
-    refuse(tmp_path / "v.bin", "several known encoders.*activation function: clip_vitb32, clip_vitb32_quickgelu")
+    refuse(tmp_path / "v.bin", "several encoders.*activation function; known are clip_vitb32, clip_vitb32_quickgelu")
     for name in ("clip_vitb32", "clip_vitb32_quickgelu"):
         assert describe_backbone(tmp_path / "v.bin", name=name, block=-2).name == name
 
