@@ -162,6 +162,12 @@ def _read(path: Path, files: SaeFiles, activation: Activation | None) -> Foreign
 
 def _read_checkpoint(path: Path) -> Any:  # noqa: ANN401
     """A torch checkpoint, ours or the reference's."""
+    with path.open("rb") as file:
+        if file.read(1) == b"{":
+            raise SaeCheckpointError(
+                f"'{path}' begins with a JSON header, as saev writes it; the header states what the autoencoder computes "
+                "and is not read. Save the state dict alone with torch.save, and give --sae_arch"
+            )
     try:
         check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)

@@ -105,7 +105,10 @@ def _state(source: Source, fitting: list[str], n_latents: int) -> tuple[dict[str
     possible: tuple[str, ...] = ("topk", "batchtopk")
     if fitting[0] in ("AutoEncoder", "AutoEncoderNew"):
         possible = ("relu",) if fitting[0] == "AutoEncoder" else ("relu", *possible)
-    layout, hint = f"dictionary_learning's {' and '.join(fitting)}", f"Put its {DICTIONARY_LEARNING_CONFIG} beside it. "
+    layout, hint = (
+        f"dictionary_learning's {' and '.join(fitting)}",
+        f"Put its {DICTIONARY_LEARNING_CONFIG} beside it, or",
+    )
     if _find_class(source) or "MatryoshkaBatchTopKSAE" in fitting:
         layout, hint = f"a {_find_class(source) or fitting[0]} whose threshold was never set", ""
     k, threshold = read_whole_number(source, "k"), _read_threshold(source)

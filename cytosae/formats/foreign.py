@@ -103,7 +103,7 @@ def state_activation(
         n_latents: Latents S.
         k: Active latents per token, if the files contain it.
         threshold: The files' threshold, 0-dimensional.
-        hint: What else the user can do, for messages.
+        hint: What else the user can do, for messages: the first words of a sentence.
 
     Raises:
         InteropError: If the user stated nothing, too little, or something else than the files.
@@ -112,8 +112,8 @@ def state_activation(
     if stated is None:
         options = [f"--sae_arch {name}{_missing_options(name, k, threshold)}" for name in possible]
         raise InteropError(
-            f"its tensors are those of {layout}, which do not contain the activation function. {hint}"
-            f"State it with {' or '.join(options)}"
+            f"its tensors are those of {layout}, which do not contain the activation function. "
+            f"{f'{hint} state' if hint else 'State'} it with {' or '.join(options)}"
         )
     architecture = stated.architecture
     if architecture not in possible:

@@ -148,7 +148,7 @@ def _check_input(config: Mapping[str, Any]) -> None:
         if normalize == "expected_average_only_in":
             hint = (
                 "the scale of the inputs is not in the folder. Open it with SAELens, call "
-                "fold_activation_norm_scaling_factor and save it again"
+                "fold_activation_norm_scaling_factor with it and save it again"
             )
         raise InteropError(f"{SAELENS_CONFIG} has normalize_activations {normalize!r}, not 'none': {hint}")
     reshape = config.get("reshape_activations", "hook_z" if "hook_z" in str(config.get("hook_name")) else "none")

@@ -41,7 +41,7 @@ def read_sparsify(source: Source) -> ForeignSae:
         "b_dec": source.tensors["b_dec"],
     }
     if source.config is None:
-        hint = f"Put its {SPARSIFY_CONFIG} beside it. "
+        hint = f"Put its {SPARSIFY_CONFIG} beside it, or"
         known, more = state_activation(source, "sparsify", ("topk",), len(state["b_enc"]), hint=hint)
         return ForeignSae(known, state | more, is_stated=True)
     k = _check_config(source.config, state["W_enc"].shape[0])

@@ -31,7 +31,7 @@ def read_state_dict(source: Source) -> ForeignSae:
         possible: tuple[str, ...] = ("jumprelu",)
         state["threshold"] = source.tensors["threshold"]
         # In dictionary_learning the same tensors have another meaning.
-        hint = "If dictionary_learning wrote them, put its config.json beside them. "
+        hint = "If dictionary_learning wrote them, put its config.json beside them; otherwise"
     elif more <= {"threshold"}:
         possible = ("topk", "batchtopk") if more else ("relu", "topk", "batchtopk")
         threshold = read_number(source, "threshold")

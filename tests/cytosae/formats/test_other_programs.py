@@ -261,8 +261,8 @@ def test_dictionary_learning_topk_and_batchtopk_differ_only_in_the_config(tmp_pa
         load_sae(alone)
     assert str(caught.value) == (
         f"'{alone}' cannot be used: its tensors are those of dictionary_learning's AutoEncoderTopK and BatchTopKSAE, "
-        "which do not contain the activation function. Put its config.json beside it. State it with --sae_arch topk or "
-        "--sae_arch batchtopk"
+        "which do not contain the activation function. Put its config.json beside it, or state it with --sae_arch topk "
+        "or --sae_arch batchtopk"
     )
     assert_computes(alone, acts, rebuilt, architecture, Activation(architecture))
 
@@ -305,8 +305,8 @@ def test_a_threshold_that_was_never_set_is_not_taken_for_0(tmp_path):
         (dictionary_config("AutoEncoderTopK", k=4), make_linear(b_dec=draw(D), k=torch.tensor(K)), "k 3, but .* k 4"),
         (dictionary_config("AutoEncoderTopK"), make_linear(b_dec=draw(D)), "k must be a whole number .* found None"),
         (dictionary_config("AutoEncoderTopK"), make_linear(b_dec=draw(D), k=draw(2)), "tensor k must be one whole num"),
-        (None, make_linear(bias=draw(D)), "dictionary_learning's AutoEncoder, .* State it with --sae_arch relu$"),
-        (None, make_common(threshold=draw(S)), "If dictionary_learning wrote them, put its config.json beside them"),
+        (None, make_linear(bias=draw(D)), "dictionary_learning's AutoEncoder, .* or state it with --sae_arch relu$"),
+        (None, make_common(threshold=draw(S)), "If dictionary_learning wrote them, put its config.json beside"),
     ],
 )  # fmt: skip
 def test_what_dictionary_learning_leaves_open_is_refused(tmp_path, config, tensors, message):
@@ -328,7 +328,9 @@ def test_sparsify(tmp_path, config):
     folder = write_sparsify(tmp_path / "layers.5", {"d_in": D, "k": K, "normalize_decoder": True, **config}, t)
     assert_computes(folder, acts, acts @ t["W_dec"] + t["b_dec"], "topk")
     alone = write_sparsify(tmp_path / "b", None, t)
-    with pytest.raises(SaeCheckpointError, match="Put its cfg.json beside it. State it with --sae_arch topk --sae_k K"):
+    with pytest.raises(
+        SaeCheckpointError, match="Put its cfg.json beside it, or state it with --sae_arch topk --sae_k K"
+    ):
         load_sae(alone)
     assert_computes(alone, acts, acts @ t["W_dec"] + t["b_dec"], "topk", Activation("topk", K))
 
@@ -554,6 +556,13 @@ class Whole(torch.nn.Module):
 def test_strangers_files_are_one_message(tmp_path, value, message):
     path = save(tmp_path / "sae.pt", value)
     with pytest.raises(SaeCheckpointError, match=message):
+        load_sae(path, activation=Activation("relu"))
+
+
+def test_a_header_that_states_more_is_not_ignored(tmp_path):
+    path = save(tmp_path / "saev.pt", make_common())
+    path.write_bytes(b'{"schema": 2}\n' + path.read_bytes())
+    with pytest.raises(SaeCheckpointError, match="begins with a JSON header, as saev writes it"):
         load_sae(path, activation=Activation("relu"))
 
 
