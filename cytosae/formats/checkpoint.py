@@ -165,8 +165,8 @@ def _read_checkpoint(path: Path) -> Any:  # noqa: ANN401
     with path.open("rb") as file:
         if file.read(1) == b"{":
             raise SaeCheckpointError(
-                f"'{path}' begins with a JSON header, as saev writes it; the header states what the autoencoder computes "
-                "and is not read. Save the state dict alone with torch.save, and give --sae_arch"
+                f"'{path}' begins with a JSON header, as saev writes it; it states what the autoencoder computes and "
+                "is not read. Save the state dict alone with torch.save, and give --sae_arch"
             )
     try:
         check_archive(path)

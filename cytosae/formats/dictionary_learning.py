@@ -12,6 +12,7 @@ from cytosae.formats.foreign import (
     read_whole_number,
     show_names,
     state_activation,
+    transpose,
 )
 
 DICTIONARY_LEARNING_CONFIG, DICTIONARY_LEARNING_WEIGHTS = "config.json", "ae.pt"
@@ -67,12 +68,12 @@ def read_dictionary_learning(source: Source) -> ForeignSae:
         )
     kind = name or fitting[0]
     state = {
-        ours: source.tensors[theirs].T if theirs in _TRANSPOSED else source.tensors[theirs]
+        ours: transpose(source.tensors, theirs) if theirs in _TRANSPOSED else source.tensors[theirs]
         for theirs, ours in _NAMES[kind].items()
     }
     # Two classes have tensors that no other class has.
     is_known = name is not None or kind in ("GatedAutoEncoder", "MatryoshkaBatchTopKSAE")
-    known, more = (_describe(source, kind) if is_known else None) or _state(source, fitting, len(state["b_enc"]))
+    known, more = (_describe(source, kind) if is_known else None) or _state(source, fitting, state["b_enc"].numel())
     return ForeignSae(
         known,
         state | more,

@@ -194,6 +194,17 @@ def require_shapes(tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, tup
             raise InteropError(f"tensor {name} has shape {tuple(tensors[name].shape)}, expected {shape}")
 
 
+def transpose(tensors: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    """A transposed matrix, as a view.
+
+    Raises:
+        InteropError: If the tensor has other than two dimensions.
+    """
+    if tensors[name].ndim != 2:
+        raise InteropError(f"tensor {name} must have two dimensions, found shape {tuple(tensors[name].shape)}")
+    return tensors[name].T
+
+
 def _missing_options(architecture: str, k: int | None, threshold: object) -> str:
     """Options without which an architecture stays incomplete."""
     if architecture == "topk" and k is None:

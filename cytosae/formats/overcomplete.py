@@ -18,6 +18,7 @@ from cytosae.formats.foreign import (
     require_shapes,
     show_names,
     state_activation,
+    transpose,
 )
 
 _BATCH_NORM_EPSILON = 1e-5
@@ -98,9 +99,7 @@ def _read_dictionary(source: Source) -> torch.Tensor:
     factor = 1.0 if multiplier is None else multiplier.exp()
     if "dictionary._weights" not in tensors:
         return _read_archetypes(tensors) * factor
-    weights = tensors["dictionary._weights"].float()
-    if weights.ndim != 2:
-        raise InteropError(f"tensor dictionary._weights must have two dimensions, found {tuple(weights.shape)}")
+    weights = transpose(tensors, "dictionary._weights").T.float()
     norms: torch.Tensor = torch.linalg.vector_norm(weights, dim=1, keepdim=True)
     if len(norms) and (norms - 1).abs().max() > _MOST_DRIFT:
         raise InteropError(
@@ -116,9 +115,7 @@ def _read_archetypes(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     names = ("dictionary.W", "dictionary.C", "dictionary.Relax")
     if not set(names) <= set(tensors):
         raise InteropError(f"it has neither dictionary._weights nor {', '.join(names)}")
-    shares, points, deviations = (tensors[name].float() for name in names)
-    if {shares.ndim, points.ndim, deviations.ndim} != {2}:
-        raise InteropError(f"tensors {', '.join(names)} must have two dimensions each")
+    shares, points, deviations = (transpose(tensors, name).T.float() for name in names)
     (n_latents, n_points), d_in = shares.shape, points.shape[1]
     require_shapes(tensors, {"dictionary.C": (n_points, d_in), "dictionary.Relax": (n_latents, d_in)})
     if (shares < 0).any() or not torch.allclose(shares.sum(dim=1), torch.ones(()), atol=1e-4):

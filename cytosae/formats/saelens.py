@@ -19,6 +19,7 @@ from cytosae.formats.foreign import (
     read_number,
     require_shapes,
     show_names,
+    transpose,
 )
 from cytosae.sae.base import SMALLEST_NORM, Sae
 from cytosae.sae.registry import ARCHITECTURES, saelens_defaults
@@ -97,7 +98,10 @@ def read_saelens(source: Source) -> ForeignSae:
     is_centred, is_rescaled = _read_flag(config, "apply_b_dec_to_input", True), _is_rescaled(config, theirs)
     factor = _take_decoder_factor(config, tensors)
     if factor is not None:
-        require_shapes({"scaling_factor": factor}, {"scaling_factor": (len(tensors.get("W_dec", ())),)})
+        require_shapes(
+            {"scaling_factor": factor},
+            {"scaling_factor": tuple(tensors["W_dec"].shape[:1]) if "W_dec" in tensors else ()},
+        )
     if theirs in _TRAINED_AS_BATCHTOPK:
         theirs, tensors = "jumprelu", _with_threshold(source, is_rescaled=is_rescaled)
     elif "log_threshold" in tensors:
@@ -147,7 +151,7 @@ def _check_input(config: Mapping[str, Any]) -> None:
         hint = "it rescales every token"
         if normalize == "expected_average_only_in":
             hint = (
-                "the scale of the inputs is not in the folder. Open it with SAELens, call "
+                "the scale of the inputs is not part of the weights. Open it with SAELens, call "
                 "fold_activation_norm_scaling_factor with it and save it again"
             )
         raise InteropError(f"{SAELENS_CONFIG} has normalize_activations {normalize!r}, not 'none': {hint}")
@@ -210,8 +214,9 @@ def _with_threshold(source: Source, *, is_rescaled: bool) -> dict[str, torch.Ten
     threshold = read_number(source, "topk_threshold")
     if threshold is None or not {"W_dec", "b_enc"} <= set(tensors):
         raise InteropError(f"a training checkpoint needs topk_threshold, W_dec and b_enc, found {show_names(tensors)}")
-    W_dec, n_latents = tensors["W_dec"], len(tensors["b_enc"])
-    require_shapes(tensors, {"b_enc": (n_latents,), "W_dec": (n_latents, W_dec.shape[-1])})
+    W_dec = transpose(tensors, "W_dec").T
+    n_latents = len(W_dec)
+    require_shapes(tensors, {"b_enc": (n_latents,)})
     norms = torch.linalg.vector_norm(W_dec.float(), dim=1) if is_rescaled else torch.ones(n_latents)
     return {**tensors, "threshold": threshold / norms.clamp_min(SMALLEST_NORM)}
 

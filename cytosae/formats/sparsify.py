@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from cytosae.formats.foreign import ForeignSae, InteropError, Source, show_names, state_activation
+from cytosae.formats.foreign import ForeignSae, InteropError, Source, show_names, state_activation, transpose
 
 SPARSIFY_CONFIG, SPARSIFY_WEIGHTS = "cfg.json", "sae.safetensors"
 """Files of a folder."""
@@ -35,14 +35,14 @@ def read_sparsify(source: Source) -> ForeignSae:
     if set(source.tensors) != _TENSORS:
         raise InteropError(f"sparsify saves {', '.join(sorted(_TENSORS))}, found {show_names(source.tensors)}")
     state = {
-        "W_enc": source.tensors["encoder.weight"].T,
+        "W_enc": transpose(source.tensors, "encoder.weight"),
         "b_enc": source.tensors["encoder.bias"],
         "W_dec": source.tensors["W_dec"],
         "b_dec": source.tensors["b_dec"],
     }
     if source.config is None:
         hint = f"Put its {SPARSIFY_CONFIG} beside it, or"
-        known, more = state_activation(source, "sparsify", ("topk",), len(state["b_enc"]), hint=hint)
+        known, more = state_activation(source, "sparsify", ("topk",), state["b_enc"].numel(), hint=hint)
         return ForeignSae(known, state | more, is_stated=True)
     k = _check_config(source.config, state["W_enc"].shape[0])
     return ForeignSae({"arch": "topk", "settings": {"k": k}, "sparsify": source.config}, state)

@@ -572,7 +572,7 @@ def test_arithmetic_waits_until_the_shapes_are_checked(tmp_path):
     with pytest.raises(SaeCheckpointError, match=r"scaling_factor has shape \(21,\), expected \(20,\)"):
         load_sae(write_saelens(tmp_path / "a", {**SAELENS, "activation_fn": "relu"}, t))
     t = make_common(topk_threshold=draw(1), W_dec=draw(S + 1, D))
-    with pytest.raises(SaeCheckpointError, match=r"W_dec has shape \(21, 6\), expected \(20, 6\)"):
+    with pytest.raises(SaeCheckpointError, match=r"b_enc has shape \(20,\), expected \(21,\)"):
         load_sae(write_saelens(tmp_path / "b", {**SAELENS, "architecture": "batchtopk"}, t))
 
 
