@@ -121,7 +121,7 @@ def state_activation(
             f"its tensors are those of {layout}, which can be {' or '.join(possible)}; found --sae_arch {architecture}"
         )
     k = _agree("k", k, stated.k)
-    given = None if stated.threshold is None else torch.tensor(stated.threshold).item()
+    given = None if stated.threshold is None else torch.tensor(float(stated.threshold)).item()
     value = _agree("threshold", None if threshold is None else threshold.item(), given)
     if missing := _missing_options(architecture, k, value):
         raise InteropError(f"--sae_arch {architecture} needs{missing}, which its files do not contain")
