@@ -1,5 +1,6 @@
 """Autoencoder files `{'cfg': plain dict, 'state_dict': tensors}`, read without unpickling."""
 
+import hashlib
 import json
 import pickle
 from collections.abc import Mapping
@@ -8,15 +9,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cytosae.formats.interop import (
-    SAELENS_CONFIG,
-    SAELENS_WEIGHTS,
-    InteropError,
-    read_saelens,
-    read_safetensors,
-    unwrap_cfg,
-)
+from cytosae.formats.foreign import Activation, ForeignSae, InteropError, check_activation, show_names
+from cytosae.formats.readers import SaeFiles, find_files, read_foreign, strip_prefix
+from cytosae.formats.reference import unwrap_cfg
+from cytosae.formats.saelens import is_saelens_config
 from cytosae.formats.safe_unpickle import RestrictedPickleError, check_archive, read_restricted, to_plain
+from cytosae.formats.tensor_file import read_tensors
 from cytosae.sae.base import Sae
 from cytosae.sae.registry import ARCHITECTURES, make_sae
 
@@ -61,50 +59,71 @@ def save_sae(path: Path, sae: Sae, cfg: Mapping[str, Any]) -> None:
         torch.save({"cfg": plain, "state_dict": state}, file)
 
 
-def load_sae(path: Path | str, *, device: torch.device | str = "cpu", encoder_only: bool = False) -> LoadedSae:
-    """Read an autoencoder of this package, of the reference, or of SAELens. Nothing in the file is executed.
+def load_sae(
+    path: Path | str,
+    *,
+    device: torch.device | str = "cpu",
+    encoder_only: bool = False,
+    activation: Activation | None = None,
+) -> LoadedSae:
+    """Read an autoencoder of this package, of the reference, or of another program. Nothing in the file is executed.
+
+    docs/autoencoders.md lists the programs. What another program computes differently, such as an encoder that does not
+    subtract the decoder's bias from the input, is folded into the weights, or refused.
 
     Args:
-        path: A `.pt` or `.safetensors` file, or a folder with SAELens' `cfg.json`.
+        path: A `.pt` or `.safetensors` file, or the folder of another program.
         device: Device of the autoencoder.
         encoder_only: Leave `W_dec` empty, shape `(0, D)`: this halves the memory, and `decode` raises.
+        activation: The activation function, for files that do not contain it.
 
     Raises:
         SaeNotFoundError: If the file does not exist.
-        SaeCheckpointError: If it is not an autoencoder, or its tensors do not fit together.
+        SaeCheckpointError: If it is not an autoencoder, its tensors do not fit together, or it computes what no
+            architecture can represent.
     """
     path = Path(path)
-    is_folder = path.is_dir() and (path / SAELENS_CONFIG).is_file()
-    if not is_folder and not path.is_file():
+    files = find_files(path)
+    if files is None:
         raise SaeNotFoundError(
             f"no autoencoder at '{path}'. List existing ones with: cytosae-cache list; "
             "train one with: cytosae-cache train"
         )
-    value = _read_exchanged(path) if is_folder or path.suffix == ".safetensors" else _read_checkpoint(path)
-    if not isinstance(value, dict) or not {"cfg", "state_dict"} <= set(value):
-        raise SaeCheckpointError(
-            f"'{path}' must contain 'cfg' and 'state_dict', found {_names(value)}: it is not an autoencoder"
-        )
-    state, cfg = value["state_dict"], _plain_cfg(path, value["cfg"])
-    if not isinstance(cfg, dict):
-        raise SaeCheckpointError(f"'cfg' in '{path}' must be a dict, found {type(cfg).__name__}")
+    try:
+        found = _read(path, files, activation)
+    except InteropError as error:
+        raise SaeCheckpointError(f"'{path}' cannot be used: {error}") from error
+    cfg = found.cfg
     architecture = cfg.get("arch", "relu")
     if architecture not in ARCHITECTURES:
         raise SaeCheckpointError(
             f"'{path}' has architecture {architecture!r}; this version knows: {', '.join(ARCHITECTURES)}"
         )
-    sae = _make_shell(path, architecture, state, cfg.get("settings"))
-    d_in = len(sae.b_dec)
+    sae = _make_shell(path, architecture, found.state_dict, cfg.get("settings"), files.weights.stat().st_size)
+    _fill(sae, found)
     if encoder_only:
-        state = {**state, "W_dec": torch.empty(0, d_in)}
-        sae.W_dec = torch.nn.Parameter(torch.empty(0, d_in, device="meta"))
-    sae.load_state_dict({name: state[name].float() for name in sae.state_dict()}, assign=True)
+        sae.W_dec = torch.nn.Parameter(torch.empty(0, len(sae.b_dec)))
+    if bad := [name for name, tensor in sae.state_dict().items() if not torch.isfinite(tensor).all()]:
+        raise SaeCheckpointError(f"{', '.join(bad)} in '{path}' contain NaN or infinity: its training failed")
     return LoadedSae(sae.requires_grad_(False).eval().to(device), cfg)
 
 
-def weights_file(path: Path) -> Path:
-    """The file with an autoencoder's tensors: the path itself, or the one in a SAELens folder."""
-    return path / SAELENS_WEIGHTS if path.is_dir() else path
+def digest_sae(path: Path, activation: Activation | None = None) -> str:
+    """SHA-256 of everything that decides what an autoencoder computes, in hex.
+
+    That is its file, and for other programs also their config and what the user states.
+
+    Args:
+        path: As for `load_sae`.
+        activation: As for `load_sae`.
+    """
+    files = find_files(path) or SaeFiles(path, None)
+    with files.weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if files.config is None and activation is None:
+        return digest
+    config = "" if files.config is None else hashlib.sha256(files.config.read_bytes()).hexdigest()
+    return hashlib.sha256(json.dumps([digest, config, activation]).encode()).hexdigest()
 
 
 def read_torch(path: Path, *, device: torch.device | str = "cpu") -> Any:  # noqa: ANN401 - tensors and plain values
@@ -119,16 +138,36 @@ def read_torch(path: Path, *, device: torch.device | str = "cpu") -> Any:  # noq
         raise SaeCheckpointError(f"'{path}' cannot be read: {_first_line(error)}") from error
 
 
-def _read_exchanged(path: Path) -> Any:  # noqa: ANN401
-    """A file or folder in another program's format."""
-    try:
-        return read_saelens(path) if path.is_dir() else read_safetensors(path)
-    except InteropError as error:
-        raise SaeCheckpointError(f"'{path}' cannot be used: {error}") from error
+def _read(path: Path, files: SaeFiles, activation: Activation | None) -> ForeignSae:
+    """The autoencoder in some files, its tensors still unchecked."""
+    if files.weights.suffix == ".safetensors":
+        cfg, tensors = read_tensors(files.weights)
+        if cfg is None:
+            return read_foreign(files, tensors, activation)
+        value: Any = {"cfg": cfg, "state_dict": tensors}
+    else:
+        value = _read_checkpoint(files.weights)
+        if not isinstance(value, dict) or not {"cfg", "state_dict"} <= set(value):
+            return read_foreign(files, value, activation)
+    cfg, state = _plain_cfg(path, value["cfg"]), value["state_dict"]
+    if not isinstance(cfg, dict):
+        raise SaeCheckpointError(f"'cfg' in '{path}' must be a dict, found {type(cfg).__name__}")
+    if is_saelens_config(cfg):
+        return read_foreign(files, state, activation, config=cfg)
+    check_activation(activation, cfg)
+    if isinstance(state, dict) and all(isinstance(name, str) for name in state):
+        state = strip_prefix(state)
+    return ForeignSae(cfg, state)
 
 
 def _read_checkpoint(path: Path) -> Any:  # noqa: ANN401
     """A torch checkpoint, ours or the reference's."""
+    with path.open("rb") as file:
+        if file.read(1) == b"{":
+            raise SaeCheckpointError(
+                f"'{path}' begins with a JSON header, as saev writes it; it states what the autoencoder computes and "
+                "is not read. Save the state dict alone with torch.save, and give --sae_arch"
+            )
     try:
         check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -156,11 +195,13 @@ def _plain_cfg(path: Path, cfg: object) -> Any:  # noqa: ANN401 - JSON values
         raise SaeCheckpointError(f"'cfg' in '{path}' cannot be used: {error}") from error
 
 
-def _make_shell(path: Path, architecture: str, state: object, settings: object) -> Sae:
+def _make_shell(path: Path, architecture: str, state: object, settings: object, n_bytes: int) -> Sae:
     """An autoencoder on the meta device that a file's tensors fit."""
     wanted = list(make_sae(architecture, 1, 1, device="meta", k=1).state_dict())
     if not isinstance(state, dict) or set(state) != set(wanted):
-        raise SaeCheckpointError(f"'state_dict' in '{path}' must contain {', '.join(wanted)}, found {_names(state)}")
+        raise SaeCheckpointError(
+            f"'state_dict' in '{path}' must contain {', '.join(wanted)}, found {show_names(state)}"
+        )
     if not all(map(_is_usable, state.values())):
         raise SaeCheckpointError(f"'state_dict' in '{path}' must contain dense floating-point tensors of 16 to 64 bits")
     found = {name: tuple(state[name].shape) for name in wanted}
@@ -178,14 +219,25 @@ def _make_shell(path: Path, architecture: str, state: object, settings: object) 
     if not fits:
         expected = "(D,S), (S,), (S,D), (D,)" if len(wanted) == 4 else f"the shapes of architecture {architecture}"
         raise SaeCheckpointError(f"the tensors in '{path}' do not fit together: found {found}, expected {expected}")
-    if max(state[name].nbytes for name in wanted) > weights_file(path).stat().st_size:
+    if max(state[name].nbytes for name in wanted) > n_bytes:
         # A stride of 0 makes a tensor of any size from one number.
         raise SaeCheckpointError(f"the tensors in '{path}' are larger than the file: found {found}")
-    # After conversion to float32, whose range a finite float64 may exceed.
-    bad = [name for name in wanted if not torch.isfinite(state[name].float()).all()]
-    if bad:
-        raise SaeCheckpointError(f"{', '.join(bad)} in '{path}' contain NaN or infinity: its training failed")
     return sae
+
+
+@torch.no_grad()
+def _fill(sae: Sae, found: ForeignSae) -> None:
+    """Fill an autoencoder on the meta device, and fold in what its program computes differently."""
+    is_folded = not found.is_centred or found.has_unit_decoder or found.decoder_factor is not None
+    # Copied before folding: parts of one memory may be several tensors.
+    state = {name: found.state_dict[name].to(torch.float32, copy=is_folded) for name in sae.state_dict()}
+    sae.load_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, assign=True)
+    if found.decoder_factor is not None:
+        sae.W_dec.mul_(found.decoder_factor.float()[:, None])
+    if not found.is_centred:
+        sae.centre_input_()
+    if found.has_unit_decoder:
+        sae.rescale_latents_(sae.decoder_norms())
 
 
 def _is_usable(tensor: object) -> bool:
@@ -196,13 +248,6 @@ def _is_usable(tensor: object) -> bool:
         and tensor.device.type == "cpu"
         and tensor.dtype in _DTYPES
     )
-
-
-def _names(value: object) -> str:
-    """Some of a dict's keys, or the type of any other value."""
-    if not isinstance(value, dict):
-        return type(value).__name__
-    return str(sorted(name[:40] if isinstance(name, str) else f"<{type(name).__name__}>" for name in value)[:8])
 
 
 def _first_line(error: BaseException) -> str:

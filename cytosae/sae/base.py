@@ -12,6 +12,9 @@ from cytosae.sae.loss import LossInputs, SaeLoss
 _ROWS_PER_BLOCK = 2048
 """Rows of `W_dec` processed together: a block stays in the processor's cache."""
 
+SMALLEST_NORM = 1e-8
+"""Norm of a decoder row below which it is not measured, so that nothing is divided by 0."""
+
 
 class SaeOutput(NamedTuple):
     """Result of one forward pass; leading dimensions are those of the input."""
@@ -219,6 +222,24 @@ class Sae(nn.Module, ABC):
         self.W_dec.div_(factor[..., None] if factor.ndim else factor)
         for bias in self._latent_units():
             bias.mul_(factor)
+
+    @torch.no_grad()
+    def decoder_norms(self) -> torch.Tensor:
+        """Norm of every row of `W_dec`, at least `SMALLEST_NORM`, shape `(S,)`."""
+        norms: torch.Tensor = torch.linalg.vector_norm(self.W_dec, dim=1)
+        return norms.clamp_min(SMALLEST_NORM)
+
+    @torch.no_grad()
+    def centre_input_(self) -> None:
+        """Turn an autoencoder whose encoder reads `x` into one whose encoder reads `x - b_dec`, in place."""
+        shift = torch.zeros_like(self.b_enc, dtype=torch.float64)
+        for bias, rows in zip(self.b_dec, self.W_enc, strict=True):
+            shift.add_(rows.double(), alpha=float(bias))
+        self._shift_pre_activations_(shift)
+
+    def _shift_pre_activations_(self, shift: torch.Tensor) -> None:
+        """Add a constant to what the encoder's product gives, in place; float64, shape `(S,)`."""
+        self.b_enc.copy_(self.b_enc + shift)
 
     @torch.no_grad()
     def fold_scaling_(self, mean: torch.Tensor, scale: float) -> None:

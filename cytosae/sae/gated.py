@@ -63,5 +63,9 @@ class GatedSae(Sae):
         """See `Sae`."""
         return {_FROM_SAELENS.get(name, name): tensor for name, tensor in tensors.items()}
 
+    def _shift_pre_activations_(self, shift: torch.Tensor) -> None:
+        super()._shift_pre_activations_(shift)
+        self.b_mag.copy_(self.b_mag + self.r_mag.double().exp() * shift)
+
     def _latent_units(self) -> tuple[torch.Tensor, ...]:
         return (self.b_enc, self.b_mag)

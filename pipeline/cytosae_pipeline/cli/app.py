@@ -14,6 +14,7 @@ from cytosae_pipeline.cli.options import CONTEXT_SETTINGS, config_options, given
 from cytosae_pipeline.cli.output import log_to_stderr, messages, print_result
 from cytosae_pipeline.config import (
     BuildConfig,
+    DemoConfig,
     ExploreConfig,
     ExportConfig,
     ReportConfig,
@@ -264,7 +265,8 @@ def explore(as_json: bool, **values: Any) -> None:
 def export(as_json: bool, **values: Any) -> None:
     """Write an autoencoder, or what it found in a data set, for other programs.
 
-    Every verb reads exported autoencoders (saelens, safetensors, reference) as --sae_path. The pickled config that
+    Every verb reads exported autoencoders (saelens, safetensors, reference) as --sae_path, and those of other programs
+    (docs/autoencoders.md); --sae_arch states what their files do not contain. The pickled config that
     `reference` writes runs code when other programs unpickle it; it is read here without being executed.
 
     Statistics (anndata, csv, parquet) are the results of `features` and `patients` and the score of every image;
@@ -362,24 +364,18 @@ def verify(path: str | None, deep: bool, as_json: bool, **values: Any) -> None:
 
 
 @verb
-@click.option(
-    "--root-dir",
-    type=click.Path(path_type=Path),
-    default=Path("cytosae-demo"),
-    show_default=True,
-    help="Folder for the demo's images and outputs.",
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the cohort.")
-def demo(root_dir: Path, seed: int, as_json: bool) -> None:
+@config_options(DemoConfig)
+def demo(as_json: bool, **values: Any) -> None:
     """Run the whole program on a synthetic cohort.
 
     Needs no data, download or GPU, and about a minute. Draws blood cells of patients in three groups that differ in
     cell composition, builds the store with the embedded vision transformer, trains an autoencoder, computes all
     statistics, checks that the groups are recovered, and writes a report to open in a browser.
     """
+    config = make_config(DemoConfig, values)
     from cytosae_pipeline.demo.run import run_demo
 
-    result = run_demo(root_dir, seed=seed)
+    result = run_demo(config.root_dir, seed=config.seed)
     print_result(result, result.describe(), as_json)
     if not result.recovered:
         raise SystemExit(1)

@@ -75,6 +75,6 @@ def _is_expected(error: Exception) -> bool:
         return True
     from cytosae.backbones.errors import BackboneError
     from cytosae.formats.checkpoint import SaeCheckpointError
-    from cytosae.formats.interop import InteropError
+    from cytosae.formats.foreign import InteropError
 
     return isinstance(error, SaeCheckpointError | InteropError | BackboneError)

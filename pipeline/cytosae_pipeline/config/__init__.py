@@ -5,6 +5,7 @@ Python and the command line give the same errors. Nothing heavy is imported here
 """
 
 from cytosae_pipeline.config.build import BuildConfig
+from cytosae_pipeline.config.demo import DemoConfig
 from cytosae_pipeline.config.export import ExportConfig
 from cytosae_pipeline.config.report import ExploreConfig, PageConfig, ReportConfig
 from cytosae_pipeline.config.statistics import StatisticsConfig
@@ -14,6 +15,7 @@ from cytosae_pipeline.config.train import PRESETS, TrainConfig
 __all__ = [
     "PRESETS",
     "BuildConfig",
+    "DemoConfig",
     "ExploreConfig",
     "ExportConfig",
     "PageConfig",

@@ -14,6 +14,9 @@ from typing import Any, Literal, Union
 
 from cytosae_pipeline.errors import UserError
 
+MAX_SEED = 2**63 - 1
+"""Largest seed that torch and numpy both take."""
+
 
 def option(
     default: Any,  # noqa: ANN401 - of the field's type

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from cytosae.sae.registry import ARCHITECTURES
 from cytosae_pipeline.config.fields import option
 from cytosae_pipeline.config.store import PrecisionChoice, StoreSource
 from cytosae_pipeline.errors import UserError
@@ -14,7 +15,18 @@ class StatisticsConfig(StoreSource):
     """Options of `features`, `classes` and `patients`."""
 
     sae_path: Path | None = option(
-        None, "The autoencoder: a .pt written by `train` or by the reference, or an exported file or folder."
+        None,
+        "The autoencoder: a .pt written by `train` or by the reference, an exported file or folder, or one of SAELens, "
+        "dictionary_learning, sparsify or overcomplete (docs/autoencoders.md).",
+    )
+    sae_arch: str | None = option(
+        None,
+        "Architecture of an autoencoder whose files do not contain its activation function.",
+        choices=ARCHITECTURES,
+    )
+    sae_k: int | None = option(None, "Its active latents per token (topk, batchtopk).", minimum=1)
+    sae_threshold: float | None = option(
+        None, "The activation that a latent must exceed, the same for all latents (batchtopk).", minimum=0
     )
     top_k: int = option(10, "Maximally activating images kept per latent (features).", minimum=1)
     threshold: tuple[float, ...] = option(
@@ -33,8 +45,12 @@ class StatisticsConfig(StoreSource):
     no_verify: bool = option(False, "Skip checksums while reading.")
 
     def __post_init__(self) -> None:
-        """Check that there are thresholds, each once."""
+        """Check that there are thresholds, each once, and that what is stated about the autoencoder fits together."""
         super().__post_init__()
+        for name, owners in (("sae_k", ("topk", "batchtopk")), ("sae_threshold", ("batchtopk",))):
+            if getattr(self, name) is not None and self.sae_arch not in owners:
+                found = "none" if self.sae_arch is None else self.sae_arch
+                raise UserError(f"{name} needs sae_arch {' or '.join(owners)}, found {found}")
         if not self.threshold:
             raise UserError("threshold must be given at least once")
         if len(set(self.threshold)) != len(self.threshold):

@@ -5,14 +5,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from cytosae.sae.registry import ARCHITECTURES
-from cytosae_pipeline.config.fields import option
+from cytosae_pipeline.config.fields import MAX_SEED, option
 from cytosae_pipeline.config.store import StoreSource
 from cytosae_pipeline.errors import UserError
 
 Resident = Literal["auto", "none", "ram", "gpu"]
-
-_MAX_SEED = 2**63 - 1
-"""Largest seed that torch and numpy both take."""
 
 
 _Record = TypeVar("_Record")
@@ -118,8 +115,8 @@ class TrainConfig(StoreSource):
     feature_sampling_window: int = option(64, "Steps over which firing rates are measured.", minimum=1)
     dead_feature_window: int = option(64, "Steps without firing after which a latent is revived.", minimum=0)
     dead_feature_threshold: float = option(1e-6, "Firing rate below which a latent is reported as dead.", minimum=0)
-    seed: int = option(42, "Seed of the weights, the order and the samples.", minimum=0, maximum=_MAX_SEED)
-    order_seed: int | None = option(None, "Seed of the order alone. [default: --seed]", minimum=0, maximum=_MAX_SEED)
+    seed: int = option(42, "Seed of the weights, the order and the samples.", minimum=0, maximum=MAX_SEED)
+    order_seed: int | None = option(None, "Seed of the order alone. [default: --seed]", minimum=0, maximum=MAX_SEED)
     n_checkpoints: int = option(20, "Intermediate checkpoints, evenly spaced.", minimum=0)
     log_to_wandb: bool = option(False, "Log metrics to Weights & Biases as well (offline without a login).")
     tensorboard: bool = option(False, "Write TensorBoard's event files into the run's folder as well.")

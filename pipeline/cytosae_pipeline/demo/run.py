@@ -10,9 +10,8 @@ import numpy as np
 
 from cytosae.analysis.latents import is_defined, label_entropy, leave_one_out_accuracy
 from cytosae_pipeline.building.build import build_store
-from cytosae_pipeline.config import BuildConfig, ReportConfig, StatisticsConfig, TrainConfig
+from cytosae_pipeline.config import BuildConfig, DemoConfig, ReportConfig, StatisticsConfig, TrainConfig
 from cytosae_pipeline.demo.cohort import plan_cohort, write_cohort
-from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.report.static import write_report
 from cytosae_pipeline.runtime.progress import Progress, format_seconds
 from cytosae_pipeline.statistics.counts import Counts
@@ -91,11 +90,10 @@ def run_demo(root: Path | str, *, seed: int = 0) -> DemoResult:
         seed: Seed of the cohort.
 
     Raises:
-        UserError: If the seed is negative.
+        UserError: If the seed is out of range.
     """
-    root = Path(root)
-    if seed < 0:
-        raise UserError(f"seed must be at least 0, found {seed}")
+    config = DemoConfig(root_dir=Path(root), seed=seed)
+    root, seed = config.root_dir, config.seed
     started = time.monotonic()
     cells = plan_cohort(seed=seed, n_patients_per_group=_N_PATIENTS_PER_GROUP, cells_per_patient=_N_CELLS_PER_PATIENT)
     images = root / "dataset" / f"{DATASET}-{seed}"

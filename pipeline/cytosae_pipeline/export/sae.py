@@ -6,10 +6,14 @@ from pathlib import Path
 import torch
 
 from cytosae.formats.checkpoint import load_sae
-from cytosae.formats.interop import from_saelens, to_saelens, write_reference, write_saelens, write_safetensors
+from cytosae.formats.reference import write_reference
+from cytosae.formats.saelens import write_saelens
+from cytosae.formats.tensor_file import write_safetensors
 from cytosae_cache.storage.atomic import replacing_path, write_file
 from cytosae_pipeline.config import ExportConfig
 from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.statistics.inputs import open_sae, require_sae_path
+from cytosae_pipeline.workspace.paths import sae_stem
 
 _ENDINGS = {"saelens": ".saelens", "safetensors": ".safetensors", "reference": ".reference.pt"}
 _FILE_WRITERS = {"safetensors": write_safetensors, "reference": write_reference}
@@ -41,10 +45,8 @@ def export_sae(config: ExportConfig) -> ExportResult:
     """
     if config.of_statistics:
         raise UserError(f"format {config.format} is for statistics, not for an autoencoder: use run_export")
-    if config.sae_path is None:
-        raise UserError("name the autoencoder: --sae_path out/checkpoints/RUN/final_sparse_autoencoder_....pt")
-    loaded = load_sae(config.sae_path)
-    path = config.out or config.sae_path.with_name(config.sae_path.stem + _ENDINGS[config.format])
+    sae_path, loaded = require_sae_path(config), open_sae(config, device="cpu")
+    path = config.out or sae_path.with_name(sae_stem(sae_path) + _ENDINGS[config.format])
     if config.format == "safetensors" and path.suffix != ".safetensors":
         raise UserError(f"--out '{path}' must end in .safetensors, from which the format is detected")
     if path.exists() and not config.overwrite:
@@ -55,7 +57,7 @@ def export_sae(config: ExportConfig) -> ExportResult:
     wanted = loaded.sae.state_dict()
     if config.format == "saelens":
         write_saelens(path, *loaded, write=write_file)
-        wanted = from_saelens(*to_saelens(*loaded))["state_dict"]
+        wanted = loaded.sae.from_saelens(loaded.sae.to_saelens()[1])
     else:
         with replacing_path(path) as temporary:
             _FILE_WRITERS[config.format](temporary, *loaded)

@@ -1,12 +1,14 @@
 """What a statistic is computed from: an autoencoder and the store it fits, opened once and passed on."""
 
-import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cytosae.formats.checkpoint import load_sae, weights_file
+import torch
+
+from cytosae.formats.checkpoint import LoadedSae, digest_sae, load_sae
+from cytosae.formats.foreign import Activation
 from cytosae.sae.base import Sae
 from cytosae_cache.errors import StoreMismatchError
 from cytosae_cache.format.spec import StoreSpec
@@ -54,25 +56,48 @@ def open_inputs(config: StatisticsConfig, *, encoder_only: bool = True) -> Input
     Raises:
         ValueError: If no autoencoder was named, it cannot be read, or the store does not fit it.
     """
-    if config.sae_path is None:
-        raise UserError("name the autoencoder: --sae_path out/checkpoints/RUN/final_sparse_autoencoder_....pt")
-    sae, cfg = load_sae(config.sae_path, device=choose_device(config.device), encoder_only=encoder_only)
+    path = require_sae_path(config)
+    sae, cfg = open_sae(config, device=choose_device(config.device), encoder_only=encoder_only)
     spec_hash, block = cfg.get("spec_hash"), cfg.get("block_layer")
     store = ensure_store(config, spec_hash=spec_hash, default_block=block if isinstance(block, int) else None)
     differences = check_match(store, sae, cfg)
     if differences and not config.allow_mismatch:
         raise StoreMismatchError(
-            f"store '{store.path}' differs from the one that '{config.sae_path}' was trained on (store, autoencoder): "
+            f"store '{store.path}' differs from the one that '{path}' was trained on (store, autoencoder): "
             + "; ".join(differences)
             + ". Build one that fits, or give --allow-mismatch if you know that this does not matter"
         )
     for difference in differences:
         logger.info(f"ignoring a mismatch (store, autoencoder): {difference}")
-    folder = Workspace(config.root_dir).feature_dir(config.sae_path, config.vit_type, store.provenance.dataset)
+    folder = Workspace(config.root_dir).feature_dir(path, config.vit_type, store.provenance.dataset)
     folder.mkdir(parents=True, exist_ok=True)
-    with weights_file(config.sae_path).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Inputs(store, sae, cfg, digest, folder)
+    return Inputs(store, sae, cfg, digest_sae(path, _stated_activation(config)), folder)
+
+
+def open_sae(config: StatisticsConfig, *, device: torch.device | str, encoder_only: bool = False) -> LoadedSae:
+    """Read the autoencoder that the options name.
+
+    Args:
+        config: The verb's options.
+        device: Device of the autoencoder.
+        encoder_only: Leave out the decoder.
+
+    Raises:
+        ValueError: If no autoencoder was named, or it cannot be read.
+    """
+    activation = _stated_activation(config)
+    return load_sae(require_sae_path(config), device=device, encoder_only=encoder_only, activation=activation)
+
+
+def require_sae_path(config: StatisticsConfig) -> Path:
+    """The path of the autoencoder.
+
+    Raises:
+        UserError: If none was given.
+    """
+    if config.sae_path is None:
+        raise UserError("name the autoencoder: --sae_path out/checkpoints/RUN/final_sparse_autoencoder_....pt")
+    return config.sae_path
 
 
 def check_match(store: ActivationStore, sae: Sae, cfg: dict[str, Any]) -> list[str]:
@@ -93,3 +118,8 @@ def check_match(store: ActivationStore, sae: Sae, cfg: dict[str, Any]) -> list[s
         return []
     theirs = StoreSpec.from_json(cfg["spec"])
     return [line for line in store.spec.differences(theirs) if not line.startswith(_HARMLESS)]
+
+
+def _stated_activation(config: StatisticsConfig) -> Activation | None:
+    """What the options state about the autoencoder."""
+    return None if config.sae_arch is None else Activation(config.sae_arch, config.sae_k, config.sae_threshold)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cytosae.sae.registry import make_sae
+from cytosae.sae.registry import ARCHITECTURES, make_sae
 from cytosae.training.matmul import MatmulConfig
 from cytosae_cache.format.spec import canonical_json
 from cytosae_cache.reading.concat import check_same_spec
@@ -116,6 +116,7 @@ def prepare_run(config: TrainConfig, stores: tuple[ActivationStore, ...] | None 
         raise TrainingError(f"{name} was given, but {store.spec.model_name} has no CLS token")
     n_latents = config.expansion_factor * store.d_model
     try:  # the architecture checks its settings
+        _check_k(config, n_latents)
         make_sae(config.arch, store.d_model, n_latents, device="meta", k=config.k, bandwidth=config.bandwidth)
     except ValueError as error:
         raise TrainingError(
@@ -163,6 +164,15 @@ def _find_stores(config: TrainConfig) -> tuple[ActivationStore, ...]:
             raise TrainingError(f"store '{store.path}' was given twice: omit one --with_dataset")
     check_same_spec(stores)
     return stores
+
+
+def _check_k(config: TrainConfig, n_latents: int) -> None:
+    """Raise ValueError if an architecture with a setting k is to keep more latents active than there are.
+
+    Here rather than in every class: files of autoencoders that were trained to such a k must stay readable.
+    """
+    if "k" in ARCHITECTURES[config.arch].setting_names and config.k > n_latents:
+        raise ValueError(f"k must be a whole number from 1 to the {n_latents} latents, found {config.k}")
 
 
 def _write_config(run: Run) -> None:

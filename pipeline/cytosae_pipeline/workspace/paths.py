@@ -72,7 +72,12 @@ def run_of_sae(sae_path: Path) -> str:
     path = sae_path.resolve()
     if (path.parent / "config.json").is_file() or path.parent.parent.name == "checkpoints":
         return path.parent.name
-    return path.stem
+    return sae_stem(path)
+
+
+def sae_stem(sae_path: Path) -> str:
+    """Name of an autoencoder without its ending; the folders of other programs, such as `layers.5`, have none."""
+    return sae_path.name if sae_path.is_dir() and sae_path.suffix != ".saelens" else sae_path.stem
 
 
 def final_name(model_name: str, block_layer: int, module_name: str, n_latents: int) -> str:

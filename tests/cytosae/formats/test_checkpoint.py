@@ -212,7 +212,7 @@ def test_other_files_are_refused_with_their_contents(tmp_path):
     path = tmp_path / "sae.pt"
     for value, message in ((torch.ones(2), "found Tensor"), ({"teacher": {}}, r"found \['teacher'\]")):
         torch.save(value, path)
-        with pytest.raises(SaeCheckpointError, match=f"must contain 'cfg' and 'state_dict', {message}"):
+        with pytest.raises(SaeCheckpointError, match=f"it is not an autoencoder: {message}, expected 'cfg' and"):
             load_sae(path)
     with pytest.raises(SaeCheckpointError, match="'cfg' in .* must be a dict, found list"):
         load_sae(save_raw(path, cfg=[1]))

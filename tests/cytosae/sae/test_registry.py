@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from cytosae.formats.checkpoint import load_sae, save_sae
-from cytosae.formats.interop import InteropError, reference_checkpoint, to_saelens, write_safetensors
+from cytosae.formats.foreign import InteropError
+from cytosae.formats.reference import reference_checkpoint
+from cytosae.formats.saelens import to_saelens
+from cytosae.formats.tensor_file import write_safetensors
 from cytosae.sae import registry
 from cytosae.sae.base import Sae
 from cytosae.sae.loss import LossInputs, LossTerms, LossWeights, SaeLoss

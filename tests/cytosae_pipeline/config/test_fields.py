@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from cytosae_pipeline.cli.app import cli
 from cytosae_pipeline.config import (
     BuildConfig,
+    DemoConfig,
     ExploreConfig,
     ExportConfig,
     ReportConfig,
@@ -24,7 +25,16 @@ from cytosae_pipeline.config import (
 from cytosae_pipeline.config.fields import check_field, parse_hint
 from cytosae_pipeline.errors import UserError
 
-RECORDS = [StoreSource, BuildConfig, TrainConfig, StatisticsConfig, ExportConfig, ReportConfig, ExploreConfig]
+RECORDS = [
+    StoreSource,
+    BuildConfig,
+    TrainConfig,
+    StatisticsConfig,
+    ExportConfig,
+    ReportConfig,
+    ExploreConfig,
+    DemoConfig,
+]
 
 
 @pytest.mark.parametrize(
@@ -58,6 +68,17 @@ RECORDS = [StoreSource, BuildConfig, TrainConfig, StatisticsConfig, ExportConfig
         (TrainConfig, {"clip_dim": -5}, "clip_dim must be at least 1, found -5"),
         (TrainConfig, {"resume": "a", "run_name": "b"}, "resume names the run 'a', and run_name another"),
         (TrainConfig, {"preset": "moderm"}, "preset must be cytosae or modern, found 'moderm'. Did you mean 'modern'?"),
+        (DemoConfig, {"seed": 2**64}, "seed must be at most 9223372036854775807, found 18446744073709551616"),
+        (DemoConfig, {"seed": -1}, "seed must be at least 0, found -1"),
+        (TrainConfig, {"seed": -1}, "seed must be at least 0, found -1"),
+        (StatisticsConfig, {"sae_arch": "topkk"}, "sae_arch must be relu, topk, batchtopk, "),
+        (StatisticsConfig, {"sae_k": 3}, "sae_k needs sae_arch topk or batchtopk, found none"),
+        (StatisticsConfig, {"sae_arch": "relu", "sae_k": 3}, "sae_k needs sae_arch topk or batchtopk, found relu"),
+        (
+            StatisticsConfig,
+            {"sae_arch": "topk", "sae_threshold": 1.0},
+            "sae_threshold needs sae_arch batchtopk, found t",
+        ),
         (ReportConfig, {"seed": 2**32}, "seed must be at most 4294967295, found 4294967296"),
         (ExploreConfig, {"port": 65536}, "port must be at most 65535, found 65536"),
     ],

@@ -11,14 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cytosae.formats.checkpoint import SaeCheckpointError, load_sae, save_sae
-from cytosae.formats.interop import (
-    SAELENS_CONFIG,
-    SAELENS_WEIGHTS,
-    InteropError,
-    reference_checkpoint,
-    to_saelens,
-    write_saelens,
-)
+from cytosae.formats.foreign import InteropError
+from cytosae.formats.reference import reference_checkpoint
+from cytosae.formats.saelens import SAELENS_CONFIG, SAELENS_WEIGHTS, to_saelens, write_saelens
 from cytosae.sae.registry import ARCHITECTURES, make_sae
 from cytosae_pipeline.config import ExportConfig
 from cytosae_pipeline.errors import UserError
@@ -177,9 +172,7 @@ def test_folders_of_other_people_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"normalize_activations": "layer_norm"}, "normalize_activations 'layer_norm'; only 'none' is supported"),
-        ({"apply_b_dec_to_input": False}, "apply_b_dec_to_input False; only True is supported"),
-        ({"rescale_acts_by_decoder_norm": True}, "rescale_acts_by_decoder_norm True"),
+        ({"normalize_activations": "layer_norm"}, "normalize_activations 'layer_norm', not 'none'"),
         ({"architecture": "transcoder"}, "architecture 'transcoder'; known are standard, topk, jumprelu, gated"),
         ({"architecture": ["topk"]}, "architecture \\['topk'\\]"),
         ({"metadata": None, "k": 10**9}, "k must be a whole number"),
@@ -240,8 +233,11 @@ def test_several_thresholds_are_no_batchtopk(tmp_path):
 
 def test_tensors_of_others_have_no_config(tmp_path):
     save_file({"W_enc": torch.ones(2, 2)}, tmp_path / "x.safetensors")
-    with pytest.raises(SaeCheckpointError, match="it is not an export of cytosae-cache"):
+    with pytest.raises(SaeCheckpointError, match=r"its tensors are those of no known autoencoder: found \['W_enc'\]"):
         load_sae(tmp_path / "x.safetensors")
+    save_file({"W_enc": torch.ones(2, 2)}, tmp_path / "y.safetensors", metadata={"cytosae_cache": "{"})
+    with pytest.raises(SaeCheckpointError, match="the config in the metadata of y.safetensors cannot be read"):
+        load_sae(tmp_path / "y.safetensors")
 
 
 def test_only_relu_has_a_place_in_the_reference():
@@ -294,3 +290,43 @@ def test_the_verb_names_what_it_wrote_and_replaces_only_with_overwrite(with_sae)
     assert file.read_text() == "mine"
     assert "name the autoencoder" in with_sae.run_plain("export", code=1).output
     assert "no autoencoder at" in with_sae.run_plain("export", "--sae_path", "nothing.pt", code=1).output
+
+
+# --- autoencoders of other programs
+
+
+def test_verbs_take_what_the_user_states(with_store):
+    path = with_store.root / "plain.pt"
+    torch.save(make_sae("relu", 24, 96).state_dict(), path)
+    arguments = ["features", "--dataset_name", "toy", "--sae_path", path]
+    output = with_store.run(*arguments, code=1).output
+    assert (
+        "do not contain the activation function. State it with --sae_arch relu or --sae_arch topk --sae_k K" in output
+    )
+    assert "sae_k needs sae_arch" in with_store.run(*arguments, "--sae_k", 3, code=2).output
+    record = with_store.root / "out" / "feature_data" / "sae_plain" / "custom" / "toy" / "features.json"
+    digests = set()
+    for k in (3, 4):
+        with_store.run(*arguments, "--sae_arch", "topk", "--sae_k", k)
+        digests.add(json.loads(record.read_text())["sae_sha256"])
+    assert len(digests) == 2
+
+
+def test_an_autoencoder_without_activation_becomes_one_with_it(with_images, tmp_path):
+    torch.save({f"module.{name}": value for name, value in make_random("relu").state_dict().items()}, tmp_path / "a.pt")
+    arguments = ["export", "--sae_path", tmp_path / "a.pt", "--format", "safetensors"]
+    with_images.run_plain(*arguments, "--sae_arch", "topk", "--sae_k", 3)
+    assert load_sae(tmp_path / "a.safetensors").sae.settings == {"k": 3}
+
+
+def test_folders_with_a_dot_in_their_names_are_kept_apart(with_images, tmp_path):
+    for number in (5, 6):
+        folder = tmp_path / f"layers.{number}"
+        folder.mkdir()
+        state = make_random("topk").state_dict()
+        tensors = {"encoder.weight": state["W_enc"].T.contiguous(), "encoder.bias": state["b_enc"]}
+        save_file({**tensors, "W_dec": state["W_dec"], "b_dec": state["b_dec"]}, folder / "sae.safetensors")
+        (folder / "cfg.json").write_text(json.dumps({"k": number, "d_in": D}))
+        with_images.run_plain("export", "--sae_path", folder, "--format", "safetensors")
+    assert load_sae(tmp_path / "layers.5.safetensors").sae.settings == {"k": 5}
+    assert load_sae(tmp_path / "layers.6.safetensors").sae.settings == {"k": 6}

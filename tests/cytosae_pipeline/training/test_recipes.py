@@ -15,7 +15,7 @@ from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import PRESETS, TrainConfig
 from cytosae_pipeline.training.holdout import held_out
 from cytosae_pipeline.training.init import choose_tokens, find_scaling
-from cytosae_pipeline.training.runs import TrainingError
+from cytosae_pipeline.training.runs import TrainingError, prepare_run
 from tests.support.stores import make_activations, make_store
 
 ARCHITECTURES = ("relu", "topk", "batchtopk", "jumprelu", "gated", "matryoshka")
@@ -69,10 +69,20 @@ def test_every_architecture_trains_resumes_and_is_read(with_store, monkeypatch, 
     assert indices[latent, 0] == scores[:, latent].argmax()
 
 
-def test_more_active_latents_than_there_are_is_refused(with_store):
-    output = with_store.train("--arch", "topk", "--k", 97, code=1).output
+@pytest.mark.parametrize("arch", ["topk", "batchtopk", "matryoshka", "jumprelu"])
+def test_more_active_latents_than_there_are_is_refused(with_store, arch):
+    output = with_store.train("--arch", arch, "--k", 97, code=1).output
     assert "k must be a whole number from 1 to the 96 latents, found 97" in output
     assert "--expansion_factor 4 at width 24 gives 96 latents: change --k or --expansion_factor" in output
+    config = TrainConfig(root_dir=with_store.root, dataset_name="toy", arch=arch, k=25, expansion_factor=1)
+    with pytest.raises(TrainingError, match="from 1 to the 24 latents, found 25"):
+        prepare_run(config)
+    assert not (with_store.root / "out" / "checkpoints").exists()
+
+
+def test_a_preset_is_checked_with_the_other_options(with_store):
+    output = with_store.train("--preset", "modern", "--expansion_factor", 1, "--tokens", "all", code=1).output
+    assert "k must be a whole number from 1 to the 24 latents, found 32" in output
 
 
 @pytest.mark.parametrize("option", [["--use_ghost_grads"], ["--norm_weighted_l1"], ["--mse_cls_coefficient", 2]])
