@@ -6,8 +6,8 @@
     .venv-encoders/bin/pip install huggingface_hub pyyaml ftfy regex tqdm
     PYTHONPATH=. .venv-encoders/bin/python scripts/check_encoders.py
 
-Builds every network with random weights, saves it as its package does, loads it with ours and compares the tokens of two
-blocks for random pixels, also at another size of images. A line each; exit code 1 if one differs by more than 1e-5.
+Builds every network with random weights, saves it as its package does, loads it with ours and compares the tokens of
+two blocks for random pixels, also at another size of images. A line each; exit code 1 if one differs by more than 1e-5.
 """
 
 import json
