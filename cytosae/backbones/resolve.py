@@ -387,7 +387,9 @@ def _choose_transform(
         )
     if transform.size < patch:
         raise BackboneError(f"images of {transform.size} pixels are smaller than a patch of '{path}' ({patch} pixels)")
-    if transform.size % patch and side != transform.size // patch:
+    # SigLIP so400m has patches of 14 on 384 pixels: 27 of them, and 6 pixels that nothing sees. That is its own size.
+    own = transform.size == statement.transform.size and side == transform.size // patch
+    if transform.size % patch and not own:
         nearest = transform.size // patch * patch
         raise BackboneError(
             f"patches of {patch} pixels do not tile images of {transform.size} pixels of '{path}'. Choose a multiple, "

@@ -394,8 +394,11 @@ def test_patches_must_tile_the_image_unless_the_table_says_otherwise(folder_of):
     folder = folder_of("vit")
     with pytest.raises(BackboneError, match=r"patches of 56 pixels do not tile .*--image-size 280 or 336"):
         describe(folder, preprocessing=StatedTransform(size=300))
+    with pytest.raises(BackboneError, match=r"--image-size 224 or 280"):
+        describe(folder, preprocessing=StatedTransform(size=240))
     # As SigLIP so400m at 384 with patches of 14: 27 rows, and 6 pixels that nothing sees.
-    assert describe(folder, preprocessing=StatedTransform(size=240)).grid == (4, 4)
+    (folder / "preprocessor_config.json").write_text(json.dumps(STATED | {"size": 240}))
+    assert load(folder).info.grid == (4, 4)
     with pytest.raises(BackboneError, match="images of 40 pixels are smaller than a patch"):
         describe(folder, preprocessing=StatedTransform(size=40))
 

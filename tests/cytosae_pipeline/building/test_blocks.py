@@ -1,0 +1,205 @@
+"""Several blocks from one pass, and images prepared as the encoder or the user says."""
+
+import filecmp
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from cytosae.backbones.backbone import describe_backbone, load_backbone
+from cytosae.backbones.images import decode_image, to_tensor
+from cytosae.backbones.preprocessing import StatedTransform
+from cytosae_cache.reading.reader import StoreReader
+from cytosae_cache.store import ActivationStore
+from cytosae_pipeline.building.build import build_and_open, build_stores
+from cytosae_pipeline.config import BuildConfig
+from cytosae_pipeline.errors import UserError
+from tests.support.pictures import write_vit
+
+BLOCKS = ("--block_layer", -2, "--block_layer", 0)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_time(monkeypatch):
+    """Stores record when they were made; these are compared byte for byte."""
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+
+
+def stores_of(workplace):
+    """Stores by block."""
+    folders = (workplace.root / "out" / "activations" / "toy").glob("*.zarr")
+    return {ActivationStore(folder).spec.block: folder for folder in folders}
+
+
+def assert_same_files(one, other):
+    """Two folders hold the same bytes."""
+    names = sorted(item.relative_to(one).as_posix() for item in one.rglob("*") if item.is_file())
+    assert names == sorted(item.relative_to(other).as_posix() for item in other.rglob("*") if item.is_file())
+    assert filecmp.cmpfiles(one, other, names, shallow=False) == (names, [], [])
+
+
+@pytest.fixture
+def single(with_images):
+    """Stores of two blocks, built one after the other, moved aside."""
+    for block in (-2, 0):
+        with_images.build("--block_layer", block)
+    folder = with_images.root / "out" / "activations" / "toy"
+    folder.rename(with_images.root / "single")
+    return {block: with_images.root / "single" / path.name for block, path in _by_block(with_images.root / "single")}
+
+
+def _by_block(folder):
+    return [(ActivationStore(path).spec.block, path) for path in folder.glob("*.zarr")]
+
+
+def test_stores_of_one_pass_equal_those_of_single_builds(with_images, single):
+    output = with_images.build(*BLOCKS).output
+    assert output.count("store (built): ") == 2
+    found = stores_of(with_images)
+    assert sorted(found) == [0, 2]
+    for block, folder in found.items():
+        assert_same_files(folder, single[block])
+    assert with_images.build(*BLOCKS).output.count("already complete") >= 2
+    result = json.loads(with_images.build(*BLOCKS, "--json").stdout)
+    assert [item["status"] for item in result["stores"]] == ["already complete"] * 2
+
+
+def test_a_block_is_added_to_a_store_that_is_there(with_images, single):
+    with_images.build()
+    result = json.loads(with_images.build(*BLOCKS, "--json").stdout)
+    assert [item["status"] for item in result["stores"]] == ["already complete", "built"]
+    for block, folder in stores_of(with_images).items():
+        assert_same_files(folder, single[block])
+
+
+def test_a_killed_build_of_two_blocks_ends_with_the_same_bytes(with_images, single):
+    """Killed with one block's store ahead of the other's."""
+    command = [
+        sys.executable, "-m", "cytosae_pipeline.cli.app", "build", "--root_dir", with_images.root, "--dataset_name", "toy",
+        "--model_path", with_images.vit, "--workers", 0, "--shard_images", 5, *BLOCKS,
+    ]  # fmt: skip
+    code = "from cytosae_pipeline.cli.app import main; main()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, command[3:])],
+        env=os.environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    folder = with_images.root / "out" / "activations" / "toy"
+    while child.poll() is None and not list(folder.glob("*.zarr/progress/*")):
+        time.sleep(0.001)
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    found = stores_of(with_images)
+    if 2 in found:  # the store of the first block falls behind by a shard
+        for mark in sorted((found[2] / "progress").glob("*"))[:1]:
+            mark.unlink()
+    with_images.build(*BLOCKS)
+    for block, store in stores_of(with_images).items():
+        assert_same_files(store, single[block])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float32"])
+def test_other_types_of_numbers_have_several_blocks_too(with_images, dtype):
+    with_images.build(*BLOCKS, "--store-dtype", dtype)
+    assert {ActivationStore(folder).spec.store_dtype for folder in stores_of(with_images).values()} == {dtype}
+
+
+def test_blocks_that_make_no_sense_are_refused(with_images):
+    assert (
+        "block_layer must be one or more different blocks"
+        in with_images.build("--block_layer", 1, "--block_layer", 1, code=2).output
+    )
+    assert "names block 2 twice" in with_images.build("--block_layer", 2, "--block_layer", -2, code=1).output
+    output = with_images.build(*BLOCKS, "--store", with_images.root / "s.zarr", code=2).output
+    assert "store names one place, but block_layer asks for 2 stores" in output
+    assert "has 4 blocks: -4 to 3" in with_images.build("--block_layer", 0, "--block_layer", 7, code=1).output
+    assert not (with_images.root / "out").exists()
+
+
+def test_python_builds_one_store_or_several(with_images):
+    options = {"root_dir": with_images.root, "dataset_name": "toy", "model_path": with_images.vit, "workers": 0}
+    results = build_stores(BuildConfig(**options, block_layer=(1, 0)))
+    assert [ActivationStore(item.store).spec.block for item in results] == [1, 0]
+    with pytest.raises(UserError, match="asks for 2 stores: call build_stores"):
+        build_and_open(BuildConfig(**options, block_layer=(1, 0)))
+    assert build_and_open(BuildConfig(**options, block_layer=1))[1].status == "already complete"
+
+
+# --- Preprocessing ----------------------------------------------------------------------------------------------------
+
+PREPARED = ("--image-size", 448, "--image-mean", 0.1, 0.2, 0.3, "--image-std", 0.4, 0.5, 0.6)
+
+
+def test_images_are_prepared_as_the_user_says(with_images):
+    plan = with_images.build(*PREPARED, "--dry-run").output
+    assert "network: 4 blocks of width 24, 2 heads, MLP of 96 (gelu), patches of 112 pixels, CLS token" in plan
+    assert "images: 448 x 448 (bilinear), mean 0.1 0.2 0.3, std 0.4 0.5 0.6; 4 x 4 patches" in plan
+    with_images.build(*PREPARED)
+    store = ActivationStore.open(with_images.store)
+    stated = store.spec.preprocessing
+    assert (stated.image_size, stated.mean, stated.std) == (448, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert store.spec.tokens.grid == (4, 4)
+    transform = StatedTransform(448, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    info = describe_backbone(with_images.vit, name=None, block=-2, preprocessing=transform)
+    pixels = decode_image((with_images.images / store.images.path[0]).read_bytes(), size=448)
+    with torch.inference_mode(), StoreReader(store) as reader:
+        tokens = load_backbone(with_images.vit, info)(to_tensor(pixels[None], mean=transform.mean, std=transform.std))
+        np.testing.assert_allclose(reader.read(np.array([0]))[0], tokens[0], rtol=2e-3, atol=2e-3)
+
+
+def test_a_store_of_another_size_serves_every_verb(with_images):
+    with_images.build(*PREPARED)
+    with_images.train("--run_name", "r")
+    source = ("--dataset_name", "toy", "--images", with_images.images, "--model_path", with_images.vit)
+    assert "sound" in with_images.run("verify", *source, "--deep").output
+    with_images.run("report", "--dataset_name", "toy", "--sae_path", with_images.sae())
+    overview = (with_images.features() / "report" / "data" / "overview.js").read_text()
+    assert '"grid":[4,4]' in overview.replace(" ", "")
+
+
+def test_a_verb_that_builds_first_prepares_images_as_said(with_images):
+    with_images.train(*PREPARED, "--images", with_images.images, "--model_path", with_images.vit)
+    assert ActivationStore.open(with_images.store).spec.preprocessing.image_size == 448
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (("--image-size", 0), 2, "image_size must be at least 1, found 0"),
+        (("--image-size", 5000), 1, "image_size must be at most 4096, found 5000"),
+        (("--image-size", 300), 1, "patches of 112 pixels do not tile images of 300 pixels"),
+        (("--image-mean", 0.5, 0.5), 2, "image-mean"),
+        (("--image-mean", "nan", 0.5, 0.5), 2, "image_mean must be a finite number"),
+        (("--image-std", 0, 0.5, 0.5), 2, "image_std must be above 0"),
+    ],
+)
+def test_impossible_preprocessing_is_refused(with_images, options, code, message):
+    assert message in with_images.build(*options, code=code).output
+
+
+def test_a_fixed_number_of_values_is_checked_in_python():
+    with pytest.raises(UserError, match=r"image_mean must be 3 values, found \[0\.5\]"):
+        BuildConfig(image_mean=[0.5])
+
+
+def test_the_plan_names_what_was_left_out_of_a_checkpoint(with_images):
+    value = torch.load(with_images.vit, weights_only=True)
+    value["teacher"]["dino_head.last.weight"] = torch.ones(2)
+    torch.save(value, with_images.vit)
+    output = with_images.build("--dry-run").output
+    assert "left out, no token depends on them: teacher.dino_head" in output
+
+
+def test_a_list_that_nothing_else_changes_keeps_its_hash(with_images):
+    """The spec of the toy network as older versions computed it, from the same file."""
+    write_vit(with_images.root / "again.pth")
+    with_images.build()
+    facts = json.loads(with_images.run("info", "--dataset_name", "toy", "--json").stdout)
+    assert set(facts["spec"]["preprocessing"]) == {"image_size", "resample", "mean", "std"}
