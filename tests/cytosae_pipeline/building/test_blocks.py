@@ -80,17 +80,12 @@ def test_a_block_is_added_to_a_store_that_is_there(with_images, single):
 
 def test_a_killed_build_of_two_blocks_ends_with_the_same_bytes(with_images, single):
     """Killed with one block's store ahead of the other's."""
-    command = [
-        sys.executable, "-m", "cytosae_pipeline.cli.app", "build", "--root_dir", with_images.root, "--dataset_name", "toy",
-        "--model_path", with_images.vit, "--workers", 0, "--shard_images", 5, *BLOCKS,
+    options = [
+        "build", "--root_dir", with_images.root, "--dataset_name", "toy", "--model_path", with_images.vit,
+        "--workers", 0, "--shard_images", 5, *BLOCKS,
     ]  # fmt: skip
-    code = "from cytosae_pipeline.cli.app import main; main()"
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, command[3:])],
-        env=os.environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    command = [sys.executable, "-c", "from cytosae_pipeline.cli.app import main; main()", *map(str, options)]
+    child = subprocess.Popen(command, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     folder = with_images.root / "out" / "activations" / "toy"
     while child.poll() is None and not list(folder.glob("*.zarr/progress/*")):
         time.sleep(0.001)
