@@ -1,15 +1,16 @@
-"""Check the vision transformer against the real timm and open_clip, which want an environment of their own.
+"""Check the vision transformer against the real timm, open_clip and transformers, in an environment of their own.
 
     python3 -m venv .venv-encoders
     .venv-encoders/bin/pip install -c constraints.txt torch numpy pillow safetensors
     .venv-encoders/bin/pip install --no-deps timm open_clip_torch torchvision
-    .venv-encoders/bin/pip install huggingface_hub pyyaml ftfy regex tqdm
+    .venv-encoders/bin/pip install transformers pyyaml ftfy regex tqdm
     PYTHONPATH=. .venv-encoders/bin/python scripts/check_encoders.py
 
 Builds every network with random weights, saves it as its package does, loads it with ours and compares the tokens of
 two blocks for random pixels, also at another size of images. A line each; exit code 1 if one differs by more than 1e-5.
 """
 
+import itertools
 import json
 import sys
 import tempfile
@@ -26,6 +27,7 @@ _OPERATORS.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tens
 
 import open_clip  # noqa: E402
 import timm  # noqa: E402
+import transformers  # noqa: E402
 from timm.models import save_for_hf  # noqa: E402
 
 from cytosae.backbones.backbone import describe_backbone, load_backbone  # noqa: E402
@@ -68,17 +70,47 @@ _TIMM: dict[str, tuple[str, dict[str, Any]]] = {
 _OPEN_CLIP = ("ViT-B-32", "ViT-B-16-quickgelu", "ViT-L-14-336", "ViT-B-16-SigLIP")
 _DEPTH = 3
 
+_B = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
+_L = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}
+_TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Dinov2 B/14": ("Dinov2", {"hidden_size": 768, "num_attention_heads": 12, "image_size": 518}),
+    "Dinov2 g/14 (Midnight)": (
+        "Dinov2", {"hidden_size": 1536, "num_attention_heads": 24, "use_swiglu_ffn": True, "image_size": 518}
+    ),
+    "Phikon-v2 (Dinov2 L/16)": ("Dinov2", {"hidden_size": 1024, "num_attention_heads": 16, "patch_size": 16}),
+    "Dinov2WithRegisters B/14 (Hibou)": (
+        "Dinov2WithRegisters",
+        {"hidden_size": 768, "num_attention_heads": 12, "num_register_tokens": 4, "image_size": 518, "patch_size": 14},
+    ),
+    "DINOv3 B/16": ("DINOv3ViT", {**_B, "num_register_tokens": 4}),
+    "DINOv3 H+/16": (
+        "DINOv3ViT",
+        {"hidden_size": 1280, "num_attention_heads": 20, "intermediate_size": 5120, "use_gated_mlp": True,
+         "hidden_act": "silu", "num_register_tokens": 4},
+    ),
+    "ViT B/16 (Phikon)": ("ViT", _B),
+    "DeiT B/16, distilled": ("DeiT", _B),
+    "I-JEPA B/16": ("IJepa", _B),
+    "CLIP L/14 at 336": ("CLIPVision", {**_L, "patch_size": 14, "image_size": 336}),
+    "SigLIP so400m/14 at 384": (
+        "SiglipVision",
+        {"hidden_size": 1152, "num_attention_heads": 16, "intermediate_size": 4304, "patch_size": 14,
+         "image_size": 384},
+    ),
+}  # fmt: skip
+
 
 def main() -> None:
     """Check every network."""
     torch.manual_seed(0)
     differing = 0
-    for name, errors in [*_check_timm(), *_check_open_clip()]:
+    for name, errors in itertools.chain(_check_timm(), _check_open_clip(), _check_transformers()):
         same = all(error < 1e-5 for error in errors.values())
         differing += not same
         figures = ", ".join(f"{where} {error:.1e}" for where, error in errors.items())
         print(f"{name}: {'same' if same else 'DIFFERENT'}, relative error {figures}", flush=True)
-    print(f"timm {timm.__version__}, open_clip {open_clip.__version__}, torch {torch.__version__}")
+    versions = (("timm", timm), ("open_clip", open_clip), ("transformers", transformers), ("torch", torch))
+    print(", ".join(f"{name} {module.__version__}" for name, module in versions))
     sys.exit(1 if differing else 0)
 
 
@@ -110,6 +142,21 @@ def _check_open_clip() -> Iterator[tuple[str, dict[str, float]]]:
             (Path(folder) / "open_clip_config.json").write_text(json.dumps(config))
             torch.save(model.state_dict(), Path(folder) / "open_clip_pytorch_model.bin")
             yield f"open_clip {name}", _compare(model.visual, blocks, Path(folder), other_sizes=False)
+
+
+def _check_transformers() -> Iterator[tuple[str, dict[str, float]]]:
+    """Models of transformers, saved by themselves."""
+    for name, (kind, options) in _TRANSFORMERS.items():
+        config = getattr(transformers, f"{kind}Config")(**options, num_hidden_layers=_DEPTH)
+        model = getattr(transformers, f"{kind}Model")(config).eval()
+        _randomise(model)
+        (blocks,) = [item for item in model.modules() if isinstance(item, torch.nn.ModuleList) and len(item) == _DEPTH]
+        size = config.image_size
+        stated = {"size": {"height": size, "width": size}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            (Path(folder) / "preprocessor_config.json").write_text(json.dumps(stated))
+            yield f"transformers {name}", _compare(model, blocks, Path(folder), other_sizes=False)
 
 
 def _randomise(model: torch.nn.Module) -> None:

@@ -26,6 +26,14 @@ def _run(module: str, *arguments: object) -> list[dict]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def test_build_prints_both_comparisons_of_an_encoder():
+    lines = _run("build", "--model-path", "pipeline/cytosae_pipeline/assets/cytosae_tiny14.pth", "--images", 3, "--batch", 2,
+                 "--rounds", 1, "--workers", 0)  # fmt: skip
+    assert [line["name"] for line in lines] == ["build", "build_blocks"]
+    assert all(line["ratio"] > 0 and line["encoder"] == "cytosae_tiny14" and line["images"] == 3 for line in lines)
+    assert lines[1]["blocks"] == 3
+
+
 def test_stream_prints_a_line_a_kind(tmp_path):
     lines = _run(
         "stream", "--folder", tmp_path, "--shards", 3, "--shard-images", 2, "--d-model", 16, "--batch", 4,

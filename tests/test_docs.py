@@ -88,3 +88,14 @@ def test_the_architectures_are_as_documented():
     assert set(_rows(text, "| `--arch` |")) == set(ARCHITECTURES)
     for name in SCHEDULERS:
         assert f"`{name}`" in text
+
+
+def test_all_known_encoders_are_documented():
+    from cytosae.backbones.registry import ARCHITECTURES as ENCODERS
+
+    text = (ROOT / "docs" / "encoders.md").read_text()
+    section = text[text.index("## Known names") : text.index("## Compared with")]
+    named = set(re.findall(r"`([a-z0-9_]+)`", section)) - {"_reg", "_quickgelu"}
+    named |= {f"{name}_reg" for name in named if name.startswith("dinov2_")}
+    named |= {f"{name}_quickgelu" for name in named if name.startswith("clip_")}
+    assert named == set(ENCODERS)
