@@ -27,8 +27,8 @@ def _run(module: str, *arguments: object) -> list[dict]:
 
 
 def test_build_prints_both_comparisons_of_an_encoder():
-    lines = _run("build", "--model-path", "pipeline/cytosae_pipeline/assets/cytosae_tiny14.pth", "--images", 3, "--batch", 2,
-                 "--rounds", 1, "--workers", 0)  # fmt: skip
+    model = "pipeline/cytosae_pipeline/assets/cytosae_tiny14.pth"
+    lines = _run("build", "--model-path", model, "--images", 3, "--batch", 2, "--rounds", 1, "--workers", 0)
     assert [line["name"] for line in lines] == ["build", "build_blocks"]
     assert all(line["ratio"] > 0 and line["encoder"] == "cytosae_tiny14" and line["images"] == 3 for line in lines)
     assert lines[1]["blocks"] == 3

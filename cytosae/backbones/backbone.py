@@ -1,6 +1,6 @@
 """Backbones: vision transformers loaded from a path, cut after the requested block, every key checked."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,10 +9,15 @@ from torch import nn
 
 from cytosae.backbones.errors import BackboneError
 from cytosae.backbones.images import IMAGE_MEAN, IMAGE_SIZE, IMAGE_STD
+from cytosae.backbones.layouts import join_parts
+from cytosae.backbones.positions import fit_positions, rotary_angles, rotary_periods
 from cytosae.backbones.preprocessing import StatedTransform
-from cytosae.backbones.resolve import Encoder, build_network, resolve_encoder
+from cytosae.backbones.resolve import Encoder, resolve_encoder
 from cytosae.backbones.vit import VisionTransformer
 from cytosae.backbones.weights import read_checkpoint, weights_sha256
+
+_TOKEN_NAMES = ("cls_token", "registers", "positions", "rope_periods")
+"""Tensors that have no parameter of their own in `VisionTransformer`."""
 
 
 @dataclass(frozen=True)
@@ -155,9 +160,46 @@ def load_backbone(
     wanted = [block % info.n_blocks for block in (blocks or (info.block,))]
     stated = StatedTransform(info.image_size, info.image_mean, info.image_std, info.image_scale, info.resample)
     encoder = resolve_encoder(read_checkpoint(path), info.name, stated)
-    model = build_network(encoder, max(wanted) + 1)
+    model = _build_network(encoder, max(wanted) + 1)
     _check_finite(model, path)
     return Backbone(model.to(device=device, dtype=dtype), info, blocks)
+
+
+def _build_network(encoder: Encoder, n_blocks: int) -> VisionTransformer:
+    """The first blocks of an encoder, with weights in float32; the tensors of later blocks are not read."""
+    kept = {f"blocks.{index}" for index in range(n_blocks)}
+    tensors = join_parts(
+        {
+            name: tensor
+            for name, tensor in encoder.found.tensors.items()
+            if not name.startswith("blocks.") or ".".join(name.split(".")[:2]) in kept
+        }
+    )
+    with torch.device("meta"):
+        network = VisionTransformer(encoder.architecture, n_blocks=n_blocks, grid=encoder.grid)
+    weights = {name: tensor for name, tensor in tensors.items() if name not in _TOKEN_NAMES}
+    weights |= _token_weights(tensors, encoder)
+    # Copied: a float32 weight would otherwise remain a view of the mapped file and change with it.
+    network.load_state_dict({name: item.to(torch.float32, copy=True) for name, item in weights.items()}, assign=True)
+    return network.requires_grad_(False)
+
+
+def _token_weights(tensors: Mapping[str, torch.Tensor], encoder: Encoder) -> dict[str, torch.Tensor]:
+    """Tokens before the patches with their positions added, and the positions of the patches."""
+    architecture, width = encoder.architecture, encoder.architecture.width
+    tokens = [tensors[name].reshape(-1, width).float() for name in ("cls_token", "registers") if name in tensors]
+    prefix = torch.cat(tokens) if tokens else torch.empty(0, width)
+    if architecture.rope_theta is not None:
+        periods = tensors.get("rope_periods", rotary_periods(architecture.rope_theta, width // architecture.heads))
+        cos, sin = rotary_angles(encoder.grid, periods, n_prefix=architecture.n_prefix)
+        return {"prefix": prefix, "rope_cos": cos, "rope_sin": sin}
+    table = tensors["positions"].reshape(1, -1, width)
+    rows, positions = fit_positions(
+        table, encoder.grid, n_prefix=encoder.n_position_prefix, rule=architecture.positions
+    )
+    prefix = prefix.clone()
+    prefix[: len(rows)] += rows
+    return {"prefix": prefix, "positions": positions}
 
 
 def _describe(encoder: Encoder, digest: str, block: int) -> BackboneInfo:

@@ -389,7 +389,7 @@ def test_any_missing_tensor_or_wrong_shape_is_an_error(tmp_path, key):
         for wrong in (state[key][..., :-1], state[key].flatten()[0], state[key][None]):
             refuse(
                 save_toy(tmp_path / "v.pth", REGISTERS, state={**state, key: wrong.clone()}),
-                f"{key} has shape|its patch embedding has ",
+                f"{key} has shape|its patch embedding has",
             )
         whole = {**state, key: state[key].to(torch.int32)}
         refuse(save_toy(tmp_path / "v.pth", REGISTERS, state=whole), f"{key} is a torch.strided tensor of torch.int32")

@@ -1,0 +1,186 @@
+"""What the shapes of an encoder's tensors say, and whether they are those of an architecture."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from cytosae.backbones.errors import BackboneError
+from cytosae.backbones.layouts import FoundEncoder
+from cytosae.backbones.preprocessing import MAX_IMAGE_SIZE
+from cytosae.backbones.registry import ARCHITECTURES, matching_architectures, usual_heads
+from cytosae.backbones.vit import Architecture, VisionTransformer
+from cytosae.backbones.weights import listed
+
+Shapes = Mapping[str, torch.Tensor]
+"""Tensors by our names, without their numbers (on torch's meta device)."""
+
+
+def infer_architecture(shapes: Shapes, found: FoundEncoder, path: Path) -> Architecture:
+    """What the shapes of the tensors say; heads are those of known encoders of the size, or 0 if there are none.
+
+    Raises:
+        BackboneError: If there is no first block, or blocks are missing in between.
+    """
+    patch = shapes["patch_embed.weight"]
+    down, up = shapes.get("blocks.0.mlp.fc2.weight"), shapes.get("blocks.0.mlp.fc1.weight")
+    problem = _structural_problem(shapes)
+    if problem or down is None or up is None:
+        unknown = f"; unknown {listed(list(found.unknown))}" if found.unknown else ""
+        raise BackboneError(
+            f"'{path}' is not a vision transformer as {found.layout.name} saves them: {problem}{unknown}"
+        )
+    width, depth, registers = patch.shape[0], len(_block_numbers(shapes)), shapes.get("registers")
+    # DINOv3 has registers and no position table; its own files hold the periods of its rotary positions.
+    rotary = "positions" not in shapes and ("rope_periods" in shapes or registers is not None)
+    heads = usual_heads(width, depth, rotary=rotary) or 0
+    if rotary and "rope_periods" in shapes:
+        heads = width // max(1, 4 * shapes["rope_periods"].numel())
+    return Architecture(
+        "", width, depth, heads,
+        patch_size=patch.shape[2],
+        n_registers=registers.shape[-2] if registers is not None and registers.ndim >= 2 else 0,
+        swiglu=up.shape[0] == 2 * down.shape[1],
+        n_cls=int("cls_token" in shapes),
+        mlp_hidden=down.shape[1],
+        eps=1e-5 if rotary else 1e-6,
+        layer_scale="blocks.0.ls1" in shapes,
+        pre_norm="norm_pre.weight" in shapes,
+        qkv_bias="blocks.0.attn.qkv.bias" in shapes,
+        patch_bias="patch_embed.bias" in shapes,
+        rope_theta=100.0 if rotary else None,
+    )  # fmt: skip
+
+
+def _structural_problem(shapes: Shapes) -> str:
+    """Why the tensors are not those of a vision transformer, if they are not."""
+    patch, numbers = shapes["patch_embed.weight"], _block_numbers(shapes)
+    if patch.ndim != 4 or patch.shape[2] != patch.shape[3] or not 1 <= patch.shape[2] <= MAX_IMAGE_SIZE:
+        return f"its patch embedding has shape {tuple(patch.shape)}, expected (width, 3, patch, patch)"
+    if numbers != list(range(len(numbers))):
+        gap = next(index for index, number in enumerate(numbers) if index != number)
+        return f"missing all of blocks.{gap}, but there is blocks.{numbers[-1]}"
+    layers = ("blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight")
+    missing = [name for name in layers if name not in shapes or shapes[name].ndim != 2]
+    return f"missing {'; missing '.join(missing)}" if missing else ""
+
+
+def _block_numbers(shapes: Shapes) -> list[int]:
+    """Numbers of the blocks that there are, in order."""
+    return sorted({int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")})
+
+
+def table_side(shapes: Shapes, architecture: Architecture) -> int | None:
+    """Patches along a side of the position table; None if there is none or it is no square."""
+    if "positions" not in shapes or architecture.rope_theta is not None or shapes["positions"].ndim < 2:
+        return None
+    n_rows = shapes["positions"].shape[-2]
+    for n_prefix in dict.fromkeys((architecture.n_prefix, architecture.n_cls, 0)):
+        side = math.isqrt(max(0, n_rows - n_prefix))
+        if side and side * side == n_rows - n_prefix:
+            return side
+    return None
+
+
+def count_position_prefix(shapes: Shapes, architecture: Architecture) -> int:
+    """Rows of the position table that belong to tokens before the patches: all of them, CLS alone, or none."""
+    side = table_side(shapes, architecture)
+    return 0 if side is None else shapes["positions"].shape[-2] - side * side
+
+
+def check_types(found: FoundEncoder, path: Path) -> None:
+    """Raise if a tensor is not made of dense floating-point numbers."""
+    problems = [
+        f"{found.names[ours]} is a {item.layout} tensor of {item.dtype} on {item.device}, expected a dense "
+        "floating-point tensor"
+        for ours, item in found.tensors.items()
+        if not item.is_floating_point() or item.layout is not torch.strided or item.device.type != "cpu"
+    ]
+    if problems:
+        raise BackboneError(f"'{path}' cannot be used: {listed(problems)}")
+
+
+def check_shapes(shapes: Shapes, architecture: Architecture, found: FoundEncoder, path: Path) -> None:
+    """Raise if a tensor is missing, unknown, or has another shape than the architecture's."""
+    if architecture.heads < 1 or architecture.width % architecture.heads:
+        raise BackboneError(
+            f"'{path}' cannot have {architecture.heads} attention heads: its width {architecture.width} is no multiple "
+            "of them"
+        )
+    expected = _expected_shapes(architecture, found)
+    named = {ours: found.names.get(ours, ours) for ours in [*expected, *shapes]}
+    missing = [name for name in expected if name not in shapes]
+    if architecture.rope_theta is None and "positions" not in shapes:
+        missing.append("positions")
+        named["positions"] = "a position table"
+    optional = {"positions"} if architecture.rope_theta is None else {"rope_periods"}
+    problems = [f"missing {_saved_name(name, found)}" for name in missing]
+    problems += [f"unknown {name}" for name in found.unknown]
+    problems += [f"unknown {named[name]}" for name in shapes if name not in expected and name not in optional]
+    problems += [
+        f"{named[name]} has shape {tuple(shapes[name].shape)}, expected {shape}"
+        for name, shape in expected.items()
+        if name in shapes and tuple(shapes[name].shape) != shape
+    ]
+    problems += _position_problems(shapes, architecture, found)
+    if problems:
+        described = architecture.name or f"what its description says ({found.layout.name})"
+        raise BackboneError(
+            f"'{path}' is not {described}{_hint(shapes, architecture, found, path)}: {listed(problems)}"
+        )
+
+
+def _expected_shapes(architecture: Architecture, found: FoundEncoder) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor by our names, apart from positions."""
+    with torch.device("meta"):
+        network = VisionTransformer(architecture, n_blocks=architecture.depth, grid=(1, 1))
+    drop = ("prefix", "positions", "rope_cos", "rope_sin")
+    shapes = {name: tuple(item.shape) for name, item in network.state_dict().items() if name not in drop}
+    batch = () if found.layout.bare_tokens else (1, 1)
+    if architecture.n_cls:
+        shapes["cls_token"] = (*batch, architecture.width)
+    if architecture.n_registers or "registers" in found.tensors:
+        shapes["registers"] = (1, architecture.n_registers, architecture.width)
+    return shapes
+
+
+def _position_problems(shapes: Shapes, architecture: Architecture, found: FoundEncoder) -> list[str]:
+    """What is wrong with the position table or the periods of rotary positions."""
+    problems, width = [], architecture.width
+    table = shapes.get("positions")
+    if table is not None and architecture.rope_theta is None:
+        ndim = 2 if found.layout.bare_tokens else 3
+        side = table_side(shapes, architecture)
+        if table.ndim != ndim or table.shape[-1] != width or (ndim == 3 and table.shape[0] != 1) or side is None:
+            wanted = "1 + a square" if architecture.n_cls else "a square"
+            shape = f"({wanted}, {width})" if ndim == 2 else f"(1, {wanted}, {width})"
+            problems.append(f"{found.names['positions']} has shape {tuple(table.shape)}, expected {shape}")
+    periods = shapes.get("rope_periods")
+    if periods is not None and tuple(periods.shape) != (width // architecture.heads // 4,):
+        problems.append(f"{found.names['rope_periods']} has shape {tuple(periods.shape)}")
+    return problems
+
+
+def _saved_name(ours: str, found: FoundEncoder) -> str:
+    """The name under which a missing tensor was looked for, as the file names its neighbours."""
+    for name, saved in found.names.items():
+        # The same tensor of another block shows how this layout calls it.
+        parts, other = ours.split("."), name.split(".")
+        if parts[0] == "blocks" == other[0] and parts[2:] == other[2:]:
+            return saved.replace(f".{other[1]}.", f".{parts[1]}.", 1)
+    plain = {"cls_token": "cls_token", "registers": "register_tokens", "positions": "pos_embed"}
+    return plain.get(ours, ours)
+
+
+def _hint(shapes: Shapes, architecture: Architecture, found: FoundEncoder, path: Path) -> str:
+    """The name of a known encoder that fits better, if the name was the user's to choose."""
+    if architecture not in ARCHITECTURES.values():
+        return ""
+    inferred = infer_architecture(shapes, found, path)
+    matches = matching_architectures(
+        inferred, table_side(shapes, inferred), in_open_clip=found.prefix.endswith("visual.trunk.")
+    )
+    if not matches or architecture in matches:
+        return ""
+    return f" (this looks like {matches[0].name}: pass --model_name {matches[0].name})"
