@@ -70,7 +70,7 @@ FACEBOOK_TIMM = Layout(
     "patch_embed.proj.weight",
     {
         "cls_token": "cls_token",
-        **dict.fromkeys(("register_tokens", "reg_token", "storage_tokens"), "registers"),
+        **dict.fromkeys(("register_tokens", "reg_token", "storage_tokens", "dist_token"), "registers"),
         "pos_embed": "positions",
         **{f"patch_embed.proj.{kind}": name for kind, name in _PATCH.items()},
         **{f"norm_pre.{kind}": f"norm_pre.{kind}" for kind in _PATCH},

@@ -129,6 +129,10 @@ def _from_transformers(config: Mapping[str, Any], folder: Path, name: str) -> St
         hibou = kind == "dinov2" and bool(registers or "auto_map" in config)
         if hibou:
             facts["positions"] = "antialias"
+        # Stated, because tensors that are all missing would otherwise be taken for a network without them.
+        facts["layer_scale"] = kind.startswith("dino")
+        if not family.rope:
+            facts["qkv_bias"] = bool(vision.get("qkv_bias", True))
         if "use_swiglu_ffn" in vision or "use_gated_mlp" in vision:
             facts["swiglu"] = bool(vision.get("use_swiglu_ffn", vision.get("use_gated_mlp")))
             # Dinov2's SwiGLU is always SiLU, whatever the config calls the activation of the other kind of MLP.
@@ -227,14 +231,29 @@ def _from_open_clip(config: Mapping[str, Any], path: Path, name: str) -> Stateme
             facts = _timm_facts(str(trunk), path)
         else:
             width = _whole(vision.get("width"), 768, top=1 << 16)
-            activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
-            heads = width // _whole(vision.get("head_width"), 64, top=1 << 16)
-            facts = {"heads": heads, "width": width, "activation": activation, "eps": 1e-5, "positions": "antialias"}
+            facts = {
+                "width": width,
+                "heads": width // _whole(vision.get("head_width"), 64, top=1 << 16),
+                "activation": _open_clip_activation(model, vision),
+                "eps": _epsilon(vision.get("norm_kwargs", {}).get("eps", 1e-5)),
+                "positions": "antialias",
+            }
         return Statement(name, facts, read_open_clip(config, path), _OPENAI)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         if isinstance(error, BackboneError):
             raise
         raise BackboneError(f"'{path}' states impossible sizes: {error!r}") from error
+
+
+def _open_clip_activation(model: Mapping[str, Any], vision: Mapping[str, Any]) -> str:
+    """The activation function of open_clip's own vision tower."""
+    options = vision.get("act_kwargs") or {}
+    if model.get("quick_gelu") and not options:
+        return "quick_gelu"
+    known = {(): "gelu", (("approximate", "none"),): "gelu", (("approximate", "tanh"),): "gelu_tanh"}
+    if model.get("quick_gelu") or tuple(options.items()) not in known:
+        raise ValueError(f"unknown act_kwargs {options!r}")
+    return known[tuple(options.items())]
 
 
 def _whole(value: Any, default: int | None, *, top: int, least: int = 1) -> int:  # noqa: ANN401 - checked here

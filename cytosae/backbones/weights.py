@@ -29,7 +29,7 @@ _WEIGHT_NAMES = (
 )
 """Names of weights in a folder, in the order in which they are preferred; each may be split, with an index beside."""
 
-_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".torch", ".ckpt")
 _MAX_NESTING = 4
 _MAX_LISTED = 6
 

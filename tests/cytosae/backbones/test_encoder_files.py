@@ -102,6 +102,15 @@ def test_every_tensor_of_the_second_implementation_matters(pixels, key):
     assert (difference > 1e-3) == (key != "norm.weight")
 
 
+def test_the_distilled_deit_of_timm(tmp_path, pixels):
+    state = make_state(n_registers=1, scale=False)
+    saved = {"dist_token" if key == "reg_token" else key: value for key, value in state.items()}
+    saved |= {"head_dist.weight": torch.ones(2, 24)}
+    backbone = load(save_timm(tmp_path / "m", saved, "deit_small_distilled_patch16_224", num_heads=3))
+    assert relative_error(backbone(pixels), run_reference(state, pixels, -2, heads=3)) < 1e-5
+    assert (backbone.info.n_cls, backbone.info.n_registers) == (1, 1)
+
+
 def test_split_gates_of_timms_dinov3(tmp_path, pixels):
     state = make_state(width=48, n_registers=4, table=None, gated=True, qkv_bias=False)
     saved = {}
@@ -359,6 +368,19 @@ def as_open_clip(state, prefix="visual."):
             value.flatten() if key == "class_embedding" else value[0] if "positional" in key else value
         )
     return saved | {"logit_scale": torch.ones(()), "transformer.resblocks.0.ln_1.weight": torch.ones(4)}
+
+
+def test_options_of_open_clips_vision_tower_are_followed(tmp_path, pixels):
+    state = make_state(scale=False, patch_bias=False)
+    torch.save(as_open_clip(state), tmp_path / "open_clip_pytorch_model.bin")
+    vision = {"width": 24, "head_width": 8, "norm_kwargs": {"eps": 1e-3}, "act_kwargs": {"approximate": "tanh"}}
+    config = {"model_cfg": {"vision_cfg": vision}, "preprocess_cfg": STATED}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    expected = run_reference(state, pixels, -2, heads=3, eps=1e-3, activation="gelu_tanh")
+    assert relative_error(load(tmp_path)(pixels), expected) < 1e-5
+    vision["act_kwargs"] = {"negative_slope": 0.1}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    refuse(tmp_path, "unknown act_kwargs")
 
 
 @pytest.mark.parametrize("quick", [False, True])

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -266,6 +267,19 @@ def test_a_config_that_contradicts_the_weights_is_refused(folder_of):
             describe(folder)
     (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 5}))
     with pytest.raises(BackboneError, match="cannot have 5 attention heads: its width 24"):
+        describe(folder)
+
+
+def test_parts_that_a_family_always_has_cannot_all_be_missing(folder_of):
+    folder = folder_of("dinov2")
+    change_weights(folder, lambda state: [state.pop(name) for name in list(state) if "layer_scale" in name])
+    with pytest.raises(BackboneError, match=r"missing blocks\.0\.ls1"):
+        describe(folder)
+    folder = folder_of("vit")
+    change_weights(
+        folder, lambda state: [state.pop(name) for name in list(state) if re.search("(query|key|value).bias", name)]
+    )
+    with pytest.raises(BackboneError, match=r"missing blocks\.0\.attn\.qkv\.bias"):
         describe(folder)
 
 
