@@ -22,21 +22,23 @@ from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.format.marks import remove_marks
 from cytosae_cache.format.metadata import Provenance
 from cytosae_cache.format.spec import Precision, Preprocessing, StoreDtype, StoreSpec, TokenLayout
-from cytosae_cache.storage.atomic import write_file
 from cytosae_cache.storage.base import Location, StorageBackend
 from cytosae_cache.storage.open import open_storage
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.writer import ShardData, StoreWriter, clear_leftovers, create_store
 from cytosae_pipeline import __version__
+from cytosae_pipeline.building.findings import Remarks, require_readable, write_duplicates, write_skipped
 from cytosae_pipeline.building.source_check import check_sizes, count_reasons, reopen_shards
 from cytosae_pipeline.config import BuildConfig
 from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.images.columns import type_columns
 from cytosae_pipeline.images.decoding import Decoded, ImageDecoder
 from cytosae_pipeline.images.files import VANISHED
-from cytosae_pipeline.images.listing import ImageList, open_dataset
+from cytosae_pipeline.images.image_list import ImageList
+from cytosae_pipeline.images.listing import open_dataset
+from cytosae_pipeline.images.summary import describe_images
 from cytosae_pipeline.runtime.devices import autocast, choose_device, choose_precision
 from cytosae_pipeline.runtime.progress import Progress, format_bytes, format_seconds
-from cytosae_pipeline.workspace.csv_files import to_csv
 from cytosae_pipeline.workspace.find import require_dataset
 from cytosae_pipeline.workspace.paths import Workspace, resolve_model_path
 
@@ -73,13 +75,9 @@ class BuildPlan:
 
     def describe(self) -> str:
         """The plan as text."""
-        first = self.images.rows[0]
         free = "remote" if self.free_bytes is None else f"{format_bytes(self.free_bytes)} free"
-        labels, patients = ({name for name in column if name} for column in (self.images.labels, self.images.patients))
         return (
-            f"{len(self.images):,} images ({len(labels)} labels, {len(patients)} patients; layout "
-            f"{self.images.layout}) from '{self.images.root}'\n"
-            f"for example '{first.path}': label '{first.label}', patient '{first.patient}'\n"
+            f"{describe_images(self.images)}\n"
             f"{self.spec.model_name} block {self.spec.block} (of 0 to {self.spec.n_blocks - 1}), "
             f"{self.spec.tokens.n_tokens} tokens x {self.spec.d_model}, {self.spec.precision} on {self.device}\n"
             f"store '{self.store}': {format_bytes(self.n_bytes)} ({free})"
@@ -104,6 +102,8 @@ class BuildResult:
     """What had to be done."""
     seconds: float
     """Duration in seconds."""
+    notes: tuple[str, ...] = ()
+    """What should be known about the images, as messages."""
 
 
 def plan_build(config: BuildConfig, *, weights_digest: str | None = None) -> BuildPlan:
@@ -180,24 +180,29 @@ def build_and_open(config: BuildConfig, *, weights_digest: str | None = None) ->
     """
     started = time.monotonic()
     plan = plan_build(config, weights_digest=weights_digest)
-    for note in plan.images.notes:
-        logger.info(note)
     logger.info(plan.describe())
     folder = open_storage(plan.store)
+    remarks = Remarks(plan.images)
+    workspace, name = Workspace(config.root_dir), require_dataset(config)
     with _disk_messages(plan.store), folder.lock():
         if config.overwrite:
             _destroy(folder, chosen=config.store is not None)
         store, status = _open_or_create(config, plan)
         if status != "already complete":
-            store = _fill(store, config, plan)
-        skipped = _write_skipped(store, Workspace(config.root_dir).skipped_path(store.path, require_dataset(config)))
+            store = _fill(store, config, plan, remarks)
+        skipped = write_skipped(store, workspace.list_path(store.path, name, "skipped"))
+        require_readable(store, skipped)
+        found = [*remarks.describe(), *write_duplicates(store, workspace.list_path(store.path, name, "duplicates"))]
     n_skipped = int((~store.valid).sum())
     seconds = time.monotonic() - started
     if status == "already complete":
         logger.info(f"store '{store.path}' is already complete: nothing to do")
     else:
         logger.info(f"wrote store '{store.path}' in {format_seconds(seconds)}")
-    result = BuildResult(store.path, store.n_images, n_skipped, count_reasons(store), skipped, status, seconds)
+    for note in found:
+        logger.warning(note)
+    notes = (*plan.images.notes, *found)
+    result = BuildResult(store.path, store.n_images, n_skipped, count_reasons(store), skipped, status, seconds, notes)
     return store, result
 
 
@@ -231,16 +236,20 @@ def _open_or_create(
         provenance = Provenance(name, digest, __version__, created, plan.device.type)
         table = ImageTable(images.paths, images.labels, images.patients)
         shards = min(config.shard_images, len(images))
+        columns = type_columns(images)
         return create_store(
-            plan.store, plan.spec, table, provenance, shard_images=shards, compression=config.compression
-        ), "built"
+            plan.store, plan.spec, table, provenance, shard_images=shards, compression=config.compression,
+            columns=columns,
+        ), "built"  # fmt: skip
     store = ActivationStore(plan.store)
-    if store.provenance.list_digest != digest:
+    if images.columns and store.provenance.list_digest == images.without_columns().digest():
+        logger.info(f"store '{plan.store}' was made without the list's further columns: --overwrite adds them")
+    elif store.provenance.list_digest != digest:
         raise StoreMismatchError(
             f"store '{plan.store}' was made from {store.n_images:,} images with list digest "
             f"{store.provenance.list_digest[:12]}, the current list has {len(images):,} and digest "
-            f"{digest[:12]}: images, labels or patients changed. Use another --dataset_name, or --overwrite "
-            "to build it from scratch"
+            f"{digest[:12]}: images, labels, patients or further columns changed. Use another --dataset_name, or "
+            "--overwrite to build it from scratch"
         )
     if store.complete:
         # A build that was killed at its very end may have left marks behind.
@@ -258,7 +267,7 @@ def _open_or_create(
     return store, "resumed"
 
 
-def _fill(store: ActivationStore, config: BuildConfig, plan: BuildPlan) -> ActivationStore:
+def _fill(store: ActivationStore, config: BuildConfig, plan: BuildPlan, remarks: Remarks) -> ActivationStore:
     """Compute and write the missing shards; returns the complete store."""
     n_workers = config.workers if config.workers is not None else min(_MOST_WORKERS, os.cpu_count() or 1)
     with (
@@ -277,7 +286,7 @@ def _fill(store: ActivationStore, config: BuildConfig, plan: BuildPlan) -> Activ
         if rows:
             backbone = load_backbone(plan.model_path, plan.info, device=plan.device)
             with Progress("build", store.n_images, "images", done=done) as progress:
-                decoded = decoder.iter_rows(rows)
+                decoded = remarks.watch(decoder.iter_rows(rows))
                 for shard in todo:
                     writer.submit(_compute_shard(store, shard, decoded, backbone, config, plan, progress))
         return writer.finish()
@@ -353,18 +362,6 @@ def widen_with_torch(out: "npt.NDArray[np.float64]", values: "npt.NDArray[Any]")
     for start in range(0, len(values), step):
         part = torch.from_numpy(values[start : start + step])
         torch.from_numpy(out[start : start + step]).copy_(part.float())
-
-
-def _write_skipped(store: ActivationStore, path: Path) -> Path | None:
-    """Write the list of unreadable images with reasons beside the store; None if there are none."""
-    rows = np.flatnonzero(~store.valid).tolist()
-    if not rows:
-        return None
-    reasons = store.column("images/reason")
-    table = to_csv(["row", "path", "reason"], ([row, store.images.path[row], str(reasons[row])] for row in rows))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, table)
-    return path
 
 
 @contextlib.contextmanager

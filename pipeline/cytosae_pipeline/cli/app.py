@@ -91,7 +91,7 @@ def build(as_json: bool, dry_run: bool, **values: Any) -> None:
     if dry_run:
         plan = plan_build(config)
         facts = {"images": len(plan.images), "bytes": plan.n_bytes, "free_bytes": plan.free_bytes, "store": plan.store}
-        print_result(facts, plan.describe() + "\nnothing was written (--dry-run)", as_json)
+        print_result(facts | plan.images.to_json(), plan.describe() + "\nnothing was written (--dry-run)", as_json)
         return
     result = build_store(config)
     lines = [

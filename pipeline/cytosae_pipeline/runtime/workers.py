@@ -96,8 +96,8 @@ class WorkerPool:
 def process_context() -> "ForkServerContext | SpawnContext":
     """How child processes are started. Not by fork: the parent has threads, torch's among them, and could deadlock.
 
-    The fork server listens on a socket in the folder of temporary files. Where that path is too long for a socket, as in
-    many batch jobs, each process is spawned on its own, which is slower by the start of an interpreter.
+    The fork server listens on a socket in the folder of temporary files. Where that path is too long for a socket, as
+    in many batch jobs, each process is spawned on its own, which is slower by the start of an interpreter.
     """
     on_linux = sys.platform not in ("win32", "darwin")
     fits = len(os.fsencode(tempfile.gettempdir() + _SOCKET_NAME)) <= _MAX_SOCKET_PATH

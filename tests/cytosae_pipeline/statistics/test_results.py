@@ -185,14 +185,14 @@ def test_nothing_in_the_files_is_executed(filled):
     assert not (filled.root / "exploded").exists()
 
 
-def test_labels_of_several_lines_keep_their_places(with_images):
+def test_labels_of_several_lines_become_one_line_and_keep_their_places(with_images):
     names = sorted(path.relative_to(with_images.images).as_posix() for path in with_images.images.rglob("0*.png"))
     rows = [f'{name},"{"two" if number % 2 else "o"}\n""lines"",\nyes",p' for number, name in enumerate(names)]
     (with_images.images / "manifest.csv").write_bytes("\n".join(["path,label,patient", *rows]).encode())
     with_images.build()
     with_images.train("--run_name", "r")
     features = ensure_features(config(with_images))
-    assert features.labels == ('o\n"lines",\nyes', 'two\n"lines",\nyes')
+    assert features.labels == ('o "lines", yes', 'two "lines", yes')
     filled = features.indices >= 0
     np.testing.assert_array_equal(features.label_indices[filled], features.indices[filled] % 2)
     assert json.loads((with_images.features() / "features.json").read_text()) == features.record
