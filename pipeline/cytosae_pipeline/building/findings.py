@@ -103,7 +103,8 @@ def write_duplicates(store: ActivationStore, path: Path) -> list[str]:
     """Write the list of pictures that occur more than once beside the store, if there are any; returns messages."""
     found = find_duplicates(store.column("images/sha256"), store.valid)
     if not found.rows:
-        path.unlink(missing_ok=True)
+        if path.exists():
+            path.unlink()
         return []
     table = store.images
     lines = (

@@ -151,9 +151,14 @@ def _cut_below(folders: Collection[Folders], notes: list[str]) -> set[Folders]:
 def _find_ambiguity(rest: Collection[Folders], depths: set[int]) -> tuple[str, list[str]]:
     """Why levels of two or more folders do not speak for themselves, with the layouts that may fit; '' if they do."""
     if depths != {2}:
+        # Folders that contain everything may be those of an archive.
+        shallowest = min(depths)
+        same = (len({levels[: n + 1] for levels in rest}) == 1 for n in range(shallowest - 1))
+        lead = f"{SKIP}/" * sum(itertools.takewhile(bool, same))
+        archive = [f"{lead}class", f"{lead}class/patient", f"{lead}class/*"] if lead else []
         return (
             "the images lie " + " or ".join(f"{n} folder{'s' * (n != 1)}" for n in sorted(depths)) + " deep",
-            ["class/*", "*/class", "class/patient", "class/patient/*", "*/class/patient", "*/class/*", "patient/*"],
+            [*archive, "class/*", "class/patient", "class/patient/*", "*/class/patient", "*/class/*", "patient/*"],
         )
     tops, names = {levels[0] for levels in rest}, {levels[1] for levels in rest}
     if len(tops) == 1:

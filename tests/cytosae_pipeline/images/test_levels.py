@@ -187,7 +187,10 @@ def test_what_was_passed_over_is_said(tmp_path, folders, note):
         (["train/x", "extra/y"], "'train' may be a split or a class", ["*/class", "class/patient"]),
         (["AML/11-20", "c/31-40"], "'11-20', '31-40' may be patients or ranges", ["class/*", "class/patient"]),
         (["AML/p1", "AML"], "the images lie 1 folder or 2 folders deep", ["class/*", "patient/*"]),
-        (["a/b/c"], "the images lie 3 folders deep", ["class/*", "class/patient", "class/patient/*"]),
+        (["a/b/c", "d/e/f"], "the images lie 3 folders deep", ["class/*", "class/patient", "class/patient/*"]),
+        (["w/w/BAS", "w/w/LYT"], "the images lie 3 folders deep", ["*/*/class", "class/*", "class/patient"]),
+        (["w/AML/1", "w/c/2"], "the images lie 3 folders deep", ["*/class/patient", "*/class/*", "class/*"]),
+        (["w/AML/1", "w/c"], "2 folders or 3 folders deep", ["*/class/*", "class/*", "class/patient"]),
         (["a/b/c/d", "e/f"], "2 folders or 4 folders deep", ["class/*", "class/patient", "class/patient/*"]),
     ],
 )  # fmt: skip

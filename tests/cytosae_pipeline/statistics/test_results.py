@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from cytosae.formats.checkpoint import load_sae, save_sae
+from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import StatisticsConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.statistics.counts import read_counts
-from cytosae_pipeline.statistics.features import read_features
+from cytosae_pipeline.statistics.features import read_features, save_features
 from cytosae_pipeline.statistics.inputs import open_inputs
 from cytosae_pipeline.statistics.results import ensure_statistics
 
@@ -183,6 +184,13 @@ def test_nothing_in_the_files_is_executed(filled):
     with pytest.raises(UserError, match=r"cls_sae_cnt.npy' cannot be read \(ValueError: Object arrays"):
         read_counts(filled.features(), "patient")
     assert not (filled.root / "exploded").exists()
+
+
+def test_labels_txt_has_one_line_per_label_whatever_they_contain(with_sae, tmp_path):
+    features = ensure_features(config(with_sae))
+    odd = features._replace(labels=("blast\ncell", "x\r\n", "y\u2028z"))
+    save_features(tmp_path, odd, ActivationStore.open(with_sae.store))
+    assert (tmp_path / "labels.txt").read_text().splitlines() == ["blast cell", "x", "y z"]
 
 
 def test_labels_of_several_lines_become_one_line_and_keep_their_places(with_images):
