@@ -172,9 +172,10 @@ def _decode_file(root: Path, number: int, row: ImageRow, size: int) -> Decoded:
 
 
 def _check_ending(data: bytes, path: str) -> None:
-    """Refuse WebP and JPEG 2000 under the ending of another kind, so that a list of images always gives the same store.
+    """Refuse WebP and JPEG 2000 under the ending of another kind.
 
-    Earlier versions set such files aside.
+    The spec does not say which kinds are read, and stores of the same spec and list exist in which such files were set
+    aside: a list must always give the same store.
     """
     is_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
     for name, endings, is_kind in (
