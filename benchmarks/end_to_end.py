@@ -28,7 +28,8 @@ from cytosae_pipeline.building.plan import make_spec
 from cytosae_pipeline.config import BuildConfig, StatisticsConfig, TrainConfig
 from cytosae_pipeline.demo.cohort import plan_cohort, write_cohort
 from cytosae_pipeline.images.decoding import ImageDecoder
-from cytosae_pipeline.images.listing import ImageList, open_dataset
+from cytosae_pipeline.images.image_list import ImageList
+from cytosae_pipeline.images.listing import open_dataset
 from cytosae_pipeline.statistics.verbs import run_counts, run_features
 from cytosae_pipeline.training.loop import train
 from cytosae_pipeline.workspace.paths import resolve_model_path

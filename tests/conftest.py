@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cytosae_pipeline.cli.app import cli
-from tests.support.pictures import write_pictures, write_vit
+from tests.support.pictures import LABELS, LAYOUT, write_pictures, write_vit
 
 
 @pytest.fixture
@@ -50,9 +50,11 @@ class Workplace:
         return result
 
     def build(self, *arguments: object, code: int = 0) -> Result:
+        is_toy = (self.images / LABELS[1] / "p1").is_dir() and not (self.images / "manifest.csv").exists()
+        layout = ["--layout", LAYOUT] if is_toy and not {"--layout", "--images"} & set(arguments) else []
         return self.run(
-            "build", "--dataset_name", "toy", "--model_path", self.vit, "--workers", 0, "--shard_images", 5, *arguments,
-            code=code,
+            "build", "--dataset_name", "toy", "--model_path", self.vit, *layout, "--workers", 0, "--shard_images", 5,
+            *arguments, code=code,
         )  # fmt: skip
 
     def train(self, *arguments: object, code: int = 0) -> Result:

@@ -13,8 +13,10 @@ from cytosae.training.lr_schedule import SCHEDULERS
 from cytosae_cache.format.metadata import Provenance
 from cytosae_cache.format.spec import StoreSpec
 from cytosae_cache.store import ActivationStore
+from cytosae_cache.writer import create_store
 from cytosae_pipeline.cli.app import cli
-from tests.support.stores import make_activations, make_spec, make_store
+from cytosae_pipeline.config.layout import parse_layout
+from tests.support.stores import PROVENANCE, make_activations, make_spec, make_store, make_table
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,6 +60,24 @@ def test_the_store_format_is_as_documented(tmp_path, store_dtype):
     }
     assert set(_rows(text, "| field of the spec |")) == set(StoreSpec.__dataclass_fields__)
     assert ActivationStore.open(store.path).complete
+
+
+def test_further_columns_are_as_documented(tmp_path):
+    columns = {"x": np.arange(3), "age": np.zeros(3), "site": np.array(["S"] * 3, dtype=np.dtypes.StringDType())}
+    store = create_store(tmp_path / "s.zarr", make_spec(), make_table(3), PROVENANCE, shard_images=3, columns=columns)
+    rows = _rows((ROOT / "docs" / "store-format.md").read_text(), "| array of stores with K further columns |")
+    assert set(rows) == {"images/columns/names", "images/columns/<k>"}
+    folder = store.path / "images" / "columns"
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"names", "0", "1", "2"}
+    types = {"string" if column.dtype.kind == "T" else column.dtype.name for column in store.image_columns.values()}
+    assert types == set(re.split(", | or ", rows["images/columns/<k>"][1]))
+
+
+def test_every_layout_of_the_table_is_one():
+    names = _rows((ROOT / "docs" / "data-sets.md").read_text(), "| `--layout` |")
+    assert len(names) > 8
+    for name in names:
+        assert parse_layout(name.strip("'")) is not None
 
 
 def test_every_command_in_the_documents_is_one_that_the_program_has():

@@ -25,7 +25,7 @@ from cytosae_cache.writer import StoreWriter, create_store
 from cytosae_pipeline.building import build as build_module
 from cytosae_pipeline.runtime.progress import Progress
 from tests.support.nursery import Nursery
-from tests.support.pictures import write_pictures, write_vit
+from tests.support.pictures import LAYOUT, write_pictures, write_vit
 from tests.support.stores import PROVENANCE, make_activations, make_shard, make_spec, make_store, make_table, seal
 
 N_KILLS = 20
@@ -66,7 +66,7 @@ class Site:
     def command(self, root: Path, *more: object) -> list[object]:
         return [
             "build", "--root_dir", root, "--dataset_name", "toy", "--images", self.images, "--model_path", self.vit,
-            "--workers", 1, "--shard_images", 2, *more,
+            "--layout", LAYOUT, "--workers", 1, "--shard_images", 2, *more,
         ]  # fmt: skip
 
     def build(self, root: Path, *more: object, **fault):

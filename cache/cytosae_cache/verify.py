@@ -98,6 +98,7 @@ def _check_tables(store: StoreLayout, report: VerifyReport) -> None:
             report.problems.append(
                 f"{place}: found {column.dtype} {column.shape}, expected {dtype or 'text'} of length {expected}"
             )
+    _ = store.image_columns
     if report.problems:
         return
     paths = [path.encode() for path in store.images.path]

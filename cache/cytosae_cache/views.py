@@ -48,8 +48,8 @@ def xarray_view(store: StoreLayout) -> "xarray.Dataset":
         store: A complete store.
 
     Returns:
-        `activations` with the coordinates `path`, `label`, `patient` and `valid` along `image`, and the provenance as
-        attributes.
+        `activations` with the coordinates `path`, `label`, `patient`, `valid` and the further columns along `image`
+        (except those named like one of these), and the provenance as attributes.
 
     Raises:
         StoreError: If xarray is not installed.
@@ -61,9 +61,14 @@ def xarray_view(store: StoreLayout) -> "xarray.Dataset":
             "xarray is not installed. Install it with: pip install 'cytosae-cache[xarray]', or use store.dask()"
         ) from error
     table = {name: ("image", np.array(column, dtype=object)) for name, column in store.images._asdict().items()}
+    further = {
+        name: ("image", column.astype(object) if column.dtype.kind == "T" else column)
+        for name, column in store.image_columns.items()
+        if name not in {*table, "activations", "valid", "image", "token", "channel"}
+    }
     return xarray.Dataset(
         {"activations": (("image", "token", "channel"), dask_view(store))},
-        coords={**table, "valid": ("image", store.valid)},
+        coords={**table, **further, "valid": ("image", store.valid)},
         attrs={**vars(store.provenance), "model_name": store.spec.model_name, "spec_hash": store.spec.hash},
     )
 

@@ -3,10 +3,10 @@
 import contextlib
 import queue
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from cytosae_cache.errors import NotFiniteError, StoreError
 from cytosae_cache.format.codec import make_codec
 from cytosae_cache.format.columns import encode_hierarchy
-from cytosae_cache.format.layout import ImageTable, StoreLayout
+from cytosae_cache.format.layout import COLUMNS_FOLDER, MAX_COLUMNS, ImageTable, StoreLayout
 from cytosae_cache.format.marks import (
     PROGRESS_FOLDER,
     ShardMark,
@@ -46,6 +46,7 @@ def create_store(
     *,
     shard_images: int,
     compression: Compression = "none",
+    columns: Mapping[str, npt.NDArray[Any]] = MappingProxyType({}),
 ) -> ActivationStore:
     """Create an empty, unfinished store: metadata and the table of images, no activations.
 
@@ -56,22 +57,28 @@ def create_store(
         provenance: Where the store comes from.
         shard_images: Images per shard file; at least 1.
         compression: Lossless codec of every image.
+        columns: What else is known about the images, by name: int64, float64 or numpy's variable-width text.
 
     Raises:
-        ValueError: If `shard_images` is below 1 or the table's columns differ in length.
+        ValueError: If `shard_images` is below 1, the table's columns differ in length, or there are too many of them.
         StoreError: If the folder contains other files.
     """
-    lengths = [len(column) for column in images]
+    lengths = [*map(len, images), *map(len, columns.values())]
+    if len(columns) > MAX_COLUMNS:
+        raise ValueError(f"a store takes at most {MAX_COLUMNS} further columns of images, found {len(columns)}")
     if shard_images < 1 or len(set(lengths)) != 1:
         raise ValueError(
             f"shard_images must be 1 or more and the columns of images equally long, found {shard_images} and {lengths}"
         )
     storage = open_storage(location)
     clear_leftovers(storage)
-    tables = {
+    tables: dict[str, npt.NDArray[Any]] = {
         f"images/{name}": np.array(list(column), dtype=np.dtypes.StringDType())
         for name, column in zip(images._fields, images, strict=True)
     }
+    if columns:
+        tables[f"{COLUMNS_FOLDER}/names"] = np.array(list(columns), dtype=np.dtypes.StringDType())
+        tables |= {f"{COLUMNS_FOLDER}/{number}": column for number, column in enumerate(columns.values())}
     activations = (spec, len(images.path), shard_images, compression)
     for name, data in encode_hierarchy(tables, activations=activations).items():
         storage.write(name, [data])

@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from cytosae.backbones.image_values import FORMATS, Scale, UnreadableImageError, describe_unidentified, remark_on_pages
 
 if TYPE_CHECKING:
     import torch
+
+__all__ = ["IMAGE_SIZE", "UnreadableImageError", "decode_image", "to_tensor"]
 
 IMAGE_SIZE = 224
 """Height and width of the network's input in pixels."""
@@ -24,8 +28,6 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 MAX_PIXELS = 1 << 27
 """Larger images are refused before decoding: a cell never needs them, but a crafted file may declare them."""
 
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
-"""The only readers of Pillow that are used."""
 
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -37,30 +39,28 @@ FILTERS = {
 }
 """Pillow's filters by name; all are antialiased apart from `nearest`."""
 
-_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF tag numbers
 
-
-class UnreadableImageError(ValueError):
-    """An image cannot be used; the message is a short reason without the path or contents."""
-
-
-def decode_image(data: bytes, *, size: int = IMAGE_SIZE, resample: str = "bilinear") -> npt.NDArray[np.uint8]:
+def decode_image(
+    data: bytes, *, size: int = IMAGE_SIZE, resample: str = "bilinear", remarks: list[str] | None = None
+) -> npt.NDArray[np.uint8]:
     """Decode an image file and resize it.
 
     First page, EXIF orientation applied, `convert('RGB')` (which drops an alpha channel), Pillow's antialiased
     resize that does not keep the aspect ratio. 16-bit grey is scaled from 0..65535 to 0..255 first; Pillow would clip
-    it.
+    it. So are packed 12 bits from 0..4095 and floats from 0..1.
 
     Args:
         data: The file's bytes.
         size: Height and width of the result in pixels.
         resample: One of `FILTERS`.
+        remarks: If given, what should be known about the picture is added to it, in a few words each.
 
     Returns:
         RGB, uint8, shape `(size, size, 3)`.
 
     Raises:
-        UnreadableImageError: If the file is empty, broken, truncated, too large or of an unknown kind.
+        UnreadableImageError: If the file is empty, broken, truncated, too large, of an unknown kind, or its values have
+            no known scale.
     """
     if not data:
         raise UnreadableImageError("the file is empty")
@@ -73,18 +73,20 @@ def decode_image(data: bytes, *, size: int = IMAGE_SIZE, resample: str = "biline
                     raise UnreadableImageError(
                         f"{picture.width} x {picture.height} pixels exceed the limit of {MAX_PIXELS}"
                     )
-                _check_scale(picture)
+                scale = Scale(picture)
                 picture.load()
                 upright = ImageOps.exif_transpose(picture)
-                rgb = _to_eight_bits(upright).convert("RGB")
+                rgb = scale.to_eight_bits(upright).convert("RGB")
                 # First the width, then the height, as Pillow did up to version 12. Version 13 reverses the order for
                 # tall images, which can change a value by one grey level, while the store's spec would stay the same.
                 wide = rgb.resize((size, rgb.height), FILTERS[resample])
                 resized = wide.resize((size, size), FILTERS[resample])
+                if remarks is not None:
+                    remarks += filter(None, [*scale.remarks, remark_on_pages(picture)])
     except UnreadableImageError:
         raise
     except UnidentifiedImageError as error:
-        raise UnreadableImageError(f"not a {', '.join(FORMATS)} image") from error
+        raise UnreadableImageError(describe_unidentified(data)) from error
     except Image.DecompressionBombError as error:
         raise UnreadableImageError("too many pixels (decompression bomb)") from error
     except Exception as error:  # Pillow's parsers can raise anything on a broken file
@@ -120,29 +122,6 @@ def to_tensor(
     x = x.div_(255) if scale == 1 / 255 else x.mul_(scale)
     shape = (1, 3, 1, 1)
     return x.sub_(torch.tensor(mean, device=device).view(shape)).div_(torch.tensor(std, device=device).view(shape))
-
-
-def _check_scale(picture: Image.Image) -> None:
-    """Refuse grey TIFFs whose values Pillow passes on unscaled although 0 is not black or 65535 is not white."""
-    tags = picture.tag_v2 if isinstance(picture, TiffImagePlugin.TiffImageFile) else {}
-    if picture.mode.startswith("I;16"):
-        if tags.get(_BITS_PER_SAMPLE) == (12,):
-            raise UnreadableImageError("12-bit grey TIFF is not supported: save it with 8 or 16 bits")
-        if tags.get(_PHOTOMETRIC) == 0:
-            raise UnreadableImageError("16-bit grey TIFF with 0 as white is not supported: save it with 0 as black")
-
-
-def _to_eight_bits(picture: Image.Image) -> Image.Image:
-    """Scale images of more than 8 bits per channel to 8 bits."""
-    if picture.mode.startswith("I"):
-        values = np.asarray(picture).astype(np.int64)
-        if values.size and (values.min() < 0 or values.max() > 65535):
-            raise UnreadableImageError("32-bit grey values beyond 0..65535 have no known scale")
-        # 65535 / 255 = 257
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    if picture.mode == "F":
-        raise UnreadableImageError("floating-point grey values have no known scale")
-    return picture
 
 
 def _short(error: Exception) -> str:

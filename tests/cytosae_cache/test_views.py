@@ -7,7 +7,8 @@ import pytest
 
 from cytosae_cache.errors import StoreCorruptError, StoreError
 from cytosae_cache.format.shard import shard_name
-from tests.support.stores import make_activations, make_store
+from cytosae_cache.writer import create_store
+from tests.support.stores import PROVENANCE, fill_store, make_activations, make_spec, make_store, make_table
 
 
 @pytest.mark.parametrize("compression", ["none", "zstd"])
@@ -54,3 +55,13 @@ def test_without_xarray_the_message_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "xarray", None)
     with pytest.raises(StoreError, match=r"pip install 'cytosae-cache\[xarray\]'"):
         store.xarray()
+
+
+def test_xarray_has_the_further_columns(tmp_path):
+    pytest.importorskip("xarray")
+    columns = {"x": np.arange(8), "site": np.array(["S"] * 8, dtype=np.dtypes.StringDType()), "label": np.arange(8)}
+    store = create_store(tmp_path / "s.zarr", make_spec(), make_table(8), PROVENANCE, shard_images=4, columns=columns)
+    data = fill_store(store, make_activations(8)).xarray()
+    assert data.x.values.tolist() == list(range(8))
+    assert data.site.values.tolist() == ["S"] * 8
+    assert data.label.values.tolist() == store.images.label

@@ -16,14 +16,24 @@ HEARING_MAIN = (
 )
 """The command line in a child that hears Ctrl-C even where the test run itself ignores it."""
 
+LAYOUT = "class/patient"
+"""Layout of the pictures: the same patients have cells of several classes, which only the user can know."""
+
 BROKEN = "neutrophil/p2/broken.png"
 
 
-def write_pictures(root: Path, n: int = 22, *, n_patients: int = 4, broken: bool = True) -> Path:
-    """A folder class/patient/image; patients are interleaved in row order, one file is no image."""
+def write_pictures(
+    root: Path, n: int = 22, *, n_patients: int = 4, broken: bool = True, own_patients: bool = False
+) -> Path:
+    """A folder class/patient/image; patients are interleaved in row order, one file is no image.
+
+    Patients have cells of several classes, unless every class has its own.
+    """
     rng = np.random.default_rng(0)
     for number in range(n):
-        path = root / LABELS[number % 3] / f"p{number % n_patients}" / f"{number:03d}.png"
+        label = LABELS[number % 3]
+        patient = f"{label if own_patients else ''}p{number % n_patients}"
+        path = root / label / patient / f"{number:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         colour = rng.integers(0, 256, size=(1, 1, 3))
         noise = rng.integers(-40, 40, size=(32, 32, 3))

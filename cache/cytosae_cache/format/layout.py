@@ -24,6 +24,15 @@ from cytosae_cache.format.spec import FORMAT_VERSION, StoreSpec
 from cytosae_cache.storage.base import Location
 from cytosae_cache.storage.open import open_storage
 
+COLUMNS_FOLDER = "images/columns"
+"""Place of further columns of images: `names`, and one array for each, called by its number."""
+
+NAMES_FILE = f"{COLUMNS_FOLDER}/names/zarr.json"
+"""File that exists if there are further columns."""
+
+MAX_COLUMNS = 64
+"""Most further columns."""
+
 
 class ImageTable(NamedTuple):
     """What is known about the images before the first one is read, one entry per row."""
@@ -122,15 +131,19 @@ class StoreLayout:
             )
         return data
 
-    def column(self, place: str) -> npt.NDArray[Any]:
+    def column(self, place: str, *, lengths: Sequence[int] | None = None) -> npt.NDArray[Any]:
         """Read one of the small arrays completely, for example `images/label` or `shards/crc32c`.
+
+        Args:
+            place: The array's place in the store.
+            lengths: Allowed lengths of the first axis; images, shards or channels if not given.
 
         Raises:
             StoreCorruptError: If it is missing, was changed or cannot be decoded.
         """
         names = self.files if self.complete else self.storage.names(f"{place}/")
         files = {name: self.read_file(name) for name in names if name.startswith(f"{place}/")}
-        lengths = (self.n_images, self.n_shards, self.d_model)
+        lengths = lengths or (self.n_images, self.n_shards, self.d_model)
         return read_table(files, place, lengths=lengths, widths=(32, self.d_model), where=str(self.path))
 
     @property
@@ -175,6 +188,25 @@ class StoreLayout:
         return ImageTable(*([str(item) for item in self.column(f"images/{name}")] for name in ImageTable._fields))
 
     @cached_property
+    def image_columns(self) -> dict[str, npt.NDArray[Any]]:
+        """What else is known about the images, by name: int64, float64 (NaN where unknown) or text, one entry per row.
+
+        Raises:
+            StoreCorruptError: If names or columns are not as the format requires.
+        """
+        # A store without further columns has no such folder.
+        if NAMES_FILE not in (self.files if self.complete else self.storage.names(f"{COLUMNS_FOLDER}/")):
+            return {}
+        names = [str(name) for name in self.column(f"{COLUMNS_FOLDER}/names", lengths=range(1, MAX_COLUMNS + 1))]
+        columns = [self.column(f"{COLUMNS_FOLDER}/{number}", lengths=[self.n_images]) for number in range(len(names))]
+        if len(set(names)) != len(names) or any(c.dtype.char not in "qlTd" or c.ndim != 1 for c in columns):
+            raise StoreCorruptError(
+                f"'{COLUMNS_FOLDER}' of store '{self.path}' must contain different names and columns of int64, float64 "
+                f"or text, found {names} of {[str(column.dtype) for column in columns]}"
+            )
+        return dict(zip(names, columns, strict=True))
+
+    @cached_property
     def valid(self) -> npt.NDArray[np.bool_]:
         """Whether each image could be read, shape `(n_images,)`; the others never reach a batch or a statistic."""
         return self.column("images/valid").astype(bool)
@@ -215,6 +247,10 @@ class StoreLayout:
     def describe(self) -> dict[str, Any]:
         """Everything that `info` shows, as JSON values."""
         skipped = int((~self.valid).sum()) if self.complete else None
+        columns = {
+            name: "text" if column.dtype.kind == "T" else column.dtype.name
+            for name, column in self.image_columns.items()
+        }
         return {
             "path": str(self.path),
             "format": FORMAT_VERSION,
@@ -227,6 +263,7 @@ class StoreLayout:
             "n_shards": self.n_shards,
             "n_finished_shards": self.n_finished_shards,
             "compression": self.compression,
+            **({"image_columns": columns} if columns else {}),
             "n_skipped": skipped,
             "activation_bytes": self.n_images * self.spec.record_bytes,
         }

@@ -20,21 +20,21 @@ from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.format.marks import remove_marks
 from cytosae_cache.format.metadata import Provenance
 from cytosae_cache.format.spec import StoreSpec
-from cytosae_cache.storage.atomic import write_file
 from cytosae_cache.storage.base import Location, StorageBackend
 from cytosae_cache.storage.open import open_storage
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.writer import ShardData, StoreWriter, clear_leftovers, create_store
 from cytosae_pipeline import __version__
 from cytosae_pipeline.building.activations import compute_activations, widen_with_torch
+from cytosae_pipeline.building.findings import Remarks, require_readable, write_duplicates, write_skipped
 from cytosae_pipeline.building.plan import BuildPlan, StorePlan, existing_folder, plan_build
 from cytosae_pipeline.building.source_check import check_sizes, count_reasons, reopen_shards
 from cytosae_pipeline.config import BuildConfig
 from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.images.columns import type_columns
 from cytosae_pipeline.images.decoding import Decoded, ImageDecoder
 from cytosae_pipeline.images.files import VANISHED
 from cytosae_pipeline.runtime.progress import Progress, format_bytes, format_seconds
-from cytosae_pipeline.workspace.csv_files import to_csv
 from cytosae_pipeline.workspace.find import require_dataset
 from cytosae_pipeline.workspace.paths import Workspace
 
@@ -63,6 +63,8 @@ class BuildResult:
     """What had to be done."""
     seconds: float
     """Duration in seconds."""
+    notes: tuple[str, ...] = ()
+    """What should be known about the images, as messages."""
 
 
 def build_store(config: BuildConfig) -> BuildResult:
@@ -108,9 +110,8 @@ def _build(config: BuildConfig, weights_digest: str | None) -> list[tuple[Activa
     """Build the stores of all blocks, with their results."""
     started = time.monotonic()
     plan = plan_build(config, weights_digest=weights_digest)
-    for note in plan.images.notes:
-        logger.info(note)
     logger.info(plan.describe())
+    remarks = Remarks(plan.images)
     with contextlib.ExitStack() as stack:
         for item in sorted(plan.stores, key=lambda item: str(item.store)):
             stack.enter_context(_disk_messages(item.store))
@@ -120,23 +121,36 @@ def _build(config: BuildConfig, weights_digest: str | None) -> list[tuple[Activa
             if config.overwrite:
                 _destroy(open_storage(item.store), chosen=config.store is not None)
             opened.append(_open_or_create(config, plan, item))
-        filled = _fill([store for store, status in opened if status != "already complete"], config, plan)
-        results = []
-        for store, status in opened:
-            complete = filled.get(store.spec, store)
-            results.append((complete, _conclude(complete, status, config, time.monotonic() - started)))
-        return results
+        filled = _fill([store for store, status in opened if status != "already complete"], config, plan, remarks)
+        complete = [(filled.get(store.spec, store), status) for store, status in opened]
+        notes = [*plan.images.notes, *remarks.describe()]
+        seconds = time.monotonic() - started
+        results = [(store, _conclude(store, status, config, notes, seconds)) for store, status in complete]
+    for note in results[0][1].notes[len(plan.images.notes) :]:
+        logger.warning(note)
+    return results
 
 
-def _conclude(store: ActivationStore, status: Status, config: BuildConfig, seconds: float) -> BuildResult:
-    """List a store's unreadable images, and say what was done."""
-    skipped = _write_skipped(store, Workspace(config.root_dir).skipped_path(store.path, require_dataset(config)))
+def _conclude(
+    store: ActivationStore, status: Status, config: BuildConfig, notes: Sequence[str], seconds: float
+) -> BuildResult:
+    """List a store's unreadable images and duplicates, and say what was done.
+
+    Raises:
+        DatasetError: If no image could be read.
+    """
+    workspace, name = Workspace(config.root_dir), require_dataset(config)
+    skipped = write_skipped(store, workspace.list_path(store.path, name, "skipped"))
+    require_readable(store, skipped)
+    found = [*notes, *write_duplicates(store, workspace.list_path(store.path, name, "duplicates"))]
     if status == "already complete":
         logger.info(f"store '{store.path}' is already complete: nothing to do")
     else:
         logger.info(f"wrote store '{store.path}' in {format_seconds(seconds)}")
     n_skipped = int((~store.valid).sum())
-    return BuildResult(store.path, store.n_images, n_skipped, count_reasons(store), skipped, status, seconds)
+    return BuildResult(
+        store.path, store.n_images, n_skipped, count_reasons(store), skipped, status, seconds, tuple(found)
+    )
 
 
 def _destroy(folder: StorageBackend, *, chosen: bool) -> None:
@@ -167,16 +181,20 @@ def _open_or_create(config: BuildConfig, plan: BuildPlan, item: StorePlan) -> tu
         provenance = Provenance(name, digest, __version__, created, plan.device.type)
         table = ImageTable(images.paths, images.labels, images.patients)
         shards = min(config.shard_images, len(images))
+        columns = type_columns(images)
         return create_store(
-            item.store, item.spec, table, provenance, shard_images=shards, compression=config.compression
-        ), "built"
+            item.store, item.spec, table, provenance, shard_images=shards, compression=config.compression,
+            columns=columns,
+        ), "built"  # fmt: skip
     store = ActivationStore(item.store)
-    if store.provenance.list_digest != digest:
+    if images.columns and store.provenance.list_digest == images.without_columns().digest():
+        logger.info(f"store '{item.store}' was made without the list's further columns: --overwrite adds them")
+    elif store.provenance.list_digest != digest:
         raise StoreMismatchError(
             f"store '{item.store}' was made from {store.n_images:,} images with list digest "
             f"{store.provenance.list_digest[:12]}, the current list has {len(images):,} and digest "
-            f"{digest[:12]}: images, labels or patients changed. Use another --dataset_name, or --overwrite "
-            "to build it from scratch"
+            f"{digest[:12]}: images, labels, patients or further columns changed. Use another --dataset_name, or "
+            "--overwrite to build it from scratch"
         )
     if store.complete:
         # A build that was killed at its very end may have left marks behind.
@@ -194,7 +212,9 @@ def _open_or_create(config: BuildConfig, plan: BuildPlan, item: StorePlan) -> tu
     return store, "resumed"
 
 
-def _fill(stores: Sequence[ActivationStore], config: BuildConfig, plan: BuildPlan) -> dict[StoreSpec, ActivationStore]:
+def _fill(
+    stores: Sequence[ActivationStore], config: BuildConfig, plan: BuildPlan, remarks: Remarks
+) -> dict[StoreSpec, ActivationStore]:
     """Compute and write the missing shards; returns the complete stores by their spec."""
     if not stores:
         return {}
@@ -216,7 +236,7 @@ def _fill(stores: Sequence[ActivationStore], config: BuildConfig, plan: BuildPla
             blocks = [store.spec.block for store in stores]
             backbone = load_backbone(plan.model_path, info, blocks=blocks, device=plan.device)
             with Progress("build", first.n_images, "images", done=done) as progress:
-                decoded = decoder.iter_rows(rows)
+                decoded = remarks.watch(decoder.iter_rows(rows))
                 for shard in todo:
                     computed = _compute_shard(first, shard, decoded, backbone, config, plan, progress)
                     for writer, shards, data in zip(writers, missing, computed, strict=True):
@@ -273,18 +293,6 @@ def _compute_shard(
             "kept: run the command again to resume"
         )
     return [ShardData(shard, part, digests, reasons, sizes) for part in activations]
-
-
-def _write_skipped(store: ActivationStore, path: Path) -> Path | None:
-    """Write the list of unreadable images with reasons beside the store; None if there are none."""
-    rows = np.flatnonzero(~store.valid).tolist()
-    if not rows:
-        return None
-    reasons = store.column("images/reason")
-    table = to_csv(["row", "path", "reason"], ([row, store.images.path[row], str(reasons[row])] for row in rows))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, table)
-    return path
 
 
 @contextlib.contextmanager

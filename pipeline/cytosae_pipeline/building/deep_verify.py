@@ -19,7 +19,8 @@ from cytosae_pipeline.building.source_check import compare_source
 from cytosae_pipeline.config import StoreSource
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.decoding import ImageDecoder
-from cytosae_pipeline.images.listing import ImageList, list_stored_images
+from cytosae_pipeline.images.image_list import ImageList
+from cytosae_pipeline.images.listing import list_stored_images
 from cytosae_pipeline.runtime.devices import choose_device
 from cytosae_pipeline.runtime.progress import Progress
 from cytosae_pipeline.workspace.paths import Workspace, resolve_model_path

@@ -14,7 +14,9 @@ from cytosae_cache.storage.open import open_storage
 from cytosae_pipeline.config import BuildConfig
 from cytosae_pipeline.config.store import ImageSource
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.images.listing import ImageList, open_dataset
+from cytosae_pipeline.images.image_list import ImageList
+from cytosae_pipeline.images.listing import open_dataset
+from cytosae_pipeline.images.summary import describe_images
 from cytosae_pipeline.runtime.devices import choose_device, choose_precision
 from cytosae_pipeline.runtime.progress import format_bytes
 from cytosae_pipeline.workspace.find import require_dataset
@@ -62,12 +64,8 @@ class BuildPlan:
 
     def describe(self) -> str:
         """The plan as text."""
-        first = self.images.rows[0]
-        labels, patients = ({name for name in column if name} for column in (self.images.labels, self.images.patients))
         lines = [
-            f"{len(self.images):,} images ({len(labels)} labels, {len(patients)} patients; layout "
-            f"{self.images.layout}) from '{self.images.root}'",
-            f"for example '{first.path}': label '{first.label}', patient '{first.patient}'",
+            describe_images(self.images),
             *self._describe_network(),
         ]
         for item in self.stores:

@@ -8,7 +8,7 @@ from cytosae_cache.errors import StoreMismatchError
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.writer import StoreWriter
 from cytosae_pipeline.images.decoding import Hashed, ImageDecoder
-from cytosae_pipeline.images.listing import ImageList
+from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.runtime.progress import Progress
 
 _NAMED = 3

@@ -96,7 +96,7 @@ def build(as_json: bool, dry_run: bool, **values: Any) -> None:
             "images": len(plan.images), "bytes": plan.n_bytes, "free_bytes": plan.stores[0].free_bytes,
             "store": plan.stores[0].store, "stores": [item.store for item in plan.stores],
         }  # fmt: skip
-        print_result(facts, plan.describe() + "\nnothing was written (--dry-run)", as_json)
+        print_result(facts | plan.images.to_json(), plan.describe() + "\nnothing was written (--dry-run)", as_json)
         return
     results = build_stores(config)
     result = results[0]

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Literal
 
 from cytosae_pipeline.config.fields import Config, option
+from cytosae_pipeline.config.layout import parse_layout
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 PrecisionChoice = Literal["auto", "fp32", "bf16", "fp16"]
-Layout = Literal["auto", "class", "patient", "class/patient"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +48,12 @@ class ImageSource(Config):
     images: Path | None = option(
         None, "Folder of images, or a CSV with columns path[,label][,patient]. [default: <root>/dataset/<name>]"
     )
-    layout: Layout = option(
+    layout: str = option(
         "auto",
         "Meaning of the folder levels: class = the parent folder is the label, patient = the parent is the patient, "
-        "class/patient = the grandparent is the label. auto uses manifest.csv if there is one, else the depth.",
+        "class/patient = the grandparent is the label; patient-in-class: patients are numbered anew in every class. "
+        "With * levels count from the top: '*/class' skips one folder, 'class/*' whatever is below. auto uses "
+        "manifest.csv if there is one, else the folders' depth and names, and stops where they do not decide.",
     )
     image_size: int | None = option(
         None, "Height and width in pixels that images are resized to. [default: the encoder's own]", minimum=1
@@ -64,6 +66,10 @@ class ImageSource(Config):
     )
     vit_type: str = option("custom", "Kind of backbone; one folder of the outputs is named after it.")
     device: Device = option("auto", "Device to run on. auto: cuda, then mps, then cpu.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_layout(self.layout)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,7 +94,8 @@ def open_images(path: Path, container: Container, tables: Tables) -> Iterator[Cs
     from anndata.io import write_elem
 
     images = tables.images
-    obs = _frame(dict(zip(images._fields[1:], images[1:], strict=True)), list(map(str, images.row.tolist())), "row")
+    names = {"path": images.path, "label": images.label, "patient": images.patient}
+    obs = _frame({**names, **images.further}, list(map(str, images.row.tolist())), "row")
     with open_group(path, container) as group:
         write_elem(group, "/", AnnData(None, obs=obs, var=_latent_frame(tables), uns=_uns(tables)))
         yield CsrScores(group, len(images.row), len(tables.latents["sparsity"]))

@@ -143,7 +143,7 @@ def _open(config: ExportConfig, places: dict[str, Path], tables: Tables) -> Iter
     for name, table in whole.items():
         with _open_table(config, places[name], table) as writer:
             writer.write(table)
-    with _open_table(config, places["images"], table_files.image_example()) as writer:
+    with _open_table(config, places["images"], table_files.image_example(tables.images)) as writer:
         yield table_files.LongScores(tables.images, writer)
 
 

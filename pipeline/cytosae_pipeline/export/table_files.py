@@ -14,9 +14,6 @@ from cytosae_pipeline.workspace.csv_files import CsvWriter
 if TYPE_CHECKING:
     import pyarrow as pa
 
-IMAGE_COLUMNS = ("row", "path", "label", "patient", "latent", "score")
-"""Columns of the table of images, which has one line for every score above 0."""
-
 LINES_AT_ONCE = 1 << 17
 """Lines of the table of images in memory at once, and in a row group of Parquet."""
 
@@ -87,10 +84,8 @@ class LongScores:
         for start in range(0, len(at), self._lines_at_once):
             some = slice(start, start + self._lines_at_once)
             images = (at[some] + self._n_done).tolist()
-            texts = [[column[image] for image in images] for column in self._images[1:]]
-            numbers = latents[some].astype(np.int32), scores[at[some], latents[some]]
-            columns: list[Column] = [self._images.row[images], *texts, *numbers]
-            self._writer.write(dict(zip(IMAGE_COLUMNS, columns, strict=True)))
+            numbers = {"latent": latents[some].astype(np.int32), "score": scores[at[some], latents[some]]}
+            self._writer.write({**_take(self._images, images), **numbers})
         self._n_done += len(scores)
 
 
@@ -103,7 +98,7 @@ class CsvTable:
     """
 
     def __init__(self, file: Any, names: Sequence[str]) -> None:  # noqa: ANN401 - anything with `write`
-        self._writer = CsvWriter(file, names, line_end="\r\n")
+        self._writer = CsvWriter(file, list(map(escape_formula, names)), line_end="\r\n")
 
     def write(self, table: Table) -> None:
         """Write further lines."""
@@ -175,15 +170,18 @@ def open_parquet(path: Path, example: Table) -> Iterator[ParquetTable]:
         table.close()
 
 
-def image_example() -> Table:
+def image_example(images: ImageTexts) -> Table:
     """The table of images without lines."""
-    return dict(
-        zip(
-            IMAGE_COLUMNS,
-            [np.zeros(0, np.int64), [], [], [], np.zeros(0, np.int32), np.zeros(0, np.float32)],
-            strict=True,
-        )
-    )
+    return {**_take(images, []), "latent": np.zeros(0, np.int32), "score": np.zeros(0, np.float32)}
+
+
+def _take(images: ImageTexts, places: list[int]) -> dict[str, Column]:
+    """Names and further columns of the images at these places."""
+    columns = {name: getattr(images, name) for name in ("row", "path", "label", "patient")} | dict(images.further)
+    return {
+        name: [column[place] for place in places] if isinstance(column, list) else column[places]
+        for name, column in columns.items()
+    }
 
 
 def _cells(column: Column) -> Sequence[object]:

@@ -3,7 +3,9 @@
 Numbers are arrays; texts are lists in which None means unknown.
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Container, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +22,9 @@ from cytosae_pipeline.statistics.inputs import Inputs
 Column = npt.NDArray[Any] | list[str | None]
 Table = Mapping[str, Column]
 
+RESERVED_COLUMNS = ("row", "path", "label", "patient", "latent", "score")
+"""Columns of our own in the table of images, which has one line for every score above 0."""
+
 
 class ImageTexts(NamedTuple):
     """Names of the images that could be read, one entry per image in order of the row."""
@@ -32,6 +37,8 @@ class ImageTexts(NamedTuple):
     """Class."""
     patient: list[str | None]
     """Patient."""
+    further: Table = MappingProxyType({})
+    """What else is known about the images, by name."""
 
 
 class Tables(NamedTuple):
@@ -100,9 +107,23 @@ def make_latent_table(features: Features) -> Table:
 
 
 def make_image_texts(store: ActivationStore) -> ImageTexts:
-    """Names of the readable images of a store."""
+    """Names of the readable images of a store, and whatever else it knows about them."""
     rows = store.valid_rows
-    return ImageTexts(rows, *map(_texts, store.images.take(rows)))
+    further: dict[str, Column] = {}
+    for name, column in store.image_columns.items():
+        some = column[rows]
+        further[_free_name(name, further)] = _texts(some.tolist()) if some.dtype.kind == "T" else some
+    path, label, patient = map(_texts, store.images.take(rows))
+    return ImageTexts(rows, path, label, patient, further)
+
+
+def _free_name(name: str, taken: Container[str]) -> str:
+    """A name for a further column that no format refuses and no other column has."""
+    # HDF5 takes / and single dots for places in the file, and anndata keeps names that begin with _ for itself.
+    safe = name.replace("/", "_")
+    if safe in RESERVED_COLUMNS or safe.startswith("_") or not safe.strip("."):
+        safe = f"image_{safe}"
+    return next(free for n in itertools.count(1) if (free := safe if n == 1 else f"{safe}_{n}") not in taken)
 
 
 def make_provenance(inputs: Inputs, features: Features, counts: Counts | None) -> dict[str, Any]:

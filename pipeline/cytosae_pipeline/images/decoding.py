@@ -4,7 +4,7 @@ import hashlib
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
@@ -14,7 +14,9 @@ import numpy.typing as npt
 from cytosae.backbones.images import IMAGE_SIZE, UnreadableImageError, decode_image
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.files import UnusableFileError, read_file
-from cytosae_pipeline.images.listing import DatasetError, ImageList, ImageRow, resolve_inside
+from cytosae_pipeline.images.folders import JPEG_2000_ENDINGS, WEBP_ENDINGS
+from cytosae_pipeline.images.image_list import DatasetError, ImageList, ImageRow
+from cytosae_pipeline.images.listing import resolve_inside
 from cytosae_pipeline.runtime.workers import WorkerDiedError, WorkerPool
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ class Decoded(NamedTuple):
     """Why it cannot be used; '' if it can."""
     n_bytes: int = 0
     """Length of the file; 0 if it could not be read."""
+    remarks: tuple[str, ...] = ()
+    """What should be known about a picture that was read."""
 
 
 class Hashed(NamedTuple):
@@ -166,10 +170,28 @@ def _decode_file(root: Path, number: int, row: ImageRow, size: int, resample: st
     except UnusableFileError as error:
         return Decoded(number, None, None, str(error))
     digest = hashlib.sha256(data).digest()
+    remarks: list[str] = []
     try:
-        return Decoded(number, decode_image(data, size=size, resample=resample), digest, "", len(data))
+        _check_ending(data, row.path)
+        pixels = decode_image(data, size=size, resample=resample, remarks=remarks)
+        return Decoded(number, pixels, digest, "", len(data), tuple(remarks))
     except UnreadableImageError as error:
         return Decoded(number, None, digest, str(error), len(data))
+
+
+def _check_ending(data: bytes, path: str) -> None:
+    """Refuse WebP and JPEG 2000 under the ending of another kind.
+
+    The spec does not say which kinds are read, and stores of the same spec and list exist in which such files were set
+    aside: a list must always give the same store.
+    """
+    is_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+    for name, endings, is_kind in (
+        ("WebP", WEBP_ENDINGS, is_webp),
+        ("JPEG 2000", JPEG_2000_ENDINGS, data.startswith((b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"))),
+    ):
+        if is_kind and PurePosixPath(path).suffix.lower() not in endings:
+            raise UnreadableImageError(f"a {name} image under another ending: rename it to {endings[0]}")
 
 
 def _hash_file(root: Path, number: int, row: ImageRow) -> Hashed:

@@ -14,7 +14,8 @@ from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.storage.atomic import replacing_path
 from cytosae_pipeline.config import ReportConfig
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.images.listing import ImageList, list_stored_images
+from cytosae_pipeline.images.image_list import ImageList
+from cytosae_pipeline.images.listing import list_stored_images
 from cytosae_pipeline.report.data.report_data import KEY_NAME, ReportData, open_report_data
 from cytosae_pipeline.report.figures.write import require_matplotlib, write_figures
 from cytosae_pipeline.report.records.choice import choose_latents, top_image_rows

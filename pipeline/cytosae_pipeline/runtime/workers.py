@@ -1,9 +1,13 @@
 """Worker processes that cannot hang the program, whenever and however they die."""
 
 import multiprocessing
+import os
 import queue
 import signal
 import sys
+import tempfile
+import threading
+import types
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -13,6 +17,14 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from multiprocessing.context import ForkServerContext, SpawnContext
     from multiprocessing.process import BaseProcess
+
+_MAX_SOCKET_PATH = 107 if sys.platform == "linux" else 103
+"""Bytes that the path of a Unix socket may have."""
+
+_SOCKET_NAME = "/pymp-12345678/listener-12345678"
+"""What multiprocessing appends to the folder of temporary files for the socket of its fork server."""
+
+_starting = threading.Lock()
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,7 +55,7 @@ class WorkerPool:
             for _ in range(n_workers):
                 here, there = context.Pipe()
                 process = context.Process(target=_serve, args=(there,))
-                process.start()
+                start_process(process)
                 self.processes.append(process)
                 there.close()
                 self._idle.put(here)
@@ -82,9 +94,30 @@ class WorkerPool:
 
 
 def process_context() -> "ForkServerContext | SpawnContext":
-    """How child processes are started. Not by fork: the parent has threads, torch's among them, and could deadlock."""
+    """How child processes are started. Not by fork: the parent has threads, torch's among them, and could deadlock.
+
+    The fork server listens on a socket in the folder of temporary files. Where that path is too long for a socket, as
+    in many batch jobs, each process is spawned on its own, which is slower by the start of an interpreter.
+    """
     on_linux = sys.platform not in ("win32", "darwin")
-    return multiprocessing.get_context("forkserver") if on_linux else multiprocessing.get_context("spawn")
+    fits = len(os.fsencode(tempfile.gettempdir() + _SOCKET_NAME)) <= _MAX_SOCKET_PATH
+    return multiprocessing.get_context("forkserver" if on_linux and fits else "spawn")  # type: ignore[return-value]
+
+
+def start_process(process: "BaseProcess") -> None:
+    """Start a child process that does not run the user's script again.
+
+    multiprocessing imports the parent's `__main__` in every child. In a script without `if __name__ == "__main__":` the
+    child would call what the parent has just called, and die. Our children take functions of our modules alone, so
+    there is no `__main__` for them to import.
+    """
+    with _starting:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            process.start()
+        finally:
+            sys.modules["__main__"] = main
 
 
 def _serve(connection: Connection) -> None:

@@ -13,6 +13,7 @@ from cytosae_cache.storage.atomic import write_file
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import StatisticsConfig
 from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.images.image_list import join_lines
 from cytosae_pipeline.runtime.devices import accumulator_device
 from cytosae_pipeline.statistics.inputs import Inputs
 from cytosae_pipeline.statistics.label_index import LabelIndex, sorted_names
@@ -116,7 +117,8 @@ def save_features(folder: Path, features: Features, store: ActivationStore) -> l
         write_torch(files[-1], torch.from_numpy(getattr(features, name)).contiguous().clone())
     files += [folder / "images.csv", folder / "labels.txt"]
     write_file(files[-2], _images_csv(store))
-    write_file(files[-1], "".join(f"{name}\n" for name in features.labels).encode())
+    # One line per label: a store made from elsewhere may have names of several lines.
+    write_file(files[-1], "".join(f"{join_lines(name)}\n" for name in features.labels).encode())
     return [*files, write_record(folder, features.record)]
 
 

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from cytosae_pipeline.errors import UserError
 
@@ -45,11 +46,11 @@ class Workspace:
         """One activation store."""
         return self.stores_dir(dataset) / f"{spec_hash}.zarr"
 
-    def skipped_path(self, store: Path | str, dataset: str) -> Path:
-        """List of a store's unreadable images, with reasons; that of a remote store stays on this machine."""
+    def list_path(self, store: Path | str, dataset: str, what: Literal["skipped", "duplicates"]) -> Path:
+        """List of some of a store's images, beside the store; that of a remote store stays on this machine."""
         if isinstance(store, Path):
-            return store.with_suffix(".skipped.csv")
-        return self.stores_dir(dataset) / f"{PurePosixPath(store).stem}.skipped.csv"
+            return store.with_suffix(f".{what}.csv")
+        return self.stores_dir(dataset) / f"{PurePosixPath(store).stem}.{what}.csv"
 
     def run_dir(self, run: str) -> Path:
         """One training run."""

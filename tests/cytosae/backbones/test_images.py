@@ -15,7 +15,8 @@ import torch
 from PIL import BmpImagePlugin, Image, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from cytosae.backbones import images
-from cytosae.backbones.images import FORMATS, IMAGE_SIZE, MAX_PIXELS, UnreadableImageError, decode_image, to_tensor
+from cytosae.backbones.image_values import FORMATS
+from cytosae.backbones.images import IMAGE_SIZE, MAX_PIXELS, UnreadableImageError, decode_image, to_tensor
 
 ROOT = Path(__file__).parents[3]
 ORIENTATION = 0x0112
@@ -297,19 +298,143 @@ def test_grey_of_few_bits_spans_black_to_white(bits, per_byte):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (_saved(Image.fromarray(GREY / np.float32(255)), "TIFF"), "floating-point"),
-        (_tiff(GREY.astype(np.float16), photometric=1, bits=16, sample_format=3), "not a JPEG, PNG, BMP, TIFF image"),
-        (_tiff(SQUARE.astype(np.float32), photometric=2, bits=32, sample_format=3), "not a JPEG, PNG, BMP, TIFF image"),
+        (_saved(Image.fromarray(GREY.astype(np.float32)), "TIFF"), "floating-point values from 0 to 255 have no known"),
+        (_saved(Image.fromarray(GREY / np.float32(-255)), "TIFF"), "floating-point values from -1 to -0 have no known"),
+        (
+            _saved(Image.fromarray(GREY * np.float32(np.nan)), "TIFF"),
+            "from nan to nan have .* save them with 8 or 16 bits",
+        ),
+        (
+            _tiff(GREY.astype(np.float16), photometric=1, bits=16, sample_format=3),
+            "TIFF with 1 sample of 16-bit floating-point numbers per pixel cannot be read: save it as RGB or grey",
+        ),
+        (
+            _tiff(SQUARE.astype(np.float32), photometric=2, bits=32, sample_format=3),
+            "TIFF with 3 samples of 32-bit floating-point numbers per pixel",
+        ),
+        (
+            _tiff(_noise(24, 24, 5, top=65536), photometric=1, bits=16),
+            "TIFF with 5 samples of 16-bit unsigned numbers per pixel",
+        ),
         (_tiff(GREY.astype(np.int16) - 9, photometric=1, bits=16, sample_format=2), "no known scale"),
-        (_tiff(GREY.astype(np.uint32) << 12, photometric=1, bits=32), "no known scale"),
-        (_tiff(_noise(24, 18, None, top=65536), photometric=1, bits=12, size=(24, 24)), "12-bit"),
-        (_tiff(_noise(24, 24, None, top=65536), photometric=0, bits=16), "0 as white"),
+        (
+            _tiff(GREY.astype(np.uint32) << 12, photometric=1, bits=32),
+            "beyond 0..65535 and have no known scale: save them",
+        ),
     ],
-    ids=["float32", "float16", "float-rgb", "negative", "32-bit", "12-bit", "inverted"],
+    ids=["float-255", "float-negative", "float-nan", "float16", "float-rgb", "5-samples", "negative", "32-bit"],
 )
 def test_values_without_a_known_scale_are_refused(data, reason):
     with pytest.raises(UnreadableImageError, match=reason):
         decode_image(data)
+
+
+def test_grey_floats_from_0_to_1_are_scaled():
+    values = np.linspace(0, 1, 24 * 24, dtype=np.float32).reshape(24, 24)
+    decoded = decode_image(_saved(Image.fromarray(values), "TIFF"), size=24)
+    np.testing.assert_array_equal(decoded[..., 0], np.floor(values * 255.0 + 0.5))
+    inverted = decode_image(_tiff(values, photometric=0, bits=32, sample_format=3), size=24)
+    np.testing.assert_array_equal(inverted[..., 0], np.floor((1 - values) * 255.0 + 0.5))
+
+
+def test_packed_12_bits_are_scaled_from_4095():
+    values = np.arange(4096).reshape(64, 64)
+    packed = np.stack(
+        [values[:, ::2] >> 4, (values[:, ::2] & 15) << 4 | values[:, 1::2] >> 8, values[:, 1::2] & 255], -1
+    )
+    data = _tiff(packed.reshape(64, 96).astype(np.uint8), photometric=1, bits=12, size=(64, 64))
+    remarks: list[str] = []
+    decoded = decode_image(data, size=64, remarks=remarks)
+    np.testing.assert_array_equal(decoded[..., 0], np.floor(values * 255 / 4095 + 0.5))
+    assert remarks == []
+
+
+def test_inverted_16_bit_grey_is_inverted_back():
+    decoded = decode_image(_tiff(ALL_16, photometric=0, bits=16), size=256)
+    np.testing.assert_array_equal(decoded[..., 0], _scaled(65535 - ALL_16))
+
+
+def _remarks(data: bytes) -> list[str]:
+    found: list[str] = []
+    np.testing.assert_array_equal(decode_image(data, remarks=found), decode_image(data))
+    assert all(len(remark) < 150 and remark.isprintable() for remark in found)
+    return found
+
+
+DARK = _noise(24, 24, top=4096)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        _saved(Image.fromarray(DARK[..., 0]), "PNG"),
+        _saved(Image.fromarray(DARK[..., 0]), "TIFF"),
+        _tiff(DARK, photometric=2, bits=16),
+        _png(24, 24, 16, 2, DARK.astype(">u2").tobytes()),
+        _png(24, 24, 16, 6, np.dstack([DARK, np.full((24, 24), 65535)]).astype(">u2").tobytes()),
+    ],
+    ids=["png", "tiff", "tiff-rgb", "png-rgb", "png-rgba"],
+)
+def test_12_bit_values_in_16_bits_are_remarked(data):
+    (remark,) = _remarks(data)
+    assert remark.startswith("nearly black: 16-bit values end at 4,0")
+    assert remark.endswith("of 65,535, perhaps a camera's 12 bits")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        _saved(Image.fromarray(_noise(24, 24, None, top=65536)), "PNG"),
+        _tiff(_noise(24, 24, top=65536), photometric=2, bits=16),
+        _saved(Image.fromarray(SQUARE // 99), "PNG"),
+        _saved(Image.fromarray(np.zeros((9, 9), np.uint16)), "PNG"),
+    ],
+    ids=["full", "full-rgb", "dark-8-bit", "black"],
+)
+def test_other_pictures_have_no_remark(data):
+    assert _remarks(data) == []
+
+
+def test_planes_stored_as_pages_are_remarked():
+    planes = [Image.fromarray(SQUARE[..., channel]) for channel in range(3)]
+    (remark,) = _remarks(_saved(planes[0], "TIFF", save_all=True, append_images=planes[1:]))
+    assert remark.startswith("several pages: only the first")
+    assert "colour planes, save them as one RGB page" in remark
+    pages = [Image.fromarray(SQUARE), Image.fromarray(255 - SQUARE)]
+    assert "save each as a file" in _remarks(_saved(pages[0], "TIFF", save_all=True, append_images=pages[1:]))[0]
+
+
+def test_previews_are_not_remarked():
+    pages = [Image.fromarray(SQUARE), Image.fromarray(SQUARE[::2, ::2])]
+    assert _remarks(_saved(pages[0], "TIFF", save_all=True, append_images=pages[1:])) == []
+
+
+def test_a_broken_second_page_does_not_matter():
+    data = bytearray(_tiff(SQUARE, photometric=2, bits=8))
+    (tags,) = struct.unpack_from("<I", data, 4)
+    (n_tags,) = struct.unpack_from("<H", data, tags)
+    for place in (len(data) - 1, 5_000_000, tags):
+        struct.pack_into("<I", data, tags + 2 + 12 * n_tags, place)
+        np.testing.assert_array_equal(decode_image(bytes(data), size=24), SQUARE)
+        assert _remarks(bytes(data)) == []
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "JPEG2000"])
+def test_webp_and_jpeg_2000_are_read(kind):
+    options = {"lossless": True} if kind == "WEBP" else {"irreversible": False}
+    np.testing.assert_array_equal(decode_image(_saved(Image.fromarray(SQUARE), kind, **options), size=24), SQUARE)
+    data = _saved(Image.fromarray(_noise(100, 100)), kind)
+    _reason(data[: len(data) // 2])
+
+
+def test_16_bit_jpeg_2000_is_scaled():
+    data = _saved(Image.fromarray(ALL_16), "JPEG2000", irreversible=False)
+    np.testing.assert_array_equal(decode_image(data, size=256)[..., 0], _scaled(ALL_16))
+
+
+def test_tiff_whose_tags_cannot_be_read():
+    assert "TIFF" in _reason(b"II*\0" + struct.pack("<I", 8) + b"\xff" * 40)
+    assert "TIFF" in _reason(b"MM\0+" + b"\0" * 40)
 
 
 def test_inverted_8_bit_grey_is_inverted_back():
@@ -401,7 +526,7 @@ def test_truncated_files_are_named_so():
     assert "truncated" in _reason(data[: len(data) // 2])
 
 
-@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PPM", "ICO", "TGA", "PCX", "EPS", "JPEG2000", "PDF", "SGI", "AVIF"])
+@pytest.mark.parametrize("kind", ["GIF", "PPM", "ICO", "TGA", "PCX", "EPS", "PDF", "SGI", "AVIF"])
 def test_other_formats_are_never_parsed(kind, monkeypatch):
     data = _saved(Image.fromarray(SQUARE), kind)
     Image.init()
@@ -409,7 +534,7 @@ def test_other_formats_are_never_parsed(kind, monkeypatch):
     for name in Image.OPEN:
         if name not in FORMATS:
             monkeypatch.setitem(Image.OPEN, name, (lambda *args, name=name: parsed.append(name), None))
-    assert _reason(data) == "not a JPEG, PNG, BMP, TIFF image"
+    assert _reason(data) == "not a JPEG, PNG, BMP, TIFF, WebP or JPEG 2000 image"
     assert not parsed
 
 

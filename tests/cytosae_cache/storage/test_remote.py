@@ -28,7 +28,7 @@ from cytosae_cache.storage.open import open_storage
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.verify import verify_store
 from cytosae_cache.writer import StoreWriter, create_store
-from tests.support.pictures import HEARING_MAIN
+from tests.support.pictures import HEARING_MAIN, LAYOUT
 from tests.support.s3 import serve_s3
 from tests.support.stores import PROVENANCE, fill_store, make_activations, make_shard, make_spec, make_store, make_table
 
@@ -215,6 +215,7 @@ def test_a_killed_remote_build_is_resumed_to_the_same_bytes(s3, with_images, mon
     command = [
         sys.executable, "-c", HEARING_MAIN, "build", "--root_dir", str(place.root), "--dataset_name", "toy",
         "--model_path", str(place.vit), "--workers", "0", "--shard_images", "1", "--batch_size", "1", "--store", URL,
+        "--layout", LAYOUT,
     ]  # fmt: skip
     storage = open_storage(URL)
     kills = 0

@@ -20,7 +20,7 @@ from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.building.build import build_and_open, build_stores
 from cytosae_pipeline.config import BuildConfig
 from cytosae_pipeline.errors import UserError
-from tests.support.pictures import write_vit
+from tests.support.pictures import LAYOUT, write_vit
 
 BLOCKS = ("--block_layer", -2, "--block_layer", 0)
 
@@ -82,7 +82,7 @@ def test_a_killed_build_of_two_blocks_ends_with_the_same_bytes(with_images, sing
     """Killed with one block's store ahead of the other's."""
     options = [
         "build", "--root_dir", with_images.root, "--dataset_name", "toy", "--model_path", with_images.vit,
-        "--workers", 0, "--shard_images", 5, *BLOCKS,
+        "--workers", 0, "--shard_images", 5, *BLOCKS, *LAYOUT,
     ]  # fmt: skip
     command = [sys.executable, "-c", "from cytosae_pipeline.cli.app import main; main()", *map(str, options)]
     child = subprocess.Popen(command, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -120,6 +120,7 @@ def test_blocks_that_make_no_sense_are_refused(with_images):
 
 def test_python_builds_one_store_or_several(with_images):
     options = {"root_dir": with_images.root, "dataset_name": "toy", "model_path": with_images.vit, "workers": 0}
+    options |= {"layout": "class/patient"}
     results = build_stores(BuildConfig(**options, block_layer=(1, 0)))
     assert [ActivationStore(item.store).spec.block for item in results] == [1, 0]
     with pytest.raises(UserError, match="asks for 2 stores: call build_stores"):
@@ -160,7 +161,7 @@ def test_a_store_of_another_size_serves_every_verb(with_images):
 
 
 def test_a_verb_that_builds_first_prepares_images_as_said(with_images):
-    with_images.train(*PREPARED, "--images", with_images.images, "--model_path", with_images.vit)
+    with_images.train(*PREPARED, *LAYOUT, "--images", with_images.images, "--model_path", with_images.vit)
     assert ActivationStore.open(with_images.store).spec.preprocessing.image_size == 448
 
 

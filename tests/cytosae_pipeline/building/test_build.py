@@ -16,7 +16,7 @@ from cytosae.backbones.backbone import describe_backbone, load_backbone
 from cytosae.backbones.images import decode_image, to_tensor
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
-from tests.support.pictures import BROKEN, HEARING_MAIN, write_pictures, write_vit
+from tests.support.pictures import BROKEN, HEARING_MAIN, LAYOUT, write_pictures, write_vit
 
 
 def test_the_store_holds_the_networks_activations(with_images):
@@ -92,7 +92,7 @@ def test_killed_builds_resume_to_the_same_bytes(with_images, with_store, monkeyp
     command = [
         sys.executable, "-c", "from cytosae_pipeline.cli.app import main; main()", "build", "--dataset_name", "toy",
         "--root_dir", str(with_images.root), "--model_path", str(with_images.vit), "--workers", "1",
-        "--shard_images", "2",
+        "--shard_images", "2", "--layout", LAYOUT,
     ]  # fmt: skip
     progress = [2, 5, 9]
     for wanted in progress:
@@ -114,7 +114,7 @@ def test_ctrl_c_keeps_finished_work_and_says_how_to_resume(with_images):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([".", "cache", "pipeline"])}
     command = [
         sys.executable, "-c", HEARING_MAIN, "build", "--dataset_name", "toy", "--root_dir", str(with_images.root),
-        "--model_path", str(with_images.vit), "--workers", "1", "--shard_images", "1",
+        "--model_path", str(with_images.vit), "--workers", "1", "--shard_images", "1", "--layout", LAYOUT,
     ]  # fmt: skip
     child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     for _ in range(4000):
@@ -152,7 +152,7 @@ def test_strict_images_stops_at_the_first_broken_one(with_images):
 def test_a_changed_list_of_images_is_never_taken_for_the_same(with_store):
     (with_store.images / BROKEN).unlink()
     output = with_store.build(code=1).output
-    assert "images, labels or patients changed" in output
+    assert "images, labels, patients or further columns changed" in output
     assert "--overwrite" in output
 
 

@@ -66,8 +66,8 @@ def test_the_three_commands(tmp_path, monkeypatch):
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-    write_pictures(tmp_path / "dataset" / "mll23", 12, broken=False)
-    write_pictures(tmp_path / "dataset" / "hehr", 12)
+    write_pictures(tmp_path / "dataset" / "mll23", 12, broken=False, own_patients=True)
+    write_pictures(tmp_path / "dataset" / "hehr", 12, broken=False, own_patients=True)
     write_vit(tmp_path / "DinoBloom-B.pth", width=4, patch_size=224, depth=3, name="dinov2_vitb14")
     output = _run(TRAIN, "train")
     assert "building it first" in output
@@ -84,7 +84,7 @@ def test_the_three_commands(tmp_path, monkeypatch):
     ):  # fmt: skip
         assert len(torch.load(folder / f"{name}.pt", weights_only=True)) == 256
     _run(PATIENTS, "patients", str(sae))
-    assert np.load(folder / "cls_sae_cnt.npy").shape == (4, 256)
+    assert np.load(folder / "cls_sae_cnt.npy").shape == (12, 256)
     lines = (sae.parent / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["details/n_training_tokens"] == 1_000_000
     shutil.rmtree(tmp_path / "dataset")

@@ -23,7 +23,8 @@ from cytosae_pipeline.images import decoding
 from cytosae_pipeline.images import files as source_files
 from cytosae_pipeline.images.decoding import Decoded, DecodingError, ImageDecoder, decode_files
 from cytosae_pipeline.images.files import SourceError
-from cytosae_pipeline.images.listing import ImageList, ImageRow, open_dataset
+from cytosae_pipeline.images.image_list import ImageList, ImageRow
+from cytosae_pipeline.images.listing import open_dataset
 
 ROOT = Path(__file__).parents[3]
 SIZE = 8
@@ -313,7 +314,7 @@ def plain(folder) -> list[Decoded]:
 def test_plain_path(folder, plain):
     assert [decoded.row for decoded in plain] == list(range(61))
     assert {decoded.row: decoded.reason for decoded in plain if decoded.reason} == {
-        4: "not a JPEG, PNG, BMP, TIFF image",
+        4: "not a JPEG, PNG, BMP, TIFF, WebP or JPEG 2000 image",
         5: "the file is empty",
         60: "vanished while the build was running",
     }

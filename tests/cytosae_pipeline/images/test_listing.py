@@ -9,16 +9,10 @@ from pathlib import Path
 import pytest
 
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.images.listing import (
-    DatasetError,
-    DatasetNotFoundError,
-    ImageList,
-    ImageRow,
-    open_dataset,
-    read_manifest,
-    resolve_inside,
-    scan_folder,
-)
+from cytosae_pipeline.images.folders import scan_folder
+from cytosae_pipeline.images.image_list import DatasetError, DatasetNotFoundError, ImageList, ImageRow
+from cytosae_pipeline.images.listing import open_dataset, resolve_inside
+from cytosae_pipeline.images.manifest import read_manifest
 
 ROOT = Path(__file__).parents[3]
 
@@ -44,8 +38,10 @@ def _error(path: Path, *args) -> str:
     with pytest.raises(DatasetError) as caught:
         open_dataset(path, *args)
     text = str(caught.value)
-    assert text.isprintable()
-    assert len(text) < 600
+    lines = text.split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert len(text) < 900
+    assert len(lines) < 10
     return text
 
 
@@ -102,20 +98,6 @@ def test_explicit_layout_goes_by_the_nearest_folders(tmp_path):
 
 def test_one_image(tmp_path):
     assert len(open_dataset(_touch(tmp_path, "blast/a.png"))) == 1
-
-
-def test_mixed_depths_are_explained(tmp_path):
-    text = _error(_touch(tmp_path, "AML/p1/a.png", "stray.png", "AML/b.png", "AML/c.png"))
-    assert "0 folders deep ('stray.png') and 1 folder deep ('AML/b.png') and 2 folders deep ('AML/p1/a.png')" in text
-    assert "--layout" in text
-    assert "manifest" in text
-    assert str(tmp_path) in text
-
-
-def test_too_deep_for_a_guess(tmp_path):
-    text = _error(_touch(tmp_path, "a/b/c/d.png"))
-    assert "3 folders deep ('a/b/c/d.png')" in text
-    assert "--layout class, patient or class/patient" in text
 
 
 @pytest.mark.parametrize(
@@ -358,166 +340,6 @@ def test_names_that_are_not_utf8_do_not_matter_on_other_files(tmp_path):
     assert images.paths == ["blast/a.png"]
     for note in images.notes:
         note.encode()
-
-
-# CSV manifests
-
-
-def test_manifest(tmp_path):
-    path = _csv(tmp_path, "path,label,patient\nx/b.png,AML,p2\na.png,control,p1\n", "a.png", "x/b.png")
-    images = open_dataset(path)
-    assert images.layout == "manifest"
-    assert images.root == tmp_path
-    assert images.notes == ()
-    assert _triples(images) == [("a.png", "control", "p1"), ("x/b.png", "AML", "p2")]
-
-
-def test_folder_with_a_manifest_is_read_through_it(tmp_path):
-    path = _csv(tmp_path, "path,label\nx/b.png,AML\n", "a.png", "x/b.png", name="manifest.csv")
-    images = open_dataset(tmp_path)
-    assert _triples(images) == [("x/b.png", "AML", "")]
-    assert images == open_dataset(path)
-    assert images.digest() == open_dataset(path).digest()
-
-
-def test_a_layout_that_was_asked_for_wins_over_the_manifest(tmp_path):
-    _csv(tmp_path, "path,label\nx/b.png,AML\n", "y/a.png", "x/b.png", name="manifest.csv")
-    assert open_dataset(tmp_path, "class").labels == ["x", "y"]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "patient,path,label\np1,a.png,AML\n",
-        "\ufeffpath,label,patient\na.png,AML,p1\n",
-        "path,label,patient\r\na.png,AML,p1\r\n",
-        "path,label,patient\ra.png,AML,p1\r",
-        " path , label , patient \n a.png , AML , p1 \n",
-        "path,label,patient\n\na.png,AML,p1\n\n\n",
-        "path,label,patient\n./a.png,AML,p1",
-        '"path","label","patient"\n"a.png","AML","p1"\n',
-        "path,label,patient\na.png,AML,p1,,\n",
-    ],
-    ids=["order", "bom", "crlf", "cr", "blanks", "empty-lines", "dot", "quotes", "trailing-commas"],
-)
-def test_spellings_of_the_same_manifest(tmp_path, text):
-    images = open_dataset(_csv(tmp_path, text, "a.png"))
-    assert _triples(images) == [("a.png", "AML", "p1")]
-    assert images.notes == ()
-
-
-def test_columns_and_cells_may_be_missing(tmp_path):
-    assert _triples(open_dataset(_csv(tmp_path, "path\na.png\n", "a.png"))) == [("a.png", "", "")]
-    assert _triples(open_dataset(_csv(tmp_path, "path,patient\na.png,7\n", "a.png"))) == [("a.png", "", "7")]
-    text = "path,label,patient\na.png,,p1\nb.png,AML\nc.png\n"
-    images = open_dataset(_csv(tmp_path, text, "a.png"))
-    assert _triples(images) == [("a.png", "", "p1"), ("b.png", "AML", ""), ("c.png", "", "")]
-
-
-def test_further_columns_are_noted(tmp_path):
-    images = open_dataset(_csv(tmp_path, ",path,age,label,Patient\n0,a.png,61,AML,p1\n", "a.png"))
-    assert _triples(images) == [("a.png", "AML", "")]
-    (note,) = images.notes
-    assert note.endswith("cells.csv': '', 'age', 'Patient'")
-    assert "cells.csv" in note
-
-
-def test_quotes_and_letters_of_other_scripts(tmp_path):
-    text = 'path,label,patient\n"x, y.png","AML, M3 ""var""",Müller\n血/b.png,芽球,患者\n'
-    images = open_dataset(_csv(tmp_path, text, "x, y.png"))
-    assert _triples(images) == [("x, y.png", 'AML, M3 "var"', "Müller"), ("血/b.png", "芽球", "患者")]
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/abs/a.png", "../a.png", "x/../../a.png", "x/../a.png", "x\\a.png", "C:/x/a.png", "c:a.png", "C:\\a.png",
-        "\\\\server\\a.png", "", "   ", ".", "./", "..",
-    ],
-)  # fmt: skip
-def test_bad_paths_are_named_with_their_line(tmp_path, path):
-    text = _error(_csv(tmp_path, f"path,label\na.png,AML\n{path},AML\n", "a.png"))
-    assert "line 3" in text
-    assert "cells.csv" in text
-    assert f"found path {path.strip()!r}" in text
-    assert "relative path" in text
-
-
-@pytest.mark.parametrize("path", ["10:30.png", "x/C:a.png", "...png", "..a.png", "a..b/c.png"])
-def test_harmless_paths_pass(tmp_path, path):
-    assert open_dataset(_csv(tmp_path, f"path\n{path}\n", path)).paths == [path]
-
-
-def test_line_numbers_count_the_lines_of_the_file(tmp_path):
-    text = 'path,label\n"a.png","two\nlines"\n\nb.png,x\n/c.png,x\n'
-    assert "line 6" in _error(_csv(tmp_path, text, "a.png"))
-
-
-@pytest.mark.parametrize("again", ["a.png", "./a.png", " a.png", ".//a.png", "././a.png"])
-def test_a_path_twice(tmp_path, again):
-    text = _error(_csv(tmp_path, f"path,label\na.png,AML\nb.png,AML\n{again},control\n", "a.png"))
-    assert "line 4" in text
-    assert "'a.png' is listed twice" in text
-
-
-def test_a_comma_without_quotes(tmp_path):
-    text = _error(_csv(tmp_path, "path,label\na.png,AML\ncell, old.png,AML\n", "a.png", "cell, old.png"))
-    assert "line 3" in text
-    assert "double quotes" in text
-
-
-@pytest.mark.parametrize(
-    "header", ["", "file,label", "Path,label", "path;label;patient", "path,label,label", "path\tlabel", "path,path"]
-)
-def test_wrong_header_names_what_was_found_and_expected(tmp_path, header):
-    text = _error(_csv(tmp_path, f"{header}\na.png,AML\n", "a.png"))
-    assert "label and patient" in text
-    assert "commas" in text
-    for name in header.split(","):
-        assert repr(name) in text or not header
-
-
-def test_empty_file(tmp_path):
-    assert "columns []" in _error(_csv(tmp_path, ""))
-
-
-def test_no_rows(tmp_path):
-    assert "lists no images" in _error(_csv(tmp_path, "path,label\n"))
-
-
-def test_none_of_the_files_exists(tmp_path):
-    text = _error(_csv(tmp_path, "path\nx/a.png\nx/b.png\n"))
-    assert "none of the 2 images" in text
-    assert str(tmp_path / "x/a.png") in text
-    assert "folder of the CSV" in text
-
-
-def test_names_too_long_for_the_disk_do_not_exist(tmp_path):
-    assert "none of the 1 images" in _error(_csv(tmp_path, f"path\n{'a' * 300}.png\n"))
-
-
-def test_some_missing_files_are_kept(tmp_path):
-    assert open_dataset(_csv(tmp_path, "path\na.png\nb.png\nc.png\n", "b.png")).paths == ["a.png", "b.png", "c.png"]
-
-
-def test_nul_bytes(tmp_path):
-    assert "NUL" in _error(_csv(tmp_path, b"path\na\0.png\n"))
-
-
-@pytest.mark.parametrize(
-    "text", ["path\nzelle-ä.png\n".encode("cp1252"), "path\na.png\n".encode("utf-16"), b"\xff\xd8\xff\xe0"]
-)
-def test_not_utf8(tmp_path, text):
-    message = _error(_csv(tmp_path, text))
-    assert "not UTF-8" in message
-    assert "Save it as UTF-8" in message
-
-
-@pytest.mark.parametrize(
-    "text", ["p" * 200_000, "path\n" + "p" * 200_000, 'path\n"' + "a\n" * 100_000], ids=["header", "cell", "quote"]
-)
-def test_cells_too_long_for_a_csv(tmp_path, text):
-    assert "is not valid CSV" in _error(_csv(tmp_path, text))
 
 
 # Digest and head

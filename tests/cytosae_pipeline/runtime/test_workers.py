@@ -2,12 +2,18 @@
 
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
-from cytosae_pipeline.runtime.workers import WorkerDiedError, WorkerPool
+from cytosae_pipeline.runtime import workers
+from cytosae_pipeline.runtime.workers import WorkerDiedError, WorkerPool, process_context, start_process
+
+ROOT = Path(__file__).parents[3]
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 LONG = 400_000_000
@@ -72,3 +78,54 @@ def _own_number(seconds: float) -> int:
 
 def _kill_oneself() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+# Where children are started from
+
+SCRIPT = """
+from cytosae_pipeline.runtime.workers import WorkerPool
+print("the script runs")
+pool = WorkerPool(2)
+print("answers:", [pool.submit(divmod, 9, 7).result(timeout=60) for _ in range(2)])
+pool.shutdown()
+"""
+
+
+def _run_script(tmp_path: Path, temporary: Path) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    path = os.pathsep.join(str(ROOT / name) for name in ("", "cache", "pipeline"))
+    return subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(temporary)},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("length", [10, 80, 200], ids=["short", "too-long-for-a-socket", "very-long"])
+def test_a_script_without_a_guard_works_wherever_temporary_files_are(tmp_path, length):
+    temporary = tmp_path / ("t" * length)
+    temporary.mkdir()
+    done = _run_script(tmp_path, temporary)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "the script runs\nanswers: [(1, 2), (1, 2)]\n", "it ran once"
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no fork server")
+def test_children_are_forked_by_a_server_while_its_socket_fits(monkeypatch):
+    for length, method in ((75, "forkserver"), (76, "spawn")):
+        monkeypatch.setattr(tempfile, "tempdir", "/" + "t" * (length - 1))
+        assert process_context().get_start_method() == method
+    assert len("/" + "t" * 74 + workers._SOCKET_NAME) == 107
+
+
+def test_starting_a_process_keeps_the_main_module():
+    main = sys.modules["__main__"]
+
+    class Refused:
+        def start(self) -> None:
+            assert sys.modules["__main__"] is not main
+            raise OSError("no more processes")
+
+    with pytest.raises(OSError, match="no more"):
+        start_process(Refused())
+    assert sys.modules["__main__"] is main

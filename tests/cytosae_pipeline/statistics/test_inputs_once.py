@@ -15,6 +15,7 @@ from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import ReportConfig, StatisticsConfig
 from cytosae_pipeline.statistics import encode, inputs
 from cytosae_pipeline.statistics.results import compute_statistics, ensure_statistics
+from tests.support.pictures import LAYOUT
 
 
 class Recorder:
@@ -88,7 +89,7 @@ def test_a_store_that_is_built_first_is_passed_on(with_sae, recorder):
     shutil.rmtree(with_sae.store)
     _record(recorder)
     recorder.watch(backbone_module, "weights_sha256")
-    source = ["--images", with_sae.images, "--model_path", with_sae.vit]
+    source = ["--images", with_sae.images, "--layout", LAYOUT, "--model_path", with_sae.vit]
     output = with_sae.run("features", "--dataset_name", "toy", "--sae_path", with_sae.sae(), *source).output
     assert "building it first" in output
     assert recorder.calls["stores opened"] == 2  # once to be filled, and once complete

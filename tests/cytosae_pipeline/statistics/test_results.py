@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from cytosae.formats.checkpoint import load_sae, save_sae
+from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import StatisticsConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.statistics.counts import read_counts
-from cytosae_pipeline.statistics.features import read_features
+from cytosae_pipeline.statistics.features import read_features, save_features
 from cytosae_pipeline.statistics.inputs import open_inputs
 from cytosae_pipeline.statistics.results import ensure_statistics
 
@@ -185,14 +186,21 @@ def test_nothing_in_the_files_is_executed(filled):
     assert not (filled.root / "exploded").exists()
 
 
-def test_labels_of_several_lines_keep_their_places(with_images):
+def test_labels_txt_has_one_line_per_label_whatever_they_contain(with_sae, tmp_path):
+    features = ensure_features(config(with_sae))
+    odd = features._replace(labels=("blast\ncell", "x\r\n", "y\u2028z"))
+    save_features(tmp_path, odd, ActivationStore.open(with_sae.store))
+    assert (tmp_path / "labels.txt").read_text().splitlines() == ["blast cell", "x", "y z"]
+
+
+def test_labels_of_several_lines_become_one_line_and_keep_their_places(with_images):
     names = sorted(path.relative_to(with_images.images).as_posix() for path in with_images.images.rglob("0*.png"))
     rows = [f'{name},"{"two" if number % 2 else "o"}\n""lines"",\nyes",p' for number, name in enumerate(names)]
     (with_images.images / "manifest.csv").write_bytes("\n".join(["path,label,patient", *rows]).encode())
     with_images.build()
     with_images.train("--run_name", "r")
     features = ensure_features(config(with_images))
-    assert features.labels == ('o\n"lines",\nyes', 'two\n"lines",\nyes')
+    assert features.labels == ('o "lines", yes', 'two "lines", yes')
     filled = features.indices >= 0
     np.testing.assert_array_equal(features.label_indices[filled], features.indices[filled] % 2)
     assert json.loads((with_images.features() / "features.json").read_text()) == features.record

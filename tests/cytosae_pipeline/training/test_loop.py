@@ -24,7 +24,7 @@ from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.training.init import sample_tokens
 from cytosae_pipeline.training.loop import WaitingTime
 from tests.support.losses import plain_loss
-from tests.support.pictures import HEARING_MAIN, write_pictures, write_vit
+from tests.support.pictures import HEARING_MAIN, LAYOUT, write_pictures, write_vit
 from tests.support.stores import make_store
 
 METRICS = {
@@ -175,7 +175,8 @@ def test_an_interrupted_run_resumes_to_the_same_bits(with_store, monkeypatch, op
 def _build_further(place, vit=None):
     """A further data set in the workspace."""
     write_pictures(place.root / "dataset" / "more", 17)
-    place.run("build", "--dataset_name", "more", "--model_path", vit or place.vit, "--workers", 0, "--shard_images", 4)
+    source = ["--model_path", vit or place.vit, "--layout", LAYOUT]
+    place.run("build", "--dataset_name", "more", *source, "--workers", 0, "--shard_images", 4)
 
 
 @pytest.mark.slow
@@ -296,7 +297,7 @@ def test_a_store_of_another_width_is_refused(with_store):
 
 
 def test_a_missing_store_is_built_first(with_images):
-    result = with_images.train("--run_name", "r", "--model_path", with_images.vit)
+    result = with_images.train("--run_name", "r", "--layout", LAYOUT, "--model_path", with_images.vit)
     assert "no activation store of data set 'toy' yet: building it first" in result.output
     assert with_images.sae().exists()
 
@@ -317,7 +318,7 @@ def test_an_unfinished_store_is_refused_with_the_command_that_finishes_it(with_i
 def test_a_store_of_other_weights_is_never_reused(with_store):
     first = with_store.store
     write_vit(with_store.vit, seed=1)
-    result = with_store.train("--run_name", "r", "--model_path", with_store.vit)
+    result = with_store.train("--run_name", "r", "--layout", LAYOUT, "--model_path", with_store.vit)
     assert "building it first" in result.output
     assert len(list(first.parent.glob("*.zarr"))) == 2
     output = with_store.train("--run_name", "r2", code=1).output

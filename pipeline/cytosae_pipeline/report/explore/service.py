@@ -12,7 +12,7 @@ import torch
 
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.images.decoding import ImageDecoder
-from cytosae_pipeline.images.listing import ImageList
+from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.report.data.notes import LatentNote, check_note, read_notes, save_note
 from cytosae_pipeline.report.data.report_data import ReportData
 from cytosae_pipeline.report.explore.uploads import UploadReader

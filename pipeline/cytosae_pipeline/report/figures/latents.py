@@ -13,7 +13,7 @@ from PIL import Image
 from cytosae.analysis.latents import is_defined
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.images.decoding import ImageDecoder
-from cytosae_pipeline.images.listing import ImageList
+from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.report.data.report_data import ReportData
 from cytosae_pipeline.report.figures.style import (
     ONE_COLUMN_MM,

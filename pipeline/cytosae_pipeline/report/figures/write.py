@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from cytosae.analysis.differential import GroupComparison
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.images.listing import ImageList
+from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.report.data.limits import MAX_CORRELATED
 from cytosae_pipeline.report.data.report_data import ReportData
 from cytosae_pipeline.report.records.overview import training_record

@@ -10,7 +10,7 @@ from PIL import Image
 
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.images.decoding import Decoded, ImageDecoder
-from cytosae_pipeline.images.listing import ImageList
+from cytosae_pipeline.images.image_list import ImageList
 
 _QUALITY = 85
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from cytosae_pipeline.runtime.workers import process_context
+from cytosae_pipeline.runtime.workers import process_context, start_process
 from cytosae_pipeline.training.loggers.base import Histograms, MetricLogger, Metrics, one_line
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class Background:
     def _forward(self, here: Connection, there: Connection) -> None:
         """The thread: start the process and send it one record after another."""
         try:
-            self._process.start()
+            start_process(self._process)
             there.close()
             self._receive(here)
             while (call := self._calls.get()) is not None:

@@ -346,7 +346,7 @@ def test_uploads_that_are_not_images_are_refused(server):
     Image.new("1", (30_000, 30_000)).save(bomb, "PNG")
     for data, text in (
         (b"", b"the file is empty"),
-        (b"garbage", b"not a JPEG, PNG, BMP, TIFF image"),
+        (b"garbage", b"not a JPEG, PNG, BMP, TIFF, WebP or JPEG 2000 image"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"not a JPEG"),
         (real.getvalue()[:-30], b"broken image"),
         (bomb.getvalue(), b"900000000|too many pixels|30000 x 30000"),

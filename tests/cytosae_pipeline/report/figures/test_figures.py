@@ -401,7 +401,7 @@ def test_hostile_names_are_drawn_as_they_are(with_images):
     place = with_images
     for old, new in zip(sorted(path.name for path in place.images.iterdir()), ("$x^2$", "a & b", "芽球"), strict=True):
         (place.images / old).rename(place.images / new)
-    place.build()
+    place.build("--layout", "class/patient")
     place.train("--run_name", "r")
     groups = place.root / "groups.csv"
     groups.write_text(

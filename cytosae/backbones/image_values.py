@@ -1,0 +1,145 @@
+"""What the numbers in an image file mean: more than 8 bits, floats, several samples and pages.
+
+Values are read where they have one possible meaning; where they may have another, a remark says what to look at.
+"""
+
+import io
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, TiffImagePlugin
+
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "JPEG2000")
+"""The only readers of Pillow that are used."""
+
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SUBFILE_TYPE, _SAMPLES, _SAMPLE_FORMAT = 258, 262, 254, 277, 339  # TIFF tag numbers
+_SAMPLE_FORMATS = {1: "unsigned", 2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
+_TIFF_HEADERS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_FULL = 65535  # the largest value of 16 bits
+_DARK_BITS = 14  # a picture that uses no more of its 16 bits is nearly black
+
+
+class UnreadableImageError(ValueError):
+    """An image cannot be used; the message is a short reason without the path or contents."""
+
+
+class Scale:
+    """How the values of an opened picture become 8 bits; made before its pixels are loaded.
+
+    Args:
+        picture: The picture as Pillow opened it.
+    """
+
+    def __init__(self, picture: Image.Image) -> None:
+        tags = picture.tag_v2 if isinstance(picture, TiffImagePlugin.TiffImageFile) else {}
+        packed_12 = tags.get(_BITS_PER_SAMPLE) == (12,)
+        self._top = 4095 if packed_12 else _FULL
+        self._inverted = tags.get(_PHOTOMETRIC) == 0 and picture.mode.startswith(("I;16", "F"))
+        tiles = getattr(picture, "tile", [])
+        self._is_16_bit_colour = not picture.mode.startswith(("I", "F")) and any(";16" in str(tile) for tile in tiles)
+        self.remarks: list[str] = []
+        """What should be known about the picture; complete once `to_eight_bits` was called."""
+
+    def to_eight_bits(self, picture: Image.Image) -> Image.Image:
+        """The picture with at most 8 bits per channel.
+
+        Raises:
+            UnreadableImageError: If its values have no known scale.
+        """
+        if picture.mode.startswith("I"):
+            return Image.fromarray(self._scale_whole(np.asarray(picture).astype(np.int64)))
+        if picture.mode == "F":
+            return Image.fromarray(self._scale_floats(np.asarray(picture)))
+        if self._is_16_bit_colour:
+            # Pillow has kept the high byte of every value.
+            extrema = picture.getextrema()
+            tops = [pair[1] for pair in extrema] if isinstance(extrema[0], tuple) else [extrema[1]]
+            n_colours = len(tops) - (picture.mode in ("LA", "RGBA"))
+            self._remark_dark((int(max(tops[:n_colours])) << 8) | 255)
+        return picture
+
+    def _scale_whole(self, values: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Whole numbers from 0 to the largest that the file can contain."""
+        least, most = (int(values.min()), int(values.max())) if values.size else (0, 0)
+        if least < 0 or most > self._top:
+            raise UnreadableImageError(
+                f"grey values from {least} to {most} are beyond 0..{self._top} and have no known scale: save them with "
+                "8 or 16 bits"
+            )
+        if self._top == _FULL and not self._inverted:
+            self._remark_dark(most)
+        if self._inverted:
+            values = self._top - values
+        # 65535 / 255 = 257
+        scaled = (values + 128) // 257 if self._top == _FULL else (values * 255 + self._top // 2) // self._top
+        return scaled.astype(np.uint8)
+
+    def _scale_floats(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+        """Numbers from 0 to 1."""
+        least, most = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+        if not (least >= 0 and most <= 1):  # also if one is not a number
+            raise UnreadableImageError(
+                f"floating-point values from {least:.4g} to {most:.4g} have no known scale: save them with 8 or 16 "
+                "bits, or from 0 to 1"
+            )
+        shown = 1 - values if self._inverted else values
+        return np.asarray(np.floor(shown * 255.0 + 0.5), dtype=np.uint8)
+
+    def _remark_dark(self, most: int) -> None:
+        """Remark on a picture that uses only the lowest bits of 16."""
+        if most > 0 and most.bit_length() <= _DARK_BITS:
+            self.remarks.append(
+                f"nearly black: 16-bit values end at {most:,} of {_FULL:,}, perhaps a camera's {most.bit_length()} bits"
+            )
+
+
+def remark_on_pages(picture: Image.Image) -> str:
+    """What should be known about a picture's further pages; '' if nothing. The picture is left at another page."""
+    if not isinstance(picture, TiffImagePlugin.TiffImageFile) or not picture.is_animated:
+        return ""
+    first = picture.size, picture.mode
+    try:
+        picture.seek(1)
+    except Exception:  # noqa: BLE001 - Pillow's parsers can raise anything on a broken page, and the first one is read
+        return ""
+    is_preview = bool(picture.tag_v2.get(_SUBFILE_TYPE, 0) & 1)
+    if is_preview or (picture.size, picture.mode) != first:
+        return ""
+    grey = first[1] in ("1", "L", "I", "F") or first[1].startswith("I;")
+    advice = "if they are colour planes, save them as one RGB page" if grey else "save each as a file to use them all"
+    return f"several pages: only the first of pages of equal size and kind was read; {advice}"
+
+
+def describe_unidentified(data: bytes) -> str:
+    """Why Pillow knows no reader for a file: its kind, or of a TIFF the numbers that are in it."""
+    kinds = "not a JPEG, PNG, BMP, TIFF, WebP or JPEG 2000 image"
+    if not data.startswith(_TIFF_HEADERS):
+        return kinds
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tags = _read_tags(data)
+        bits = tuple(tags.get(_BITS_PER_SAMPLE, (1,)))
+        formats = tuple(tags.get(_SAMPLE_FORMAT, (1,)))
+        n_samples = int(tags.get(_SAMPLES, len(bits)))
+        kind = _SAMPLE_FORMATS.get(formats[0], f"kind-{int(formats[0])}")
+        text = "/".join(str(int(n)) for n in sorted(set(bits)))
+    except Exception:  # noqa: BLE001 - as above
+        return "broken TIFF image: its tags cannot be read"
+    if len(text) > 20:
+        return "broken TIFF image: its tags cannot be read"
+    return (
+        f"TIFF with {n_samples} sample{'s' * (n_samples != 1)} of {text}-bit {kind} numbers per pixel cannot be read: "
+        "save it as RGB or grey with 8 bits"
+    )
+
+
+def _read_tags(data: bytes) -> TiffImagePlugin.ImageFileDirectory_v2:
+    """Tags of the first page of a TIFF."""
+    header = data[:16] if data[2:4] in (b"+\0", b"\0+") else data[:8]
+    tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+    stream = io.BytesIO(data)
+    stream.seek(tags.next)
+    tags.load(stream)
+    return tags

@@ -1,0 +1,54 @@
+"""Types of a manifest's further columns: whole numbers, numbers, or text."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cytosae_pipeline.images.image_list import ImageList
+
+# Leading zeros mark a name: 007 is not 7.
+_WHOLE = re.compile(r"[+-]?(0|[1-9]\d{0,17})", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(0|[1-9]\d{0,300})?(\.\d{1,300})?([eE][+-]?\d{1,3})?", re.ASCII)
+_UNKNOWN = frozenset({"", "nan", "na", "n/a", "null"})
+
+
+def type_columns(images: ImageList) -> dict[str, npt.NDArray[Any]]:
+    """The further columns of a list by name, each one entry per row in the type of all its cells."""
+    return {name: type_cells([row.cells[place] for row in images.rows]) for place, name in enumerate(images.columns)}
+
+
+def type_cells(cells: Sequence[str]) -> npt.NDArray[Any]:
+    """A column in the narrowest of int64, float64 (NaN where unknown) and text that holds every cell as it is written.
+
+    Empty cells, `nan`, `NA`, `N/A` and `null` are unknown where everything else is a number. Numbers with leading zeros
+    are text, and so are whole numbers too large for their type.
+
+    Args:
+        cells: The cells; '' where empty.
+    """
+    known = [cell for cell in cells if cell.lower() not in _UNKNOWN]
+    if known and all(map(_WHOLE.fullmatch, known)):
+        if len(known) == len(cells):
+            return np.array([int(cell) for cell in cells], dtype=np.int64)
+        if all(abs(int(cell)) <= 1 << 53 for cell in known):
+            return _floats(cells)
+    elif known and all(_is_number(cell) for cell in known):
+        return _floats(cells)
+    return np.array(list(cells), dtype=np.dtypes.StringDType())
+
+
+def _is_number(cell: str) -> bool:
+    """Whether a cell is a finite decimal number without leading zeros, of which float64 keeps what matters."""
+    match = _NUMBER.fullmatch(cell)
+    if not match or not (match[1] or match[2]):
+        return False
+    is_whole = not match[2] and not match[3]
+    return bool(np.isfinite(float(cell))) and not (is_whole and abs(int(cell)) > 1 << 53)
+
+
+def _floats(cells: Sequence[str]) -> npt.NDArray[np.float64]:
+    """Cells as float64, NaN where unknown."""
+    return np.array([float("nan") if cell.lower() in _UNKNOWN else float(cell) for cell in cells], dtype=np.float64)

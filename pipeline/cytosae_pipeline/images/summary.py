@@ -1,0 +1,45 @@
+"""A data set as text, for the plan of a build: how it was read, and what it consists of."""
+
+from collections import Counter
+from pathlib import PurePosixPath
+
+from cytosae_pipeline.errors import quote
+from cytosae_pipeline.images.image_list import ImageList, count_names
+
+_NAMED = 8
+
+
+def describe_images(images: ImageList) -> str:
+    """The layout, an example, counts of labels, patients and kinds of files, and notes, in a few lines."""
+    first = images.rows[0]
+    labels, patients = count_names(images.labels), count_names(images.patients)
+    lines = [
+        f"{len(images):,} images ({len(labels)} labels, {len(patients)} patients; layout {images.layout}) from "
+        f"'{images.root}'",
+        f"for example {quote(first.path)}: label {quote(first.label)}, patient {quote(first.patient)}",
+    ]
+    if images.levels:
+        lines.append(f"folders: {images.levels}")
+    if labels:
+        lines.append(f"labels: {_most(labels)}{_missing(len(images) - labels.total())}")
+    if patients:
+        counts = patients.values()
+        lines.append(
+            f"patients: {min(counts):,} to {max(counts):,} images each{_missing(len(images) - patients.total())}"
+        )
+    lines.append(f"files: {_most(Counter(PurePosixPath(path).suffix.lower() for path in images.paths))}")
+    if images.columns:
+        lines.append(f"further columns: {', '.join(map(quote, images.columns[:_NAMED]))}")
+    return "\n".join([*lines, *(f"note: {note}" for note in images.notes)])
+
+
+def _most(counts: Counter[str]) -> str:
+    """The most frequent names with their counts."""
+    most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    more = len(most) - _NAMED
+    shown = [f"{n:,} {quote(name)}" for name, n in most[:_NAMED]]
+    return ", ".join(shown) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _missing(n: int) -> str:
+    return f"; {n:,} images have none" if n else ""
