@@ -22,6 +22,7 @@ from cytosae_pipeline.config import (
     StoreSource,
     TrainConfig,
 )
+from cytosae_pipeline.config.commands import command
 from cytosae_pipeline.runtime.progress import Progress, format_bytes, format_seconds
 
 
@@ -142,7 +143,7 @@ def train(sweep: Path | None, as_json: bool, **values: Any) -> None:
     text = (
         f"autoencoder ({result.status}, {result.n_steps:,} steps, {result.n_latents:,} latents): {result.sae}\n"
         f"last step: {metrics}\nmetrics and checkpoints: {result.folder}\n"
-        f"next: cytosae-cache features --dataset_name {config.dataset_name or 'NAME'} --sae_path '{result.sae}'"
+        f"next: {result.next}"
     )
     print_result(result, text, as_json)
 
@@ -159,11 +160,10 @@ def features(as_json: bool, **values: Any) -> None:
     from cytosae_pipeline.statistics.verbs import run_features
 
     result = run_features(config)
-    where = f"--dataset_name {config.dataset_name or 'NAME'} --sae_path '{config.sae_path}'"
     text = (
         f"{result.n_active:,} of {result.n_latents:,} latents are active on any of {result.n_images:,} images\n"
         f"wrote in {result.folder}: {', '.join(path.name for path in result.files)}\n"
-        f"look at it: cytosae-cache report {where}"
+        f"look at it: {command('report', config)}"
     )
     print_result(result, text, as_json)
 
@@ -302,15 +302,16 @@ def list_(root_dir: Path, as_json: bool) -> None:
 
 @verb
 @click.argument("path", required=False)
-@config_options(StoreChoice, leave_out=("store",))
+@config_options(StoreChoice)
 def info(path: str | None, as_json: bool, **values: Any) -> None:
     """Show where a store comes from.
 
-    Takes the PATH or URL of the store, or --dataset_name.
+    Takes the PATH or URL of the store (or --store PATH), or --dataset_name.
     """
+    config = make_config(StoreChoice, {**values, "store": _one_store(path, values["store"])})
     from cytosae_pipeline.workspace.find import find_store
 
-    store = find_store(make_config(StoreChoice, {**values, "store": path}))
+    store = find_store(config)
     facts = store.describe()
     spec = facts.pop("spec")
     lines = [f"{name}: {format_bytes(value) if name == 'activation_bytes' else value}" for name, value in facts.items()]
@@ -323,17 +324,18 @@ def info(path: str | None, as_json: bool, **values: Any) -> None:
 @click.option(
     "--deep", is_flag=True, help="Also recompute the activations of some images, from --model_path and --images."
 )
-@config_options(StoreSource, leave_out=("store", "layout", "vit_type"))
+@config_options(StoreSource, leave_out=("layout", "vit_type"))
 def verify(path: str | None, deep: bool, as_json: bool, **values: Any) -> None:
     """Check every file and checksum of a store.
 
-    Takes the PATH or URL of the store, or --dataset_name. The exit code is 1 if anything is wrong.
+    Takes the PATH or URL of the store (or --store PATH), or --dataset_name. The exit code is 1 if anything is wrong,
+    files included that do not belong to the store.
 
     \b
     cytosae-cache verify --dataset_name mll23
     cytosae-cache verify --dataset_name mll23 --deep --images ./mll23 --model_path ./DinoBloom-B.pth
     """
-    config = make_config(StoreSource, {**values, "store": path})
+    config = make_config(StoreSource, {**values, "store": _one_store(path, values["store"])})
     from cytosae_cache.verify import verify_store
     from cytosae_pipeline.workspace.find import find_store
 
@@ -341,20 +343,31 @@ def verify(path: str | None, deep: bool, as_json: bool, **values: Any) -> None:
     store.require_complete()
     with Progress("verify", store.n_shards, "shards") as bar:
         report = verify_store(store, on_shard=lambda shard: bar.advance())
-    if deep and report.sound:
+    if deep and not report.problems:
         from cytosae_pipeline.building.deep_verify import verify_against_source
 
         report.problems += verify_against_source(store, config)
-    text = "\n".join(
-        [*report.problems, f"{len(report.problems)} problems in '{store.path}'. Build it again with --overwrite"]
-        if report.problems
-        else [
-            f"sound: {report.n_shards} shards, {format_bytes(report.n_bytes)}, {store.n_images:,} images: {store.path}"
-        ]
-    )
-    print_result({"path": store.path, "sound": report.sound, **dataclasses.asdict(report)}, text, as_json)
+    lines = [*report.problems, *report.foreign]
+    if report.problems:
+        lines.append(f"{len(report.problems)} problems in '{store.path}'. Build it again with --overwrite")
+    else:
+        state = "the store itself is sound" if report.foreign else "sound"
+        size = f"{report.n_shards} shards, {format_bytes(report.n_bytes)}, {store.n_images:,} images"
+        lines.append(f"{state}: {size}: {store.path}")
+    if report.foreign:
+        lines.append("Move what does not belong to the store to another place")
+    if report.litter:
+        lines.append(f"harmless, left by an operating system: {', '.join(map(repr, report.litter))}")
+    print_result({"path": store.path, "sound": report.sound, **dataclasses.asdict(report)}, "\n".join(lines), as_json)
     if not report.sound:
         raise SystemExit(1)
+
+
+def _one_store(path: str | None, option: str | None) -> str | None:
+    """The store that was named, as PATH or by --store."""
+    if path is not None and option not in (None, path):
+        raise click.UsageError(f"PATH names the store '{path}', and --store '{option}': leave one out")
+    return option if path is None else path
 
 
 @verb

@@ -18,11 +18,11 @@ from cytosae_pipeline.runtime.devices import accumulator_device
 from cytosae_pipeline.statistics.inputs import Inputs
 from cytosae_pipeline.statistics.label_index import LabelIndex
 from cytosae_pipeline.statistics.records import (
+    UnusableResultsError,
     all_within,
     make_record,
     read_record,
     read_result,
-    remedy,
     withdraw_record,
     write_record,
 )
@@ -155,7 +155,7 @@ def read_counts(folder: Path, kind: GroupKind) -> Counts:
     """Counts that were saved in a folder; shapes, types and ranges are checked.
 
     Raises:
-        UserError: If something is missing, cannot be read or does not fit the rest.
+        UnusableResultsError: If something is missing, cannot be read or does not fit the rest.
     """
     verb, normalised_name, raw_name, _ = COUNT_FILES[kind]
     record = read_record(folder, verb)
@@ -186,7 +186,7 @@ def read_counts(folder: Path, kind: GroupKind) -> Counts:
     elif not all(all_within(array, 0, np.inf) for array in (found.counts, found.n_images, normalised)):
         problem = "counts must be finite and at least 0"
     if problem:
-        raise UserError(f"the files of `{verb}` in '{folder}': {problem}. {remedy(verb)}")
+        raise UnusableResultsError(f"the files of `{verb}` in '{folder}': {problem}", verb)
     return found
 
 

@@ -12,16 +12,15 @@ from cytosae.statistics.accumulators import FeatureStatistics, PooledActs
 from cytosae_cache.storage.atomic import write_file
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import StatisticsConfig
-from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.devices import accumulator_device
 from cytosae_pipeline.statistics.inputs import Inputs
 from cytosae_pipeline.statistics.label_index import LabelIndex, sorted_names
 from cytosae_pipeline.statistics.records import (
+    UnusableResultsError,
     all_within,
     make_record,
     read_record,
     read_result,
-    remedy,
     withdraw_record,
     write_record,
 )
@@ -124,7 +123,7 @@ def read_features(folder: Path) -> Features:
     """Feature data that was saved in a folder; shapes, types and ranges are checked.
 
     Raises:
-        UserError: If something is missing, cannot be read or does not fit the rest.
+        UnusableResultsError: If something is missing, cannot be read or does not fit the rest.
     """
     record = read_record(folder, VERB)
     arrays = {name: _read_tensor(folder / f"{stem}.pt", dtype) for name, (stem, dtype) in _TENSORS.items()}
@@ -142,7 +141,7 @@ def read_features(folder: Path) -> Features:
     elif not all_within(found.sparsity, 0, 1):
         problem = "shares of images must lie between 0 and 1"
     if problem:
-        raise UserError(f"the files of `features` in '{folder}': {problem}. {remedy(VERB)}")
+        raise UnusableResultsError(f"the files of `features` in '{folder}': {problem}", VERB)
     return found
 
 
@@ -158,7 +157,7 @@ def _read_tensor(path: Path, dtype: torch.dtype) -> npt.NDArray[Any]:
     value = read_result(path, lambda path: torch.load(path, map_location="cpu", weights_only=True), VERB)
     if not isinstance(value, torch.Tensor) or value.dtype != dtype or value.layout != torch.strided:
         found = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
-        raise UserError(f"'{path}' must contain a tensor of {dtype}, found {found}. {remedy(VERB)}")
+        raise UnusableResultsError(f"'{path}' must contain a tensor of {dtype}, found {found}", VERB)
     return value.detach().numpy()
 
 

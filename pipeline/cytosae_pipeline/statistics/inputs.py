@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cytosae.formats.checkpoint import load_sae, weights_file
+from cytosae.formats.checkpoint import SaeNotFoundError, load_sae, weights_file
 from cytosae.sae.base import Sae
 from cytosae_cache.errors import StoreMismatchError
 from cytosae_cache.format.spec import StoreSpec
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.building.ensure import ensure_store
 from cytosae_pipeline.config import StatisticsConfig
+from cytosae_pipeline.config.commands import command
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.devices import choose_device
 from cytosae_pipeline.workspace.paths import Workspace
@@ -56,7 +57,11 @@ def open_inputs(config: StatisticsConfig, *, encoder_only: bool = True) -> Input
     """
     if config.sae_path is None:
         raise UserError("name the autoencoder: --sae_path out/checkpoints/RUN/final_sparse_autoencoder_....pt")
-    sae, cfg = load_sae(config.sae_path, device=choose_device(config.device), encoder_only=encoder_only)
+    try:
+        sae, cfg = load_sae(config.sae_path, device=choose_device(config.device), encoder_only=encoder_only)
+    except SaeNotFoundError as error:
+        listed = command("list", config, ("root_dir",))
+        raise SaeNotFoundError(f"no autoencoder at '{config.sae_path}'. List existing ones with: {listed}") from error
     spec_hash, block = cfg.get("spec_hash"), cfg.get("block_layer")
     store = ensure_store(config, spec_hash=spec_hash, default_block=block if isinstance(block, int) else None)
     differences = check_match(store, sae, cfg)

@@ -10,6 +10,7 @@ import torch
 
 from cytosae.statistics.histograms import LatentProfiles, ProfileResult
 from cytosae_pipeline.config import StatisticsConfig
+from cytosae_pipeline.config.commands import command
 from cytosae_pipeline.statistics.counts import (
     COUNT_FILES,
     Counts,
@@ -29,7 +30,7 @@ from cytosae_pipeline.statistics.features import (
 )
 from cytosae_pipeline.statistics.inputs import Inputs
 from cytosae_pipeline.statistics.label_index import LabelIndex
-from cytosae_pipeline.statistics.records import is_current, read_record
+from cytosae_pipeline.statistics.records import is_current, read_record, with_remedy
 
 logger = logging.getLogger(__name__)
 
@@ -120,8 +121,9 @@ def ensure_statistics(
     Raises:
         ValueError: If no image has a group, or files are damaged.
     """
-    features = _reuse_features(inputs, config)
-    reused = {kind: _reuse_counts(inputs, config, kind) for kind in counts}
+    with with_remedy(config):
+        features = _reuse_features(inputs, config)
+        reused = {kind: _reuse_counts(inputs, config, kind) for kind in counts}
     missing = [kind for kind, found in reused.items() if found is None]
     if features is None or missing:
         verbs = [*([VERB] if features is None else []), *(COUNT_FILES[kind].verb for kind in missing)]
@@ -181,11 +183,13 @@ def _is_current(inputs: Inputs, verb: str, names: Sequence[str], has_same_images
 def _log_unused(config: StatisticsConfig, verb: str, made_with: dict[str, object], folder: Path) -> None:
     """Name options that were given but that the reused results were not made with."""
     defaults = {field.name: field.default for field in fields(config)}
-    for name, value in made_with.items():
-        wanted = getattr(config, name)
-        if wanted not in (value, defaults[name]):
-            text, there = (" ".join(map(str, item)) if isinstance(item, tuple) else item for item in (wanted, value))
+    given = {name: value for name in made_with if (value := getattr(config, name)) != defaults[name]}
+    for name, wanted in given.items():
+        if wanted != made_with[name]:
+            text, there = (
+                " ".join(map(str, item)) if isinstance(item, tuple) else item for item in (wanted, made_with[name])
+            )
             logger.info(
                 f"--{name} {text} has no effect: existing results of `{verb}` in '{folder}' are reused, made with "
-                f"{there}. To recompute them, give it to: cytosae-cache {verb}"
+                f"{there}. To recompute them: {command(verb, config, **given)}"
             )

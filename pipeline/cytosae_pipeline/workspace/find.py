@@ -1,5 +1,6 @@
 """Finding the store that a verb's options mean."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from cytosae_cache.errors import StoreMismatchError, StoreNotFoundError
 from cytosae_cache.format.spec import StoreSpec
 from cytosae_cache.store import ActivationStore, iter_stores
 from cytosae_pipeline.config import StoreChoice
+from cytosae_pipeline.config.commands import WHICH_IMAGES, WHICH_STORE, command
 from cytosae_pipeline.config.fields import suggest
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.workspace.paths import Workspace
@@ -28,7 +30,13 @@ def find_store(
         UserError: If neither a name nor a path was given.
     """
     if choice.store is not None:
-        return ActivationStore(choice.store)
+        try:
+            return ActivationStore(choice.store)
+        except StoreNotFoundError as error:
+            listed = command("list", choice, ("root_dir",))
+            raise StoreNotFoundError(
+                f"no activation store at '{choice.store}' (no zarr.json there). List existing stores with: {listed}"
+            ) from error
     name = require_dataset(choice)
     stores = [
         ActivationStore(path) for path in iter_stores(Workspace(choice.root_dir).stores_dir(name)) if _is_store(path)
@@ -39,9 +47,10 @@ def find_store(
     if not fitting:
         raise StoreNotFoundError(_not_found_message(choice, name, stores, weights_sha256))
     if len(fitting) > 1:
+        several_models = len({store.spec.model_name for store in fitting}) > 1
         raise StoreMismatchError(
-            f"{len(fitting)} stores of data set '{name}' fit; choose one with --store PATH or narrow the choice with "
-            f"--model_name:\n{list_stores(fitting)}"
+            f"{len(fitting)} stores of data set '{name}' fit; choose one with --store PATH"
+            f"{' or --model_name NAME' * several_models}:\n{list_stores(fitting)}"
         )
     return fitting[0]
 
@@ -49,8 +58,9 @@ def find_store(
 def list_stores(stores: Sequence[ActivationStore]) -> str:
     """One line per store: what distinguishes it from the others."""
     return "\n".join(
-        f"  {store.path}  {store.spec.model_name} block {store.spec.block - store.spec.n_blocks} "
-        f"{store.spec.precision} {store.n_images:,} images" + ("" if store.complete else " (unfinished)")
+        f"  {shlex.quote(str(store.path))}  {store.spec.model_name} block {store.spec.block - store.spec.n_blocks} "
+        f"{store.spec.precision} {store.spec.store_dtype} {store.n_images:,} images"
+        + ("" if store.complete else " (unfinished)")
         for store in stores
     )
 
@@ -62,7 +72,8 @@ def require_dataset(choice: StoreChoice) -> str:
         UserError: If none was given.
     """
     if choice.dataset_name is None:
-        raise UserError("name the data set: --dataset_name NAME, or give a store's path (see: cytosae-cache list)")
+        listed = command("list", choice, ("root_dir",))
+        raise UserError(f"name the data set: --dataset_name NAME, or give a store's path (see: {listed})")
     return choice.dataset_name
 
 
@@ -93,8 +104,10 @@ def _not_found_message(
         existing = f". There are others:\n{list_stores(stores)}\n"
     else:
         existing = f"; this data set has no stores{suggest(name, workspace.datasets_with_stores()) or '.'} "
+    # Words in capitals stand for what is not known here.
+    unknown = {"images": "PATH", "model_path": "CHECKPOINT"}
+    asked = {option: getattr(choice, option, None) or text for option, text in unknown.items()}
+    build = command("build", choice, (*WHICH_STORE, *WHICH_IMAGES), **asked)
     return (
-        f"no activation store for {', '.join(wanted)} in '{workspace.stores_dir(name)}'{existing}"
-        f"Build it with: cytosae-cache build --root_dir '{choice.root_dir}' --dataset_name {name} "
-        f"--block_layer {choice.block_layer} --images PATH --model_path CHECKPOINT"
+        f"no activation store for {', '.join(wanted)} in '{workspace.stores_dir(name)}'{existing}Build it with: {build}"
     )
