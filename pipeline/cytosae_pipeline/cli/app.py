@@ -337,10 +337,10 @@ def verify(path: str | None, deep: bool, as_json: bool, **values: Any) -> None:
     """
     config = make_config(StoreSource, {**values, "store": _one_store(path, values["store"])})
     from cytosae_cache.verify import verify_store
-    from cytosae_pipeline.workspace.find import find_store
+    from cytosae_pipeline.workspace.find import find_store, require_finished
 
     store = find_store(config)
-    store.require_complete()
+    require_finished(store, config)
     with Progress("verify", store.n_shards, "shards") as bar:
         report = verify_store(store, on_shard=lambda shard: bar.advance())
     if deep and not report.problems:

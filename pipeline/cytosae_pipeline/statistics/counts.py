@@ -23,6 +23,7 @@ from cytosae_pipeline.statistics.records import (
     make_record,
     read_record,
     read_result,
+    require_ours,
     withdraw_record,
     write_record,
 )
@@ -118,7 +119,19 @@ class CountsAccumulator:
         return Counts(raw.numpy(), n_images.numpy(), thresholds, names, normalised.numpy(), record)
 
 
-def save_counts(folder: Path, counts: Counts, kind: GroupKind, images: ImageTable, n_tokens: int) -> list[Path]:
+def require_own_counts(folder: Path, kind: GroupKind, *, replace_foreign: bool) -> None:
+    """Refuse to replace counts of another program.
+
+    Raises:
+        UserError: If there are such files.
+    """
+    verb, *names = COUNT_FILES[kind]
+    require_ours(folder, verb, names, replace_foreign=replace_foreign)
+
+
+def save_counts(
+    folder: Path, counts: Counts, kind: GroupKind, images: ImageTable, n_tokens: int, *, replace_foreign: bool = False
+) -> list[Path]:
     """Write normalised counts of the first threshold, raw counts of all, and the groups in order; the record last.
 
     Args:
@@ -127,10 +140,15 @@ def save_counts(folder: Path, counts: Counts, kind: GroupKind, images: ImageTabl
         kind: Whether they are per patient or per label.
         images: Table of the store's images.
         n_tokens: Tokens T per image.
+        replace_foreign: Replace files of another program, too.
 
     Returns:
         The files' paths.
+
+    Raises:
+        UserError: If a file exists that another program wrote.
     """
+    require_own_counts(folder, kind, replace_foreign=replace_foreign)
     verb, *file_names = COUNT_FILES[kind]
     normalised_path, raw_path, groups_path = (folder / name for name in file_names)
     withdraw_record(folder, verb)

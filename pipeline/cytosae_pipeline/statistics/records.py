@@ -4,7 +4,7 @@ import csv
 import json
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -64,8 +64,36 @@ def make_record(inputs: Inputs, config: StatisticsConfig, verb: str, **more: Any
     }
 
 
+def require_ours(folder: Path, verb: str, names: Iterable[str], *, replace_foreign: bool) -> None:
+    """Refuse to replace files that the verb did not write, such as published results that were copied here.
+
+    Args:
+        folder: Folder of the verb's files.
+        verb: The verb.
+        names: Names of its files.
+        replace_foreign: Allow it nevertheless.
+
+    Raises:
+        UserError: If there is such a file; the message names it.
+    """
+    if replace_foreign or has_record(folder, verb):
+        return
+    foreign = next((folder / name for name in names if (folder / name).exists()), None)
+    if foreign is not None:
+        raise UserError(
+            f"'{foreign}' was not written by `cytosae-cache {verb}` (there is no {verb}.json beside it), so it is not "
+            "replaced. Give another --vit_type or --root_dir, or --replace_foreign if it is not needed"
+        )
+
+
+def has_record(folder: Path, verb: str) -> bool:
+    """Whether the verb wrote its files in a folder, or had begun to."""
+    return any((folder / name).exists() for name in (f"{verb}.json", _unfinished(verb)))
+
+
 def withdraw_record(folder: Path, verb: str) -> None:
-    """Remove a verb's record before its files change."""
+    """Remove a verb's record before its files change; a mark shows that what lies there meanwhile is the verb's."""
+    write_file(folder / _unfinished(verb), b"")
     (folder / f"{verb}.json").unlink(missing_ok=True)
 
 
@@ -73,7 +101,13 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
     """Write a verb's record once its files are complete."""
     path = folder / f"{record['verb']}.json"
     write_file(path, (json.dumps(record, indent=1) + "\n").encode())
+    (folder / _unfinished(record["verb"])).unlink(missing_ok=True)
     return path
+
+
+def _unfinished(verb: str) -> str:
+    """File that is there while a verb's files are incomplete."""
+    return f"{verb}.unfinished"
 
 
 def read_record(folder: Path, verb: str) -> dict[str, Any]:

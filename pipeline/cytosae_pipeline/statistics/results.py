@@ -17,6 +17,7 @@ from cytosae_pipeline.statistics.counts import (
     CountsAccumulator,
     GroupKind,
     read_counts,
+    require_own_counts,
     save_counts,
 )
 from cytosae_pipeline.statistics.encode import PooledConsumer, encode_store
@@ -26,6 +27,7 @@ from cytosae_pipeline.statistics.features import (
     Features,
     FeaturesAccumulator,
     read_features,
+    require_own_features,
     save_features,
 )
 from cytosae_pipeline.statistics.inputs import Inputs
@@ -46,18 +48,41 @@ class Statistics:
     profiles: ProfileResult | None = None
     """Histograms and means by label, of all latents."""
 
-    def save(self, inputs: Inputs) -> list[Path]:
+    def save(self, inputs: Inputs, *, replace_foreign: bool = False) -> list[Path]:
         """Write feature data and counts into the folder of the inputs; profiles are not saved.
+
+        Args:
+            inputs: Autoencoder and store that they are of.
+            replace_foreign: Replace files of another program, too.
 
         Returns:
             The files' paths.
+
+        Raises:
+            UserError: If a file exists that another program wrote.
         """
         store, files = inputs.store, list[Path]()
         if self.features is not None:
-            files += save_features(inputs.folder, self.features, store)
+            files += save_features(inputs.folder, self.features, store, replace_foreign=replace_foreign)
         for kind, counts in self.counts.items():
-            files += save_counts(inputs.folder, counts, kind, store.images, store.n_tokens)
+            files += save_counts(
+                inputs.folder, counts, kind, store.images, store.n_tokens, replace_foreign=replace_foreign
+            )
         return files
+
+
+def require_own_results(
+    inputs: Inputs, config: StatisticsConfig, *, features: bool = False, counts: Sequence[GroupKind] = ()
+) -> None:
+    """Refuse to replace results of another program, before anything is computed.
+
+    Raises:
+        UserError: If there are such files, unless `replace_foreign` allows it.
+    """
+    if features:
+        require_own_features(inputs.folder, replace_foreign=config.replace_foreign)
+    for kind in counts:
+        require_own_counts(inputs.folder, kind, replace_foreign=config.replace_foreign)
 
 
 def compute_statistics(
@@ -127,10 +152,11 @@ def ensure_statistics(
     missing = [kind for kind, found in reused.items() if found is None]
     if features is None or missing:
         verbs = [*([VERB] if features is None else []), *(COUNT_FILES[kind].verb for kind in missing)]
+        require_own_results(inputs, config, features=features is None, counts=missing)
         computed = compute_statistics(
             inputs, config, features=features is None, counts=missing, profiles=profiles, what=" + ".join(verbs)
         )
-        computed.save(inputs)
+        computed.save(inputs, replace_foreign=config.replace_foreign)
     else:
         computed = Statistics()
     kept = {kind: found for kind, found in reused.items() if found is not None}

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from cytosae_cache.errors import StoreMismatchError, StoreNotFoundError
+from cytosae_cache.errors import StoreIncompleteError, StoreMismatchError, StoreNotFoundError
 from cytosae_cache.format.spec import StoreSpec
 from cytosae_cache.store import ActivationStore, iter_stores
 from cytosae_pipeline.config import StoreChoice
@@ -53,6 +53,25 @@ def find_store(
             f"{' or --model_name NAME' * several_models}:\n{list_stores(fitting)}"
         )
     return fitting[0]
+
+
+def require_finished(store: ActivationStore, choice: StoreChoice) -> None:
+    """Refuse an unfinished store with the command that finishes it.
+
+    Args:
+        store: The store.
+        choice: The verb's options, by which the store was found.
+
+    Raises:
+        StoreIncompleteError: If the store's build has not finished.
+    """
+    if not store.complete:
+        dataset, block = store.provenance.dataset, store.spec.block - store.spec.n_blocks
+        raise StoreIncompleteError(
+            f"store '{store.path}' is unfinished: {store.n_finished_shards} of {store.n_shards} shards are written. "
+            "Finish it with the options that its build was given: "
+            f"{_build_command(choice, dataset_name=dataset, block_layer=block)}"
+        )
 
 
 def list_stores(stores: Sequence[ActivationStore]) -> str:
@@ -104,10 +123,14 @@ def _not_found_message(
         existing = f". There are others:\n{list_stores(stores)}\n"
     else:
         existing = f"; this data set has no stores{suggest(name, workspace.datasets_with_stores()) or '.'} "
-    # Words in capitals stand for what is not known here.
+    return (
+        f"no activation store for {', '.join(wanted)} in '{workspace.stores_dir(name)}'{existing}"
+        f"Build it with: {_build_command(choice)}"
+    )
+
+
+def _build_command(choice: StoreChoice, **options: object) -> str:
+    """The command that builds a store; words in capitals stand for what is not known here."""
     unknown = {"images": "PATH", "model_path": "CHECKPOINT"}
     asked = {option: getattr(choice, option, None) or text for option, text in unknown.items()}
-    build = command("build", choice, (*WHICH_STORE, *WHICH_IMAGES), **asked)
-    return (
-        f"no activation store for {', '.join(wanted)} in '{workspace.stores_dir(name)}'{existing}Build it with: {build}"
-    )
+    return command("build", choice, (*WHICH_STORE, *WHICH_IMAGES), **asked, **options)

@@ -20,6 +20,7 @@ FEATURE_FILES = {
     "max_activating_image_values.pt",
     "sae_mean_acts.pt",
     "sae_sparsity.pt",
+    "top_entropy.pt",
     "images.csv",
     "labels.txt",
     "features.json",
