@@ -46,6 +46,7 @@ def verify_against_source(store: ActivationStore, config: StoreSource) -> list[s
     Raises:
         UserError: If the checkpoint or the images are missing, or the checkpoint is not the store's.
     """
+    _require_network(store)
     model_path = resolve_model_path(config.model_path)
     if model_path is None:
         raise UserError("--deep recomputes activations: pass the network with --model_path CHECKPOINT")
@@ -90,6 +91,7 @@ def describe_own_backbone(store: ActivationStore, model_path: Path, name: str | 
         BackboneError: If the checkpoint does not exist or cannot be read.
         UserError: If it is another one.
     """
+    _require_network(store)
     info = describe_backbone(model_path, name=name, block=store.spec.block - store.spec.n_blocks)
     spec = make_spec(info, store_dtype=store.spec.store_dtype, precision=store.spec.precision)
     spec = dataclasses.replace(spec, model_name=store.spec.model_name)
@@ -99,6 +101,15 @@ def describe_own_backbone(store: ActivationStore, model_path: Path, name: str | 
             + "; ".join(store.spec.differences(spec))
         )
     return info
+
+
+def _require_network(store: ActivationStore) -> None:
+    """Raise for imported embeddings, which no network here can compute again."""
+    if store.spec.imported:
+        raise UserError(
+            f"store '{store.path}' was imported ('{store.spec.model_name}'): there is no network to ask for its "
+            "activations. Without --deep, `verify` checks its files"
+        )
 
 
 def _compare_files(store: ActivationStore, images: ImageList) -> dict[int, str]:

@@ -56,8 +56,8 @@ def messages() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        # With --overwrite `build` would delete what is to be kept.
-        options = [word for word in sys.argv[1:] if sys.argv[1] != "build" or word != "--overwrite"]
+        # With --overwrite these would delete what is to be kept.
+        options = [word for word in sys.argv[1:] if sys.argv[1] not in ("build", "import") or word != "--overwrite"]
         command = shlex.join(["cytosae-cache", *options])
         click.echo(f"\ninterrupted; finished work is kept. Resume with:\n  {command}", err=True)
         raise SystemExit(INTERRUPTED) from None

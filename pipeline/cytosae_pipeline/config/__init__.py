@@ -6,6 +6,7 @@ Python and the command line give the same errors. Nothing heavy is imported here
 
 from cytosae_pipeline.config.build import BuildConfig
 from cytosae_pipeline.config.export import ExportConfig
+from cytosae_pipeline.config.imports import ImportConfig
 from cytosae_pipeline.config.report import ExploreConfig, PageConfig, ReportConfig
 from cytosae_pipeline.config.statistics import StatisticsConfig
 from cytosae_pipeline.config.store import StoreChoice, StoreSource
@@ -16,6 +17,7 @@ __all__ = [
     "BuildConfig",
     "ExploreConfig",
     "ExportConfig",
+    "ImportConfig",
     "PageConfig",
     "ReportConfig",
     "StatisticsConfig",

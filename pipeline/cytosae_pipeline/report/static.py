@@ -41,7 +41,7 @@ from cytosae_pipeline.report.records.patients import (
     plan_comparisons,
 )
 from cytosae_pipeline.report.records.published import published_latents, published_overview
-from cytosae_pipeline.report.records.thumbnails import write_thumbnails
+from cytosae_pipeline.report.records.thumbnails import explain_no_pictures, write_thumbnails
 from cytosae_pipeline.runtime.progress import Progress
 from cytosae_pipeline.statistics.inputs import Inputs
 from cytosae_pipeline.statistics.published import find_published, read_published
@@ -246,8 +246,8 @@ def _write_thumbnails(
 ) -> tuple[list[int], list[str]]:
     """Write the pictures; returns the rows without one, and messages for the page."""
     if images is None:
-        text = "the images were not found, so maps are shown without cells"
-        logger.info(f"{text}: pass their location with --images PATH")
+        text, advice = explain_no_pictures(data.store)
+        logger.info(text + advice)
         return rows.tolist(), [f"{text[0].upper()}{text[1:]}."]
     with Progress("pictures", len(rows), "images") as bar:
         missing = write_thumbnails(folder / "thumbnails", data.store, images, rows.tolist(), data.numbers, bar.advance)

@@ -65,6 +65,11 @@ def require_finished(store: ActivationStore, choice: StoreChoice) -> None:
     Raises:
         StoreIncompleteError: If the store's build has not finished.
     """
+    if not store.complete and store.spec.imported:
+        raise StoreIncompleteError(
+            f"store '{store.path}' is unfinished: {store.n_finished_shards} of {store.n_shards} shards are written. "
+            f"Finish it by running the same `cytosae-cache import` command again"
+        )
     if not store.complete:
         dataset, block = store.provenance.dataset, store.spec.block - store.spec.n_blocks
         raise StoreIncompleteError(
@@ -77,11 +82,16 @@ def require_finished(store: ActivationStore, choice: StoreChoice) -> None:
 def list_stores(stores: Sequence[ActivationStore]) -> str:
     """One line per store: what distinguishes it from the others."""
     return "\n".join(
-        f"  {shlex.quote(str(store.path))}  {store.spec.model_name} block {store.spec.block - store.spec.n_blocks} "
+        f"  {shlex.quote(str(store.path))}  {store.spec.model_name} {describe_block(store.spec)} "
         f"{store.spec.precision} {store.spec.store_dtype} {store.n_images:,} images"
         + ("" if store.complete else " (unfinished)")
         for store in stores
     )
+
+
+def describe_block(spec: StoreSpec) -> str:
+    """Which block's output a store contains, counted from the end as `--block_layer` does, or that it was imported."""
+    return "imported" if spec.imported else f"block {spec.block - spec.n_blocks}"
 
 
 def require_dataset(choice: StoreChoice) -> str:
@@ -103,8 +113,9 @@ def _is_store(path: Path) -> bool:
 
 def _fits(spec: StoreSpec, choice: StoreChoice, weights_sha256: str | None) -> bool:
     """Whether the options allow a store."""
+    block = choice.block_layer if choice.block_layer >= 0 else spec.n_blocks + choice.block_layer
     return (
-        spec.block == (choice.block_layer if choice.block_layer >= 0 else spec.n_blocks + choice.block_layer)
+        (spec.imported or spec.block == block)
         and spec.module == choice.module_name
         and choice.model_name in (None, spec.model_name)
         and weights_sha256 in (None, spec.weights_sha256)

@@ -1,5 +1,6 @@
 """The overview's record: store, autoencoder, training, and the columns of all latents."""
 
+import math
 from datetime import UTC, datetime
 from typing import Any
 
@@ -60,7 +61,9 @@ def overview_record(
         can_upload: Whether it can read new images.
     """
     return {
-        **common_record(data, latents, reason, title=data.store.provenance.dataset, messages=messages),
+        **common_record(
+            data, latents, reason, title=data.store.provenance.dataset, messages=[*messages, *_missing_maps(data)]
+        ),
         "explore": explore,
         "can_upload": can_upload,
         "pseudonymous": data.pseudonymous,
@@ -110,6 +113,13 @@ def common_record(
         "main_label": main_labels(data, latents),
         "notes": {str(latent): dict(note) for latent, note in data.notes.items()},
     }
+
+
+def _missing_maps(data: ReportData) -> list[str]:
+    """Why there are no heat maps; nothing if there are."""
+    if math.prod(data.store.spec.tokens.grid):
+        return []
+    return ["Each image of this store is a single token, without patches: there are no heat maps."]
 
 
 def _latent_columns(data: LatentData) -> dict[str, Any]:
@@ -168,6 +178,15 @@ def _store_record(data: ReportData) -> dict[str, Any]:
 def _store_facts(data: ReportData) -> list[list[str]]:
     """Provenance of the store, without any path of this machine."""
     store, spec = data.store, data.store.spec
+    if spec.imported:
+        return [
+            ["data set", store.provenance.dataset],
+            ["embeddings", f"{spec.model_name}, imported"],
+            ["tokens", f"{store.n_tokens} x {store.d_model}"],
+            ["stored as", spec.store_dtype],
+            ["spec", spec.hash],
+            ["origin (SHA-256)", spec.weights_sha256[:16] + "…"],
+        ]
     return [
         ["data set", store.provenance.dataset],
         ["backbone", spec.model_name],
