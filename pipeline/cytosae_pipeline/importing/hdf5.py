@@ -21,7 +21,13 @@ def open_h5(path: Path, key: str | None) -> Part:
         coords = next((arrays[other] for other in _COORDS if other in arrays), None)
         shape = as_rows(path, arrays[name].shape, None if coords is None else len(coords))
         names = None
-        if coords is not None and coords.ndim == 2 and coords.shape[1] == 2 and coords.dtype.kind in "iu":
+        if (
+            arrays[name].ndim > 1
+            and coords is not None
+            and coords.ndim == 2
+            and coords.shape[1] == 2
+            and coords.dtype.kind in "iu"
+        ):
             width = len(str(max(shape[0] - 1, 0)))
             names = [f"{row:0{width}d}_x{x}_y{y}" for row, (x, y) in enumerate(coords[...].tolist())]
     return Part(path, shape, lambda n_at_once: _read(h5py, path, name, shape, n_at_once), names, are_numbers=True)
@@ -88,6 +94,9 @@ def _read(h5py: Any, path: Path, name: str, shape: tuple[int, int, int], n_at_on
     """The numbers of a data set in order."""
     with _open(h5py, path) as file:
         item = file[name]
+        if item.ndim == 1:
+            yield item[...].reshape(shape)
+            return
         # Of shape (1, n, D): `as_rows` has dropped the first axis.
         before = (0,) if item.shape[:2] == (1, shape[0]) and item.ndim == 3 and shape[1] == 1 else ()
         for start in range(0, shape[0], n_at_once):

@@ -69,17 +69,21 @@ def as_rows(path: Path, shape: tuple[int, ...], n_coords: int | None = None) -> 
 
     Args:
         path: The file.
-        shape: `(n, D)`; `(n, T, D)`; or `(1, n, D)` where there are n coordinates.
+        shape: `(n, D)`; `(n, T, D)`; `(1, n, D)` where there are n coordinates; or `(D,)`, a single row.
         n_coords: Number of coordinates in the file.
 
     Raises:
         UserError: If it is no such shape, or there are as many coordinates as neither says.
     """
+    if len(shape) == 1:  # the embedding of a whole slide, whose coordinates are those of its parts
+        shape, n_coords = (1, *shape), None
     if len(shape) == 3 and shape[0] == 1 and n_coords == shape[1]:
         shape = shape[1:]
     n, tokens, width = (shape[0], 1, shape[1]) if len(shape) == 2 else shape if len(shape) == 3 else (0, 0, 0)
     if min(tokens, width) < 1:
-        raise UserError(f"the embeddings in '{path}' must have shape (rows, D) or (rows, tokens, D), found {shape}")
+        raise UserError(
+            f"the embeddings in '{path}' must have shape (rows, D), (rows, tokens, D) or (D,), found {shape}"
+        )
     if n_coords not in (None, n):
         raise UserError(f"'{path}' has {n:,} embeddings but {n_coords:,} coordinates")
     return n, tokens, width

@@ -134,6 +134,25 @@ def test_a_folder_of_slides_is_one_store_with_the_slides_labels(tmp_path):
     np.testing.assert_array_equal(store[:][:, 0], expected)
 
 
+@pytest.mark.parametrize("ending", ["h5", "pt", "npz"])
+def test_embeddings_of_whole_slides_are_one_row_each(tmp_path, ending):
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    for row, values in enumerate(_values(3)):
+        path = folder / f"s{row}.{ending}"
+        if ending == "h5":
+            import h5py
+
+            with h5py.File(path, "w") as file:
+                file["features"], file["coords"] = values, np.zeros((50, 2), int)
+        else:
+            (_write_pt if ending == "pt" else lambda path, values: np.savez(path, features=values))(path, values)
+        (folder / f"s{row}.meta.json").write_text("{}")
+    store, _ = _import(tmp_path, folder)
+    assert store.images.path == ["s0/0", "s1/0", "s2/0"]
+    np.testing.assert_array_equal(store[:][:, 0], _values(3))
+
+
 def test_rows_are_named_and_sorted_by_a_csv(tmp_path):
     _write_npy(tmp_path / "a.npy", _values())
     names = [f"cell {(7 * row) % N}" for row in range(N)]
@@ -316,7 +335,8 @@ def test_the_explorer_serves_it(tmp_path):
     [
         (lambda path: np.save(path, _values().astype(int)), "expected floating-point numbers"),
         (lambda path: np.save(path, np.asfortranarray(_values())), "is in Fortran order"),
-        (lambda path: np.save(path, _values()[0]), r"must have shape \(rows, D\) or \(rows, tokens, D\)"),
+        (lambda path: np.save(path, _values()[0, 0]), r"must have shape \(rows, D\), \(rows, tokens, D\) or \(D,\)"),
+        (lambda path: np.save(path, _values()[None, None]), "must have shape"),
         (lambda path: np.save(path, np.array([{}], dtype=object)), "expected floating-point numbers"),
         (lambda path: path.write_bytes(b"x" * 100), "is not an array of numpy"),
         (lambda path: (np.save(path, _values()), path.write_bytes(path.read_bytes()[:-50])), "it was truncated"),
