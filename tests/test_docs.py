@@ -84,7 +84,8 @@ def test_every_command_in_the_documents_is_one_that_the_program_has():
     for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for line in path.read_text().splitlines():
             match = re.search(
-                r"cytosae-cache ((?:build|train|features|classes|patients|export|list|info|verify|demo)\b.*)", line
+                r"cytosae-cache ((?:build|import|train|features|classes|patients|export|list|info|verify|demo)\b.*)",
+                line,
             )
             if not line.startswith("    ") or match is None:
                 continue

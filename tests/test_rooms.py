@@ -20,7 +20,7 @@ ORDER: dict[str, list[set[str]]] = {
         {"errors"}, {"storage"}, {"format"}, {"reading"}, {"views"}, {"store"}, {"writer"}, {"verify"},
     ],
     "cytosae_pipeline": [
-        {"errors"}, {"config", "assets"}, {"runtime"}, {"workspace"}, {"images"}, {"building"},
+        {"errors"}, {"config", "assets"}, {"runtime"}, {"workspace"}, {"images"}, {"building"}, {"importing"},
         {"training", "statistics"}, {"export"}, {"report"}, {"demo"}, {"cli"},
     ],
 }  # fmt: skip

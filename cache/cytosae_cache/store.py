@@ -87,11 +87,11 @@ class ActivationStore(StoreLayout):
             raise StoreCorruptError(f"the activations of store '{self.path}' cannot be opened: {error}") from error
 
     def dask(self) -> "dask.array.Array":
-        """The activations as a lazy dask array, one chunk per shard, shape `(n_images, n_tokens, d_model)`."""
+        """The activations as a lazy dask array, float32, one chunk per shard, shape `(n_images, n_tokens, d_model)`."""
         return dask_view(self)
 
     def xarray(self) -> "xarray.Dataset":
-        """The store as a lazy labelled data set: activations over `image`, `token`, `channel` with the image table.
+        """The store as a lazy labelled data set: float32 activations over `image`, `token`, `channel`, and the images.
 
         Raises:
             StoreError: If xarray is not installed.

@@ -1,7 +1,8 @@
 """Checking a store against its own metadata, checksums and sums."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from cytosae_cache.format.moments import image_sums
 from cytosae_cache.format.shard import ShardDigest, digest_file, shard_name
 from cytosae_cache.reading.permutation import spread_rows
 from cytosae_cache.reading.reader import StoreReader
+from cytosae_cache.storage.base import is_litter
 
 _SUMMED_SHARDS = 8
 """Number of shards, spread over the store, whose moments are recomputed."""
@@ -44,12 +46,16 @@ class VerifyReport:
     n_bytes: int = 0
     """Bytes read from them."""
     problems: list[str] = field(default_factory=list)
-    """One line per problem; empty for a sound store."""
+    """One line per problem of the store's own files."""
+    foreign: list[str] = field(default_factory=list)
+    """One line per file or folder that does not belong to the store; the store itself may be intact."""
+    litter: list[str] = field(default_factory=list)
+    """Files that an operating system left there; they do no harm."""
 
     @property
     def sound(self) -> bool:
-        """Whether no problem was found."""
-        return not self.problems
+        """Whether neither a problem nor a foreign file was found."""
+        return not self.problems and not self.foreign
 
 
 def verify_store(store: StoreLayout, *, on_shard: Callable[[int], None] = lambda shard: None) -> VerifyReport:
@@ -65,7 +71,8 @@ def verify_store(store: StoreLayout, *, on_shard: Callable[[int], None] = lambda
     report = VerifyReport()
     try:
         for name in store.files:
-            store.read_file(name)
+            if not is_litter(name):
+                store.read_file(name)
         _check_tables(store, report)
     except StoreCorruptError as error:
         report.problems.append(str(error))
@@ -118,10 +125,36 @@ def _check_tables(store: StoreLayout, report: VerifyReport) -> None:
 def _check_files(store: StoreLayout, report: VerifyReport) -> None:
     """Find missing shard files, and files that do not belong to the store."""
     expected = {shard_name(shard) for shard in range(store.n_shards)}
-    found = set(store.storage.names("activations/c/"))
+    everything = store.storage.names(with_litter=True)
+    found = {name for name in everything if name.startswith("activations/c/") and not is_litter(name)}
     report.problems += [f"shard '{store.path}/{name}' is missing" for name in sorted(expected - found)]
-    others = [*sorted(found - expected), *(name for name in table_names(store.storage) if name not in store.files)]
-    report.problems += [f"'{store.path}/{name}' does not belong to the store" for name in others]
+    report.litter += [f"{store.path}/{name}" for name in everything if is_litter(name)]
+    ours = expected | set(store.files)
+    others = [*(found - expected), *(name for name in table_names(everything) if name not in ours)]
+    report.foreign += _describe_foreign(others, ours, str(store.path))
+
+
+def _describe_foreign(names: Sequence[str], ours: Set[str], where: str) -> list[str]:
+    """One line per foreign file, or per folder that contains nothing else.
+
+    Args:
+        names: The foreign files.
+        ours: The store's own files.
+        where: Name of the store.
+    """
+    folders = {str(folder) for name in ours for folder in PurePosixPath(name).parents}
+    files_in: dict[str, int] = {}
+    for name in names:
+        parts = PurePosixPath(name).parts
+        tops = ("/".join(parts[:n]) for n in range(1, len(parts)))
+        top = next((f"{folder}/" for folder in tops if folder not in folders), name)
+        files_in[top] = files_in.get(top, 0) + 1
+    return [
+        repr(f"{where}/{top}")
+        + (f" ({n:,} file{'s' * (n > 1)})" if top.endswith("/") else "")
+        + " does not belong to the store"
+        for top, n in sorted(files_in.items())
+    ]
 
 
 def _check_file(store: StoreLayout, shard: int, expected: ShardDigest, report: VerifyReport) -> None:

@@ -1,6 +1,6 @@
 """Lazy views of a store for other tools: one task per shard; nothing is read until it is needed."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -24,25 +24,26 @@ def dask_view(store: StoreLayout) -> "dask.array.Array":
         store: A complete store.
 
     Returns:
-        Lazy array of shape `(n_images, n_tokens, d_model)`; unreadable images are NaN. Checksums are verified.
+        Lazy array, float32, shape `(n_images, n_tokens, d_model)`; unreadable images are NaN. Checksums are verified.
+        float16 is converted as it is read, because sums over a store leave its range and its 11 bits.
     """
     import dask.array as da
     from dask import delayed
 
     shape = store.spec.image_shape
     if not store.n_shards:
-        return da.zeros((0, *shape), dtype=store.dtype)
+        return da.zeros((0, *shape), dtype=np.float32)
     read = delayed(read_shard, pure=True)
     # Tasks get the path, not the store: it is all that another process needs.
     shards = [
-        da.from_delayed(read(str(store.path), shard), (len(store.shard_rows(shard)), *shape), dtype=store.dtype)
+        da.from_delayed(read(str(store.path), shard), (len(store.shard_rows(shard)), *shape), dtype=np.float32)
         for shard in range(store.n_shards)
     ]
     return da.concatenate(shards)
 
 
 def xarray_view(store: StoreLayout) -> "xarray.Dataset":
-    """The store as a labelled data set over `image`, `token` and `channel`; activations are lazy, one chunk per shard.
+    """The store as a labelled data set over `image`, `token` and `channel`; `activations` as `dask_view` returns them.
 
     Args:
         store: A complete store.
@@ -73,9 +74,9 @@ def xarray_view(store: StoreLayout) -> "xarray.Dataset":
     )
 
 
-def read_shard(path: str, shard: int) -> npt.NDArray[Any]:
-    """Read and verify one shard of the store at `path`, shape `(n, n_tokens, d_model)`."""
+def read_shard(path: str, shard: int) -> npt.NDArray[np.float32]:
+    """Read and verify one shard of the store at `path`, float32, shape `(n, n_tokens, d_model)`."""
     store = StoreLayout.open(path)
     rows = store.shard_rows(shard)
     with StoreReader(store, n_threads=1) as reader:
-        return reader.read(np.arange(rows.start, rows.stop))
+        return reader.read(np.arange(rows.start, rows.stop)).astype(np.float32, copy=False)

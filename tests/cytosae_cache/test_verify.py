@@ -1,5 +1,6 @@
 """`verify` finds every damage of a store, and no problem in a sound one."""
 
+import json
 import shutil
 
 import numpy as np
@@ -7,10 +8,12 @@ import pytest
 import zarr
 
 from cytosae_cache.errors import StoreCorruptError, StoreError
+from cytosae_cache.format.metadata import write_attributes
 from cytosae_cache.format.shard import shard_name
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.verify import verify_store
-from tests.support.stores import make_activations, make_store, seal
+from cytosae_cache.writer import create_store
+from tests.support.stores import PROVENANCE, fill_store, make_activations, make_spec, make_store, make_table, seal
 
 
 @pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
@@ -49,7 +52,8 @@ def test_truncated_missing_and_extra_files_are_found(tmp_path, damage):
     else:
         path.with_name("9").write_bytes(b"x")
     message = {"cut": "expected", "missing": "is missing", "extra": "does not belong"}[damage]
-    assert any(message in problem for problem in verify_store(store).problems)
+    report = verify_store(store)
+    assert any(message in line for line in [*report.problems, *report.foreign])
 
 
 @pytest.mark.parametrize(
@@ -99,10 +103,63 @@ def test_any_flipped_bit_of_any_file_is_found_or_harmless(tmp_path):
     assert verify_store(ActivationStore.open(store.path)).sound
 
 
-def test_a_file_that_does_not_belong_is_found(tmp_path):
+def test_files_and_folders_that_do_not_belong_are_found_and_are_no_damage(tmp_path):
     store = make_store(tmp_path / "s.zarr", make_activations(6))
-    (store.path / "images" / "extra").write_text("x")
-    assert any("does not belong" in problem for problem in verify_store(store).problems)
+    for name in ("images/extra", "activations/notes", "mine/deep/a.txt", "mine/b.txt", "images/old/c.txt"):
+        path = store.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    report = verify_store(store)
+    assert not report.problems
+    assert not report.sound
+    assert report.foreign == [
+        f"'{store.path}/activations/notes' does not belong to the store",
+        f"'{store.path}/images/extra' does not belong to the store",
+        f"'{store.path}/images/old/' (1 file) does not belong to the store",
+        f"'{store.path}/mine/' (2 files) does not belong to the store",
+    ]
+
+
+LITTER = (
+    ".DS_Store", "images/Thumbs.db", "images/label/._c", "activations/c/.nfs0000000001", "activations/c/0/desktop.ini",
+    "@eaDir/zarr.json@SynoEAStream", "__MACOSX/images/._path", "progress/._0.json",
+)  # fmt: skip
+
+
+def test_what_operating_systems_leave_is_named_and_harmless(tmp_path):
+    store = make_store(tmp_path / "s.zarr", make_activations(6))
+    for name in LITTER:
+        path = store.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    report = verify_store(ActivationStore.open(store.path))
+    assert report.sound
+    assert report.litter == sorted(f"{store.path}/{name}" for name in LITTER)
+
+
+def test_litter_that_came_during_the_build_may_change_later(tmp_path):
+    store = create_store(tmp_path / "s.zarr", make_spec(), make_table(6), PROVENANCE, shard_images=4)
+    for name in LITTER:
+        path = store.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    assert ActivationStore(store.path).n_finished_shards == 0
+    store = fill_store(store, make_activations(6))
+    assert not {name for name in store.files if name in LITTER}
+    for name in LITTER:
+        (store.path / name).write_text("changed")
+    assert verify_store(ActivationStore.open(store.path)).sound
+    # A store of an older version may have recorded them.
+    attributes = json.loads((store.path / "zarr.json").read_bytes())["attributes"]["cytosae_cache"]
+    files = {**attributes["files"], ".DS_Store": "0" * 64}
+    write_attributes(store.storage, store.spec, store.provenance, complete=True, files=files)
+    assert verify_store(ActivationStore.open(store.path)).sound
+
+
+def test_a_folder_with_nothing_but_litter_counts_as_empty(tmp_path):
+    (tmp_path / "s.zarr").mkdir()
+    (tmp_path / "s.zarr" / ".DS_Store").write_text("x")
+    assert verify_store(make_store(tmp_path / "s.zarr", make_activations(3))).sound
 
 
 def test_a_missing_table_is_found(tmp_path):

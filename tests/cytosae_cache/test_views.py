@@ -1,14 +1,25 @@
 """Views for other tools are lazy, one task per shard, and give the same numbers."""
 
+import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cytosae_cache.errors import StoreCorruptError, StoreError
 from cytosae_cache.format.shard import shard_name
+from cytosae_cache.store import ActivationStore
 from cytosae_cache.writer import create_store
-from tests.support.stores import PROVENANCE, fill_store, make_activations, make_spec, make_store, make_table
+from tests.support.stores import (
+    PROVENANCE,
+    fill_store,
+    make_activations,
+    make_int8_store,
+    make_spec,
+    make_store,
+    make_table,
+)
 
 
 @pytest.mark.parametrize("compression", ["none", "zstd"])
@@ -17,10 +28,30 @@ def test_the_view_has_the_numbers_of_the_store(tmp_path, compression):
     store = make_store(tmp_path / "s.zarr", activations, compression=compression)
     view = store.dask()
     assert view.chunks == ((4, 4, 3), (5,), (8,))
-    assert view.dtype == store.dtype
+    assert view.dtype == np.float32
     assert np.array_equal(view.compute(scheduler="threads"), activations)
     mean = view.astype("f8").mean(axis=(0, 1)).compute(scheduler="threads")
     np.testing.assert_allclose(mean, activations.astype("f8").mean(axis=(0, 1)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["float16", "int8", "float32"])
+def test_reductions_are_those_of_the_numbers_and_not_of_float16(tmp_path, kind):
+    spec = make_spec(d_model=64, grid=(8, 16), store_dtype=kind)
+    values = (200 + np.random.default_rng(0).normal(size=(12, *spec.image_shape))).astype(spec.value_dtype)
+    store = make_store(tmp_path / "s.zarr", values, spec=spec)
+    true = store[:].astype("f8")
+    # The sum of one shard is beyond float16's largest number, 65,504.
+    assert true[:4].sum() > 65_504
+    view, labelled = store.dask(), store.xarray().activations
+    assert view.dtype == labelled.dtype == view[:1].compute().dtype == np.float32
+    for found, expected in (
+        (view.mean(), true.mean()),
+        (view.std(), true.std()),
+        (view.sum(), true.sum()),
+        (view.mean(axis=(0, 1)), true.mean(axis=(0, 1))),
+        (labelled.mean(("image", "token")), true.mean(axis=(0, 1))),
+    ):
+        np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-5)
 
 
 def test_a_slice_reads_only_its_shards(tmp_path):
@@ -31,7 +62,8 @@ def test_a_slice_reads_only_its_shards(tmp_path):
 
 
 def test_the_view_of_an_empty_store(tmp_path):
-    assert make_store(tmp_path / "s.zarr", make_activations(0)).dask().shape == (0, 5, 8)
+    view = make_store(tmp_path / "s.zarr", make_activations(0)).dask()
+    assert (view.shape, view.dtype) == ((0, 5, 8), np.float32)
 
 
 def test_xarray_is_lazy_labelled_and_checked(tmp_path):
@@ -65,3 +97,25 @@ def test_xarray_has_the_further_columns(tmp_path):
     assert data.x.values.tolist() == list(range(8))
     assert data.site.values.tolist() == ["S"] * 8
     assert data.label.values.tolist() == store.images.label
+
+
+@pytest.mark.parametrize("kind", ["float16", "int8"])
+def test_xarray_opens_the_files_by_itself(tmp_path, kind):
+    xarray = pytest.importorskip("xarray")
+    path = tmp_path / "s.zarr"
+    store = make_store(path, make_activations(11), invalid=[2]) if kind == "float16" else make_int8_store(path)[1]
+    options = {"consolidated": False, "chunks": {}}
+    tree = xarray.open_datatree(path, engine="zarr", **options)
+    assert tree["images/sha256"].sizes == {"image": 11, "byte": 32}
+    assert tree["moments/sum"].sizes == {"shard": 3, "channel": store.d_model}
+    assert tree["activations"].dims == ("image", "token", "channel" if kind == "float16" else "record")
+    images = xarray.open_zarr(path, group="images", consolidated=False)
+    assert images.path.values.tolist() == store.images.path
+    assert np.array_equal(images.valid.values, store.valid)
+
+
+def test_a_store_without_names_of_dimensions_is_read():
+    (path,) = (Path(__file__).parents[1] / "data" / "format1" / "out" / "activations" / "cells").glob("*.zarr")
+    assert "dimension_names" not in json.loads((path / "images" / "label" / "zarr.json").read_bytes())
+    store = ActivationStore.open(path)
+    assert store.xarray().label.values.tolist() == store.images.label

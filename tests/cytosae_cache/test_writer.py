@@ -87,7 +87,7 @@ def test_an_unfinished_store_can_be_inspected_but_not_used(tmp_path):
     with StoreWriter(store) as writer:
         writer.submit(make_shard(store, 0, make_activations(4)))
     assert ActivationStore(store.path).describe()["n_finished_shards"] == 1
-    with pytest.raises(StoreIncompleteError, match="1 of 2 shards .* cytosae-cache build"):
+    with pytest.raises(StoreIncompleteError, match="1 of 2 shards .* `cytosae-cache build` command"):
         ActivationStore.open(store.path)
 
 

@@ -19,6 +19,10 @@ BAD_METADATA = (LookupError, TypeError, AttributeError, ArithmeticError, Runtime
 
 _ROWS_PER_CHUNK = 1 << 16
 
+_AXES = {"images": "image", "moments": "shard", "shards": "shard", "channels": "channel"}
+"""Name of the first dimension of a group's arrays."""
+_SECOND_AXES = {"images/sha256": "byte", "moments/sum": "channel", "moments/sum_sq": "channel"}
+
 
 def encode_hierarchy(
     tables: Mapping[str, npt.NDArray[Any]], *, activations: tuple[StoreSpec, int, int, Compression] | None = None
@@ -49,16 +53,30 @@ def encode_hierarchy(
             fill_value=-128 if spec.store_dtype == "int8" else float("nan"),
             filters=None,
             compressors=make_compressors(compression, np.dtype(spec.store_dtype).itemsize),
-            dimension_names=("image", "token", "channel"),
+            # A record has more entries than there are channels, and equal names mean equal lengths.
+            dimension_names=("image", "token", "record" if spec.store_dtype == "int8" else "channel"),
         )
     for place, values in tables.items():
         folder, _, name = place.rpartition("/")
         chunks = tuple(max(1, min(size, _ROWS_PER_CHUNK)) for size in values.shape)
         dtype: Any = str if values.dtype.kind == "T" else values.dtype
-        array = root.require_group(folder).create_array(name, shape=values.shape, chunks=chunks, dtype=dtype)
+        array = root.require_group(folder).create_array(
+            name, shape=values.shape, chunks=chunks, dtype=dtype, dimension_names=_dimensions(place, values.ndim)
+        )
         if values.size:
             array[...] = values
     return {name: data.to_bytes() for name, data in files.items() if name != "zarr.json"}
+
+
+def _dimensions(place: str, n: int) -> tuple[str, ...]:
+    """Names of a small array's dimensions, by which xarray recognises those that arrays share.
+
+    Args:
+        place: The array's place in the store.
+        n: Number of its dimensions.
+    """
+    first = _AXES[place.partition("/")[0]]
+    return (first,) if n == 1 else (first, _SECOND_AXES[place])
 
 
 def read_table(

@@ -110,8 +110,8 @@ class StoreLayout:
         if not self.complete:
             raise StoreIncompleteError(
                 f"store '{self.path}' is unfinished: {self.n_finished_shards} of {self.n_shards} shards are written. "
-                f"Finish it by running the same build command again: "
-                f"cytosae-cache build --dataset_name {self.provenance.dataset} ..."
+                f"Finish it by running the same `cytosae-cache build` command of data set '{self.provenance.dataset}' "
+                "again, without --overwrite"
             )
 
     def read_file(self, name: str, *, max_bytes: int | None = None) -> bytes:

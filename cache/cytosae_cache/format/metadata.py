@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cytosae_cache.errors import StoreCorruptError, StoreNotFoundError
 from cytosae_cache.format.marks import PROGRESS_FOLDER
 from cytosae_cache.format.spec import FORMAT_VERSION, Compression, StoreSpec, canonical_json
-from cytosae_cache.storage.base import StorageBackend
+from cytosae_cache.storage.base import StorageBackend, is_litter
 
 ATTRIBUTES_KEY = "cytosae_cache"
 """Name of the group attribute that contains all our metadata."""
@@ -88,7 +88,7 @@ def read_attributes(storage: StorageBackend) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise StoreNotFoundError(
             f"no activation store at '{storage}' (no zarr.json there). "
-            "List existing stores with: cytosae-cache list; make one with: cytosae-cache build"
+            "Check the path; `cytosae-cache list --root_dir ROOT` lists the stores below a root folder"
         ) from error
     attributes = parse_json(data, f"{storage}/zarr.json").get("attributes")
     ours = attributes.get(ATTRIBUTES_KEY) if isinstance(attributes, dict) else None
@@ -118,13 +118,13 @@ def read_attributes(storage: StorageBackend) -> dict[str, Any]:
 
 def hash_tables(storage: StorageBackend) -> dict[str, str]:
     """SHA-256 of every file of a store, except shards, the group's metadata and completion marks."""
-    return {name: hashlib.sha256(storage.read(name)).hexdigest() for name in table_names(storage)}
+    return {name: hashlib.sha256(storage.read(name)).hexdigest() for name in table_names(storage.names())}
 
 
-def table_names(storage: StorageBackend) -> list[str]:
-    """Every file of a store, except shards, the group's metadata and completion marks."""
+def table_names(names: Iterable[str]) -> list[str]:
+    """Those of a store's files that are neither shards nor the group's metadata, completion marks or litter."""
     outside = ("activations/c/", f"{PROGRESS_FOLDER}/")
-    return [name for name in storage.names() if name != "zarr.json" and not name.startswith(outside)]
+    return [name for name in names if name != "zarr.json" and not name.startswith(outside) and not is_litter(name)]
 
 
 def _digest(attributes: Mapping[str, Any]) -> str:

@@ -83,6 +83,9 @@ class StoreSpec:
     """Dtype on disk; int8 codes are read as float16 (`cytosae_cache.format.quantize`)."""
     precision: Precision = "fp32"
     """Precision in which the network computed."""
+    imported: bool = field(default=False, metadata=_LATER)
+    """Whether another program computed the numbers: then `weights_sha256` is a digest of their origin, and `block`,
+    `n_blocks` and `preprocessing` say nothing."""
 
     def __post_init__(self) -> None:
         """Check every field against its range.
@@ -126,8 +129,8 @@ class StoreSpec:
             preprocessing = _record(Preprocessing, record["preprocessing"], "spec.preprocessing")
             for name, text in (("model_name", str), ("module", str), ("weights_sha256", str)):
                 _typed(record[name], text, f"spec.{name}")
-            for name in ("block", "n_blocks", "d_model"):
-                _typed(record[name], int, f"spec.{name}")
+            for name, kind in (("block", int), ("n_blocks", int), ("d_model", int), ("imported", bool)):
+                _typed(record[name], kind, f"spec.{name}")
             rows, columns = (_typed(item, int, "spec.tokens.grid") for item in tokens["grid"])
             n_cls, n_registers = (_typed(tokens[name], int, f"spec.tokens.{name}") for name in ("n_cls", "n_registers"))
             if min(rows, columns, n_cls, n_registers) < 0 or max(rows, columns, n_cls, n_registers) > 1 << 16:

@@ -1,6 +1,7 @@
 """Reading images of a store into the caller's memory, in parallel and verified."""
 
 import math
+import shlex
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -158,7 +159,7 @@ class StoreReader:
                 raise ChecksumError(
                     f"row {row} ('{self.store.images.path[row]}') of store '{self.store.path}' fails its checksum: "
                     "its bytes changed on disk. Find all damage with: cytosae-cache verify "
-                    f"'{self.store.path}'; repair it by rebuilding with --overwrite"
+                    f"{shlex.quote(str(self.store.path))}; repair it by rebuilding with --overwrite"
                 )
 
     def _file(self, shard: int) -> "_ShardFile":

@@ -13,6 +13,26 @@ Location = Path | str
 """A path on this machine, or a URL that fsspec knows, such as `s3://bucket/store.zarr`."""
 
 
+_LITTER_NAMES = frozenset({".ds_store", ".localized", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
+_LITTER_STARTS = ("._", ".nfs", ".fuse_hidden", ".smbdelete")
+_LITTER_FOLDERS = frozenset(
+    {
+        "__macosx", "@eadir", ".appledouble", ".temporaryitems", ".trashes", ".spotlight-v100", ".fseventsd",
+        ".ipynb_checkpoints", ".snapshot", "$recycle.bin", "system volume information", "lost+found",
+    }
+)  # fmt: skip
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file is one that operating systems, network folders and editors leave everywhere, such as .DS_Store.
+
+    Args:
+        name: POSIX path relative to the store's root.
+    """
+    *folders, file = name.casefold().split("/")
+    return file in _LITTER_NAMES or file.startswith(_LITTER_STARTS) or not _LITTER_FOLDERS.isdisjoint(folders)
+
+
 class ReadableFile(Protocol):
     """An open file of a store; its descriptor closes with the object."""
 
@@ -62,8 +82,13 @@ class StorageBackend(ABC):
         """Length of a file in bytes; None if it does not exist."""
 
     @abstractmethod
-    def names(self, prefix: str = "") -> list[str]:
-        """Names of all files that start with `prefix`, sorted."""
+    def names(self, prefix: str = "", *, with_litter: bool = False) -> list[str]:
+        """Names of all files that start with `prefix`, sorted.
+
+        Args:
+            prefix: First characters of the names.
+            with_litter: Also name the files that `is_litter` recognises.
+        """
 
     @abstractmethod
     def open(self, name: str, *, direct: bool = False) -> ReadableFile:

@@ -11,7 +11,7 @@ import numpy as np
 
 from cytosae_cache.errors import StoreBusyError, StoreCorruptError
 from cytosae_cache.storage.atomic import TEMPORARY_SUFFIX, replacing, sync_folder, write_all
-from cytosae_cache.storage.base import StorageBackend
+from cytosae_cache.storage.base import StorageBackend, is_litter
 
 _DIRECT_ALIGNMENT = 512
 """Reads that bypass the page cache must start, end and be stored at multiples of this many bytes."""
@@ -67,11 +67,11 @@ class LocalStorage(StorageBackend):
         path = self._inside(name)
         return path.stat().st_size if path.is_file() else None
 
-    def names(self, prefix: str = "") -> list[str]:
+    def names(self, prefix: str = "", *, with_litter: bool = False) -> list[str]:
         """Names of all files that start with `prefix`, sorted."""
         start = self.path / prefix.rpartition("/")[0]
         files = (path.relative_to(self.path).as_posix() for path in start.rglob("*") if not path.is_dir())
-        return sorted(name for name in files if name.startswith(prefix))
+        return sorted(name for name in files if name.startswith(prefix) and (with_litter or not is_litter(name)))
 
     def open(self, name: str, *, direct: bool = False) -> "LocalFile":
         """Open a file for reads at any offset."""
@@ -98,6 +98,8 @@ class LocalStorage(StorageBackend):
         for folder, _, files in os.walk(self.path):
             if "/activations/c/" not in f"{Path(folder).as_posix()}/":
                 for name in files:
+                    if is_litter(name):
+                        continue
                     with (Path(folder) / name).open("rb+") as file:
                         os.fsync(file.fileno())
             sync_folder(Path(folder))

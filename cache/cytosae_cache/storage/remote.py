@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from cytosae_cache.errors import StoreCorruptError, StoreError, StoreUnreachableError
-from cytosae_cache.storage.base import StorageBackend
+from cytosae_cache.storage.base import StorageBackend, is_litter
 
 N_ATTEMPTS = 5
 """Attempts at a request before it fails."""
@@ -71,7 +71,7 @@ class RemoteStorage(StorageBackend):
             return None
         return int(found["size"]) if found["type"] == "file" else None
 
-    def names(self, prefix: str = "") -> list[str]:
+    def names(self, prefix: str = "", *, with_litter: bool = False) -> list[str]:
         """Names of all objects that start with `prefix`, sorted."""
         start = self._path(prefix.rpartition("/")[0]).rstrip("/")
         try:
@@ -79,7 +79,7 @@ class RemoteStorage(StorageBackend):
         except FileNotFoundError:
             return []
         files = (str(path).removeprefix(self._root).lstrip("/") for path in found)
-        return sorted(name for name in files if name.startswith(prefix))
+        return sorted(name for name in files if name.startswith(prefix) and (with_litter or not is_litter(name)))
 
     def open(self, name: str, *, direct: bool = False) -> "RemoteFile":
         """Open an object for reads at any offset; every read is one request."""
@@ -112,7 +112,7 @@ class RemoteStorage(StorageBackend):
     def delete(self) -> None:
         """Delete every object below the URL, the metadata that marks a complete store first."""
         self.remove(["zarr.json"])
-        self.remove(self.names())
+        self.remove(self.names(with_litter=True))
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

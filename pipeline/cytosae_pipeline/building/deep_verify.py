@@ -49,6 +49,7 @@ def verify_against_source(store: ActivationStore, config: StoreSource) -> list[s
     Raises:
         UserError: If the checkpoint or the images are missing, or the checkpoint is not the store's.
     """
+    _require_network(store)
     model_path = resolve_model_path(config.model_path)
     if model_path is None:
         raise UserError("--deep recomputes activations: pass the network with --model_path CHECKPOINT")
@@ -93,6 +94,7 @@ def describe_own_backbone(store: ActivationStore, model_path: Path, name: str | 
         BackboneError: If the checkpoint does not exist or cannot be read.
         UserError: If it is another one.
     """
+    _require_network(store)
     stated = store.spec.preprocessing
     info = describe_backbone(
         model_path,
@@ -110,6 +112,15 @@ def describe_own_backbone(store: ActivationStore, model_path: Path, name: str | 
             + "; ".join(store.spec.differences(spec))
         )
     return info
+
+
+def _require_network(store: ActivationStore) -> None:
+    """Raise for imported embeddings, which no network here can compute again."""
+    if store.spec.imported:
+        raise UserError(
+            f"store '{store.path}' was imported ('{store.spec.model_name}'): there is no network to ask for its "
+            "activations. Without --deep, `verify` checks its files"
+        )
 
 
 def _compare_files(store: ActivationStore, images: ImageList) -> dict[int, str]:

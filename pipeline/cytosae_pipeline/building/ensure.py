@@ -8,7 +8,7 @@ from cytosae_cache.errors import StoreNotFoundError
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.building.build import build_and_open
 from cytosae_pipeline.config import BuildConfig, StoreSource
-from cytosae_pipeline.workspace.find import find_store
+from cytosae_pipeline.workspace.find import find_store, require_finished
 from cytosae_pipeline.workspace.paths import resolve_model_path
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def ensure_store(
     try:
         store = find_store(config, weights_sha256=digest, spec_hash=spec_hash)
         if store.complete or digest is None:
-            store.require_complete()
+            require_finished(store, config)
             return store
         logger.info(f"store '{store.path}' is unfinished: finishing it first")
     except StoreNotFoundError:

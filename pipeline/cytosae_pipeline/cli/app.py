@@ -1,17 +1,16 @@
 """The command line: options in, one call, a summary out. Heavy imports happen inside the verbs."""
 
 import dataclasses
-import functools
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cytosae_pipeline import __version__
-from cytosae_pipeline.cli.options import CONTEXT_SETTINGS, config_options, given_options, make_config
-from cytosae_pipeline.cli.output import log_to_stderr, messages, print_result
+from cytosae_pipeline.cli import store_verbs  # noqa: F401 - registers its verbs
+from cytosae_pipeline.cli.group import cli, verb
+from cytosae_pipeline.cli.options import config_options, given_options, make_config
+from cytosae_pipeline.cli.output import print_result
 from cytosae_pipeline.config import (
     BuildConfig,
     DemoConfig,
@@ -19,36 +18,10 @@ from cytosae_pipeline.config import (
     ExportConfig,
     ReportConfig,
     StatisticsConfig,
-    StoreChoice,
-    StoreSource,
     TrainConfig,
 )
-from cytosae_pipeline.runtime.progress import Progress, format_bytes, format_seconds
-
-
-class _InOrder(click.Group):
-    """Lists the verbs in the order in which they are used."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
-
-
-@click.group(cls=_InOrder, context_settings=CONTEXT_SETTINGS)
-@click.version_option(__version__, prog_name="cytosae-cache")
-def cli() -> None:
-    """Cache a vision transformer's activations of blood cells once; train and read sparse autoencoders on them.
-
-    \b
-    Try it, no data needed:   cytosae-cache demo
-    With your own images:
-      cytosae-cache build    --dataset_name mll23 --images IMAGES --model_path DinoBloom-B.pth
-      cytosae-cache train    --dataset_name mll23 --use_ghost_grads --batch_size 64
-      cytosae-cache features --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt
-      cytosae-cache patients --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt
-      cytosae-cache report   --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt
-
-    Option names may be written with _ or -. Every verb has --help.
-    """
+from cytosae_pipeline.config.commands import command
+from cytosae_pipeline.runtime.progress import format_seconds
 
 
 def main() -> None:
@@ -56,20 +29,6 @@ def main() -> None:
     # SIGTERM is handled like Ctrl-C: work is saved.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     cli(prog_name="cytosae-cache")
-
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, nothing else.")
-
-
-def verb(function: Callable[..., Any]) -> click.Command:
-    """Register a verb: `--json`, and errors as messages. A trailing _ of the function's name is left out."""
-
-    @functools.wraps(function)
-    def run(**values: Any) -> None:
-        with messages(), log_to_stderr(quiet=values["as_json"]):
-            function(**values)
-
-    return cli.command(function.__name__.rstrip("_"), context_settings=CONTEXT_SETTINGS)(json_option(run))
 
 
 @verb
@@ -147,7 +106,7 @@ def train(sweep: Path | None, as_json: bool, **values: Any) -> None:
     text = (
         f"autoencoder ({result.status}, {result.n_steps:,} steps, {result.n_latents:,} latents): {result.sae}\n"
         f"last step: {metrics}\nmetrics and checkpoints: {result.folder}\n"
-        f"next: cytosae-cache features --dataset_name {config.dataset_name or 'NAME'} --sae_path '{result.sae}'"
+        f"next: {result.next}"
     )
     print_result(result, text, as_json)
 
@@ -164,11 +123,10 @@ def features(as_json: bool, **values: Any) -> None:
     from cytosae_pipeline.statistics.verbs import run_features
 
     result = run_features(config)
-    where = f"--dataset_name {config.dataset_name or 'NAME'} --sae_path '{config.sae_path}'"
     text = (
         f"{result.n_active:,} of {result.n_latents:,} latents are active on any of {result.n_images:,} images\n"
         f"wrote in {result.folder}: {', '.join(path.name for path in result.files)}\n"
-        f"look at it: cytosae-cache report {where}"
+        f"look at it: {command('report', config)}"
     )
     print_result(result, text, as_json)
 
@@ -294,73 +252,6 @@ def export(as_json: bool, **values: Any) -> None:
     if result.format == "saelens":
         text += f"\nopen it with: from sae_lens import SAE; SAE.load_from_disk({str(result.path)!r})"
     print_result(result, text, as_json)
-
-
-@verb
-@click.option("--root-dir", type=click.Path(path_type=Path), default=Path(), help="Folder that contains out/.")
-def list_(root_dir: Path, as_json: bool) -> None:
-    """List stores and training runs."""
-    from cytosae_pipeline.workspace.inventory import take_inventory
-
-    inventory = take_inventory(root_dir)
-    print_result(inventory, inventory.describe(), as_json)
-
-
-@verb
-@click.argument("path", required=False)
-@config_options(StoreChoice, leave_out=("store",))
-def info(path: str | None, as_json: bool, **values: Any) -> None:
-    """Show where a store comes from.
-
-    Takes the PATH or URL of the store, or --dataset_name.
-    """
-    from cytosae_pipeline.workspace.find import find_store
-
-    store = find_store(make_config(StoreChoice, {**values, "store": path}))
-    facts = store.describe()
-    spec = facts.pop("spec")
-    lines = [f"{name}: {format_bytes(value) if name == 'activation_bytes' else value}" for name, value in facts.items()]
-    lines += ["spec:", *(f"  {name}: {value}" for name, value in spec.items())]
-    print_result({**facts, "spec": spec}, "\n".join(lines), as_json)
-
-
-@verb
-@click.argument("path", required=False)
-@click.option(
-    "--deep", is_flag=True, help="Also recompute the activations of some images, from --model_path and --images."
-)
-@config_options(StoreSource, leave_out=("store", "layout", "vit_type"))
-def verify(path: str | None, deep: bool, as_json: bool, **values: Any) -> None:
-    """Check every file and checksum of a store.
-
-    Takes the PATH or URL of the store, or --dataset_name. The exit code is 1 if anything is wrong.
-
-    \b
-    cytosae-cache verify --dataset_name mll23
-    cytosae-cache verify --dataset_name mll23 --deep --images ./mll23 --model_path ./DinoBloom-B.pth
-    """
-    config = make_config(StoreSource, {**values, "store": path})
-    from cytosae_cache.verify import verify_store
-    from cytosae_pipeline.workspace.find import find_store
-
-    store = find_store(config)
-    store.require_complete()
-    with Progress("verify", store.n_shards, "shards") as bar:
-        report = verify_store(store, on_shard=lambda shard: bar.advance())
-    if deep and report.sound:
-        from cytosae_pipeline.building.deep_verify import verify_against_source
-
-        report.problems += verify_against_source(store, config)
-    text = "\n".join(
-        [*report.problems, f"{len(report.problems)} problems in '{store.path}'. Build it again with --overwrite"]
-        if report.problems
-        else [
-            f"sound: {report.n_shards} shards, {format_bytes(report.n_bytes)}, {store.n_images:,} images: {store.path}"
-        ]
-    )
-    print_result({"path": store.path, "sound": report.sound, **dataclasses.asdict(report)}, text, as_json)
-    if not report.sound:
-        raise SystemExit(1)
 
 
 @verb

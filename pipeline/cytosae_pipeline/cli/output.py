@@ -56,7 +56,9 @@ def messages() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        command = shlex.join(["cytosae-cache", *sys.argv[1:]])
+        # With --overwrite these would delete what is to be kept.
+        options = [word for word in sys.argv[1:] if sys.argv[1] not in ("build", "import") or word != "--overwrite"]
+        command = shlex.join(["cytosae-cache", *options])
         click.echo(f"\ninterrupted; finished work is kept. Resume with:\n  {command}", err=True)
         raise SystemExit(INTERRUPTED) from None
     except (ValueError, OSError, RuntimeError) as error:

@@ -7,6 +7,7 @@ Python and the command line give the same errors. Nothing heavy is imported here
 from cytosae_pipeline.config.build import BuildConfig
 from cytosae_pipeline.config.demo import DemoConfig
 from cytosae_pipeline.config.export import ExportConfig
+from cytosae_pipeline.config.imports import ImportConfig
 from cytosae_pipeline.config.report import ExploreConfig, PageConfig, ReportConfig
 from cytosae_pipeline.config.statistics import StatisticsConfig
 from cytosae_pipeline.config.store import StoreChoice, StoreSource
@@ -18,6 +19,7 @@ __all__ = [
     "DemoConfig",
     "ExploreConfig",
     "ExportConfig",
+    "ImportConfig",
     "PageConfig",
     "ReportConfig",
     "StatisticsConfig",

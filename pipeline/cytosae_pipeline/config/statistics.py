@@ -43,6 +43,9 @@ class StatisticsConfig(StoreSource):
         False, "Accept a store whose spec differs from the one the autoencoder was trained on."
     )
     no_verify: bool = option(False, "Skip checksums while reading.")
+    replace_foreign: bool = option(
+        False, "Replace results in the output's folder that another program wrote, such as published ones."
+    )
 
     def __post_init__(self) -> None:
         """Check that there are thresholds, each once, and that what is stated about the autoencoder fits together."""

@@ -11,6 +11,7 @@ import numpy as np
 from cytosae.analysis.latents import is_defined, label_entropy, leave_one_out_accuracy
 from cytosae_pipeline.building.build import build_store
 from cytosae_pipeline.config import BuildConfig, DemoConfig, ReportConfig, StatisticsConfig, TrainConfig
+from cytosae_pipeline.config.commands import command
 from cytosae_pipeline.demo.cohort import plan_cohort, write_cohort
 from cytosae_pipeline.report.static import write_report
 from cytosae_pipeline.runtime.progress import Progress, format_seconds
@@ -77,7 +78,7 @@ class DemoResult:
             "  cytosae-cache features --dataset_name mine --sae_path out/checkpoints/RUN/final_....pt\n"
             "  cytosae-cache patients --dataset_name mine --sae_path out/checkpoints/RUN/final_....pt\n"
             "  cytosae-cache report   --dataset_name mine --sae_path out/checkpoints/RUN/final_....pt\n"
-            f"List what the demo wrote:  cytosae-cache list --root_dir '{self.root}'\n\n"
+            f"List what the demo wrote:  {command('list', root_dir=self.root)}\n\n"
             f"Open the report of cells, latents and patients in any browser: {self.report}"
         )
 

@@ -3,7 +3,7 @@
 import importlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,10 @@ from cytosae_pipeline.config import ExportConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.export import anndata_files, table_files
 from cytosae_pipeline.export.table_files import ScoreWriter, TableWriter
-from cytosae_pipeline.export.tables import Table, Tables, collect_tables
+from cytosae_pipeline.export.tables import Table, Tables, collect_tables, make_latent_table
 from cytosae_pipeline.statistics.encode import encode_store
 from cytosae_pipeline.statistics.inputs import open_inputs
+from cytosae_pipeline.statistics.published import find_published, read_published
 from cytosae_pipeline.statistics.results import ensure_statistics
 
 logger = logging.getLogger(__name__)
@@ -55,12 +56,16 @@ def export_tables(config: ExportConfig) -> TablesResult:
         ValueError: If an option or package is missing, a target exists already, or the store does not fit.
     """
     _check(config)
+    published = find_published(config)
+    if published is not None:
+        return _export_published(config, published)
     inputs = open_inputs(config)
     folder = config.out or inputs.folder
     has_patients = any(inputs.store.images.patient)
     if not has_patients:
         logger.info(f"no image of store '{inputs.store.path}' has a patient: no file of patients is written")
-    paths = _plan(config, folder, has_patients=has_patients)
+    names = ("latents", "patients", "images")
+    paths = _plan(config, folder, names if has_patients else ("latents", "images"))
     found = ensure_statistics(inputs, config, counts=["patient"] if has_patients else [])
     features, counts = found.features, found.counts.get("patient")
     assert features is not None
@@ -80,6 +85,32 @@ def export_tables(config: ExportConfig) -> TablesResult:
     )
 
 
+def _export_published(config: ExportConfig, results: Path) -> TablesResult:
+    """Write the table of latents of feature data that another program published.
+
+    Raises:
+        UserError: If the format has no table of latents alone.
+    """
+    if config.format == "anndata":
+        raise UserError(
+            f"'{results}' contains results of another program, which name neither images nor patients, as --format "
+            "anndata needs them. Give --format csv or parquet for the latents, or another --vit_type to compute "
+            "results of your own"
+        )
+    logger.info(
+        f"'{results}' contains results of another program: they name neither images nor patients, so the latents alone "
+        "are written"
+    )
+    features = read_published(results)
+    folder = config.out or results
+    paths = _plan(config, folder, ("latents",))
+    folder.mkdir(parents=True, exist_ok=True)
+    table = table_files.make_numbered(make_latent_table(features))
+    with replacing_path(paths["latents"]) as path, _open_table(config, path, table) as writer:
+        writer.write(table)
+    return TablesResult(folder, list(paths.values()), config.format, 0, 0, len(features.sparsity))
+
+
 def _check(config: ExportConfig) -> None:
     """Raise for missing options and packages, before anything is read."""
     if config.dataset_name is None and config.store is None:
@@ -96,8 +127,8 @@ def _check(config: ExportConfig) -> None:
             ) from error
 
 
-def _plan(config: ExportConfig, folder: Path, *, has_patients: bool) -> dict[str, Path]:
-    """The files to write, by their contents.
+def _plan(config: ExportConfig, folder: Path, names: Sequence[str]) -> dict[str, Path]:
+    """The files to write, by their contents; anndata's have latents as columns, not as a file.
 
     Raises:
         UserError: If an existing file must not be replaced.
@@ -105,12 +136,10 @@ def _plan(config: ExportConfig, folder: Path, *, has_patients: bool) -> dict[str
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out '{folder}' is a file; --format {config.format} writes several files into a folder")
     if config.format == "anndata":
-        paths = {name: folder / f"{name}.{config.anndata_as}" for name in ("patients", "images")}
+        paths = {name: folder / f"{name}.{config.anndata_as}" for name in names if name != "latents"}
     else:
         # `features` and `patients` have an images.csv and a patients.csv of their own.
-        paths = {name: folder / f"table_{name}.{config.format}" for name in ("latents", "patients", "images")}
-    if not has_patients:
-        del paths["patients"]
+        paths = {name: folder / f"table_{name}.{config.format}" for name in names}
     for path in paths.values():
         if path.exists() and not config.overwrite:
             raise UserError(f"'{path}' exists already. Give another --out, or --overwrite")

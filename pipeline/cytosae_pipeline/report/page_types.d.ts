@@ -76,6 +76,8 @@ interface Overview {
   has_patients: boolean;
   patients: string[];
   thumbnails: boolean;
+  /** Whether images are known, so that they have pages. */
+  image_pages: boolean;
   notes: Record<string, Note>;
   masking: Masking | null;
 }
@@ -101,11 +103,12 @@ interface LatentRecord {
   latent: number;
   n_images: number;
   top: TopImage[];
-  labels: { label: number; n_images: number; n_active: number; mean: number }[];
-  histogram: ActivationHistogram;
+  /** These three are null if they are not known. */
+  labels: { label: number; n_images: number; n_active: number; mean: number }[] | null;
+  histogram: ActivationHistogram | null;
   patients: { patient: number; per_image: number; count: number; n_images: number }[];
   threshold: number | null;
-  neighbours: [number, number][];
+  neighbours: [number, number][] | null;
 }
 
 /** `data/images/N.js`, from `records/latents.py`; an uploaded image has no row, but its picture. */

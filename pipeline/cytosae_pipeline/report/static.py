@@ -1,7 +1,8 @@
 """`report`: the page as a folder that opens from disk, without a server or a network."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from cytosae_pipeline.config import ReportConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.images.listing import list_stored_images
-from cytosae_pipeline.report.data.report_data import KEY_NAME, ReportData, open_report_data
+from cytosae_pipeline.report.data.notes import FILE_NAME as NOTES_NAME
+from cytosae_pipeline.report.data.report_data import KEY_NAME, ReportData, make_latent_data, open_report_data
 from cytosae_pipeline.report.figures.write import require_matplotlib, write_figures
 from cytosae_pipeline.report.records.choice import choose_latents, top_image_rows
 from cytosae_pipeline.report.records.encoding import to_script
@@ -39,9 +41,11 @@ from cytosae_pipeline.report.records.patients import (
     patients_record,
     plan_comparisons,
 )
-from cytosae_pipeline.report.records.thumbnails import write_thumbnails
+from cytosae_pipeline.report.records.published import published_latents, published_overview
+from cytosae_pipeline.report.records.thumbnails import explain_no_pictures, write_thumbnails
 from cytosae_pipeline.runtime.progress import Progress
 from cytosae_pipeline.statistics.inputs import Inputs
+from cytosae_pipeline.statistics.published import find_published, read_published
 from cytosae_pipeline.statistics.results import Statistics
 
 logger = logging.getLogger(__name__)
@@ -86,19 +90,16 @@ def write_report(
     """
     if config.figures:
         require_matplotlib()
+    published = find_published(config) if inputs is None else None
+    if published is not None:
+        return _write_published(config, published)
     data = open_report_data(config, pseudonymous=config.pseudonymize, inputs=inputs, statistics=statistics)
     comparisons = _compare(data)
     latents, reason = choose_latents(data, [found for _, found in comparisons])
     target = config.out or data.inputs.folder / "report"
-    if target.exists() and not (target / MARK).is_file():
-        raise UserError(f"'{target}' already exists and is not a report. Give another --out")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Not synced to disk: these are thousands of small files that the same command can write again.
-    with replacing_path(target, durable=False) as folder:
-        for name in ("data/latents", "data/images", "data/comparisons", "thumbnails"):
+    with _new_page(target) as folder:
+        for name in ("data/images", "data/comparisons", "thumbnails"):
             (folder / name).mkdir(parents=True)
-        copy_page(folder)
-        (folder / MARK).write_text("written by cytosae-cache report, which replaces this folder on its next run\n")
         rows = top_image_rows(data, latents)
         maps = _write_images(folder, data, latents, rows)
         _write_latents(folder, data, latents, maps)
@@ -117,6 +118,46 @@ def write_report(
     # The figures were written before the folder got its final name.
     figures = [target / path.relative_to(folder) for path in figures]
     return ReportResult(target / "index.html", len(latents), len(rows), len(missing), figures, key)
+
+
+@contextmanager
+def _new_page(target: Path) -> Iterator[Path]:
+    """A folder with the page's own files that becomes the target once it is complete.
+
+    Raises:
+        UserError: If something else is there.
+    """
+    if target.exists() and not (target / MARK).is_file():
+        raise UserError(f"'{target}' already exists and is not a report. Give another --out")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Not synced to disk: these are thousands of small files that the same command can write again.
+    with replacing_path(target, durable=False) as folder:
+        (folder / "data" / "latents").mkdir(parents=True)
+        copy_page(folder)
+        (folder / MARK).write_text("written by cytosae-cache report, which replaces this folder on its next run\n")
+        yield folder
+
+
+def _write_published(config: ReportConfig, results: Path) -> ReportResult:
+    """Write the page of feature data that another program published."""
+    refused = {"figures": config.figures, "groups": config.groups is not None, "pseudonymize": config.pseudonymize}
+    for name, is_given in refused.items():
+        if is_given:
+            raise UserError(f"--{name} needs a store, but '{results}' contains results of another program alone")
+    logger.info(
+        f"'{results}' contains results of another program: the page shows these, without images. To compute results of "
+        "your own beside them, give another --vit_type"
+    )
+    data = make_latent_data(config, read_published(results), results / NOTES_NAME)
+    latents, reason = choose_latents(data)
+    target = config.out or results / "report"
+    assert config.dataset_name is not None
+    with _new_page(target) as folder:
+        n_files = sum(path.suffix == ".pt" for path in results.iterdir())
+        _write_data(folder, "overview", published_overview(data, latents, reason, config.dataset_name, n_files))
+        for record in published_latents(data, latents):
+            _write_data(folder, f"latents/{record['latent']}", record)
+    return ReportResult(target / "index.html", len(latents), 0, 0, [], None)
 
 
 def copy_page(folder: Path) -> None:
@@ -206,8 +247,8 @@ def _write_thumbnails(
 ) -> tuple[list[int], list[str]]:
     """Write the pictures; returns the rows without one, and messages for the page."""
     if images is None:
-        text = "the images were not found, so maps are shown without cells"
-        logger.info(f"{text}: pass their location with --images PATH")
+        text, advice = explain_no_pictures(data.store)
+        logger.info(text + advice)
         return rows.tolist(), [f"{text[0].upper()}{text[1:]}."]
     with Progress("pictures", len(rows), "images") as bar:
         missing = write_thumbnails(folder / "thumbnails", data.store, images, rows.tolist(), data.numbers, bar.advance)

@@ -18,11 +18,12 @@ from cytosae_pipeline.runtime.devices import accumulator_device
 from cytosae_pipeline.statistics.inputs import Inputs
 from cytosae_pipeline.statistics.label_index import LabelIndex
 from cytosae_pipeline.statistics.records import (
+    UnusableResultsError,
     all_within,
     make_record,
     read_record,
     read_result,
-    remedy,
+    require_ours,
     withdraw_record,
     write_record,
 )
@@ -118,7 +119,19 @@ class CountsAccumulator:
         return Counts(raw.numpy(), n_images.numpy(), thresholds, names, normalised.numpy(), record)
 
 
-def save_counts(folder: Path, counts: Counts, kind: GroupKind, images: ImageTable, n_tokens: int) -> list[Path]:
+def require_own_counts(folder: Path, kind: GroupKind, *, replace_foreign: bool) -> None:
+    """Refuse to replace counts of another program.
+
+    Raises:
+        UserError: If there are such files.
+    """
+    verb, *names = COUNT_FILES[kind]
+    require_ours(folder, verb, names, replace_foreign=replace_foreign)
+
+
+def save_counts(
+    folder: Path, counts: Counts, kind: GroupKind, images: ImageTable, n_tokens: int, *, replace_foreign: bool = False
+) -> list[Path]:
     """Write normalised counts of the first threshold, raw counts of all, and the groups in order; the record last.
 
     Args:
@@ -127,10 +140,15 @@ def save_counts(folder: Path, counts: Counts, kind: GroupKind, images: ImageTabl
         kind: Whether they are per patient or per label.
         images: Table of the store's images.
         n_tokens: Tokens T per image.
+        replace_foreign: Replace files of another program, too.
 
     Returns:
         The files' paths.
+
+    Raises:
+        UserError: If a file exists that another program wrote.
     """
+    require_own_counts(folder, kind, replace_foreign=replace_foreign)
     verb, *file_names = COUNT_FILES[kind]
     normalised_path, raw_path, groups_path = (folder / name for name in file_names)
     withdraw_record(folder, verb)
@@ -155,7 +173,7 @@ def read_counts(folder: Path, kind: GroupKind) -> Counts:
     """Counts that were saved in a folder; shapes, types and ranges are checked.
 
     Raises:
-        UserError: If something is missing, cannot be read or does not fit the rest.
+        UnusableResultsError: If something is missing, cannot be read or does not fit the rest.
     """
     verb, normalised_name, raw_name, _ = COUNT_FILES[kind]
     record = read_record(folder, verb)
@@ -186,7 +204,7 @@ def read_counts(folder: Path, kind: GroupKind) -> Counts:
     elif not all(all_within(array, 0, np.inf) for array in (found.counts, found.n_images, normalised)):
         problem = "counts must be finite and at least 0"
     if problem:
-        raise UserError(f"the files of `{verb}` in '{folder}': {problem}. {remedy(verb)}")
+        raise UnusableResultsError(f"the files of `{verb}` in '{folder}': {problem}", verb)
     return found
 
 

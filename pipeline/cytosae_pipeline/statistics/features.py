@@ -8,21 +8,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cytosae.analysis.latents import label_entropy
 from cytosae.statistics.accumulators import FeatureStatistics, PooledActs
 from cytosae_cache.storage.atomic import write_file
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import StatisticsConfig
-from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.image_list import join_lines
 from cytosae_pipeline.runtime.devices import accumulator_device
 from cytosae_pipeline.statistics.inputs import Inputs
 from cytosae_pipeline.statistics.label_index import LabelIndex, sorted_names
 from cytosae_pipeline.statistics.records import (
+    UnusableResultsError,
     all_within,
     make_record,
     read_record,
     read_result,
-    remedy,
+    require_ours,
     withdraw_record,
     write_record,
 )
@@ -31,7 +32,7 @@ from cytosae_pipeline.workspace.files import write_torch
 
 VERB = "features"
 
-_TENSORS = {
+TENSORS = {
     "indices": ("max_activating_image_indices", torch.int64),
     "label_indices": ("max_activating_image_label_indices", torch.int64),
     "values": ("max_activating_image_values", torch.float32),
@@ -40,8 +41,11 @@ _TENSORS = {
 }
 """Field of `Features`, stem of its file, and its type."""
 
-FILES = (*(f"{stem}.pt" for stem, _ in _TENSORS.values()), "images.csv", "labels.txt")
+FILES = (*(f"{stem}.pt" for stem, _ in TENSORS.values()), "images.csv", "labels.txt")
 """Files of the feature data beside its record."""
+
+ENTROPY = "top_entropy.pt"
+"""Label entropy of every latent, float32, which the reference's notebooks read; here it is computed from the rest."""
 
 
 class Features(NamedTuple):
@@ -104,18 +108,41 @@ class FeaturesAccumulator:
         )
 
 
-def save_features(folder: Path, features: Features, store: ActivationStore) -> list[Path]:
+def require_own_features(folder: Path, *, replace_foreign: bool) -> None:
+    """Refuse to replace feature data of another program.
+
+    Raises:
+        UserError: If there are such files.
+    """
+    require_ours(folder, VERB, (*FILES, ENTROPY), replace_foreign=replace_foreign)
+
+
+def save_features(
+    folder: Path, features: Features, store: ActivationStore, *, replace_foreign: bool = False
+) -> list[Path]:
     """Write feature data under the names of the reference, with its record last.
+
+    Args:
+        folder: Where the files go.
+        features: The feature data.
+        store: The store that they are of.
+        replace_foreign: Replace files of another program, too.
 
     Returns:
         The files' paths.
+
+    Raises:
+        UserError: If a file exists that another program wrote.
     """
+    require_own_features(folder, replace_foreign=replace_foreign)
     withdraw_record(folder, VERB)
     files = []
-    for name, (stem, _) in _TENSORS.items():
+    for name, (stem, _) in TENSORS.items():
         files.append(folder / f"{stem}.pt")
         write_torch(files[-1], torch.from_numpy(getattr(features, name)).contiguous().clone())
-    files += [folder / "images.csv", folder / "labels.txt"]
+    files += [folder / ENTROPY, folder / "images.csv", folder / "labels.txt"]
+    entropy = label_entropy(features.values, features.label_indices, len(features.labels))
+    write_torch(files[-3], torch.from_numpy(entropy.astype(np.float32)))
     write_file(files[-2], _images_csv(store))
     # One line per label: a store made from elsewhere may have names of several lines.
     write_file(files[-1], "".join(f"{join_lines(name)}\n" for name in features.labels).encode())
@@ -126,10 +153,10 @@ def read_features(folder: Path) -> Features:
     """Feature data that was saved in a folder; shapes, types and ranges are checked.
 
     Raises:
-        UserError: If something is missing, cannot be read or does not fit the rest.
+        UnusableResultsError: If something is missing, cannot be read or does not fit the rest.
     """
     record = read_record(folder, VERB)
-    arrays = {name: _read_tensor(folder / f"{stem}.pt", dtype) for name, (stem, dtype) in _TENSORS.items()}
+    arrays = {name: _read_tensor(folder / f"{stem}.pt", dtype) for name, (stem, dtype) in TENSORS.items()}
     n_rows, labels = _read_labels(folder / "images.csv")
     found = Features(**arrays, labels=labels, record=record)
     n_latents = len(found.sparsity)
@@ -144,7 +171,7 @@ def read_features(folder: Path) -> Features:
     elif not all_within(found.sparsity, 0, 1):
         problem = "shares of images must lie between 0 and 1"
     if problem:
-        raise UserError(f"the files of `features` in '{folder}': {problem}. {remedy(VERB)}")
+        raise UnusableResultsError(f"the files of `features` in '{folder}': {problem}", VERB)
     return found
 
 
@@ -160,7 +187,7 @@ def _read_tensor(path: Path, dtype: torch.dtype) -> npt.NDArray[Any]:
     value = read_result(path, lambda path: torch.load(path, map_location="cpu", weights_only=True), VERB)
     if not isinstance(value, torch.Tensor) or value.dtype != dtype or value.layout != torch.strided:
         found = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
-        raise UserError(f"'{path}' must contain a tensor of {dtype}, found {found}. {remedy(VERB)}")
+        raise UnusableResultsError(f"'{path}' must contain a tensor of {dtype}, found {found}", VERB)
     return value.detach().numpy()
 
 

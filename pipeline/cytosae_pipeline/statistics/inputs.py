@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cytosae.formats.checkpoint import LoadedSae, digest_sae, load_sae
+from cytosae.formats.checkpoint import LoadedSae, SaeNotFoundError, digest_sae, load_sae
 from cytosae.formats.foreign import Activation
 from cytosae.sae.base import Sae
 from cytosae_cache.errors import StoreMismatchError
@@ -15,6 +15,7 @@ from cytosae_cache.format.spec import StoreSpec
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.building.ensure import ensure_store
 from cytosae_pipeline.config import StatisticsConfig
+from cytosae_pipeline.config.commands import command
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.devices import choose_device
 from cytosae_pipeline.workspace.paths import Workspace
@@ -85,8 +86,12 @@ def open_sae(config: StatisticsConfig, *, device: torch.device | str, encoder_on
     Raises:
         ValueError: If no autoencoder was named, or it cannot be read.
     """
-    activation = _stated_activation(config)
-    return load_sae(require_sae_path(config), device=device, encoder_only=encoder_only, activation=activation)
+    path, activation = require_sae_path(config), _stated_activation(config)
+    try:
+        return load_sae(path, device=device, encoder_only=encoder_only, activation=activation)
+    except SaeNotFoundError as error:
+        listed = command("list", config, ("root_dir",))
+        raise SaeNotFoundError(f"no autoencoder at '{path}'. List existing ones with: {listed}") from error
 
 
 def require_sae_path(config: StatisticsConfig) -> Path:

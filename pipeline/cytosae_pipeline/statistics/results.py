@@ -10,12 +10,14 @@ import torch
 
 from cytosae.statistics.histograms import LatentProfiles, ProfileResult
 from cytosae_pipeline.config import StatisticsConfig
+from cytosae_pipeline.config.commands import command
 from cytosae_pipeline.statistics.counts import (
     COUNT_FILES,
     Counts,
     CountsAccumulator,
     GroupKind,
     read_counts,
+    require_own_counts,
     save_counts,
 )
 from cytosae_pipeline.statistics.encode import PooledConsumer, encode_store
@@ -25,11 +27,12 @@ from cytosae_pipeline.statistics.features import (
     Features,
     FeaturesAccumulator,
     read_features,
+    require_own_features,
     save_features,
 )
 from cytosae_pipeline.statistics.inputs import Inputs
 from cytosae_pipeline.statistics.label_index import LabelIndex
-from cytosae_pipeline.statistics.records import is_current, read_record
+from cytosae_pipeline.statistics.records import is_current, read_record, with_remedy
 
 logger = logging.getLogger(__name__)
 
@@ -45,18 +48,41 @@ class Statistics:
     profiles: ProfileResult | None = None
     """Histograms and means by label, of all latents."""
 
-    def save(self, inputs: Inputs) -> list[Path]:
+    def save(self, inputs: Inputs, *, replace_foreign: bool = False) -> list[Path]:
         """Write feature data and counts into the folder of the inputs; profiles are not saved.
+
+        Args:
+            inputs: Autoencoder and store that they are of.
+            replace_foreign: Replace files of another program, too.
 
         Returns:
             The files' paths.
+
+        Raises:
+            UserError: If a file exists that another program wrote.
         """
         store, files = inputs.store, list[Path]()
         if self.features is not None:
-            files += save_features(inputs.folder, self.features, store)
+            files += save_features(inputs.folder, self.features, store, replace_foreign=replace_foreign)
         for kind, counts in self.counts.items():
-            files += save_counts(inputs.folder, counts, kind, store.images, store.n_tokens)
+            files += save_counts(
+                inputs.folder, counts, kind, store.images, store.n_tokens, replace_foreign=replace_foreign
+            )
         return files
+
+
+def require_own_results(
+    inputs: Inputs, config: StatisticsConfig, *, features: bool = False, counts: Sequence[GroupKind] = ()
+) -> None:
+    """Refuse to replace results of another program, before anything is computed.
+
+    Raises:
+        UserError: If there are such files, unless `replace_foreign` allows it.
+    """
+    if features:
+        require_own_features(inputs.folder, replace_foreign=config.replace_foreign)
+    for kind in counts:
+        require_own_counts(inputs.folder, kind, replace_foreign=config.replace_foreign)
 
 
 def compute_statistics(
@@ -120,15 +146,17 @@ def ensure_statistics(
     Raises:
         ValueError: If no image has a group, or files are damaged.
     """
-    features = _reuse_features(inputs, config)
-    reused = {kind: _reuse_counts(inputs, config, kind) for kind in counts}
+    with with_remedy(config):
+        features = _reuse_features(inputs, config)
+        reused = {kind: _reuse_counts(inputs, config, kind) for kind in counts}
     missing = [kind for kind, found in reused.items() if found is None]
     if features is None or missing:
         verbs = [*([VERB] if features is None else []), *(COUNT_FILES[kind].verb for kind in missing)]
+        require_own_results(inputs, config, features=features is None, counts=missing)
         computed = compute_statistics(
             inputs, config, features=features is None, counts=missing, profiles=profiles, what=" + ".join(verbs)
         )
-        computed.save(inputs)
+        computed.save(inputs, replace_foreign=config.replace_foreign)
     else:
         computed = Statistics()
     kept = {kind: found for kind, found in reused.items() if found is not None}
@@ -181,11 +209,13 @@ def _is_current(inputs: Inputs, verb: str, names: Sequence[str], has_same_images
 def _log_unused(config: StatisticsConfig, verb: str, made_with: dict[str, object], folder: Path) -> None:
     """Name options that were given but that the reused results were not made with."""
     defaults = {field.name: field.default for field in fields(config)}
-    for name, value in made_with.items():
-        wanted = getattr(config, name)
-        if wanted not in (value, defaults[name]):
-            text, there = (" ".join(map(str, item)) if isinstance(item, tuple) else item for item in (wanted, value))
+    given = {name: value for name in made_with if (value := getattr(config, name)) != defaults[name]}
+    for name, wanted in given.items():
+        if wanted != made_with[name]:
+            text, there = (
+                " ".join(map(str, item)) if isinstance(item, tuple) else item for item in (wanted, made_with[name])
+            )
             logger.info(
                 f"--{name} {text} has no effect: existing results of `{verb}` in '{folder}' are reused, made with "
-                f"{there}. To recompute them, give it to: cytosae-cache {verb}"
+                f"{there}. To recompute them: {command(verb, config, **given)}"
             )

@@ -7,7 +7,7 @@ from cytosae_pipeline.config import StatisticsConfig
 from cytosae_pipeline.statistics.counts import COUNT_FILES, GroupKind
 from cytosae_pipeline.statistics.features import VERB
 from cytosae_pipeline.statistics.inputs import open_inputs
-from cytosae_pipeline.statistics.results import compute_statistics
+from cytosae_pipeline.statistics.results import compute_statistics, require_own_results
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,10 @@ def run_features(config: StatisticsConfig) -> FeaturesResult:
         ValueError: If the autoencoder or store is missing or they do not fit.
     """
     inputs = open_inputs(config)
+    require_own_results(inputs, config, features=True)
     found = compute_statistics(inputs, config, features=True, what=VERB)
     assert found.features is not None
-    files, n_images = found.save(inputs), int(found.features.record["n_images"])
+    files, n_images = found.save(inputs, replace_foreign=config.replace_foreign), int(found.features.record["n_images"])
     return FeaturesResult(inputs.folder, files, n_images, inputs.n_latents, found.features.n_active)
 
 
@@ -64,8 +65,16 @@ def run_counts(config: StatisticsConfig, kind: GroupKind) -> CountsResult:
         ValueError: If the autoencoder or store is missing, they do not fit, or no image has a group.
     """
     inputs = open_inputs(config)
+    require_own_results(inputs, config, counts=[kind])
     found = compute_statistics(inputs, config, counts=[kind], what=COUNT_FILES[kind].verb)
     counts = found.counts[kind]
     n_images = int(counts.n_images.sum())
     n_without = int(inputs.store.valid.sum()) - n_images
-    return CountsResult(inputs.folder, found.save(inputs), list(counts.names), n_images, n_without, inputs.n_latents)
+    return CountsResult(
+        inputs.folder,
+        found.save(inputs, replace_foreign=config.replace_foreign),
+        list(counts.names),
+        n_images,
+        n_without,
+        inputs.n_latents,
+    )

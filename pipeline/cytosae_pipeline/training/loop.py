@@ -12,6 +12,7 @@ from cytosae_cache.errors import StoreError
 from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.config import TrainConfig
+from cytosae_pipeline.config.commands import command
 from cytosae_pipeline.runtime.interrupts import HeldInterrupts
 from cytosae_pipeline.runtime.memory import exceeds_page_cache
 from cytosae_pipeline.runtime.progress import Progress
@@ -45,6 +46,8 @@ class TrainResult:
     """Metrics of the last log line."""
     step_s: float | None
     """Mean time of a step without waiting for data; None if there was nothing to do. On a GPU, time to launch it."""
+    next: str
+    """The command that reads the autoencoder."""
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -201,4 +204,6 @@ class WaitingTime:
 
 def _result(run: Run, status: Status, step_s: float | None) -> TrainResult:
     """The result of a run."""
-    return TrainResult(run.final_path, run.folder, status, run.n_steps, run.n_latents, last_metrics(run), step_s)
+    following = command("features", run.config, sae_path=run.final_path)
+    metrics = last_metrics(run)
+    return TrainResult(run.final_path, run.folder, status, run.n_steps, run.n_latents, metrics, step_s, following)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,8 @@ def prepare_run(config: TrainConfig, stores: tuple[ActivationStore, ...] | None 
     if config.trained_on == "cls" and not store.spec.tokens.n_cls:
         name = "--class_token" if config.class_token else "--tokens cls"
         raise TrainingError(f"{name} was given, but {store.spec.model_name} has no CLS token")
+    if config.trained_on == "patches" and not math.prod(store.spec.tokens.grid):
+        raise TrainingError(f"--tokens patches was given, but images of store '{store.path}' have no patches")
     n_latents = config.expansion_factor * store.d_model
     try:  # the architecture checks its settings
         _check_k(config, n_latents)

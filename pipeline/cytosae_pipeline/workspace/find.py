@@ -1,12 +1,14 @@
 """Finding the store that a verb's options mean."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from cytosae_cache.errors import StoreMismatchError, StoreNotFoundError
+from cytosae_cache.errors import StoreIncompleteError, StoreMismatchError, StoreNotFoundError
 from cytosae_cache.format.spec import StoreSpec
 from cytosae_cache.store import ActivationStore, iter_stores
 from cytosae_pipeline.config import StoreChoice
+from cytosae_pipeline.config.commands import WHICH_IMAGES, WHICH_STORE, command
 from cytosae_pipeline.config.fields import suggest
 from cytosae_pipeline.config.store import StorePlace
 from cytosae_pipeline.errors import UserError
@@ -29,7 +31,13 @@ def find_store(
         UserError: If neither a name nor a path was given.
     """
     if choice.store is not None:
-        return ActivationStore(choice.store)
+        try:
+            return ActivationStore(choice.store)
+        except StoreNotFoundError as error:
+            listed = command("list", choice, ("root_dir",))
+            raise StoreNotFoundError(
+                f"no activation store at '{choice.store}' (no zarr.json there). List existing stores with: {listed}"
+            ) from error
     name = require_dataset(choice)
     stores = [
         ActivationStore(path) for path in iter_stores(Workspace(choice.root_dir).stores_dir(name)) if _is_store(path)
@@ -40,20 +48,51 @@ def find_store(
     if not fitting:
         raise StoreNotFoundError(_not_found_message(choice, name, stores, weights_sha256))
     if len(fitting) > 1:
+        several_models = len({store.spec.model_name for store in fitting}) > 1
         raise StoreMismatchError(
-            f"{len(fitting)} stores of data set '{name}' fit; choose one with --store PATH or narrow the choice with "
-            f"--model_name:\n{list_stores(fitting)}"
+            f"{len(fitting)} stores of data set '{name}' fit; choose one with --store PATH"
+            f"{' or --model_name NAME' * several_models}:\n{list_stores(fitting)}"
         )
     return fitting[0]
+
+
+def require_finished(store: ActivationStore, choice: StoreChoice) -> None:
+    """Refuse an unfinished store with the command that finishes it.
+
+    Args:
+        store: The store.
+        choice: The verb's options, by which the store was found.
+
+    Raises:
+        StoreIncompleteError: If the store's build has not finished.
+    """
+    if not store.complete and store.spec.imported:
+        raise StoreIncompleteError(
+            f"store '{store.path}' is unfinished: {store.n_finished_shards} of {store.n_shards} shards are written. "
+            f"Finish it by running the same `cytosae-cache import` command again"
+        )
+    if not store.complete:
+        dataset, block = store.provenance.dataset, store.spec.block - store.spec.n_blocks
+        raise StoreIncompleteError(
+            f"store '{store.path}' is unfinished: {store.n_finished_shards} of {store.n_shards} shards are written. "
+            "Finish it with the options that its build was given: "
+            f"{_build_command(choice, dataset_name=dataset, block_layer=block)}"
+        )
 
 
 def list_stores(stores: Sequence[ActivationStore]) -> str:
     """One line per store: what distinguishes it from the others."""
     return "\n".join(
-        f"  {store.path}  {store.spec.model_name} block {store.spec.block - store.spec.n_blocks} "
-        f"{store.spec.precision} {store.n_images:,} images" + ("" if store.complete else " (unfinished)")
+        f"  {shlex.quote(str(store.path))}  {store.spec.model_name} {describe_block(store.spec)} "
+        f"{store.spec.precision} {store.spec.store_dtype} {store.n_images:,} images"
+        + ("" if store.complete else " (unfinished)")
         for store in stores
     )
+
+
+def describe_block(spec: StoreSpec) -> str:
+    """Which block's output a store contains, counted from the end as `--block_layer` does, or that it was imported."""
+    return "imported" if spec.imported else f"block {spec.block - spec.n_blocks}"
 
 
 def require_dataset(choice: StorePlace) -> str:
@@ -63,7 +102,8 @@ def require_dataset(choice: StorePlace) -> str:
         UserError: If none was given.
     """
     if choice.dataset_name is None:
-        raise UserError("name the data set: --dataset_name NAME, or give a store's path (see: cytosae-cache list)")
+        listed = command("list", choice, ("root_dir",))
+        raise UserError(f"name the data set: --dataset_name NAME, or give a store's path (see: {listed})")
     return choice.dataset_name
 
 
@@ -74,8 +114,9 @@ def _is_store(path: Path) -> bool:
 
 def _fits(spec: StoreSpec, choice: StoreChoice, weights_sha256: str | None) -> bool:
     """Whether the options allow a store."""
+    block = choice.block_layer if choice.block_layer >= 0 else spec.n_blocks + choice.block_layer
     return (
-        spec.block == (choice.block_layer if choice.block_layer >= 0 else spec.n_blocks + choice.block_layer)
+        (spec.imported or spec.block == block)
         and spec.module == choice.module_name
         and choice.model_name in (None, spec.model_name)
         and weights_sha256 in (None, spec.weights_sha256)
@@ -96,6 +137,12 @@ def _not_found_message(
         existing = f"; this data set has no stores{suggest(name, workspace.datasets_with_stores()) or '.'} "
     return (
         f"no activation store for {', '.join(wanted)} in '{workspace.stores_dir(name)}'{existing}"
-        f"Build it with: cytosae-cache build --root_dir '{choice.root_dir}' --dataset_name {name} "
-        f"--block_layer {choice.block_layer} --images PATH --model_path CHECKPOINT"
+        f"Build it with: {_build_command(choice)}"
     )
+
+
+def _build_command(choice: StoreChoice, **options: object) -> str:
+    """The command that builds a store; words in capitals stand for what is not known here."""
+    unknown = {"images": "PATH", "model_path": "CHECKPOINT"}
+    asked = {option: getattr(choice, option, None) or text for option, text in unknown.items()}
+    return command("build", choice, (*WHICH_STORE, *WHICH_IMAGES), **asked, **options)

@@ -8,6 +8,7 @@ from typing import Any
 from cytosae_cache.errors import StoreError
 from cytosae_cache.store import ActivationStore, iter_stores
 from cytosae_pipeline.runtime.progress import format_bytes
+from cytosae_pipeline.workspace.find import describe_block
 from cytosae_pipeline.workspace.paths import Workspace
 
 
@@ -52,7 +53,8 @@ def _store_entry(path: Path) -> dict[str, Any]:
         "path": str(path),
         "dataset": store.provenance.dataset,
         "model_name": store.spec.model_name,
-        "block_layer": store.spec.block - store.spec.n_blocks,
+        "block_layer": None if store.spec.imported else store.spec.block - store.spec.n_blocks,
+        "block": describe_block(store.spec),
         "precision": store.spec.precision,
         "n_images": store.n_images,
         "bytes": store.n_images * store.spec.record_bytes,
@@ -67,7 +69,7 @@ def _store_line(store: dict[str, Any]) -> str:
         return f"  {store['path']}  unusable: {store['error']}"
     state = "complete" if store["complete"] else f"unfinished, {store['n_finished_shards']}/{store['n_shards']} shards"
     return (
-        f"  {store['dataset']}  {store['model_name']} block {store['block_layer']}  {store['n_images']:,} images  "
+        f"  {store['dataset']}  {store['model_name']} {store['block']}  {store['n_images']:,} images  "
         f"{format_bytes(store['bytes'])}  {state}  {store['path']}"
     )
 

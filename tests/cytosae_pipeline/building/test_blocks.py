@@ -82,7 +82,7 @@ def test_a_killed_build_of_two_blocks_ends_with_the_same_bytes(with_images, sing
     """Killed with one block's store ahead of the other's."""
     options = [
         "build", "--root_dir", with_images.root, "--dataset_name", "toy", "--model_path", with_images.vit,
-        "--workers", 0, "--shard_images", 5, *BLOCKS, *LAYOUT,
+        "--workers", 0, "--shard_images", 5, *BLOCKS, "--layout", LAYOUT,
     ]  # fmt: skip
     command = [sys.executable, "-c", "from cytosae_pipeline.cli.app import main; main()", *map(str, options)]
     child = subprocess.Popen(command, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -161,7 +161,7 @@ def test_a_store_of_another_size_serves_every_verb(with_images):
 
 
 def test_a_verb_that_builds_first_prepares_images_as_said(with_images):
-    with_images.train(*PREPARED, *LAYOUT, "--images", with_images.images, "--model_path", with_images.vit)
+    with_images.train(*PREPARED, "--layout", LAYOUT, "--images", with_images.images, "--model_path", with_images.vit)
     assert ActivationStore.open(with_images.store).spec.preprocessing.image_size == 448
 
 

@@ -23,6 +23,7 @@ from tests.support.pictures import write_vit
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([".", "cache", "pipeline"])}
 VERBS = [
     "build",
+    "import",
     "train",
     "features",
     "classes",

@@ -69,7 +69,8 @@ def test_options_that_come_too_late_are_named(filled, messages):
         in said
     )
     assert "--threshold 0.9 0.8 has no effect" in said
-    assert "made with 0.5 0.1. To recompute them, give it to: cytosae-cache patients" in said
+    assert "made with 0.5 0.1. To recompute them: cytosae-cache patients" in said
+    assert "--threshold 0.9 --threshold 0.8 --normalize none\n" in said
     assert "--normalize none has no effect" in said
     ensure_counts(config(filled, threshold=(0.5, 0.1), normalize="token"), "patient")
     assert messages() == ""

@@ -20,6 +20,7 @@ FEATURE_FILES = {
     "max_activating_image_values.pt",
     "sae_mean_acts.pt",
     "sae_sparsity.pt",
+    "top_entropy.pt",
     "images.csv",
     "labels.txt",
     "features.json",
@@ -51,7 +52,8 @@ def test_features(with_sae):
     folder = with_sae.features()
     assert {path.name for path in folder.iterdir()} == FEATURE_FILES
     assert str(folder) in output
-    assert f"look at it: cytosae-cache report --dataset_name toy --sae_path '{with_sae.sae()}'" in output
+    where = f"--root_dir {with_sae.root} --dataset_name toy --sae_path {with_sae.sae()}"
+    assert f"look at it: cytosae-cache report {where}" in output
     acts, store = _acts(with_sae)
     scores = acts.mean(axis=1)
     n_active = (scores > 0).sum(axis=0)

@@ -312,7 +312,8 @@ def test_an_unfinished_store_is_refused_with_the_command_that_finishes_it(with_i
     with_images.build("--strict-images", code=1)
     output = with_images.train(code=1).output
     assert "is unfinished" in output
-    assert "cytosae-cache build --dataset_name toy" in output
+    where = f"--root_dir {with_images.root} --dataset_name toy --images PATH --model_path CHECKPOINT --block_layer -2"
+    assert f"options that its build was given: cytosae-cache build {where}\n" in output
 
 
 def test_a_store_of_other_weights_is_never_reused(with_store):

@@ -48,21 +48,54 @@ class Cohort:
 
 
 @dataclass(frozen=True)
-class ReportData:
-    """Everything that the page's records are computed from."""
+class LatentData:
+    """What the page knows of latents from the feature data alone."""
 
     config: PageConfig
     """Options."""
-    inputs: Inputs
-    """Store and autoencoder, decoder included."""
-    sae_cfg: dict[str, Any]
-    """Configuration in the autoencoder's file."""
     features: Features
     """Feature data of docs/definitions.md, section 6."""
     entropy: npt.NDArray[np.float64]
     """Label entropy of docs/definitions.md, section 8, shape `(S,)`; 0 for a single label, -1 where not defined."""
     clusters: npt.NDArray[np.int64]
     """Cluster of each latent, shape `(S,)`; -1 for those never active."""
+    notes: dict[int, LatentNote]
+    """Names and notes of latents."""
+
+    @property
+    def n_latents(self) -> int:
+        """Latents S."""
+        return len(self.features.sparsity)
+
+    @property
+    def top_rows(self) -> npt.NDArray[np.int64]:
+        """Rows of each latent's top images, shape `(S, k)`; -1 in empty slots."""
+        return self.features.indices
+
+
+def make_latent_data(config: PageConfig, features: Features, notes_path: Path) -> LatentData:
+    """The feature data with what follows from them, and the notes in a file.
+
+    Raises:
+        UserError: If the file contains something else than notes.
+    """
+    return LatentData(
+        config=config,
+        features=features,
+        entropy=_clean_entropy(features),
+        clusters=cluster_latents(features.mean_acts, features.sparsity, config.clusters, seed=config.seed),
+        notes=read_notes(notes_path, len(features.sparsity)),
+    )
+
+
+@dataclass(frozen=True)
+class ReportData(LatentData):
+    """Everything that the page's records are computed from."""
+
+    inputs: Inputs
+    """Store and autoencoder, decoder included."""
+    sae_cfg: dict[str, Any]
+    """Configuration in the autoencoder's file."""
     labels: npt.NDArray[np.int64]
     """Label of each image, shape `(n_images,)`; -1 for none."""
     patients: npt.NDArray[np.int64]
@@ -73,8 +106,6 @@ class ReportData:
     """Profiles of all latents, if a pass over the store was made; None if saved results were reused."""
     cohort: Cohort | None
     """The patients, if the images have any."""
-    notes: dict[int, LatentNote]
-    """Names and notes of latents."""
     pseudonymous: bool
     """Whether patients' names are replaced and paths left out."""
 
@@ -82,11 +113,6 @@ class ReportData:
     def store(self) -> ActivationStore:
         """The store."""
         return self.inputs.store
-
-    @property
-    def n_latents(self) -> int:
-        """Latents S."""
-        return len(self.features.sparsity)
 
     @property
     def n_prefix(self) -> int:
@@ -97,11 +123,6 @@ class ReportData:
     def notes_path(self) -> Path:
         """File of the notes on latents."""
         return self.inputs.folder / FILE_NAME
-
-    @property
-    def top_rows(self) -> npt.NDArray[np.int64]:
-        """Rows of each latent's top images, shape `(S, k)`; -1 in empty slots."""
-        return self.features.indices
 
 
 def open_report_data(
@@ -134,18 +155,14 @@ def open_report_data(
     key = ensure_key(inputs.folder / KEY_NAME) if pseudonymous and counts is not None else None
     cohort, patients = _make_cohort(counts, inputs, config, key)
     return ReportData(
-        config=config,
+        **vars(make_latent_data(config, features, inputs.folder / FILE_NAME)),
         inputs=inputs,
         sae_cfg=inputs.sae_cfg,
-        features=features,
-        entropy=_clean_entropy(features),
-        clusters=cluster_latents(features.mean_acts, features.sparsity, config.clusters, seed=config.seed),
         labels=number_names(store.images.label, features.labels),
         profiles=found.profiles,
         patients=patients,
         numbers=np.arange(store.n_images) if key is None else shuffled_numbers(store.n_images, key),
         cohort=cohort,
-        notes=read_notes(inputs.folder / FILE_NAME, len(features.sparsity)),
         pseudonymous=pseudonymous,
     )
 
@@ -156,7 +173,7 @@ def label_counts(data: ReportData) -> npt.NDArray[np.int64]:
     return np.bincount(here[here >= 0], minlength=len(data.features.labels))
 
 
-def main_labels(data: ReportData, latents: npt.NDArray[np.int64]) -> list[int]:
+def main_labels(data: LatentData, latents: npt.NDArray[np.int64]) -> list[int]:
     """The label with the largest value mass among each latent's top images; -1 where there is none."""
     features = data.features
     mass = label_mass(features.values[latents], features.label_indices[latents], len(features.labels))

@@ -18,6 +18,7 @@ from cytosae_pipeline.report.explore.uploads import open_uploads
 from cytosae_pipeline.report.records.choice import choose_latents, top_image_rows
 from cytosae_pipeline.report.records.masking import measure_masking
 from cytosae_pipeline.report.records.overview import overview_record
+from cytosae_pipeline.report.records.thumbnails import explain_no_pictures
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def explore(config: ExploreConfig, on_ready: Callable[[Serving], None]) -> Ended
         images = list_stored_images(store, config)
         messages = []
         if images is None:
-            text = "the images were not found, so maps are shown without cells: pass their location with --images PATH"
+            text = "".join(explain_no_pictures(store))
             logger.info(text)
             messages.append(f"{text[0].upper()}{text[1:]}.")
         masking, notes = measure_masking(report_data)

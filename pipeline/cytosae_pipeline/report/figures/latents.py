@@ -135,17 +135,19 @@ def overlay(picture: Pixels | None, levels: Pixels, side: int) -> Pixels:
 
     Args:
         picture: RGB, shape `(side, side, 3)`; None for plain grey.
-        levels: Shares of the map's peak in steps of 1/255, shape `(rows, columns)` of patches.
+        levels: Shares of the map's peak in steps of 1/255, shape `(rows, columns)` of patches; empty for no map.
         side: Height and width in pixels.
 
     Returns:
         RGB, uint8, shape `(side, side, 3)`.
     """
+    ground = np.full((side, side, 3), _NO_PICTURE, np.uint8) if picture is None else picture
+    if not levels.size:
+        return ground
     share = levels / 255
     heat = colormaps["viridis"](HEAT_SHADE[0] + HEAT_SHADE[1] * share)
     heat[..., 3] = np.where(levels == 0, 0, HEAT_ALPHA[0] + HEAT_ALPHA[1] * share)
     small = Image.fromarray(np.rint(255 * heat).astype(np.uint8), "RGBA")
-    ground = np.full((side, side, 3), _NO_PICTURE, np.uint8) if picture is None else picture
     whole = Image.fromarray(ground).convert("RGBA")
     whole.alpha_composite(small.resize((side, side), Image.Resampling.BILINEAR))
     return np.asarray(whole.convert("RGB"))

@@ -102,7 +102,7 @@ def _plan(
             plan.append((f"comparison_{number}", partial(draw_comparison, cohort, pair, found)))
         if 2 <= len(cohort.names) <= MAX_CORRELATED:
             plan.append(("correlation", partial(draw_correlation, cohort)))
-    training = training_record(data)
+    training = training_record(data.config)
     if training is not None and training["curves"]:
         plan.append(("training", partial(draw_training, training)))
     if masking is not None:

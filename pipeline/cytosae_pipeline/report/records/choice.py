@@ -11,13 +11,13 @@ from cytosae.analysis.latents import best_latents, select_latents
 from cytosae_pipeline.config.report import PageConfig, parse_latents, parse_range
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.report.data.limits import SIGNIFICANT_Q
-from cytosae_pipeline.report.data.report_data import ReportData
+from cytosae_pipeline.report.data.report_data import LatentData, ReportData
 
 Latents = npt.NDArray[np.int64]
 
 
 def choose_latents(
-    data: ReportData, comparisons: Sequence[GroupComparison] = (), *, explore: bool = False
+    data: LatentData, comparisons: Sequence[GroupComparison] = (), *, explore: bool = False
 ) -> tuple[Latents, str]:
     """Choose the featured latents: those that get a page in a report, or a card in the explorer.
 

@@ -1,5 +1,6 @@
 """The overview's record: store, autoencoder, training, and the columns of all latents."""
 
+import math
 from datetime import UTC, datetime
 from typing import Any
 
@@ -7,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae_pipeline import __version__
+from cytosae_pipeline.config import PageConfig
 from cytosae_pipeline.report.data.limits import MAX_NAME, MAX_NOTE, MAX_UPLOAD, SIGNIFICANT_Q
-from cytosae_pipeline.report.data.report_data import ReportData, label_counts, main_labels, read_training
+from cytosae_pipeline.report.data.report_data import LatentData, ReportData, label_counts, main_labels, read_training
 from cytosae_pipeline.report.records.encoding import finite, pack
 from cytosae_pipeline.runtime.palette import HEAT_ALPHA, HEAT_SHADE, KINDS
 
@@ -58,42 +60,69 @@ def overview_record(
         explore: Whether the explore server serves the page, so that every latent and image can be opened.
         can_upload: Whether it can read new images.
     """
-    n_active = data.features.n_active
     return {
-        "format": 1,
-        "title": data.store.provenance.dataset,
-        "made": datetime.now(UTC).date().isoformat(),
-        "version": __version__,
+        **common_record(
+            data, latents, reason, title=data.store.provenance.dataset, messages=[*messages, *_missing_maps(data)]
+        ),
         "explore": explore,
         "can_upload": can_upload,
         "pseudonymous": data.pseudonymous,
-        "messages": messages,
-        "palette": {"kinds": list(KINDS), "heat_shade": list(HEAT_SHADE), "heat_alpha": list(HEAT_ALPHA)},
-        "limits": _LIMITS,
         "store": _store_record(data),
         "sae": {"latents": data.n_latents, "facts": _sae_facts(data)},
-        "training": training_record(data),
-        "counts": {"active": n_active, "dead": data.n_latents - n_active},
-        "latents": _latent_columns(data),
-        "featured": latents.tolist(),
-        "featured_reason": reason,
+        "training": training_record(data.config),
         "cards": [data.numbers[top[top >= 0]].tolist() for top in data.top_rows[latents, :_CARD_IMAGES]],
-        "main_label": main_labels(data, latents),
         "labels": _label_records(data),
         "images": {
             "rows": data.numbers[rows].tolist(),
             "labels": data.labels[rows].tolist(),
             "patients": data.patients[rows].tolist(),
         },
+        "image_pages": True,
         "has_patients": data.cohort is not None,
         "patients": data.cohort.names if data.cohort else [],
         "thumbnails": thumbnails,
-        "notes": {str(latent): dict(note) for latent, note in data.notes.items()},
         "masking": masking,
     }
 
 
-def _latent_columns(data: ReportData) -> dict[str, Any]:
+def common_record(
+    data: LatentData, latents: npt.NDArray[np.int64], reason: str, *, title: str, messages: list[str]
+) -> dict[str, Any]:
+    """What every page has, whatever it is made from.
+
+    Args:
+        data: Feature data.
+        latents: Latents with a page.
+        reason: Which these are, in a sentence.
+        title: Title of the page.
+        messages: What readers should know first.
+    """
+    n_active = data.features.n_active
+    return {
+        "format": 1,
+        "title": title,
+        "made": datetime.now(UTC).date().isoformat(),
+        "version": __version__,
+        "messages": messages,
+        "palette": {"kinds": list(KINDS), "heat_shade": list(HEAT_SHADE), "heat_alpha": list(HEAT_ALPHA)},
+        "limits": _LIMITS,
+        "counts": {"active": n_active, "dead": data.n_latents - n_active},
+        "latents": _latent_columns(data),
+        "featured": latents.tolist(),
+        "featured_reason": reason,
+        "main_label": main_labels(data, latents),
+        "notes": {str(latent): dict(note) for latent, note in data.notes.items()},
+    }
+
+
+def _missing_maps(data: ReportData) -> list[str]:
+    """Why there are no heat maps; nothing if there are."""
+    if math.prod(data.store.spec.tokens.grid):
+        return []
+    return ["Each image of this store is a single token, without patches: there are no heat maps."]
+
+
+def _latent_columns(data: LatentData) -> dict[str, Any]:
     """What the scatter plot shows of every latent."""
     return {
         "sparsity": pack(data.features.sparsity),
@@ -109,10 +138,10 @@ def _label_records(data: ReportData) -> list[dict[str, Any]]:
     return [{"name": name, "images": count} for name, count in zip(data.features.labels, counts, strict=True)]
 
 
-def training_record(data: ReportData) -> dict[str, Any] | None:
-    """Training curves, thinned evenly; None if nothing was recorded."""
-    assert data.config.sae_path is not None
-    lines = read_training(data.config.sae_path)
+def training_record(config: PageConfig) -> dict[str, Any] | None:
+    """Training curves of the autoencoder, thinned evenly; None if nothing was recorded."""
+    assert config.sae_path is not None
+    lines = read_training(config.sae_path)
     lines = [line for line in lines if isinstance(line.get("details/n_training_tokens", line.get("step")), int | float)]
     if not lines:
         return None
@@ -149,6 +178,15 @@ def _store_record(data: ReportData) -> dict[str, Any]:
 def _store_facts(data: ReportData) -> list[list[str]]:
     """Provenance of the store, without any path of this machine."""
     store, spec = data.store, data.store.spec
+    if spec.imported:
+        return [
+            ["data set", store.provenance.dataset],
+            ["embeddings", f"{spec.model_name}, imported"],
+            ["tokens", f"{store.n_tokens} x {store.d_model}"],
+            ["stored as", spec.store_dtype],
+            ["spec", spec.hash],
+            ["origin (SHA-256)", spec.weights_sha256[:16] + "…"],
+        ]
     return [
         ["data set", store.provenance.dataset],
         ["backbone", spec.model_name],

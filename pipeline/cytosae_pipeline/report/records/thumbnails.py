@@ -60,6 +60,13 @@ def write_thumbnails(
     return missing
 
 
+def explain_no_pictures(store: ActivationStore) -> tuple[str, str]:
+    """Why a store whose images were not found has no pictures, and what to do about it; '' if nothing can be done."""
+    if store.spec.imported:
+        return "the store was imported, so it has no pictures", ""
+    return "the images were not found, so maps are shown without cells", ": pass their location with --images PATH"
+
+
 def is_same(image: Decoded, digest: npt.NDArray[np.uint8]) -> bool:
     """Whether an image could be decoded and has the digest: a map over another cell would mislead."""
     return image.pixels is not None and image.sha256 == bytes(digest)

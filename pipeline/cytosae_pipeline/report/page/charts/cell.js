@@ -25,7 +25,7 @@ const cells = (() => {
     canvas.height = SIDE;
     const context = contextOf(canvas);
     context.clearRect(0, 0, SIDE, SIDE);
-    if (!levels || mode === "plain") return;
+    if (!levels || mode === "plain" || !hasMaps()) return;
     const small = new OffscreenCanvas(columns, rows);
     const picture = new ImageData(columns, rows);
     for (let i = 0; i < rows * columns; i++) {
@@ -62,8 +62,9 @@ const cells = (() => {
     return Object.assign(h("div.cell", {}, image, canvas), { show, repaint });
   }
 
-  /** Buttons that choose how all cells on the page look, and what the colours of heat maps mean. */
+  /** Buttons that choose how all cells on the page look, and what the colours of heat maps mean; none without maps. */
   function toggle() {
+    if (!hasMaps()) return null;
     return h(
       "div.bar-row",
       {},

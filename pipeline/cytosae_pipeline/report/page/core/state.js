@@ -101,5 +101,8 @@ const labelName = (index) => (index >= 0 ? state.overview.labels[index].name : "
 /** @param {number} index */
 const patientName = (index) => (index >= 0 ? state.overview.patients[index] : "no patient");
 
+/** Whether images have patches, over which a latent's map can be drawn. */
+const hasMaps = () => state.overview.store.grid[0] * state.overview.store.grid[1] > 0;
+
 /** What featured latents have that others lack: in a report a page, in the explorer a card. */
 const featuredWord = () => (state.overview.explore ? "card" : "page");

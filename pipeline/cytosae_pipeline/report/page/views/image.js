@@ -6,7 +6,11 @@
  * @param {string} text - the number as the address gives it
  */
 const imageView = (row, text) => {
-  const { store, explore } = state.overview;
+  const { store, explore, image_pages } = state.overview;
+  if (!image_pages) {
+    const nothing = "These results came without images, so there is nothing to show of this one.";
+    return h("div", {}, h("h1", {}, `Image ${text}`), h("p.notice", {}, nothing));
+  }
   if (!(row < store.images)) {
     const range = `they are numbered 0 to ${store.images - 1}.`;
     return h("div", {}, h("h1", {}, "No such image"), h("p.notice", {}, `There is no image ${text}: ${range}`));
@@ -51,7 +55,8 @@ function imageBody(image) {
   const tokens = decodeTokens(image);
   const maps = new Map(image.latents.map((item) => [item.latent, item]));
   const cell = imageCell(image);
-  const about = h("p.quiet", { "aria-live": "polite" }, "Nothing is selected yet.");
+  const noMap = "The image is a single token, so its latents have no map.";
+  const about = h("p.quiet", { "aria-live": "polite" }, hasMaps() ? "Nothing is selected yet." : noMap);
   const patchList = h(
     "div.patch-list",
     { "aria-live": "polite" },
@@ -64,6 +69,7 @@ function imageBody(image) {
 
   /** @param {number} latent */
   function showLatent(latent) {
+    if (!hasMaps()) return;
     shown = latent;
     const item = maps.get(latent);
     cell.show(item ? cytosae.decode(item.map) : tokens.partialMap(latent));
@@ -84,6 +90,12 @@ function imageBody(image) {
    */
   function latentRow(latent, value, share) {
     const label = `${latentTitle(latent)}: ${format(value)}. Show its map.`;
+    const bar = [
+      h("span.bar-track", {}, h("span.bar-fill", { style: { width: `${100 * share}%` } })),
+      h("span", {}, format(value)),
+    ];
+    const link = h("a", { href: `#/latent/${latent}` }, latentTitle(latent));
+    if (!hasMaps()) return h("div.latent-row", {}, link, h("span.map-button", {}, bar));
     const button = h(
       "button.map-button",
       {
@@ -94,11 +106,10 @@ function imageBody(image) {
         "aria-label": label,
         onclick: () => showLatent(latent),
       },
-      h("span.bar-track", {}, h("span.bar-fill", { style: { width: `${100 * share}%` } })),
-      h("span", {}, format(value)),
+      bar,
     );
     buttons.add(button);
-    return h("div.latent-row", {}, h("a", { href: `#/latent/${latent}` }, latentTitle(latent)), button);
+    return h("div.latent-row", {}, link, button);
   }
 
   /**
@@ -127,7 +138,7 @@ function imageBody(image) {
       {},
       image.patient >= 0 && `Patient ${patientName(image.patient)}. `,
       image.path && `File ${image.path}. `,
-      "Click a patch.",
+      hasMaps() && "Click a patch.",
     ),
     h(
       "div.image-page",
@@ -135,11 +146,11 @@ function imageBody(image) {
       h(
         "div",
         {},
-        h("div.large-cell", {}, cell, net.element),
-        h("div.bar-row", {}, cells.toggle(), prefix > 0 && showCls),
+        h("div.large-cell", {}, cell, hasMaps() && net.element),
+        h("div.bar-row", {}, cells.toggle(), hasMaps() && prefix > 0 && showCls),
         about,
       ),
-      h("div.panel", {}, patchList),
+      hasMaps() && h("div.panel", {}, patchList),
       h(
         "div.panel",
         {},

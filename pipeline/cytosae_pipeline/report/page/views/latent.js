@@ -49,24 +49,40 @@ const latentView = (index, text) => {
 function latentBody(latent) {
   const images = latent.top.length
     ? h("div.grid", {}, latent.top.map(topImage))
-    : h("p.notice", {}, "It is not active on any image of this store.");
-  const about = "Each patch's activation, as a share of the image's largest. Click a cell to open the image.";
+    : h("p.notice", {}, "It is not active on any image.");
   return h(
     "div",
     {},
     notePanel(latent.latent),
-    section("Top activating images", about, cells.toggle(), images),
+    section("Top activating images", aboutTopImages(), cells.toggle(), images),
     h(
       "div.columns",
       {},
       h("div.stack", {}, latentLabels(latent), latentPatients(latent)),
-      h("div.stack", {}, section("Activations", null, activationHistogram(latent.histogram)), latentNeighbours(latent)),
+      h("div.stack", {}, latentActivations(latent), latentNeighbours(latent)),
     ),
   );
 }
 
+function aboutTopImages() {
+  if (!state.overview.image_pages) {
+    return "Rows of the list of images that these results were made from; the images themselves are not known here.";
+  }
+  if (!hasMaps())
+    return "Each image is a single token, so there is no map of a latent. Click a cell to open the image.";
+  return "Each patch's activation, as a share of the image's largest. Click a cell to open the image.";
+}
+
+/** What these results do not contain. */
+const notKnown = () => h("p.quiet", {}, "These results do not contain it.");
+
+/** @param {LatentRecord} latent */
+const latentActivations = ({ histogram }) =>
+  section("Activations", null, histogram ? activationHistogram(histogram) : notKnown());
+
 /** @param {LatentRecord} latent */
 function latentLabels(latent) {
+  if (!latent.labels) return section("Labels", "Mean score per label.", notKnown());
   const items = latent.labels
     .filter((label) => label.n_images)
     .map(({ label, mean, n_active, n_images }) => ({
@@ -85,6 +101,7 @@ function latentLabels(latent) {
 /** @param {LatentRecord} latent */
 function latentPatients(latent) {
   const { overview } = state;
+  if (!overview.image_pages) return section("Patients", null, notKnown());
   const threshold = format(latent.threshold);
   const items = latent.patients.map(({ patient, per_image, count, n_images }) => ({
     name: patientName(patient),
@@ -103,6 +120,7 @@ function latentPatients(latent) {
 /** @param {LatentRecord} latent */
 function latentNeighbours({ neighbours }) {
   const title = "Similar latents";
+  if (!neighbours) return section(title, "Cosine similarity of decoder rows.", notKnown());
   const rows = neighbours.map(([other, cosine]) => [
     h("a", { href: `#/latent/${other}` }, latentTitle(other)),
     cosine.toFixed(3),
@@ -128,11 +146,13 @@ function topImage(item) {
   const label = at === undefined ? item.label : overview.images.labels[at];
   const patient = at === undefined ? item.patient : overview.images.patients[at];
   const alt = `image ${item.row}, ${labelName(label)}`;
+  const value = h("span", {}, h("b", {}, format(item.value)), ` ${labelName(label)}`);
+  if (!overview.image_pages) return h("div.top-image", {}, value, h("span.quiet", {}, `row ${item.row}`));
   return h(
     "a.top-image",
     { href: `#/image/${item.row}`, "data-row": item.row },
     cells.make(item.row, cytosae.decode(item.map), { alt }),
-    h("span", {}, h("b", {}, format(item.value)), ` ${labelName(label)}`),
+    value,
     patient >= 0 && h("span.quiet", {}, patientName(patient)),
   );
 }

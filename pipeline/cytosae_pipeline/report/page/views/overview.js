@@ -44,11 +44,14 @@ function overviewTiles({ counts, sae, store, training }) {
     return curve?.values.filter((value) => value !== null).at(-1);
   };
   const unreadable = store.images - store.valid;
+  const images = state.overview.image_pages
+    ? tile(format(store.valid), "images", `${format(store.images)} in the store, ${format(unreadable)} unreadable`)
+    : tile("–", "images", "not known from these results");
   return [
-    tile(format(store.valid), "images", `${format(store.images)} in the store, ${format(unreadable)} unreadable`),
+    images,
     tile(format(sae.latents), "latents"),
     tile(percent(counts.active / sae.latents), "active on some image", `${format(counts.active)} latents`),
-    tile(percent(counts.dead / sae.latents), "dead", `${format(counts.dead)} latents active on no image of this store`),
+    tile(percent(counts.dead / sae.latents), "dead", `${format(counts.dead)} latents active on no image`),
     tile(format(last("explained variance")), "explained variance", "at the last training step"),
     tile(format(last("L0")), "L0", "active latents per token, at the last training step"),
   ];
@@ -64,7 +67,8 @@ const facts = (pairs) =>
 
 function labelsPanel() {
   const { labels } = state.overview;
-  if (!labels.length) return section("Labels", "The store's images have no labels.");
+  if (!labels.length) return section("Labels", "The images have no labels.");
+  if (!state.overview.image_pages) return section("Labels", null, labels.map(({ name }) => name).join(", "));
   const items = labels.map(({ name, images }) => ({ name, value: images, text: format(images) }));
   return section("Labels", "Readable images per label.", barChart(items, { label: "Images per label" }));
 }

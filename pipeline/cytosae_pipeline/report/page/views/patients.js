@@ -15,7 +15,8 @@ const patientsView = (tab = "barcodes", which = "0") => {
     const text =
       "The store's images have no patients. Build it from a CSV with a patient column, or from folders with " +
       "--layout patient or class/patient.";
-    return h("div", {}, heading, h("p.notice", {}, text));
+    const foreign = "These results came without the images' patients.";
+    return h("div", {}, heading, h("p.notice", {}, state.overview.image_pages ? text : foreign));
   }
   const links = PATIENT_TABS.map(([name, text]) =>
     h("a", { href: `#/patients/${name}`, "aria-current": name === tab ? "page" : null }, text),

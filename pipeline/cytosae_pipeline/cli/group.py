@@ -1,0 +1,55 @@
+"""The command `cytosae-cache` itself, and what all its verbs share."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from cytosae_pipeline import __version__
+from cytosae_pipeline.cli.options import CONTEXT_SETTINGS
+from cytosae_pipeline.cli.output import log_to_stderr, messages
+
+_ORDER = (
+    "build", "import", "train", "features", "classes", "patients", "report", "explore", "export", "list", "info",
+    "verify", "demo",
+)  # fmt: skip
+
+
+class _InOrder(click.Group):
+    """Lists the verbs in the order in which they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(self.commands, key=_ORDER.index)
+
+
+@click.group(cls=_InOrder, context_settings=CONTEXT_SETTINGS)
+@click.version_option(__version__, prog_name="cytosae-cache")
+def cli() -> None:
+    """Cache a vision transformer's activations of blood cells once; train and read sparse autoencoders on them.
+
+    \b
+    Try it, no data needed:   cytosae-cache demo
+    With your own images:
+      cytosae-cache build    --dataset_name mll23 --images IMAGES --model_path DinoBloom-B.pth
+      cytosae-cache train    --dataset_name mll23 --use_ghost_grads --batch_size 64
+      cytosae-cache features --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt
+      cytosae-cache patients --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt
+      cytosae-cache report   --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt
+
+    Option names may be written with _ or -. Every verb has --help.
+    """
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, nothing else.")
+
+
+def verb(function: Callable[..., Any]) -> click.Command:
+    """Register a verb: `--json`, and errors as messages. A trailing _ of the function's name is left out."""
+
+    @functools.wraps(function)
+    def run(**values: Any) -> None:
+        with messages(), log_to_stderr(quiet=values["as_json"]):
+            function(**values)
+
+    return cli.command(function.__name__.rstrip("_"), context_settings=CONTEXT_SETTINGS)(json_option(run))

@@ -1,0 +1,121 @@
+"""Verbs about stores: importing, listing, showing and checking them."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cytosae_pipeline.cli.group import verb
+from cytosae_pipeline.cli.options import config_options, make_config
+from cytosae_pipeline.cli.output import print_result
+from cytosae_pipeline.config import ImportConfig, StoreChoice, StoreSource
+from cytosae_pipeline.config.commands import command
+from cytosae_pipeline.runtime.progress import Progress, format_bytes, format_seconds
+
+
+@verb
+@click.argument("source", type=click.Path(path_type=Path))
+@config_options(ImportConfig, leave_out=("source",))
+def import_(source: Path, as_json: bool, **values: Any) -> None:
+    """Turn embeddings that you already have into a store.
+
+    SOURCE is a file, or a folder of files of one kind: .h5 (TRIDENT, CLAM), .pt, .npy, .npz, .parquet or .h5ad. Each
+    row becomes an image of one token; with --grid, each row is an image of several tokens. All verbs work on the store,
+    without heat maps where there is a single token. Run the same command again to resume an interrupted import.
+
+    \b
+    cytosae-cache import ./trident/features_uni --dataset_name slides --model_name uni --labels slides.csv
+    cytosae-cache import cells.npy --labels cells.csv --dataset_name cells
+    cytosae-cache import tokens.npy --grid 16x16 --dataset_name cells
+    """
+    config = make_config(ImportConfig, {**values, "source": source})
+    from cytosae_pipeline.importing.store import import_embeddings
+
+    result = import_embeddings(config)
+    size = f"{result.n_images:,} rows of {result.n_tokens} x {result.d_model}"
+    lines = [f"store ({result.status}): {result.store}", f"{size} in {format_seconds(result.seconds)}"]
+    if result.n_skipped:
+        lines.append(f"set aside, as they contain NaN or infinity: {result.n_skipped:,}")
+    lines.append(f"next: {command('train', config, ('root_dir', 'dataset_name', 'store'))}")
+    print_result(result, "\n".join(lines), as_json)
+
+
+@verb
+@click.option("--root-dir", type=click.Path(path_type=Path), default=Path(), help="Folder that contains out/.")
+def list_(root_dir: Path, as_json: bool) -> None:
+    """List stores and training runs."""
+    from cytosae_pipeline.workspace.inventory import take_inventory
+
+    inventory = take_inventory(root_dir)
+    print_result(inventory, inventory.describe(), as_json)
+
+
+@verb
+@click.argument("path", required=False)
+@config_options(StoreChoice)
+def info(path: str | None, as_json: bool, **values: Any) -> None:
+    """Show where a store comes from.
+
+    Takes the PATH or URL of the store (or --store PATH), or --dataset_name.
+    """
+    config = make_config(StoreChoice, {**values, "store": _one_store(path, values["store"])})
+    from cytosae_pipeline.workspace.find import find_store
+
+    store = find_store(config)
+    facts = store.describe()
+    spec = facts.pop("spec")
+    lines = [f"{name}: {format_bytes(value) if name == 'activation_bytes' else value}" for name, value in facts.items()]
+    lines += ["spec:", *(f"  {name}: {value}" for name, value in spec.items())]
+    print_result({**facts, "spec": spec}, "\n".join(lines), as_json)
+
+
+@verb
+@click.argument("path", required=False)
+@click.option(
+    "--deep", is_flag=True, help="Also recompute the activations of some images, from --model_path and --images."
+)
+@config_options(StoreSource, leave_out=("layout", "vit_type"))
+def verify(path: str | None, deep: bool, as_json: bool, **values: Any) -> None:
+    """Check every file and checksum of a store.
+
+    Takes the PATH or URL of the store (or --store PATH), or --dataset_name. The exit code is 1 if anything is wrong,
+    files included that do not belong to the store.
+
+    \b
+    cytosae-cache verify --dataset_name mll23
+    cytosae-cache verify --dataset_name mll23 --deep --images ./mll23 --model_path ./DinoBloom-B.pth
+    """
+    config = make_config(StoreSource, {**values, "store": _one_store(path, values["store"])})
+    from cytosae_cache.verify import verify_store
+    from cytosae_pipeline.workspace.find import find_store, require_finished
+
+    store = find_store(config)
+    require_finished(store, config)
+    with Progress("verify", store.n_shards, "shards") as bar:
+        report = verify_store(store, on_shard=lambda shard: bar.advance())
+    if deep and not report.problems:
+        from cytosae_pipeline.building.deep_verify import verify_against_source
+
+        report.problems += verify_against_source(store, config)
+    lines = [*report.problems, *report.foreign]
+    if report.problems:
+        lines.append(f"{len(report.problems)} problems in '{store.path}'. Build it again with --overwrite")
+    else:
+        state = "the store itself is sound" if report.foreign else "sound"
+        size = f"{report.n_shards} shards, {format_bytes(report.n_bytes)}, {store.n_images:,} images"
+        lines.append(f"{state}: {size}: {store.path}")
+    if report.foreign:
+        lines.append("Move what does not belong to the store to another place")
+    if report.litter:
+        lines.append(f"harmless, left by an operating system: {', '.join(map(repr, report.litter))}")
+    print_result({"path": store.path, "sound": report.sound, **dataclasses.asdict(report)}, "\n".join(lines), as_json)
+    if not report.sound:
+        raise SystemExit(1)
+
+
+def _one_store(path: str | None, option: str | None) -> str | None:
+    """The store that was named, as PATH or by --store."""
+    if path is not None and option not in (None, path):
+        raise click.UsageError(f"PATH names the store '{path}', and --store '{option}': leave one out")
+    return option if path is None else path

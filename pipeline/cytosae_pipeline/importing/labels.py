@@ -1,0 +1,109 @@
+"""Labels, patients and names of rows from a CSV beside the embeddings."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.importing.part import Part
+
+_KNOWN = ("slide", "path", "label", "patient")
+
+
+class RowTexts(NamedTuple):
+    """What is known about the rows of a file, one entry per row."""
+
+    names: Sequence[str] | None
+    """Name of each row; None if rows are to be numbered."""
+    are_numbers: bool
+    """Whether the names are numbers within the file, so that its own name belongs before them."""
+    labels: Sequence[str]
+    """Labels, '' where unknown."""
+    patients: Sequence[str]
+    """Patients, '' where unknown."""
+
+
+def describe_rows(parts: Sequence[Part], path: Path | None) -> list[RowTexts]:
+    """What is known about the rows of every file; a CSV takes precedence over columns in the files.
+
+    Args:
+        parts: The files.
+        path: The CSV, if there is one.
+
+    Raises:
+        UserError: If the CSV does not fit the files.
+    """
+    lines = [] if path is None else _read(path)
+    if path is None or not lines:
+        return [_texts(part, {}) for part in parts]
+    if "slide" in lines[0]:
+        return _by_slide(parts, lines, path)
+    if len(parts) > 1:
+        raise UserError(
+            f"'{path}' must have a column slide (the file's name without its ending), as there are {len(parts):,} "
+            f"files, such as '{parts[0].path.name}'"
+        )
+    (part,) = parts
+    if len(lines) != part.shape[0]:
+        raise UserError(
+            f"'{path}' has {len(lines):,} lines, but '{part.path}' has {part.shape[0]:,} rows: expected one line per "
+            "row, in the same order, or a column slide"
+        )
+    return [_texts(part, {name: [line[name] for line in lines] for name in lines[0]})]
+
+
+def _by_slide(parts: Sequence[Part], lines: Sequence[dict[str, str]], path: Path) -> list[RowTexts]:
+    """One line for all rows of a file."""
+    found: dict[str, dict[str, str]] = {}
+    for line in lines:
+        if found.setdefault(line["slide"], line) != line:
+            raise UserError(f"'{path}' has two different lines for slide {line['slide']!r}")
+    missing = [part.slide for part in parts if part.slide not in found]
+    if missing:
+        raise UserError(
+            f"'{path}' has no line for {len(missing):,} of {len(parts):,} files, such as slide {missing[0]!r}. Slides "
+            f"are named like the files without their ending; found {', '.join(map(repr, list(found)[:3]))}"
+        )
+    columns = [name for name in ("label", "patient") if name in lines[0]]
+    return [_texts(part, {name: [found[part.slide][name]] * part.shape[0] for name in columns}) for part in parts]
+
+
+def _texts(part: Part, columns: dict[str, list[str]]) -> RowTexts:
+    """The columns, or what the file itself says."""
+    unknown = [""] * part.shape[0]
+    return RowTexts(
+        columns.get("path") or part.names,
+        "path" not in columns and (part.names is None or part.are_numbers),
+        columns.get("label") or part.labels or unknown,
+        columns.get("patient") or part.patients or unknown,
+    )
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    """The lines of a CSV, cells without surrounding blanks.
+
+    Raises:
+        UserError: If it cannot be read, has none of the columns, or its lines have several lengths.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        first = text.partition("\n")[0]
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=";" if ";" in first and "," not in first else ",")
+        header, *lines = [[cell.strip() for cell in line] for line in reader if any(cell.strip() for cell in line)]
+    except FileNotFoundError as error:
+        raise UserError(f"'{path}' does not exist: --labels takes a CSV with the columns label and patient") from error
+    except (OSError, csv.Error, ValueError) as error:
+        raise UserError(f"'{path}' cannot be read as a CSV in UTF-8: {error}") from error
+    header = [name.casefold() for name in header]
+    if not {"label", "patient", "path"} & set(header) or len(set(header)) != len(header):
+        raise UserError(
+            f"'{path}' must have the columns label or patient, each once, and slide or path if known; found: "
+            f"{', '.join(header)}"
+        )
+    wrong = next((number for number, line in enumerate(lines, 2) if len(line) != len(header)), None)
+    if wrong is not None:
+        raise UserError(f"'{path}' line {wrong}: expected {len(header)} cells, found {len(lines[wrong - 2])}")
+    places = {name: header.index(name) for name in _KNOWN if name in header}
+    return [{name: line[place] for name, place in places.items()} for line in lines]

@@ -1,0 +1,154 @@
+"""A command that a message names works when it is copied, from a root folder with a blank in its name, too."""
+
+import re
+import shlex
+import shutil
+
+import pytest
+
+from tests.support.pictures import write_vit
+
+
+def _commands(output: str) -> list[list[str]]:
+    """The words of every command in a text, without the program's name."""
+    found = re.findall(r"(?:: |^ *)cytosae-cache ((?:\w+).*)$", output, re.MULTILINE)
+    return [shlex.split(text.rstrip(").;")) for text in found]
+
+
+@pytest.fixture
+def elsewhere(with_sae, tmp_path):
+    """The workspace below a folder with a blank."""
+    place = type(with_sae)(tmp_path / "my files" / "root")
+    place.root.parent.mkdir()
+    shutil.move(with_sae.root, place.root)
+    return place
+
+
+def _follow(place, output: str, n: int = 1) -> str:
+    commands = _commands(output)
+    assert len(commands) == n, output
+    return "".join(place.run_plain(*command).output for command in commands)
+
+
+def test_train_then_features_then_report(elsewhere):
+    output = elsewhere.train("--run_name", "again").output
+    output = _follow(elsewhere, output)
+    assert "wrote in" in output
+    assert "open in a browser" in _follow(elsewhere, output)
+
+
+def test_a_store_named_by_its_path_another_block_and_kind_are_kept(elsewhere):
+    elsewhere.build("--block_layer", 1)
+    store = sorted(elsewhere.root.glob("out/activations/toy/*.zarr"))[0]
+    output = elsewhere.train("--store", store, "--run_name", "s").output
+    (words,) = _commands(output)
+    assert str(store) in words
+    _follow(elsewhere, output)
+    output = elsewhere.train("--block_layer", 1, "--vit_type", "mine", "--run_name", "b").output
+    _follow(elsewhere, _follow(elsewhere, output))
+    assert (elsewhere.root / "out" / "feature_data" / "sae_b" / "mine" / "toy" / "report").is_dir()
+
+
+def test_a_resumed_run_names_its_own_data_set(elsewhere):
+    output = elsewhere.run("train", "--resume", "r").output
+    assert "wrote in" in _follow(elsewhere, output)
+
+
+def test_info_and_verify_take_the_option_that_they_recommend(elsewhere):
+    elsewhere.build("--store-dtype", "float32")
+    first, second = sorted(elsewhere.root.glob("out/activations/toy/*.zarr"))
+    for verb in ("info", "verify"):
+        output = elsewhere.run(verb, "--dataset_name", "toy", code=1).output
+        assert "2 stores of data set 'toy' fit; choose one with --store PATH:" in output
+        listed = [shlex.split(line)[0] for line in output.splitlines()[1:]]
+        assert listed == [str(first), str(second)]
+        for store in listed:
+            elsewhere.run(verb, "--store", store)
+            elsewhere.run(verb, store)
+            elsewhere.run(verb, store, "--store", store)
+        output = elsewhere.run(verb, str(first), "--store", str(second), code=2).output
+        assert "leave one out" in " ".join(output.split())
+
+
+def test_models_are_a_choice_only_if_they_differ(elsewhere):
+    write_vit(elsewhere.root / "other.pth", name="other_vit")
+    elsewhere.build("--model_path", elsewhere.root / "other.pth")
+    output = elsewhere.run("info", "--dataset_name", "toy", code=1).output
+    assert "--store PATH or --model_name NAME" in output
+    elsewhere.run("info", "--dataset_name", "toy", "--model_name", "other_vit")
+
+
+def test_what_is_missing_is_listed_from_the_same_root(elsewhere):
+    for output in (
+        elsewhere.run("features", "--dataset_name", "toy", "--sae_path", "none.pt", code=1).output,
+        elsewhere.run("info", "none.zarr", code=1).output,
+    ):
+        assert str(elsewhere.store) in _follow(elsewhere, output)
+    output = elsewhere.run("info", code=1).output
+    assert f"(see: cytosae-cache list --root_dir '{elsewhere.root}')" in output
+
+
+def test_a_missing_store_is_built_by_the_command_named(elsewhere):
+    options = ("--images", elsewhere.images, "--layout", "class/patient")
+    output = elsewhere.run("train", "--dataset_name", "new", *options, code=1).output
+    (words,) = _commands(output)
+    words = [str(elsewhere.vit) if word == "CHECKPOINT" else word for word in words]
+    elsewhere.run_plain(*words, "--workers", 0)
+    assert list(elsewhere.root.glob("out/activations/new/*.zarr"))
+
+
+def test_unusable_results_are_computed_again_by_the_command_named(elsewhere):
+    options = ("--dataset_name", "toy", "--sae_path", elsewhere.sae(), "--masking_images", 0)
+    elsewhere.run("report", *options)
+    for name in ("sae_sparsity.pt", "patient_counts.npz"):
+        (elsewhere.features() / name).write_bytes(b"damaged")
+        output = elsewhere.run("report", *options, code=1).output
+        assert "wrote in" in _follow(elsewhere, output)
+        elsewhere.run("report", *options)
+
+
+def test_reused_results_name_the_command_that_honours_the_option(elsewhere):
+    options = ("--dataset_name", "toy", "--sae_path", elsewhere.sae(), "--masking_images", 0)
+    elsewhere.run("report", *options)
+    more = ("--top_k", 3, "--threshold", 0.5, "--normalize", "none")
+    output = elsewhere.run("report", *options, *more).output
+    assert "wrote in" in _follow(elsewhere, output, 3)
+    output = elsewhere.run("report", *options, *more).output
+    assert "has no effect" not in output
+
+
+def test_a_folder_of_the_demo_is_quoted(tmp_path):
+    from cytosae_pipeline.demo.run import DemoResult
+
+    root = tmp_path / "my demo"
+    fields = dict.fromkeys(DemoResult.__dataclass_fields__, 0)
+    text = DemoResult(**{**fields, "files": [], "root": root, "report": root / "index.html"}).describe()
+    assert f"cytosae-cache list --root_dir '{root}'" in text
+
+
+def test_resuming_a_build_that_overwrites_does_not_delete_what_is_kept(capsys, monkeypatch):
+    from cytosae_pipeline.cli.output import messages
+
+    def resume(*words: str) -> str:
+        monkeypatch.setattr("sys.argv", ["cytosae-cache", *words])
+        with pytest.raises(SystemExit), messages():
+            raise KeyboardInterrupt
+        return capsys.readouterr().err.splitlines()[-1].strip()
+
+    assert resume("build", "--dataset_name", "a b", "--overwrite") == "cytosae-cache build --dataset_name 'a b'"
+    assert resume("export", "--out", "x", "--overwrite") == "cytosae-cache export --out x --overwrite"
+    assert resume() == "cytosae-cache"
+
+
+def test_verify_gives_no_advice_to_build_again_for_files_that_are_not_its_own(elsewhere):
+    (elsewhere.store / ".DS_Store").write_text("x")
+    output = elsewhere.run("verify", "--dataset_name", "toy").output
+    assert f"'{elsewhere.store}/.DS_Store'" in output
+    assert "harmless" in output
+    assert "--overwrite" not in output
+    (elsewhere.store / "notes").mkdir()
+    (elsewhere.store / "notes" / "mine.txt").write_text("x")
+    output = elsewhere.run("verify", "--dataset_name", "toy", code=1).output
+    assert f"'{elsewhere.store}/notes/' (1 file) does not belong to the store" in output
+    assert "the store itself is sound" in output
+    assert "--overwrite" not in output
