@@ -44,9 +44,10 @@ def test_real_positions_are_interpolated_and_activations_tell_cells_apart(test_d
     checkpoint = test_data / "vit" / "dinov2_vits14.pth"
     backbone = load_backbone(checkpoint, describe_backbone(checkpoint, name="dinov2_vits14", block=-2))
     assert backbone.info.n_tokens == 257
-    assert len(backbone.model.encoder.layer) == 11
-    positions = backbone.model.embeddings.position_embeddings
-    assert tuple(positions.shape) == (1, 257, 384)
+    assert len(backbone.model.blocks) == 11
+    positions = backbone.model.positions
+    assert positions is not None
+    assert tuple(positions.shape) == (256, 384)
     assert np.isfinite(positions.numpy()).all()
 
 

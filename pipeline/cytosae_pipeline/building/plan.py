@@ -12,7 +12,7 @@ from cytosae_cache.format.spec import Precision, Preprocessing, StoreDtype, Stor
 from cytosae_cache.storage.base import Location
 from cytosae_cache.storage.open import open_storage
 from cytosae_pipeline.config import BuildConfig
-from cytosae_pipeline.config.store import ImageSource
+from cytosae_pipeline.config.store import StorePlace
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.images.listing import open_dataset
@@ -127,7 +127,7 @@ def plan_build(config: BuildConfig, *, weights_digest: str | None = None) -> Bui
     return BuildPlan(images, model_path, tuple(stores), device)
 
 
-def stated_preprocessing(config: ImageSource) -> StatedTransform:
+def stated_preprocessing(config: StorePlace) -> StatedTransform:
     """What the options say of the preprocessing.
 
     Raises:

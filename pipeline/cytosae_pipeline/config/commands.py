@@ -3,15 +3,34 @@
 import shlex
 from collections.abc import Sequence
 
-from cytosae_pipeline.config.fields import Config
+from cytosae_pipeline.config.fields import Config, is_fixed_length
 
-WHICH_STORE = ("root_dir", "dataset_name", "store", "model_name", "block_layer", "module_name")
+WHICH_STORE = (
+    "root_dir",
+    "dataset_name",
+    "store",
+    "model_name",
+    "block_layer",
+    "module_name",
+    "image_size",
+    "image_mean",
+    "image_std",
+)
 """Options that say which store is meant."""
 
 WHICH_IMAGES = ("model_path", "images", "layout")
 """Options that say from what a store is built."""
 
-WHICH_RESULTS = (*WHICH_STORE, *WHICH_IMAGES, "vit_type", "sae_path", "allow_mismatch")
+WHICH_RESULTS = (
+    *WHICH_STORE,
+    *WHICH_IMAGES,
+    "vit_type",
+    "sae_path",
+    "sae_arch",
+    "sae_k",
+    "sae_threshold",
+    "allow_mismatch",
+)
 """Options that say which autoencoder and statistics are meant."""
 
 
@@ -31,7 +50,8 @@ def command(verb: str, config: Config | None = None, keep: Sequence[str] = WHICH
             chosen[name] = getattr(config, name)
     words = ["cytosae-cache", verb]
     for name, value in {**chosen, **options}.items():
-        words += _option(name, value)
+        fixed = config is not None and name in chosen and is_fixed_length(type(config), name)
+        words += [f"--{name}", *map(str, chosen[name])] if fixed else _option(name, value)  # type: ignore[call-overload]
     return shlex.join(words)
 
 

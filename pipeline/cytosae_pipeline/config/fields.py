@@ -97,6 +97,12 @@ def parse_hint(hint: Any) -> tuple[Any, bool, int | None]:  # noqa: ANN401 - an 
     return items[0], is_optional, None if items[-1] is Ellipsis else len(items)
 
 
+def is_fixed_length(record: type[Config], name: str) -> bool:
+    """Whether a field holds several values of a fixed number, which follow one option on the command line."""
+    length = parse_hint(_hints(record)[name])[2]  # type: ignore[arg-type] # a class is hashable
+    return length is not None and length > 1
+
+
 def parse_choices(hint: Any, metadata: typing.Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ANN401 - an annotation
     """The values that a field is limited to; empty if it is not limited to any."""
     if typing.get_origin(hint) is Literal:

@@ -27,6 +27,15 @@ class StorePlace(Config):
         "the files nor the shapes say which it is.",
     )
     module_name: Literal["resid"] = option("resid", "What is used of the block: the residual stream after it.")
+    image_size: int | None = option(
+        None, "Height and width in pixels that images are resized to. [default: the encoder's own]", minimum=1
+    )
+    image_mean: tuple[float, float, float] | None = option(
+        None, "Mean of each RGB channel, subtracted from values of 0 to 1. [default: the encoder's own]"
+    )
+    image_std: tuple[float, float, float] | None = option(
+        None, "Standard deviation of each RGB channel. [default: the encoder's own]", above=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +63,6 @@ class ImageSource(Config):
         "class/patient = the grandparent is the label; patient-in-class: patients are numbered anew in every class. "
         "With * levels count from the top: '*/class' skips one folder, 'class/*' whatever is below. auto uses "
         "manifest.csv if there is one, else the folders' depth and names, and stops where they do not decide.",
-    )
-    image_size: int | None = option(
-        None, "Height and width in pixels that images are resized to. [default: the encoder's own]", minimum=1
-    )
-    image_mean: tuple[float, float, float] | None = option(
-        None, "Mean of each RGB channel, subtracted from values of 0 to 1. [default: the encoder's own]"
-    )
-    image_std: tuple[float, float, float] | None = option(
-        None, "Standard deviation of each RGB channel. [default: the encoder's own]", above=0
     )
     vit_type: str = option("custom", "Kind of backbone; one folder of the outputs is named after it.")
     device: Device = option("auto", "Device to run on. auto: cuda, then mps, then cpu.")

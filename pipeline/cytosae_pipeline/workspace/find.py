@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cytosae_cache.errors import StoreIncompleteError, StoreMismatchError, StoreNotFoundError
-from cytosae_cache.format.spec import StoreSpec
+from cytosae_cache.format.spec import Preprocessing, StoreSpec
 from cytosae_cache.store import ActivationStore, iter_stores
 from cytosae_pipeline.config import StoreChoice
 from cytosae_pipeline.config.commands import WHICH_IMAGES, WHICH_STORE, command
@@ -84,7 +84,7 @@ def list_stores(stores: Sequence[ActivationStore]) -> str:
     """One line per store: what distinguishes it from the others."""
     return "\n".join(
         f"  {shlex.quote(str(store.path))}  {store.spec.model_name} {describe_block(store.spec)} "
-        f"{store.spec.precision} {store.spec.store_dtype} {store.n_images:,} images"
+        f"{store.spec.precision} {store.spec.store_dtype} {_describe_size(store.spec)}{store.n_images:,} images"
         + ("" if store.complete else " (unfinished)")
         for store in stores
     )
@@ -93,6 +93,11 @@ def list_stores(stores: Sequence[ActivationStore]) -> str:
 def describe_block(spec: StoreSpec) -> str:
     """Which block's output a store contains, counted from the end as `--block_layer` does, or that it was imported."""
     return "imported" if spec.imported else f"block {spec.block - spec.n_blocks}"
+
+
+def _describe_size(spec: StoreSpec) -> str:
+    """Size of the images that the encoder saw, if it saw any."""
+    return "" if spec.imported else f"{spec.preprocessing.image_size} px "
 
 
 def require_dataset(choice: StorePlace) -> str:
@@ -120,7 +125,14 @@ def _fits(spec: StoreSpec, choice: StoreChoice, weights_sha256: str | None) -> b
         and spec.module == choice.module_name
         and choice.model_name in (None, spec.model_name)
         and weights_sha256 in (None, spec.weights_sha256)
+        and (spec.imported or _is_prepared(spec.preprocessing, choice))
     )
+
+
+def _is_prepared(found: Preprocessing, choice: StoreChoice) -> bool:
+    """Whether a store's images were prepared as the options say, as far as they say it."""
+    stated = ((choice.image_size, found.image_size), (choice.image_mean, found.mean), (choice.image_std, found.std))
+    return all(wanted in (None, value) for wanted, value in stated)
 
 
 def _not_found_message(
@@ -131,6 +143,8 @@ def _not_found_message(
     wanted = [f"block_layer {choice.block_layer}"]
     wanted += [f"model_name {choice.model_name}"] if choice.model_name else []
     wanted += [f"weights {weights_sha256[:12]}"] if weights_sha256 else []
+    options = {name: getattr(choice, name) for name in ("image_size", "image_mean", "image_std")}
+    wanted += [f"{name} {value}" for name, value in options.items() if value is not None]
     if stores:
         existing = f". There are others:\n{list_stores(stores)}\n"
     else:

@@ -19,6 +19,7 @@ from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.building.build import build_and_open, build_stores
 from cytosae_pipeline.config import BuildConfig
+from cytosae_pipeline.config.commands import command
 from cytosae_pipeline.errors import UserError
 from tests.support.pictures import LAYOUT, write_vit
 
@@ -199,3 +200,22 @@ def test_a_list_that_nothing_else_changes_keeps_its_hash(with_images):
     with_images.build()
     facts = json.loads(with_images.run("info", "--dataset_name", "toy", "--json").stdout)
     assert set(facts["spec"]["preprocessing"]) == {"image_size", "resample", "mean", "std"}
+
+
+def test_a_store_of_other_images_is_never_taken_for_the_one_that_is_asked_for(with_images):
+    with_images.build()
+    output = with_images.train("--image-size", 448, code=1).output
+    assert "no activation store for block_layer -2, image_size 448" in output
+    assert "224 px 23 images" in output
+    with_images.build(*PREPARED)
+    assert "2 stores of data set 'toy' fit" in with_images.train(code=1).output
+    with_images.train(*PREPARED[:2], "--run_name", "large")
+    facts = json.loads(with_images.run("info", "--dataset_name", "toy", *PREPARED[2:], "--json").stdout)
+    assert facts["spec"]["preprocessing"]["image_size"] == 448
+
+
+def test_commands_in_messages_repeat_three_values_after_one_option():
+    config = BuildConfig(dataset_name="d", image_mean=(0.1, 0.2, 0.3), block_layer=(1, 2))
+    assert command("build", config) == (
+        "cytosae-cache build --dataset_name d --block_layer 1 --block_layer 2 --image_mean 0.1 0.2 0.3"
+    )
