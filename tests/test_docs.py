@@ -83,10 +83,7 @@ def test_every_layout_of_the_table_is_one():
 def test_every_command_in_the_documents_is_one_that_the_program_has():
     for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for line in path.read_text().splitlines():
-            match = re.search(
-                r"cytosae-cache ((?:build|import|train|features|classes|patients|export|list|info|verify|demo)\b.*)",
-                line,
-            )
+            match = re.search(rf"cytosae-cache ((?:{'|'.join(cli.commands)})\b.*)", line)
             if not line.startswith("    ") or match is None:
                 continue
             words = shlex.split(match[1].rstrip("\\"), comments=True)
@@ -95,6 +92,14 @@ def test_every_command_in_the_documents_is_one_that_the_program_has():
             for word in words[1:]:
                 if word.startswith("--"):
                     assert word.replace("_", "-") in known, (path.name, line)
+
+
+def test_the_readme_names_every_verb_and_every_document():
+    text = (ROOT / "README.md").read_text()
+    verbs = {name.strip("` ") for cell in _rows(text, "| verb |") for name in cell.split(",")}
+    assert verbs == set(cli.commands)
+    for path in (ROOT / "docs").glob("*.md"):
+        assert f"- [docs/{path.name}](docs/{path.name}): " in text
 
 
 def test_every_fault_of_the_table_has_its_test():

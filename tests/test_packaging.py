@@ -2,9 +2,9 @@
 
 import ast
 import configparser
-import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -40,15 +40,31 @@ def test_setup_cfg_lists_exactly_the_packages_on_disk():
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> list[str]:
-    folder = tmp_path_factory.mktemp("wheel")
-    shutil.rmtree(ROOT / "build", ignore_errors=True)  # setuptools would pack modules that are long gone
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+def built(tmp_path_factory) -> Path:
+    """A folder with the source distribution, and the wheel that was built from nothing else."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = folder.glob("*.whl")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(built) -> list[str]:
+    (path,) = built.glob("*.whl")
     with zipfile.ZipFile(path) as archive:
         return archive.namelist()
+
+
+def test_the_source_distribution_contains_what_the_tests_need(built):
+    (path,) = built.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        packed = {Path(*Path(name).parts[1:]).as_posix() for name in archive.getnames()}
+    needed = {"LICENSE", "constraints.txt", "pyproject.toml", "setup.cfg"}
+    for folder in ("benchmarks", "docs", "scripts", "tests"):
+        files = [item for item in (ROOT / folder).rglob("*") if item.is_file() and "__pycache__" not in item.parts]
+        needed |= {item.relative_to(ROOT).as_posix() for item in files}
+    assert needed <= packed
 
 
 def test_the_wheel_holds_nothing_generic(wheel):

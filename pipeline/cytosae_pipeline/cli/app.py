@@ -33,7 +33,9 @@ def main() -> None:
 
 @verb
 @config_options(BuildConfig)
-@click.option("--dry-run", is_flag=True, help="Only print what would be done: images, bytes and free disk.")
+@click.option(
+    "--dry-run", is_flag=True, help="Only print the plan: images, network, preprocessing, bytes and free disk."
+)
 def build(as_json: bool, dry_run: bool, **values: Any) -> None:
     """Run the vision transformer once: images to a store.
 
@@ -221,7 +223,7 @@ def explore(as_json: bool, **values: Any) -> None:
 @verb
 @config_options(ExportConfig, leave_out=("model_path", "images", "layout", "top_k", "threshold", "normalize"))
 def export(as_json: bool, **values: Any) -> None:
-    """Write an autoencoder, or what it found in a data set, for other programs.
+    """Write an autoencoder or its statistics for other programs.
 
     Every verb reads exported autoencoders (saelens, safetensors, reference) as --sae_path, and those of other programs
     (docs/autoencoders.md); --sae_arch states what their files do not contain. The pickled config that

@@ -21,7 +21,7 @@ class BuildConfig(ImageSource, StorePlace):
     precision: PrecisionChoice = option("auto", "Type the network computes in. auto: fp16 on cuda, fp32 elsewhere.")
     batch_size: int = option(32, "Images per forward pass.", minimum=1)
     workers: int | None = option(
-        None, "Processes that decode images; 0 decodes in the main one. [default: one per core]", minimum=0
+        None, "Processes that decode images; 0 decodes in the main one. [default: one per core, at most 8]", minimum=0
     )
     shard_images: int = option(256, "Images per shard file.", minimum=1)
     compression: Literal["none", "lz4", "zstd"] = option(
