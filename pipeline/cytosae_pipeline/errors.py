@@ -1,5 +1,7 @@
 """Errors that a user can fix, shown as one message."""
 
+from collections.abc import Iterable
+
 _MAX_QUOTED = 100
 
 
@@ -11,3 +13,10 @@ def quote(text: str) -> str:
     """A name from a file or folder in single quotes, safe on a terminal: escaped where not printable, and shortened."""
     cut = text if len(text) <= _MAX_QUOTED else text[: _MAX_QUOTED - 3] + "..."
     return "'" + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut) + "'"
+
+
+def join_few(texts: Iterable[str], n: int) -> str:
+    """The first n texts, separated by commas, and how many more there are."""
+    every = list(texts)
+    more = len(every) - n
+    return ", ".join(every[:n]) + (f" and {more:,} more" if more > 0 else "")

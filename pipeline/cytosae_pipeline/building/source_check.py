@@ -7,6 +7,7 @@ import numpy as np
 from cytosae_cache.errors import StoreMismatchError
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.writer import StoreWriter
+from cytosae_pipeline.errors import join_few
 from cytosae_pipeline.images.decoding import Hashed, ImageDecoder
 from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.runtime.progress import Progress
@@ -33,8 +34,8 @@ def check_sizes(store: ActivationStore, images: ImageList) -> None:
     if changed:
         raise StoreMismatchError(
             f"{len(changed):,} of {store.n_images:,} images changed since store '{store.path}' was built from them: "
-            f"{_first(changed)}. Restore the old ones, use another --dataset_name, or --overwrite to build it "
-            "from scratch"
+            f"{join_few(changed, _NAMED)}. Restore the old ones, use another --dataset_name, or --overwrite to build "
+            "it from scratch"
         )
 
 
@@ -71,7 +72,8 @@ def reopen_shards(writer: StoreWriter, shards: Sequence[int], images: ImageList,
     if changed:
         raise StoreMismatchError(
             f"{len(changed):,} images changed since the build of store '{store.path}' was interrupted: "
-            f"{_first(changed)}. Restore the old ones, or --overwrite to build it from scratch from the new ones"
+            f"{join_few(changed, _NAMED)}. Restore the old ones, or --overwrite to build it from scratch from the new "
+            "ones"
         )
     return reopened
 
@@ -89,9 +91,3 @@ def count_reasons(store: ActivationStore) -> dict[str, int]:
     names, counts = np.unique(np.array(kinds, dtype=np.dtypes.StringDType()), return_counts=True)
     order = np.argsort(-counts, kind="stable")
     return {str(names[place]): int(counts[place]) for place in order}
-
-
-def _first(names: Sequence[str]) -> str:
-    """The first few names."""
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")

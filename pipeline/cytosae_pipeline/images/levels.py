@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from cytosae_pipeline.config.layout import CLASS, PATIENT, SKIP, Layout, parse_layout
-from cytosae_pipeline.errors import quote
+from cytosae_pipeline.errors import join_few, quote
 
 Folders = tuple[str, ...]
 """The folders above an image, the topmost first."""
@@ -224,6 +224,4 @@ def describe_levels(layout: Layout, folders: Collection[Folders]) -> str:
 
 def _name(names: Iterable[str]) -> str:
     """The first few of the different names, quoted."""
-    different = sorted(set(names))
-    more = len(different) - _NAMED
-    return ", ".join(map(quote, different[:_NAMED])) + (f" and {more:,} more" if more > 0 else "")
+    return join_few(map(quote, sorted(set(names))), _NAMED)

@@ -5,12 +5,12 @@ import io
 import itertools
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
-from cytosae_pipeline.errors import quote
+from cytosae_pipeline.errors import join_few, quote
 from cytosae_pipeline.images.files import stamp_file
 from cytosae_pipeline.images.folders import SUFFIXES
 from cytosae_pipeline.images.image_list import DatasetError, ImageList, ImageRow, join_lines, unify_names
@@ -21,7 +21,7 @@ MAX_COLUMNS = 64
 MAX_CELL = 1000
 """Letters that a cell of a further column may have."""
 
-_MAX_NAME = 100
+_MAX_NAME, _NAMED = 100, 10
 _NAMES = {
     "path": {
         "path", "file", "filename", "filepath", "relativepath", "image", "imagepath", "imagefile", "imagefilename",
@@ -240,17 +240,10 @@ def _choose_further(further: dict[str, int], rows: Sequence[ImageRow]) -> tuple[
             left_out.append(name)
     notes = []
     if kept:
-        notes.append(f"further columns kept with the images: {_list(name for name, _ in kept)}")
+        notes.append(f"further columns kept with the images: {join_few((quote(name) for name, _ in kept), _NAMED)}")
     if left_out:
         notes.append(
-            f"columns not kept: {_list(left_out)} (at most {MAX_COLUMNS} columns are kept, with names of up to "
-            f"{_MAX_NAME} and cells of up to {MAX_CELL:,} letters)"
+            f"columns not kept: {join_few(map(quote, left_out), _NAMED)} (at most {MAX_COLUMNS} columns are kept, with "
+            f"names of up to {_MAX_NAME} and cells of up to {MAX_CELL:,} letters)"
         )
     return tuple(name for name, _ in kept), [number for _, number in kept], notes
-
-
-def _list(names: Iterable[str]) -> str:
-    """The first few names, quoted."""
-    every = list(names)
-    more = len(every) - 10
-    return ", ".join(map(quote, every[:10])) + (f" and {more:,} more" if more > 0 else "")

@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import PurePosixPath
 
-from cytosae_pipeline.errors import quote
+from cytosae_pipeline.errors import join_few, quote
 from cytosae_pipeline.images.image_list import ImageList, count_names
 
 _NAMED = 8
@@ -29,16 +29,14 @@ def describe_images(images: ImageList) -> str:
         )
     lines.append(f"files: {_most(Counter(PurePosixPath(path).suffix.lower() for path in images.paths))}")
     if images.columns:
-        lines.append(f"further columns: {', '.join(map(quote, images.columns[:_NAMED]))}")
+        lines.append(f"further columns: {join_few(map(quote, images.columns), _NAMED)}")
     return "\n".join([*lines, *(f"note: {note}" for note in images.notes)])
 
 
 def _most(counts: Counter[str]) -> str:
     """The most frequent names with their counts."""
     most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    more = len(most) - _NAMED
-    shown = [f"{n:,} {quote(name)}" for name, n in most[:_NAMED]]
-    return ", ".join(shown) + (f" and {more:,} more" if more > 0 else "")
+    return join_few((f"{n:,} {quote(name)}" for name, n in most), _NAMED)
 
 
 def _missing(n: int) -> str:

@@ -1,0 +1,15 @@
+"""Texts of errors: names are quoted safely, and long lists are cut."""
+
+import pytest
+
+from cytosae_pipeline.errors import join_few, quote
+
+
+@pytest.mark.parametrize(("n", "text"), [(0, ""), (1, "a0"), (3, "a0, a1, a2"), (1003, "a0, a1, a2 and 1,000 more")])
+def test_a_long_list_is_cut(n, text):
+    assert join_few((f"a{number}" for number in range(n)), 3) == text
+
+
+def test_names_cannot_control_a_terminal():
+    assert quote("\x1b[2J\n") == "'\\x1b[2J\\n'"
+    assert len(quote("a" * 5000)) < 110
