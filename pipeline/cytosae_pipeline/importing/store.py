@@ -4,35 +4,31 @@ import hashlib
 import itertools
 import json
 import logging
-import os
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from cytosae_cache.errors import StoreCorruptError, StoreError, StoreMismatchError, StoreNotFoundError
+from cytosae_cache.errors import StoreMismatchError
 from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.format.marks import remove_marks
-from cytosae_cache.format.metadata import Provenance
 from cytosae_cache.format.spec import StoreSpec, TokenLayout
 from cytosae_cache.storage.base import Location, StorageBackend
 from cytosae_cache.storage.open import open_storage
 from cytosae_cache.store import ActivationStore
-from cytosae_cache.writer import ShardData, StoreWriter, clear_leftovers, create_store
-from cytosae_pipeline import __version__
+from cytosae_cache.writer import ShardData, StoreWriter, create_store
+from cytosae_pipeline.building.store_place import delete_store, disk_messages, make_provenance, require_space
 from cytosae_pipeline.config.imports import ImportConfig, parse_grid
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.importing.labels import RowTexts, describe_rows
 from cytosae_pipeline.importing.part import Part
 from cytosae_pipeline.importing.source import hash_source, open_parts, read_rows
-from cytosae_pipeline.runtime.progress import Progress, format_bytes
+from cytosae_pipeline.runtime.progress import Progress
 from cytosae_pipeline.workspace.paths import Workspace
 
 logger = logging.getLogger(__name__)
@@ -77,17 +73,17 @@ def import_embeddings(config: ImportConfig) -> ImportResult:
     source = hash_source(parts)
     spec = make_imported_spec(parts[0], source, config)
     place = open_storage(config.store or Workspace(config.root_dir).store_path(config.dataset_name, spec.hash))
-    _check_space(place, sum(part.shape[0] for part in parts) * spec.record_bytes, config)
     table, order = make_table(parts, describe_rows(parts, config.labels))
     logger.info(
-        f"{len(table.path):,} rows of {spec.tokens.n_tokens} x {spec.d_model} from {len(parts):,} files, such as "
-        f"{table.path[0]!r}: label {table.label[0]!r}, patient {table.patient[0]!r}\nstore '{place}'"
+        f"{len(table.path):,} rows of {spec.tokens.n_tokens} x {spec.d_model} from {len(parts):,} "
+        f"file{'s' * (len(parts) > 1)}, such as {table.path[0]!r}: label {table.label[0]!r}, patient "
+        f"{table.patient[0]!r}\nstore '{place}'"
     )
     shard_images = config.shard_images or max(1, min(_MOST_SHARD_ROWS, _SHARD_BYTES // spec.record_bytes))
     shard_images = min(shard_images, len(table.path))
-    with place.lock():
+    with disk_messages(place.location), place.lock():
         if config.overwrite:
-            _destroy(place, chosen=config.store is not None)
+            delete_store(place, chosen=config.store is not None)
         store, status = _open_or_create(place, spec, table, source, config, shard_images)
         if status != "already complete":
             store = _fill(store, parts, order)
@@ -179,31 +175,6 @@ def _token_layout(n_tokens: int, config: ImportConfig) -> TokenLayout:
     return layout
 
 
-def _check_space(place: StorageBackend, n_bytes: int, config: ImportConfig) -> None:
-    """Raise if a local disk is too small."""
-    if isinstance(place.location, str):
-        return
-    folder = next(item for item in [place.location, *place.location.absolute().parents] if item.exists())
-    free = shutil.disk_usage(folder).free
-    if n_bytes > free and config.compression == "none":
-        raise StoreError(
-            f"the store needs {format_bytes(n_bytes)}, but only {format_bytes(free)} are free at '{place}'. Free some "
-            "space, or use another --root_dir"
-        )
-
-
-def _destroy(place: StorageBackend, *, chosen: bool) -> None:
-    """Delete a store. At a place chosen by the user, delete only what opens as a store, or leftovers of an import."""
-    try:
-        ActivationStore(place.location)
-    except StoreNotFoundError:
-        clear_leftovers(place)
-    except StoreCorruptError:
-        if chosen:
-            raise
-    place.delete()
-
-
 def _open_or_create(
     place: StorageBackend, spec: StoreSpec, table: ImageTable, source: str, config: ImportConfig, shard_images: int
 ) -> tuple[ActivationStore, Literal["imported", "resumed", "already complete"]]:
@@ -213,9 +184,10 @@ def _open_or_create(
     for row in zip(*table, strict=True):
         digest.update(json.dumps(row).encode() + b"\n")
     if place.size("zarr.json") is None:
-        stamp = int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
-        created = datetime.fromtimestamp(stamp, UTC).isoformat()
-        provenance = Provenance(config.dataset_name, digest.hexdigest(), __version__, created)
+        if config.compression == "none":
+            n_bytes = len(table.path) * spec.record_bytes
+            require_space(place.location, n_bytes, "Free some space, or use another --root_dir")
+        provenance = make_provenance(config.dataset_name, digest.hexdigest())
         store = create_store(
             place.location, spec, table, provenance, shard_images=shard_images, compression=config.compression
         )

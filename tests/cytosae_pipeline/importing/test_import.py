@@ -1,13 +1,15 @@
 """`import`: embeddings of every kind of file become a store with the same numbers, on which all verbs work."""
 
 import csv
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
 
-from cytosae_cache.errors import StoreMismatchError
+from cytosae_cache.errors import StoreError, StoreMismatchError
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.verify import verify_store
 from cytosae_cache.writer import StoreWriter
@@ -259,6 +261,34 @@ def test_a_source_or_labels_that_changed_are_never_taken_for_the_old_ones(tmp_pa
     after, _ = _import(tmp_path, tmp_path / "a.npy", overwrite=True, **options)
     assert after.path == before.path
     np.testing.assert_array_equal(ActivationStore.open(after.path)[:][:, 0], _values(seed=1))
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (errno.ENOSPC, "cannot be written: No space left on device .* free some space, then run the command again"),
+        (errno.EROFS, "cannot be written: Read-only file system. Make the folder writable, or use another --root_dir"),
+    ],
+)
+def test_errors_of_the_disk_name_the_store(tmp_path, monkeypatch, code, message):
+    def fail(file, data):
+        raise OSError(code, os.strerror(code))
+
+    _write_npy(tmp_path / "a.npy", _values())
+    monkeypatch.setattr("cytosae_cache.storage.local.write_all", fail)
+    with pytest.raises(StoreError, match=f"store '{tmp_path}/out/activations/toy/.*' {message}"):
+        _import(tmp_path, tmp_path / "a.npy")
+
+
+def test_a_disk_that_is_too_small_is_reported_before_anything_is_written(tmp_path, monkeypatch):
+    _write_npy(tmp_path / "a.npy", _values())
+    whole, _ = _import(tmp_path, tmp_path / "a.npy")
+    monkeypatch.setattr("cytosae_pipeline.building.store_place.free_bytes", lambda store: 100)
+    with pytest.raises(StoreError, match=r"the store needs .*, but only 100 .*free at .*use another --root_dir"):
+        _import(tmp_path, tmp_path / "a.npy", dataset_name="other")
+    assert not list((tmp_path / "out" / "activations" / "other").rglob("*.json"))
+    store, result = _import(tmp_path, tmp_path / "a.npy")
+    assert (store.path, result.status) == (whole.path, "already complete")
 
 
 def test_one_network_is_recognised_by_its_name_alone(tmp_path):
