@@ -135,7 +135,9 @@ def stated_preprocessing(config: StorePlace) -> StatedTransform:
     """
     if config.image_size is not None and config.image_size > MAX_IMAGE_SIZE:
         raise UserError(f"image_size must be at most {MAX_IMAGE_SIZE}, found {config.image_size}")
-    return StatedTransform(size=config.image_size, mean=config.image_mean, std=config.image_std)
+    return StatedTransform(
+        size=config.image_size, mean=config.image_mean, std=config.image_std, resample=config.image_resample
+    )
 
 
 def make_spec(info: BackboneInfo, *, store_dtype: StoreDtype, precision: Precision) -> StoreSpec:

@@ -15,6 +15,7 @@ WHICH_STORE = (
     "image_size",
     "image_mean",
     "image_std",
+    "image_resample",
 )
 """Options that say which store is meant."""
 

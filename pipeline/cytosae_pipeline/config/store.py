@@ -31,10 +31,16 @@ class StorePlace(Config):
         None, "Height and width in pixels that images are resized to. [default: the encoder's own]", minimum=1
     )
     image_mean: tuple[float, float, float] | None = option(
-        None, "Mean of each RGB channel, subtracted from values of 0 to 1. [default: the encoder's own]"
+        None,
+        "Mean of each RGB channel, subtracted from values of 0 to 1. [default: the encoder's own]",
+        minimum=0,
+        maximum=1,
     )
     image_std: tuple[float, float, float] | None = option(
-        None, "Standard deviation of each RGB channel. [default: the encoder's own]", above=0
+        None, "Standard deviation of each RGB channel. [default: the encoder's own]", above=0, maximum=1
+    )
+    image_resample: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] | None = option(
+        None, "Filter of the resize. [default: the encoder's own]"
     )
 
 
