@@ -50,8 +50,9 @@ def ensure_store(
     shared = {field.name: getattr(config, field.name) for field in fields(StoreSource)}
     if preprocessing is not None:
         trained = (preprocessing.image_size, preprocessing.mean, preprocessing.std)
-        own = dict(zip(("image_size", "image_mean", "image_std"), trained, strict=True))
+        own: dict[str, object] = dict(zip(("image_size", "image_mean", "image_std"), trained, strict=True))
         own["image_resample"] = preprocessing.resample.removeprefix("pillow-")
+        own["white_level"] = preprocessing.white_level or None
         shared |= {name: value for name, value in own.items() if shared[name] is None}
     return build_and_open(BuildConfig(**{**shared, "block_layer": (block,)}), weights_digest=digest)[0]
 

@@ -16,6 +16,7 @@ WHICH_STORE = (
     "image_mean",
     "image_std",
     "image_resample",
+    "white_level",
 )
 """Options that say which store is meant."""
 

@@ -42,6 +42,13 @@ class StorePlace(Config):
     image_resample: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] | None = option(
         None, "Filter of the resize. [default: the encoder's own]"
     )
+    white_level: int | None = option(
+        None,
+        "Value that stands for white in greyscale of more than 8 bits, such as 4095 for a camera's 12 bits in 16-bit "
+        "files. [default: the largest of a file's bits]",
+        minimum=256,
+        maximum=65535,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

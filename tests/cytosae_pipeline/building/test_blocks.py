@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cytosae.backbones.backbone import describe_backbone, load_backbone
 from cytosae.backbones.images import decode_image, to_tensor
@@ -176,7 +177,7 @@ def test_a_verb_that_builds_first_prepares_images_as_said(with_images):
         (("--image-size", 5000), 1, "image_size must be at most 4096, found 5000"),
         (("--image-size", 300), 1, "patches of 112 pixels do not tile images of 300 pixels"),
         (("--image-mean", 0.5, 0.5), 2, "image-mean"),
-        (("--image-mean", "nan", 0.5, 0.5), 2, "image_mean must be a finite number"),
+        (("--image-mean", "nan", 0.5, 0.5), 2, "image_mean must be at least 0, found nan"),
         (("--image-std", 0, 0.5, 0.5), 2, "image_std must be above 0"),
         (("--image-mean", 127.5, 127.5, 127.5), 2, "image_mean must be at most 1"),
         (("--image-resample", "blurry"), 2, "bicubic"),
@@ -246,3 +247,15 @@ def test_recomputed_values_may_be_rounded_to_the_next_of_the_stored_type():
     far[0, 0] += 3 * np.spacing(np.float16(4.0))
     assert not _differ(near, stored, spec)
     assert _differ(far, stored, spec)
+
+
+def test_a_white_level_is_part_of_the_spec(with_images):
+    grey = (np.arange(1024, dtype=np.uint16) * 4).reshape(32, 32)
+    Image.fromarray(grey).save(with_images.images / "blast" / "p0" / "grey.tif")
+    with_images.build("--white-level", 4095)
+    store = ActivationStore(with_images.store)
+    assert store.spec.preprocessing.white_level == 4095
+    assert "from 0 to 4095" in with_images.build("--white-level", 4095, "--dry-run").output
+    source = ("--dataset_name", "toy", "--images", with_images.images, "--model_path", with_images.vit)
+    assert "sound" in with_images.run("verify", *source, "--deep").output
+    assert "white_level 1023" in with_images.train("--white-level", 1023, code=1).output
