@@ -66,6 +66,11 @@ _TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "SigLIP L/16 512 (tanh)": ("vit_large_patch16_siglip_512", {}),
     "SigLIP so400m/14 384": ("vit_so400m_patch14_siglip_384", {}),
     "DeiT III S/16": ("deit3_small_patch16_224", {}),
+    "DeiT S/16, distilled": ("deit_small_distilled_patch16_224", {}),
+    "SigLIP 2 giantopt/16": ("vit_giantopt_patch16_siglip_256", {}),
+    "SigLIP B/32 256, no head (tanh)": ("vit_base_patch32_siglip_gap_256", {}),
+    "CLIP g/14": ("vit_giant_patch14_clip_224", {}),
+    "ViT so150m/16": ("vit_so150m_patch16_reg4_gap_256", {}),
 }  # fmt: skip
 _OPEN_CLIP = ("ViT-B-32", "ViT-B-16-quickgelu", "ViT-L-14-336", "ViT-B-16-SigLIP")
 _DEPTH = 3
@@ -119,12 +124,10 @@ def _check_timm() -> Iterator[tuple[str, dict[str, float]]]:
     for name, (architecture, options) in _TIMM.items():
         model = timm.create_model(architecture, depth=_DEPTH, num_classes=0, **options).eval()
         _randomise(model)
-        heads = model.blocks[0].attn.num_heads
         with tempfile.TemporaryDirectory() as folder:
-            stated = {"num_heads": heads} | (
-                {"mlp_layer": "swiglu_packed", "act_layer": "silu"} if "mlp_layer" in options else {}
-            )
-            save_for_hf(model, folder, model_args=stated)
+            # timm itself saves the other arguments; layers are saved by name.
+            layers = {"mlp_layer": "swiglu_packed", "act_layer": "silu"} if "mlp_layer" in options else {}
+            save_for_hf(model, folder, model_args={"depth": _DEPTH, **layers})
             yield f"timm {name}", _compare(model, model.blocks, Path(folder))
 
 

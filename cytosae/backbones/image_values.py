@@ -29,12 +29,14 @@ class Scale:
 
     Args:
         picture: The picture as Pillow opened it.
+        white_level: Value that stands for white in greyscale of more than 8 bits; None: the largest of its bits.
     """
 
-    def __init__(self, picture: Image.Image) -> None:
+    def __init__(self, picture: Image.Image, white_level: int | None = None) -> None:
         tags = picture.tag_v2 if isinstance(picture, TiffImagePlugin.TiffImageFile) else {}
         packed_12 = tags.get(_BITS_PER_SAMPLE) == (12,)
-        self._top = 4095 if packed_12 else _FULL
+        self._top = white_level or (4095 if packed_12 else _FULL)
+        self._is_chosen = white_level is not None
         self._inverted = tags.get(_PHOTOMETRIC) == 0 and picture.mode.startswith(("I;16", "F"))
         tiles = getattr(picture, "tile", [])
         self._is_16_bit_colour = not picture.mode.startswith(("I", "F")) and any(";16" in str(tile) for tile in tiles)
@@ -51,24 +53,28 @@ class Scale:
             return Image.fromarray(self._scale_whole(np.asarray(picture).astype(np.int64)))
         if picture.mode == "F":
             return Image.fromarray(self._scale_floats(np.asarray(picture)))
+        if self._is_16_bit_colour and self._is_chosen:
+            raise UnreadableImageError("16-bit colours cannot be scaled by a white level: save them with 8 bits")
         if self._is_16_bit_colour:
             # Pillow has kept the high byte of every value.
             extrema = picture.getextrema()
             tops = [pair[1] for pair in extrema] if isinstance(extrema[0], tuple) else [extrema[1]]
             n_colours = len(tops) - (picture.mode in ("LA", "RGBA"))
-            self._remark_dark((int(max(tops[:n_colours])) << 8) | 255)
+            self._remark_dark((int(max(tops[:n_colours])) << 8) | 255, is_grey=False)
         return picture
 
     def _scale_whole(self, values: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         """Whole numbers from 0 to the largest that the file can contain."""
         least, most = (int(values.min()), int(values.max())) if values.size else (0, 0)
+        if self._is_chosen and most > self._top:
+            raise UnreadableImageError(f"grey values end at {most}, above the white level of {self._top}")
         if least < 0 or most > self._top:
             raise UnreadableImageError(
                 f"grey values from {least} to {most} are beyond 0..{self._top} and have no known scale: save them with "
                 "8 or 16 bits"
             )
         if self._top == _FULL and not self._inverted:
-            self._remark_dark(most)
+            self._remark_dark(most, is_grey=True)
         if self._inverted:
             values = self._top - values
         # 65535 / 255 = 257
@@ -86,11 +92,13 @@ class Scale:
         shown = 1 - values if self._inverted else values
         return np.asarray(np.floor(shown * 255.0 + 0.5), dtype=np.uint8)
 
-    def _remark_dark(self, most: int) -> None:
+    def _remark_dark(self, most: int, *, is_grey: bool) -> None:
         """Remark on a picture that uses only the lowest bits of 16."""
-        if most > 0 and most.bit_length() <= _DARK_BITS:
+        n_bits = most.bit_length()
+        if most > 0 and n_bits <= _DARK_BITS:
+            remedy = f" (--white-level {(1 << n_bits) - 1})" if is_grey else ""
             self.remarks.append(
-                f"nearly black: 16-bit values end at {most:,} of {_FULL:,}, perhaps a camera's {most.bit_length()} bits"
+                f"nearly black: 16-bit values end at {most:,} of {_FULL:,}, perhaps a camera's {n_bits} bits{remedy}"
             )
 
 

@@ -41,7 +41,12 @@ FILTERS = {
 
 
 def decode_image(
-    data: bytes, *, size: int = IMAGE_SIZE, resample: str = "bilinear", remarks: list[str] | None = None
+    data: bytes,
+    *,
+    size: int = IMAGE_SIZE,
+    resample: str = "bilinear",
+    white_level: int | None = None,
+    remarks: list[str] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Decode an image file and resize it.
 
@@ -53,6 +58,7 @@ def decode_image(
         data: The file's bytes.
         size: Height and width of the result in pixels.
         resample: One of `FILTERS`.
+        white_level: Value that stands for white in greyscale of more than 8 bits; None: the largest of its bits.
         remarks: If given, what should be known about the picture is added to it, in a few words each.
 
     Returns:
@@ -73,7 +79,7 @@ def decode_image(
                     raise UnreadableImageError(
                         f"{picture.width} x {picture.height} pixels exceed the limit of {MAX_PIXELS}"
                     )
-                scale = Scale(picture)
+                scale = Scale(picture, white_level)
                 picture.load()
                 upright = ImageOps.exif_transpose(picture)
                 rgb = scale.to_eight_bits(upright).convert("RGB")

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from cytosae.backbones.errors import BackboneError
-from cytosae.backbones.weights import Checkpoint, State, listed
+from cytosae.backbones.errors import BackboneError, listed, shown
+from cytosae.backbones.weights import Checkpoint, State
 
 LEFT_OUT = ""
 """What a layout says of a tensor behind the last block, or of one that only training uses."""
@@ -24,6 +24,11 @@ _BEHIND = re.compile(
 )
 """First part of names that no block and no embedding has: norms, heads, pools and decoders behind the last block."""
 
+
+_ADAPTER = re.compile(
+    r"(?<![^._])(?:lora(?:_[A-Za-z]+)?|w_[AB]s?|w_[ab]_\w+|adapters?\w*|adaptmlp|ia3_l|dora\w*|ssf_\w+|(?:deep_)?prompts?(?:_embeddings|_tokens|_pool)?)(?![^._])"
+)
+"""Names of what fine-tuning adds to a network; it changes every token."""
 
 _USUAL = re.compile(r"(norm|layernorm|post_layernorm|ln_post|cls_norm|embeddings)\.\w+|mask_token")
 """Left out of nearly every encoder: a final norm, a mask token. Naming them would only worry."""
@@ -181,7 +186,7 @@ OPEN_CLIP = Layout(
 LAYOUTS = (FACEBOOK_TIMM, TRANSFORMERS_VIT, TRANSFORMERS_DINOV3, TRANSFORMERS_CLIP, OPEN_CLIP)
 """All known layouts."""
 
-_PREFERRED = ("teacher", "target_encoder", "model_ema", "ema")
+_PREFERRED = ("teacher", "target_encoder", "state_dict_ema", "model_ema", "ema")
 """Of several copies of an encoder that a training script saved, the ones that its authors evaluate."""
 
 
@@ -200,7 +205,19 @@ class FoundEncoder:
     unknown: tuple[str, ...]
     """Names under the prefix that the layout does not know, without the prefix."""
     left_out: tuple[str, ...]
-    """Parts of the checkpoint that no token depends on, such as heads, each by the start of its names."""
+    """Parts of the checkpoint that are not the encoder's, such as heads, each by the start of its names."""
+    n_encoders: int = 1
+    """Encoders in the checkpoint, of which this one is preferred."""
+
+    @property
+    def is_open_clip_trunk(self) -> bool:
+        """Whether it is the vision half of an open_clip model with timm's names."""
+        return self.prefix.endswith("visual.trunk.")
+
+    @property
+    def has_own_names(self) -> bool:
+        """Whether its registers are named as DINOv2's own code names them, and no other program."""
+        return self.names.get("registers") == "register_tokens" and self.layout is FACEBOOK_TIMM
 
 
 def find_encoder(checkpoint: Checkpoint) -> FoundEncoder:
@@ -218,6 +235,7 @@ def find_encoder(checkpoint: Checkpoint) -> FoundEncoder:
     places = [
         (layout, prefix) for layout, prefix in places if layout is not OPEN_CLIP or _has_blocks(checkpoint, prefix)
     ]
+    n_encoders = len(places)
     for word in _PREFERRED if len(places) > 1 else ():
         preferred = [place for place in places if word in place[1].split(".")]
         if preferred:
@@ -235,7 +253,7 @@ def find_encoder(checkpoint: Checkpoint) -> FoundEncoder:
             f"'{checkpoint.path}' contains several encoders; their keys begin with {prefixes}. Save the wanted one "
             "alone: torch.save(model.state_dict(), PATH)"
         )
-    return _take(checkpoint, *places[0])
+    return _take(checkpoint, *places[0], n_encoders)
 
 
 def _has_blocks(checkpoint: Checkpoint, prefix: str) -> bool:
@@ -243,7 +261,7 @@ def _has_blocks(checkpoint: Checkpoint, prefix: str) -> bool:
     return f"{prefix}transformer.resblocks.0.ln_1.weight" in checkpoint.tensors
 
 
-def _take(checkpoint: Checkpoint, layout: Layout, prefix: str) -> FoundEncoder:
+def _take(checkpoint: Checkpoint, layout: Layout, prefix: str, n_encoders: int) -> FoundEncoder:
     """The tensors under a prefix, renamed."""
     tensors: dict[str, torch.Tensor] = {}
     names: dict[str, str] = {}
@@ -262,12 +280,18 @@ def _take(checkpoint: Checkpoint, layout: Layout, prefix: str) -> FoundEncoder:
             continue
         elif ours in tensors:
             raise BackboneError(
-                f"'{checkpoint.path}' holds two tensors for one place: {names[ours]} and {name}. Save it with plain "
-                "names, blocks.<i>."
+                f"'{checkpoint.path}' holds two tensors for one place: {shown(names[ours])} and {shown(name)}. Save it "
+                "with plain names, blocks.<i>."
             )
         else:
             tensors[ours], names[ours] = tensor, name
-    return FoundEncoder(layout, prefix, tensors, names, tuple(unknown), tuple(sorted(set(left_out))))
+    adapters = [name for name in checkpoint.tensors if _ADAPTER.search(name)]
+    if adapters:
+        raise BackboneError(
+            f"'{checkpoint.path}' contains adapters that are not merged into the weights, such as "
+            f"{listed(adapters, 3)}. Merge them first (merge_and_unload in peft), and save the network alone"
+        )
+    return FoundEncoder(layout, prefix, tensors, names, tuple(unknown), tuple(sorted(set(left_out))), n_encoders)
 
 
 _JOINED = ((("attn.q", "attn.k", "attn.v"), "attn.qkv"), (("mlp.gate", "mlp.up"), "mlp.fc1"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from cytosae.backbones.errors import BackboneError
+from cytosae.backbones.errors import BackboneError, shown
 from cytosae.backbones.images import FILTERS, IMAGE_MEAN, IMAGE_SIZE, IMAGE_STD
 
 Triple = tuple[float, float, float]
@@ -66,11 +66,16 @@ class StatedTransform:
 def as_options(transform: ImageTransform) -> str:
     """A transform as options to paste."""
     mean, std = (" ".join(map(str, values)) for values in (transform.mean, transform.std))
-    return f"--image-size {transform.size} --image-mean {mean} --image-std {std}"
+    options = f"--image-size {transform.size} --image-mean {mean} --image-std {std}"
+    return options if transform.resample == "bilinear" else f"{options} --image-resample {transform.resample}"
 
 
-def read_transformers(folder: Path) -> StatedTransform:
+def read_transformers(folder: Path, resample: str) -> StatedTransform:
     """What `preprocessor_config.json` or `processor_config.json` of a transformers folder states.
+
+    Args:
+        folder: The folder.
+        resample: The family's own filter, for a file that states none.
 
     Raises:
         BackboneError: If it states something that is not possible, or images that are not square.
@@ -81,18 +86,23 @@ def read_transformers(folder: Path) -> StatedTransform:
             # A processor of text and images keeps that of images under its own name.
             stated = config.get("image_processor", config if name == "preprocessor_config.json" else {})
             if stated:
-                return _checked(folder / name, _from_processor, stated)
+                return _with_filter(_checked(folder / name, _from_processor, stated), _class_filter(stated) or resample)
     return StatedTransform()
 
 
-def read_timm(config: Mapping[str, Any], path: Path) -> StatedTransform:
+def read_timm(config: Mapping[str, Any], path: Path, resample: str) -> StatedTransform:
     """What timm's `pretrained_cfg` states.
+
+    Args:
+        config: The file's contents.
+        path: The file.
+        resample: The filter where none is stated.
 
     Raises:
         BackboneError: As for `read_transformers`.
     """
     stated = config.get("pretrained_cfg", config)
-    return _checked(path, _from_pretrained_cfg, stated)
+    return _with_filter(_checked(path, _from_pretrained_cfg, stated), resample)
 
 
 def read_open_clip(config: Mapping[str, Any], path: Path) -> StatedTransform:
@@ -101,7 +111,7 @@ def read_open_clip(config: Mapping[str, Any], path: Path) -> StatedTransform:
     Raises:
         BackboneError: As for `read_transformers`.
     """
-    return _checked(path, _from_open_clip, config)
+    return _with_filter(_checked(path, _from_open_clip, config), "bicubic")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -158,6 +168,18 @@ def _from_open_clip(config: Mapping[str, Any]) -> StatedTransform:
     )
 
 
+def _with_filter(stated: StatedTransform, resample: str) -> StatedTransform:
+    """What is stated, with the filter that the program uses where it states other things but no filter."""
+    return stated if stated == StatedTransform() else stated.filled_from(StatedTransform(resample=resample))
+
+
+def _class_filter(stated: Any) -> str | None:  # noqa: ANN401 - checked here
+    """The default filter of a transformers image processor, by its class."""
+    name = str(stated.get("image_processor_type") or stated.get("feature_extractor_type") or "")
+    bicubic = name.startswith(("CLIP", "Siglip", "Bit", "DeiT"))
+    return "bicubic" if bicubic else "bilinear" if name.startswith(("ViT", "DINOv3")) else None
+
+
 def _checked(
     path: Path, parse: Callable[[Mapping[str, Any]], StatedTransform], stated: Mapping[str, Any]
 ) -> StatedTransform:
@@ -177,7 +199,7 @@ def _side(value: Any) -> int | None:  # noqa: ANN401 - checked here
     else:
         sides = list(value) if isinstance(value, list | tuple) else [value]
     if not sides or not all(type(side) is int and 1 <= side <= MAX_IMAGE_SIZE for side in sides):
-        raise ValueError(f"expected a size in pixels of 1 to {MAX_IMAGE_SIZE}, found {value!r}")
+        raise ValueError(f"expected a size in pixels of 1 to {MAX_IMAGE_SIZE}, found {shown(value)}")
     if len(set(sides)) > 1:
         raise ValueError(f"images of {' x '.join(map(str, sides))} pixels are not square, which is not supported")
     return int(sides[0])
@@ -187,9 +209,11 @@ def _triple(value: Any, *, positive: bool = False) -> Triple | None:  # noqa: AN
     """Three finite numbers."""
     if value is None:
         return None
+    if not isinstance(value, list | tuple) or len(value) != 3:
+        raise ValueError(f"expected three numbers, found {shown(value)}")
     red, green, blue = (float(number) for number in value)
     if not all(math.isfinite(number) and (number > 0 or not positive) for number in (red, green, blue)):
-        raise ValueError(f"expected three {'positive' if positive else 'finite'} numbers, found {value!r}")
+        raise ValueError(f"expected three {'positive' if positive else 'finite'} numbers, found {shown(value)}")
     return red, green, blue
 
 
@@ -199,7 +223,7 @@ def _positive(value: Any) -> float | None:  # noqa: ANN401 - checked here
         return None
     number = float(value)
     if not (math.isfinite(number) and number > 0):
-        raise ValueError(f"expected a positive factor, found {value!r}")
+        raise ValueError(f"expected a positive factor, found {shown(value)}")
     return 1 / 255 if math.isclose(number, 1 / 255, rel_tol=1e-6) else number
 
 
@@ -207,7 +231,7 @@ def _filter(value: Any) -> str | None:  # noqa: ANN401 - checked here
     """The name of one of Pillow's filters, from its number or name; None also for timm's `random`."""
     if value is None or value == "random":
         return None
-    name = _PILLOW_FILTERS.get(value) if isinstance(value, int) else value
+    name = _PILLOW_FILTERS.get(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if name not in FILTERS:
-        raise ValueError(f"unknown interpolation {value!r}; known are {', '.join(FILTERS)}")
+        raise ValueError(f"unknown interpolation {shown(value)}; known are {', '.join(FILTERS)}")
     return str(name)

@@ -115,7 +115,7 @@ _TRANSFORMS = {
     "uni2_h": ImageTransform(),
 }
 
-_GRIDS = {"conch": 28, "h0_mini": 16, "h_optimus_0": 16, "h_optimus_1": 16, "biomedclip": 14}
+_GRIDS = {"conch": 28, "kaiko_vitl14": 16, "h0_mini": 16, "h_optimus_0": 16, "h_optimus_1": 16, "biomedclip": 14}
 """Sides of position tables that tell some encoders from others of the same shapes."""
 
 _OPEN_CLIP_TRUNKS = ("conch", "biomedclip")
@@ -139,15 +139,19 @@ def usual_heads(width: int, depth: int, *, rotary: bool) -> int | None:
     return _WIDTHS.get((width, depth, rotary))
 
 
-def matching_architectures(inferred: Architecture, side: int | None, *, in_open_clip: bool) -> list[Architecture]:
+def matching_architectures(
+    inferred: Architecture, side: int | None, *, in_open_clip: bool, own_names: bool
+) -> list[Architecture]:
     """Known encoders with the shapes of a checkpoint.
 
     Args:
         inferred: What its tensors say.
         side: Patches along a side of its position table; None if it has none.
         in_open_clip: Whether the encoder is the vision half of an open_clip model with a timm trunk.
+        own_names: Whether only DINOv2 names its tensors like this.
     """
-    known = [item for item in ARCHITECTURES.values() if (item.name in _OPEN_CLIP_TRUNKS) == in_open_clip]
+    choices = DINOV2 if own_names else ARCHITECTURES
+    known = [item for item in choices.values() if (item.name in _OPEN_CLIP_TRUNKS) == in_open_clip]
     return [item for item in known if _same_shapes(item, inferred, _GRIDS.get(item.name), side)]
 
 

@@ -5,9 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cytosae.backbones.dinov2 import read_stated
-from cytosae.backbones.errors import BackboneError
-from cytosae.backbones.layouts import FoundEncoder, find_encoder, join_parts
-from cytosae.backbones.preprocessing import ImageTransform, StatedTransform, as_options
+from cytosae.backbones.errors import BackboneError, listed, shown
+from cytosae.backbones.huggingface import read_transformers_config
+from cytosae.backbones.layouts import (
+    OPEN_CLIP,
+    TRANSFORMERS_CLIP,
+    TRANSFORMERS_DINOV3,
+    TRANSFORMERS_VIT,
+    FoundEncoder,
+    find_encoder,
+    join_parts,
+)
+from cytosae.backbones.preprocessing import MAX_IMAGE_SIZE, ImageTransform, StatedTransform, as_options
 from cytosae.backbones.registry import (
     ARCHITECTURES,
     DINOV2,
@@ -19,13 +28,26 @@ from cytosae.backbones.shapes import (
     Shapes,
     check_shapes,
     check_types,
+    count_parameters,
     count_position_prefix,
     infer_architecture,
     table_side,
 )
-from cytosae.backbones.statements import Statement, read_statement
-from cytosae.backbones.vit import Architecture
-from cytosae.backbones.weights import Checkpoint, listed
+from cytosae.backbones.statement import INCEPTION, OPENAI, SIGLIP, Statement
+from cytosae.backbones.timm import read_open_clip_config, read_timm_config
+from cytosae.backbones.vit import Architecture, PositionRule
+from cytosae.backbones.weights import Checkpoint
+
+MAX_PARAMETERS = 1 << 33
+"""More than any vision transformer has; sizes in a file are checked before memory is taken."""
+
+_LAYOUT_SUGGESTIONS = {
+    TRANSFORMERS_VIT.name: INCEPTION,
+    TRANSFORMERS_CLIP.name: SIGLIP,
+    TRANSFORMERS_DINOV3.name: ImageTransform(resample="bicubic"),
+    OPEN_CLIP.name: OPENAI,
+}
+"""What encoders of a layout usually want."""
 
 
 @dataclass(frozen=True)
@@ -70,19 +92,27 @@ def resolve_encoder(checkpoint: Checkpoint, name: str | None, options: StatedTra
     check_types(found, checkpoint.path)
     shapes = join_parts({ours: tensor.to("meta") for ours, tensor in found.tensors.items()})
     inferred = infer_architecture(shapes, found, checkpoint.path)
+    if count_parameters(shapes) > MAX_PARAMETERS:
+        raise BackboneError(
+            f"'{checkpoint.path}' states {count_parameters(shapes):,} parameters, more than the {MAX_PARAMETERS:,} "
+            "that are read"
+        )
     if checkpoint.stated is not None:
         architecture = read_stated(checkpoint.stated, checkpoint.path)
         statement = Statement(architecture.name, suggestion=ImageTransform(), assume=True)
-    elif (described := read_statement(checkpoint)) is not None:
-        statement, architecture = described, dataclasses.replace(inferred, **described.facts)
+    elif checkpoint.config:
+        statement = _read_description(checkpoint)
+        architecture = dataclasses.replace(inferred, **statement.facts)
     else:
         statement, architecture = _recognise(inferred, shapes, found, name, options, checkpoint.path)
     side = table_side(shapes, architecture)
     if not architecture.heads:
         raise _unknown(architecture, found, checkpoint.path)
-    check_shapes(shapes, architecture, found, checkpoint.path)
+    check_shapes(shapes, architecture, found, checkpoint.path, described=bool(checkpoint.config))
     transform, note = _choose_transform(statement, options, side, architecture, checkpoint)
-    notes = [f"left out, no token depends on them: {listed(list(found.left_out))}"] if found.left_out else []
+    notes = [f"left out, not part of the encoder: {listed(list(found.left_out))}"] if found.left_out else []
+    if found.n_encoders > 1:
+        notes.append(f"of {found.n_encoders} encoders in the file, '{shown(found.prefix)}' is used")
     label = name or statement.name
     return Encoder(
         checkpoint.path,
@@ -92,6 +122,21 @@ def resolve_encoder(checkpoint: Checkpoint, name: str | None, options: StatedTra
         transform,
         tuple(filter(None, [*notes, statement.note, *note])),
     )
+
+
+def _read_description(checkpoint: Checkpoint) -> Statement:
+    """What the description beside the weights states.
+
+    Raises:
+        BackboneError: If it is impossible, or of a kind of network that is not known.
+    """
+    config, folder = checkpoint.config, checkpoint.folder
+    name = folder.resolve().name
+    if "open_clip" in config:
+        return read_open_clip_config(config["open_clip"], folder / "open_clip_config.json", name)
+    if config.get("model_type") == "timm_wrapper" or ("architecture" in config and "model_type" not in config):
+        return read_timm_config(config, folder / "config.json", name)
+    return read_transformers_config(config, folder, name)
 
 
 def _recognise(
@@ -107,35 +152,39 @@ def _recognise(
     Raises:
         BackboneError: If the name is unknown, or if the shapes do not decide.
     """
+    side = table_side(shapes, inferred)
     if name is not None and name != _plain_name(inferred):
         known = find_architecture(name)
         if known is None:
             raise BackboneError(f"model_name {name!r} is unknown; known are {', '.join(ARCHITECTURES)}")
-        return _known(known), _as_saved(known, inferred)
-    side = table_side(shapes, inferred)
-    matches = matching_architectures(inferred, side, in_open_clip=found.prefix.endswith("visual.trunk."))
-    if found.layout.bare_tokens and not inferred.pre_norm:
-        matches = []
+        return _known(known, side), _as_saved(known, inferred, found)
+    matches = matching_architectures(
+        inferred, side, in_open_clip=found.is_open_clip_trunk, own_names=found.has_own_names
+    )
     own = {(known_transform(item.name), item.activation, item.eps) for item in matches}
     if len(own) == 1:
         note = f"recognised as {matches[0].name} by its shapes; if it is another encoder, say how it wants its images"
-        statement = dataclasses.replace(_known(matches[0]), note="" if matches[0].name in DINOV2 else note)
-        return statement, _as_saved(matches[0], inferred)
+        statement = dataclasses.replace(_known(matches[0], side), note="" if matches[0].name in DINOV2 else note)
+        return statement, _as_saved(matches[0], inferred, found)
     if matches and len({(item.heads, item.activation, item.eps) for item in matches}) == 1 and options.mean:
-        return Statement(_plain_name(inferred)), dataclasses.replace(matches[0], positions="antialias")
+        return Statement(_plain_name(inferred)), _as_saved(matches[0], inferred, found)
     if matches:
         names = ", ".join(item.name for item in matches)
         raise BackboneError(
             f"'{path}' has the shapes of several encoders, which differ in their preprocessing or activation "
             f"function; known are {names}. Say which with --model_name"
         )
-    rule = found.layout.name.startswith("transformers")
-    return Statement(_plain_name(inferred)), dataclasses.replace(inferred, positions="plain" if rule else "antialias")
+    suggestion = _LAYOUT_SUGGESTIONS.get(found.layout.name, ImageTransform(resample="bicubic"))
+    if found.layout is TRANSFORMERS_CLIP and inferred.pre_norm:
+        suggestion = OPENAI
+    return Statement(_plain_name(inferred), suggestion=suggestion), _as_saved(inferred, inferred, found)
 
 
-def _known(architecture: Architecture) -> Statement:
-    """What the registry says of an encoder."""
+def _known(architecture: Architecture, side: int | None) -> Statement:
+    """What the registry says of an encoder; a position table of another size says that it was trained at that size."""
     transform = known_transform(architecture.name)
+    if side is not None and architecture.name not in DINOV2:
+        transform = dataclasses.replace(transform, size=side * architecture.patch_size)
     stated = StatedTransform(**dataclasses.asdict(transform))
     is_dinov2 = architecture.name in DINOV2
     return Statement(
@@ -143,9 +192,22 @@ def _known(architecture: Architecture) -> Statement:
     )
 
 
-def _as_saved(known: Architecture, inferred: Architecture) -> Architecture:
-    """A known encoder, with a bias of queries, keys and values or without one, as DINOv3's are saved."""
-    return dataclasses.replace(known, qkv_bias=inferred.qkv_bias) if known.rope_theta else known
+def _as_saved(known: Architecture, inferred: Architecture, found: FoundEncoder) -> Architecture:
+    """An encoder with what depends on the program that saved it: biases of DINOv3, rules, constants."""
+    if known.rope_theta is not None:
+        return dataclasses.replace(known, qkv_bias=inferred.qkv_bias)
+    if found.layout is TRANSFORMERS_VIT:
+        rule: PositionRule = "antialias" if inferred.n_registers else "plain"
+        return dataclasses.replace(known, positions=rule, eps=1e-6 if inferred.layer_scale else 1e-12)
+    if found.layout is TRANSFORMERS_CLIP:
+        activation = known.activation if inferred.pre_norm else "gelu_tanh"
+        eps = 1e-5 if inferred.pre_norm else 1e-6
+        return dataclasses.replace(known, positions="plain", activation=activation, eps=eps)
+    if found.layout is OPEN_CLIP:
+        return dataclasses.replace(known, positions="antialias", eps=1e-5)
+    if known.name not in ARCHITECTURES:
+        return dataclasses.replace(known, positions="antialias")
+    return known
 
 
 def _plain_name(architecture: Architecture) -> str:
@@ -197,7 +259,7 @@ def _choose_transform(
     # SigLIP so400m has patches of 14 on 384 pixels: 27 of them, and 6 pixels that nothing sees. That is its own size.
     own = transform.size == statement.transform.size and side == transform.size // patch
     if transform.size % patch and not own:
-        nearest = transform.size // patch * patch
+        nearest = min(transform.size, MAX_IMAGE_SIZE - patch) // patch * patch
         raise BackboneError(
             f"patches of {patch} pixels do not tile images of {transform.size} pixels of '{path}'. Choose a multiple, "
             f"such as --image-size {nearest} or {nearest + patch}"

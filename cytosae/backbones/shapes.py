@@ -6,12 +6,11 @@ from pathlib import Path
 
 import torch
 
-from cytosae.backbones.errors import BackboneError
-from cytosae.backbones.layouts import FoundEncoder
+from cytosae.backbones.errors import BackboneError, listed
+from cytosae.backbones.layouts import TRANSFORMERS_DINOV3, FoundEncoder
 from cytosae.backbones.preprocessing import MAX_IMAGE_SIZE
 from cytosae.backbones.registry import ARCHITECTURES, matching_architectures, usual_heads
 from cytosae.backbones.vit import Architecture, VisionTransformer
-from cytosae.backbones.weights import listed
 
 Shapes = Mapping[str, torch.Tensor]
 """Tensors by our names, without their numbers (on torch's meta device)."""
@@ -32,8 +31,7 @@ def infer_architecture(shapes: Shapes, found: FoundEncoder, path: Path) -> Archi
             f"'{path}' is not a vision transformer as {found.layout.name} saves them: {problem}{unknown}"
         )
     width, depth, registers = patch.shape[0], len(_block_numbers(shapes)), shapes.get("registers")
-    # DINOv3 has registers and no position table; its own files hold the periods of its rotary positions.
-    rotary = "positions" not in shapes and ("rope_periods" in shapes or registers is not None)
+    rotary = "positions" not in shapes and _is_dinov3(found)
     heads = usual_heads(width, depth, rotary=rotary) or 0
     if rotary and "rope_periods" in shapes:
         heads = width // max(1, 4 * shapes["rope_periods"].numel())
@@ -51,6 +49,20 @@ def infer_architecture(shapes: Shapes, found: FoundEncoder, path: Path) -> Archi
         patch_bias="patch_embed.bias" in shapes,
         rope_theta=100.0 if rotary else None,
     )  # fmt: skip
+
+
+def _is_dinov3(found: FoundEncoder) -> bool:
+    """Whether a file without a position table is DINOv3's; a table can also just be missing.
+
+    Its own files hold the periods of its rotary positions; timm and transformers name its tensors in ways of their own.
+    """
+    timm = found.names.get("blocks.0.ls1", "").endswith("gamma_1")
+    return "rope_periods" in found.tensors or timm or found.layout is TRANSFORMERS_DINOV3
+
+
+def count_parameters(shapes: Shapes) -> int:
+    """Numbers in all tensors."""
+    return sum(item.numel() for item in shapes.values())
 
 
 def _structural_problem(shapes: Shapes) -> str:
@@ -101,7 +113,9 @@ def check_types(found: FoundEncoder, path: Path) -> None:
         raise BackboneError(f"'{path}' cannot be used: {listed(problems)}")
 
 
-def check_shapes(shapes: Shapes, architecture: Architecture, found: FoundEncoder, path: Path) -> None:
+def check_shapes(
+    shapes: Shapes, architecture: Architecture, found: FoundEncoder, path: Path, *, described: bool
+) -> None:
     """Raise if a tensor is missing, unknown, or has another shape than the architecture's."""
     if architecture.heads < 1 or architecture.width % architecture.heads:
         raise BackboneError(
@@ -125,9 +139,10 @@ def check_shapes(shapes: Shapes, architecture: Architecture, found: FoundEncoder
     ]
     problems += _position_problems(shapes, architecture, found)
     if problems:
-        described = architecture.name or f"what its description says ({found.layout.name})"
+        kind = "what its description says" if described else "a whole network"
+        expectation = architecture.name or f"{kind} ({found.layout.name})"
         raise BackboneError(
-            f"'{path}' is not {described}{_hint(shapes, architecture, found, path)}: {listed(problems)}"
+            f"'{path}' is not {expectation}{_hint(shapes, architecture, found, path)}: {listed(problems)}"
         )
 
 
@@ -179,7 +194,7 @@ def _hint(shapes: Shapes, architecture: Architecture, found: FoundEncoder, path:
         return ""
     inferred = infer_architecture(shapes, found, path)
     matches = matching_architectures(
-        inferred, table_side(shapes, inferred), in_open_clip=found.prefix.endswith("visual.trunk.")
+        inferred, table_side(shapes, inferred), in_open_clip=found.is_open_clip_trunk, own_names=found.has_own_names
     )
     if not matches or architecture in matches:
         return ""

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,13 +11,10 @@ from typing import Any
 
 import torch
 
-from cytosae.backbones.errors import BackboneError, BackboneNotFoundError
+from cytosae.backbones.errors import BackboneError, BackboneNotFoundError, listed, shown
 from cytosae.backbones.preprocessing import read_json
 
 State = Mapping[str, torch.Tensor]
-
-CONFIG_NAMES = ("config.json", "open_clip_config.json")
-"""Files that describe the network beside them."""
 
 _FOLDER_FILES = ("config.json", "model*.safetensors", "pytorch_model*.bin")
 """Files of a folder that have always been part of its hash."""
@@ -29,9 +27,14 @@ _WEIGHT_NAMES = (
 )
 """Names of weights in a folder, in the order in which they are preferred; each may be split, with an index beside."""
 
+_PART_NAME = re.compile(r"-\d{5}-of-\d{5}\.|\.index\.json$")
+"""Names of the parts of a split checkpoint, and of its index."""
+
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".torch", ".ckpt")
+_WRAPPERS = re.compile(r"(?<![^.])(?:_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
+"""What wrappers of torch put into names of parameters."""
+
 _MAX_NESTING = 4
-_MAX_LISTED = 6
 
 
 @dataclass(frozen=True)
@@ -66,16 +69,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
             "or try the small one in the package with --model_path embedded"
         )
     if path.is_dir():
-        config = _read_config(path)
         files = weight_files(path)
         tensors: dict[str, torch.Tensor] = {}
         for file in files:
             tensors |= _read_file(file)[0]
-        return Checkpoint(path, tensors, config=config)
+        return Checkpoint(path, tensors, config=_read_description(path, files[0]))
+    if _PART_NAME.search(path.name):
+        raise BackboneError(f"'{path}' is one of several files of a checkpoint: pass their folder, '{path.parent}'")
     tensors, stated = _read_file(path)
-    # Only under its usual name is a file taken for part of the folder it lies in.
-    beside = _read_config(path.parent) if path.name in _WEIGHT_NAMES and stated is None else {}
-    return Checkpoint(path, tensors, stated, beside)
+    return Checkpoint(path, tensors, stated, _read_description(path.parent, path) if stated is None else {})
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -93,7 +95,7 @@ def weight_files(folder: Path) -> list[Path]:
     found = sorted(item for item in folder.iterdir() if item.suffix in _SUFFIXES and item.is_file())
     if len(found) == 1:
         return found
-    what = f"several could be meant: {', '.join(item.name for item in found[:_MAX_LISTED])}" if found else "found none"
+    what = f"several could be meant: {', '.join(item.name for item in found[:6])}" if found else "found none"
     raise BackboneError(
         f"'{folder}' has no weights under a usual name ({', '.join(_WEIGHT_NAMES)}); {what}. "
         "Pass the checkpoint itself with --model_path"
@@ -101,23 +103,52 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def weights_sha256(path: Path) -> str:
-    """SHA-256 of a checkpoint file, or over names and digests of a folder's description and weight files."""
+    """SHA-256 of a checkpoint file, or over names and digests of all files that say what the network computes.
+
+    These are a folder's description and weights. A file under a usual name counts together with the description beside
+    it, unless that only repeats what the shapes of DINOv2 say.
+    """
     if path.is_dir():
         files = {item for pattern in _FOLDER_FILES for item in path.glob(pattern) if item.is_file()}
-        if any((path / name).is_file() for name in CONFIG_NAMES):
-            files |= set(weight_files(path))
-        digests = (f"{item.name} {weights_sha256(item)}\n" for item in sorted(files))
-        return hashlib.sha256("".join(digests).encode()).hexdigest()
+        used = weight_files(path)
+        described = _description_of(path, used[0])
+        return _hash_files(files | set(used) | ({described} if described else set()))
+    described = _description_of(path.parent, path)
+    if described is not None and "dinov2" not in str(read_json(described).get("architecture")):
+        return _hash_files({path, described})
+    return _hash_file(path)
+
+
+def _hash_files(files: set[Path]) -> str:
+    """SHA-256 over names and digests."""
+    return hashlib.sha256("".join(f"{item.name} {_hash_file(item)}\n" for item in sorted(files)).encode()).hexdigest()
+
+
+def _hash_file(path: Path) -> str:
+    """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    """Description of the network in a folder; that of open_clip stands under `open_clip`."""
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    if (folder / "open_clip_config.json").is_file():
-        config["open_clip"] = read_json(folder / "open_clip_config.json")
-    return config
+def _description_of(folder: Path, weights: Path) -> Path | None:
+    """The file that describes the network of some weights, if there is one.
+
+    Only under a usual name is a file taken for part of the folder that it lies in.
+    """
+    usual = weights.name in _WEIGHT_NAMES or _PART_NAME.search(weights.name)
+    names = ("config.json", "open_clip_config.json")
+    for name in reversed(names) if weights.name.startswith("open_clip") else names:
+        if usual and (folder / name).is_file():
+            return folder / name
+    return None
+
+
+def _read_description(folder: Path, weights: Path) -> dict[str, Any]:
+    """What describes the network of some weights; that of open_clip stands under `open_clip`."""
+    path = _description_of(folder, weights)
+    if path is None:
+        return {}
+    return {"open_clip": read_json(path)} if path.name.startswith("open_clip") else read_json(path)
 
 
 def _indexed_files(index: Path) -> list[Path]:
@@ -131,7 +162,7 @@ def _indexed_files(index: Path) -> list[Path]:
     if missing:
         raise BackboneError(
             f"'{index}' names {len(files)} files, of which {len(missing)} are missing: "
-            f"{', '.join(missing[:_MAX_LISTED])}. Was the download complete?"
+            f"{', '.join(missing[:6])}. Was the download complete?"
         )
     return files
 
@@ -148,13 +179,14 @@ def _read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | No
             with torch.serialization.safe_globals([argparse.Namespace]):
                 value = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise BackboneError(
-            f"'{path}' contains Python objects or is not a torch checkpoint; nothing in it was executed. Save the "
-            "tensors alone: torch.save(model.state_dict(), PATH)"
+            f"'{path}' contains Python objects{f' ({shown(named[1])})' if named else ''} or is not a torch checkpoint; "
+            "nothing in it was executed. Save the tensors alone: torch.save(model.state_dict(), PATH)"
         ) from error
     except Exception as error:  # errors of torch and safetensors have no common base class
         first = (str(error) or type(error).__name__).splitlines()[0]
-        raise BackboneError(f"'{path}' is not a readable checkpoint: {first}") from error
+        raise BackboneError(f"'{path}' is not a readable checkpoint: {shown(first, 200)}") from error
     stated = value.get("architecture") if isinstance(value, dict) else None
     tensors = dict(_flatten(value))
     if not tensors:
@@ -169,15 +201,9 @@ def _flatten(value: object, prefix: str = "", depth: int = 0) -> Iterator[tuple[
         return
     for key, item in value.items():
         if isinstance(item, torch.Tensor):
-            yield f"{prefix}{key}", item
+            yield _WRAPPERS.sub("", f"{prefix}{key}"), item
         else:
             yield from _flatten(item, f"{prefix}{key}.", depth + 1)
-
-
-def listed(items: list[str], most: int = _MAX_LISTED) -> str:
-    """The first items of a list, and the number of the others."""
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return "; ".join(items[:most]) + more
 
 
 def _is_zip(path: Path) -> bool:

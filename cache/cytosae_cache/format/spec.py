@@ -57,6 +57,8 @@ class Preprocessing:
     """Divisor of each RGB channel."""
     scale: float = field(default=1 / 255, metadata=_LATER)
     """Factor that turns pixel values of 0 to 255 into the range that `mean` and `std` refer to."""
+    white_level: int = field(default=0, metadata=_LATER)
+    """Value that stands for white in greyscale of more than 8 bits; 0: the largest of a file's bits."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ class StoreSpec:
                 mean=_triple(preprocessing["mean"]),
                 std=_triple(preprocessing["std"]),
                 scale=_typed(preprocessing["scale"], float, "spec.preprocessing.scale"),
+                white_level=_typed(preprocessing["white_level"], int, "spec.preprocessing.white_level"),
             )
             return cls(**record)
         except (TypeError, ValueError) as error:

@@ -223,7 +223,13 @@ def _fill(
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(StoreWriter(store, widen=widen_with_torch)) for store in stores]
         decoder = stack.enter_context(
-            ImageDecoder(plan.images, n_workers=n_workers, image_size=info.image_size, resample=info.resample)
+            ImageDecoder(
+                plan.images,
+                n_workers=n_workers,
+                image_size=info.image_size,
+                resample=info.resample,
+                white_level=config.white_level,
+            )
         )
         missing = [_missing_shards(writer, plan, decoder) for writer in writers]
         todo = sorted(set().union(*missing))

@@ -5,6 +5,7 @@ from dataclasses import fields
 
 from cytosae.backbones.weights import weights_sha256
 from cytosae_cache.errors import StoreNotFoundError
+from cytosae_cache.format.spec import Preprocessing
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.building.build import build_and_open
 from cytosae_pipeline.config import BuildConfig, StoreSource
@@ -15,7 +16,11 @@ logger = logging.getLogger(__name__)
 
 
 def ensure_store(
-    config: StoreSource, *, spec_hash: str | None = None, default_block: int | None = None
+    config: StoreSource,
+    *,
+    spec_hash: str | None = None,
+    default_block: int | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> ActivationStore:
     """The complete store that the options mean; a missing or unfinished one is built first if that is possible.
 
@@ -23,6 +28,8 @@ def ensure_store(
         config: The verb's options.
         spec_hash: Spec of the store that the autoencoder was trained on, which takes precedence.
         default_block: Block of the autoencoder, used for building.
+        preprocessing: Preprocessing of the images that the autoencoder was trained on, used for building where the
+            options say nothing.
 
     Raises:
         StoreNotFoundError: If there is no store and no checkpoint or images to build it from.
@@ -41,6 +48,12 @@ def ensure_store(
         logger.info(f"no activation store of data set '{config.dataset_name}' yet: building it first")
     block = config.block_layer if default_block is None else default_block
     shared = {field.name: getattr(config, field.name) for field in fields(StoreSource)}
+    if preprocessing is not None:
+        trained = (preprocessing.image_size, preprocessing.mean, preprocessing.std)
+        own: dict[str, object] = dict(zip(("image_size", "image_mean", "image_std"), trained, strict=True))
+        own["image_resample"] = preprocessing.resample.removeprefix("pillow-")
+        own["white_level"] = preprocessing.white_level or None
+        shared |= {name: value for name, value in own.items() if shared[name] is None}
     return build_and_open(BuildConfig(**{**shared, "block_layer": (block,)}), weights_digest=digest)[0]
 
 

@@ -79,6 +79,8 @@ class BuildPlan:
         blocks = ", ".join(str(item.spec.block) for item in self.stores)
         mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (info.image_mean, info.image_std))
         scale = "" if info.image_scale == 1 / 255 else f", pixel values x {info.image_scale:g}"
+        level = spec.preprocessing.white_level
+        scale += f", grey values of more than 8 bits from 0 to {level}" if level else ""
         return [
             f"{spec.model_name} block{'s' if len(self.stores) > 1 else ''} {blocks} (of 0 to {spec.n_blocks - 1}), "
             f"{spec.tokens.n_tokens} tokens x {spec.d_model}, {spec.precision} on {self.device}",
@@ -119,7 +121,7 @@ def plan_build(config: BuildConfig, *, weights_digest: str | None = None) -> Bui
             weights_digest=stores[0].info.weights_sha256 if stores else weights_digest,
             preprocessing=stated_preprocessing(config),
         )  # fmt: skip
-        spec = make_spec(info, store_dtype=config.store_dtype, precision=precision)
+        spec = make_spec(info, store_dtype=config.store_dtype, precision=precision, white_level=config.white_level or 0)
         store = open_storage(config.store or workspace.store_path(name, spec.hash)).location
         if store in [item.store for item in stores]:
             raise UserError(f"block_layer {list(config.block_layer)} names block {spec.block} twice")
@@ -135,10 +137,12 @@ def stated_preprocessing(config: StorePlace) -> StatedTransform:
     """
     if config.image_size is not None and config.image_size > MAX_IMAGE_SIZE:
         raise UserError(f"image_size must be at most {MAX_IMAGE_SIZE}, found {config.image_size}")
-    return StatedTransform(size=config.image_size, mean=config.image_mean, std=config.image_std)
+    return StatedTransform(
+        size=config.image_size, mean=config.image_mean, std=config.image_std, resample=config.image_resample
+    )
 
 
-def make_spec(info: BackboneInfo, *, store_dtype: StoreDtype, precision: Precision) -> StoreSpec:
+def make_spec(info: BackboneInfo, *, store_dtype: StoreDtype, precision: Precision, white_level: int = 0) -> StoreSpec:
     """The spec of a backbone's activations."""
     return StoreSpec(
         model_name=info.name,
@@ -153,6 +157,7 @@ def make_spec(info: BackboneInfo, *, store_dtype: StoreDtype, precision: Precisi
             mean=info.image_mean,
             std=info.image_std,
             scale=info.image_scale,
+            white_level=white_level,
         ),
         store_dtype=store_dtype,
         precision=precision,

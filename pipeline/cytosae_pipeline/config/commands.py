@@ -15,6 +15,8 @@ WHICH_STORE = (
     "image_size",
     "image_mean",
     "image_std",
+    "image_resample",
+    "white_level",
 )
 """Options that say which store is meant."""
 

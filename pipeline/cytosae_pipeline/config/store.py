@@ -31,10 +31,23 @@ class StorePlace(Config):
         None, "Height and width in pixels that images are resized to. [default: the encoder's own]", minimum=1
     )
     image_mean: tuple[float, float, float] | None = option(
-        None, "Mean of each RGB channel, subtracted from values of 0 to 1. [default: the encoder's own]"
+        None,
+        "Mean of each RGB channel, subtracted from values of 0 to 1. [default: the encoder's own]",
+        minimum=0,
+        maximum=1,
     )
     image_std: tuple[float, float, float] | None = option(
-        None, "Standard deviation of each RGB channel. [default: the encoder's own]", above=0
+        None, "Standard deviation of each RGB channel. [default: the encoder's own]", above=0, maximum=1
+    )
+    image_resample: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] | None = option(
+        None, "Filter of the resize. [default: the encoder's own]"
+    )
+    white_level: int | None = option(
+        None,
+        "Value that stands for white in greyscale of more than 8 bits, such as 4095 for a camera's 12 bits in 16-bit "
+        "files. [default: the largest of a file's bits]",
+        minimum=256,
+        maximum=65535,
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae.backbones.images import IMAGE_SIZE, UnreadableImageError, decode_image
+from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.files import UnusableFileError, read_file
 from cytosae_pipeline.images.folders import JPEG_2000_ENDINGS, WEBP_ENDINGS
@@ -30,6 +31,17 @@ T = TypeVar("T")
 
 class DecodingError(UserError):
     """A worker process died."""
+
+
+class Wanted(NamedTuple):
+    """How pictures are prepared; arguments of `cytosae.backbones.images.decode_image`."""
+
+    size: int
+    """Height and width in pixels."""
+    resample: str = "bilinear"
+    """Filter of the resize."""
+    white_level: int | None = None
+    """Value that stands for white in greyscale of more than 8 bits; None: the largest of its bits."""
 
 
 class Decoded(NamedTuple):
@@ -68,12 +80,20 @@ class ImageDecoder:
         n_workers: Worker processes; 0 decodes in this one.
         image_size: Height and width wanted, in pixels.
         resample: Filter of the resize, one of `cytosae.backbones.images.FILTERS`.
+        white_level: Value that stands for white in greyscale of more than 8 bits; None: the largest of its bits.
     """
 
     def __init__(
-        self, images: ImageList, *, n_workers: int, image_size: int = IMAGE_SIZE, resample: str = "bilinear"
+        self,
+        images: ImageList,
+        *,
+        n_workers: int,
+        image_size: int = IMAGE_SIZE,
+        resample: str = "bilinear",
+        white_level: int | None = None,
     ) -> None:
-        self._images, self._size, self._resample, self._n_workers = images, image_size, resample, n_workers
+        self._images, self._n_workers = images, n_workers
+        self._wanted = Wanted(image_size, resample, white_level)
         self._pool = WorkerPool(n_workers) if n_workers else None
 
     def iter_rows(self, rows: Iterable[int]) -> Iterator[Decoded]:
@@ -104,15 +124,15 @@ class ImageDecoder:
             self._pool.shutdown()
 
     def _iter_tasks(
-        self, function: Callable[[Path, Sequence[tuple[int, ImageRow]], int, str], list[T]], rows: Iterable[int]
+        self, function: Callable[[Path, Sequence[tuple[int, ImageRow]], Wanted], list[T]], rows: Iterable[int]
     ) -> Iterator[T]:
         """Results of a function of a few rows at a time, in order, a bounded number ahead."""
         remaining = ((row, self._images.rows[row]) for row in rows)
         tasks = iter(lambda: list(itertools.islice(remaining, _IMAGES_PER_TASK)), [])
-        root, size, resample = self._images.root, self._size, self._resample
+        root, wanted = self._images.root, self._wanted
         if self._pool is None:
             for task in tasks:
-                yield from function(root, task, size, resample)
+                yield from function(root, task, wanted)
             return
         pending: deque[Future[list[T]]] = deque()
         n_new = self._n_workers * _TASKS_AHEAD_PER_WORKER
@@ -125,38 +145,46 @@ class ImageDecoder:
                     f"with fewer processes: --workers {max(0, self._n_workers // 2)}"
                 ) from error
             for task in itertools.islice(tasks, n_new):
-                pending.append(self._pool.submit(function, root, task, size, resample))
+                pending.append(self._pool.submit(function, root, task, wanted))
             yield from done
             if not pending:
                 return
             n_new = 1
 
 
-def decode_files(
-    root: Path, items: Sequence[tuple[int, ImageRow]], size: int, resample: str = "bilinear"
-) -> list[Decoded]:
+def open_decoder(store: ActivationStore, images: ImageList) -> ImageDecoder:
+    """A decoder, in this process, of pictures as the encoder of a store saw them."""
+    stated = store.spec.preprocessing
+    return ImageDecoder(
+        images,
+        n_workers=0,
+        image_size=stated.image_size,
+        resample=stated.resample.removeprefix("pillow-"),
+        white_level=stated.white_level or None,
+    )
+
+
+def decode_files(root: Path, items: Sequence[tuple[int, ImageRow]], wanted: Wanted) -> list[Decoded]:
     """Read and decode files; runs in a worker process.
 
     Args:
         root: Folder that all files must be inside.
         items: Row number and row of each.
-        size: Height and width wanted, in pixels.
-        resample: Filter of the resize.
+        wanted: How to prepare them.
 
     Raises:
         SourceError: If the disk fails repeatedly.
     """
-    return [_decode_file(root, number, row, size, resample) for number, row in items]
+    return [_decode_file(root, number, row, wanted) for number, row in items]
 
 
-def hash_files(root: Path, items: Sequence[tuple[int, ImageRow]], size: int = 0, resample: str = "") -> list[Hashed]:
+def hash_files(root: Path, items: Sequence[tuple[int, ImageRow]], wanted: "Wanted | None" = None) -> list[Hashed]:
     """Read and hash files; runs in a worker process.
 
     Args:
         root: Folder that all files must be inside.
         items: Row number and row of each.
-        size: Not used: nothing is decoded.
-        resample: Not used.
+        wanted: Not used: nothing is decoded.
 
     Raises:
         SourceError: If the disk fails repeatedly.
@@ -164,7 +192,7 @@ def hash_files(root: Path, items: Sequence[tuple[int, ImageRow]], size: int = 0,
     return [_hash_file(root, number, row) for number, row in items]
 
 
-def _decode_file(root: Path, number: int, row: ImageRow, size: int, resample: str) -> Decoded:
+def _decode_file(root: Path, number: int, row: ImageRow, wanted: Wanted) -> Decoded:
     try:
         data = _read_inside(root, row)
     except UnusableFileError as error:
@@ -173,7 +201,7 @@ def _decode_file(root: Path, number: int, row: ImageRow, size: int, resample: st
     remarks: list[str] = []
     try:
         _check_ending(data, row.path)
-        pixels = decode_image(data, size=size, resample=resample, remarks=remarks)
+        pixels = decode_image(data, **wanted._asdict(), remarks=remarks)
         return Decoded(number, pixels, digest, "", len(data), tuple(remarks))
     except UnreadableImageError as error:
         return Decoded(number, None, digest, str(error), len(data))

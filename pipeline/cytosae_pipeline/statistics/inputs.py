@@ -60,7 +60,9 @@ def open_inputs(config: StatisticsConfig, *, encoder_only: bool = True) -> Input
     path = require_sae_path(config)
     sae, cfg = open_sae(config, device=choose_device(config.device), encoder_only=encoder_only)
     spec_hash, block = cfg.get("spec_hash"), cfg.get("block_layer")
-    store = ensure_store(config, spec_hash=spec_hash, default_block=block if isinstance(block, int) else None)
+    trained = StoreSpec.from_json(cfg["spec"]).preprocessing if "spec" in cfg else None
+    default_block = block if isinstance(block, int) else None
+    store = ensure_store(config, spec_hash=spec_hash, default_block=default_block, preprocessing=trained)
     differences = check_match(store, sae, cfg)
     if differences and not config.allow_mismatch:
         raise StoreMismatchError(

@@ -157,7 +157,11 @@ def _find_stores(config: TrainConfig) -> tuple[ActivationStore, ...]:
     first = ensure_store(config)
     # Of several stores of a further data set, take the one with the spec of the first.
     further = [
-        ensure_store(replace(config, dataset_name=name, store=None, images=None), spec_hash=first.spec.hash)
+        ensure_store(
+            replace(config, dataset_name=name, store=None, images=None),
+            spec_hash=first.spec.hash,
+            preprocessing=first.spec.preprocessing,
+        )
         for name in config.with_dataset
     ]
     stores = (first, *further)

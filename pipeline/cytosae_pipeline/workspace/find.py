@@ -131,8 +131,10 @@ def _fits(spec: StoreSpec, choice: StoreChoice, weights_sha256: str | None) -> b
 
 def _is_prepared(found: Preprocessing, choice: StoreChoice) -> bool:
     """Whether a store's images were prepared as the options say, as far as they say it."""
-    stated = ((choice.image_size, found.image_size), (choice.image_mean, found.mean), (choice.image_std, found.std))
-    return all(wanted in (None, value) for wanted, value in stated)
+    resample = choice.image_resample and f"pillow-{choice.image_resample}"
+    stated = (choice.image_size, choice.image_mean, choice.image_std, resample, choice.white_level)
+    values = (found.image_size, found.mean, found.std, found.resample, found.white_level)
+    return all(wanted in (None, value) for wanted, value in zip(stated, values, strict=True))
 
 
 def _not_found_message(
@@ -143,7 +145,10 @@ def _not_found_message(
     wanted = [f"block_layer {choice.block_layer}"]
     wanted += [f"model_name {choice.model_name}"] if choice.model_name else []
     wanted += [f"weights {weights_sha256[:12]}"] if weights_sha256 else []
-    options = {name: getattr(choice, name) for name in ("image_size", "image_mean", "image_std")}
+    options = {
+        name: getattr(choice, name)
+        for name in ("image_size", "image_mean", "image_std", "image_resample", "white_level")
+    }
     wanted += [f"{name} {value}" for name, value in options.items() if value is not None]
     if stores:
         existing = f". There are others:\n{list_stores(stores)}\n"

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import re
 
@@ -12,6 +13,7 @@ from cytosae.backbones.backbone import describe_backbone, load_backbone
 from cytosae.backbones.errors import BackboneError
 from cytosae.backbones.preprocessing import StatedTransform
 from cytosae.backbones.registry import ARCHITECTURES, known_transform
+from cytosae.backbones.weights import weights_sha256
 from tests.support.encoders import make_state, relative_error, run_reference
 
 STATED = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4], "input_size": [3, 224, 224], "interpolation": "bicubic"}
@@ -29,11 +31,18 @@ def save_timm(folder, state, architecture, **arguments):
 
     folder.mkdir(exist_ok=True)
     config = {"architecture": architecture, "num_classes": 0, "num_features": 24, "pretrained_cfg": STATED}
-    if arguments:
-        config["model_args"] = arguments
+    width, patch = state_size(state)
+    depth = 1 + max(int(re.search(r"blocks\.(\d+)\.", key)[1]) for key in state if "blocks." in key)
+    config["model_args"] = {"embed_dim": width, "depth": depth, "patch_size": patch} | arguments
     (folder / "config.json").write_text(json.dumps(config))
     save_file(state, folder / "model.safetensors")
     return folder
+
+
+def state_size(state):
+    """Width and patch size of a network."""
+    weight = next(value for key, value in state.items() if key.endswith("patch_embed.proj.weight"))
+    return weight.shape[0], weight.shape[-1]
 
 
 def load(path, block=-2, name=None, preprocessing=None):
@@ -47,7 +56,7 @@ def refuse(path, match, **options):
     assert "\n" not in str(caught.value)
 
 
-# --- timm's folders ---------------------------------------------------------------------------------------------------
+# --- timm's folders --------------------------------------------------------------------------------------------------
 
 TIMM = {
     # name: architecture, tensors, facts that the second implementation is told
@@ -182,7 +191,7 @@ def test_dinov2_in_timms_form_may_leave_out_numbers(tmp_path):
     assert "does not say how its images are normalised" in info.notes[0]
 
 
-# --- Bare files -------------------------------------------------------------------------------------------------------
+# --- Bare files ------------------------------------------------------------------------------------------------------
 
 
 def _shapes(item, side, table):
@@ -278,7 +287,7 @@ def test_files_say_the_same_wherever_a_training_script_put_the_encoder(tmp_path,
         backbone = load(tmp_path / f"{name}.pth")
         assert relative_error(backbone(pixels), expected) < 1e-5, name
     notes = describe_backbone(tmp_path / "encoder.pth", name=None, block=-2).notes
-    assert notes == ("left out, no token depends on them: head.weight; model.mil",)
+    assert notes == ("left out, not part of the encoder: head.weight; model.mil",)
     assert "decoder_blocks; fc_norm; head" in describe_backbone(tmp_path / "heads.pth", name=None, block=-2).notes[0]
 
 
@@ -314,7 +323,7 @@ def test_a_fine_tuned_network_of_usual_size_needs_only_its_preprocessing(tmp_pat
     assert (info.name, info.n_registers, info.image_std) == ("vit_1024x24_patch16", 2, (0.2, 0.3, 0.4))
 
 
-# --- facebookresearch's DINOv3, open_clip, CONCH ----------------------------------------------------------------------
+# --- facebookresearch's DINOv3, open_clip, CONCH ---------------------------------------------------------------------
 
 
 def as_facebook_dinov3(state, heads, *, periods=True):
@@ -347,6 +356,7 @@ def test_known_sizes_of_dinov3_are_recognised(tmp_path):
     item = ARCHITECTURES["dinov3_vits16"]
     state = _shapes(item, None, "patches")
     del state["pos_embed"]
+    state = {re.sub(r"ls(\d)\.gamma", r"gamma_\1", key): value for key, value in state.items()}
     torch.save({key: value for key, value in state.items() if not key.endswith("qkv.bias")}, tmp_path / "v.pth")
     info = describe_backbone(tmp_path / "v.pth", name=None, block=-2)
     assert (info.name, info.n_tokens, info.image_size) == ("dinov3_vits16", 1 + 4 + 14 * 14, 224)
@@ -373,7 +383,13 @@ def as_open_clip(state, prefix="visual."):
 def test_options_of_open_clips_vision_tower_are_followed(tmp_path, pixels):
     state = make_state(scale=False, patch_bias=False)
     torch.save(as_open_clip(state), tmp_path / "open_clip_pytorch_model.bin")
-    vision = {"width": 24, "head_width": 8, "norm_kwargs": {"eps": 1e-3}, "act_kwargs": {"approximate": "tanh"}}
+    vision = {
+        "width": 24,
+        "head_width": 8,
+        "no_ln_pre": True,
+        "norm_kwargs": {"eps": 1e-3},
+        "act_kwargs": {"approximate": "tanh"},
+    }
     config = {"model_cfg": {"vision_cfg": vision}, "preprocess_cfg": STATED}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     expected = run_reference(state, pixels, -2, heads=3, eps=1e-3, activation="gelu_tanh")
@@ -394,7 +410,7 @@ def test_folders_of_open_clip_equal_the_second_implementation(tmp_path, pixels, 
     backbone = load(tmp_path)
     assert relative_error(backbone(pixels), expected) < 1e-5
     assert relative_error(load(tmp_path / "open_clip_pytorch_model.bin")(pixels), expected) < 1e-5
-    assert backbone.info.notes == ("left out, no token depends on them: logit_scale; transformer.resblocks",)
+    assert backbone.info.notes == ("left out, not part of the encoder: logit_scale; transformer.resblocks",)
     (tmp_path / "open_clip_config.json").write_text(
         json.dumps({"model_cfg": {"vision_cfg": {"width": 24, "head_width": 0}}})
     )
@@ -409,7 +425,7 @@ def test_the_vision_half_of_an_open_clip_model_with_a_timm_trunk(tmp_path, pixel
     refuse(tmp_path / "open_clip_pytorch_model.bin", "fits no known network")
     config = {"model_cfg": {"vision_cfg": {"timm_model_name": "vit_base_patch16_224"}}, "preprocess_cfg": STATED}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
-    refuse(tmp_path, "do not say how many attention heads")
+    refuse(tmp_path, r"is not what its description says \(DINOv2 or timm\): .*blocks\.3")
 
 
 @pytest.mark.parametrize(("name", "side", "size"), [("conch", 28, 448), ("biomedclip", 14, 224)])
@@ -432,7 +448,7 @@ def test_clip_from_a_bare_file_needs_its_name(tmp_path):
         assert describe_backbone(tmp_path / "v.bin", name=name, block=-2).name == name
 
 
-# --- The registry -----------------------------------------------------------------------------------------------------
+# --- The registry ----------------------------------------------------------------------------------------------------
 
 
 def test_the_registry_is_consistent():
@@ -445,3 +461,158 @@ def test_the_registry_is_consistent():
     assert 2 * ARCHITECTURES["uni2_h"].hidden == 2 * ARCHITECTURES["h_optimus_0"].hidden == 8192
     assert known_transform("h_optimus_0").mean == (0.707223, 0.578729, 0.703617)
     assert known_transform("kaiko_vitl14").std == (0.5, 0.5, 0.5)
+
+
+# --- What would change tokens without a word -------------------------------------------------------------------------
+
+
+def test_a_register_network_without_its_position_table_is_not_taken_for_dinov3(tmp_path):
+    state = make_state(n_registers=4, table=None)
+    refuse(save_timm(tmp_path / "m", state, "vit_small_patch14_reg4_dinov2", num_heads=3), "missing pos_embed")
+    torch.save(state, tmp_path / "v.pth")
+    refuse(tmp_path / "v.pth", "heads|missing pos_embed", preprocessing=USER)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments", "state", "match"),
+    [
+        ("vit_small_patch16_224", {"depth": 4}, {}, r"missing blocks\.3"),
+        ("vit_small_patch16_224", {"depth": 2}, {}, r"unknown blocks\.2"),
+        ("vit_small_patch16_224", {"embed_dim": 48}, {}, "has shape"),
+        ("vit_small_patch16_224", {"init_values": 1e-5}, {"scale": False}, r"missing blocks\.0\.ls1"),
+        ("vit_small_patch14_dinov2", {}, {"scale": False}, r"missing blocks\.0\.ls1"),
+        ("vit_small_patch16_224", {"reg_tokens": 4}, {}, "missing register_tokens"),
+        ("vit_small_patch16_224", {}, {"cls": False}, "missing cls_token"),
+        ("vit_small_patch16_siglip_224", {}, {}, "unknown cls_token"),
+        ("vit_small_patch16_224", {}, {"qkv_bias": False}, "qkv.bias"),
+        ("vit_small_patch16_224", {}, {"patch_bias": False}, "missing patch_embed.bias"),
+        ("vit_small_patch16_clip_224", {}, {"patch_bias": False}, "missing norm_pre"),
+        ("vit_small_patch16_224", {"mlp_layer": "glu"}, {}, "unknown mlp_layer glu"),
+        ("vit_small_patch16_224", {"act_layer": "mish"}, {}, "unknown activation 'mish'"),
+        ("vit_small_patch16_224", {"depth": 10**9}, {}, "expected a whole number of 1 to 1000"),
+    ],
+)
+def test_a_timm_description_that_contradicts_the_weights_is_refused(tmp_path, architecture, arguments, state, match):
+    refuse(save_timm(tmp_path / "m", make_state(**state), architecture, **{"num_heads": 3} | arguments), match)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["blocks.0.attn.qkv.lora_A.default.weight", "lora.0.weight", "w_As.0.weight", "adapters.0.weight",
+     "prompt_embeddings", "blocks.1.adaptmlp.down.weight", "head.lora_B.weight", "prompt_pool"],
+)  # fmt: skip
+def test_adapters_that_are_not_merged_are_refused(tmp_path, name):
+    torch.save(
+        {f"model.{key}": value for key, value in make_state().items()} | {name: torch.ones(2)}, tmp_path / "v.pth"
+    )
+    refuse(tmp_path / "v.pth", "contains adapters that are not merged into the weights, such as .*merge_and_unload")
+
+
+@pytest.mark.parametrize(("name", "side"), [("uni", 24), ("dino_vitt16", 24), ("virchow2", 27)])
+def test_the_size_of_a_bare_file_is_that_of_its_position_table(tmp_path, name, side):
+    torch.save(_shapes(ARCHITECTURES[name], side, "prefix"), tmp_path / "v.pth")
+    for given in (None, name):
+        info = describe_backbone(tmp_path / "v.pth", name=given, block=-2)
+        assert (info.name, info.grid, info.image_size) == (name, (side, side), side * ARCHITECTURES[name].patch_size)
+
+
+@pytest.mark.parametrize(("side", "key"), [(37, "register_tokens"), (16, "register_tokens"), (37, "reg_token")])
+def test_registers_of_dinov2_are_recognised(tmp_path, side, key):
+    state = _shapes(ARCHITECTURES["dinov2_vitl14_reg"], side, "cls" if key == "register_tokens" else "patches")
+    state[key] = state.pop("reg_token")
+    torch.save(state, tmp_path / "v.pth")
+    assert describe_backbone(tmp_path / "v.pth", name=None, block=-2).name == "dinov2_vitl14_reg"
+
+
+def test_what_describes_a_network_is_part_of_its_hash(tmp_path):
+    torch.save(as_open_clip(make_state()), tmp_path / "open_clip_pytorch_model.bin")
+    digests = []
+    for quick in (False, True):
+        config = {"model_cfg": {"vision_cfg": {}, "quick_gelu": quick}}
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+        digests += [weights_sha256(tmp_path), weights_sha256(tmp_path / "open_clip_pytorch_model.bin")]
+    assert len(set(digests)) == 2  # the folder and its file are the same network
+    folder = save_timm(tmp_path / "m", make_state(), "vit_small_patch16_224", num_heads=3)
+    before = weights_sha256(folder / "model.safetensors")
+    save_timm(folder, make_state(), "vit_small_patch16_224", num_heads=6)
+    assert weights_sha256(folder / "model.safetensors") != before
+    dinov2 = save_timm(tmp_path / "d", make_state(), "vit_small_patch14_dinov2", num_heads=3)
+    plain = hashlib.sha256((dinov2 / "model.safetensors").read_bytes()).hexdigest()
+    assert weights_sha256(dinov2 / "model.safetensors") == plain
+
+
+def test_filters_that_nothing_states_are_those_of_the_program(tmp_path):
+    folder = save_timm(tmp_path / "m", make_state(), "vit_small_patch16_224", num_heads=3)
+    config = json.loads((folder / "config.json").read_text())
+    del config["pretrained_cfg"]["interpolation"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert describe_backbone(folder, name=None, block=-2).resample == "bicubic"
+    torch.save(
+        as_open_clip(make_state(scale=False, pre_norm=True, patch_bias=False)), tmp_path / "open_clip_pytorch_model.bin"
+    )
+    vision = {"image_size": 224, "width": 24, "head_width": 8, "patch_size": 56}
+    config = {"model_cfg": {"vision_cfg": vision}, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    assert describe_backbone(tmp_path, name=None, block=-2).resample == "bicubic"
+
+
+# --- Files that are not what they seem -------------------------------------------------------------------------------
+
+
+def test_names_of_tensors_cannot_steer_a_terminal(tmp_path):
+    evil = "crit\x1b[31m.\nstore '/tmp/evil'"
+    shape = {"name": "toy", "width": 24, "depth": 3, "heads": 3, "patch_size": 56}
+    state = {f"model.{key}": value for key, value in make_state(hidden=96).items()}
+    torch.save({"architecture": shape, "s": state | {evil: torch.ones(1)}}, tmp_path / "v.pth")
+    (note,) = describe_backbone(tmp_path / "v.pth", name=None, block=-2).notes
+    assert note.isprintable()
+    assert r"\x1b[31m" in note
+    torch.save({"architecture": shape, "s": state | {"model.blocks.0.\x1b]0;x\x07": torch.ones(1)}}, tmp_path / "v.pth")
+    with pytest.raises(BackboneError, match=r"unknown blocks\.0\.\\x1b\]0;x\\x07$"):
+        describe_backbone(tmp_path / "v.pth", name=None, block=-2)
+
+
+def test_messages_stay_short_whatever_a_file_says(tmp_path):
+    huge = "x" * 10**6
+    torch.save({huge: torch.ones(1)}, tmp_path / "v.pth")
+    refuse(tmp_path / "v.pth", "fits no known network")
+    folder = save_timm(tmp_path / "m", make_state(), huge)
+    refuse(folder, "which is not supported")
+    for key in ("input_size", "mean", "interpolation"):
+        config = {"architecture": "vit_small_patch16_224", "pretrained_cfg": STATED | {key: huge}}
+        (folder / "config.json").write_text(json.dumps(config))
+        refuse(folder, "states an impossible preprocessing")
+
+
+def test_sizes_are_checked_before_memory_is_taken(tmp_path):
+    state = make_state()
+    state["blocks.0.mlp.fc1.weight"] = torch.zeros(1).expand(1 << 36, 24)
+    torch.save(state, tmp_path / "v.pth")
+    refuse(tmp_path / "v.pth", "states 1,649,267,.* parameters, more than")
+
+
+def test_a_part_of_a_split_checkpoint_names_its_folder(tmp_path):
+    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json"):
+        (tmp_path / name).write_bytes(b"")
+        refuse(tmp_path / name, "is one of several files of a checkpoint: pass their folder")
+
+
+def test_a_folder_with_nothing_but_weights_is_read_like_the_file(tmp_path):
+    state = _shapes(ARCHITECTURES["conch"], 28, "prefix")
+    torch.save({f"visual.trunk.{key}": value for key, value in state.items()}, tmp_path / "pytorch_model.bin")
+    info = describe_backbone(tmp_path, name=None, block=-2)
+    assert (info.name, info.image_size) == ("conch", 448)
+
+
+def test_wrappers_of_torch_and_moving_averages_of_timm(tmp_path, pixels):
+    state = make_state(hidden=96)
+    shape = {"name": "toy", "width": 24, "depth": 3, "heads": 3, "patch_size": 56}
+    other = {key: value + 1 for key, value in state.items()}
+    torch.save({"architecture": shape, "state_dict": other, "state_dict_ema": state}, tmp_path / "timm.pth")
+    wrapped = {f"_orig_mod._fsdp_wrapped_module.{key}": value for key, value in state.items()}
+    torch.save({"architecture": shape, "model": wrapped}, tmp_path / "fsdp.pth")
+    for name in ("timm", "fsdp"):
+        backbone = load(tmp_path / f"{name}.pth")
+        assert relative_error(backbone(pixels), run_reference(state, pixels, -2, heads=3)) < 1e-5
+    notes = describe_backbone(tmp_path / "timm.pth", name=None, block=-2).notes
+    assert notes[-1] == "of 2 encoders in the file, 'state_dict_ema.' is used"

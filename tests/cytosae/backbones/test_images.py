@@ -378,7 +378,7 @@ DARK = _noise(24, 24, top=4096)
 def test_12_bit_values_in_16_bits_are_remarked(data):
     (remark,) = _remarks(data)
     assert remark.startswith("nearly black: 16-bit values end at 4,0")
-    assert remark.endswith("of 65,535, perhaps a camera's 12 bits")
+    assert "of 65,535, perhaps a camera's 12 bits" in remark
 
 
 @pytest.mark.parametrize(
@@ -708,3 +708,18 @@ def test_real_crops_are_the_definition(test_data):
     for path in paths:
         pixels = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
         np.testing.assert_array_equal(decode_image(path.read_bytes()), _defined(pixels))
+
+
+def test_a_white_level_scales_more_than_eight_bits():
+    values = np.linspace(0, 4095, 64, dtype=np.uint16).reshape(8, 8)
+    data = io.BytesIO()
+    Image.fromarray(values).save(data, format="TIFF")
+    found = decode_image(data.getvalue(), size=8, white_level=4095)
+    np.testing.assert_array_equal(found[:, :, 0], np.round(values / 4095 * 255))
+    remarks: list[str] = []
+    decode_image(data.getvalue(), size=8, white_level=4095, remarks=remarks)
+    assert not remarks
+    decode_image(data.getvalue(), size=8, remarks=remarks)
+    assert "perhaps a camera's 12 bits (--white-level 4095)" in remarks[0]
+    with pytest.raises(UnreadableImageError, match="grey values end at 4095, above the white level of 1023"):
+        decode_image(data.getvalue(), size=8, white_level=1023)

@@ -249,10 +249,10 @@ def test_a_missing_weight_is_named(folder_of, kind):
 
 def test_unknown_and_misshapen_weights_are_named(folder_of):
     folder = folder_of("vit")
-    change_weights(folder, lambda state: state.update({"encoder.layer.1.adapter.weight": torch.ones(2)}))
-    with pytest.raises(BackboneError, match=r"unknown encoder\.layer\.1\.adapter\.weight"):
+    change_weights(folder, lambda state: state.update({"encoder.layer.1.gate.weight": torch.ones(2)}))
+    with pytest.raises(BackboneError, match=r"unknown encoder\.layer\.1\.gate\.weight"):
         describe(folder)
-    change_weights(folder, lambda state: state.pop("encoder.layer.1.adapter.weight"))
+    change_weights(folder, lambda state: state.pop("encoder.layer.1.gate.weight"))
     change_weights(folder, lambda state: state.update({"embeddings.cls_token": torch.ones(1, 1, 23)}))
     with pytest.raises(BackboneError, match=r"embeddings\.cls_token has shape \(1, 1, 23\), expected \(1, 1, 24\)"):
         describe(folder)
@@ -284,9 +284,9 @@ def test_parts_that_a_family_always_has_cannot_all_be_missing(folder_of):
 
 
 def test_heads_are_named_as_left_out(folder_of):
-    assert describe(folder_of("vit")).notes == ("left out, no token depends on them: pooler",)
+    assert describe(folder_of("vit")).notes == ("left out, not part of the encoder: pooler",)
     (note,) = describe(folder_of("clip_full")).notes
-    assert note.startswith("left out, no token depends on them: logit_scale; text_model.")
+    assert note.startswith("left out, not part of the encoder: logit_scale; text_model.")
     assert "classifier" in describe(folder_of("vit_classifier")).notes[0]
 
 
@@ -423,7 +423,7 @@ def test_patches_must_tile_the_image_unless_the_table_says_otherwise(folder_of):
 @pytest.mark.parametrize(
     ("config", "match"),
     [
-        (None, r"config.json' is missing: expected a folder with config.json and weights"),
+        (None, r"fits no known network: 4 blocks of width 24 .* do not say how many attention heads"),
         ("{", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
         ("[]", "must contain a JSON object"),
@@ -457,12 +457,42 @@ def test_sizes_left_out_are_the_defaults_of_transformers(tmp_path, name):
     """A config may omit the defaults of transformers."""
     import transformers
 
-    from cytosae.backbones.statements import _ACTIVATION_NAMES, FAMILIES
+    from cytosae.backbones.huggingface import FAMILIES
+    from cytosae.backbones.statement import activation_name
 
     default = getattr(transformers, name)()
     family = FAMILIES[default.model_type]
     found = (family.width, family.depth, family.heads, family.patch_size, family.eps, family.activation)
-    activation = _ACTIVATION_NAMES[default.hidden_act]
+    activation = activation_name(default.hidden_act)
     sizes = (default.hidden_size, default.num_hidden_layers, default.num_attention_heads, default.patch_size)
     assert found == (*sizes, default.layer_norm_eps, activation)
     assert (family.n_registers or 0) == getattr(default, "num_register_tokens", 0)
+
+
+def test_a_bare_file_of_a_folder_follows_the_rules_of_transformers(folder_of, pixels, monkeypatch):
+    """Heads are known by the size for real files; here the table of sizes is extended by the toy's."""
+    monkeypatch.setattr("cytosae.backbones.shapes.usual_heads", lambda width, depth, *, rotary: 3)
+    stated = StatedTransform(size=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.25, 0.5))
+    for kind, image_size in (("siglip", 224), ("vit", 336), ("dinov2", 336), ("dinov2_reg", 336)):
+        folder = folder_of(kind, image_size)
+        bare = folder.parent / f"{kind}.safetensors"
+        (folder / "model.safetensors").rename(bare)
+        found = load(bare, preprocessing=stated)(pixels)
+        assert relative_error(found, run_full(make_model(kind, image_size), pixels, -2)) < 1e-5, kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "expected"),
+    [
+        ("clip", {}, "bicubic"),
+        ("siglip", {}, "bicubic"),
+        ("deit", {}, "bicubic"),
+        ("vit", {}, "bilinear"),
+        ("dinov2", {}, "bilinear"),
+        ("dinov2", {"image_processor_type": "BitImageProcessor"}, "bicubic"),
+        ("vit", {"image_processor_type": "CLIPImageProcessor"}, "bicubic"),
+        ("clip", {"resample": 2}, "bilinear"),
+    ],
+)
+def test_a_filter_that_is_not_stated_is_that_of_the_processor(folder_of, kind, change, expected):
+    assert describe(folder_of(kind, stated=STATED | change)).resample == expected

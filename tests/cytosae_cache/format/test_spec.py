@@ -24,6 +24,7 @@ def test_json_round_trip():
         {"tokens": TokenLayout(1, 4, (2, 2))},
         {"preprocessing": Preprocessing(image_size=196)},
         {"preprocessing": Preprocessing(scale=1.0)},
+        {"preprocessing": Preprocessing(white_level=4095)},
         {"store_dtype": "float32"},
         {"precision": "bf16"},
         {"model_name": "other"},

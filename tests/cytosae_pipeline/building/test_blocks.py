@@ -3,6 +3,7 @@
 import filecmp
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cytosae.backbones.backbone import describe_backbone, load_backbone
 from cytosae.backbones.images import decode_image, to_tensor
@@ -18,10 +20,12 @@ from cytosae.backbones.preprocessing import StatedTransform
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.building.build import build_and_open, build_stores
+from cytosae_pipeline.building.deep_verify import _differ
 from cytosae_pipeline.config import BuildConfig
 from cytosae_pipeline.config.commands import command
 from cytosae_pipeline.errors import UserError
 from tests.support.pictures import LAYOUT, write_vit
+from tests.support.stores import make_spec
 
 BLOCKS = ("--block_layer", -2, "--block_layer", 0)
 
@@ -173,8 +177,10 @@ def test_a_verb_that_builds_first_prepares_images_as_said(with_images):
         (("--image-size", 5000), 1, "image_size must be at most 4096, found 5000"),
         (("--image-size", 300), 1, "patches of 112 pixels do not tile images of 300 pixels"),
         (("--image-mean", 0.5, 0.5), 2, "image-mean"),
-        (("--image-mean", "nan", 0.5, 0.5), 2, "image_mean must be a finite number"),
+        (("--image-mean", "nan", 0.5, 0.5), 2, "image_mean must be at least 0, found nan"),
         (("--image-std", 0, 0.5, 0.5), 2, "image_std must be above 0"),
+        (("--image-mean", 127.5, 127.5, 127.5), 2, "image_mean must be at most 1"),
+        (("--image-resample", "blurry"), 2, "bicubic"),
     ],
 )
 def test_impossible_preprocessing_is_refused(with_images, options, code, message):
@@ -191,7 +197,7 @@ def test_the_plan_names_what_was_left_out_of_a_checkpoint(with_images):
     value["teacher"]["dino_head.last.weight"] = torch.ones(2)
     torch.save(value, with_images.vit)
     output = with_images.build("--dry-run").output
-    assert "left out, no token depends on them: teacher.dino_head" in output
+    assert "left out, not part of the encoder: teacher.dino_head" in output
 
 
 def test_a_list_that_nothing_else_changes_keeps_its_hash(with_images):
@@ -219,3 +225,37 @@ def test_commands_in_messages_repeat_three_values_after_one_option():
     assert command("build", config) == (
         "cytosae-cache build --dataset_name d --block_layer 1 --block_layer 2 --image_mean 0.1 0.2 0.3"
     )
+
+
+def test_statistics_that_build_a_store_prepare_images_as_the_autoencoder_saw_them(with_images):
+    with_images.build(*PREPARED, "--image-resample", "box")
+    with_images.train("--run_name", "r")
+    store = with_images.store
+    spec = ActivationStore(store).spec
+    shutil.rmtree(store)
+    source = ("--dataset_name", "toy", "--model_path", with_images.vit, "--layout", LAYOUT)
+    with_images.run("features", *source, "--sae_path", with_images.sae())
+    assert ActivationStore(with_images.store).spec == spec
+
+
+def test_recomputed_values_may_be_rounded_to_the_next_of_the_stored_type():
+    spec = make_spec()
+    stored = np.full((5, 8), 0.5)
+    stored[0, 0] = 4.0
+    near, far = stored.copy(), stored.copy()
+    near[0, 0] += np.spacing(np.float16(4.0))
+    far[0, 0] += 3 * np.spacing(np.float16(4.0))
+    assert not _differ(near, stored, spec)
+    assert _differ(far, stored, spec)
+
+
+def test_a_white_level_is_part_of_the_spec(with_images):
+    grey = (np.arange(1024, dtype=np.uint16) * 4).reshape(32, 32)
+    Image.fromarray(grey).save(with_images.images / "blast" / "p0" / "grey.tif")
+    with_images.build("--white-level", 4095)
+    store = ActivationStore(with_images.store)
+    assert store.spec.preprocessing.white_level == 4095
+    assert "from 0 to 4095" in with_images.build("--white-level", 4095, "--dry-run").output
+    source = ("--dataset_name", "toy", "--images", with_images.images, "--model_path", with_images.vit)
+    assert "sound" in with_images.run("verify", *source, "--deep").output
+    assert "white_level 1023" in with_images.train("--white-level", 1023, code=1).output

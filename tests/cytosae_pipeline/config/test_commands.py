@@ -19,7 +19,8 @@ def test_everything_that_says_what_is_meant_is_repeated():
         "root_dir": Path("w"), "dataset_name": "a", "store": "s3://b/c.zarr", "model_name": "dinov2_vits14",
         "block_layer": 3, "model_path": Path("v.pth"), "images": Path("d"), "layout": "class", "vit_type": "mine",
         "sae_path": Path("s.pt"), "sae_arch": "batchtopk", "sae_k": 4, "sae_threshold": 0.5, "allow_mismatch": True,
-        "image_size": 448, "image_mean": (0.1, 0.2, 0.3), "image_std": (0.4, 0.5, 0.6),
+        "image_size": 448, "image_mean": (0.1, 0.2, 0.3), "image_std": (0.4, 0.5, 0.6), "image_resample": "box",
+        "white_level": 4095,
     }  # fmt: skip
     words = shlex.split(command("features", StatisticsConfig(**which)))
     assert set(which) == set(WHICH_RESULTS) - {"module_name"}

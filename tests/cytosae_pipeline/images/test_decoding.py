@@ -21,7 +21,7 @@ from cytosae.backbones.images import decode_image
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images import decoding
 from cytosae_pipeline.images import files as source_files
-from cytosae_pipeline.images.decoding import Decoded, DecodingError, ImageDecoder, decode_files
+from cytosae_pipeline.images.decoding import Decoded, DecodingError, ImageDecoder, Wanted, decode_files
 from cytosae_pipeline.images.files import SourceError
 from cytosae_pipeline.images.image_list import ImageList, ImageRow
 from cytosae_pipeline.images.listing import open_dataset
@@ -196,7 +196,7 @@ def test_a_failure_that_passes_leaves_no_trace(tmp_path, monkeypatch, n_workers)
         return read(file, n)
 
     monkeypatch.setattr(os, "read", fail_once)
-    decoded = decode_files(images.root, list(enumerate(images.rows)), SIZE)
+    decoded = decode_files(images.root, list(enumerate(images.rows)), Wanted(SIZE))
     assert not once.exists()
     monkeypatch.undo()
     _assert_same(decoded, _decode(images, n_workers=n_workers))
@@ -211,7 +211,7 @@ def test_a_failing_disk_reaches_the_caller_from_a_worker(tmp_path):
             list(decoder._iter_tasks(_fail, [0]))
 
 
-def _fail(root, items, size, resample):
+def _fail(root, items, wanted):
     raise SourceError("image cannot be read at the moment")
 
 
@@ -294,8 +294,8 @@ def test_sparse_giant_is_refused_at_once(tmp_path):
 def test_decode_files_is_what_workers_do(tmp_path):
     images = _write(tmp_path, 9)
     items = list(enumerate(images.rows))
-    _assert_same(decode_files(images.root, items, SIZE), _decode(images))
-    assert decode_files(images.root, [], SIZE) == []
+    _assert_same(decode_files(images.root, items, Wanted(SIZE)), _decode(images))
+    assert decode_files(images.root, [], Wanted(SIZE)) == []
 
 
 # Workers

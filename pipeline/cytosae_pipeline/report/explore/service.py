@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from cytosae_cache.reading.reader import StoreReader
-from cytosae_pipeline.images.decoding import ImageDecoder
+from cytosae_pipeline.images.decoding import open_decoder
 from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.report.data.notes import LatentNote, check_note, read_notes, save_note
 from cytosae_pipeline.report.data.report_data import ReportData
@@ -183,8 +183,7 @@ class ExploreService:
             raise MissingError
         data = self._pictures.get(str(row))
         if data is None:
-            size = self._report_data.store.spec.preprocessing.image_size
-            with ImageDecoder(self._images, n_workers=0, image_size=size) as decoder:
+            with open_decoder(self._report_data.store, self._images) as decoder:
                 (image,) = decoder.iter_rows([row])
             if not is_same(image, self._digests[row]):
                 raise MissingError

@@ -46,7 +46,12 @@ class UploadReader:
         """
         # A file of a few bytes may decode to hundreds of MB: never decode two at once.
         with self._decoding:
-            return decode_image(data, size=self._info.image_size, resample=self._info.resample)
+            return decode_image(
+                data,
+                size=self._info.image_size,
+                resample=self._info.resample,
+                white_level=self._store.spec.preprocessing.white_level or None,
+            )
 
     def compute(self, pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
         """Activations of an image in the type that the store returns, shape `(T, D)`. Not thread-safe.

@@ -12,7 +12,7 @@ from PIL import Image
 
 from cytosae.analysis.latents import is_defined
 from cytosae_cache.reading.reader import StoreReader
-from cytosae_pipeline.images.decoding import ImageDecoder
+from cytosae_pipeline.images.decoding import open_decoder
 from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.report.data.report_data import ReportData
 from cytosae_pipeline.report.figures.style import (
@@ -159,7 +159,7 @@ def read_pictures(data: ReportData, images: ImageList | None, rows: npt.NDArray[
         return {}
     digests = data.store.column("images/sha256")
     found: dict[int, Pixels] = {}
-    with ImageDecoder(images, n_workers=0, image_size=_side(data)) as decoder:
+    with open_decoder(data.store, images) as decoder:
         for image in decoder.iter_rows(rows.tolist()):
             if is_same(image, digests[image.row]):
                 assert image.pixels is not None

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.images.decoding import Decoded, ImageDecoder
+from cytosae_pipeline.images.decoding import Decoded, open_decoder
 from cytosae_pipeline.images.image_list import ImageList
 
 _QUALITY = 85
@@ -48,8 +48,7 @@ def write_thumbnails(
     """
     digests = store.column("images/sha256")
     missing = []
-    size = store.spec.preprocessing.image_size
-    with ImageDecoder(images, n_workers=0, image_size=size) as decoder:
+    with open_decoder(store, images) as decoder:
         for image in decoder.iter_rows(rows):
             if is_same(image, digests[image.row]):
                 assert image.pixels is not None
