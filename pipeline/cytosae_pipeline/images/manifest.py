@@ -1,16 +1,14 @@
 """A CSV that lists images, with label, patient and whatever else is known about each."""
 
-import csv
-import io
 import itertools
-import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
 from cytosae_pipeline.errors import join_few, quote
+from cytosae_pipeline.images.csv_text import PICTURE, ROLES, find_columns, find_kind, find_role, iter_lines
 from cytosae_pipeline.images.files import stamp_file
 from cytosae_pipeline.images.folders import SUFFIXES
 from cytosae_pipeline.images.image_list import DatasetError, ImageList, ImageRow, join_lines, unify_names
@@ -22,27 +20,6 @@ MAX_CELL = 1000
 """Letters that a cell of a further column may have."""
 
 _MAX_NAME, _NAMED = 100, 10
-_NAMES = {
-    "path": {
-        "path", "file", "filename", "filepath", "relativepath", "image", "imagepath", "imagefile", "imagefilename",
-        "imagename", "img", "imgpath", "imgname",
-    },
-    "label": {"label", "labels", "class", "classname", "classlabel", "celltype", "cellclass", "category"},
-    "patient": {
-        "patient", "patients", "patientid", "patientno", "patientnumber", "patientname", "subject", "subjectid",
-        "donor", "donorid", "participant", "participantid",
-    },
-}  # fmt: skip
-_SEPARATORS = (",", ";", "\t")
-_PICTURE = "one picture"
-_OTHER_KINDS = {
-    b"\xff\xd8\xff": _PICTURE, b"\x89PNG": _PICTURE, b"BM": _PICTURE, b"II*\0": _PICTURE, b"MM\0*": _PICTURE,
-    b"II+\0": _PICTURE, b"MM\0+": _PICTURE, b"GIF8": _PICTURE, b"\0\0\0\x0cjP": _PICTURE,
-    b"\xff\x4f\xff\x51": _PICTURE, b"PK\x03\x04": "an Excel workbook or a ZIP archive",
-    b"\xd0\xcf\x11\xe0": "an old Excel workbook", b"\x1f\x8b": "a compressed archive", b"PAR1": "a Parquet table",
-    b"%PDF": "a PDF", b"\x89HDF": "an HDF5 file",
-}  # fmt: skip
-"""First bytes of files that are often given as a manifest."""
 
 
 class _Columns(NamedTuple):
@@ -67,7 +44,8 @@ def read_manifest(path: Path) -> ImageList:
             folder, or none of the files exists.
     """
     root = path.parent
-    lines = _iter_lines(path, _read_text(path))
+    _refuse_other_kinds(path)
+    lines = iter_lines(path, lambda name: find_role(name, ROLES) == "path")
     _, header = next(lines, (0, []))
     columns = _assign_columns(header, path)
     rows: dict[str, ImageRow] = {}
@@ -88,73 +66,16 @@ def read_manifest(path: Path) -> ImageList:
     return ImageList(root, settled, "manifest", (*columns.notes, *notes, *respelt), names)
 
 
-def _read_text(path: Path) -> str:
-    """The text of a manifest in UTF-8, or in UTF-16 with a byte-order mark."""
-    with path.open("rb") as file:
-        head = file.read(16)
-        # A header may begin with BM or PAR1, too, but not go on with control characters.
-        is_text = min(head, default=0) >= ord("\t") and head.isascii() and not head.startswith(b"%PDF")
-        kind = next((kind for magic, kind in _OTHER_KINDS.items() if head.startswith(magic) and not is_text), "")
-        if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-            kind = _PICTURE
-        if kind == _PICTURE or (path.suffix.lower() in SUFFIXES and not kind):
-            raise DatasetError(
-                f"'{path}' is one picture: expected a folder of images or a CSV. For this picture alone, give a folder "
-                "that contains nothing else"
-            )
-        if kind:
-            raise DatasetError(
-                f"'{path}' is {kind}: expected a folder of images or a CSV. Unpack it, or save it as CSV"
-            )
-        data = head + file.read()
-    is_utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-    try:
-        text = data.decode("utf-16" if is_utf16 else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        name = "UTF-16" if is_utf16 else "UTF-8"
-        raise DatasetError(f"'{path}' is not {name}: {error.reason} at byte {error.start}. Save it as UTF-8") from error
-    if "\0" in text:
-        raise DatasetError(f"'{path}' contains NUL bytes: it is not a CSV in UTF-8. Save it as UTF-8")
-    return text
-
-
-def _iter_lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """Number and stripped cells of every line that is not blank, the header first."""
-    separator, text = _find_separator(text)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-    try:
-        for cells in reader:
-            stripped = [cell.strip() for cell in cells]
-            if any(stripped):
-                yield reader.line_num, stripped
-    except csv.Error as error:
-        raise DatasetError(f"'{path}' line {reader.line_num} is not valid CSV: {error}") from error
-
-
-def _find_separator(text: str) -> tuple[str, str]:
-    """What separates the cells: what Excel's line `sep=;` says, else what splits the header best.
-
-    Returns:
-        The separator, and the text with an empty line in place of Excel's.
-    """
-    stated = re.match(r"sep=([,;\t])(?=[\r\n])", text)
-    if stated:
-        return stated[1], text[stated.end() :]
-    header = next((line for line in re.split(r"[\r\n]", text) if line.strip(" ,;\t")), "")
-    scores = {}
-    for separator in _SEPARATORS:
-        try:
-            names = next(csv.reader([header], delimiter=separator), [])
-        except csv.Error:  # reported where the lines are read
-            names = []
-        scores[separator] = (any(_role(name) == "path" for name in names), len(names))
-    return max(_SEPARATORS, key=scores.__getitem__), text
-
-
-def _role(name: str) -> str:
-    """What a column with this name contains: path, label, patient, or '' for anything else."""
-    word = re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold())
-    return next((role for role, names in _NAMES.items() if word in names), "")
+def _refuse_other_kinds(path: Path) -> None:
+    """Refuse files that are no CSV by their first bytes or their ending."""
+    kind = find_kind(path)
+    if kind == PICTURE or (path.suffix.lower() in SUFFIXES and not kind):
+        raise DatasetError(
+            f"'{path}' is one picture: expected a folder of images or a CSV. For this picture alone, give a folder "
+            "that contains nothing else"
+        )
+    if kind:
+        raise DatasetError(f"'{path}' is {kind}: expected a folder of images or a CSV. Unpack it, or save it as CSV")
 
 
 def _assign_columns(header: Sequence[str], path: Path) -> _Columns:
@@ -163,22 +84,8 @@ def _assign_columns(header: Sequence[str], path: Path) -> _Columns:
     Raises:
         DatasetError: If there is no path, a name stands twice, or two names may mean the same.
     """
+    places, notes = find_columns(header, ROLES, path)
     named = [name for name in header if name]
-    places: dict[str, int] = {}
-    notes = []
-    for role in _NAMES:
-        fitting = [name for name in named if _role(name) == role]
-        # Its own name comes first, then its own name in other letters, then what else it may be called.
-        exact = [name for name in fitting if name == role] or [name for name in fitting if name.casefold() == role]
-        fitting = exact or fitting
-        if len(fitting) > 1 and len(set(named)) == len(named):
-            raise DatasetError(
-                f"columns {' and '.join(map(quote, fitting))} of '{path}' may both be the {role}: rename the right one "
-                f"to {role}"
-            )
-        if fitting:
-            places[role] = header.index(fitting[0])
-            notes += [f"column {quote(fitting[0])} is read as the {role}"] if fitting[0].casefold() != role else []
     if "path" not in places or len(set(named)) != len(named):
         shown = [name[:_MAX_NAME] for name in header[:MAX_COLUMNS]]
         raise DatasetError(

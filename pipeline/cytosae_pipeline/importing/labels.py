@@ -1,15 +1,18 @@
 """Labels, patients and names of rows from a CSV beside the embeddings."""
 
-import csv
-import io
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.errors import UserError, join_few, quote
+from cytosae_pipeline.images.csv_text import ROLES, find_columns, find_kind, find_role, iter_lines
 from cytosae_pipeline.importing.part import Part
 
-_KNOWN = ("slide", "path", "label", "patient")
+logger = logging.getLogger(__name__)
+
+_ROLES = {**ROLES, "slide": {"slide", "slideid", "slidename"}}
+_NAMED = 10
 
 
 class RowTexts(NamedTuple):
@@ -88,22 +91,27 @@ def _read(path: Path) -> list[dict[str, str]]:
         UserError: If it cannot be read, has none of the columns, or its lines have several lengths.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        first = text.partition("\n")[0]
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=";" if ";" in first and "," not in first else ",")
-        header, *lines = [[cell.strip() for cell in line] for line in reader if any(cell.strip() for cell in line)]
+        if kind := find_kind(path):
+            raise UserError(f"'{path}' is {kind}: --labels takes a CSV. Save the table as CSV")
+        found = list(iter_lines(path, lambda name: bool(find_role(name, _ROLES))))
     except FileNotFoundError as error:
         raise UserError(f"'{path}' does not exist: --labels takes a CSV with the columns label and patient") from error
-    except (OSError, csv.Error, ValueError) as error:
-        raise UserError(f"'{path}' cannot be read as a CSV in UTF-8: {error}") from error
-    header = [name.casefold() for name in header]
-    if not {"label", "patient", "path"} & set(header) or len(set(header)) != len(header):
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read: {error.strerror}. --labels takes a CSV") from error
+    header, lines = (found[0][1], found[1:]) if found else ([], [])
+    places, notes = find_columns(header, _ROLES, path)
+    named = [name for name in header if name]
+    if not {"label", "patient", "path"} & set(places) or len(set(named)) != len(named):
         raise UserError(
             f"'{path}' must have the columns label or patient, each once, and slide or path if known; found: "
-            f"{', '.join(header)}"
+            f"{', '.join(map(quote, named))}"
         )
-    wrong = next((number for number, line in enumerate(lines, 2) if len(line) != len(header)), None)
+    for note in notes:
+        logger.info(f"'{path}': {note}")
+    if ignored := [name for place, name in enumerate(header) if name and place not in places.values()]:
+        logger.info(f"'{path}': columns that are not read: {join_few(map(quote, ignored), _NAMED)}")
+    n = len(header)
+    wrong = next(((number, cells) for number, cells in lines if len(cells) < n or any(cells[n:])), None)
     if wrong is not None:
-        raise UserError(f"'{path}' line {wrong}: expected {len(header)} cells, found {len(lines[wrong - 2])}")
-    places = {name: header.index(name) for name in _KNOWN if name in header}
-    return [{name: line[place] for name, place in places.items()} for line in lines]
+        raise UserError(f"'{path}' line {wrong[0]}: expected {n} cells, found {len(wrong[1])}")
+    return [{role: cells[place] for role, place in places.items()} for _, cells in lines]

@@ -396,6 +396,43 @@ def test_nothing_in_a_file_is_executed_or_followed(tmp_path):
         _import(tmp_path, tmp_path / "a.h5")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize(
+    "names", [("slide", "label", "patient", "age"), ("slide_id", "Cell type", "Patient ID", "case, or age")]
+)
+def test_labels_are_read_as_other_programs_write_them(tmp_path, caplog, encoding, separator, names):
+    with (tmp_path / "l.csv").open("w", encoding=encoding, newline="") as file:
+        csv.writer(file, delimiter=separator).writerows([names, [" a", "größer ", "P 1", "7"]])
+    _write_npy(tmp_path / "a.npy", _values(2))
+    caplog.set_level("INFO")
+    store, _ = _import(tmp_path, tmp_path / "a.npy", labels=tmp_path / "l.csv")
+    assert (store.images.label, store.images.patient) == (["größer"] * 2, ["P 1"] * 2)
+    assert f"columns that are not read: {names[3]!r}" in caplog.text
+    assert ("column 'slide_id' is read as the slide" in caplog.text) == (names[0] == "slide_id")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"PK\x03\x04\x14\0\x06\0", "is an Excel workbook or a ZIP archive: --labels takes a CSV"),
+        (b"label\n\xe4\n", "is not UTF-8: .* Save it as UTF-8"),
+        (b"", "must have the columns label or patient"),
+        (b"class,celltype\nx,y\n", "columns 'class' and 'celltype' of .* may both be the label: rename the right one"),
+        (b"label,label\nx,y\n", "must have the columns label or patient, each once"),
+        (None, "cannot be read: Is a directory. --labels takes a CSV"),
+    ],
+)
+def test_other_files_are_no_labels(tmp_path, data, message):
+    _write_npy(tmp_path / "a.npy", _values())
+    if data is None:
+        (tmp_path / "l.csv").mkdir()
+    else:
+        (tmp_path / "l.csv").write_bytes(data)
+    with pytest.raises(UserError, match=message):
+        _import(tmp_path, tmp_path / "a.npy", labels=tmp_path / "l.csv")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
