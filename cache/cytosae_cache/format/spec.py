@@ -19,6 +19,9 @@ _LATER = {"added_later": True}
 """Metadata of fields that older stores lack. They have the meaning of then as default, and are written only if they
 differ from it, so that the JSON and the hash of older specs stay what they were."""
 
+UNUSED_IF_IMPORTED = ("block", "n_blocks", "preprocessing")
+"""Fields of a spec that say nothing about imported embeddings."""
+
 _MAX_IMAGE_VALUES = 1 << 30
 
 StoreDtype = Literal["float16", "float32", "int8"]
@@ -86,8 +89,8 @@ class StoreSpec:
     precision: Precision = "fp32"
     """Precision in which the network computed."""
     imported: bool = field(default=False, metadata=_LATER)
-    """Whether another program computed the numbers: then `weights_sha256` is a digest of their origin, and `block`,
-    `n_blocks` and `preprocessing` say nothing."""
+    """Whether another program computed the numbers: then `weights_sha256` is a digest of their origin, and the fields
+    of `UNUSED_IF_IMPORTED` say nothing."""
 
     def __post_init__(self) -> None:
         """Check every field against its range.

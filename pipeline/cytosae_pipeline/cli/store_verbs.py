@@ -60,13 +60,16 @@ def info(path: str | None, as_json: bool, **values: Any) -> None:
     Takes the PATH or URL of the store (or --store PATH), or --dataset_name.
     """
     config = make_config(StoreChoice, {**values, "store": _one_store(path, values["store"])})
+    from cytosae_cache.format.spec import UNUSED_IF_IMPORTED
     from cytosae_pipeline.workspace.find import find_store
 
     store = find_store(config)
     facts = store.describe()
     spec = facts.pop("spec")
-    lines = [f"{name}: {format_bytes(value) if name == 'activation_bytes' else value}" for name, value in facts.items()]
-    lines += ["spec:", *(f"  {name}: {value}" for name, value in spec.items())]
+    shown = {name: value for name, value in facts.items() if value != ""}
+    lines = [f"{name}: {format_bytes(value) if name == 'activation_bytes' else value}" for name, value in shown.items()]
+    unused = UNUSED_IF_IMPORTED if store.spec.imported else ()
+    lines += ["spec:", *(f"  {name}: {value}" for name, value in spec.items() if name not in unused)]
     print_result({**facts, "spec": spec}, "\n".join(lines), as_json)
 
 

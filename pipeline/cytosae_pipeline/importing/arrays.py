@@ -12,7 +12,15 @@ from cytosae_pipeline.importing.part import Blocks, Part, as_rows, choose_key, i
 
 
 def open_npy(path: Path, key: str | None) -> Part:
-    """A .npy, read as a stream."""
+    """A .npy, read as a stream.
+
+    Args:
+        path: The file.
+        key: Name of the array, if the user gave one.
+
+    Raises:
+        UserError: If it is no array of floating-point numbers, or a key was given.
+    """
     with path.open("rb") as file:
         shape, dtype = _read_header(path, file)
     if key is not None or not is_float(dtype):
@@ -27,7 +35,15 @@ def open_npy(path: Path, key: str | None) -> Part:
 
 
 def open_npz(path: Path, key: str | None) -> Part:
-    """One array of a .npz, read as a stream without unpacking the others."""
+    """One array of a .npz, read as a stream without unpacking the others.
+
+    Args:
+        path: The file.
+        key: Name of the array, if the user gave one.
+
+    Raises:
+        UserError: If it is damaged, or does not contain one array that is meant.
+    """
     headers: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
     try:
         with zipfile.ZipFile(path) as archive:
@@ -49,7 +65,15 @@ def open_npz(path: Path, key: str | None) -> Part:
 
 
 def open_pt(path: Path, key: str | None) -> Part:
-    """A tensor in a .pt, alone or in a dict of tensors; mapped into memory where the file allows it."""
+    """A tensor in a .pt, alone or in a dict of tensors; mapped into memory where the file allows it.
+
+    Args:
+        path: The file.
+        key: Name of the array, if the user gave one.
+
+    Raises:
+        UserError: If it contains anything but tensors and plain values, or not one tensor that is meant.
+    """
     found = _load_pt(path)
     tensors = found if isinstance(found, dict) else {"": found}
     floats = {
@@ -112,7 +136,11 @@ def _read_header(path: Path, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype
 
 
 def _stream(path: Path, file: IO[bytes], shape: tuple[int, int, int], dtype: np.dtype[Any], n_at_once: int) -> Blocks:
-    """The numbers of a stream in order."""
+    """The numbers of a stream in order.
+
+    Raises:
+        UserError: If the stream ends too soon.
+    """
     n, *row = shape
     row_bytes = row[0] * row[1] * dtype.itemsize
     for start in range(0, n, n_at_once):

@@ -13,7 +13,15 @@ _COORDS = ("coords", "coordinates")
 
 
 def open_h5(path: Path, key: str | None) -> Part:
-    """A slide: `features` of shape `(n, D)` and, if there are any, `coords` of shape `(n, 2)`, which name the rows."""
+    """A slide: `features` of shape `(n, D)` and, if there are any, `coords` of shape `(n, 2)`, which name the rows.
+
+    Args:
+        path: The file.
+        key: Name of the array, if the user gave one.
+
+    Raises:
+        UserError: If it is no HDF5, does not contain one array that is meant, or h5py is missing.
+    """
     h5py = require("h5py", path, "h5")
     with _open(h5py, path) as file:
         arrays = _arrays(h5py, file)
@@ -34,7 +42,15 @@ def open_h5(path: Path, key: str | None) -> Part:
 
 
 def open_h5ad(path: Path, config: ImportConfig) -> Part:
-    """A matrix of an AnnData: X, or one of obsm; label, patient and name of the rows are columns of obs."""
+    """A matrix of an AnnData: X, or one of obsm; label, patient and name of the rows are columns of obs.
+
+    Args:
+        path: The file.
+        config: Names the matrix and the columns.
+
+    Raises:
+        UserError: If it is no AnnData, does not contain one dense matrix that is meant, or anndata is missing.
+    """
     h5py, anndata = require("h5py", path, "anndata"), require("anndata", path, "anndata")
     with _open(h5py, path) as file:
         arrays = _arrays(h5py, file)

@@ -11,7 +11,15 @@ from cytosae_pipeline.importing.part import Blocks, Part, choose_key, require
 
 
 def open_parquet(path: Path, config: ImportConfig) -> Part:
-    """A table with a column of lists of floating-point numbers."""
+    """A table with a column of lists of floating-point numbers.
+
+    Args:
+        path: The file.
+        config: Names the columns.
+
+    Raises:
+        UserError: If it is no Parquet, does not contain one column that is meant, or pyarrow is missing.
+    """
     wanted_columns = (config.name_column, config.label_column, config.patient_column)
     pyarrow, parquet = require("pyarrow", path, "parquet"), require("pyarrow.parquet", path, "parquet")
     try:

@@ -45,7 +45,7 @@ def open_parts(config: ImportConfig) -> list[Part]:
 
 
 def hash_source(parts: list[Part]) -> str:
-    """SHA-256 over the names and contents of all files, 64 hex digits."""
+    """SHA-256 over the names and contents of all files, 64 hex digits; every file is read once."""
     digest = hashlib.sha256()
     for part in parts:
         with part.path.open("rb") as file:
@@ -54,7 +54,18 @@ def hash_source(parts: list[Part]) -> str:
 
 
 def read_rows(parts: list[Part], n_at_once: int) -> Iterator[npt.NDArray[np.float32]]:
-    """The embeddings of all files in order, exactly `n_at_once` rows at a time but for the last."""
+    """The embeddings of all files in order, exactly `n_at_once` rows at a time but for the last.
+
+    Args:
+        parts: The files.
+        n_at_once: Rows at a time.
+
+    Yields:
+        Rows, float32, shape `(n, T, D)`; numbers beyond its range are infinite.
+
+    Raises:
+        UserError: If a file is damaged.
+    """
     waiting: list[npt.NDArray[np.float32]] = []
     for part in parts:
         for block in part.read(n_at_once):
@@ -69,7 +80,11 @@ def read_rows(parts: list[Part], n_at_once: int) -> Iterator[npt.NDArray[np.floa
 
 
 def _list_files(source: Path | None) -> list[Path]:
-    """The files, ordered as the names of their rows are."""
+    """The files, ordered as the names of their rows are.
+
+    Raises:
+        UserError: If there are none, or files of several kinds.
+    """
     known = ", ".join(_OPENERS)
     if source is None:
         raise UserError("name the embeddings: a file or a folder of files (see: cytosae-cache import --help)")

@@ -127,7 +127,7 @@ def make_table(parts: Sequence[Part], texts: Sequence[RowTexts]) -> tuple[ImageT
         texts: What is known about their rows.
 
     Returns:
-        The table, and the place of each of its rows in the files; None if they are in that order already.
+        The table of N rows, and the place of each in the files, shape `(N,)`; None if they are in that order already.
 
     Raises:
         UserError: If there are no rows, or two have the same name.
@@ -156,7 +156,11 @@ def make_table(parts: Sequence[Part], texts: Sequence[RowTexts]) -> tuple[ImageT
 
 
 def _token_layout(n_tokens: int, config: ImportConfig) -> TokenLayout:
-    """What the tokens of a row are."""
+    """What the tokens of a row are.
+
+    Raises:
+        UserError: If the options do not explain them.
+    """
     grid = parse_grid(config.grid)
     if n_tokens == 1 and grid is None:
         return TokenLayout(1, 0, (0, 0))
@@ -230,7 +234,7 @@ def _in_order(
     """The embeddings in the order of the store's rows, a shard at a time; sorted in a temporary file if need be.
 
     Args:
-        blocks: The embeddings in the order of the files.
+        blocks: The embeddings in the order of the files, float32, shape `(n, T, D)`.
         order: Place of each row in the files; None if that is the store's order.
         store: The store.
     """

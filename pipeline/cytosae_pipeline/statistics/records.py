@@ -43,7 +43,11 @@ class UnusableResultsError(UserError):
 
 @contextmanager
 def with_remedy(config: StatisticsConfig) -> Iterator[None]:
-    """Complete the message of unusable results by the command that computes them again."""
+    """Complete the message of unusable results by the command that computes them again.
+
+    Raises:
+        UserError: In place of every `UnusableResultsError`.
+    """
     try:
         yield
     except UnusableResultsError as error:

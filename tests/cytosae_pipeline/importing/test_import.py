@@ -317,6 +317,9 @@ def test_all_verbs_work_on_the_store(tmp_path):
     assert "imported" in place.run("list").output
     shown = json.loads(place.run("info", "--dataset_name", "toy", "--json").stdout)
     assert shown["spec"]["imported"] is True
+    text = place.run("info", "--dataset_name", "toy").output
+    assert "imported: True" in text
+    assert not {"preprocessing", "n_blocks", "device"} & {line.strip().split(":")[0] for line in text.splitlines()}
     assert "sound" in place.run("verify", "--dataset_name", "toy").output
     output = place.run("verify", "--dataset_name", "toy", "--deep", "--model_path", "embedded", code=1).output
     assert "there is no network to ask" in output

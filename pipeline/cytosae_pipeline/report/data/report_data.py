@@ -174,7 +174,7 @@ def label_counts(data: ReportData) -> npt.NDArray[np.int64]:
 
 
 def main_labels(data: LatentData, latents: npt.NDArray[np.int64]) -> list[int]:
-    """The label with the largest value mass among each latent's top images; -1 where there is none."""
+    """The label with the largest value mass among each latent's top images, one per latent; -1 where there is none."""
     features = data.features
     mass = label_mass(features.values[latents], features.label_indices[latents], len(features.labels))
     best = mass.argmax(axis=1) if features.labels else np.full(len(latents), -1)
