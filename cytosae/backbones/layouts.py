@@ -280,8 +280,8 @@ def _take(checkpoint: Checkpoint, layout: Layout, prefix: str, n_encoders: int) 
             continue
         elif ours in tensors:
             raise BackboneError(
-                f"'{checkpoint.path}' holds two tensors for one place: {shown(names[ours])} and {shown(name)}. Save it "
-                "with plain names, blocks.<i>."
+                f"'{checkpoint.path}' contains two tensors for one place: {shown(names[ours])} and {shown(name)}. "
+                "Save it with plain names, blocks.<i>."
             )
         else:
             tensors[ours], names[ours] = tensor, name

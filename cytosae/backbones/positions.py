@@ -29,6 +29,9 @@ def fit_positions(
     Returns:
         Rows of the tokens before the patches, shape `(P, D)`, and of the patches, shape `(rows * columns, D)`, in
         float32; the same numbers if the grid fits already.
+
+    Raises:
+        BackboneError: If rounding gives another grid.
     """
     table = table.float()
     prefix, patches = table[0, :n_prefix], table[0, n_prefix:]

@@ -132,8 +132,8 @@ def _read_description(checkpoint: Checkpoint) -> Statement:
     """
     config, folder = checkpoint.config, checkpoint.folder
     name = folder.resolve().name
-    if "open_clip" in config:
-        return read_open_clip_config(config["open_clip"], folder / "open_clip_config.json", name)
+    if list(config) == ["open_clip_config.json"]:
+        return read_open_clip_config(config["open_clip_config.json"], folder / "open_clip_config.json", name)
     if config.get("model_type") == "timm_wrapper" or ("architecture" in config and "model_type" not in config):
         return read_timm_config(config, folder / "config.json", name)
     return read_transformers_config(config, folder, name)

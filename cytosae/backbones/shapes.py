@@ -102,7 +102,11 @@ def count_position_prefix(shapes: Shapes, architecture: Architecture) -> int:
 
 
 def check_types(found: FoundEncoder, path: Path) -> None:
-    """Raise if a tensor is not made of dense floating-point numbers."""
+    """Check that all tensors are dense floating-point numbers in main memory.
+
+    Raises:
+        BackboneError: If one is not.
+    """
     problems = [
         f"{found.names[ours]} is a {item.layout} tensor of {item.dtype} on {item.device}, expected a dense "
         "floating-point tensor"
@@ -116,7 +120,18 @@ def check_types(found: FoundEncoder, path: Path) -> None:
 def check_shapes(
     shapes: Shapes, architecture: Architecture, found: FoundEncoder, path: Path, *, described: bool
 ) -> None:
-    """Raise if a tensor is missing, unknown, or has another shape than the architecture's."""
+    """Check every tensor against an architecture.
+
+    Args:
+        shapes: The tensors, parts joined.
+        architecture: What they should be.
+        found: Their names in the file.
+        path: The checkpoint, for messages.
+        described: Whether a description beside the weights says what they should be.
+
+    Raises:
+        BackboneError: If a tensor is missing, unknown, or has another shape.
+    """
     if architecture.heads < 1 or architecture.width % architecture.heads:
         raise BackboneError(
             f"'{path}' cannot have {architecture.heads} attention heads: its width {architecture.width} is no multiple "

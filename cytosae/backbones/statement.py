@@ -42,7 +42,11 @@ class Statement:
 
 
 def whole_number(value: Any, default: int | None, *, top: int, least: int = 1) -> int:  # noqa: ANN401 - checked here
-    """A whole number in a range."""
+    """A whole number from `least` to `top`; the default if there is none.
+
+    Raises:
+        ValueError: If it is something else.
+    """
     value = default if value is None else value
     if type(value) is not int or not least <= value <= top:
         raise ValueError(f"expected a whole number of {least} to {top}, found {shown(value)}")
@@ -50,14 +54,22 @@ def whole_number(value: Any, default: int | None, *, top: int, least: int = 1) -
 
 
 def positive_number(value: Any, top: float = 1.0) -> float:  # noqa: ANN401 - checked here
-    """A positive number."""
+    """A number above 0 and at most `top`.
+
+    Raises:
+        ValueError: If it is something else.
+    """
     if not isinstance(value, int | float) or not 0 < value <= top:
         raise ValueError(f"expected a number above 0 and at most {top:g}, found {shown(value)}")
     return float(value)
 
 
 def activation_name(name: Any) -> str:  # noqa: ANN401 - checked here
-    """One of our activation functions."""
+    """Our name of an activation function.
+
+    Raises:
+        ValueError: If it is unknown.
+    """
     if not isinstance(name, str) or name not in _ACTIVATION_NAMES:
         raise ValueError(f"unknown activation {shown(repr(name))}; known are {', '.join(sorted(_ACTIVATION_NAMES))}")
     return _ACTIVATION_NAMES[name]

@@ -35,6 +35,7 @@ _WRAPPERS = re.compile(r"(?<![^.])(?:_fsdp_wrapped_module|_orig_mod|_checkpoint_
 """What wrappers of torch put into names of parameters."""
 
 _MAX_NESTING = 4
+_OPEN_CLIP = "open_clip_config.json"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Checkpoint:
     stated: dict[str, Any] | None = None
     """Architecture that the file states in our own form."""
     config: dict[str, Any] = field(default_factory=dict)
-    """Contents of the `config.json` or `open_clip_config.json` of the weights' folder; empty if there is none."""
+    """Contents of the `config.json` beside the weights, or of `open_clip_config.json` under that name; empty if there is
+    none."""
 
     @property
     def folder(self) -> Path:
@@ -92,7 +94,7 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / name]
         if index.is_file():
             return _indexed_files(index)
-    found = sorted(item for item in folder.iterdir() if item.suffix in _SUFFIXES and item.is_file())
+    found = sorted(item for item in folder.iterdir() if item.suffix.lower() in _SUFFIXES and item.is_file())
     if len(found) == 1:
         return found
     what = f"several could be meant: {', '.join(item.name for item in found[:6])}" if found else "found none"
@@ -148,7 +150,10 @@ def _read_description(folder: Path, weights: Path) -> dict[str, Any]:
     path = _description_of(folder, weights)
     if path is None:
         return {}
-    return {"open_clip": read_json(path)} if path.name.startswith("open_clip") else read_json(path)
+    config = read_json(path)
+    if not config:
+        raise BackboneError(f"'{path}' is empty: expected a description of transformers, timm or open_clip")
+    return {_OPEN_CLIP: config} if path.name.startswith("open_clip") else config
 
 
 def _indexed_files(index: Path) -> list[Path]:
@@ -170,7 +175,7 @@ def _indexed_files(index: Path) -> list[Path]:
 def _read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
     """Tensors of a file by dotted name, and the architecture that it states in our own form, if any."""
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             from safetensors.torch import load_file
 
             value: Any = load_file(path)

@@ -1,40 +1,36 @@
 """Stage one: run the vision transformer once over a data set and write its activation store."""
 
 import contextlib
-import errno
 import logging
 import os
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from cytosae.backbones.backbone import Backbone, load_backbone
-from cytosae_cache.errors import StoreCorruptError, StoreError, StoreMismatchError, StoreNotFoundError
+from cytosae_cache.errors import StoreError, StoreMismatchError
 from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.format.marks import remove_marks
-from cytosae_cache.format.metadata import Provenance
 from cytosae_cache.format.spec import StoreSpec
-from cytosae_cache.storage.base import Location, StorageBackend
+from cytosae_cache.storage.base import Location
 from cytosae_cache.storage.open import open_storage
 from cytosae_cache.store import ActivationStore
-from cytosae_cache.writer import ShardData, StoreWriter, clear_leftovers, create_store
-from cytosae_pipeline import __version__
+from cytosae_cache.writer import ShardData, StoreWriter, create_store
 from cytosae_pipeline.building.activations import compute_activations, widen_with_torch
 from cytosae_pipeline.building.findings import Remarks, require_readable, write_duplicates, write_skipped
-from cytosae_pipeline.building.plan import BuildPlan, StorePlan, existing_folder, plan_build
+from cytosae_pipeline.building.plan import BuildPlan, StorePlan, plan_build
 from cytosae_pipeline.building.source_check import check_sizes, count_reasons, reopen_shards
+from cytosae_pipeline.building.store_place import delete_store, disk_messages, make_provenance, require_space
 from cytosae_pipeline.config import BuildConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.columns import type_columns
 from cytosae_pipeline.images.decoding import Decoded, ImageDecoder
 from cytosae_pipeline.images.files import VANISHED
-from cytosae_pipeline.runtime.progress import Progress, format_bytes, format_seconds
+from cytosae_pipeline.runtime.progress import Progress, format_seconds
 from cytosae_pipeline.workspace.find import require_dataset
 from cytosae_pipeline.workspace.paths import Workspace
 
@@ -114,12 +110,12 @@ def _build(config: BuildConfig, weights_digest: str | None) -> list[tuple[Activa
     remarks = Remarks(plan.images)
     with contextlib.ExitStack() as stack:
         for item in sorted(plan.stores, key=lambda item: str(item.store)):
-            stack.enter_context(_disk_messages(item.store))
+            stack.enter_context(disk_messages(item.store))
             stack.enter_context(open_storage(item.store).lock())
         opened = []
         for item in plan.stores:
             if config.overwrite:
-                _destroy(open_storage(item.store), chosen=config.store is not None)
+                delete_store(open_storage(item.store), chosen=config.store is not None)
             opened.append(_open_or_create(config, plan, item))
         filled = _fill([store for store, status in opened if status != "already complete"], config, plan, remarks)
         complete = [(filled.get(store.spec, store), status) for store, status in opened]
@@ -153,32 +149,15 @@ def _conclude(
     )
 
 
-def _destroy(folder: StorageBackend, *, chosen: bool) -> None:
-    """Delete a store. At a place chosen by the user, delete only what opens as a store, or leftovers of a build."""
-    try:
-        ActivationStore(folder.location)
-    except StoreNotFoundError:
-        clear_leftovers(folder)
-    except StoreCorruptError:
-        if chosen:
-            raise
-    folder.delete()
-
-
 def _open_or_create(config: BuildConfig, plan: BuildPlan, item: StorePlan) -> tuple[ActivationStore, Status]:
     """The store to fill, and what has to be done."""
     images = plan.images
     digest = images.digest()
     if open_storage(item.store).size("zarr.json") is None:
-        if item.free_bytes is not None and item.n_bytes > item.free_bytes and config.compression == "none":
-            raise StoreError(
-                f"the store needs {format_bytes(item.n_bytes)}, but only {format_bytes(item.free_bytes)} are free at "
-                f"'{item.store}'. Free some space, use another --root_dir, or --limit the number of images"
-            )
-        stamp = int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
-        created = datetime.fromtimestamp(stamp, UTC).isoformat()
-        name = require_dataset(config)
-        provenance = Provenance(name, digest, __version__, created, plan.device.type)
+        if config.compression == "none":
+            advice = "Free some space, use another --root_dir, or --limit the number of images"
+            require_space(item.store, item.n_bytes, advice)
+        provenance = make_provenance(require_dataset(config), digest, plan.device.type)
         table = ImageTable(images.paths, images.labels, images.patients)
         shards = min(config.shard_images, len(images))
         columns = type_columns(images)
@@ -299,31 +278,3 @@ def _compute_shard(
             "kept: run the command again to resume"
         )
     return [ShardData(shard, part, digests, reasons, sizes) for part in activations]
-
-
-@contextlib.contextmanager
-def _disk_messages(store: Location) -> Iterator[None]:
-    """Turn errors of the disk into messages that say where and what to do; those of remote storage already do."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, StoreError) or isinstance(store, str) or not _concerns(error, store):
-            raise
-        reason = error.strerror or type(error).__name__
-        where = f"store '{store}' cannot be written: {reason}"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            free = format_bytes(shutil.disk_usage(existing_folder(store)).free)
-            raise StoreError(
-                f"{where} ({free} free). Finished work is kept: free some space, then run the command again to resume"
-            ) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise StoreError(f"{where}. Make the folder writable, or use another --root_dir") from error
-        raise StoreError(f"{where}. Finished work is kept: run the command again to resume") from error
-
-
-def _concerns(error: OSError, store: Path) -> bool:
-    """Whether an error concerns the store's folder; errors of writing to an open file do not name one."""
-    if not isinstance(error.filename, str):
-        return True
-    place = Path(error.filename).absolute()
-    return place.is_relative_to(store.absolute().parent) or store.absolute().is_relative_to(place)

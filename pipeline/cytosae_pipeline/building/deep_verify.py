@@ -30,7 +30,7 @@ N_IMAGES = 16
 
 _BATCH_IMAGES = 8
 _INT8_TOLERANCE = 0.05
-"""The same for int8 codes, as the root mean square of the difference; docs/half-size.md says what is usual."""
+"""Largest allowed root mean square of the difference for int8 codes, as a share of the image's; docs/half-size.md."""
 
 _TOLERANCE = {"fp32": 2e-3, "fp16": 1e-2, "bf16": 5e-2}
 """Largest allowed difference, as a share of the image's root mean square: the rounding of the number types."""

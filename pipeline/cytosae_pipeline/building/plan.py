@@ -1,6 +1,5 @@
 """What a build will do, decided before an image is read or the network runs."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from cytosae.backbones.preprocessing import MAX_IMAGE_SIZE, StatedTransform
 from cytosae_cache.format.spec import Precision, Preprocessing, StoreDtype, StoreSpec, TokenLayout
 from cytosae_cache.storage.base import Location
 from cytosae_cache.storage.open import open_storage
+from cytosae_pipeline.building.store_place import free_bytes
 from cytosae_pipeline.config import BuildConfig
 from cytosae_pipeline.config.store import StorePlace
 from cytosae_pipeline.errors import UserError
@@ -125,7 +125,7 @@ def plan_build(config: BuildConfig, *, weights_digest: str | None = None) -> Bui
         store = open_storage(config.store or workspace.store_path(name, spec.hash)).location
         if store in [item.store for item in stores]:
             raise UserError(f"block_layer {list(config.block_layer)} names block {spec.block} twice")
-        stores.append(StorePlan(info, spec, store, len(images) * spec.record_bytes, _free_bytes(store)))
+        stores.append(StorePlan(info, spec, store, len(images) * spec.record_bytes, free_bytes(store)))
     return BuildPlan(images, model_path, tuple(stores), device)
 
 
@@ -162,15 +162,3 @@ def make_spec(info: BackboneInfo, *, store_dtype: StoreDtype, precision: Precisi
         store_dtype=store_dtype,
         precision=precision,
     )
-
-
-def existing_folder(path: Path) -> Path:
-    """The path, or the nearest folder above it that exists."""
-    return next(place for place in [path, *path.absolute().parents] if place.exists())
-
-
-def _free_bytes(store: Location) -> int | None:
-    """Free disk at the place of a store; None for remote storage."""
-    if isinstance(store, str):
-        return None
-    return shutil.disk_usage(existing_folder(store)).free

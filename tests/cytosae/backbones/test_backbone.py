@@ -486,7 +486,8 @@ def test_keys_that_collide_once_unchunked(tmp_path):
     state = make_state(MLP)
     state["blocks.0.0.norm1.bias"] = torch.zeros(24)
     refuse(
-        save_toy(tmp_path / "v.pth", state=state), "holds two tensors for one place: blocks.0.norm1.bias and blocks.0.0"
+        save_toy(tmp_path / "v.pth", state=state),
+        "contains two tensors for one place: blocks.0.norm1.bias and blocks.0.0",
     )
 
 
