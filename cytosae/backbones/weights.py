@@ -49,8 +49,7 @@ class Checkpoint:
     stated: dict[str, Any] | None = None
     """Architecture that the file states in our own form."""
     config: dict[str, Any] = field(default_factory=dict)
-    """Contents of the `config.json` beside the weights, or of `open_clip_config.json` under that name; empty if there is
-    none."""
+    """Contents of the `config.json` beside the weights, or of open_clip's under its file's name; empty without one."""
 
     @property
     def folder(self) -> Path:
