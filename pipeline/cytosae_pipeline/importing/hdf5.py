@@ -7,7 +7,7 @@ import numpy as np
 
 from cytosae_pipeline.config.imports import ImportConfig
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.importing.part import Blocks, Part, as_rows, choose_key, is_float, require
+from cytosae_pipeline.importing.part import Blocks, Part, as_rows, choose_key, is_float, require, require_columns
 
 _COORDS = ("coords", "coordinates")
 
@@ -62,6 +62,8 @@ def open_h5ad(path: Path, config: ImportConfig) -> Part:
     shape = as_rows(path, shapes[name])
     if len(obs) != shape[0]:
         raise UserError(f"'{path}' has {shape[0]:,} embeddings but {len(obs):,} rows of obs")
+
+    require_columns(path, config, list(obs.columns))
 
     def column(wanted: str) -> list[str] | None:
         if wanted not in obs.columns:

@@ -54,7 +54,28 @@ def describe_rows(parts: Sequence[Part], path: Path | None) -> list[RowTexts]:
             f"'{path}' has {len(lines):,} lines, but '{part.path}' has {part.shape[0]:,} rows: expected one line per "
             "row, in the same order, or a column slide"
         )
+    # A row's number is no name: that is the index of a table that nobody named the rows of.
+    is_named = part.names is not None and list(part.names) != [str(row) for row in range(part.shape[0])]
+    if "path" in lines[0] and is_named and part.names is not None and not part.are_numbers:
+        lines = _in_order(lines, part.names, path, part.path)
     return [_texts(part, {name: [line[name] for line in lines] for name in lines[0]})]
+
+
+def _in_order(lines: Sequence[dict[str, str]], names: Sequence[str], path: Path, source: Path) -> list[dict[str, str]]:
+    """Lines in the order of the rows that they name.
+
+    Raises:
+        UserError: If the CSV names a row twice, or other rows than the file does.
+    """
+    by_name = {line["path"]: line for line in lines}
+    missing = [name for name in names if name not in by_name]
+    if missing or len(by_name) < len(lines):
+        what = f"no line for row {quote(missing[0])}" if missing else "two lines for the same row"
+        raise UserError(
+            f"'{path}' and '{source}' both name the rows, but the CSV has {what}. "
+            "Leave out one's names, or make them agree"
+        )
+    return [by_name[name] for name in names]
 
 
 def _by_slide(parts: Sequence[Part], lines: Sequence[dict[str, str]], path: Path) -> list[RowTexts]:

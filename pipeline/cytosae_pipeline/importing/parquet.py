@@ -7,7 +7,7 @@ import numpy as np
 
 from cytosae_pipeline.config.imports import ImportConfig
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.importing.part import Blocks, Part, choose_key, require
+from cytosae_pipeline.importing.part import Blocks, Part, choose_key, require, require_columns
 
 
 def open_parquet(path: Path, config: ImportConfig) -> Part:
@@ -25,6 +25,7 @@ def open_parquet(path: Path, config: ImportConfig) -> Part:
     try:
         with parquet.ParquetFile(path) as file:
             schema, n = file.schema_arrow, file.metadata.num_rows
+            require_columns(path, config, schema.names)
             lists = [field.name for field in schema if _is_lists(pyarrow, field.type)]
             name = choose_key(path, dict.fromkeys(lists, (n, 0)), config.key)
             first = next(file.iter_batches(batch_size=1, columns=[name]), None)

@@ -1,7 +1,7 @@
 """One file of embeddings: what it contains, and its numbers in order."""
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.config import ImportConfig
+from cytosae_pipeline.errors import UserError, join_few, quote
 
 KEYS = ("features", "embeddings", "feats", "embedding")
 """Names under which programs store embeddings, most frequent first."""
@@ -40,6 +41,20 @@ class Part:
     def slide(self) -> str:
         """The file's name without its ending."""
         return self.path.stem
+
+
+def require_columns(path: Path, config: ImportConfig, found: Collection[str]) -> None:
+    """Check that columns which the user named are there; those that are only looked for may be missing.
+
+    Raises:
+        UserError: If one is not; the message names the columns that there are.
+    """
+    for field in ("name_column", "label_column", "patient_column"):
+        wanted = getattr(config, field)
+        if wanted != ImportConfig.__dataclass_fields__[field].default and wanted not in found:
+            raise UserError(
+                f"'{path}' has no column {quote(wanted)} ({field}); found {join_few(map(quote, found), 10)}"
+            )
 
 
 def choose_key(path: Path, arrays: Mapping[str, tuple[int, ...]], key: str | None) -> str:

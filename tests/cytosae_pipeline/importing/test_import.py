@@ -497,3 +497,32 @@ def test_shards_have_about_one_size_whatever_the_rows_are(tmp_path, monkeypatch)
     store, _ = _import(tmp_path, tmp_path / "b.npy", dataset_name="b", shard_images=None, grid="2x2", n_cls=0)
     assert store.shard_images == 1000 // (16 * WIDTH)
     np.testing.assert_array_equal(store[:], _values(6, 4))
+
+
+def test_labels_of_rows_that_both_files_name_are_joined_by_name(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    values = _values(3)
+    rows = pa.array(list(values), type=pa.list_(pa.float32()))
+    pyarrow.parquet.write_table(pa.table({"path": ["c0", "c1", "c2"], "embedding": rows}), tmp_path / "a.parquet")
+    (tmp_path / "l.csv").write_text("path,label\nc2,two\nc0,zero\nc1,one\n")
+    config = ImportConfig(
+        root_dir=tmp_path, dataset_name="cells", source=tmp_path / "a.parquet", labels=tmp_path / "l.csv",
+        store_dtype="float32",
+    )  # fmt: skip
+    store = ActivationStore.open(import_embeddings(config).store)
+    assert store.images.path == ["c0", "c1", "c2"]
+    assert store.images.label == ["zero", "one", "two"]
+    np.testing.assert_array_equal(np.stack([store[row] for row in range(3)])[:, 0], values)
+    for text, message in (("c2,two\nc0,zero\nc3,one", "no line for row 'c1'"), ("c0,a\nc1,b\nc1,c", "row 'c2'")):
+        (tmp_path / "l.csv").write_text(f"path,label\n{text}\n")
+        with pytest.raises(UserError, match=f"both name the rows, but the CSV has .*{message}"):
+            import_embeddings(config)
+
+
+def test_a_column_that_was_named_must_exist(tmp_path):
+    _write_parquet(tmp_path / "a.parquet", _values(3))
+    config = {"root_dir": tmp_path, "dataset_name": "cells", "source": tmp_path / "a.parquet"}
+    with pytest.raises(UserError, match=r"has no column 'celltype' \(label_column\); found 'embedding'"):
+        import_embeddings(ImportConfig(**config, label_column="celltype"))
