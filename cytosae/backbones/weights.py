@@ -62,7 +62,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         BackboneNotFoundError: If nothing is there.
-        BackboneError: If a file is missing, damaged, holds no tensors, or contains Python objects.
+        BackboneError: If a file is missing, damaged, contains no tensors, or contains Python objects.
     """
     if not path.exists():
         raise BackboneNotFoundError(

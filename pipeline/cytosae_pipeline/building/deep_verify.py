@@ -18,7 +18,7 @@ from cytosae_pipeline.building.plan import make_spec
 from cytosae_pipeline.building.source_check import compare_source
 from cytosae_pipeline.config import StoreSource
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.images.decoding import ImageDecoder
+from cytosae_pipeline.images.decoding import ImageDecoder, open_decoder
 from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.images.listing import list_stored_images
 from cytosae_pipeline.runtime.devices import choose_device
@@ -65,13 +65,7 @@ def verify_against_source(store: ActivationStore, config: StoreSource) -> list[s
     backbone = load_backbone(model_path, info, device=device)
     with (
         StoreReader(store) as reader,
-        ImageDecoder(
-            images,
-            n_workers=0,
-            image_size=info.image_size,
-            resample=info.resample,
-            white_level=store.spec.preprocessing.white_level or None,
-        ) as decoder,
+        open_decoder(store, images) as decoder,
         Progress("recompute", len(rows), "images") as bar,
         torch.inference_mode(),
     ):

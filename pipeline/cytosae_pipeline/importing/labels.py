@@ -54,7 +54,7 @@ def describe_rows(parts: Sequence[Part], path: Path | None) -> list[RowTexts]:
             f"'{path}' has {len(lines):,} lines, but '{part.path}' has {part.shape[0]:,} rows: expected one line per "
             "row, in the same order, or a column slide"
         )
-    # A row's number is no name: that is the index of a table that nobody named the rows of.
+    # Row numbers are the default index of a table; they do not name its rows.
     is_named = part.names is not None and list(part.names) != [str(row) for row in range(part.shape[0])]
     if "path" in lines[0] and is_named and part.names is not None and not part.are_numbers:
         lines = _in_order(lines, part.names, path, part.path)
