@@ -17,7 +17,7 @@ SOURCES = {
 ORDER: dict[str, list[set[str]]] = {
     "cytosae": [{"backbones", "sae"}, {"training", "statistics"}, {"formats", "analysis"}],
     "cytosae_cache": [
-        {"errors"}, {"storage"}, {"format"}, {"reading"}, {"views"}, {"store"}, {"writer"}, {"verify"},
+        {"errors"}, {"storage"}, {"format"}, {"reading"}, {"views", "torch_views"}, {"store"}, {"writer"}, {"verify"},
     ],
     "cytosae_pipeline": [
         {"errors"}, {"config", "assets"}, {"runtime"}, {"workspace"}, {"images"}, {"building"}, {"importing"},

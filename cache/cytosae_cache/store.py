@@ -14,13 +14,17 @@ from cytosae_cache.errors import StoreCorruptError
 from cytosae_cache.format.columns import BAD_METADATA
 from cytosae_cache.format.layout import StoreLayout
 from cytosae_cache.reading.reader import StoreReader
+from cytosae_cache.reading.sampler import BatchOf, Shuffle
 from cytosae_cache.storage.base import Location
-from cytosae_cache.views import dask_view, xarray_view
+from cytosae_cache.views import dask_view, describe, html_table, xarray_view
 
 if TYPE_CHECKING:
     import dask.array
+    import torch
     import xarray
     import zarr
+
+    from cytosae_cache.torch_views import StoreBatches, StoreImages
 
 
 class ActivationStore(StoreLayout):
@@ -73,6 +77,14 @@ class ActivationStore(StoreLayout):
     ) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        facts = describe(self)
+        return f"<{type(self).__name__} {str(self.path)!r}: {'; '.join(facts.values())}>"
+
+    def _repr_html_(self) -> str:
+        """The same as a table, for notebooks."""
+        return html_table({"store": str(self.path), **describe(self)})
+
     def zarr_array(self) -> "zarr.Array[Any]":
         """The stored numbers as zarr-python sees them, shape `(n_images, n_tokens, d_model)`; records if int8.
 
@@ -98,6 +110,32 @@ class ActivationStore(StoreLayout):
         """
         return xarray_view(self)
 
+    def torch_images(self, *, dtype: "torch.dtype | str | None" = "float32") -> "StoreImages":
+        """The readable images as a data set of torch, by number: see `StoreImages`."""
+        from cytosae_cache.torch_views import StoreImages
+
+        return StoreImages(self, dtype=dtype)
+
+    def torch_batches(
+        self,
+        *,
+        batch_size: int = 64,
+        batch_of: BatchOf = "images",
+        shuffle: Shuffle = "global",
+        seed: int = 42,
+        dtype: "torch.dtype | str | None" = "float32",
+        with_rows: bool = False,
+        rank: int = 0,
+        n_ranks: int = 1,
+    ) -> "StoreBatches":
+        """Shuffled batches as `train` gets them, as an iterable data set of torch: see `StoreBatches`."""
+        from cytosae_cache.torch_views import StoreBatches
+
+        return StoreBatches(
+            self, batch_size=batch_size, batch_of=batch_of, shuffle=shuffle, seed=seed, dtype=dtype,
+            with_rows=with_rows, rank=rank, n_ranks=n_ranks,
+        )  # fmt: skip
+
     def _reader(self) -> StoreReader:
         """The kept reader of this process. Threads do not survive a fork, so a child never uses its parent's."""
         process = os.getpid()
@@ -107,6 +145,20 @@ class ActivationStore(StoreLayout):
             # If two threads arrive here at once, `setdefault` keeps one reader; the other has opened nothing yet.
             reader = self._readers.setdefault(process, StoreReader(weakref.proxy(self)))
         return reader
+
+
+def open(location: Location) -> ActivationStore:
+    """Open a complete store for reading.
+
+    Args:
+        location: Folder or URL of the store.
+
+    Raises:
+        StoreNotFoundError: If there is no store.
+        StoreIncompleteError: If its build has not finished; `ActivationStore(location)` describes it nevertheless.
+        StoreCorruptError: If its metadata is not that of a store of this format.
+    """
+    return ActivationStore.open(location)
 
 
 def iter_stores(folder: Path) -> Iterator[Path]:

@@ -1,5 +1,6 @@
-"""Lazy views of a store for other tools: one task per shard; nothing is read until it is needed."""
+"""Views of a store for other tools and for notebooks; nothing is read until it is needed."""
 
+import html
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,6 +73,28 @@ def xarray_view(store: StoreLayout) -> "xarray.Dataset":
         coords={**table, **further, "valid": ("image", store.valid)},
         attrs={**vars(store.provenance), "model_name": store.spec.model_name, "spec_hash": store.spec.hash},
     )
+
+
+def describe(store: StoreLayout) -> dict[str, str]:
+    """What is in a store, in a few words each: data set, images, encoder, preprocessing, size, state."""
+    spec = store.spec
+    state = "complete" if store.complete else f"unfinished, {store.n_finished_shards:,} of {store.n_shards:,} shards"
+    block = "imported" if spec.imported else f"block {spec.block - spec.n_blocks}"
+    facts = {
+        "data set": store.provenance.dataset,
+        "shape": f"{store.n_images:,} images x {store.n_tokens:,} tokens x {store.d_model:,}",
+        "encoder": f"{spec.model_name}, {block}",
+        "spec": spec.hash,
+        "size": f"{store.n_images * spec.record_bytes / 1e9:,.3g} GB as {spec.store_dtype}",
+        "state": state,
+    }
+    return {name: "".join(c if c.isprintable() else "?" for c in text) for name, text in facts.items()}
+
+
+def html_table(facts: dict[str, str]) -> str:
+    """Facts as an HTML table; all text is escaped."""
+    rows = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in facts.items())
+    return f"<table>{''.join(rows)}</table>"
 
 
 def read_shard(path: str, shard: int) -> npt.NDArray[np.float32]:

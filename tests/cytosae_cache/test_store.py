@@ -4,6 +4,8 @@ import gc
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import cytosae_cache
 from cytosae_cache.errors import StoreCorruptError, StoreIncompleteError, StoreNotFoundError
 from cytosae_cache.format.shard import shard_name
 from cytosae_cache.store import ActivationStore
@@ -134,3 +137,32 @@ def test_an_unfinished_store_gives_no_activations(tmp_path):
     store = create_store(tmp_path / "s.zarr", make_spec(), make_table(6), PROVENANCE, shard_images=4)
     with pytest.raises(StoreIncompleteError, match=r"0 of 2 shards are written.*cytosae-cache build"):
         store[0]
+
+
+def test_open_returns_a_complete_store(tmp_path):
+    make_store(tmp_path / "s.zarr", make_activations(5))
+    store = cytosae_cache.open(str(tmp_path / "s.zarr"))
+    assert isinstance(store, ActivationStore)
+    with pytest.raises(cytosae_cache.StoreNotFoundError):
+        cytosae_cache.open(tmp_path / "other.zarr")
+
+
+def test_repr_and_table_describe_the_store(tmp_path):
+    store = make_store(tmp_path / "s<b>.zarr", make_activations(5))
+    assert "toy; 5 images x 5 tokens x 8; toy_vit, block -2;" in repr(store)
+    assert repr(store).endswith("complete>")
+    page = store._repr_html_()
+    assert "s&lt;b&gt;.zarr" in page
+    assert "<th>shape</th><td>5 images x 5 tokens x 8</td>" in page
+
+
+def test_public_names_are_listed_and_exist():
+    assert {"open", "ActivationStore", "StoreBatches", "StoreError"} <= set(dir(cytosae_cache))
+    assert all(getattr(cytosae_cache, name) for name in cytosae_cache.__all__)
+
+
+def test_importing_the_package_imports_neither_zarr_nor_torch():
+    code = "import cytosae_cache, sys; assert not {'zarr', 'torch', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    code = "import cytosae_cache, sys; cytosae_cache.open; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

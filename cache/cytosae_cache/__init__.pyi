@@ -1,0 +1,16 @@
+from .errors import ChecksumError as ChecksumError
+from .errors import NotFiniteError as NotFiniteError
+from .errors import StoreBusyError as StoreBusyError
+from .errors import StoreCorruptError as StoreCorruptError
+from .errors import StoreError as StoreError
+from .errors import StoreIncompleteError as StoreIncompleteError
+from .errors import StoreMismatchError as StoreMismatchError
+from .errors import StoreNotFoundError as StoreNotFoundError
+from .errors import StoreUnreachableError as StoreUnreachableError
+from .format.spec import Preprocessing as Preprocessing
+from .format.spec import StoreSpec as StoreSpec
+from .format.spec import TokenLayout as TokenLayout
+from .store import ActivationStore as ActivationStore
+from .store import open as open
+from .torch_views import StoreBatches as StoreBatches
+from .torch_views import StoreImages as StoreImages
