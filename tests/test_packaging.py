@@ -109,7 +109,8 @@ def test_arrows_run_one_way():
     }
     for name, folder in SOURCES.items():
         for path in (ROOT / folder).rglob("*.py"):
-            allowed = {"torch"} if path.name == "torch_views.py" else set()
+            # Data sets of torch are made when asked for; nothing else of the cache knows torch.
+            allowed = {"torch"} if path.name in ("store.py", "torch_views.py") else set()
             assert not _imports(path) & (forbidden[name] - allowed), path
 
 
