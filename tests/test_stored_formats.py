@@ -57,7 +57,7 @@ def test_an_autoencoder_encodes_and_decodes_as_before(name):
 def test_results_and_notes_are_read():
     folder = _results(FOLDER)
     features = read_features(folder)
-    assert features.indices.shape == (24, 10)
+    assert features.top_rows.shape == (24, 10)
     assert features.labels == ("blast", "lymphocyte", "neutrophil")
     assert [len(read_counts(folder, kind).names) for kind in ("patient", "label")] == [3, 3]
     assert read_notes(folder / "latent_notes.json", 24)[1]["name"] == "granules"
@@ -100,8 +100,8 @@ def test_features_and_counts_come_out_as_before(place):
     for verb in ("features", "patients", "classes"):
         place.run(verb, "--dataset_name", "cells", "--sae_path", _sae(place.root), "--vit_type", "again")
     before, after = (read_features(_results(place.root, name)) for name in ("custom", "again"))
-    torch.testing.assert_close(torch.from_numpy(after.indices), torch.from_numpy(before.indices))
-    np.testing.assert_allclose(after.values, before.values, rtol=1e-5)
+    torch.testing.assert_close(torch.from_numpy(after.top_rows), torch.from_numpy(before.top_rows))
+    np.testing.assert_allclose(after.top_values, before.top_values, rtol=1e-5)
     np.testing.assert_allclose(after.mean_acts, before.mean_acts, rtol=1e-5)
     np.testing.assert_array_equal(after.sparsity, before.sparsity)
     for kind in ("patient", "label"):

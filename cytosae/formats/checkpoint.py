@@ -15,8 +15,8 @@ from cytosae.formats.reference import unwrap_cfg
 from cytosae.formats.saelens import is_saelens_config
 from cytosae.formats.safe_unpickle import RestrictedPickleError, check_archive, read_restricted, to_plain
 from cytosae.formats.tensor_file import read_tensors
-from cytosae.sae.base import Sae
-from cytosae.sae.registry import ARCHITECTURES, make_sae
+from cytosae.sae.base import Sae, SaeSource
+from cytosae.sae.registry import ARCHITECTURES, check_stated, make_sae
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -105,7 +105,39 @@ def load_sae(
         sae.W_dec = torch.nn.Parameter(torch.empty(0, len(sae.b_dec)))
     if bad := [name for name, tensor in sae.state_dict().items() if not torch.isfinite(tensor).all()]:
         raise SaeCheckpointError(f"{', '.join(bad)} in '{path}' contain NaN or infinity: its training failed")
+    sae.source = SaeSource(path, cfg, digest_sae(path, activation))
     return LoadedSae(sae.requires_grad_(False).eval().to(device), cfg)
+
+
+def load(
+    path: Path | str,
+    *,
+    device: torch.device | str = "cpu",
+    encoder_only: bool = False,
+    sae_arch: str | None = None,
+    sae_k: int | None = None,
+    sae_threshold: float | None = None,
+) -> Sae:
+    """Read an autoencoder of any supported program, ready to use: in evaluation mode, without gradients.
+
+    `sae.encode(x)` gives the activations as after training. `sae.source` says what was read.
+
+    Args:
+        path: A `.pt` or `.safetensors` file, or the folder of another program (docs/autoencoders.md).
+        device: Device of the autoencoder.
+        encoder_only: Leave `W_dec` empty, shape `(0, D)`: this halves the memory, and `decode` raises.
+        sae_arch: Architecture, for files that do not contain the activation function.
+        sae_k: Its active latents per token (topk, batchtopk).
+        sae_threshold: The activation that a latent must exceed, the same for all latents (batchtopk).
+
+    Raises:
+        SaeNotFoundError: If the file does not exist.
+        SaeCheckpointError: If it is not an autoencoder, or it computes what no architecture can represent.
+        ValueError: If what is stated does not fit together.
+    """
+    check_stated(sae_arch, sae_k, sae_threshold)
+    activation = None if sae_arch is None else Activation(sae_arch, sae_k, sae_threshold)
+    return load_sae(path, device=device, encoder_only=encoder_only, activation=activation).sae
 
 
 def digest_sae(path: Path, activation: Activation | None = None) -> str:
@@ -124,6 +156,15 @@ def digest_sae(path: Path, activation: Activation | None = None) -> str:
         return digest
     config = "" if files.config is None else hashlib.sha256(files.config.read_bytes()).hexdigest()
     return hashlib.sha256(json.dumps([digest, config, activation]).encode()).hexdigest()
+
+
+def digest_tensors(sae: Sae) -> str:
+    """SHA-256 of an autoencoder's architecture, settings and tensors, in hex: for one that was made in memory."""
+    digest = hashlib.sha256(json.dumps([sae.architecture, sae.settings]).encode())
+    for name, tensor in sorted(sae.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def read_torch(path: Path, *, device: torch.device | str = "cpu") -> Any:  # noqa: ANN401 - tensors and plain values

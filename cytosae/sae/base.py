@@ -2,8 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -25,6 +28,17 @@ class SaeOutput(NamedTuple):
     """Latent activations a, shape `(..., S)`, at least 0."""
     reconstruction: torch.Tensor
     """Reconstruction x^, shape `(..., D)`."""
+
+
+class SaeSource(NamedTuple):
+    """Where an autoencoder was read from."""
+
+    path: Path
+    """Its file or folder."""
+    cfg: dict[str, Any]
+    """The config in it, as JSON values."""
+    sha256: str
+    """SHA-256 of everything that decides what it computes, in hex."""
 
 
 class Sae(nn.Module, ABC):
@@ -77,6 +91,8 @@ class Sae(nn.Module, ABC):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
+        self.source: SaeSource | None = None
+        """Where it was read from; None if it was made in memory."""
         if d_in < 1 or n_latents < 1:
             raise ValueError(f"d_in and n_latents must be 1 or more, found {d_in} and {n_latents}")
         where = "meta" if device is not None and torch.device(device).type == "meta" else "cpu"
@@ -155,16 +171,24 @@ class Sae(nn.Module, ABC):
         """Latents before the nonlinearity, shape `(..., S)`, from activations of shape `(..., D)`."""
         return (x - self.b_dec) @ self.W_enc + self.b_enc
 
-    def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Latent activations, shape `(..., S)`, from activations of shape `(..., D)`."""
-        return self.activate(self.pre_activations(x))
+    def encode(self, x: torch.Tensor | npt.ArrayLike) -> torch.Tensor:
+        """Latent activations as after training, with the thresholds or the top-k of the architecture.
 
-    def decode(self, acts: torch.Tensor) -> torch.Tensor:
+        Args:
+            x: Activations, shape `(..., D)`: a tensor, or an array as stores give it, of any floating-point type.
+
+        Returns:
+            Shape `(..., S)`, in the type and on the device of the weights.
+        """
+        return self.activate(self.pre_activations(self._to_tensor(x)))
+
+    def decode(self, acts: torch.Tensor | npt.ArrayLike) -> torch.Tensor:
         """Reconstruction, shape `(..., D)`, from latent activations of shape `(..., S)`.
 
         Raises:
             RuntimeError: If only the encoder was loaded.
         """
+        acts = self._to_tensor(acts)
         if not len(self.W_dec):
             raise RuntimeError("this autoencoder has no decoder: it was loaded with encoder_only=True")
         return acts @ self.W_dec + self.b_dec
@@ -174,6 +198,17 @@ class Sae(nn.Module, ABC):
         pre = self.pre_activations(x)
         acts = self.activate(pre)
         return SaeOutput(pre, acts, self.decode(acts))
+
+    def _to_tensor(self, values: torch.Tensor | npt.ArrayLike) -> torch.Tensor:
+        """Values in the type and on the device of the weights; a tensor that has both is returned as it is."""
+        tensor = values if isinstance(values, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(values))
+        return tensor.to(device=self.b_enc.device, dtype=self.b_enc.dtype)
+
+    def extra_repr(self) -> str:
+        """Sizes and settings, for `print`."""
+        d_in, n_latents = self.W_enc.shape
+        settings = "".join(f", {name}={value!r}" for name, value in self.settings.items())
+        return f"{d_in} -> {n_latents:,} latents{settings}"
 
     def pre_activations_in(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """`pre_activations` of tokens, shape `(N, D)`, with a matrix product in another type, for training.

@@ -98,3 +98,18 @@ def make_sae(
     kind = ARCHITECTURES[architecture]
     chosen = {name: settings[name] for name in kind.setting_names if name in settings}
     return kind(d_in, n_latents, seed=seed, device=device, **chosen)
+
+
+def check_stated(sae_arch: str | None, sae_k: int | None, sae_threshold: float | None) -> None:
+    """Check that what a user states about an autoencoder fits together.
+
+    Raises:
+        ValueError: If `sae_k` or `sae_threshold` belongs to another architecture, or the architecture is unknown.
+    """
+    if sae_arch is not None and sae_arch not in ARCHITECTURES:
+        raise ValueError(f"sae_arch must be one of {', '.join(ARCHITECTURES)}, found {sae_arch!r}")
+    stated = {"sae_k": (sae_k, ("topk", "batchtopk")), "sae_threshold": (sae_threshold, ("batchtopk",))}
+    for name, (value, owners) in stated.items():
+        if value is not None and sae_arch not in owners:
+            found = "none" if sae_arch is None else sae_arch
+            raise ValueError(f"{name} needs sae_arch {' or '.join(owners)}, found {found}")

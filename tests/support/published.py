@@ -11,12 +11,12 @@ from cytosae_pipeline.statistics.features import Features
 def publish(found: Features, folder: Path) -> None:
     """Write feature data of ours as the reference would have written them."""
     folder.mkdir(parents=True, exist_ok=True)
-    empty, dead = found.indices < 0, found.sparsity == 0
-    row_labels = dict(zip(found.indices.ravel().tolist(), found.label_indices.ravel().tolist(), strict=True))
+    empty, dead = found.top_rows < 0, found.sparsity == 0
+    row_labels = dict(zip(found.top_rows.ravel().tolist(), found.top_labels.ravel().tolist(), strict=True))
     tensors = {
-        "max_activating_image_indices": np.where(empty, 0, found.indices).astype(np.float32),
-        "max_activating_image_label_indices": np.where(empty, row_labels.get(0, 0), found.label_indices),
-        "max_activating_image_values": found.values,
+        "max_activating_image_indices": np.where(empty, 0, found.top_rows).astype(np.float32),
+        "max_activating_image_label_indices": np.where(empty, row_labels.get(0, 0), found.top_labels),
+        "max_activating_image_values": found.top_values,
         "sae_mean_acts": np.where(dead, np.nan, found.mean_acts).astype(np.float32),
         "sae_sparsity": found.sparsity,
     }

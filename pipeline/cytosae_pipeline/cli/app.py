@@ -14,6 +14,7 @@ from cytosae_pipeline.cli.output import print_result
 from cytosae_pipeline.config import (
     BuildConfig,
     DemoConfig,
+    EvaluateConfig,
     ExploreConfig,
     ExportConfig,
     ReportConfig,
@@ -111,6 +112,25 @@ def train(sweep: Path | None, as_json: bool, **values: Any) -> None:
         f"next: {result.next}"
     )
     print_result(result, text, as_json)
+
+
+@verb
+@config_options(EvaluateConfig, leave_out=("vit_type",))
+def evaluate(as_json: bool, **values: Any) -> None:
+    """Measure how well an autoencoder reconstructs a store.
+
+    Prints explained variance, L0, the share of dead latents and cosine similarity, overall and by label: what
+    training prints at its end, for any autoencoder on any store of its encoder, also of another data set.
+
+    \b
+    cytosae-cache evaluate --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt
+    cytosae-cache evaluate --dataset_name bmc --sae_path SAE.pt --limit 2000 --json
+    """
+    config = make_config(EvaluateConfig, values)
+    from cytosae_pipeline.evaluation.evaluate import run_evaluate
+
+    result = run_evaluate(config)
+    print_result(result, result.describe(), as_json)
 
 
 @verb

@@ -11,8 +11,8 @@ from cytosae_pipeline.cli.options import CONTEXT_SETTINGS
 from cytosae_pipeline.cli.output import log_to_stderr, messages
 
 _ORDER = (
-    "build", "import", "train", "features", "classes", "patients", "report", "explore", "export", "list", "info",
-    "verify", "demo",
+    "build", "import", "train", "evaluate", "features", "classes", "patients", "report", "explore", "export", "list",
+    "info", "verify", "demo",
 )  # fmt: skip
 
 

@@ -6,10 +6,11 @@ Python and the command line give the same errors. Nothing heavy is imported here
 
 from cytosae_pipeline.config.build import BuildConfig
 from cytosae_pipeline.config.demo import DemoConfig
+from cytosae_pipeline.config.evaluate import EvaluateConfig, EvaluateOptions
 from cytosae_pipeline.config.export import ExportConfig
 from cytosae_pipeline.config.imports import ImportConfig
 from cytosae_pipeline.config.report import ExploreConfig, PageConfig, ReportConfig
-from cytosae_pipeline.config.statistics import StatisticsConfig
+from cytosae_pipeline.config.statistics import PassOptions, SaeChoice, StatisticsConfig, StatisticsOptions
 from cytosae_pipeline.config.store import StoreChoice, StoreSource
 from cytosae_pipeline.config.train import PRESETS, TrainConfig
 
@@ -17,12 +18,17 @@ __all__ = [
     "PRESETS",
     "BuildConfig",
     "DemoConfig",
+    "EvaluateConfig",
+    "EvaluateOptions",
     "ExploreConfig",
     "ExportConfig",
     "ImportConfig",
     "PageConfig",
+    "PassOptions",
     "ReportConfig",
+    "SaeChoice",
     "StatisticsConfig",
+    "StatisticsOptions",
     "StoreChoice",
     "StoreSource",
     "TrainConfig",

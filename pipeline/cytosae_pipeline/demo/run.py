@@ -159,5 +159,5 @@ def recover_groups(counts: Counts, truth: Path) -> tuple[float, float]:
 
 def count_specific(features: Features) -> int:
     """Latents whose top images are nearly all of one class."""
-    entropy = label_entropy(features.values, features.label_indices, len(features.labels))
+    entropy = label_entropy(features.top_values, features.top_labels, len(features.labels))
     return int((is_defined(entropy) & (entropy < 0.1)).sum())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from cytosae.formats.checkpoint import load_sae
+from cytosae.formats.checkpoint import load
 from cytosae.formats.reference import write_reference
 from cytosae.formats.saelens import write_saelens
 from cytosae.formats.tensor_file import write_safetensors
@@ -45,7 +45,7 @@ def export_sae(config: ExportConfig) -> ExportResult:
     """
     if config.of_statistics:
         raise UserError(f"format {config.format} is for statistics, not for an autoencoder: use run_export")
-    sae_path, loaded = require_sae_path(config), open_sae(config, device="cpu")
+    sae_path, sae = require_sae_path(config), open_sae(config, device="cpu")
     path = config.out or sae_path.with_name(sae_stem(sae_path) + _ENDINGS[config.format])
     if config.format == "safetensors" and path.suffix != ".safetensors":
         raise UserError(f"--out '{path}' must end in .safetensors, from which the format is detected")
@@ -54,16 +54,16 @@ def export_sae(config: ExportConfig) -> ExportResult:
     if path.exists() and path.is_dir() != (config.format == "saelens"):
         raise UserError(f"'{path}' is not what --format {config.format} writes. Give another --out")
     path.parent.mkdir(parents=True, exist_ok=True)
-    wanted = loaded.sae.state_dict()
+    wanted, cfg = sae.state_dict(), {} if sae.source is None else sae.source.cfg
     if config.format == "saelens":
-        write_saelens(path, *loaded, write=write_file)
-        wanted = loaded.sae.from_saelens(loaded.sae.to_saelens()[1])
+        write_saelens(path, sae, cfg, write=write_file)
+        wanted = sae.from_saelens(sae.to_saelens()[1])
     else:
         with replacing_path(path) as temporary:
-            _FILE_WRITERS[config.format](temporary, *loaded)
-    found = load_sae(path).sae.state_dict()
+            _FILE_WRITERS[config.format](temporary, sae, cfg)
+    found = load(path).state_dict()
     for name, tensor in wanted.items():
         if not torch.equal(found[name], tensor):
             raise UserError(f"'{path}' contains another {name} than was written: check the disk")
-    d_in, n_latents = loaded.sae.W_enc.shape
-    return ExportResult(path, config.format, loaded.sae.architecture, d_in, n_latents)
+    d_in, n_latents = sae.W_enc.shape
+    return ExportResult(path, config.format, sae.architecture, d_in, n_latents)

@@ -87,18 +87,18 @@ def make_latent_table(features: Features) -> Table:
         `top_label`, its share `top_label_share` (0 if there is none), and `top_labels`, all by falling share, joined by
         `;`.
     """
-    mass = label_mass(features.values, features.label_indices, len(features.labels))
+    mass = label_mass(features.top_values, features.top_labels, len(features.labels))
     order = np.argsort(-mass, axis=1, kind="stable")
     names = [
         [features.labels[label] for label in row if weights[label] > 0]
         for row, weights in zip(order.tolist(), mass, strict=True)
     ]
-    total = features.values.sum(axis=1, dtype=np.float64)
+    total = features.top_values.sum(axis=1, dtype=np.float64)
     share = mass.max(axis=1, initial=0) / np.where(total > 0, total, 1)
     return {
         "sparsity": features.sparsity,
         "mean_acts": features.mean_acts,
-        "label_entropy": label_entropy(features.values, features.label_indices, len(features.labels)),
+        "label_entropy": label_entropy(features.top_values, features.top_labels, len(features.labels)),
         "dead": features.sparsity == 0,
         "top_label": _texts([row[0] if row else "" for row in names]),
         "top_label_share": share,
@@ -135,7 +135,7 @@ def make_provenance(inputs: Inputs, features: Features, counts: Counts | None) -
         "store_spec_hash": inputs.store.spec.hash,
         "store_list_digest": inputs.store.provenance.list_digest,
         "model_name": inputs.store.spec.model_name,
-        "top_k": features.values.shape[1],
+        "top_k": features.top_values.shape[1],
     }
     if counts is not None:
         record |= {

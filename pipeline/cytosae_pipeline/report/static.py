@@ -44,7 +44,7 @@ from cytosae_pipeline.report.records.patients import (
 from cytosae_pipeline.report.records.published import published_latents, published_overview
 from cytosae_pipeline.report.records.thumbnails import explain_no_pictures, write_thumbnails
 from cytosae_pipeline.runtime.progress import Progress
-from cytosae_pipeline.statistics.inputs import Inputs
+from cytosae_pipeline.statistics.inputs import PlacedInputs
 from cytosae_pipeline.statistics.published import find_published, read_published
 from cytosae_pipeline.statistics.results import Statistics
 
@@ -76,7 +76,7 @@ class ReportResult:
 
 
 def write_report(
-    config: ReportConfig, *, inputs: Inputs | None = None, statistics: Statistics | None = None
+    config: ReportConfig, *, inputs: PlacedInputs | None = None, statistics: Statistics | None = None
 ) -> ReportResult:
     """Write the page atomically: an older one stays until the new one is complete.
 

@@ -2,6 +2,7 @@
 
 import io
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +13,7 @@ import torch
 from cytosae.statistics.accumulators import GroupCounts, PooledActs, normalise_counts
 from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.storage.atomic import write_file
-from cytosae_pipeline.config import StatisticsConfig
+from cytosae_pipeline.config import StatisticsOptions
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.devices import accumulator_device
 from cytosae_pipeline.statistics.inputs import Inputs
@@ -53,7 +54,8 @@ COUNT_FILES: dict[GroupKind, CountFiles] = {
 }
 
 
-class Counts(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Counts:
     """Counts per patient or per class (docs/definitions.md, section 7)."""
 
     counts: npt.NDArray[np.int64]
@@ -82,7 +84,7 @@ class CountsAccumulator:
         UserError: If no image has a group.
     """
 
-    def __init__(self, inputs: Inputs, config: StatisticsConfig, kind: GroupKind) -> None:
+    def __init__(self, inputs: Inputs, config: StatisticsOptions, kind: GroupKind) -> None:
         self._inputs, self._config, self._kind = inputs, config, kind
         self._groups = LabelIndex.of(getattr(inputs.store.images, kind))
         if not self._groups.names:

@@ -7,7 +7,7 @@ import torch
 from cytosae.statistics.accumulators import BLOCK_IMAGES, BlockEncoder, PooledActs
 from cytosae_cache.reading.loader import iter_row_blocks
 from cytosae_cache.reading.reader import StoreReader
-from cytosae_pipeline.config import StatisticsConfig
+from cytosae_pipeline.config import PassOptions
 from cytosae_pipeline.runtime.devices import DTYPES
 from cytosae_pipeline.runtime.memory import exceeds_page_cache
 from cytosae_pipeline.runtime.progress import Progress
@@ -20,20 +20,20 @@ ActsConsumer = Callable[[torch.Tensor, slice, torch.Tensor], None]
 """Takes row numbers, shape `(n,)`, a range of latents, and their activations, float32, shape `(n, T, n_latents)`."""
 
 
-def make_encoder(inputs: Inputs, config: StatisticsConfig, thresholds: Sequence[float] = ()) -> BlockEncoder:
+def make_encoder(inputs: Inputs, config: PassOptions, thresholds: Sequence[float] = ()) -> BlockEncoder:
     """The encoder in the precision that the options ask for; `auto` is fp32."""
     dtype = DTYPES["fp32" if config.precision == "auto" else config.precision]
     return BlockEncoder(inputs.sae, thresholds, dtype=dtype)
 
 
-def rows_at_once(config: StatisticsConfig) -> int:
+def rows_at_once(config: PassOptions) -> int:
     """Rows read at once: the batch size, rounded up to whole blocks of the encoder."""
     return -(-config.batch_size // BLOCK_IMAGES) * BLOCK_IMAGES
 
 
 def encode_store(
     inputs: Inputs,
-    config: StatisticsConfig,
+    config: PassOptions,
     consumers: Sequence[PooledConsumer],
     *,
     thresholds: Sequence[float] = (),

@@ -1,8 +1,9 @@
 """Feature data: top-k maximally activating images, mean activation and sparsity of every latent."""
 
 import csv
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ from cytosae.analysis.latents import label_entropy
 from cytosae.statistics.accumulators import FeatureStatistics, PooledActs
 from cytosae_cache.storage.atomic import write_file
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.config import StatisticsConfig
+from cytosae_pipeline.config import StatisticsOptions
 from cytosae_pipeline.images.image_list import join_lines
 from cytosae_pipeline.runtime.devices import accumulator_device
 from cytosae_pipeline.statistics.inputs import Inputs
@@ -33,9 +34,9 @@ from cytosae_pipeline.workspace.files import write_torch
 VERB = "features"
 
 TENSORS = {
-    "indices": ("max_activating_image_indices", torch.int64),
-    "label_indices": ("max_activating_image_label_indices", torch.int64),
-    "values": ("max_activating_image_values", torch.float32),
+    "top_rows": ("max_activating_image_indices", torch.int64),
+    "top_labels": ("max_activating_image_label_indices", torch.int64),
+    "top_values": ("max_activating_image_values", torch.float32),
     "mean_acts": ("sae_mean_acts", torch.float32),
     "sparsity": ("sae_sparsity", torch.float32),
 }
@@ -48,14 +49,15 @@ ENTROPY = "top_entropy.pt"
 """Label entropy of every latent, float32, which the reference's notebooks read; here it is computed from the rest."""
 
 
-class Features(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Features:
     """Feature data of one autoencoder on one store (docs/definitions.md, section 6)."""
 
-    indices: npt.NDArray[np.int64]
+    top_rows: npt.NDArray[np.int64]
     """Rows of the top-k images, shape `(S, k)`; -1 in empty slots."""
-    label_indices: npt.NDArray[np.int64]
+    top_labels: npt.NDArray[np.int64]
     """Positions of their labels in `labels`, shape `(S, k)`; -1 in empty slots and for images without a label."""
-    values: npt.NDArray[np.float32]
+    top_values: npt.NDArray[np.float32]
     """Their scores, falling, shape `(S, k)`; 0 in empty slots."""
     mean_acts: npt.NDArray[np.float32]
     """Mean score over the images where the latent is active, shape `(S,)`."""
@@ -80,7 +82,7 @@ class FeaturesAccumulator:
         config: Options of `features`.
     """
 
-    def __init__(self, inputs: Inputs, config: StatisticsConfig) -> None:
+    def __init__(self, inputs: Inputs, config: StatisticsOptions) -> None:
         self._inputs, self._config = inputs, config
         device = accumulator_device(inputs.sae.W_enc.device)
         self._statistics = FeatureStatistics(inputs.n_latents, config.top_k, device=device)
@@ -94,12 +96,12 @@ class FeaturesAccumulator:
         found = self._statistics.result()
         labels = LabelIndex.of(self._inputs.store.images.label)
         numbers = torch.from_numpy(labels.numbers)
-        label_indices = torch.where(found.indices >= 0, numbers[found.indices.clamp(min=0)], -1)
+        top_labels = torch.where(found.indices >= 0, numbers[found.indices.clamp(min=0)], -1)
         n_images = self._statistics.n_images
         record = make_record(self._inputs, self._config, VERB, top_k=self._config.top_k, n_images=n_images)
         return Features(
             found.indices.numpy(),
-            label_indices.numpy(),
+            top_labels.numpy(),
             found.values.numpy(),
             found.mean_acts.numpy(),
             found.sparsity.numpy(),
@@ -141,7 +143,7 @@ def save_features(
         files.append(folder / f"{stem}.pt")
         write_torch(files[-1], torch.from_numpy(getattr(features, name)).contiguous().clone())
     files += [folder / ENTROPY, folder / "images.csv", folder / "labels.txt"]
-    entropy = label_entropy(features.values, features.label_indices, len(features.labels))
+    entropy = label_entropy(features.top_values, features.top_labels, len(features.labels))
     write_torch(files[-3], torch.from_numpy(entropy.astype(np.float32)))
     write_file(files[-2], _images_csv(store))
     # One line per label: a store made from elsewhere may have names of several lines.
@@ -162,11 +164,14 @@ def read_features(folder: Path) -> Features:
     n_latents = len(found.sparsity)
     shapes = [(len(array), array.ndim) for array in arrays.values()]
     problem = None
-    if shapes != [(n_latents, 2)] * 3 + [(n_latents, 1)] * 2 or len({array.shape for array in found[:3]}) != 1:
+    if (
+        shapes != [(n_latents, 2)] * 3 + [(n_latents, 1)] * 2
+        or len({array.shape for array in list(arrays.values())[:3]}) != 1
+    ):
         problem = f"shapes do not fit together: {', '.join(str(array.shape) for array in arrays.values())}"
-    elif not all_within(found.indices, -1, n_rows - 1) or not all_within(found.label_indices, -1, len(labels) - 1):
+    elif not all_within(found.top_rows, -1, n_rows - 1) or not all_within(found.top_labels, -1, len(labels) - 1):
         problem = f"indices lie outside the {n_rows:,} images or {len(labels):,} labels of images.csv"
-    elif not all(all_within(array, 0, np.inf) for array in (found.values, found.mean_acts)):
+    elif not all(all_within(array, 0, np.inf) for array in (found.top_values, found.mean_acts)):
         problem = "scores must be finite and at least 0"
     elif not all_within(found.sparsity, 0, 1):
         problem = "shares of images must lie between 0 and 1"

@@ -2,19 +2,19 @@
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cytosae.formats.checkpoint import LoadedSae, SaeNotFoundError, digest_sae, load_sae
-from cytosae.formats.foreign import Activation
+from cytosae.formats.checkpoint import SaeNotFoundError, digest_tensors, load
 from cytosae.sae.base import Sae
 from cytosae_cache.errors import StoreMismatchError
 from cytosae_cache.format.spec import StoreSpec
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.building.ensure import ensure_store
-from cytosae_pipeline.config import StatisticsConfig
+from cytosae_pipeline.config import SaeChoice
 from cytosae_pipeline.config.commands import command
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.devices import choose_device
@@ -28,18 +28,22 @@ _HARMLESS = ("precision:", "store_dtype:", "model_name:")
 
 @dataclass(frozen=True)
 class Inputs:
-    """An autoencoder and a store, opened."""
+    """An autoencoder and a store that fit together."""
 
     store: ActivationStore
     """A complete store."""
     sae: Sae
-    """The autoencoder, on its device; without its decoder if `open_inputs` was told so."""
-    sae_cfg: dict[str, Any]
-    """The config in its file."""
-    sae_sha256: str
-    """SHA-256 of its file."""
-    folder: Path
-    """Folder of the outputs."""
+    """The autoencoder, on its device; without its decoder if it was opened so."""
+
+    @cached_property
+    def sae_cfg(self) -> dict[str, Any]:
+        """The config in the autoencoder's file; empty if it was made in memory."""
+        return {} if self.sae.source is None else self.sae.source.cfg
+
+    @cached_property
+    def sae_sha256(self) -> str:
+        """SHA-256 of the autoencoder's file, or of its tensors if it was made in memory."""
+        return digest_tensors(self.sae) if self.sae.source is None else self.sae.source.sha256
 
     @property
     def n_latents(self) -> int:
@@ -47,37 +51,53 @@ class Inputs:
         return int(self.sae.W_enc.shape[1])
 
 
-def open_inputs(config: StatisticsConfig, *, encoder_only: bool = True) -> Inputs:
-    """Open the autoencoder and the store it fits; a missing store is built first if that is possible.
+@dataclass(frozen=True)
+class PlacedInputs(Inputs):
+    """An autoencoder and a store, and where a verb writes what it computes from them."""
+
+    folder: Path
+    """Folder of the outputs."""
+
+
+def open_inputs(config: SaeChoice, *, encoder_only: bool = True) -> PlacedInputs:
+    """`open_pair`, and the folder of the results, which is made.
 
     Args:
         config: The verb's options.
         encoder_only: Leave out the decoder, which most statistics do not need.
 
     Raises:
+        ValueError: As for `open_pair`.
+    """
+    pair = open_pair(config, encoder_only=encoder_only)
+    folder = Workspace(config.root_dir).feature_dir(
+        require_sae_path(config), config.vit_type, pair.store.provenance.dataset
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    return PlacedInputs(pair.store, pair.sae, folder)
+
+
+def open_pair(config: SaeChoice, *, encoder_only: bool = True) -> Inputs:
+    """Open the autoencoder and the store it fits; a missing store is built first if that is possible.
+
+    Args:
+        config: The verb's options.
+        encoder_only: Leave out the decoder.
+
+    Raises:
         ValueError: If no autoencoder was named, it cannot be read, or the store does not fit it.
     """
-    path = require_sae_path(config)
-    sae, cfg = open_sae(config, device=choose_device(config.device), encoder_only=encoder_only)
+    sae = open_sae(config, device=choose_device(config.device), encoder_only=encoder_only)
+    cfg = {} if sae.source is None else sae.source.cfg
     spec_hash, block = cfg.get("spec_hash"), cfg.get("block_layer")
     trained = StoreSpec.from_json(cfg["spec"]).preprocessing if "spec" in cfg else None
     default_block = block if isinstance(block, int) else None
     store = ensure_store(config, spec_hash=spec_hash, default_block=default_block, preprocessing=trained)
-    differences = check_match(store, sae, cfg)
-    if differences and not config.allow_mismatch:
-        raise StoreMismatchError(
-            f"store '{store.path}' differs from the one that '{path}' was trained on (store, autoencoder): "
-            + "; ".join(differences)
-            + ". Build one that fits, or give --allow-mismatch if you know that this does not matter"
-        )
-    for difference in differences:
-        logger.info(f"ignoring a mismatch (store, autoencoder): {difference}")
-    folder = Workspace(config.root_dir).feature_dir(path, config.vit_type, store.provenance.dataset)
-    folder.mkdir(parents=True, exist_ok=True)
-    return Inputs(store, sae, cfg, digest_sae(path, _stated_activation(config)), folder)
+    require_match(store, sae, allow_mismatch=config.allow_mismatch)
+    return Inputs(store, sae)
 
 
-def open_sae(config: StatisticsConfig, *, device: torch.device | str, encoder_only: bool = False) -> LoadedSae:
+def open_sae(config: SaeChoice, *, device: torch.device | str, encoder_only: bool = False) -> Sae:
     """Read the autoencoder that the options name.
 
     Args:
@@ -88,15 +108,16 @@ def open_sae(config: StatisticsConfig, *, device: torch.device | str, encoder_on
     Raises:
         ValueError: If no autoencoder was named, or it cannot be read.
     """
-    path, activation = require_sae_path(config), _stated_activation(config)
+    path = require_sae_path(config)
+    stated = {"sae_arch": config.sae_arch, "sae_k": config.sae_k, "sae_threshold": config.sae_threshold}
     try:
-        return load_sae(path, device=device, encoder_only=encoder_only, activation=activation)
+        return load(path, device=device, encoder_only=encoder_only, **stated)  # type: ignore[arg-type] # three types
     except SaeNotFoundError as error:
         listed = command("list", config, ("root_dir",))
         raise SaeNotFoundError(f"no autoencoder at '{path}'. List existing ones with: {listed}") from error
 
 
-def require_sae_path(config: StatisticsConfig) -> Path:
+def require_sae_path(config: SaeChoice) -> Path:
     """The path of the autoencoder.
 
     Raises:
@@ -107,7 +128,29 @@ def require_sae_path(config: StatisticsConfig) -> Path:
     return config.sae_path
 
 
-def check_match(store: ActivationStore, sae: Sae, cfg: dict[str, Any]) -> list[str]:
+def require_match(store: ActivationStore, sae: Sae, *, allow_mismatch: bool = False) -> None:
+    """Refuse a store that differs from the one an autoencoder was trained on.
+
+    Raises:
+        StoreMismatchError: If it differs, unless `allow_mismatch` is set and the widths are equal.
+    """
+    differences = find_differences(store, sae)
+    if differences and not allow_mismatch:
+        raise StoreMismatchError(
+            f"store '{store.path}' differs from the one that {describe_sae(sae)} was trained on (store, autoencoder): "
+            + "; ".join(differences)
+            + ". Build one that fits, or give --allow-mismatch if you know that this does not matter"
+        )
+    for difference in differences:
+        logger.info(f"ignoring a mismatch (store, autoencoder): {difference}")
+
+
+def describe_sae(sae: Sae) -> str:
+    """The path of an autoencoder, in quotes, if it has one."""
+    return "the autoencoder" if sae.source is None else f"'{sae.source.path}'"
+
+
+def find_differences(store: ActivationStore, sae: Sae) -> list[str]:
     """Differences between a store and the one an autoencoder was trained on; empty if none is known.
 
     Precision and store dtype may differ: they are roundings of the same activations.
@@ -121,12 +164,8 @@ def check_match(store: ActivationStore, sae: Sae, cfg: dict[str, Any]) -> list[s
             f"the autoencoder takes activations of width {width}, store '{store.path}' has width {store.d_model}: "
             "they belong to different vision transformers"
         )
+    cfg = {} if sae.source is None else sae.source.cfg
     if "spec" not in cfg:
         return []
     theirs = StoreSpec.from_json(cfg["spec"])
     return [line for line in store.spec.differences(theirs) if not line.startswith(_HARMLESS)]
-
-
-def _stated_activation(config: StatisticsConfig) -> Activation | None:
-    """What the options state about the autoencoder."""
-    return None if config.sae_arch is None else Activation(config.sae_arch, config.sae_k, config.sae_threshold)

@@ -15,7 +15,7 @@ from cytosae_cache.reading.permutation import IntArray, spread_rows
 from cytosae_cache.reading.prefetch import Prefetcher
 from cytosae_cache.reading.reader import StoreReader, aligned_buffer
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.config import StatisticsConfig
+from cytosae_pipeline.config import PassOptions
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.devices import accumulator_device
 from cytosae_pipeline.runtime.memory import exceeds_page_cache
@@ -161,7 +161,7 @@ class _Images(NamedTuple):
 
 def run_masking(
     inputs: Inputs,
-    config: StatisticsConfig,
+    config: PassOptions,
     *,
     n_images: int = 4000,
     ks: Sequence[int] = KS,
@@ -259,7 +259,7 @@ def _groups(store: ActivationStore, rows: IntArray) -> IntArray:
 
 
 def _iter_images(
-    inputs: Inputs, config: StatisticsConfig, reader: StoreReader, rows: IntArray, advance: Callable[[int], None]
+    inputs: Inputs, config: PassOptions, reader: StoreReader, rows: IntArray, advance: Callable[[int], None]
 ) -> Iterator[_Images]:
     """Token means and scores of the given rows, in their order, read ahead of the encoder."""
     encoder, n_at_once = make_encoder(inputs, config), rows_at_once(config)

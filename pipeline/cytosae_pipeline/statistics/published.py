@@ -16,7 +16,7 @@ from cytosae_pipeline.workspace.paths import Workspace
 LABEL_NAMES = "labels.txt"
 """File beside the tensors that names the labels, one per line; the reference's own is configs/classnames/<dataset>."""
 
-_OPTIONAL = "label_indices"
+_OPTIONAL = "top_labels"
 """The reference leaves these out where images have no labels."""
 
 _EXACT_FLOAT32 = 1 << 24
@@ -59,11 +59,11 @@ def read_published(folder: Path) -> Features:
         path = folder / f"{stem}.pt"
         if path.is_file() or name != _OPTIONAL:
             arrays[name] = _read_tensor(path).astype(torch.empty(0, dtype=dtype).numpy().dtype)
-    arrays.setdefault(_OPTIONAL, np.full(arrays["values"].shape, -1, dtype=np.int64))
+    arrays.setdefault(_OPTIONAL, np.full(arrays["top_values"].shape, -1, dtype=np.int64))
     problem = _find_misfit(arrays)
     if not problem:
-        empty, dead = arrays["values"] == 0, arrays["sparsity"] == 0
-        arrays["indices"] = np.where(empty, -1, arrays["indices"])
+        empty, dead = arrays["top_values"] == 0, arrays["sparsity"] == 0
+        arrays["top_rows"] = np.where(empty, -1, arrays["top_rows"])
         arrays[_OPTIONAL] = np.where(empty, -1, arrays[_OPTIONAL])
         arrays["mean_acts"] = np.where(dead, 0, arrays["mean_acts"]).astype(np.float32)
         problem = _find_outlier(arrays)
@@ -74,7 +74,7 @@ def read_published(folder: Path) -> Features:
 
 def _find_misfit(arrays: dict[str, npt.NDArray[Any]]) -> str:
     """What is wrong with the shapes; '' if nothing is."""
-    n_latents, k = arrays["values"].shape if arrays["values"].ndim == 2 else (-1, -1)
+    n_latents, k = arrays["top_values"].shape if arrays["top_values"].ndim == 2 else (-1, -1)
     wanted = {"mean_acts": (n_latents,), "sparsity": (n_latents,)}
     if n_latents > 0 and all(array.shape == wanted.get(name, (n_latents, k)) for name, array in arrays.items()):
         return ""
@@ -83,8 +83,8 @@ def _find_misfit(arrays: dict[str, npt.NDArray[Any]]) -> str:
 
 def _find_outlier(arrays: dict[str, npt.NDArray[Any]]) -> str:
     """Which numbers contradict the definitions; '' if none do."""
-    indices, labels, sparsity = arrays["indices"], arrays[_OPTIONAL], arrays["sparsity"]
-    if not all(all_within(array, 0, np.inf) for array in (arrays["values"], arrays["mean_acts"])):
+    indices, labels, sparsity = arrays["top_rows"], arrays[_OPTIONAL], arrays["sparsity"]
+    if not all(all_within(array, 0, np.inf) for array in (arrays["top_values"], arrays["mean_acts"])):
         return "scores must be finite and at least 0"
     if not all_within(sparsity, 0, 1):
         return "shares of images must lie between 0 and 1"

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from cytosae_cache.storage.atomic import write_file
 from cytosae_pipeline import __version__
-from cytosae_pipeline.config import StatisticsConfig
+from cytosae_pipeline.config import PassOptions, StatisticsConfig
 from cytosae_pipeline.config.commands import command
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.statistics.inputs import Inputs
@@ -54,7 +54,7 @@ def with_remedy(config: StatisticsConfig) -> Iterator[None]:
         raise UserError(f"{error.problem}. Compute them again with: {command(error.verb, config)}") from error
 
 
-def make_record(inputs: Inputs, config: StatisticsConfig, verb: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401
+def make_record(inputs: Inputs, config: PassOptions, verb: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401
     """What a verb's files are made from, as JSON values."""
     return {
         "verb": verb,

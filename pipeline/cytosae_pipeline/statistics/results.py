@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cytosae.statistics.histograms import LatentProfiles, ProfileResult
-from cytosae_pipeline.config import StatisticsConfig
+from cytosae_pipeline.config import StatisticsConfig, StatisticsOptions
 from cytosae_pipeline.config.commands import command
 from cytosae_pipeline.statistics.counts import (
     COUNT_FILES,
@@ -30,7 +30,7 @@ from cytosae_pipeline.statistics.features import (
     require_own_features,
     save_features,
 )
-from cytosae_pipeline.statistics.inputs import Inputs
+from cytosae_pipeline.statistics.inputs import Inputs, PlacedInputs
 from cytosae_pipeline.statistics.label_index import LabelIndex
 from cytosae_pipeline.statistics.records import is_current, read_record, with_remedy
 
@@ -48,7 +48,7 @@ class Statistics:
     profiles: ProfileResult | None = None
     """Histograms and means by label, of all latents."""
 
-    def save(self, inputs: Inputs, *, replace_foreign: bool = False) -> list[Path]:
+    def save(self, inputs: PlacedInputs, *, replace_foreign: bool = False) -> list[Path]:
         """Write feature data and counts into the folder of the inputs; profiles are not saved.
 
         Args:
@@ -72,7 +72,7 @@ class Statistics:
 
 
 def require_own_results(
-    inputs: Inputs, config: StatisticsConfig, *, features: bool = False, counts: Sequence[GroupKind] = ()
+    inputs: PlacedInputs, config: StatisticsConfig, *, features: bool = False, counts: Sequence[GroupKind] = ()
 ) -> None:
     """Refuse to replace results of another program, before anything is computed.
 
@@ -87,7 +87,7 @@ def require_own_results(
 
 def compute_statistics(
     inputs: Inputs,
-    config: StatisticsConfig,
+    config: StatisticsOptions,
     *,
     features: bool = False,
     counts: Sequence[GroupKind] = (),
@@ -131,7 +131,7 @@ def compute_statistics(
 
 
 def ensure_statistics(
-    inputs: Inputs, config: StatisticsConfig, *, counts: Sequence[GroupKind] = (), profiles: bool = False
+    inputs: PlacedInputs, config: StatisticsConfig, *, counts: Sequence[GroupKind] = (), profiles: bool = False
 ) -> Statistics:
     """Feature data and counts of the autoencoder on the store: reused where current, else computed together and saved.
 
@@ -163,17 +163,17 @@ def ensure_statistics(
     return Statistics(features or computed.features, {**kept, **computed.counts}, computed.profiles)
 
 
-def _reuse_features(inputs: Inputs, config: StatisticsConfig) -> Features | None:
+def _reuse_features(inputs: PlacedInputs, config: StatisticsConfig) -> Features | None:
     """Saved feature data, if they are of this autoencoder and this store."""
     n_valid = int(inputs.store.valid.sum())
     if not _is_current(inputs, VERB, FILES, lambda: read_record(inputs.folder, VERB).get("n_images") == n_valid):
         return None
     found = read_features(inputs.folder)
-    _log_unused(config, VERB, {"top_k": found.values.shape[1]}, inputs.folder)
+    _log_unused(config, VERB, {"top_k": found.top_values.shape[1]}, inputs.folder)
     return found
 
 
-def _reuse_counts(inputs: Inputs, config: StatisticsConfig, kind: GroupKind) -> Counts | None:
+def _reuse_counts(inputs: PlacedInputs, config: StatisticsConfig, kind: GroupKind) -> Counts | None:
     """Saved counts, if they are of this autoencoder, this store and its readable images."""
     verb, *names = COUNT_FILES[kind]
     if not _is_current(inputs, verb, names, lambda: True):
@@ -190,7 +190,7 @@ def _reuse_counts(inputs: Inputs, config: StatisticsConfig, kind: GroupKind) -> 
     return found
 
 
-def _is_current(inputs: Inputs, verb: str, names: Sequence[str], has_same_images: Callable[[], bool]) -> bool:
+def _is_current(inputs: PlacedInputs, verb: str, names: Sequence[str], has_same_images: Callable[[], bool]) -> bool:
     """Whether a verb's files are complete and belong to this autoencoder and store; logs the reason if not."""
     if not all((inputs.folder / name).is_file() for name in (*names, f"{verb}.json")):
         logger.info(f"no results of `{verb}` in '{inputs.folder}' yet: computing them first")

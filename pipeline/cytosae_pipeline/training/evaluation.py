@@ -1,12 +1,15 @@
-"""Evaluation of an autoencoder on images that it was not trained on."""
+"""Evaluation of an autoencoder on images of stores, such as those that it was not trained on."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from cytosae.sae.base import Sae
 from cytosae.sae.coo import CooMatrix
+from cytosae.statistics.fidelity import Fidelity, FidelityStatistics
 from cytosae.training.matmul import MatmulConfig, iter_parts
 from cytosae_cache.format.spec import TokenLayout
 from cytosae_cache.reading.concat import ConcatReader
@@ -18,7 +21,7 @@ _IMAGES_AT_ONCE = 32
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of held-out images."""
+    """Metrics of images."""
 
     explained_variance: float
     """`1 - sum ||x - x^||^2 / sum ||x - mean||^2`, with the mean over the evaluated tokens; sums in float64."""
@@ -31,12 +34,19 @@ class Evaluation:
     n_images: int
     """Evaluated images."""
 
+    @classmethod
+    def of(cls, fidelity: Fidelity, n_images: int) -> "Evaluation":
+        """From what was measured on the tokens of some images."""
+        values = fidelity._asdict()
+        return cls(
+            **{name: values[name] for name in ("explained_variance", "l0", "dead_share", "cosine")}, n_images=n_images
+        )
+
     def metrics(self) -> dict[str, float]:
         """The same under the names that metric loggers get."""
         return {f"eval/{name}": value for name, value in asdict(self).items()}
 
 
-@torch.no_grad()
 def evaluate(
     sae: Sae,
     images: ConcatReader,
@@ -56,35 +66,63 @@ def evaluate(
         choice: Which tokens.
         limit: Images to evaluate, spread evenly; all by default.
     """
+    chosen = spread_rows(len(images), limit or len(images))
+    found = measure(sae, images, chosen, layout, matmul=matmul, choice=choice)
+    return Evaluation.of(found.overall(), len(chosen))
+
+
+@torch.no_grad()
+def measure(
+    sae: Sae,
+    images: ConcatReader,
+    chosen: npt.NDArray[np.int64],
+    layout: TokenLayout,
+    *,
+    matmul: MatmulConfig,
+    choice: str = "all",
+    groups: npt.NDArray[np.int64] | None = None,
+    n_groups: int = 0,
+    advance: Callable[[int], None] | None = None,
+) -> FidelityStatistics:
+    """Measure how well an autoencoder of raw activations reconstructs images, in float32.
+
+    Args:
+        sae: The autoencoder, with its decoder.
+        images: Images of one or several stores.
+        chosen: Which of them, increasing, shape `(n,)`.
+        layout: Kinds of their tokens.
+        matmul: How products are computed, of type float32.
+        choice: Which tokens: `all`, `patches` or `cls`.
+        groups: Group of each chosen image, shape `(n,)`, -1 for none; None measures no groups.
+        n_groups: Number of groups.
+        advance: Called with the number of images that were measured.
+    """
     device, n_latents = sae.b_enc.device, sae.b_enc.shape[0]
-    wide = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-    rows = spread_rows(len(images), limit or len(images))
-    error, squares, cosine = (torch.zeros((), dtype=wide, device=device) for _ in range(3))
-    total = torch.zeros(sae.b_dec.shape[0], dtype=wide, device=device)
-    n_fired = torch.zeros(n_latents, dtype=torch.int64, device=device)
-    n_tokens = 0
-    for start in range(0, len(rows), _IMAGES_AT_ONCE):
-        chosen = rows[start : start + _IMAGES_AT_ONCE]
-        values = np.empty((len(chosen), *images.image_shape), dtype=images.dtype)
-        images.read(chosen, values)
-        tokens = choose_tokens(torch.from_numpy(values), choice, layout).flatten(0, 1).to(device).float()
-        for part in iter_parts(len(tokens), matmul.n_tokens(n_latents)):
-            x = tokens[part]
-            acts = sae.encode(x)
-            fired = torch.count_nonzero(acts, dim=0)
-            n_active, n_tokens = int(fired.sum()), n_tokens + len(x)
-            sparse = n_active < matmul.sparse_below * acts.numel()
-            again = CooMatrix.from_dense(acts).matmul(sae.W_dec) + sae.b_dec if sparse else sae.decode(acts)
-            n_fired += fired
-            error += (x - again).to(wide).square().sum()
-            squares += x.to(wide).square().sum()
-            total += x.sum(dim=0, dtype=wide)
-            cosine += torch.nn.functional.cosine_similarity(x, again, dim=1).sum(dtype=wide)
-    variance = squares - total.square().sum() / n_tokens
-    return Evaluation(
-        explained_variance=float(1 - error / variance.clamp_min(torch.finfo(wide).tiny)),
-        l0=float(n_fired.sum()) / n_tokens,
-        dead_share=float((n_fired == 0).double().mean()),
-        cosine=float(cosine) / n_tokens,
-        n_images=len(rows),
-    )
+    found = FidelityStatistics(len(sae.b_dec), n_latents, n_groups, device=device)
+    for first in range(0, len(chosen), _IMAGES_AT_ONCE):
+        here = chosen[first : first + _IMAGES_AT_ONCE]
+        values = np.empty((len(here), *images.image_shape), dtype=images.dtype)
+        images.read(here, values)
+        tokens = choose_tokens(torch.from_numpy(values), choice, layout)
+        for group, members in _split(groups, first, len(here)):
+            flat = tokens[members].flatten(0, 1).to(device).float()
+            for part in iter_parts(len(flat), matmul.n_tokens(n_latents)):
+                x = flat[part]
+                acts = sae.encode(x)
+                n_fired = torch.count_nonzero(acts, dim=0)
+                sparse = int(n_fired.sum()) < matmul.sparse_below * acts.numel()
+                again = CooMatrix.from_dense(acts).matmul(sae.W_dec) + sae.b_dec if sparse else sae.decode(acts)
+                found.update(x, n_fired, again, group)
+        if advance is not None:
+            advance(len(here))
+    return found
+
+
+def _split(
+    groups: npt.NDArray[np.int64] | None, first: int, n: int
+) -> list[tuple[int | None, slice | npt.NDArray[np.int64]]]:
+    """The members of each group among `n` images from `first` on."""
+    if groups is None:
+        return [(None, slice(None))]
+    here = groups[first : first + n]
+    return [(None if group < 0 else group, np.flatnonzero(here == group)) for group in np.unique(here).tolist()]

@@ -46,7 +46,7 @@ def _edit(folder, name, change):
 def test_published_data_become_ours(published):
     _, folder, ours = published
     assert torch.load(folder / "max_activating_image_indices.pt", weights_only=True).dtype == torch.float32
-    assert (ours.indices < 0).any()
+    assert (ours.top_rows < 0).any()
     assert (ours.sparsity == 0).any()
     found = read_published(folder)
     for name in ("indices", "label_indices", "values", "mean_acts", "sparsity"):
@@ -62,9 +62,9 @@ def test_published_data_without_labels_are_read(published):
     _, folder, ours = published
     (folder / "max_activating_image_label_indices.pt").unlink()
     found = read_published(folder)
-    np.testing.assert_array_equal(found.indices, ours.indices)
+    np.testing.assert_array_equal(found.top_rows, ours.top_rows)
     assert found.labels == ()
-    assert (found.label_indices == -1).all()
+    assert (found.top_labels == -1).all()
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_the_page_of_published_results_in_a_browser(published):
         page.wait_for_selector(".top-image")
         texts = page.locator(".top-image").all_inner_texts()
         rows = [int(re.search(r"row (\d+)", text)[1]) for text in texts]
-        assert rows == ours.indices[latent, :2].tolist()
+        assert rows == ours.top_rows[latent, :2].tolist()
         assert page.locator("canvas").count() == 0
         assert "do not contain it" in page.locator("#view").inner_text()
         visit.go("image/0")

@@ -40,7 +40,7 @@ def test_published_files_are_replaced_if_told_so(published):
     options = ("--dataset_name", "toy", "--sae_path", published.sae())
     published.run("features", *options, "--replace_foreign")
     published.run("patients", *options, "--replace_foreign")
-    assert read_features(published.features()).indices.dtype == np.int64
+    assert read_features(published.features()).top_rows.dtype == np.int64
     # From now on they are ours.
     published.run("features", *options)
     published.run("patients", *options)
@@ -67,7 +67,7 @@ def test_the_label_entropy_is_written_for_notebooks(with_sae):
     with_sae.run("features", "--dataset_name", "toy", "--sae_path", with_sae.sae(), "--top_k", 3)
     found = read_features(with_sae.features())
     entropy = torch.load(with_sae.features() / "top_entropy.pt", weights_only=True)
-    expected = label_entropy(found.values, found.label_indices, len(found.labels))
+    expected = label_entropy(found.top_values, found.top_labels, len(found.labels))
     assert entropy.dtype == torch.float32
     np.testing.assert_array_equal(entropy.numpy(), expected.astype(np.float32))
     assert (entropy >= -1e-6).any()

@@ -14,6 +14,7 @@ from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import ReportConfig, StatisticsConfig
 from cytosae_pipeline.statistics import encode, inputs
+from cytosae_pipeline.statistics.features import TENSORS
 from cytosae_pipeline.statistics.results import compute_statistics, ensure_statistics
 from tests.support.pictures import LAYOUT
 
@@ -41,7 +42,7 @@ def recorder(monkeypatch) -> Recorder:
 
 
 def _record(recorder) -> None:
-    recorder.watch(inputs, "load_sae")
+    recorder.watch(inputs, "load")
     recorder.watch(ActivationStore, "__init__", "stores opened")
     for name, module in list(sys.modules.items()):
         if name.startswith("cytosae_pipeline") and hasattr(module, "encode_store"):
@@ -60,13 +61,13 @@ def test_a_report_on_a_fresh_store_loads_and_encodes_once(with_sae, recorder):
     arguments = ["--dataset_name", "toy", "--sae_path", with_sae.sae(), "--masking_images", 0]
     output = with_sae.run("report", *arguments).output
     assert "features + patients: " in output
-    assert recorder.calls["load_sae"] == 1
+    assert recorder.calls["load"] == 1
     assert recorder.calls["stores opened"] == 1
     assert _passes(recorder) == 1
     assert recorder.calls["profile_all"] == 0
     # Again: results are reused, and one cheap pass collects the profiles of the featured latents alone.
     with_sae.run("report", *arguments)
-    assert recorder.calls["load_sae"] == recorder.calls["stores opened"] == 2
+    assert recorder.calls["load"] == recorder.calls["stores opened"] == 2
     assert _passes(recorder) == 1
     assert recorder.calls["profile_all"] == 1
 
@@ -101,7 +102,7 @@ def test_every_verb_loads_and_opens_once(with_sae, recorder, verb, more):
     _record(recorder)
     options = ["--format", *more] if more else []
     with_sae.run(verb, "--dataset_name", "toy", "--sae_path", with_sae.sae(), *options)
-    assert recorder.calls["load_sae"] == 1
+    assert recorder.calls["load"] == 1
     assert recorder.calls["stores opened"] == 1
 
 
@@ -122,8 +123,8 @@ def test_one_pass_gives_what_separate_passes_give(with_sae):
         opened, config, features=True, counts=["patient", "label"], profiles=True, what="together"
     )
     features = compute_statistics(opened, config, features=True, what="features").features
-    for mine, theirs in zip(together.features[:5], features[:5], strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+    for name in TENSORS:
+        np.testing.assert_array_equal(getattr(together.features, name), getattr(features, name))
     for kind in ("patient", "label"):
         alone = compute_statistics(opened, config, counts=[kind], what=kind).counts[kind]
         np.testing.assert_array_equal(together.counts[kind].counts, alone.counts)
@@ -164,8 +165,8 @@ def test_what_was_saved_is_what_was_computed(with_sae):
     computed = ensure_statistics(opened, config, counts=["patient"])
     reused = ensure_statistics(opened, config, counts=["patient"], profiles=True)
     assert reused.profiles is None
-    for mine, theirs in zip(computed.features, reused.features, strict=True):
-        np.testing.assert_array_equal(mine, theirs)
-    for mine, theirs in zip(computed.counts["patient"], reused.counts["patient"], strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+    pairs = [(computed.features, reused.features), (computed.counts["patient"], reused.counts["patient"])]
+    for mine, theirs in pairs:
+        for name, value in vars(mine).items():
+            np.testing.assert_array_equal(value, getattr(theirs, name))
     assert encode.rows_at_once(config) == 64

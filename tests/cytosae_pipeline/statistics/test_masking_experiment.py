@@ -61,7 +61,7 @@ def make_inputs(tmp_path, labels=None, patients=None, *, encoder_only=False) -> 
     )
     save_sae(tmp_path / "sae.pt", make_sae(), {})
     config = StatisticsConfig(sae_path=tmp_path / "sae.pt", batch_size=20)
-    return Inputs(store, load_sae(config.sae_path, encoder_only=encoder_only).sae, {}, "", tmp_path), config
+    return Inputs(store, load_sae(config.sae_path, encoder_only=encoder_only).sae), config
 
 
 def run(inputs, config, **options):

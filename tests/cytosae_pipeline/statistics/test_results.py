@@ -1,5 +1,6 @@
 """What `features` and `patients` wrote is read back as it is, checked, and made where it is missing or of others."""
 
+import dataclasses
 import json
 import shutil
 
@@ -12,7 +13,7 @@ from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import StatisticsConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.statistics.counts import read_counts
-from cytosae_pipeline.statistics.features import read_features, save_features
+from cytosae_pipeline.statistics.features import TENSORS, read_features, save_features
 from cytosae_pipeline.statistics.inputs import open_inputs
 from cytosae_pipeline.statistics.results import ensure_statistics
 
@@ -47,11 +48,11 @@ def test_files_come_back_as_they_are_and_are_not_made_again(filled, messages):
     counts = ensure_counts(config(filled), "patient")
     assert stamps(folder) == before
     assert messages() == ""
-    assert features.values.shape == (96, 3)
+    assert features.top_values.shape == (96, 3)
     assert features.labels == ("blast", "lymphocyte", "neutrophil")
     assert features.record["top_k"] == 3
-    names = ("max_activating_image_indices", "max_activating_image_label_indices", "max_activating_image_values")
-    for array, name in zip(features[:5], (*names, "sae_mean_acts", "sae_sparsity"), strict=True):
+    for field, (name, _) in TENSORS.items():
+        array = getattr(features, field)
         np.testing.assert_array_equal(array, torch.load(folder / f"{name}.pt", weights_only=True).numpy())
     assert counts.names == ("p0", "p1", "p2", "p3")
     assert counts.thresholds.tolist() == [0.5, 0.1]
@@ -61,7 +62,7 @@ def test_files_come_back_as_they_are_and_are_not_made_again(filled, messages):
 
 def test_options_that_come_too_late_are_named(filled, messages):
     late = config(filled, top_k=7, threshold=(0.9, 0.8), normalize="none")
-    assert ensure_features(late).values.shape == (96, 3)
+    assert ensure_features(late).top_values.shape == (96, 3)
     ensure_counts(late, "patient")
     said = messages()
     assert (
@@ -79,7 +80,7 @@ def test_options_that_come_too_late_are_named(filled, messages):
 def test_what_is_missing_is_made_first(with_sae, messages):
     features = ensure_features(config(with_sae, top_k=4))
     assert "no results of `features`" in messages()
-    assert features.values.shape == (96, 4)
+    assert features.top_values.shape == (96, 4)
     counts = ensure_counts(config(with_sae, threshold=(0.3,)), "label")
     assert "no results of `classes`" in messages()
     assert counts.names == features.labels
@@ -189,7 +190,7 @@ def test_nothing_in_the_files_is_executed(filled):
 
 def test_labels_txt_has_one_line_per_label_whatever_they_contain(with_sae, tmp_path):
     features = ensure_features(config(with_sae))
-    odd = features._replace(labels=("blast\ncell", "x\r\n", "y\u2028z"))
+    odd = dataclasses.replace(features, labels=("blast\ncell", "x\r\n", "y\u2028z"))
     save_features(tmp_path, odd, ActivationStore.open(with_sae.store))
     assert (tmp_path / "labels.txt").read_text().splitlines() == ["blast cell", "x", "y z"]
 
@@ -202,6 +203,6 @@ def test_labels_of_several_lines_become_one_line_and_keep_their_places(with_imag
     with_images.train("--run_name", "r")
     features = ensure_features(config(with_images))
     assert features.labels == ('o "lines", yes', 'two "lines", yes')
-    filled = features.indices >= 0
-    np.testing.assert_array_equal(features.label_indices[filled], features.indices[filled] % 2)
+    filled = features.top_rows >= 0
+    np.testing.assert_array_equal(features.top_labels[filled], features.top_rows[filled] % 2)
     assert json.loads((with_images.features() / "features.json").read_text()) == features.record

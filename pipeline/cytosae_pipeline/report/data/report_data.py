@@ -20,7 +20,7 @@ from cytosae_pipeline.report.data.notes import FILE_NAME, LatentNote, read_notes
 from cytosae_pipeline.report.data.pseudonyms import ensure_key, pseudonymise, shuffled_numbers
 from cytosae_pipeline.statistics.counts import Counts
 from cytosae_pipeline.statistics.features import Features
-from cytosae_pipeline.statistics.inputs import Inputs, open_inputs
+from cytosae_pipeline.statistics.inputs import Inputs, PlacedInputs, open_inputs
 from cytosae_pipeline.statistics.label_index import number_names
 from cytosae_pipeline.statistics.results import Statistics, ensure_statistics
 
@@ -70,7 +70,7 @@ class LatentData:
     @property
     def top_rows(self) -> npt.NDArray[np.int64]:
         """Rows of each latent's top images, shape `(S, k)`; -1 in empty slots."""
-        return self.features.indices
+        return self.features.top_rows
 
 
 def make_latent_data(config: PageConfig, features: Features, notes_path: Path) -> LatentData:
@@ -92,10 +92,8 @@ def make_latent_data(config: PageConfig, features: Features, notes_path: Path) -
 class ReportData(LatentData):
     """Everything that the page's records are computed from."""
 
-    inputs: Inputs
+    inputs: PlacedInputs
     """Store and autoencoder, decoder included."""
-    sae_cfg: dict[str, Any]
-    """Configuration in the autoencoder's file."""
     labels: npt.NDArray[np.int64]
     """Label of each image, shape `(n_images,)`; -1 for none."""
     patients: npt.NDArray[np.int64]
@@ -130,7 +128,7 @@ def open_report_data(
     *,
     pseudonymous: bool = False,
     profiles: bool = True,
-    inputs: Inputs | None = None,
+    inputs: PlacedInputs | None = None,
     statistics: Statistics | None = None,
 ) -> ReportData:
     """Open autoencoder and store once; compute in one pass what stage two has not computed yet.
@@ -157,7 +155,6 @@ def open_report_data(
     return ReportData(
         **vars(make_latent_data(config, features, inputs.folder / FILE_NAME)),
         inputs=inputs,
-        sae_cfg=inputs.sae_cfg,
         labels=number_names(store.images.label, features.labels),
         profiles=found.profiles,
         patients=patients,
@@ -176,14 +173,14 @@ def label_counts(data: ReportData) -> npt.NDArray[np.int64]:
 def main_labels(data: LatentData, latents: npt.NDArray[np.int64]) -> list[int]:
     """The label with the largest value mass among each latent's top images, one per latent; -1 where there is none."""
     features = data.features
-    mass = label_mass(features.values[latents], features.label_indices[latents], len(features.labels))
+    mass = label_mass(features.top_values[latents], features.top_labels[latents], len(features.labels))
     best = mass.argmax(axis=1) if features.labels else np.full(len(latents), -1)
     return [int(label) if mass[at].any() else -1 for at, label in enumerate(best)]
 
 
 def _clean_entropy(features: Features) -> npt.NDArray[np.float64]:
     """Label entropy without the definition's rounding, which makes it slightly negative for a single label."""
-    entropy = label_entropy(features.values, features.label_indices, len(features.labels))
+    entropy = label_entropy(features.top_values, features.top_labels, len(features.labels))
     return np.where(is_defined(entropy), np.maximum(entropy, 0), -1)
 
 

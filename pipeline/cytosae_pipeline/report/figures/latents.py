@@ -122,7 +122,7 @@ def draw_reference_images(data: ReportData, latents: npt.NDArray[np.int64], imag
                 left = before + column * pitch_x
                 cell = overlay(pictures.get(row), maps[latent, row][0].reshape(grid), _side(data))
                 sheet.imshow(cell, extent=(left, left + _CELL_MM, top + _CELL_MM, top), aspect="auto")
-                value = f"{data.features.values[latent, column]:#.3g}".rstrip(".")
+                value = f"{data.features.top_values[latent, column]:#.3g}".rstrip(".")
                 below: dict[str, Any] = {"y": top + _CELL_MM + 0.5, "va": "top", "size": SMALL}
                 sheet.text(left, s=value, **below)
                 name = fit_text(_label(data, row), _CELL_MM - 1.2 * len(value) - 1, SMALL)

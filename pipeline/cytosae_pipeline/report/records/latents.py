@@ -165,7 +165,7 @@ def _images_at_once(data: ReportData, n_latents: int) -> int:
 def _top_images(data: ReportData, latent: int, maps: dict[tuple[int, int], TopMap]) -> list[dict[str, Any]]:
     """The latent's top images with their maps."""
     top = []
-    for row, value in zip(data.top_rows[latent].tolist(), data.features.values[latent].tolist(), strict=True):
+    for row, value in zip(data.top_rows[latent].tolist(), data.features.top_values[latent].tolist(), strict=True):
         if row < 0:
             continue
         levels, peak = maps[latent, row]

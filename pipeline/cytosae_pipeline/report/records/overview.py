@@ -202,7 +202,7 @@ def _store_facts(data: ReportData) -> list[list[str]]:
 
 def _sae_facts(data: ReportData) -> list[list[str]]:
     """Configuration of the autoencoder."""
-    sae, cfg = data.inputs.sae, data.sae_cfg
+    sae, cfg = data.inputs.sae, data.inputs.sae_cfg
     d_in, n_latents = sae.W_enc.shape
     facts = [["architecture", sae.architecture], ["size", f"{d_in} → {n_latents:,}"]]
     if isinstance(cfg.get("run_name"), str):

@@ -67,9 +67,9 @@ def published_latents(data: LatentData, latents: npt.NDArray[np.int64]) -> Itera
     features = data.features
     for latent in latents.tolist():
         slots = zip(
-            features.indices[latent].tolist(),
-            features.values[latent].tolist(),
-            features.label_indices[latent].tolist(),
+            features.top_rows[latent].tolist(),
+            features.top_values[latent].tolist(),
+            features.top_labels[latent].tolist(),
             strict=True,
         )
         yield {

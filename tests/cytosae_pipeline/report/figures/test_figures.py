@@ -159,7 +159,7 @@ def test_reference_grids_show_each_latents_top_images_with_value_and_label(made,
     labels = [report_data.features.labels[report_data.labels[row]] for row in report_data.top_rows[:10][filled]]
     assert [text for text in texts if text in report_data.features.labels] == labels
     values = [text for text in texts if re.fullmatch(r"[\d.e+-]*\.[\d.e+-]*", text)]
-    assert np.array(values, float) == pytest.approx(report_data.features.values[:10][filled], rel=5e-3)
+    assert np.array(values, float) == pytest.approx(report_data.features.top_values[:10][filled], rel=5e-3)
 
 
 def test_more_latents_take_more_figures_up_to_twenty(place, made, tmp_path, report_data):
@@ -267,8 +267,11 @@ def test_undefined_entropies_are_grey_and_never_on_the_scale(report_data):
 
 def test_figures_of_a_wide_autoencoder_stay_small(report_data, tmp_path):
     rng, n = np.random.default_rng(0), 49_152
-    features = report_data.features._replace(
-        sparsity=10 ** rng.uniform(-4, 0, n), mean_acts=10 ** rng.uniform(-3, 1, n), labels=("a", "b", "c")
+    features = dataclasses.replace(
+        report_data.features,
+        sparsity=10 ** rng.uniform(-4, 0, n),
+        mean_acts=10 ** rng.uniform(-3, 1, n),
+        labels=("a", "b", "c"),
     )
     wide = dataclasses.replace(report_data, features=features, entropy=rng.uniform(0, math.log(3), n))
     with figure_style():
@@ -507,7 +510,7 @@ def test_characters_that_no_file_may_contain_are_replaced():
 
 
 def test_a_dead_latent_has_no_reference_images(report_data):
-    features = report_data.features._replace(indices=np.full_like(report_data.features.indices, -1))
+    features = dataclasses.replace(report_data.features, top_rows=np.full_like(report_data.features.top_rows, -1))
     dead = dataclasses.replace(report_data, features=features)
     with figure_style():
         figure = draw_reference_images(dead, np.array([0]), None)

@@ -1,0 +1,13 @@
+from .backbones.backbone import Backbone as Backbone
+from .backbones.backbone import load_backbone as load_backbone
+from .backbones.errors import BackboneError as BackboneError
+from .formats.checkpoint import SaeCheckpointError as SaeCheckpointError
+from .formats.checkpoint import SaeNotFoundError as SaeNotFoundError
+from .formats.checkpoint import load as load
+from .formats.checkpoint import save_sae as save_sae
+from .sae.base import Sae as Sae
+from .sae.base import SaeOutput as SaeOutput
+from .sae.base import SaeSource as SaeSource
+from .sae.registry import ARCHITECTURES as ARCHITECTURES
+from .sae.registry import make_sae as make_sae
+from .sae.registry import register as register

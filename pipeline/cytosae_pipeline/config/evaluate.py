@@ -1,0 +1,33 @@
+"""Options of `evaluate`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cytosae_pipeline.config.fields import Config, option
+from cytosae_pipeline.config.statistics import SaeChoice
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(Config):
+    """Options of what `evaluate` measures."""
+
+    tokens: Literal["all", "patches", "cls"] | None = option(
+        None, "Which tokens of an image. [default: those that the autoencoder was trained on]"
+    )
+    limit: int | None = option(None, "Images to evaluate, spread over the store. [default: all]", minimum=1)
+    held_out: float | None = option(
+        None,
+        "Evaluate only the images that training with this --held_out leaves out; 0 for all images. [default: as the "
+        "autoencoder was trained, on the store that it was trained on; else 0]",
+        minimum=0,
+        maximum=0.9,
+    )
+    held_out_by: Literal["image", "patient"] | None = option(
+        None, "Unit that was held out as a whole. [default: as the autoencoder was trained, else image]"
+    )
+    no_verify: bool = option(False, "Skip checksums while reading.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(EvaluateOptions, SaeChoice):
+    """Options of `evaluate`."""

@@ -1,0 +1,145 @@
+"""`evaluate`: how well an autoencoder reconstructs the images of a store, overall and by label."""
+
+import logging
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from cytosae_cache.reading.concat import ConcatReader
+from cytosae_cache.reading.permutation import spread_rows
+from cytosae_cache.reading.reader import StoreReader
+from cytosae_pipeline.config import EvaluateConfig, EvaluateOptions
+from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.runtime.memory import exceeds_page_cache
+from cytosae_pipeline.runtime.progress import Progress
+from cytosae_pipeline.statistics.inputs import Inputs, open_pair
+from cytosae_pipeline.statistics.label_index import LabelIndex
+from cytosae_pipeline.training.evaluation import Evaluation, measure
+from cytosae_pipeline.training.holdout import HeldOutBy, held_out
+from cytosae_pipeline.training.matmul import choose_matmul
+
+logger = logging.getLogger(__name__)
+
+Tokens = Literal["all", "patches", "cls"]
+
+
+@dataclass(frozen=True)
+class SaeEvaluation:
+    """How well an autoencoder reconstructs the images of a store (docs/definitions.md, section 9)."""
+
+    overall: Evaluation
+    """Of all evaluated images."""
+    by_label: dict[str, Evaluation]
+    """Of the images of each label, with their own mean, by name; only labels with evaluated images."""
+    tokens: Tokens
+    """Tokens that were evaluated."""
+    held_out: float
+    """Share of images or patients that training leaves out, to which the evaluation is limited; 0 if it is not."""
+    held_out_by: HeldOutBy
+    """Unit that was held out as a whole."""
+    architecture: str
+    """Architecture of the autoencoder."""
+    n_latents: int
+    """Latents S."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as plain JSON values."""
+        return asdict(self)
+
+    def describe(self) -> str:
+        """The result as a table for humans."""
+        which = f"held out ({self.held_out:.3g} by {self.held_out_by})" if self.held_out else "of the store"
+        head = (
+            f"{self.architecture}, {self.n_latents:,} latents, on {self.overall.n_images:,} images {which}, "
+            f"{self.tokens} tokens"
+        )
+        names = ["all", *(name or "(no name)" for name in self.by_label)]
+        width = min(40, max(map(len, names)))
+        lines = [head, f"{'':<{width}}  {'images':>9}  {'expl. var.':>10}  {'L0':>9}  {'dead':>6}  {'cosine':>6}"]
+        for name, found in zip(names, [self.overall, *self.by_label.values()], strict=True):
+            shown = "".join(c if c.isprintable() else "?" for c in name)
+            shown = shown if len(shown) <= width else shown[: width - 1] + "…"
+            lines.append(
+                f"{shown:<{width}}  {found.n_images:>9,}  {found.explained_variance:>10.4f}  {found.l0:>9.1f}  "
+                f"{found.dead_share:>6.1%}  {found.cosine:>6.3f}"
+            )
+        return "\n".join(lines)
+
+
+def run_evaluate(config: EvaluateConfig) -> SaeEvaluation:
+    """Evaluate an autoencoder on a store; any autoencoder, on any store of its encoder.
+
+    Raises:
+        ValueError: If the autoencoder or store is missing, they do not fit, or no image is left to evaluate.
+    """
+    return evaluate_pair(open_pair(config, encoder_only=False), config)
+
+
+def evaluate_pair(inputs: Inputs, options: EvaluateOptions) -> SaeEvaluation:
+    """Evaluate an autoencoder on a store, in float32.
+
+    Args:
+        inputs: Autoencoder, with its decoder, and store.
+        options: What to measure.
+
+    Raises:
+        UserError: If no image is left, or the images do not have such tokens.
+    """
+    store, sae, cfg = inputs.store, inputs.sae, inputs.sae_cfg
+    share, by = _held_out(inputs, options)
+    tokens = _tokens(inputs, options)
+    rows = store.valid & held_out(store, share, by) if share else store.valid
+    if not rows.any():
+        raise UserError(
+            f"no readable image of store '{store.path}' is held out with held_out {share:g} by {by}: give held_out 0 "
+            "to evaluate all images"
+        )
+    if not share and cfg.get("list_digest") == store.provenance.list_digest:
+        logger.info("the autoencoder was trained on these images: it may reconstruct new ones less well")
+    labels = LabelIndex.of(store.images.label)
+    direct = exceeds_page_cache(store.n_images * store.spec.record_bytes)
+    with StoreReader(store, verify=not options.no_verify, direct=direct) as reader:
+        images = ConcatReader([reader], [rows])
+        chosen = spread_rows(len(images), options.limit or len(images))
+        groups = labels.numbers[images.rows[chosen]]
+        with Progress("evaluate", len(chosen), "images") as bar:
+            found = measure(
+                sae, images, chosen, store.spec.tokens, matmul=choose_matmul("fp32", sae.b_enc.device, None),
+                choice=tokens, groups=groups, n_groups=len(labels.names), advance=bar.advance,
+            )  # fmt: skip
+    n_images = np.bincount(groups[groups >= 0], minlength=len(labels.names)).tolist()
+    by_label = {
+        name: Evaluation.of(found.of_group(at), n_images[at]) for at, name in enumerate(labels.names) if n_images[at]
+    }
+    return SaeEvaluation(
+        Evaluation.of(found.overall(), len(chosen)), by_label, tokens, share, by, sae.architecture, inputs.n_latents
+    )
+
+
+def _held_out(inputs: Inputs, options: EvaluateOptions) -> tuple[float, HeldOutBy]:
+    """The share of images to which the evaluation is limited, and by which unit they were held out."""
+    cfg = inputs.sae_cfg
+    by: HeldOutBy = options.held_out_by or ("patient" if cfg.get("held_out_by") == "patient" else "image")
+    if options.held_out is not None:
+        return options.held_out, by
+    trained_here = (cfg.get("spec_hash"), cfg.get("list_digest")) == (
+        inputs.store.spec.hash, inputs.store.provenance.list_digest,
+    )  # fmt: skip
+    share = cfg.get("held_out")
+    return (float(share) if trained_here and isinstance(share, int | float) else 0.0), by
+
+
+def _tokens(inputs: Inputs, options: EvaluateOptions) -> Tokens:
+    """The tokens to evaluate.
+
+    Raises:
+        UserError: If the images have none of them.
+    """
+    cfg, layout = inputs.sae_cfg, inputs.store.spec.tokens
+    trained = "cls" if cfg.get("class_token") is True else cfg.get("tokens")
+    known: dict[object, Tokens] = {"all": "all", "patches": "patches", "cls": "cls"}
+    tokens = options.tokens or known.get(trained, "all")
+    if (tokens == "cls" and not layout.n_cls) or (tokens == "patches" and not layout.grid[0] * layout.grid[1]):
+        raise UserError(f"images of store '{inputs.store.path}' have no {tokens} tokens: give another value of tokens")
+    return tokens
