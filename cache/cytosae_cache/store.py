@@ -63,6 +63,10 @@ class ActivationStore(StoreLayout):
     def __len__(self) -> int:
         return self.n_images
 
+    def __fspath__(self) -> str:
+        """The store's folder or URL, so that a store can be given wherever its place is asked for."""
+        return str(self.path)
+
     def close(self) -> None:
         """Close the kept reader; no thread may be reading. The next access opens another."""
         reader = self._readers.pop(os.getpid(), None)

@@ -85,10 +85,19 @@ def describe(store: StoreLayout) -> dict[str, str]:
         "shape": f"{store.n_images:,} images x {store.n_tokens:,} tokens x {store.d_model:,}",
         "encoder": f"{spec.model_name}, {block}",
         "spec": spec.hash,
-        "size": f"{store.n_images * spec.record_bytes / 1e9:,.3g} GB as {spec.store_dtype}",
+        "size": f"{_format_bytes(store.n_images * spec.record_bytes)} as {spec.store_dtype}",
         "state": state,
     }
     return {name: "".join(c if c.isprintable() else "?" for c in text) for name, text in facts.items()}
+
+
+def _format_bytes(n: float) -> str:
+    """A size as text, in powers of 1000."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:,.3g} TB"
 
 
 def html_table(facts: dict[str, str]) -> str:

@@ -13,16 +13,18 @@ from cytosae_cache.format.spec import StoreSpec
 from cytosae_cache.reading.permutation import spread_rows
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
+from cytosae_cache.verify import VerifyReport, verify_store
 from cytosae_pipeline.building.activations import compute_activations
 from cytosae_pipeline.building.plan import make_spec
 from cytosae_pipeline.building.source_check import compare_source
-from cytosae_pipeline.config import StoreSource
+from cytosae_pipeline.config import StoreSource, VerifyConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.decoding import ImageDecoder, open_decoder
 from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.images.listing import list_stored_images
 from cytosae_pipeline.runtime.devices import choose_device
 from cytosae_pipeline.runtime.progress import Progress
+from cytosae_pipeline.workspace.find import find_store, require_finished
 from cytosae_pipeline.workspace.paths import Workspace, resolve_model_path
 
 N_IMAGES = 16
@@ -34,6 +36,25 @@ _INT8_TOLERANCE = 0.05
 
 _TOLERANCE = {"fp32": 2e-3, "fp16": 1e-2, "bf16": 5e-2}
 """Largest allowed difference, as a share of the image's root mean square: the rounding of the number types."""
+
+
+def check_store(config: VerifyConfig) -> tuple[ActivationStore, VerifyReport]:
+    """Check every file and checksum of the store that the options mean, and some of its activations if `deep` is set.
+
+    Returns:
+        The store, and what was found.
+
+    Raises:
+        StoreError: If there is no such store, or it is unfinished.
+        UserError: As for `verify_against_source`.
+    """
+    store = find_store(config)
+    require_finished(store, config)
+    with Progress("verify", store.n_shards, "shards") as bar:
+        report = verify_store(store, on_shard=lambda shard: bar.advance())
+    if config.deep and not report.problems:
+        report.problems += verify_against_source(store, config)
+    return store, report
 
 
 def verify_against_source(store: ActivationStore, config: StoreSource) -> list[str]:

@@ -9,9 +9,9 @@ import click
 from cytosae_pipeline.cli.group import verb
 from cytosae_pipeline.cli.options import config_options, make_config
 from cytosae_pipeline.cli.output import print_result
-from cytosae_pipeline.config import ImportConfig, StoreChoice, StoreSource
+from cytosae_pipeline.config import ImportConfig, StoreChoice, VerifyConfig
 from cytosae_pipeline.config.commands import command
-from cytosae_pipeline.runtime.progress import Progress, format_bytes, format_seconds
+from cytosae_pipeline.runtime.progress import format_bytes, format_seconds
 
 
 @verb
@@ -75,11 +75,8 @@ def info(path: str | None, as_json: bool, **values: Any) -> None:
 
 @verb
 @click.argument("path", required=False)
-@click.option(
-    "--deep", is_flag=True, help="Also recompute the activations of some images, from --model_path and --images."
-)
-@config_options(StoreSource, leave_out=("layout", "vit_type"))
-def verify(path: str | None, deep: bool, as_json: bool, **values: Any) -> None:
+@config_options(VerifyConfig, leave_out=("layout", "vit_type"))
+def verify(path: str | None, as_json: bool, **values: Any) -> None:
     """Check every file and checksum of a store.
 
     Takes the PATH or URL of the store (or --store PATH), or --dataset_name. The exit code is 1 if anything is wrong,
@@ -89,18 +86,10 @@ def verify(path: str | None, deep: bool, as_json: bool, **values: Any) -> None:
     cytosae-cache verify --dataset_name mll23
     cytosae-cache verify --dataset_name mll23 --deep --images ./mll23 --model_path ./DinoBloom-B.pth
     """
-    config = make_config(StoreSource, {**values, "store": _one_store(path, values["store"])})
-    from cytosae_cache.verify import verify_store
-    from cytosae_pipeline.workspace.find import find_store, require_finished
+    config = make_config(VerifyConfig, {**values, "store": _one_store(path, values["store"])})
+    from cytosae_pipeline.building.deep_verify import check_store
 
-    store = find_store(config)
-    require_finished(store, config)
-    with Progress("verify", store.n_shards, "shards") as bar:
-        report = verify_store(store, on_shard=lambda shard: bar.advance())
-    if deep and not report.problems:
-        from cytosae_pipeline.building.deep_verify import verify_against_source
-
-        report.problems += verify_against_source(store, config)
+    store, report = check_store(config)
     lines = [*report.problems, *report.foreign]
     if report.problems:
         lines.append(f"{len(report.problems)} problems in '{store.path}'. Build it again with --overwrite")

@@ -10,8 +10,8 @@ from cytosae_pipeline.config.evaluate import EvaluateConfig, EvaluateOptions
 from cytosae_pipeline.config.export import ExportConfig
 from cytosae_pipeline.config.imports import ImportConfig
 from cytosae_pipeline.config.report import ExploreConfig, PageConfig, ReportConfig
-from cytosae_pipeline.config.statistics import PassOptions, SaeChoice, StatisticsConfig, StatisticsOptions
-from cytosae_pipeline.config.store import StoreChoice, StoreSource
+from cytosae_pipeline.config.statistics import PassOptions, ReadOptions, SaeChoice, StatisticsConfig, StatisticsOptions
+from cytosae_pipeline.config.store import StoreChoice, StoreSource, VerifyConfig
 from cytosae_pipeline.config.train import PRESETS, TrainConfig
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "ImportConfig",
     "PageConfig",
     "PassOptions",
+    "ReadOptions",
     "ReportConfig",
     "SaeChoice",
     "StatisticsConfig",
@@ -32,4 +33,5 @@ __all__ = [
     "StoreChoice",
     "StoreSource",
     "TrainConfig",
+    "VerifyConfig",
 ]

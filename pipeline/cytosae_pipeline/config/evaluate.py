@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from cytosae_pipeline.config.fields import Config, option
-from cytosae_pipeline.config.statistics import SaeChoice
+from cytosae_pipeline.config.fields import option
+from cytosae_pipeline.config.statistics import ReadOptions, SaeChoice
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(Config):
+class EvaluateOptions(ReadOptions):
     """Options of what `evaluate` measures."""
 
     tokens: Literal["all", "patches", "cls"] | None = option(
@@ -25,7 +25,6 @@ class EvaluateOptions(Config):
     held_out_by: Literal["image", "patient"] | None = option(
         None, "Unit that was held out as a whole. [default: as the autoencoder was trained, else image]"
     )
-    no_verify: bool = option(False, "Skip checksums while reading.")
 
 
 @dataclass(frozen=True, kw_only=True)

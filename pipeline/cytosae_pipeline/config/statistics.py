@@ -11,12 +11,21 @@ from cytosae_pipeline.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class PassOptions(Config):
+class ReadOptions(Config):
+    """Options of everything that applies an autoencoder to a store: what is checked."""
+
+    allow_mismatch: bool = option(
+        False, "Accept a store whose spec differs from the one the autoencoder was trained on."
+    )
+    no_verify: bool = option(False, "Skip checksums while reading.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassOptions(ReadOptions):
     """Options of everything that encodes a store: how it is read and computed."""
 
     batch_size: int = option(64, "Images read at once; results do not depend on it.", minimum=1)
     precision: PrecisionChoice = option("auto", "Type of the encoder's product. auto: fp32.")
-    no_verify: bool = option(False, "Skip checksums while reading.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +52,7 @@ class StatisticsOptions(PassOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SaeChoice(StoreSource):
+class SaeChoice(StoreSource, ReadOptions):
     """Options of every verb that applies an autoencoder to a store: which ones."""
 
     sae_path: Path | None = option(
@@ -59,9 +68,6 @@ class SaeChoice(StoreSource):
     sae_k: int | None = option(None, "Its active latents per token (topk, batchtopk).", minimum=1)
     sae_threshold: float | None = option(
         None, "The activation that a latent must exceed, the same for all latents (batchtopk).", minimum=0
-    )
-    allow_mismatch: bool = option(
-        False, "Accept a store whose spec differs from the one the autoencoder was trained on."
     )
 
     def __post_init__(self) -> None:

@@ -88,3 +88,10 @@ class ImageSource(Config):
 @dataclass(frozen=True, kw_only=True)
 class StoreSource(ImageSource, StoreChoice):
     """Options of every verb that builds a missing store first: from what."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig(StoreSource):
+    """Options of `verify`."""
+
+    deep: bool = option(False, "Also recompute the activations of some images, from --model_path and --images.")

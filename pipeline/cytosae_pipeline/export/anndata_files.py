@@ -13,11 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae_pipeline.export.tables import Column, Table, Tables, latent_name
+from cytosae_pipeline.statistics.counts import Counts
 
 if TYPE_CHECKING:
     import pandas as pd
+    from anndata import AnnData
 
 Container = Literal["h5ad", "zarr"]
+
+_UNS = "cytosae_cache"
+"""Our own key in `uns`, for the provenance."""
 
 CHUNK_ENTRIES = 1 << 17
 """Scores above 0 per chunk on disk."""
@@ -65,44 +70,73 @@ def open_group(path: Path, container: Container) -> Iterator[Any]:
         yield zarr.open_group(path, mode="w", zarr_format=2)
 
 
-def write_patients(path: Path, container: Container, tables: Tables) -> None:
-    """Write patients x latents, sparse: X the normalised counts of the first threshold, layer `counts` the raw ones.
+def make_patients(tables: Tables) -> "AnnData":
+    """Patients x latents, as `make_groups`, with the table of latents.
 
     Raises:
         ValueError: If there are no patients.
     """
-    from anndata import AnnData
-    from anndata.io import write_elem
-    from scipy.sparse import csr_matrix
-
     if tables.patients is None or tables.counts is None:
         raise ValueError("there are no patients")
-    names = tables.patients["patient"]
-    obs = _frame({name: column for name, column in tables.patients.items() if name != "patient"}, names, "patient")
-    with open_group(path, container) as group:
-        data = AnnData(
-            csr_matrix(tables.counts.normalised), obs=obs, var=_latent_frame(tables),
-            layers={"counts": csr_matrix(tables.counts.counts[0])}, uns=_uns(tables),
-        )  # fmt: skip
-        write_elem(group, "/", data)
+    return make_groups(tables.counts, tables.patients, "patient", latent_frame(tables), tables.provenance)
 
 
-@contextmanager
-def open_images(path: Path, container: Container, tables: Tables) -> Iterator[CsrScores]:
-    """A new file of images x latents to which scores are appended, one row per image of the tables."""
+def make_groups(
+    counts: Counts, groups: Table, index: str, latents: "pd.DataFrame | None", provenance: dict[str, Any]
+) -> "AnnData":
+    """Groups x latents, sparse: X the normalised counts of the first threshold, layer `counts` the raw ones.
+
+    Args:
+        counts: The counts.
+        groups: What is known about the groups, one entry each.
+        index: Column of `groups` with their names.
+        latents: What is known about the latents; None for their names alone.
+        provenance: Where the numbers come from.
+    """
     from anndata import AnnData
+    from scipy.sparse import csr_matrix
+
+    obs = _frame({name: column for name, column in groups.items() if name != index}, groups[index], index)
+    names = [latent_name(latent) for latent in range(counts.counts.shape[2])]
+    var = _frame({}, names, "latent") if latents is None else latents
+    layers = {"counts": csr_matrix(counts.counts[0])}
+    return AnnData(csr_matrix(counts.normalised), obs=obs, var=var, layers=layers, uns={_UNS: provenance})
+
+
+def write_patients(path: Path, container: Container, tables: Tables) -> None:
+    """Write `make_patients`.
+
+    Raises:
+        ValueError: If there are no patients.
+    """
     from anndata.io import write_elem
+
+    with open_group(path, container) as group:
+        write_elem(group, "/", make_patients(tables))
+
+
+def make_images(tables: Tables, scores: Any = None) -> "AnnData":  # noqa: ANN401 - a sparse matrix
+    """Images x latents, one row per image of the tables: X the scores, shape `(n, S)`; None leaves them out."""
+    from anndata import AnnData
 
     images = tables.images
     names = {"path": images.path, "label": images.label, "patient": images.patient}
     obs = _frame({**names, **images.further}, list(map(str, images.row.tolist())), "row")
+    return AnnData(scores, obs=obs, var=latent_frame(tables), uns={_UNS: tables.provenance})
+
+
+@contextmanager
+def open_images(path: Path, container: Container, tables: Tables) -> Iterator[CsrScores]:
+    """A new file of `make_images` to which scores are appended."""
+    from anndata.io import write_elem
+
     with open_group(path, container) as group:
-        write_elem(group, "/", AnnData(None, obs=obs, var=_latent_frame(tables), uns=_uns(tables)))
-        yield CsrScores(group, len(images.row), len(tables.latents["sparsity"]))
+        write_elem(group, "/", make_images(tables))
+        yield CsrScores(group, len(tables.images.row), len(tables.latents["sparsity"]))
 
 
-def _latent_frame(tables: Tables) -> "pd.DataFrame":
-    """The frame `var`."""
+def latent_frame(tables: Tables) -> "pd.DataFrame":
+    """The table of latents as a frame."""
     names = [latent_name(latent) for latent in range(len(tables.latents["sparsity"]))]
     return _frame(tables.latents, names, "latent")
 
@@ -118,8 +152,3 @@ def _frame(table: Table, names: Column | Sequence[str], index: str) -> "pd.DataF
         else:
             columns[name] = np.array(column, dtype=object) if isinstance(column, list) else column
     return pd.DataFrame(columns, index=pd.Index(np.array(names, dtype=object), name=index))
-
-
-def _uns(tables: Tables) -> dict[str, Any]:
-    """The provenance under our own key."""
-    return {"cytosae_cache": tables.provenance}

@@ -67,15 +67,18 @@ def collect_tables(inputs: Inputs, features: Features, counts: Counts | None) ->
     Raises:
         UserError: If a name cannot be written in the formats.
     """
-    patients: Table | None = None
-    if counts is not None:
-        labels = patient_labels(inputs.store.images)
-        joined = [";".join(labels.get(name, [])) for name in counts.names]
-        patients = {"patient": _texts(counts.names), "n_images": counts.n_images, "labels": _texts(joined)}
+    patients = None if counts is None else make_patient_table(inputs.store, counts)
     return Tables(
         make_latent_table(features), patients, counts, make_image_texts(inputs.store),
         make_provenance(inputs, features, counts),
     )  # fmt: skip
+
+
+def make_patient_table(store: ActivationStore, counts: Counts) -> Table:
+    """`patient`, `n_images` and `labels` (joined by `;`), one entry per patient in the order of the counts."""
+    labels = patient_labels(store.images)
+    joined = [";".join(labels.get(name, [])) for name in counts.names]
+    return {"patient": _texts(counts.names), "n_images": counts.n_images, "labels": _texts(joined)}
 
 
 def make_latent_table(features: Features) -> Table:
@@ -126,7 +129,7 @@ def _free_name(name: str, taken: Container[str]) -> str:
     return next(free for n in itertools.count(1) if (free := safe if n == 1 else f"{safe}_{n}") not in taken)
 
 
-def make_provenance(inputs: Inputs, features: Features, counts: Counts | None) -> dict[str, Any]:
+def make_provenance(inputs: Inputs, features: Features | None, counts: Counts | None) -> dict[str, Any]:
     """Origin of the numbers: hashes and names, without any path of this machine."""
     record: dict[str, Any] = {
         "package_version": __version__,
@@ -135,8 +138,9 @@ def make_provenance(inputs: Inputs, features: Features, counts: Counts | None) -
         "store_spec_hash": inputs.store.spec.hash,
         "store_list_digest": inputs.store.provenance.list_digest,
         "model_name": inputs.store.spec.model_name,
-        "top_k": features.top_values.shape[1],
     }
+    if features is not None:
+        record["top_k"] = features.top_values.shape[1]
     if counts is not None:
         record |= {
             "threshold": float(counts.thresholds[0]),

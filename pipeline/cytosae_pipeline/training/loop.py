@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from cytosae.formats.checkpoint import load
+from cytosae.sae.base import Sae
 from cytosae_cache.errors import StoreError
 from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.reader import StoreReader
@@ -48,6 +50,10 @@ class TrainResult:
     """Mean time of a step without waiting for data; None if there was nothing to do. On a GPU, time to launch it."""
     next: str
     """The command that reads the autoencoder."""
+
+    def load(self, *, device: str = "cpu") -> Sae:
+        """The finished autoencoder, ready to use."""
+        return load(self.sae, device=device)
 
 
 def train(config: TrainConfig) -> TrainResult:

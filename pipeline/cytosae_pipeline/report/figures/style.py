@@ -4,6 +4,7 @@ Sizes are in millimetres, as journals state them. No pyplot, no display; matplot
 """
 
 import contextlib
+import io
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -67,6 +68,16 @@ def figure_style() -> Iterator[None]:
         yield
 
 
+class NotebookFigure(Figure):
+    """A figure that notebooks show as it is, without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        """The figure as PNG at a screen's resolution."""
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=DPI / 2)
+        return buffer.getvalue()
+
+
 def make_figure(width_mm: float, height_mm: float, *, arranged: bool = True) -> Figure:
     """An empty figure.
 
@@ -76,7 +87,7 @@ def make_figure(width_mm: float, height_mm: float, *, arranged: bool = True) -> 
         arranged: Whether matplotlib arranges axes and their labels; if not, they are placed with `place_axes`.
     """
     size = width_mm / _MM_PER_INCH, height_mm / _MM_PER_INCH
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained" if arranged else None)
+    figure = NotebookFigure(figsize=size, dpi=DPI, layout="constrained" if arranged else None)
     FigureCanvasAgg(figure)
     return figure
 

@@ -1,0 +1,53 @@
+"""Autoencoders in Python: `train`, `evaluate` and `export`."""
+
+from cytosae_pipeline.api.options import takes_options, takes_pair
+from cytosae_pipeline.config import EvaluateOptions, ExportConfig, TrainConfig
+from cytosae_pipeline.evaluation.evaluate import SaeEvaluation, evaluate_pair
+from cytosae_pipeline.export.sae import ExportResult
+from cytosae_pipeline.export.sae import export_sae as run_export
+from cytosae_pipeline.statistics.inputs import Inputs
+from cytosae_pipeline.training.loop import TrainResult, train
+
+
+@takes_options(TrainConfig)
+def train_sae(options: TrainConfig) -> TrainResult:
+    """Train an autoencoder on a store: the verb `train`.
+
+    Checkpoints and metrics are written into the run's folder, so that an interrupted run resumes. A run that is
+    finished is not trained again.
+
+    Returns:
+        `result.load()` is the autoencoder, `result.metrics` the last metrics, `result.folder` the run's folder.
+
+    Raises:
+        ValueError: If the store is missing or does not fit the options; the message says what to do.
+        RuntimeError: If the loss is no longer finite.
+    """
+    return train(options)
+
+
+@takes_pair(EvaluateOptions)
+def evaluate_sae(inputs: Inputs, options: EvaluateOptions) -> SaeEvaluation:
+    """Measure how well an autoencoder reconstructs a store, overall and by label: the verb `evaluate`.
+
+    Returns:
+        `evaluation.overall.explained_variance`, `.l0`, `.dead_share`, `.cosine`, and the same in
+        `evaluation.by_label[name]`.
+
+    Raises:
+        ValueError: If autoencoder and store do not fit, or no image is left to evaluate.
+    """
+    return evaluate_pair(inputs, options)
+
+
+@takes_options(ExportConfig, leave_out=("model_path", "images", "layout", "top_k", "threshold", "normalize"))
+def export_sae(options: ExportConfig) -> ExportResult:
+    """Write an autoencoder for another program: the verb `export` with the formats saelens, safetensors, reference.
+
+    Returns:
+        `result.path` is the file or folder.
+
+    Raises:
+        ValueError: If the target exists, or the format cannot represent the autoencoder.
+    """
+    return run_export(options)
