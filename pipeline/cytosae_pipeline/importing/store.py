@@ -197,7 +197,8 @@ def make_table(parts: Sequence[Part], texts: Sequence[RowTexts]) -> tuple[ImageT
     table = ImageTable([], [], [])
     for part, known in zip(parts, texts, strict=True):
         width = len(str(max(part.shape[0] - 1, 0)))
-        names = _settle_row_names(part, known) or [f"{row:0{width}d}" for row in range(part.shape[0])]
+        names = known.names or [f"{row:0{width}d}" for row in range(part.shape[0])]
+        _require_names(part, names)
         prefix = f"{part.slide}/" if len(parts) > 1 or known.are_numbers else ""
         for column, values in zip(
             table, ([f"{prefix}{name}" for name in names], known.labels, known.patients), strict=True
@@ -216,21 +217,18 @@ def make_table(parts: Sequence[Part], texts: Sequence[RowTexts]) -> tuple[ImageT
     return table.take(order), order
 
 
-def _settle_row_names(part: Part, known: RowTexts) -> Sequence[str] | None:
-    """Names of the rows; None if there are none, so that rows are numbered.
+def _require_names(part: Part, names: Sequence[str]) -> None:
+    """Refuse rows of which some have a name and others do not.
 
     Raises:
-        UserError: If some rows have a name and others do not.
+        UserError: If there are any.
     """
-    if known.names is None or any(known.names):
-        n_unnamed = 0 if known.names is None else len(known.names) - sum(map(bool, known.names))
-        if n_unnamed:
-            raise UserError(
-                f"{n_unnamed:,} of {part.shape[0]:,} rows of '{part.path}' have no name: name all of them "
-                "(--name_column, or path in --labels), or none"
-            )
-        return known.names
-    return None
+    n_unnamed = sum(not name for name in names)
+    if n_unnamed:
+        raise UserError(
+            f"{n_unnamed:,} of {part.shape[0]:,} rows of '{part.path}' have no name: name all of them (--name_column, "
+            "or path in --labels), or none"
+        )
 
 
 def _token_layout(part: Part, config: ImportConfig) -> TokenLayout:

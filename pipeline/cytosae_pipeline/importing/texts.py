@@ -48,8 +48,11 @@ def read_row_texts(
     columns = find_row_columns(path, config, found)
     texts = {role: to_texts(read(column), path, column) for role, column in columns.items()}
     names = texts.get("path", [])
+    if not any(names):
+        texts.pop("path", None)
+        return texts
     # A column `image` or `file` may say what a row was cut from; one called `path` names the rows.
-    if names and columns["path"].casefold() not in ("path", config.name_column) and len(set(names)) < len(names):
+    if columns["path"].casefold() not in ("path", config.name_column) and len(set(names)) < len(names):
         logger.info(f"'{path}': column {quote(columns['path'])} repeats its values, so that it does not name the rows")
         del texts["path"]
     return texts
