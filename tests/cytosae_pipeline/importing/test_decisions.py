@@ -109,6 +109,9 @@ def test_labels_with_line_breaks_and_escapes_are_data_on_one_line(tmp_path):
     _write_table(tmp_path / "a.parquet", {"label": ["a\nb", "a b", "\x1b[31mred", "x", "x", "x"]})
     output = place.run("import", tmp_path / "a.parquet", "--dataset_name", "toy").output
     assert "\x1b" not in output
+    (tmp_path / "\x1b[31m.npy").write_bytes(b"x")
+    output = place.run("import", tmp_path / "\x1b[31m.npy", "--dataset_name", "toy", code=1).output
+    assert r"/\x1b[31m.npy' cannot be read as an array of numpy" in output
     (path,) = tmp_path.rglob("*.zarr")
     assert ActivationStore.open(path).images.label[:3] == ["a b", "a b", "\x1b[31mred"]
 
