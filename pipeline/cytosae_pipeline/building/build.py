@@ -24,14 +24,20 @@ from cytosae_pipeline.building.activations import compute_activations, widen_wit
 from cytosae_pipeline.building.findings import Remarks, require_readable, write_duplicates, write_skipped
 from cytosae_pipeline.building.plan import BuildPlan, StorePlan, plan_build
 from cytosae_pipeline.building.source_check import check_sizes, count_reasons, reopen_shards
-from cytosae_pipeline.building.store_place import delete_store, disk_messages, make_provenance, require_space
+from cytosae_pipeline.building.store_place import (
+    delete_store,
+    disk_messages,
+    make_provenance,
+    require_space,
+    resume_advice,
+)
 from cytosae_pipeline.config import BuildConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.columns import type_columns
 from cytosae_pipeline.images.decoding import Decoded, ImageDecoder
 from cytosae_pipeline.images.files import VANISHED
 from cytosae_pipeline.runtime.progress import Progress, format_seconds
-from cytosae_pipeline.workspace.find import require_dataset
+from cytosae_pipeline.workspace.find import require_dataset, training_command
 from cytosae_pipeline.workspace.paths import Workspace
 
 logger = logging.getLogger(__name__)
@@ -59,6 +65,8 @@ class BuildResult:
     """What had to be done."""
     seconds: float
     """Duration in seconds."""
+    next: str
+    """The command that trains an autoencoder on it."""
     notes: tuple[str, ...] = ()
     """What should be known about the images, as messages."""
 
@@ -110,7 +118,7 @@ def _build(config: BuildConfig, weights_digest: str | None) -> list[tuple[Activa
     remarks = Remarks(plan.images)
     with contextlib.ExitStack() as stack:
         for item in sorted(plan.stores, key=lambda item: str(item.store)):
-            stack.enter_context(disk_messages(item.store))
+            stack.enter_context(disk_messages(item.store, overwrite=config.overwrite))
             stack.enter_context(open_storage(item.store).lock())
         opened = []
         for item in plan.stores:
@@ -145,7 +153,15 @@ def _conclude(
         logger.info(f"wrote store '{store.path}' in {format_seconds(seconds)}")
     n_skipped = int((~store.valid).sum())
     return BuildResult(
-        store.path, store.n_images, n_skipped, count_reasons(store), skipped, status, seconds, tuple(found)
+        store=store.path,
+        n_images=store.n_images,
+        n_skipped=n_skipped,
+        skipped_reasons=count_reasons(store),
+        skipped_csv=skipped,
+        status=status,
+        seconds=seconds,
+        next=training_command(store, config),
+        notes=tuple(found),
     )
 
 
@@ -275,6 +291,6 @@ def _compute_shard(
         raise StoreError(
             f"{len(rows):,} consecutive images have vanished since the build began, the first "
             f"'{plan.images.rows[rows[0]].path}' in '{plan.images.root}': was a disk unmounted? Finished work is "
-            "kept: run the command again to resume"
+            f"kept: {resume_advice(overwrite=config.overwrite)}"
         )
     return [ShardData(shard, part, digests, reasons, sizes) for part in activations]

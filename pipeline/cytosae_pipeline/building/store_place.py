@@ -79,12 +79,22 @@ def delete_store(storage: StorageBackend, *, chosen: bool) -> None:
     storage.delete()
 
 
+def resume_advice(*, overwrite: bool) -> str:
+    """What to do after an error that left finished work.
+
+    Args:
+        overwrite: Whether the command was told to delete what is there.
+    """
+    return f"run the command again{' without --overwrite' if overwrite else ''} to resume"
+
+
 @contextlib.contextmanager
-def disk_messages(store: Location) -> Iterator[None]:
+def disk_messages(store: Location, *, overwrite: bool = False) -> Iterator[None]:
     """Turn errors of the disk into messages that say where and what to do; those of remote storage already do.
 
     Args:
         store: Place of the store that is written inside the context.
+        overwrite: Whether the command was told to delete what is there, which must not be repeated to resume.
 
     Raises:
         StoreError: If the disk is full, read-only or fails.
@@ -99,11 +109,11 @@ def disk_messages(store: Location) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StoreError(
                 f"{where} ({format_bytes(free_bytes(store) or 0)} free). Finished work is kept: free some space, then "
-                "run the command again to resume"
+                + resume_advice(overwrite=overwrite)
             ) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise StoreError(f"{where}. Make the folder writable, or use another --root_dir") from error
-        raise StoreError(f"{where}. Finished work is kept: run the command again to resume") from error
+        raise StoreError(f"{where}. Finished work is kept: {resume_advice(overwrite=overwrite)}") from error
 
 
 def _concerns(error: OSError, store: Path) -> bool:

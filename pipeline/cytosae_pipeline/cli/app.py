@@ -67,6 +67,7 @@ def build(as_json: bool, dry_run: bool, **values: Any) -> None:
     if result.skipped_csv is not None:
         kinds = ", ".join(f"{count:,} {reason}" for reason, count in list(result.skipped_reasons.items())[:3])
         lines.append(f"set aside as unreadable: {result.n_skipped:,} ({kinds}), listed in {result.skipped_csv}")
+    lines.append(f"next: {result.next}")
     shown = result if len(results) == 1 else {"stores": [dataclasses.asdict(item) for item in results]}
     print_result(shown, "\n".join(lines), as_json)
 

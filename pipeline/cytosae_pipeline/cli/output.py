@@ -23,7 +23,12 @@ def print_result(result: Any, text: str, as_json: bool) -> None:  # noqa: ANN401
         values = dataclasses.asdict(result) if dataclasses.is_dataclass(result) else result  # type: ignore[arg-type]
         click.echo(json.dumps(values, default=str))
     else:
-        click.echo(text)
+        click.echo(printable(text))
+
+
+def printable(text: str) -> str:
+    """Text that is safe on a terminal: control characters of names that came from files are escaped."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextmanager
@@ -47,7 +52,7 @@ class _StderrHandler(logging.Handler):
         """Print one message."""
         from tqdm.std import tqdm
 
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(printable(self.format(record)), file=sys.stderr)
 
 
 @contextmanager
@@ -64,7 +69,7 @@ def messages() -> Iterator[None]:
     except (ValueError, OSError, RuntimeError) as error:
         if not _is_expected(error):
             raise
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(printable(str(error))) from error
 
 
 def _is_expected(error: Exception) -> bool:

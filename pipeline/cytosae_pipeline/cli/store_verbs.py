@@ -10,7 +10,6 @@ from cytosae_pipeline.cli.group import verb
 from cytosae_pipeline.cli.options import config_options, make_config
 from cytosae_pipeline.cli.output import print_result
 from cytosae_pipeline.config import ImportConfig, StoreChoice, VerifyConfig
-from cytosae_pipeline.config.commands import command
 from cytosae_pipeline.runtime.progress import format_bytes, format_seconds
 
 
@@ -37,7 +36,7 @@ def import_(source: Path, as_json: bool, **values: Any) -> None:
     lines = [f"store ({result.status}): {result.store}", f"{size} in {format_seconds(result.seconds)}"]
     if result.n_skipped:
         lines.append(f"set aside, as they contain NaN or infinity: {result.n_skipped:,}")
-    lines.append(f"next: {command('train', config, ('root_dir', 'dataset_name', 'store'))}")
+    lines.append(f"next: {result.next}")
     print_result(result, "\n".join(lines), as_json)
 
 

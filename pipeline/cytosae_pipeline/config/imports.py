@@ -8,6 +8,9 @@ from typing import Literal
 from cytosae_pipeline.config.fields import Config, option
 from cytosae_pipeline.errors import UserError
 
+ROWS = "rows"
+"""What `grid` says where an array of shape (1, n, D) is n rows."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig(Config):
@@ -34,7 +37,11 @@ class ImportConfig(Config):
         "Name of the network that computed the embeddings: stores imported under the same name count as computed by "
         "the same network. [default: the source's name, and no other store counts so]",
     )
-    grid: str | None = option(None, "Rows and columns of patches, such as 16x16, where each row is several tokens.")
+    grid: str | None = option(
+        None,
+        "Rows and columns of patches, such as 16x16, where each row is several tokens; or `rows` if an array of shape "
+        "(1, n, D) without coordinates is n rows.",
+    )
     n_cls: int = option(1, "Class tokens before the patches, where there are several tokens.", minimum=0, maximum=1)
     n_registers: int = option(0, "Register tokens after the class token.", minimum=0)
     store: str | None = option(None, "Path or URL of the store, instead of the place under root_dir.")
@@ -52,14 +59,14 @@ class ImportConfig(Config):
 
 
 def parse_grid(text: str | None) -> tuple[int, int] | None:
-    """A grid written as `16x16`; None if none was given.
+    """A grid written as `16x16`; None if none was given, or `rows`.
 
     Raises:
         UserError: If the text is not a grid.
     """
-    if text is None:
+    if text is None or text == ROWS:
         return None
     found = re.fullmatch(r"\s*(\d{1,4})\s*[xX]\s*(\d{1,4})\s*", text)
     if not found or not min(int(found[1]), int(found[2])):
-        raise UserError(f"grid must be ROWSxCOLUMNS, such as 16x16, found {text!r}")
+        raise UserError(f"grid must be ROWSxCOLUMNS, such as 16x16, or {ROWS}, found {text!r}")
     return int(found[1]), int(found[2])

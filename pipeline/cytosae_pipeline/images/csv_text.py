@@ -71,12 +71,15 @@ def read_text(path: Path) -> str:
     return text
 
 
-def iter_lines(path: Path, is_known: Callable[[str], bool]) -> Iterator[tuple[int, list[str]]]:
+def iter_lines(
+    path: Path, is_known: Callable[[str], bool], *, keep_empty: bool = False
+) -> Iterator[tuple[int, list[str]]]:
     """Number and stripped cells of every line that is not blank, the header first.
 
     Args:
         path: The CSV.
         is_known: Whether the file probably has a column of that name, which tells its separator.
+        keep_empty: Yield lines without text, too: with no cells if they are blank.
 
     Raises:
         DatasetError: If it is no CSV.
@@ -86,7 +89,7 @@ def iter_lines(path: Path, is_known: Callable[[str], bool]) -> Iterator[tuple[in
     try:
         for cells in reader:
             stripped = [cell.strip() for cell in cells]
-            if any(stripped):
+            if keep_empty or any(stripped):
                 yield reader.line_num, stripped
     except csv.Error as error:
         raise DatasetError(f"'{path}' line {reader.line_num} is not valid CSV: {error}") from error

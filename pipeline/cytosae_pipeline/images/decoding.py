@@ -141,7 +141,8 @@ class ImageDecoder:
                 done = pending.popleft().result() if pending else []
             except WorkerDiedError as error:
                 raise DecodingError(
-                    "a decoding process was killed, perhaps for lack of memory. Run the command again to resume, "
+                    "a decoding process was killed, perhaps for lack of memory. Run the command again, without "
+                    "--overwrite, to resume, "
                     f"with fewer processes: --workers {max(0, self._n_workers // 2)}"
                 ) from error
             for task in itertools.islice(tasks, n_new):

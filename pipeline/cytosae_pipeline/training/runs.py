@@ -22,6 +22,7 @@ from cytosae_pipeline.config.fields import suggest
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.devices import choose_device
 from cytosae_pipeline.training.matmul import choose_matmul, choose_training_precision
+from cytosae_pipeline.workspace.find import IMPORTED
 from cytosae_pipeline.workspace.paths import Workspace, checkpoint_name, file_part, final_name
 
 NOT_THE_RECIPE = {
@@ -78,15 +79,22 @@ class Run:
         return self.folder / "training_state.pt", self.folder / "training_state.before.pt"
 
     @property
+    def block_name(self) -> str:
+        """The block in names of files, counted from the end as `--block_layer` does."""
+        return IMPORTED if self.store.spec.imported else str(self.config.block_layer)
+
+    @property
     def final_path(self) -> Path:
         """The finished autoencoder; exists only after the last step."""
-        name = self.store.spec.model_name
-        return self.folder / final_name(name, self.config.block_layer, self.config.module_name, self.n_latents)
+        name, module = self.store.spec.model_name, self.config.module_name
+        # Earlier versions wrote the option's default where embeddings were imported and no block was meant.
+        earlier = self.folder / final_name(name, str(self.config.block_layer), module, self.n_latents)
+        return earlier if earlier.exists() else self.folder / final_name(name, self.block_name, module, self.n_latents)
 
     def checkpoint_path(self, n_images: int) -> Path:
         """An intermediate autoencoder."""
-        name, config = self.store.spec.model_name, self.config
-        return self.folder / checkpoint_name(n_images, name, config.block_layer, config.module_name, self.n_latents)
+        name, module = self.store.spec.model_name, self.config.module_name
+        return self.folder / checkpoint_name(n_images, name, self.block_name, module, self.n_latents)
 
 
 def prepare_run(config: TrainConfig, stores: tuple[ActivationStore, ...] | None = None) -> Run:

@@ -7,12 +7,17 @@ from pathlib import Path
 from cytosae_cache.errors import StoreIncompleteError, StoreMismatchError, StoreNotFoundError
 from cytosae_cache.format.spec import Preprocessing, StoreSpec
 from cytosae_cache.store import ActivationStore, iter_stores
-from cytosae_pipeline.config import StoreChoice
+from cytosae_pipeline.config import ImportConfig, StoreChoice, TrainConfig
 from cytosae_pipeline.config.commands import WHICH_IMAGES, WHICH_STORE, command
 from cytosae_pipeline.config.fields import suggest
 from cytosae_pipeline.config.store import StorePlace
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.workspace.paths import Workspace
+
+IMPORTED = "imported"
+"""What stands in place of the block where embeddings were imported."""
+
+_MOST_EPOCHS = 100  # of the training that is suggested for a small store
 
 
 def find_store(
@@ -92,12 +97,38 @@ def list_stores(stores: Sequence[ActivationStore]) -> str:
 
 def describe_block(spec: StoreSpec) -> str:
     """Which block's output a store contains, counted from the end as `--block_layer` does, or that it was imported."""
-    return "imported" if spec.imported else f"block {spec.block - spec.n_blocks}"
+    return IMPORTED if spec.imported else f"block {spec.block - spec.n_blocks}"
 
 
 def _describe_size(spec: StoreSpec) -> str:
     """Size of the images that the encoder saw, if it saw any."""
     return "" if spec.imported else f"{spec.preprocessing.image_size} px "
+
+
+def training_command(store: ActivationStore, config: StorePlace | ImportConfig) -> str:
+    """The command that trains on a store that was just made; it finds this store and no other.
+
+    A small store would be passed over thousands of times by default; the command then says for how long to train.
+
+    Args:
+        store: The complete store.
+        config: Options that it was made with.
+    """
+    block = store.spec.block - store.spec.n_blocks
+    is_default = store.spec.imported or block == StoreChoice.__dataclass_fields__["block_layer"].default
+    names = [name for name in WHICH_STORE if name != "block_layer" and hasattr(config, name)]
+    options: dict[str, object] = {} if is_default else {"block_layer": block}
+    try:
+        chosen = StoreChoice(**{name: getattr(config, name) for name in names} | options)
+        is_found = find_store(chosen).path == store.path
+    except (StoreMismatchError, StoreNotFoundError):
+        is_found = False
+    if not is_found:
+        options["store"] = store.path
+    n_images = int(store.valid.sum())
+    if n_images * _MOST_EPOCHS < TrainConfig().total_training_tokens:
+        options["total_training_tokens"] = n_images * _MOST_EPOCHS
+    return command("train", config, names, **options)
 
 
 def require_dataset(choice: StorePlace) -> str:

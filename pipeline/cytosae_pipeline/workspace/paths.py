@@ -81,14 +81,14 @@ def sae_stem(sae_path: Path) -> str:
     return sae_path.name if sae_path.is_dir() and sae_path.suffix != ".saelens" else sae_path.stem
 
 
-def final_name(model_name: str, block_layer: int, module_name: str, n_latents: int) -> str:
+def final_name(model_name: str, block: str, module_name: str, n_latents: int) -> str:
     """File name of a finished autoencoder, as the reference names it."""
-    return f"final_sparse_autoencoder_{file_part(model_name)}_{block_layer}_{module_name}_{n_latents}.pt"
+    return f"final_sparse_autoencoder_{file_part(model_name)}_{block}_{module_name}_{n_latents}.pt"
 
 
-def checkpoint_name(n_images: int, model_name: str, block_layer: int, module_name: str, n_latents: int) -> str:
+def checkpoint_name(n_images: int, model_name: str, block: str, module_name: str, n_latents: int) -> str:
     """File name of an intermediate checkpoint, as the reference names it: images seen come first."""
-    return f"{n_images}_sparse_autoencoder_{file_part(model_name)}_{block_layer}_{module_name}_{n_latents}.pt"
+    return f"{n_images}_sparse_autoencoder_{file_part(model_name)}_{block}_{module_name}_{n_latents}.pt"
 
 
 def file_part(name: str) -> str:

@@ -152,3 +152,13 @@ def test_verify_gives_no_advice_to_build_again_for_files_that_are_not_its_own(el
     assert f"'{elsewhere.store}/notes/' (1 file) does not belong to the store" in output
     assert "the store itself is sound" in output
     assert "--overwrite" not in output
+
+
+def test_build_ends_with_a_training_command_that_finds_its_store(with_images):
+    for options in ((), ("--block_layer", "0"), ("--store_dtype", "float32", "--block_layer", "0")):
+        output = with_images.build(*options).output
+        words = shlex.split(output.split("next: cytosae-cache ")[1].splitlines()[0])
+        assert words[0] == "train"
+        assert "--total_training_tokens" in words
+        assert ("--store" in words) == (len(options) == 4)
+        with_images.run_plain(*words, "--expansion_factor", "2", "--n_checkpoints", "0", "--device", "cpu")

@@ -15,8 +15,10 @@ def test_the_layout_is_that_of_the_contract(tmp_path):
     assert workspace.run_dir("r1") == out / "checkpoints/r1"
     sae = out / "checkpoints/r1/final.pt"
     assert workspace.feature_dir(sae, "custom", "hehr") == out / "feature_data/sae_r1/custom/hehr"
-    assert final_name("dinov2_vitb14", -2, "resid", 49152) == "final_sparse_autoencoder_dinov2_vitb14_-2_resid_49152.pt"
-    assert checkpoint_name(64, "openai/clip", -2, "resid", 8) == "64_sparse_autoencoder_openai-clip_-2_resid_8.pt"
+    assert (
+        final_name("dinov2_vitb14", "-2", "resid", 49152) == "final_sparse_autoencoder_dinov2_vitb14_-2_resid_49152.pt"
+    )
+    assert checkpoint_name(64, "openai/clip", "-2", "resid", 8) == "64_sparse_autoencoder_openai-clip_-2_resid_8.pt"
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "/a", "a\0", ".hidden", "a b", "-x", "ä"])
