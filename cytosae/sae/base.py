@@ -52,6 +52,8 @@ class Sae(nn.Module, ABC):
     """Name in options and files."""
     setting_names: ClassVar[tuple[str, ...]] = ()
     """Constructor arguments, besides the sizes, that define the architecture; also attributes of the same names."""
+    needed_settings: ClassVar[frozenset[str]] = frozenset()
+    """Those of `setting_names` without which a trained autoencoder's function is not known; others only train it."""
     training_options: ClassVar[frozenset[str]] = frozenset()
     """Names of the training options and loss coefficients that `training_loss` uses, other than `setting_names`."""
     needs_whole_rows: ClassVar[bool] = False
@@ -144,6 +146,11 @@ class Sae(nn.Module, ABC):
     def settings_from_saelens(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Settings from a SAELens config that this package did not write; unchecked."""
         return {}
+
+    @torch.no_grad()
+    def non_finite(self) -> list[str]:
+        """Names of tensors that contain NaN or infinity, and of what the architecture computes from them alone."""
+        return [name for name, part in self.state_dict().items() if not is_finite(part)]
 
     def _latent_units(self) -> tuple[torch.Tensor, ...]:
         """Parameters and buffers measured in the unit of activations, shape `(S,)` or 0-dimensional."""
@@ -252,3 +259,8 @@ class Sae(nn.Module, ABC):
         self.b_dec.mul_(scale).add_(mean)
         for bias in self._latent_units():
             bias.mul_(scale)
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether every element is a finite number; takes no memory of the tensor's size."""
+    return not tensor.numel() or all(bool(torch.isfinite(bound)) for bound in tensor.aminmax())
