@@ -44,7 +44,9 @@ class StatisticsConfig(StoreSource):
     )
     no_verify: bool = option(False, "Skip checksums while reading.")
     replace_foreign: bool = option(
-        False, "Replace results in the output's folder that another program wrote, such as published ones."
+        False,
+        "Replace results in the output's folder that another program wrote, such as published ones, or that belong to "
+        "another activation function (--sae_arch).",
     )
 
     def __post_init__(self) -> None:

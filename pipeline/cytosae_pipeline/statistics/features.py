@@ -1,6 +1,7 @@
 """Feature data: top-k maximally activating images, mean activation and sparsity of every latent."""
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,13 +109,13 @@ class FeaturesAccumulator:
         )
 
 
-def require_own_features(folder: Path, *, replace_foreign: bool) -> None:
-    """Refuse to replace feature data of another program.
+def require_own_features(folder: Path, record: Mapping[str, Any], *, replace_foreign: bool) -> None:
+    """Refuse to replace feature data of another program or activation function, see `require_ours`.
 
     Raises:
         UserError: If there are such files.
     """
-    require_ours(folder, VERB, (*FILES, ENTROPY), replace_foreign=replace_foreign)
+    require_ours(folder, (*FILES, ENTROPY), record, replace_foreign=replace_foreign)
 
 
 def save_features(
@@ -134,7 +135,7 @@ def save_features(
     Raises:
         UserError: If a file exists that another program wrote.
     """
-    require_own_features(folder, replace_foreign=replace_foreign)
+    require_own_features(folder, features.record, replace_foreign=replace_foreign)
     withdraw_record(folder, VERB)
     files = []
     for name, (stem, _) in TENSORS.items():

@@ -74,7 +74,7 @@ def open_inputs(config: StatisticsConfig, *, encoder_only: bool = True) -> Input
         logger.info(f"ignoring a mismatch (store, autoencoder): {difference}")
     folder = Workspace(config.root_dir).feature_dir(path, config.vit_type, store.provenance.dataset)
     folder.mkdir(parents=True, exist_ok=True)
-    return Inputs(store, sae, cfg, digest_sae(path, _stated_activation(config)), folder)
+    return Inputs(store, sae, cfg, digest_sae(path, stated_activation(config)), folder)
 
 
 def open_sae(config: StatisticsConfig, *, device: torch.device | str, encoder_only: bool = False) -> LoadedSae:
@@ -88,7 +88,7 @@ def open_sae(config: StatisticsConfig, *, device: torch.device | str, encoder_on
     Raises:
         ValueError: If no autoencoder was named, or it cannot be read.
     """
-    path, activation = require_sae_path(config), _stated_activation(config)
+    path, activation = require_sae_path(config), stated_activation(config)
     try:
         return load_sae(path, device=device, encoder_only=encoder_only, activation=activation)
     except SaeNotFoundError as error:
@@ -127,6 +127,6 @@ def check_match(store: ActivationStore, sae: Sae, cfg: dict[str, Any]) -> list[s
     return [line for line in store.spec.differences(theirs) if not line.startswith(_HARMLESS)]
 
 
-def _stated_activation(config: StatisticsConfig) -> Activation | None:
-    """What the options state about the autoencoder."""
+def stated_activation(config: StatisticsConfig) -> Activation | None:
+    """What the options state about the autoencoder; None if they state nothing."""
     return None if config.sae_arch is None else Activation(config.sae_arch, config.sae_k, config.sae_threshold)

@@ -341,7 +341,7 @@ def test_verbs_take_what_the_user_states(with_store):
     record = with_store.root / "out" / "feature_data" / "sae_plain" / "custom" / "toy" / "features.json"
     digests = set()
     for k in (3, 4):
-        with_store.run(*arguments, "--sae_arch", "topk", "--sae_k", k)
+        with_store.run(*arguments, "--sae_arch", "topk", "--sae_k", k, "--replace_foreign")
         digests.add(json.loads(record.read_text())["sae_sha256"])
     assert len(digests) == 2
 
