@@ -26,7 +26,7 @@ from cytosae_pipeline.building.plan import BuildPlan, StorePlan, plan_build
 from cytosae_pipeline.building.source_check import check_sizes, count_reasons, reopen_shards
 from cytosae_pipeline.building.store_place import delete_store, disk_messages, make_provenance, require_space
 from cytosae_pipeline.config import BuildConfig
-from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.errors import UserError, escape
 from cytosae_pipeline.images.columns import type_columns
 from cytosae_pipeline.images.decoding import Decoded, ImageDecoder
 from cytosae_pipeline.images.files import VANISHED
@@ -260,7 +260,7 @@ def _compute_shard(
         for image in batch:
             if image.reason and config.strict_images:
                 raise StoreError(
-                    f"image '{plan.images.rows[image.row].path}' cannot be read: {image.reason}. "
+                    f"image '{escape(plan.images.rows[image.row].path)}' cannot be read: {image.reason}. "
                     "Repair or remove it, or omit --strict-images to set such images aside"
                 )
         for all_rows, part in zip(
@@ -274,7 +274,7 @@ def _compute_shard(
     if len(rows) > 1 and all(reason == VANISHED for reason in reasons):
         raise StoreError(
             f"{len(rows):,} consecutive images have vanished since the build began, the first "
-            f"'{plan.images.rows[rows[0]].path}' in '{plan.images.root}': was a disk unmounted? Finished work is "
-            "kept: run the command again to resume"
+            f"'{escape(plan.images.rows[rows[0]].path)}' in '{plan.images.root}': was a disk unmounted? Finished "
+            "work is kept: run the command again to resume"
         )
     return [ShardData(shard, part, digests, reasons, sizes) for part in activations]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from cytosae.backbones.errors import shown
 from cytosae.formats.checkpoint import LoadedSae, SaeNotFoundError, digest_sae, load_sae
 from cytosae.formats.foreign import Activation
 from cytosae.sae.base import Sae
@@ -124,7 +125,7 @@ def check_match(store: ActivationStore, sae: Sae, cfg: dict[str, Any]) -> list[s
     if "spec" not in cfg:
         return []
     theirs = StoreSpec.from_json(cfg["spec"])
-    return [line for line in store.spec.differences(theirs) if not line.startswith(_HARMLESS)]
+    return [shown(line, 200) for line in store.spec.differences(theirs) if not line.startswith(_HARMLESS)]
 
 
 def stated_activation(config: StatisticsConfig) -> Activation | None:

@@ -54,6 +54,16 @@ def test_help_needs_no_torch():
     assert done.returncode == 0, done.stderr
 
 
+def test_names_cannot_control_the_terminal(with_images):
+    first = next(with_images.images.rglob("*.png"), None) or next(with_images.images.rglob("*.jpg"))
+    first.with_name("\x1b[2Jred.png").write_bytes(b"no picture")
+    output = with_images.build("--strict-images", code=1).output
+    assert "\\x1b[2Jred.png" in output
+    assert "\x1b" not in output
+    output = with_images.build().output + with_images.run("list").output
+    assert "\x1b" not in output
+
+
 def test_importing_the_command_line_does_not_import_torch():
     assert (
         _python("import sys, cytosae_pipeline.cli.app; assert 'torch' not in sys.modules", check=False).returncode == 0
