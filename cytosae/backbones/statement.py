@@ -53,6 +53,19 @@ def whole_number(value: Any, default: int | None, *, top: int, least: int = 1) -
     return int(value)
 
 
+_LARGEST = {"width": 1 << 16, "depth": 1000, "heads": 1 << 10, "patch_size": 1024}
+"""More than any vision transformer has, by field of `Architecture`."""
+
+
+def size_of(field: str, value: Any, default: int | None, *, least: int = 1) -> int:  # noqa: ANN401 - checked here
+    """A size that a file states for a field of `Architecture`; the default if it states none.
+
+    Raises:
+        ValueError: If it is no whole number from `least` to more than any vision transformer has.
+    """
+    return whole_number(value, default, top=_LARGEST[field], least=least)
+
+
 def positive_number(value: Any, top: float = 1.0) -> float:  # noqa: ANN401 - checked here
     """A number above 0 and at most `top`.
 
