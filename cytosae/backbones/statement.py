@@ -38,7 +38,7 @@ class Statement:
     note: str = ""
     """What a user should know about how the encoder was recognised."""
     assume: bool = False
-    """Whether the suggestion is a definition of ours, which holds where nothing is stated (with a note)."""
+    """Whether the suggestion is a definition of ours, which applies where nothing is stated (with a note)."""
 
 
 def whole_number(value: Any, default: int | None, *, top: int, least: int = 1) -> int:  # noqa: ANN401 - checked here

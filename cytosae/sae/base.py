@@ -101,7 +101,7 @@ class Sae(nn.Module, ABC):
 
         Args:
             pre: Shape `(..., n)`.
-            latents: Which latents `pre` holds, as a slice or indices; all by default, and all are required if
+            latents: Which latents `pre` contains, as a slice or indices; all by default, and all are required if
                 `needs_whole_rows`.
         """
 

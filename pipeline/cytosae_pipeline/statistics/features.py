@@ -193,7 +193,7 @@ def _read_tensor(path: Path, dtype: torch.dtype) -> npt.NDArray[Any]:
 
 
 def _read_labels(path: Path) -> tuple[int, tuple[str, ...]]:
-    """Rows of images.csv and names of the labels; unlike labels.txt it can hold names of several lines."""
+    """Rows of images.csv and names of the labels; unlike labels.txt it can contain names of several lines."""
 
     def load(path: Path) -> tuple[int, tuple[str, ...]]:
         with path.open(newline="", encoding="utf-8") as file:
