@@ -177,14 +177,14 @@ def _check_images(store: StoreLayout, reader: StoreReader, shard: int, report: V
         try:
             image = reader.read(np.array([row]))
         except ChecksumError:
-            report.problems.append(f"row {row} ('{store.images.path[row]}'): its activations fail their checksum")
+            report.problems.append(f"row {row} ({store.images.path[row]!r}): its activations fail their checksum")
             continue
         except StoreCorruptError as error:
             report.problems.append(str(error))
             return
         if np.isfinite(image).all() != store.valid[row]:
             report.problems.append(
-                f"row {row} ('{store.images.path[row]}'): finite activations and images/valid disagree"
+                f"row {row} ({store.images.path[row]!r}): finite activations and images/valid disagree"
             )
         elif sums and store.valid[row]:
             total += image_sums(image[0], wide)

@@ -302,7 +302,7 @@ def _summarise(
         if not np.isfinite(squares).all():
             row = store.shard_rows(data.shard)[slot]
             raise NotFiniteError(
-                f"image '{store.images.path[row]}' (row {row}) has activations of NaN or infinity in {store.dtype}. "
+                f"image {store.images.path[row]!r} (row {row}) has activations of NaN or infinity in {store.dtype}. "
                 "Try --store-dtype float32 or --precision fp32; if neither helps, the weights do not fit the images"
             )
         total += sums

@@ -16,6 +16,8 @@ from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
+from cytosae.backbones.errors import shown
+
 N_INNER_FOLDS = 3
 """Inner folds, in which the settings are chosen if the groups of the training part are large enough."""
 
@@ -107,10 +109,56 @@ def classify_groups(
         )
     # Transforms each row by itself, so nothing leaks between rows; done once instead of in every fit.
     features = np.log1p(np.asarray(counts, dtype=np.float64))
-    predicted, fold = np.zeros(len(groups), dtype=np.int64), np.zeros(len(groups), dtype=np.int64)
-    n_chosen = np.zeros(features.shape[1], dtype=np.int64)
-    weights, strength = np.zeros((features.shape[1], len(names))), np.zeros(features.shape[1])
-    settings = []
+    found = _cross_validate(features, groups, ids, splits, n_groups=len(names), seed=seed)
+    latents = _order(found.n_chosen, found.strength, len(splits))
+    confusion = np.zeros((len(names), len(names)), dtype=np.int64)
+    np.add.at(confusion, (groups, found.predicted), 1)
+    sizes = confusion.sum(axis=1)
+    return GroupClassification(
+        accuracy=float(np.trace(confusion) / len(groups)),
+        balanced_accuracy=float((np.diag(confusion) / sizes).mean()),
+        chance=float(sizes.max() / len(groups)),
+        confusion=confusion,
+        predicted=found.predicted,
+        fold=found.fold,
+        latents=latents,
+        latent_share=found.n_chosen[latents] / len(splits),
+        latent_weight=found.weights[latents] / found.n_chosen[latents, None],
+        settings=found.settings,
+    )
+
+
+class _Folds(NamedTuple):
+    """What the models of all folds predict and use."""
+
+    predicted: npt.NDArray[np.int64]
+    """Predicted group of each row, shape `(P,)`."""
+    fold: npt.NDArray[np.int64]
+    """Fold in which the row was predicted, shape `(P,)`."""
+    n_chosen: npt.NDArray[np.int64]
+    """Folds that selected each latent, shape `(S,)`."""
+    weights: npt.NDArray[np.float64]
+    """Sum over the folds of each latent's coefficients, shape `(S, G)`."""
+    strength: npt.NDArray[np.float64]
+    """Sum over the folds of each latent's mean |coefficient|, shape `(S,)`."""
+    settings: tuple[Setting, ...]
+    """The setting chosen in each fold."""
+
+
+def _cross_validate(
+    features: npt.NDArray[np.float64],
+    groups: npt.NDArray[np.integer],
+    ids: npt.NDArray[np.integer],
+    splits: Sequence[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]],
+    *,
+    n_groups: int,
+    seed: int,
+) -> _Folds:
+    """Fit a model on each training part and predict the rows that it did not see."""
+    (n_rows, n_latents), settings = features.shape, list[Setting]()
+    predicted, fold = np.zeros(n_rows, dtype=np.int64), np.zeros(n_rows, dtype=np.int64)
+    n_chosen = np.zeros(n_latents, dtype=np.int64)
+    weights, strength = np.zeros((n_latents, n_groups)), np.zeros(n_latents)
     for number, (train, test) in enumerate(splits):
         model, setting = _fit(features[train], groups[train], ids[train], seed)
         predicted[test], fold[test] = model.predict(features[test]), number
@@ -119,22 +167,7 @@ def classify_groups(
         n_chosen[latents] += 1
         weights[latents] += coefficients
         strength[latents] += np.abs(coefficients).mean(axis=1)
-    latents = _order(n_chosen, strength, len(splits))
-    confusion = np.zeros((len(names), len(names)), dtype=np.int64)
-    np.add.at(confusion, (groups, predicted), 1)
-    sizes = confusion.sum(axis=1)
-    return GroupClassification(
-        accuracy=float(np.trace(confusion) / len(groups)),
-        balanced_accuracy=float((np.diag(confusion) / sizes).mean()),
-        chance=float(sizes.max() / len(groups)),
-        confusion=confusion,
-        predicted=predicted,
-        fold=fold,
-        latents=latents,
-        latent_share=n_chosen[latents] / len(splits),
-        latent_weight=weights[latents] / n_chosen[latents, None],
-        settings=tuple(settings),
-    )
+    return _Folds(predicted, fold, n_chosen, weights, strength, tuple(settings))
 
 
 def variance_share(features: npt.NDArray[np.float64], groups: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
@@ -182,7 +215,7 @@ def _check(
         raise ValueError(f"groups must be whole numbers from 0 to {len(names) - 1}; leave out rows without a group")
     sizes = _patients_by_group(groups, ids, len(names))
     if sizes.min() < 2:
-        found = ", ".join(f"{name!r} has {size}" for name, size in zip(names, sizes.tolist(), strict=True))
+        found = ", ".join(f"{shown(repr(name))} has {size}" for name, size in zip(names, sizes.tolist(), strict=True))
         raise ValueError(f"classification needs at least 2 patients in each group: {found}")
 
 

@@ -107,8 +107,26 @@ def compare_groups(
     if n_permutations < 1:
         raise ValueError(f"n_permutations must be at least 1, found {n_permutations}")
     tested = np.asarray(counts.max(axis=0) > counts.min(axis=0))
-    varying = np.flatnonzero(tested)
-    p_value, q_value, effect = np.ones(len(tested)), np.ones(len(tested)), np.zeros(len(tested))
+    effect, p_value, q_value = _test(counts, np.flatnonzero(tested), first, method, n_permutations, seed)
+    mean_first = counts[first].mean(axis=0, dtype=np.float64)
+    mean_second = counts[~first].mean(axis=0, dtype=np.float64)
+    extra = fold_change_pseudocount(counts)
+    fold = np.log2(mean_first + extra) - np.log2(mean_second + extra)
+    direction = np.sign(effect if method == "mann-whitney" else mean_first - mean_second).astype(np.int8)
+    return GroupComparison(mean_first, mean_second, fold, direction, effect, p_value, q_value, tested)
+
+
+def _test(
+    counts: npt.NDArray[np.floating],
+    varying: npt.NDArray[np.int64],
+    first: npt.NDArray[np.bool_],
+    method: Method,
+    n_permutations: int,
+    seed: int,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Effect, p and adjusted p of every latent, each of shape `(S,)`; those that do not vary have 0, 1 and 1."""
+    n_latents = counts.shape[1]
+    effect, p_value, q_value = np.zeros(n_latents), np.ones(n_latents), np.ones(n_latents)
     for latents in _blocks(varying):
         block = np.asarray(counts[:, latents], dtype=np.float64)
         effect[latents] = rank_biserial(block, first)
@@ -118,12 +136,7 @@ def compare_groups(
         p_value[varying] = _permutation(counts, varying, first, n_permutations, seed)
     if len(varying):
         q_value[varying] = false_discovery_control(p_value[varying], method="bh")
-    mean_first = counts[first].mean(axis=0, dtype=np.float64)
-    mean_second = counts[~first].mean(axis=0, dtype=np.float64)
-    extra = fold_change_pseudocount(counts)
-    fold = np.log2(mean_first + extra) - np.log2(mean_second + extra)
-    direction = np.sign(effect if method == "mann-whitney" else mean_first - mean_second).astype(np.int8)
-    return GroupComparison(mean_first, mean_second, fold, direction, effect, p_value, q_value, tested)
+    return effect, p_value, q_value
 
 
 def fold_change_pseudocount(counts: npt.NDArray[np.floating]) -> float:

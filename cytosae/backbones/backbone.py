@@ -13,6 +13,7 @@ from cytosae.backbones.layouts import join_parts
 from cytosae.backbones.positions import fit_positions, rotary_angles, rotary_periods
 from cytosae.backbones.preprocessing import StatedTransform
 from cytosae.backbones.resolve import Encoder, resolve_encoder
+from cytosae.backbones.shapes import check_finite
 from cytosae.backbones.vit import VisionTransformer
 from cytosae.backbones.weights import read_checkpoint, weights_sha256
 
@@ -114,24 +115,45 @@ def describe_backbone(
     weights_digest: str | None = None,
     preprocessing: StatedTransform | None = None,
 ) -> BackboneInfo:
-    """Describe a checkpoint without building the network, checking every key and shape.
+    """`describe_blocks` for one block."""
+    return describe_blocks(
+        path, name=name, blocks=(block,), weights_digest=weights_digest, preprocessing=preprocessing
+    )[0]
+
+
+def describe_blocks(
+    path: Path,
+    *,
+    name: str | None,
+    blocks: Sequence[int],
+    weights_digest: str | None = None,
+    preprocessing: StatedTransform | None = None,
+) -> list[BackboneInfo]:
+    """Describe a checkpoint without building the network, checking every key, every shape and the weights in use.
 
     Args:
         path: Checkpoint (.pth, .pt, .bin, .safetensors) of a known encoder, or a local folder of transformers, timm or
             open_clip (docs/encoders.md).
         name: Name of the encoder where nothing in the checkpoint states it, else a label; inferred if None.
-        block: Requested block, as a Python index.
+        blocks: Requested blocks, as Python indices.
         weights_digest: `weights_sha256` of the path, if it is known already.
         preprocessing: What is to be done with the images instead of what the encoder's own files say.
 
+    Returns:
+        One description per block, which differ in the block alone.
+
     Raises:
         BackboneNotFoundError: If `path` does not exist.
-        BackboneError: If the checkpoint is damaged, contains Python objects, does not match its description, lacks the
-            block, or if nothing says how it wants its images.
+        BackboneError: If the checkpoint is damaged, contains Python objects, does not match its description, lacks a
+            block, if a weight in use is NaN or infinity, or if nothing says how it wants its images.
     """
     encoder = resolve_encoder(read_checkpoint(path), name, preprocessing or StatedTransform())
-    _check_block(block, encoder.architecture.depth, path)
-    return _describe(encoder, weights_digest or weights_sha256(path), block)
+    depth = encoder.architecture.depth
+    for block in blocks:
+        _check_block(block, depth, path)
+    check_finite(encoder.found, max(block % depth for block in blocks) + 1, path)
+    digest = weights_digest or weights_sha256(path)
+    return [_describe(encoder, digest, block) for block in blocks]
 
 
 def load_backbone(
@@ -160,8 +182,8 @@ def load_backbone(
     wanted = [block % info.n_blocks for block in (blocks or (info.block,))]
     stated = StatedTransform(info.image_size, info.image_mean, info.image_std, info.image_scale, info.resample)
     encoder = resolve_encoder(read_checkpoint(path), info.name, stated)
+    check_finite(encoder.found, max(wanted) + 1, path)
     model = _build_network(encoder, max(wanted) + 1)
-    _check_finite(model, path)
     return Backbone(model.to(device=device, dtype=dtype), info, blocks)
 
 
@@ -231,10 +253,3 @@ def _check_block(block: int, n_blocks: int, path: Path) -> None:
         raise BackboneError(
             f"--block_layer {block} was given, but '{path}' has {n_blocks} blocks: -{n_blocks} to {n_blocks - 1}"
         )
-
-
-def _check_finite(model: nn.Module, path: Path) -> None:
-    """Raise if a weight is NaN or infinity."""
-    bad = [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
-    if bad:
-        raise BackboneError(f"weights in '{path}' contain NaN or infinity: {'; '.join(bad[:6])}")

@@ -15,6 +15,7 @@ from cytosae.backbones.statement import (
     Statement,
     activation_name,
     positive_number,
+    size_of,
     whole_number,
 )
 
@@ -27,17 +28,29 @@ class _Family:
     """A `model_type` of transformers: its defaults, which a config may omit."""
 
     suggestion: ImageTransform
+    """How the family usually wants its images."""
     eps: float
+    """Epsilon of layer normalisation."""
     patch_size: int = 16
+    """Pixels along a patch's side."""
     activation: str = "gelu"
+    """Activation function of the MLPs, as transformers names it."""
     width: int = 768
+    """Width D."""
     depth: int = 12
+    """Blocks."""
     heads: int = 12
+    """Attention heads."""
     n_registers: int | None = None
+    """Register tokens; None if the tensors say it."""
     positions: str = "plain"
+    """Rule by which the position table is resized."""
     rope: bool = False
+    """Whether positions are rotary."""
     pre_norm: bool = False
+    """Whether tokens are normalised before the first block."""
     n_cls: int = 1
+    """CLS tokens."""
 
 
 _CLIP = _Family(OPENAI, 1e-5, 32, "quick_gelu", pre_norm=True)
@@ -118,10 +131,10 @@ def _sizes(vision: Mapping[str, Any], family: _Family) -> dict[str, Any]:
     patch = vision.get("patch_size", family.patch_size)
     patch = patch[0] if isinstance(patch, list) and len(set(patch)) == 1 else patch
     facts = {
-        "width": whole_number(vision.get("hidden_size"), family.width, top=1 << 16),
-        "depth": whole_number(vision.get("num_hidden_layers"), family.depth, top=1000),
-        "heads": whole_number(vision.get("num_attention_heads"), family.heads, top=1 << 10),
-        "patch_size": whole_number(patch, family.patch_size, top=1024),
+        "width": size_of("width", vision.get("hidden_size"), family.width),
+        "depth": size_of("depth", vision.get("num_hidden_layers"), family.depth),
+        "heads": size_of("heads", vision.get("num_attention_heads"), family.heads),
+        "patch_size": size_of("patch_size", patch, family.patch_size),
         "activation": activation_name(vision.get("hidden_act", family.activation)),
         "eps": positive_number(vision.get("layer_norm_eps", family.eps)),
         "positions": family.positions,

@@ -6,7 +6,7 @@ The scheme is that of `VisionTransformer`, and before `join_parts` also `blocks.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -309,9 +309,31 @@ def join_parts(tensors: State) -> dict[str, torch.Tensor]:
         for parts, whole in _JOINED:
             _join(joined, [f"{block}.{part}" for part in parts], f"{block}.{whole}")
         mask, bias = joined.pop(f"{block}.attn.qkv.bias_mask", None), joined.get(f"{block}.attn.qkv.bias")
-        if mask is not None and bias is not None:
-            joined[f"{block}.attn.qkv.bias"] = torch.where(mask == 0, torch.zeros_like(bias), bias * mask)
+        if mask is not None and bias is not None and mask.shape == bias.shape:
+            joined[f"{block}.attn.qkv.bias"] = masked_bias(bias, mask)
     return joined
+
+
+def masked_bias(bias: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """DINOv3's bias of queries, keys and values under its mask; a masked value may be anything, NaN too."""
+    return torch.where(mask == 0, torch.zeros_like(bias), bias * mask)
+
+
+def saved_parts(whole: str, names: Collection[str]) -> list[str]:
+    """The parts that a checkpoint saves instead of a joined tensor, in any of its blocks; empty if it does not.
+
+    Args:
+        whole: Our name of the joined tensor.
+        names: Our names of the tensors that there are, before `join_parts`.
+    """
+    inside = {name.split(".", 2)[2] for name in names if name.startswith("blocks.")}
+    for parts, layer in _JOINED:
+        if f".{layer}." in whole:
+            split = [whole.replace(layer, part) for part in parts]
+            used = [name for name in split if name.split(".", 2)[2] in inside]
+            # A key's bias may not exist in any block; its weight does.
+            return split if used and len(parts) == 3 and whole.endswith(".weight") else used
+    return []
 
 
 def _join(joined: dict[str, torch.Tensor], parts: list[str], whole: str) -> None:
@@ -319,6 +341,9 @@ def _join(joined: dict[str, torch.Tensor], parts: list[str], whole: str) -> None
     if len(parts) == 2 and f"{parts[0]}.weight" not in joined:
         # transformers' DINOv3 calls the first layer of an MLP without a gate `up_proj`.
         parts = parts[1:]
+    found = [joined.get(f"{part}.weight") for part in parts]
+    if len({None if item is None else item.shape[1:] for item in found} - {None}) > 1:
+        return
     if all(f"{part}.weight" in joined for part in parts):
         joined[f"{whole}.weight"] = torch.cat([joined.pop(f"{part}.weight") for part in parts])
     biases = [joined.get(f"{part}.bias") for part in parts]

@@ -46,10 +46,15 @@ class StatedTransform:
     """What a file, a registry entry or the user states of a transform; None where nothing is stated."""
 
     size: int | None = None
+    """Height and width in pixels."""
     mean: Triple | None = None
+    """Subtracted from each RGB channel, after scaling."""
     std: Triple | None = None
+    """Divisor of each RGB channel."""
     scale: float | None = None
+    """Factor of the pixel values of 0 to 255."""
     resample: str | None = None
+    """Pillow's filter of the resize."""
 
     def filled_from(self, other: "StatedTransform | ImageTransform") -> Self:
         """What is stated here, and what only `other` states."""

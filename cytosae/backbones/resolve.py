@@ -22,7 +22,6 @@ from cytosae.backbones.registry import (
     DINOV2,
     find_architecture,
     known_transform,
-    matching_architectures,
 )
 from cytosae.backbones.shapes import (
     Shapes,
@@ -30,6 +29,7 @@ from cytosae.backbones.shapes import (
     check_types,
     count_parameters,
     count_position_prefix,
+    fitting_architectures,
     infer_architecture,
     table_side,
 )
@@ -114,6 +114,8 @@ def resolve_encoder(checkpoint: Checkpoint, name: str | None, options: StatedTra
     if found.n_encoders > 1:
         notes.append(f"of {found.n_encoders} encoders in the file, '{shown(found.prefix)}' is used")
     label = name or statement.name
+    if name is not None:
+        notes += _name_notes(name, architecture, fitting_architectures(inferred, shapes, found), checkpoint)
     return Encoder(
         checkpoint.path,
         dataclasses.replace(architecture, name=label),
@@ -122,6 +124,21 @@ def resolve_encoder(checkpoint: Checkpoint, name: str | None, options: StatedTra
         transform,
         tuple(filter(None, [*notes, statement.note, *note])),
     )
+
+
+def _name_notes(
+    name: str, architecture: Architecture, matches: list[Architecture], checkpoint: Checkpoint
+) -> list[str]:
+    """A note on a name of the user's that contradicts what the checkpoint itself says, where it decides nothing."""
+    if checkpoint.stated is not None:
+        found = architecture.name if name != architecture.name else None
+    elif checkpoint.config:
+        known = find_architecture(name)
+        contradicts = known is not None and known not in matches
+        found = (matches[0].name if matches else architecture.describe()) if contradicts else None
+    else:
+        return []
+    return [] if found is None else [f"model_name {shown(name)} is only a label: the checkpoint is {shown(found, 200)}"]
 
 
 def _read_description(checkpoint: Checkpoint) -> Statement:
@@ -158,9 +175,7 @@ def _recognise(
         if known is None:
             raise BackboneError(f"model_name {name!r} is unknown; known are {', '.join(ARCHITECTURES)}")
         return _known(known, side), _as_saved(known, inferred, found)
-    matches = matching_architectures(
-        inferred, side, in_open_clip=found.is_open_clip_trunk, own_names=found.has_own_names
-    )
+    matches = fitting_architectures(inferred, shapes, found)
     own = {(known_transform(item.name), item.activation, item.eps) for item in matches}
     if len(own) == 1:
         note = f"recognised as {matches[0].name} by its shapes; if it is another encoder, say how it wants its images"

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from cytosae.backbones.errors import BackboneError, listed
-from cytosae.backbones.layouts import TRANSFORMERS_DINOV3, FoundEncoder
+from cytosae.backbones.layouts import TRANSFORMERS_DINOV3, FoundEncoder, masked_bias, saved_parts
 from cytosae.backbones.preprocessing import MAX_IMAGE_SIZE
 from cytosae.backbones.registry import ARCHITECTURES, matching_architectures, usual_heads
 from cytosae.backbones.vit import Architecture, VisionTransformer
@@ -24,7 +24,7 @@ def infer_architecture(shapes: Shapes, found: FoundEncoder, path: Path) -> Archi
     """
     patch = shapes["patch_embed.weight"]
     down, up = shapes.get("blocks.0.mlp.fc2.weight"), shapes.get("blocks.0.mlp.fc1.weight")
-    problem = _structural_problem(shapes)
+    problem = _structural_problem(shapes, found)
     if problem or down is None or up is None:
         unknown = f"; unknown {listed(list(found.unknown))}" if found.unknown else ""
         raise BackboneError(
@@ -54,10 +54,23 @@ def infer_architecture(shapes: Shapes, found: FoundEncoder, path: Path) -> Archi
 def _is_dinov3(found: FoundEncoder) -> bool:
     """Whether a file without a position table is DINOv3's; a table can also just be missing.
 
-    Its own files hold the periods of its rotary positions; timm and transformers name its tensors in ways of their own.
+    Its own files contain the periods of rotary positions; timm and transformers name its tensors in ways of their own.
     """
     timm = found.names.get("blocks.0.ls1", "").endswith("gamma_1")
     return "rope_periods" in found.tensors or timm or found.layout is TRANSFORMERS_DINOV3
+
+
+def fitting_architectures(inferred: Architecture, shapes: Shapes, found: FoundEncoder) -> list[Architecture]:
+    """Known encoders with the shapes of a checkpoint.
+
+    Args:
+        inferred: What `infer_architecture` says.
+        shapes: The tensors, parts joined.
+        found: The file's tensors.
+    """
+    return matching_architectures(
+        inferred, table_side(shapes, inferred), in_open_clip=found.is_open_clip_trunk, own_names=found.has_own_names
+    )
 
 
 def count_parameters(shapes: Shapes) -> int:
@@ -65,17 +78,20 @@ def count_parameters(shapes: Shapes) -> int:
     return sum(item.numel() for item in shapes.values())
 
 
-def _structural_problem(shapes: Shapes) -> str:
+def _structural_problem(shapes: Shapes, found: FoundEncoder) -> str:
     """Why the tensors are not those of a vision transformer, if they are not."""
     patch, numbers = shapes["patch_embed.weight"], _block_numbers(shapes)
     if patch.ndim != 4 or patch.shape[2] != patch.shape[3] or not 1 <= patch.shape[2] <= MAX_IMAGE_SIZE:
         return f"its patch embedding has shape {tuple(patch.shape)}, expected (width, 3, patch, patch)"
     if numbers != list(range(len(numbers))):
         gap = next(index for index, number in enumerate(numbers) if index != number)
-        return f"missing all of blocks.{gap}, but there is blocks.{numbers[-1]}"
+        there = next(saved for ours, saved in found.names.items() if ours.startswith(f"blocks.{numbers[-1]}."))
+        prefix = there.partition(f".{numbers[-1]}.")[0]
+        return f"missing all of {prefix}.{gap}, but there is {prefix}.{numbers[-1]}"
     layers = ("blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight")
     missing = [name for name in layers if name not in shapes or shapes[name].ndim != 2]
-    return f"missing {'; missing '.join(missing)}" if missing else ""
+    problems = [problem for name in missing for problem in _problems(name, None, shapes, found)]
+    return listed(problems)
 
 
 def _block_numbers(shapes: Shapes) -> list[int]:
@@ -117,6 +133,31 @@ def check_types(found: FoundEncoder, path: Path) -> None:
         raise BackboneError(f"'{path}' cannot be used: {listed(problems)}")
 
 
+def check_finite(found: FoundEncoder, n_blocks: int, path: Path) -> None:
+    """Check that the tensors of the first blocks, and those outside the blocks, are numbers that float32 represents.
+
+    Args:
+        found: The file's tensors, of checked types.
+        n_blocks: Blocks that are used.
+        path: The checkpoint, for messages.
+
+    Raises:
+        BackboneError: If one contains NaN or infinity.
+    """
+    bad = []
+    for ours, tensor in found.tensors.items():
+        parts = ours.split(".")
+        if (parts[0] == "blocks" and int(parts[1]) >= n_blocks) or ours.endswith(".bias_mask") or not tensor.numel():
+            continue
+        mask = found.tensors.get(f"{ours}_mask")
+        used = tensor if mask is None else masked_bias(tensor, mask)
+        low, high = (used if used.dtype.itemsize > 1 else used.float()).aminmax()
+        if not (torch.isfinite(low.float()) and torch.isfinite(high.float())):
+            bad.append(found.names[ours])
+    if bad:
+        raise BackboneError(f"weights in '{path}' contain NaN or infinity: {listed(bad)}")
+
+
 def check_shapes(
     shapes: Shapes, architecture: Architecture, found: FoundEncoder, path: Path, *, described: bool
 ) -> None:
@@ -138,19 +179,19 @@ def check_shapes(
             "of them"
         )
     expected = _expected_shapes(architecture, found)
-    named = {ours: found.names.get(ours, ours) for ours in [*expected, *shapes]}
     missing = [name for name in expected if name not in shapes]
     if architecture.rope_theta is None and "positions" not in shapes:
         missing.append("positions")
-        named["positions"] = "a position table"
-    optional = {"positions"} if architecture.rope_theta is None else {"rope_periods"}
-    problems = [f"missing {_saved_name(name, found)}" for name in missing]
+    known = {*expected, "positions" if architecture.rope_theta is None else "rope_periods"}
+    known |= {part for name in missing for part in saved_parts(name, found.tensors)}
+    problems = [problem for name in missing for problem in _problems(name, expected.get(name), shapes, found)]
     problems += [f"unknown {name}" for name in found.unknown]
-    problems += [f"unknown {named[name]}" for name in shapes if name not in expected and name not in optional]
+    problems += [f"unknown {found.names.get(name, name)}" for name in shapes if name not in known]
     problems += [
-        f"{named[name]} has shape {tuple(shapes[name].shape)}, expected {shape}"
+        problem
         for name, shape in expected.items()
         if name in shapes and tuple(shapes[name].shape) != shape
+        for problem in _problems(name, shape, shapes, found)
     ]
     problems += _position_problems(shapes, architecture, found)
     if problems:
@@ -192,6 +233,31 @@ def _position_problems(shapes: Shapes, architecture: Architecture, found: FoundE
     return problems
 
 
+def _problems(ours: str, shape: tuple[int, ...] | None, shapes: Shapes, found: FoundEncoder) -> list[str]:
+    """What is wrong with a tensor that is missing or has another shape, by the names in the file.
+
+    Args:
+        ours: Its name, parts joined.
+        shape: Its shape if it is known.
+        shapes: The tensors, parts joined.
+        found: The file's tensors.
+    """
+    if ours in found.names:
+        return [f"{found.names[ours]} has shape {tuple(shapes[ours].shape)}, expected {shape}"]
+    parts, problems = saved_parts(ours, found.tensors), []
+    n_parts = 3 if ".attn.qkv." in ours else len(parts)
+    size = None if shape is None or not parts else (shape[0] // n_parts, *shape[1:])
+    for part in parts:
+        if part not in found.tensors:
+            problems.append(f"missing {_saved_name(part, found)}")
+        elif tuple(found.tensors[part].shape) != size:
+            expected = "" if size is None else f", expected {size}"
+            problems.append(f"{found.names[part]} has shape {tuple(found.tensors[part].shape)}{expected}")
+    # The parts of a bias are not joined either where those of the weight are at fault.
+    is_explained = problems or (parts and f"{ours.removesuffix('.bias')}.weight" not in shapes)
+    return problems if is_explained else [f"missing {_saved_name(ours, found)}"]
+
+
 def _saved_name(ours: str, found: FoundEncoder) -> str:
     """The name under which a missing tensor was looked for, as the file names its neighbours."""
     for name, saved in found.names.items():
@@ -207,10 +273,7 @@ def _hint(shapes: Shapes, architecture: Architecture, found: FoundEncoder, path:
     """The name of a known encoder that fits better, if the name was the user's to choose."""
     if architecture not in ARCHITECTURES.values():
         return ""
-    inferred = infer_architecture(shapes, found, path)
-    matches = matching_architectures(
-        inferred, table_side(shapes, inferred), in_open_clip=found.is_open_clip_trunk, own_names=found.has_own_names
-    )
+    matches = fitting_architectures(infer_architecture(shapes, found, path), shapes, found)
     if not matches or architecture in matches:
         return ""
     return f" (this looks like {matches[0].name}: pass --model_name {matches[0].name})"

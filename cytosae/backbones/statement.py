@@ -38,7 +38,7 @@ class Statement:
     note: str = ""
     """What a user should know about how the encoder was recognised."""
     assume: bool = False
-    """Whether the suggestion is a definition of ours, which holds where nothing is stated (with a note)."""
+    """Whether the suggestion is a definition of ours, which applies where nothing is stated (with a note)."""
 
 
 def whole_number(value: Any, default: int | None, *, top: int, least: int = 1) -> int:  # noqa: ANN401 - checked here
@@ -51,6 +51,19 @@ def whole_number(value: Any, default: int | None, *, top: int, least: int = 1) -
     if type(value) is not int or not least <= value <= top:
         raise ValueError(f"expected a whole number of {least} to {top}, found {shown(value)}")
     return int(value)
+
+
+_LARGEST = {"width": 1 << 16, "depth": 1000, "heads": 1 << 10, "patch_size": 1024}
+"""More than any vision transformer has, by field of `Architecture`."""
+
+
+def size_of(field: str, value: Any, default: int | None, *, least: int = 1) -> int:  # noqa: ANN401 - checked here
+    """A size that a file states for a field of `Architecture`; the default if it states none.
+
+    Raises:
+        ValueError: If it is no whole number from `least` to more than any vision transformer has.
+    """
+    return whole_number(value, default, top=_LARGEST[field], least=least)
 
 
 def positive_number(value: Any, top: float = 1.0) -> float:  # noqa: ANN401 - checked here

@@ -13,6 +13,7 @@ from cytosae.backbones.statement import (
     Statement,
     activation_name,
     positive_number,
+    size_of,
     whole_number,
 )
 
@@ -52,6 +53,11 @@ _TANH = re.compile(
 _MLPS = ("mlp", "swiglu_packed", "swiglupacked")
 
 
+def is_dinov2(config: Mapping[str, Any]) -> bool:
+    """Whether a timm description is of DINOv2, of which the shapes say everything that it could state."""
+    return "dinov2" in str(config.get("architecture"))
+
+
 def read_timm_config(config: Mapping[str, Any], path: Path, name: str) -> Statement:
     """What the `config.json` of a timm folder states.
 
@@ -73,10 +79,10 @@ def read_timm_config(config: Mapping[str, Any], path: Path, name: str) -> Statem
         if isinstance(error, BackboneError):
             raise
         raise BackboneError(f"'{path}' states impossible model_args: {error}") from error
-    is_dinov2 = "dinov2" in architecture
+    of_dinov2 = is_dinov2(config)
     suggestion = OPENAI if "clip" in architecture and "siglip" not in architecture else IMAGENET
-    transform = read_timm(config, path, "bilinear" if is_dinov2 else "bicubic")
-    return Statement(name, facts, transform, ImageTransform() if is_dinov2 else suggestion, assume=is_dinov2)
+    transform = read_timm(config, path, "bilinear" if of_dinov2 else "bicubic")
+    return Statement(name, facts, transform, ImageTransform() if of_dinov2 else suggestion, assume=of_dinov2)
 
 
 def _timm_facts(architecture: str, arguments: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -96,9 +102,9 @@ def _timm_facts(architecture: str, arguments: Mapping[str, Any], path: Path) -> 
     words = set(match["rest"].split("_"))
     width, depth, heads = _DINO_GIANT if base.startswith("vit_giant_") and "dinov2" in words else _SIZES[match["size"]]
     facts: dict[str, Any] = {
-        "width": whole_number(arguments.get("embed_dim"), width, top=1 << 16),
-        "depth": whole_number(arguments.get("depth"), depth, top=1000),
-        "patch_size": whole_number(arguments.get("patch_size"), int(match["patch"]), top=1024),
+        "width": size_of("width", arguments.get("embed_dim"), width),
+        "depth": size_of("depth", arguments.get("depth"), depth),
+        "patch_size": size_of("patch_size", arguments.get("patch_size"), int(match["patch"])),
         "eps": 1e-5 if words & {"clip", "dinov3"} else 1e-6,
         "positions": "antialias",
         "n_cls": int(arguments.get("class_token", not words & {"siglip", "gap", "map"})),
@@ -108,7 +114,7 @@ def _timm_facts(architecture: str, arguments: Mapping[str, Any], path: Path) -> 
     }
     # `vit_base_patch16_gap_224` alone has other heads than all others of its size.
     usual = heads if facts["width"] == width and base != "vit_base_patch16_gap_224" else 0
-    facts["heads"] = whole_number(arguments.get("num_heads"), usual, top=1 << 10, least=0)
+    facts["heads"] = size_of("heads", arguments.get("num_heads"), usual, least=0)
     facts |= _implied_parts(words, arguments, distilled=match["distilled"] is not None)
     if isinstance(arguments.get("act_layer"), str):
         facts["activation"] = activation_name(arguments["act_layer"].lower())
@@ -158,10 +164,10 @@ def read_open_clip_config(config: Mapping[str, Any], path: Path, name: str) -> S
         if trunk is not None:
             facts = _timm_facts(str(trunk), {}, path)
         else:
-            width = whole_number(vision.get("width"), 768, top=1 << 16)
+            width = size_of("width", vision.get("width"), 768)
             facts = {
                 "width": width,
-                "heads": width // whole_number(vision.get("head_width"), 64, top=1 << 16),
+                "heads": width // size_of("width", vision.get("head_width"), 64),
                 "activation": _open_clip_activation(model, vision),
                 "eps": positive_number(vision.get("norm_kwargs", {}).get("eps", 1e-5)),
                 "positions": "antialias",

@@ -13,6 +13,7 @@ import torch
 
 from cytosae.backbones.errors import BackboneError, BackboneNotFoundError, listed, shown
 from cytosae.backbones.preprocessing import read_json
+from cytosae.backbones.timm import is_dinov2
 
 State = Mapping[str, torch.Tensor]
 
@@ -82,7 +83,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Files that hold the weights of a folder: the one with a usual name, all that an index names, or the only one.
+    """Files with the weights of a folder: the one with a usual name, all that an index names, or the only one.
 
     Raises:
         BackboneError: If there are none, if several could be meant, or if an index names files that are missing.
@@ -115,7 +116,7 @@ def weights_sha256(path: Path) -> str:
         described = _description_of(path, used[0])
         return _hash_files(files | set(used) | ({described} if described else set()))
     described = _description_of(path.parent, path)
-    if described is not None and "dinov2" not in str(read_json(described).get("architecture")):
+    if described is not None and not is_dinov2(read_json(described)):
         return _hash_files({path, described})
     return _hash_file(path)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from cytosae.backbones.errors import shown
 from cytosae.formats.foreign import Activation, ForeignSae, InteropError, check_activation, show_names
 from cytosae.formats.readers import SaeFiles, find_files, read_foreign, strip_prefix
 from cytosae.formats.reference import unwrap_cfg
@@ -97,15 +98,19 @@ def load_sae(
     architecture = cfg.get("arch", "relu")
     if architecture not in ARCHITECTURES:
         raise SaeCheckpointError(
-            f"'{path}' has architecture {architecture!r}; this version knows: {', '.join(ARCHITECTURES)}"
+            f"'{path}' has architecture {shown(repr(architecture))}; this version knows: {', '.join(ARCHITECTURES)}"
         )
     sae = _make_shell(path, architecture, found.state_dict, cfg.get("settings"), files.weights.stat().st_size)
     _fill(sae, found)
+    if bad := sae.non_finite():
+        raise SaeCheckpointError(
+            f"{', '.join(bad)} in '{path}' contain NaN or infinity: its training failed, or its numbers are too large "
+            "for float32"
+        )
     if encoder_only:
         sae.W_dec = torch.nn.Parameter(torch.empty(0, len(sae.b_dec)))
-    if bad := [name for name, tensor in sae.state_dict().items() if not torch.isfinite(tensor).all()]:
-        raise SaeCheckpointError(f"{', '.join(bad)} in '{path}' contain NaN or infinity: its training failed")
-    sae.source = SaeSource(path, cfg, digest_sae(path, activation))
+    stated = None if activation is None else activation._asdict()
+    sae.source = SaeSource(path, cfg, digest_sae(path, activation), stated)
     return LoadedSae(sae.requires_grad_(False).eval().to(device), cfg)
 
 
@@ -247,15 +252,21 @@ def _make_shell(path: Path, architecture: str, state: object, settings: object, 
         raise SaeCheckpointError(f"'state_dict' in '{path}' must contain dense floating-point tensors of 16 to 64 bits")
     found = {name: tuple(state[name].shape) for name in wanted}
     d_in, n_latents = found["W_enc"] if len(found["W_enc"]) == 2 else (0, 0)
-    given, names = settings if isinstance(settings, dict) else {}, ARCHITECTURES[architecture].setting_names
+    given, kind = {} if settings is None else settings, ARCHITECTURES[architecture]
+    if not isinstance(given, dict) or not kind.needed_settings <= set(given):
+        raise SaeCheckpointError(
+            f"'settings' in '{path}' must contain {', '.join(kind.setting_names) or 'nothing'} for architecture "
+            f"{architecture}, found {shown(repr(given))}"
+        )
     try:
         sae = make_sae(
-            architecture, d_in, n_latents, device="meta", **{name: given[name] for name in names if name in given}
-        )
+            architecture, d_in, n_latents, device="meta",
+            **{name: given[name] for name in kind.setting_names if name in given},
+        )  # fmt: skip
         fits = found == {name: tuple(tensor.shape) for name, tensor in sae.state_dict().items()}
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         if d_in * n_latents:
-            raise SaeCheckpointError(f"'settings' in '{path}' cannot be used: {error}") from error
+            raise SaeCheckpointError(f"'settings' in '{path}' cannot be used: {shown(str(error), 300)}") from error
         fits = False
     if not fits:
         expected = "(D,S), (S,), (S,D), (D,)" if len(wanted) == 4 else f"the shapes of architecture {architecture}"

@@ -4,15 +4,18 @@ from typing import Any
 
 import torch
 
+from cytosae.backbones.errors import shown
 from cytosae.formats.foreign import (
     ForeignSae,
     InteropError,
     Source,
+    check_stated_sizes,
     read_number,
     read_whole_number,
     show_names,
     state_activation,
     transpose,
+    whole_number_from,
 )
 
 DICTIONARY_LEARNING_CONFIG, DICTIONARY_LEARNING_WEIGHTS = "config.json", "ae.pt"
@@ -60,7 +63,9 @@ def read_dictionary_learning(source: Source) -> ForeignSae:
     """
     name, fitting = _find_class(source), _fitting(source)
     if name is not None and name not in _NAMES:
-        raise InteropError(f"{DICTIONARY_LEARNING_CONFIG} has dict_class {name!r}; known are {', '.join(_NAMES)}")
+        raise InteropError(
+            f"{DICTIONARY_LEARNING_CONFIG} has dict_class {shown(repr(name))}; known are {', '.join(_NAMES)}"
+        )
     if name is not None and name not in fitting:
         raise InteropError(
             f"{DICTIONARY_LEARNING_CONFIG} has dict_class {name}, which saves {', '.join(_NAMES[name])}; found "
@@ -73,7 +78,10 @@ def read_dictionary_learning(source: Source) -> ForeignSae:
     }
     # Two classes have tensors that no other class has.
     is_known = name is not None or kind in ("GatedAutoEncoder", "MatryoshkaBatchTopKSAE")
-    known, more = (_describe(source, kind) if is_known else None) or _state(source, fitting, state["b_enc"].numel())
+    sizes = dict(zip(("activation_dim", "dict_size"), state["W_enc"].shape, strict=True))
+    check_stated_sizes(_trainer(source), DICTIONARY_LEARNING_CONFIG, sizes)
+    n_latents = state["b_enc"].numel()
+    known, more = (_describe(source, kind, n_latents) if is_known else None) or _state(source, fitting, n_latents)
     return ForeignSae(
         known,
         state | more,
@@ -84,11 +92,16 @@ def read_dictionary_learning(source: Source) -> ForeignSae:
     )
 
 
+def _trainer(source: Source) -> dict[str, Any]:
+    """The part of the config that describes the autoencoder; empty if there is none."""
+    trainer = source.config.get("trainer") if isinstance(source.config, dict) else None
+    return trainer if isinstance(trainer, dict) else {}
+
+
 def _find_class(source: Source) -> str | None:
     """The class that the config names; None if there is no config of dictionary_learning."""
-    trainer = source.config.get("trainer") if isinstance(source.config, dict) else None
-    name = trainer.get("dict_class") if isinstance(trainer, dict) else None
-    return None if name is None else str(name)
+    name = _trainer(source).get("dict_class")
+    return name if name is None or isinstance(name, str) else repr(name)
 
 
 def _fitting(source: Source) -> list[str]:
@@ -116,7 +129,7 @@ def _state(source: Source, fitting: list[str], n_latents: int) -> tuple[dict[str
     return state_activation(source, layout, possible, n_latents, k=k, threshold=threshold, hint=hint)
 
 
-def _describe(source: Source, kind: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+def _describe(source: Source, kind: str, n_latents: int) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
     """The config, and tensors besides the named ones, of an autoencoder of a known class.
 
     None if it is a batchtopk autoencoder without a threshold: it would apply no sparsity at all.
@@ -125,7 +138,7 @@ def _describe(source: Source, kind: str) -> tuple[dict[str, Any], dict[str, torc
     if kind in _ARCHITECTURES:
         architecture, settings = _ARCHITECTURES[kind], {}
     else:
-        architecture, settings = "topk" if kind == "AutoEncoderTopK" else "batchtopk", {"k": _read_k(source)}
+        architecture, settings = "topk" if kind == "AutoEncoderTopK" else "batchtopk", {"k": _read_k(source, n_latents)}
     if architecture == "batchtopk":
         threshold = _read_threshold(source)
         if threshold is None:
@@ -134,14 +147,14 @@ def _describe(source: Source, kind: str) -> tuple[dict[str, Any], dict[str, torc
     return {"arch": architecture, "settings": settings, "dictionary_learning": source.config}, extra
 
 
-def _read_k(source: Source) -> Any:  # noqa: ANN401 - unchecked
+def _read_k(source: Source, n_latents: int) -> int:
     """Number k from the tensors and from the config, which must agree."""
-    saved = read_whole_number(source, "k")
-    trainer = source.config.get("trainer") if isinstance(source.config, dict) else None
-    stated = trainer.get("k") if isinstance(trainer, dict) else None
+    saved, stated = read_whole_number(source, "k"), _trainer(source).get("k")
+    if saved is None or stated is not None:
+        stated = whole_number_from(stated, f"{DICTIONARY_LEARNING_CONFIG}: k", n_latents)
     if None not in (saved, stated) and saved != stated:
-        raise InteropError(f"its tensors contain k {saved}, but {DICTIONARY_LEARNING_CONFIG} has k {stated!r}")
-    return stated if saved is None else saved
+        raise InteropError(f"its tensors contain k {saved}, but {DICTIONARY_LEARNING_CONFIG} has k {stated}")
+    return whole_number_from(stated if saved is None else saved, "tensor k", n_latents)
 
 
 def _read_threshold(source: Source) -> torch.Tensor | None:

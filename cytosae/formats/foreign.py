@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from cytosae.backbones.errors import shown
+
 OWN_CONFIG_KEY = "cytosae_cache"
 """Key of our whole config in files of other formats."""
 
@@ -77,7 +79,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON values
     try:
         if path.stat().st_size > _MAX_CONFIG_BYTES:
             raise InteropError(f"{path.name} has more than {_MAX_CONFIG_BYTES:,} bytes")
-        return json.loads(path.read_text(), parse_constant=str)
+        return json.loads(path.read_bytes(), parse_constant=str)
     except InteropError:
         raise
     except (OSError, ValueError, RecursionError) as error:
@@ -181,6 +183,41 @@ def read_number(source: Source, name: str) -> torch.Tensor | None:
     if tensor.numel() != 1 or tensor.is_complex():
         raise InteropError(f"tensor {name} must be one number, found shape {tuple(tensor.shape)}")
     return tensor.reshape(()).float()
+
+
+def whole_number_from(value: object, where: str, n_latents: int | None = None) -> int:
+    """A count in a config; 3.0 is 3, but neither text nor `true` is a number.
+
+    Args:
+        value: What the config contains.
+        where: File and key, for the message.
+        n_latents: Latents S, if the number counts some of them.
+
+    Raises:
+        InteropError: If it is no whole number above 0, or more than there are latents.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and value % 1 == 0 and value >= 1 and (n_latents is None or value <= n_latents):  # type: ignore[operator]
+        return int(value)  # type: ignore[call-overload, no-any-return]
+    limit = "above 0" if n_latents is None else f"from 1 to the {n_latents} latents"
+    raise InteropError(f"{where} must be a whole number {limit}, found {shown(repr(value))}")
+
+
+def check_stated_sizes(config: Mapping[str, Any], file: str, sizes: Mapping[str, int]) -> None:
+    """Refuse a config that states other sizes than the tensors have; sizes that it does not state are not checked.
+
+    Args:
+        config: The config, or a part of it.
+        file: Its name, for the message.
+        sizes: Size that the tensors have, by its key.
+
+    Raises:
+        InteropError: If a size differs or is no whole number.
+    """
+    for key, size in sizes.items():
+        stated = config.get(key)
+        if stated is not None and whole_number_from(stated, f"{file}: {key}") != size:
+            raise InteropError(f"{file} has {key} {shown(repr(stated))}, but the tensors have {size:,}")
 
 
 def require_shapes(tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -11,15 +11,18 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from cytosae.backbones.errors import shown
 from cytosae.formats.foreign import (
     OWN_CONFIG_KEY,
     ForeignSae,
     InteropError,
     Source,
+    check_stated_sizes,
     read_number,
     require_shapes,
     show_names,
     transpose,
+    whole_number_from,
 )
 from cytosae.sae.base import SMALLEST_NORM, Sae
 from cytosae.sae.registry import ARCHITECTURES, saelens_defaults
@@ -32,6 +35,8 @@ SAELENS_VERSION = "6.0.0"
 
 _TRAINED_AS_BATCHTOPK = ("batchtopk", "matryoshka_batchtopk")
 """Architectures of training checkpoints whose inference version is jumprelu."""
+
+_COMMON = {"W_enc", "W_dec", "b_dec"}
 
 _FUNCTION_KEYS = ("activation_fn_str", "activation_fn")
 """Where versions 2 to 5 save the name of the activation function."""
@@ -93,7 +98,7 @@ def read_saelens(source: Source) -> ForeignSae:
     if not isinstance(config, dict):
         raise InteropError(f"{SAELENS_CONFIG} must contain an object, found {type(config).__name__}")
     _check_input(config)
-    theirs, k = _find_architecture(config)
+    theirs = _find_architecture(config)
     tensors = dict(source.tensors)
     is_centred, is_rescaled = _read_flag(config, "apply_b_dec_to_input", True), _is_rescaled(config, theirs)
     factor = _take_decoder_factor(config, tensors)
@@ -105,19 +110,22 @@ def read_saelens(source: Source) -> ForeignSae:
     if theirs in _TRAINED_AS_BATCHTOPK:
         theirs, tensors = "jumprelu", _with_threshold(source, is_rescaled=is_rescaled)
     elif "log_threshold" in tensors:
+        if "threshold" in tensors:
+            raise InteropError("its tensors contain both threshold and log_threshold; SAELens saves one of them")
         tensors["threshold"] = tensors.pop("log_threshold").float().exp()
-    metadata, defaults = config.get("metadata"), saelens_defaults()
-    cfg = metadata.get(OWN_CONFIG_KEY) if isinstance(metadata, dict) else None
-    kind = ARCHITECTURES.get(str(cfg.get("arch"))) if isinstance(cfg, dict) else None
-    if not isinstance(cfg, dict) or kind is None or kind.saelens_architecture != theirs:
-        kind = defaults[theirs]
+    n_latents = tensors["b_gate" if "b_gate" in tensors else "b_enc"].numel() if set(tensors) >= _COMMON else None
+    k = _read_k(config, n_latents) if theirs == "topk" else None
+    cfg = _own_config(config, theirs, k)
+    if cfg is None:
+        kind = saelens_defaults()[theirs]
         settings = kind.settings_from_saelens({**config, "k": k})
         cfg = {"arch": kind.architecture, "settings": settings, "saelens": config}
     try:
-        state = kind.from_saelens(tensors)
+        state = ARCHITECTURES[cfg["arch"]].from_saelens(tensors)
     except ValueError as error:
         raise InteropError(str(error)) from error
-    _check_sizes(config, state)
+    if "W_enc" in state and state["W_enc"].ndim == 2:
+        check_stated_sizes(config, SAELENS_CONFIG, dict(zip(("d_in", "d_sae"), state["W_enc"].shape, strict=True)))
     return ForeignSae(cfg, state, is_centred, is_rescaled, factor)
 
 
@@ -147,38 +155,88 @@ def _check_input(config: Mapping[str, Any]) -> None:
     normalize = config.get("normalize_activations")
     if normalize is True:  # its name before version 3.3
         normalize = "expected_average_only_in"
-    if normalize not in (None, False, "none"):
+    if not (normalize is None or normalize is False or normalize == "none"):
         hint = "it rescales every token"
         if normalize == "expected_average_only_in":
             hint = (
                 "the scale of the inputs is not part of the weights. Open it with SAELens, call "
                 "fold_activation_norm_scaling_factor with it and save it again"
             )
-        raise InteropError(f"{SAELENS_CONFIG} has normalize_activations {normalize!r}, not 'none': {hint}")
+        raise InteropError(f"{SAELENS_CONFIG} has normalize_activations {shown(repr(normalize))}, not 'none': {hint}")
     reshape = config.get("reshape_activations", "hook_z" if "hook_z" in str(config.get("hook_name")) else "none")
     if reshape != "none":
-        raise InteropError(f"{SAELENS_CONFIG} has reshape_activations {reshape!r}; only 'none' is supported")
+        raise InteropError(f"{SAELENS_CONFIG} has reshape_activations {shown(repr(reshape))}; only 'none' is supported")
 
 
-def _find_architecture(config: Mapping[str, Any]) -> tuple[str, Any]:
-    """The architecture in the terms of version 6, and k, unchecked."""
+def _find_architecture(config: Mapping[str, Any]) -> str:
+    """The architecture in the terms of version 6."""
     theirs, known = config.get("architecture", "standard"), [*saelens_defaults(), *_TRAINED_AS_BATCHTOPK]
     if not isinstance(theirs, str) or theirs not in known:
-        raise InteropError(f"{SAELENS_CONFIG} has architecture {theirs!r}; known are {', '.join(known)}")
+        raise InteropError(f"{SAELENS_CONFIG} has architecture {shown(repr(theirs))}; known are {', '.join(known)}")
     functions = {name: config[name] for name in _FUNCTION_KEYS if config.get(name) is not None}
-    arguments = config.get("activation_fn_kwargs") or {}
-    if not isinstance(arguments, dict) or not set(arguments) <= {"k"}:
-        raise InteropError(f"{SAELENS_CONFIG} has activation_fn_kwargs {arguments!r}; only k is supported")
     for name, function in functions.items():
         allowed = {"standard": ("relu", "topk"), "topk": ("topk",)}.get(theirs, ("relu",))
         if function not in allowed or function != next(iter(functions.values())):
             raise InteropError(
-                f"{SAELENS_CONFIG} has {name} {function!r} and architecture {theirs!r}; supported is "
+                f"{SAELENS_CONFIG} has {name} {shown(repr(function))} and architecture {theirs!r}; supported is "
                 f"{' or '.join(allowed)}"
             )
-    if "topk" in functions.values():
-        theirs = "topk"
-    return theirs, arguments.get("k", config.get("k"))
+    _read_arguments(config)
+    return "topk" if "topk" in functions.values() else theirs
+
+
+def _read_arguments(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Arguments of the activation function in versions 2 to 5."""
+    arguments = config.get("activation_fn_kwargs")
+    arguments = {} if arguments is None else arguments
+    if not isinstance(arguments, dict) or not set(arguments) <= {"k"}:
+        raise InteropError(f"{SAELENS_CONFIG} has activation_fn_kwargs {shown(repr(arguments))}; only k is supported")
+    return arguments
+
+
+def _read_k(config: Mapping[str, Any], n_latents: int | None) -> int:
+    """The number of active latents per token, which may be in two places."""
+    stated = {"k": config.get("k"), "activation_fn_kwargs.k": _read_arguments(config).get("k")}
+    found = {
+        name: whole_number_from(value, f"{SAELENS_CONFIG}: {name}", n_latents)
+        for name, value in stated.items()
+        if value is not None
+    }
+    if len(set(found.values())) > 1:
+        raise InteropError(
+            f"{SAELENS_CONFIG} has {' and '.join(f'{name} {k}' for name, k in found.items())}: correct one of them"
+        )
+    return next(iter(found.values())) if found else whole_number_from(None, f"{SAELENS_CONFIG}: k", n_latents)
+
+
+def _own_config(config: Mapping[str, Any], theirs: str, k: int | None) -> dict[str, Any] | None:
+    """The config that this package put into the folder's metadata; None if there is none, or if a newer version did.
+
+    Raises:
+        InteropError: If it contradicts the rest of the config: whoever changed one of them meant something.
+    """
+    metadata = config.get("metadata")
+    cfg = metadata.get(OWN_CONFIG_KEY) if isinstance(metadata, dict) else None
+    if cfg is None:
+        return None
+    where = f"metadata.{OWN_CONFIG_KEY}"
+    if not isinstance(cfg, dict):
+        raise InteropError(f"{SAELENS_CONFIG} has {where} {shown(repr(cfg))}; expected an object")
+    kind = ARCHITECTURES.get(cfg["arch"]) if isinstance(cfg.get("arch"), str) else None
+    if kind is None:
+        return None
+    advice = f"Correct the wrong one, or delete {where}"
+    if kind.saelens_architecture != theirs:
+        raise InteropError(
+            f"{SAELENS_CONFIG} has architecture {theirs}, but {where}.arch {kind.architecture}, which is exported as "
+            f"{kind.saelens_architecture}. {advice}"
+        )
+    if k is not None:
+        settings = cfg.get("settings")
+        ours = settings.get("k") if isinstance(settings, dict) else None
+        if whole_number_from(ours, f"{SAELENS_CONFIG}: {where}.settings.k") != k:
+            raise InteropError(f"{SAELENS_CONFIG} has k {k}, but {where}.settings.k {shown(repr(ours))}. {advice}")
+    return cfg
 
 
 def _is_rescaled(config: Mapping[str, Any], theirs: str) -> bool:
@@ -221,17 +279,9 @@ def _with_threshold(source: Source, *, is_rescaled: bool) -> dict[str, torch.Ten
     return {**tensors, "threshold": threshold / norms.clamp_min(SMALLEST_NORM)}
 
 
-def _check_sizes(config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> None:
-    """Refuse a config of other sizes than the tensors."""
-    shape = tuple(state["W_enc"].shape) if "W_enc" in state else None
-    stated = (config.get("d_in"), config.get("d_sae"))
-    if shape is not None and None not in stated and stated != shape:
-        raise InteropError(f"W_enc has shape {shape}, but {SAELENS_CONFIG} has d_in {stated[0]} and d_sae {stated[1]}")
-
-
 def _read_flag(config: Mapping[str, Any], name: str, default: bool) -> bool:
     """An entry that is true or false."""
     value = config.get(name, default)
     if not isinstance(value, bool):
-        raise InteropError(f"{SAELENS_CONFIG} has {name} {value!r}; expected true or false")
+        raise InteropError(f"{SAELENS_CONFIG} has {name} {shown(repr(value))}; expected true or false")
     return value

@@ -1,9 +1,18 @@
 """Folders of EleutherAI's sparsify (formerly `sae`): `cfg.json` and `sae.safetensors`."""
 
 from collections.abc import Mapping
-from typing import Any
 
-from cytosae.formats.foreign import ForeignSae, InteropError, Source, show_names, state_activation, transpose
+from cytosae.backbones.errors import shown
+from cytosae.formats.foreign import (
+    ForeignSae,
+    InteropError,
+    Source,
+    check_stated_sizes,
+    show_names,
+    state_activation,
+    transpose,
+    whole_number_from,
+)
 
 SPARSIFY_CONFIG, SPARSIFY_WEIGHTS = "cfg.json", "sae.safetensors"
 """Files of a folder."""
@@ -44,19 +53,23 @@ def read_sparsify(source: Source) -> ForeignSae:
         hint = f"Put its {SPARSIFY_CONFIG} beside it, or"
         known, more = state_activation(source, "sparsify", ("topk",), state["b_enc"].numel(), hint=hint)
         return ForeignSae(known, state | more, is_stated=True)
-    k = _check_config(source.config, state["W_enc"].shape[0])
+    k = _check_config(source.config, *state["W_enc"].shape)
     return ForeignSae({"arch": "topk", "settings": {"k": k}, "sparsify": source.config}, state)
 
 
-def _check_config(config: object, d_in: int) -> Any:  # noqa: ANN401 - k, unchecked
+def _check_config(config: object, d_in: int, n_latents: int) -> int:
     """The config's k, if everything else in it is supported."""
     if not isinstance(config, Mapping):
         raise InteropError(f"{SPARSIFY_CONFIG} must contain an object, found {type(config).__name__}")
     for name in _UNSUPPORTED:
         if config.get(name):
-            raise InteropError(f"{SPARSIFY_CONFIG} has {name} {config[name]!r}, which no architecture here has")
+            raise InteropError(
+                f"{SPARSIFY_CONFIG} has {name} {shown(repr(config[name]))}, which no architecture here has"
+            )
     if config.get("activation", "topk") != "topk":
-        raise InteropError(f"{SPARSIFY_CONFIG} has activation {config['activation']!r}; only 'topk' is supported")
-    if config.get("d_in", d_in) != d_in:
-        raise InteropError(f"encoder.weight takes {d_in} channels, but {SPARSIFY_CONFIG} has d_in {config['d_in']!r}")
-    return config.get("k", _DEFAULT_K)
+        found = shown(repr(config["activation"]))
+        raise InteropError(f"{SPARSIFY_CONFIG} has activation {found}; only 'topk' is supported")
+    # Without num_latents, which is 0 then, their number is a multiple of d_in.
+    named = {"num_latents": n_latents} if config.get("num_latents") else {"expansion_factor": n_latents // d_in}
+    check_stated_sizes(config, SPARSIFY_CONFIG, {"d_in": d_in, **named})
+    return whole_number_from(config.get("k", _DEFAULT_K), f"{SPARSIFY_CONFIG}: k", n_latents)

@@ -39,6 +39,8 @@ class SaeSource(NamedTuple):
     """The config in it, as JSON values."""
     sha256: str
     """SHA-256 of everything that decides what it computes, in hex."""
+    activation: dict[str, Any] | None = None
+    """What the user stated about its activation function, as JSON values; None if nothing."""
 
 
 class Sae(nn.Module, ABC):
@@ -66,6 +68,8 @@ class Sae(nn.Module, ABC):
     """Name in options and files."""
     setting_names: ClassVar[tuple[str, ...]] = ()
     """Constructor arguments, besides the sizes, that define the architecture; also attributes of the same names."""
+    needed_settings: ClassVar[frozenset[str]] = frozenset()
+    """Those of `setting_names` without which a trained autoencoder's function is not known; others only train it."""
     training_options: ClassVar[frozenset[str]] = frozenset()
     """Names of the training options and loss coefficients that `training_loss` uses, other than `setting_names`."""
     needs_whole_rows: ClassVar[bool] = False
@@ -115,7 +119,7 @@ class Sae(nn.Module, ABC):
 
         Args:
             pre: Shape `(..., n)`.
-            latents: Which latents `pre` holds, as a slice or indices; all by default, and all are required if
+            latents: Which latents `pre` contains, as a slice or indices; all by default, and all are required if
                 `needs_whole_rows`.
         """
 
@@ -160,6 +164,11 @@ class Sae(nn.Module, ABC):
     def settings_from_saelens(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """Settings from a SAELens config that this package did not write; unchecked."""
         return {}
+
+    @torch.no_grad()
+    def non_finite(self) -> list[str]:
+        """Names of tensors that contain NaN or infinity, and of what the architecture computes from them alone."""
+        return [name for name, part in self.state_dict().items() if not is_finite(part)]
 
     def _latent_units(self) -> tuple[torch.Tensor, ...]:
         """Parameters and buffers measured in the unit of activations, shape `(S,)` or 0-dimensional."""
@@ -287,3 +296,8 @@ class Sae(nn.Module, ABC):
         self.b_dec.mul_(scale).add_(mean)
         for bias in self._latent_units():
             bias.mul_(scale)
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether every element is a finite number; takes no memory of the tensor's size."""
+    return not tensor.numel() or all(bool(torch.isfinite(bound)) for bound in tensor.aminmax())

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from cytosae.sae.base import Sae
+from cytosae.sae.base import Sae, is_finite
 from cytosae.sae.loss import LossInputs, LossTerms, SaeLoss
 
 _TO_SAELENS = {"b_enc": "b_gate"}
@@ -52,6 +52,12 @@ class GatedSae(Sae):
         aux = (from_gate - x).square().sum() / inputs.variance
         n_fired = (acts.detach() > 0).to(x.dtype).sum(dim=0).round().to(torch.int64)
         return SaeLoss(LossTerms(mse + l1 + aux, mse, l1, aux), n_fired, reconstruction)
+
+    @torch.no_grad()
+    def non_finite(self) -> list[str]:
+        """See `Sae`."""
+        found = super().non_finite()
+        return found if "r_mag" in found or is_finite(self.r_mag.exp()) else [*found, "exp(r_mag)"]
 
     def to_saelens(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """See `Sae`; SAELens has its own name for the gate's bias."""

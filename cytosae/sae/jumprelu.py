@@ -48,8 +48,8 @@ class JumpReluSae(Sae):
         **more: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(d_in, n_latents, **more)
-        if not (k > 0 and bandwidth > 0):
-            raise ValueError(f"k and bandwidth must be above 0, found {k} and {bandwidth}")
+        if not (0 < k < torch.inf and 0 < bandwidth < torch.inf):
+            raise ValueError(f"k and bandwidth must be above 0, found {k!r} and {bandwidth!r}")
         self.k, self.bandwidth = k, bandwidth
         self.threshold = nn.Parameter(torch.full_like(self.b_enc, _INITIAL_THRESHOLD))
 

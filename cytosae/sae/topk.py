@@ -33,15 +33,16 @@ class TopKSae(Sae):
 
     architecture: ClassVar[str] = "topk"
     setting_names: ClassVar[tuple[str, ...]] = ("k",)
+    needed_settings: ClassVar[frozenset[str]] = frozenset({"k"})
     training_options: ClassVar[frozenset[str]] = frozenset({"aux_coefficient"})
     saelens_architecture: ClassVar[str | None] = "topk"
     needs_whole_rows: ClassVar[bool] = True
 
     def __init__(self, d_in: int, n_latents: int, *, k: int = 32, **more: Any) -> None:  # noqa: ANN401
         super().__init__(d_in, n_latents, **more)
-        if k not in range(1, n_latents + 1):
-            raise ValueError(f"k must be a whole number from 1 to the {n_latents} latents, found {k}")
-        self.k = k
+        if isinstance(k, bool) or k not in range(1, n_latents + 1):
+            raise ValueError(f"k must be a whole number from 1 to the {n_latents} latents, found {k!r}")
+        self.k = int(k)
 
     def activate(self, pre: torch.Tensor, latents: slice | torch.Tensor = slice(None)) -> torch.Tensor:
         """See `Sae`; needs all latents."""
@@ -116,6 +117,7 @@ class BatchTopKSae(TopKSae):
     """
 
     architecture: ClassVar[str] = "batchtopk"
+    needed_settings: ClassVar[frozenset[str]] = frozenset()
     needs_whole_rows: ClassVar[bool] = False
     saelens_architecture: ClassVar[str | None] = "jumprelu"
     is_saelens_default: ClassVar[bool] = False
@@ -194,7 +196,8 @@ class MatryoshkaSae(BatchTopKSae):
     ) -> None:
         super().__init__(d_in, n_latents, k=k, **more)
         self.prefixes = tuple(float(share) for share in prefixes)
-        if sorted({0.0, *self.prefixes}) != [0.0, *self.prefixes] or self.prefixes[-1] != 1:
+        shares = [0.0, *self.prefixes]
+        if shares[-1] != 1 or not all(before < share for before, share in itertools.pairwise(shares)):
             raise ValueError(f"prefixes must be shares that ascend from above 0 to 1, found {self.prefixes}")
 
     def losses(self, x: torch.Tensor, decoded: "_Decoded", variance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,8 +11,17 @@ class UserError(ValueError):
 
 def quote(text: str) -> str:
     """A name from a file or folder in single quotes, safe on a terminal: escaped where not printable, and shortened."""
-    cut = text if len(text) <= _MAX_QUOTED else text[: _MAX_QUOTED - 3] + "..."
-    return "'" + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut) + "'"
+    return f"'{escape(text if len(text) <= _MAX_QUOTED else text[: _MAX_QUOTED - 3] + '...')}'"
+
+
+def escape(text: str, *, keep: str = "") -> str:
+    """Text that cannot control a terminal: characters that are not printable are escaped.
+
+    Args:
+        text: Any text.
+        keep: Characters that stay as they are nevertheless.
+    """
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 def join_few(texts: Iterable[str], n: int) -> str:

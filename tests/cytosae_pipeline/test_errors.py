@@ -2,7 +2,7 @@
 
 import pytest
 
-from cytosae_pipeline.errors import join_few, quote
+from cytosae_pipeline.errors import escape, join_few, quote
 
 
 @pytest.mark.parametrize(("n", "text"), [(0, ""), (1, "a0"), (3, "a0, a1, a2"), (1003, "a0, a1, a2 and 1,000 more")])
@@ -13,3 +13,4 @@ def test_a_long_list_is_cut(n, text):
 def test_names_cannot_control_a_terminal():
     assert quote("\x1b[2J\n") == "'\\x1b[2J\\n'"
     assert len(quote("a" * 5000)) < 110
+    assert escape("a\tb\x9b1m\r\n", keep="\n\t") == "a\tb\\x9b1m\\r\n"

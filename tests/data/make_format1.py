@@ -51,7 +51,8 @@ def make_workspace(root: Path) -> None:
     run(root, "train", *train, "--expansion_factor", 3, "--n_checkpoints", 1, "--run_name", "run")
     (root / "saes").mkdir()
     for arch in ARCHITECTURES:
-        options = ("--arch", arch, "--k", 4, "--expansion_factor", 2, "--n_checkpoints", 0, "--run_name", arch)
+        k = ("--k", 4) if "k" in ARCHITECTURES[arch].setting_names else ()
+        options = ("--arch", arch, *k, "--expansion_factor", 2, "--n_checkpoints", 0, "--run_name", arch)
         run(root, "train", *train, *options)
         (path,) = (root / "out" / "checkpoints" / arch).glob("final_*.pt")
         shutil.copy(path, root / "saes" / f"{arch}.pt")

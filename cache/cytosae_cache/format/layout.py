@@ -78,7 +78,7 @@ class StoreLayout:
         name = "activations/zarr.json"
         array = parse_json(self.read_file(name, max_bytes=MAX_METADATA_BYTES), f"{self.path}/{name}")
         self.n_images, self.shard_images, self.compression = check_activations(array, self.spec, str(self.path))
-        # Every image has 16 bytes in its shard's index, so this refuses a shape that no memory could hold.
+        # Every image has 16 bytes in its shard's index, so this refuses a shape that fits into no memory.
         if self.complete and n_bytes < 16 * self.n_images:
             raise StoreCorruptError(
                 f"the metadata of store '{self.path}' promises {self.n_images:,} images, but its shard files have only "

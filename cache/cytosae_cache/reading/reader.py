@@ -157,7 +157,7 @@ class StoreReader:
             if checksum(as_bytes(image)) != self._checksums[first + offset]:
                 row = first + offset
                 raise ChecksumError(
-                    f"row {row} ('{self.store.images.path[row]}') of store '{self.store.path}' fails its checksum: "
+                    f"row {row} ({self.store.images.path[row]!r}) of store '{self.store.path}' fails its checksum: "
                     "its bytes changed on disk. Find all damage with: cytosae-cache verify "
                     f"{shlex.quote(str(self.store.path))}; repair it by rebuilding with --overwrite"
                 )

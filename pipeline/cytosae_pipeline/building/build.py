@@ -32,11 +32,12 @@ from cytosae_pipeline.building.store_place import (
     resume_advice,
 )
 from cytosae_pipeline.config import BuildConfig
-from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.errors import UserError, escape
 from cytosae_pipeline.images.columns import type_columns
 from cytosae_pipeline.images.decoding import Decoded, ImageDecoder
 from cytosae_pipeline.images.files import VANISHED
 from cytosae_pipeline.runtime.progress import Progress, format_seconds
+from cytosae_pipeline.runtime.workers import can_start_processes
 from cytosae_pipeline.workspace.find import require_dataset, training_command
 from cytosae_pipeline.workspace.paths import Workspace
 
@@ -214,6 +215,9 @@ def _fill(
     if not stores:
         return {}
     n_workers = config.workers if config.workers is not None else min(_MOST_WORKERS, os.cpu_count() or 1)
+    if n_workers and not can_start_processes():
+        logger.info("a daemonic process cannot start others: decoding images in this one, as with --workers 0")
+        n_workers = 0
     info = plan.info
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(StoreWriter(store, widen=widen_with_torch)) for store in stores]
@@ -276,7 +280,7 @@ def _compute_shard(
         for image in batch:
             if image.reason and config.strict_images:
                 raise StoreError(
-                    f"image '{plan.images.rows[image.row].path}' cannot be read: {image.reason}. "
+                    f"image '{escape(plan.images.rows[image.row].path)}' cannot be read: {image.reason}. "
                     "Repair or remove it, or omit --strict-images to set such images aside"
                 )
         for all_rows, part in zip(
@@ -290,7 +294,7 @@ def _compute_shard(
     if len(rows) > 1 and all(reason == VANISHED for reason in reasons):
         raise StoreError(
             f"{len(rows):,} consecutive images have vanished since the build began, the first "
-            f"'{plan.images.rows[rows[0]].path}' in '{plan.images.root}': was a disk unmounted? Finished work is "
-            f"kept: {resume_advice(overwrite=config.overwrite)}"
+            f"'{escape(plan.images.rows[rows[0]].path)}' in '{plan.images.root}': was a disk unmounted? Finished "
+            f"work is kept: {resume_advice(overwrite=config.overwrite)}"
         )
     return [ShardData(shard, part, digests, reasons, sizes) for part in activations]

@@ -18,7 +18,7 @@ from cytosae_pipeline.building.activations import compute_activations
 from cytosae_pipeline.building.plan import make_spec
 from cytosae_pipeline.building.source_check import compare_source
 from cytosae_pipeline.config import StoreSource, VerifyConfig
-from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.errors import UserError, escape
 from cytosae_pipeline.images.decoding import ImageDecoder, open_decoder
 from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.images.listing import list_stored_images
@@ -100,7 +100,7 @@ def verify_against_source(store: ActivationStore, config: StoreSource) -> list[s
                 elif _differ(mine, theirs, store.spec):
                     problems[image.row] = "its activations differ from recomputed ones"
             bar.advance(len(batch))
-    return [f"row {row} ('{images.rows[row].path}'): {problem}" for row, problem in sorted(problems.items())]
+    return [f"row {row} ('{escape(images.rows[row].path)}'): {problem}" for row, problem in sorted(problems.items())]
 
 
 def describe_own_backbone(store: ActivationStore, model_path: Path, name: str | None) -> BackboneInfo:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from cytosae.backbones.backbone import BackboneInfo, describe_backbone
+from cytosae.backbones.backbone import BackboneInfo, describe_blocks
 from cytosae.backbones.preprocessing import MAX_IMAGE_SIZE, StatedTransform
 from cytosae_cache.format.spec import Precision, Preprocessing, StoreDtype, StoreSpec, TokenLayout
 from cytosae_cache.storage.base import Location
@@ -20,7 +20,7 @@ from cytosae_pipeline.images.summary import describe_images
 from cytosae_pipeline.runtime.devices import choose_device, choose_precision
 from cytosae_pipeline.runtime.progress import format_bytes
 from cytosae_pipeline.workspace.find import require_dataset
-from cytosae_pipeline.workspace.paths import Workspace, resolve_model_path
+from cytosae_pipeline.workspace.paths import EMBEDDED_MODEL, Workspace, resolve_model_path
 
 
 @dataclass(frozen=True)
@@ -115,18 +115,35 @@ def plan_build(config: BuildConfig, *, weights_digest: str | None = None) -> Bui
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     stores: list[StorePlan] = []
-    for block in config.block_layer:
-        info = describe_backbone(
-            model_path, name=config.model_name, block=block,
-            weights_digest=stores[0].info.weights_sha256 if stores else weights_digest,
-            preprocessing=stated_preprocessing(config),
-        )  # fmt: skip
+    for info in _describe_blocks(config, model_path, weights_digest):
         spec = make_spec(info, store_dtype=config.store_dtype, precision=precision, white_level=config.white_level or 0)
         store = open_storage(config.store or workspace.store_path(name, spec.hash)).location
         if store in [item.store for item in stores]:
             raise UserError(f"block_layer {list(config.block_layer)} names block {spec.block} twice")
         stores.append(StorePlan(info, spec, store, len(images) * spec.record_bytes, free_bytes(store)))
     return BuildPlan(images, model_path, tuple(stores), device)
+
+
+def _describe_blocks(config: BuildConfig, model_path: Path, weights_digest: str | None) -> list[BackboneInfo]:
+    """The checkpoint, once for each block.
+
+    Raises:
+        UserError: If the network in the package is given the name of another.
+    """
+    is_embedded = model_path == EMBEDDED_MODEL
+    infos = describe_blocks(
+        model_path,
+        name=None if is_embedded else config.model_name,
+        blocks=config.block_layer,
+        weights_digest=weights_digest,
+        preprocessing=stated_preprocessing(config),
+    )
+    if is_embedded and config.model_name not in (None, infos[0].name):
+        raise UserError(
+            f"model_path embedded is the network {infos[0].name}, found model_name {config.model_name}: leave out "
+            "--model_name, or name another checkpoint with --model_path"
+        )
+    return infos
 
 
 def stated_preprocessing(config: StorePlace) -> StatedTransform:

@@ -7,7 +7,7 @@ import numpy as np
 from cytosae_cache.errors import StoreMismatchError
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.writer import StoreWriter
-from cytosae_pipeline.errors import join_few
+from cytosae_pipeline.errors import escape, join_few
 from cytosae_pipeline.images.decoding import Hashed, ImageDecoder
 from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.runtime.progress import Progress
@@ -27,7 +27,7 @@ def check_sizes(store: ActivationStore, images: ImageList) -> None:
     """
     sizes = store.column("images/n_bytes").tolist()
     changed = [
-        f"'{row.path}' ({size:,} bytes then, {row.seen.n_bytes:,} now)"
+        f"'{escape(row.path)}' ({size:,} bytes then, {row.seen.n_bytes:,} now)"
         for row, size, valid in zip(images.rows, sizes, store.valid.tolist(), strict=True)
         if valid and size and row.seen is not None and row.seen.n_bytes != size
     ]
@@ -63,7 +63,7 @@ def reopen_shards(writer: StoreWriter, shards: Sequence[int], images: ImageList,
     with Progress("compare images", n_rows, "images") as progress:
         for shard in shards:
             for recorded, found in zip(writer.recorded_sources(shard), hashed, strict=False):
-                name = f"'{images.rows[found.row].path}'"
+                name = f"'{escape(images.rows[found.row].path)}'"
                 if recorded is not None and found.sha256 != recorded:
                     changed.append(name + (f" ({found.reason})" if found.reason else ""))
                 elif recorded is None and found.sha256 is not None and shard not in reopened[-1:]:

@@ -1,15 +1,17 @@
 """The command line: options in, one call, a summary out. Heavy imports happen inside the verbs."""
 
 import dataclasses
+import functools
 import signal
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
 from cytosae_pipeline.cli import store_verbs  # noqa: F401 - registers its verbs
 from cytosae_pipeline.cli.group import cli, verb
-from cytosae_pipeline.cli.options import config_options, given_options, make_config
+from cytosae_pipeline.cli.options import GroupedCommand, config_options, given_options, make_config
 from cytosae_pipeline.cli.output import print_result
 from cytosae_pipeline.config import (
     BuildConfig,
@@ -72,7 +74,21 @@ def build(as_json: bool, dry_run: bool, **values: Any) -> None:
     print_result(shown, "\n".join(lines), as_json)
 
 
-@verb
+class _TrainCommand(GroupedCommand):
+    """Help of `train`: what is needed most comes first."""
+
+    sections: ClassVar[dict[str, Sequence[str]]] = {
+        "Options that are needed most": (
+            "dataset_name", "root_dir", "preset", "arch", "expansion_factor", "k", "l1_coefficient",
+            "total_training_tokens", "batch_size", "run_name",
+        ),
+        "Options of arch relu and gated": ("use_ghost_grads", "norm_weighted_l1", "mse_cls_coefficient"),
+        "Options of arch topk, batchtopk and matryoshka": ("aux_coefficient",),
+        "Options of arch jumprelu": ("l0_coefficient", "bandwidth"),
+    }  # fmt: skip
+
+
+@functools.partial(verb, kind=_TrainCommand)
 @click.option(
     "--sweep",
     type=click.Path(path_type=Path),

@@ -44,12 +44,18 @@ def cli() -> None:
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, nothing else.")
 
 
-def verb(function: Callable[..., Any]) -> click.Command:
-    """Register a verb: `--json`, and errors as messages. A trailing _ of the function's name is left out."""
+def verb(function: Callable[..., Any], kind: type[click.Command] = click.Command) -> click.Command:
+    """Register a verb: `--json`, and errors as messages. A trailing _ of the function's name is left out.
+
+    Args:
+        function: What the verb does.
+        kind: Class of the command, which writes its help.
+    """
 
     @functools.wraps(function)
     def run(**values: Any) -> None:
         with messages(), log_to_stderr(quiet=values["as_json"]):
             function(**values)
 
-    return cli.command(function.__name__.rstrip("_"), context_settings=CONTEXT_SETTINGS)(json_option(run))
+    name = function.__name__.rstrip("_")
+    return cli.command(name, cls=kind, context_settings=CONTEXT_SETTINGS)(json_option(run))

@@ -58,6 +58,21 @@ def make_config(record: type[Config], values: dict[str, Any]) -> Any:  # noqa: A
         raise click.UsageError(str(error)) from error
 
 
+class GroupedCommand(click.Command):
+    """A command whose help lists its options under headings; `sections` has the names of the parameters of each."""
+
+    sections: typing.ClassVar[dict[str, Sequence[str]]] = {}
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections in their order, and options of none under the last heading."""
+        records = {parameter.name: parameter.get_help_record(ctx) for parameter in self.get_params(ctx)}
+        for title, names in self.sections.items():
+            with formatter.section(title):
+                formatter.write_dl([record for name in names if (record := records.pop(name, None)) is not None])
+        with formatter.section("Other options"):
+            formatter.write_dl([record for record in records.values() if record is not None])
+
+
 class _Choice(click.Choice[str]):
     """A closed choice whose error suggests the nearest right value."""
 

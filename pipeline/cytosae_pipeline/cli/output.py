@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.errors import UserError, escape
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM, as shells expect it."""
@@ -23,12 +23,7 @@ def print_result(result: Any, text: str, as_json: bool) -> None:  # noqa: ANN401
         values = dataclasses.asdict(result) if dataclasses.is_dataclass(result) else result  # type: ignore[arg-type]
         click.echo(json.dumps(values, default=str))
     else:
-        click.echo(printable(text))
-
-
-def printable(text: str) -> str:
-    """Text that is safe on a terminal: control characters of names that came from files are escaped."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+        click.echo(_printable(text))
 
 
 @contextmanager
@@ -52,7 +47,7 @@ class _StderrHandler(logging.Handler):
         """Print one message."""
         from tqdm.std import tqdm
 
-        tqdm.write(printable(self.format(record)), file=sys.stderr)
+        tqdm.write(_printable(self.format(record)), file=sys.stderr)
 
 
 @contextmanager
@@ -69,7 +64,12 @@ def messages() -> Iterator[None]:
     except (ValueError, OSError, RuntimeError) as error:
         if not _is_expected(error):
             raise
-        raise click.ClickException(printable(str(error))) from error
+        raise click.ClickException(_printable(str(error))) from error
+
+
+def _printable(text: str) -> str:
+    """Lines for a terminal. Names in them may come from files and folders of anyone, and could control it."""
+    return escape(text, keep="\n\t")
 
 
 def _is_expected(error: Exception) -> bool:

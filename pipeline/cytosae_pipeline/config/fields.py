@@ -84,7 +84,7 @@ def check_field(record: type[Config], name: str, value: object) -> Any:  # noqa:
 
 
 def parse_hint(hint: Any) -> tuple[Any, bool, int | None]:  # noqa: ANN401 - an annotation
-    """An annotation without `None` and `tuple`, whether `None` is allowed, and how many values it holds.
+    """An annotation without `None` and `tuple`, whether `None` is allowed, and how many values it has.
 
     The last is 1 for a single value and None for a tuple of any length.
     """
@@ -98,7 +98,7 @@ def parse_hint(hint: Any) -> tuple[Any, bool, int | None]:  # noqa: ANN401 - an 
 
 
 def is_fixed_length(record: type[Config], name: str) -> bool:
-    """Whether a field holds several values of a fixed number, which follow one option on the command line."""
+    """Whether a field has several values of a fixed number, which follow one option on the command line."""
     length = parse_hint(_hints(record)[name])[2]  # type: ignore[arg-type] # a class is hashable
     return length is not None and length > 1
 

@@ -35,7 +35,7 @@ class Layout:
     def read(self, folders: tuple[str, ...]) -> tuple[str, str]:
         """Label and patient of an image in folders that fit; '' where the layout has none.
 
-        A patient that is numbered anew in every class is `class/patient`.
+        Where the numbering of patients restarts in every class, a patient is `class/patient`.
         """
         levels = folders[: len(self.words)] if self.from_top else folders[len(folders) - len(self.words) :]
         names = dict(zip(self.words, levels, strict=True))

@@ -84,5 +84,7 @@ class StatisticsConfig(StatisticsOptions, SaeChoice):
     """Options of `features`, `classes` and `patients`."""
 
     replace_foreign: bool = option(
-        False, "Replace results in the output's folder that another program wrote, such as published ones."
+        False,
+        "Replace results in the output's folder that another program wrote, such as published ones, or that belong to "
+        "another activation function (--sae_arch).",
     )

@@ -73,8 +73,8 @@ class ImageSource(Config):
     layout: str = option(
         "auto",
         "Meaning of the folder levels: class = the parent folder is the label, patient = the parent is the patient, "
-        "class/patient = the grandparent is the label; patient-in-class: patients are numbered anew in every class. "
-        "With * levels count from the top: '*/class' skips one folder, 'class/*' whatever is below. auto uses "
+        "class/patient = the grandparent is the label; patient-in-class: the numbering of patients restarts in every "
+        "class. With * levels count from the top: '*/class' skips one folder, 'class/*' whatever is below. auto uses "
         "manifest.csv if there is one, else the folders' depth and names, and stops where they do not decide.",
     )
     vit_type: str = option("custom", "Kind of backbone; one folder of the outputs is named after it.")

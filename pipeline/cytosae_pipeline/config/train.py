@@ -1,7 +1,8 @@
 """Options of `train`, and its presets."""
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from cytosae.sae.registry import ARCHITECTURES
@@ -16,17 +17,50 @@ _Record = TypeVar("_Record")
 
 
 def _fills_from_preset(record: type[_Record]) -> type[_Record]:
-    """Make `preset` set every option that is not passed to the record."""
+    """Make `preset` set every option that is not passed to the record and that the architecture has."""
     original: Any = record.__init__
 
     @functools.wraps(original)
     def init(self: Any, **given: Any) -> None:  # noqa: ANN401 - a record and its options
         preset = given.get("preset")
         values = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
+        arch = given.get("arch", values.get("arch"))
+        if isinstance(arch, str) and arch in ARCHITECTURES:
+            foreign = {name: value for name, value in values.items() if not _belongs(name, arch)}
+            values = {name: value for name, value in values.items() if name not in foreign}
+            # `dataclasses.replace` passes what the preset had set for another architecture.
+            given = {name: value for name, value in given.items() if name not in foreign or value != foreign[name]}
         original(self, **{**values, **given})
 
     record.__init__ = init  # type: ignore[method-assign]
     return record
+
+
+OF_ARCHITECTURES: dict[str, Any] = {
+    "k": 32,
+    "l1_coefficient": 0.00008,
+    "aux_coefficient": 0.03125,
+    "l0_coefficient": 1.0,
+    "bandwidth": 1.0,
+}
+"""Defaults of options that only some architectures have; None in a record stands for them."""
+
+_SWITCHES_OF_ARCHITECTURES = ("use_ghost_grads", "norm_weighted_l1", "mse_cls_coefficient")
+
+
+def _owners(name: str) -> list[str]:
+    """Architectures that have an option."""
+    return [arch for arch, kind in ARCHITECTURES.items() if name in {*kind.setting_names, *kind.training_options}]
+
+
+def _belongs(name: str, arch: str) -> bool:
+    """Whether an option is one of all architectures, or of this one."""
+    return name not in {*OF_ARCHITECTURES, *_SWITCHES_OF_ARCHITECTURES} or arch in _owners(name)
+
+
+def without_foreign(arch: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options without those that an architecture does not have; its own stay, and so do switches."""
+    return {name: value for name, value in options.items() if name not in OF_ARCHITECTURES or _belongs(name, arch)}
 
 
 @_fills_from_preset
@@ -50,7 +84,9 @@ class TrainConfig(StoreSource):
         "real blood cells (docs/training.md).",
     )
     arch: str = option("relu", "Architecture of the autoencoder; relu is the reference's.", choices=ARCHITECTURES)
-    k: int = option(32, "Target L0: active latents per token (topk, batchtopk, matryoshka, jumprelu).", minimum=1)
+    k: int | None = option(
+        None, "Target L0: active latents per token (topk, batchtopk, matryoshka, jumprelu). [default: 32]", minimum=1
+    )
     expansion_factor: int = option(64, "Latents per channel: S = expansion_factor x D.", minimum=1)
     b_dec_init_method: Literal["geometric_median", "mean", "zeros"] = option(
         "geometric_median", "Initial decoder bias, from a sample spread over the store."
@@ -65,18 +101,23 @@ class TrainConfig(StoreSource):
         "standardize",
     )
     lr: float = option(0.0004, "Learning rate of Adam.", minimum=0)
-    l1_coefficient: float = option(0.00008, "Weight of the L1 term (relu, gated).", minimum=0)
+    l1_coefficient: float | None = option(None, "Weight of the L1 term (relu, gated). [default: 8e-05]", minimum=0)
     l1_warm_up_steps: int = option(0, "Steps over which the weight of the sparsity term rises.", minimum=0)
     norm_weighted_l1: bool = option(
         False, "Weight L1 by the norms of the decoder's rows and leave these free, instead of keeping them at 1 (relu)."
     )
-    aux_coefficient: float = option(
-        0.03125, "Weight of the AuxK term, which revives dead latents (topk, batchtopk, matryoshka).", minimum=0
+    aux_coefficient: float | None = option(
+        None,
+        "Weight of the AuxK term, which revives dead latents (topk, batchtopk, matryoshka). [default: 0.03125]",
+        minimum=0,
     )
-    l0_coefficient: float = option(1.0, "Weight of the distance between L0 and k (jumprelu).", minimum=0)
-    bandwidth: float = option(
-        1.0,
-        "Width of the kernel through which thresholds are learned, in units of the activations (jumprelu).",
+    l0_coefficient: float | None = option(
+        None, "Weight of the distance between L0 and k (jumprelu). [default: 1.0]", minimum=0
+    )
+    bandwidth: float | None = option(
+        None,
+        "Width of the kernel through which thresholds are learned, in units of the activations (jumprelu). "
+        "[default: 1.0]",
         above=0,
     )
     lr_scheduler_name: Literal[
@@ -171,15 +212,22 @@ class TrainConfig(StoreSource):
 
     def _check_architecture(self) -> None:
         """Raise for options that the architecture does not have."""
-        of_some = {
+        of_some = {name: getattr(self, name) is not None for name in OF_ARCHITECTURES} | {
             "use_ghost_grads": self.use_ghost_grads,
             "norm_weighted_l1": self.norm_weighted_l1,
             "mse_cls_coefficient": self.mse_cls_coefficient != 1,
         }
         for name, given in of_some.items():
-            if given and name not in ARCHITECTURES[self.arch].training_options:
-                owners = [arch for arch, kind in ARCHITECTURES.items() if name in kind.training_options]
-                raise UserError(f"{name} is an option of arch {', '.join(owners)}, found arch {self.arch}")
+            if given and not _belongs(name, self.arch):
+                raise UserError(
+                    f"{name} is an option of arch {', '.join(_owners(name))}, found arch {self.arch}: leave it out, or "
+                    "choose another --arch"
+                )
+
+    def filled(self) -> "TrainConfig":
+        """The same options, with the defaults of those of the architecture that were not given."""
+        unset = {name: value for name, value in OF_ARCHITECTURES.items() if getattr(self, name) is None}
+        return replace(self, **without_foreign(self.arch, unset))
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from cytosae.analysis.latents import label_entropy, label_mass
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline import __version__
-from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.errors import UserError, quote
 from cytosae_pipeline.statistics.counts import Counts, patient_labels
 from cytosae_pipeline.statistics.features import Features
 from cytosae_pipeline.statistics.inputs import Inputs
@@ -159,6 +159,6 @@ def _texts(values: Sequence[str]) -> list[str | None]:
     for value in values:
         if "\0" in value:
             raise UserError(
-                f"the name {value!r} contains a NUL byte, which no exported file supports: the store is damaged"
+                f"the name {quote(value)} contains a NUL byte, which no exported file supports: the store is damaged"
             )
     return [value or None for value in values]

@@ -93,6 +93,11 @@ class WorkerPool:
         return result  # type: ignore[no-any-return]
 
 
+def can_start_processes() -> bool:
+    """Whether this process may have children; daemonic processes of multiprocessing may not."""
+    return not multiprocessing.current_process().daemon
+
+
 def process_context() -> "ForkServerContext | SpawnContext":
     """How child processes are started. Not by fork: the parent has threads, torch's among them, and could deadlock.
 

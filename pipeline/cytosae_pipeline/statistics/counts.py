@@ -2,6 +2,7 @@
 
 import io
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -121,14 +122,14 @@ class CountsAccumulator:
         return Counts(raw.numpy(), n_images.numpy(), thresholds, names, normalised.numpy(), record)
 
 
-def require_own_counts(folder: Path, kind: GroupKind, *, replace_foreign: bool) -> None:
-    """Refuse to replace counts of another program.
+def require_own_counts(folder: Path, kind: GroupKind, record: Mapping[str, Any], *, replace_foreign: bool) -> None:
+    """Refuse to replace counts of another program or activation function, see `require_ours`.
 
     Raises:
         UserError: If there are such files.
     """
-    verb, *names = COUNT_FILES[kind]
-    require_ours(folder, verb, names, replace_foreign=replace_foreign)
+    _, *names = COUNT_FILES[kind]
+    require_ours(folder, names, record, replace_foreign=replace_foreign)
 
 
 def save_counts(
@@ -150,7 +151,7 @@ def save_counts(
     Raises:
         UserError: If a file exists that another program wrote.
     """
-    require_own_counts(folder, kind, replace_foreign=replace_foreign)
+    require_own_counts(folder, kind, counts.record, replace_foreign=replace_foreign)
     verb, *file_names = COUNT_FILES[kind]
     normalised_path, raw_path, groups_path = (folder / name for name in file_names)
     withdraw_record(folder, verb)

@@ -1,6 +1,7 @@
 """Feature data: top-k maximally activating images, mean activation and sparsity of every latent."""
 
 import csv
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,13 +111,13 @@ class FeaturesAccumulator:
         )
 
 
-def require_own_features(folder: Path, *, replace_foreign: bool) -> None:
-    """Refuse to replace feature data of another program.
+def require_own_features(folder: Path, record: Mapping[str, Any], *, replace_foreign: bool) -> None:
+    """Refuse to replace feature data of another program or activation function, see `require_ours`.
 
     Raises:
         UserError: If there are such files.
     """
-    require_ours(folder, VERB, (*FILES, ENTROPY), replace_foreign=replace_foreign)
+    require_ours(folder, (*FILES, ENTROPY), record, replace_foreign=replace_foreign)
 
 
 def save_features(
@@ -136,7 +137,7 @@ def save_features(
     Raises:
         UserError: If a file exists that another program wrote.
     """
-    require_own_features(folder, replace_foreign=replace_foreign)
+    require_own_features(folder, features.record, replace_foreign=replace_foreign)
     withdraw_record(folder, VERB)
     files = []
     for name, (stem, _) in TENSORS.items():
@@ -197,7 +198,7 @@ def _read_tensor(path: Path, dtype: torch.dtype) -> npt.NDArray[Any]:
 
 
 def _read_labels(path: Path) -> tuple[int, tuple[str, ...]]:
-    """Rows of images.csv and names of the labels; unlike labels.txt it can hold names of several lines."""
+    """Rows of images.csv and names of the labels; unlike labels.txt it can contain names of several lines."""
 
     def load(path: Path) -> tuple[int, tuple[str, ...]]:
         with path.open(newline="", encoding="utf-8") as file:

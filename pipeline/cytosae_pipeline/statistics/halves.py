@@ -10,7 +10,7 @@ def split_in_halves(groups: IntArray, labels: IntArray, *, seed: int) -> npt.NDA
     """Which images train a classifier and which test it: whole groups, and of every label about half of the images.
 
     Groups with the largest shares of their labels' images are placed first, equals in an order drawn by the seed. Each
-    goes to the side that holds the smaller shares of its labels so far; to training if they are equal.
+    goes to the side with the smaller shares of its labels so far; to training if they are equal.
 
     Args:
         groups: Group of each image, 0-based, shape `(n,)`.

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from cytosae.backbones.errors import shown
 from cytosae.formats.checkpoint import SaeNotFoundError, digest_tensors, load
 from cytosae.sae.base import Sae
 from cytosae_cache.errors import StoreMismatchError
@@ -168,4 +169,4 @@ def find_differences(store: ActivationStore, sae: Sae) -> list[str]:
     if "spec" not in cfg:
         return []
     theirs = StoreSpec.from_json(cfg["spec"])
-    return [line for line in store.spec.differences(theirs) if not line.startswith(_HARMLESS)]
+    return [shown(line, 200) for line in store.spec.differences(theirs) if not line.startswith(_HARMLESS)]

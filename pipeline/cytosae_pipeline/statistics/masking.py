@@ -16,7 +16,7 @@ from cytosae_cache.reading.prefetch import Prefetcher
 from cytosae_cache.reading.reader import StoreReader, aligned_buffer
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import PassOptions
-from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.errors import UserError, join_few, quote
 from cytosae_pipeline.runtime.devices import accumulator_device
 from cytosae_pipeline.runtime.memory import exceeds_page_cache
 from cytosae_pipeline.runtime.progress import Progress
@@ -234,10 +234,10 @@ def _make_plan(store: ActivationStore, n_images: int, seed: int) -> _Plan:
     n_test = np.bincount(labels[~in_training], minlength=len(names))
     enough = (n_train >= _LEAST_TRAINING) & (n_test >= 1)
     if enough.sum() < 2:
-        found = [f"{name} {a} and {b}" for name, a, b in zip(names, n_train, n_test, strict=True)]
+        found = [f"{quote(name)} {a} and {b}" for name, a, b in zip(names, n_train, n_test, strict=True)]
         raise UserError(
-            f"masking needs two classes with {_LEAST_TRAINING} training images and a test image each, but of "
-            f"{len(rows)} images of store '{store.path}' the halves hold: {', '.join(found[:8])}. All images of a "
+            f"masking needs two classes with {_LEAST_TRAINING} training images and a test image each, but the halves "
+            f"of {len(rows)} images of store '{store.path}' have: {join_few(found, 8)}. All images of a "
             "patient are in one half: label more images of more patients, or use more images"
         )
     classes = np.cumsum(enough) - 1

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +19,8 @@ from cytosae_pipeline.config import PassOptions, StatisticsConfig
 from cytosae_pipeline.config.commands import command
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.statistics.inputs import Inputs
+
+logger = logging.getLogger(__name__)
 
 _Value = TypeVar("_Value")
 
@@ -56,10 +59,12 @@ def with_remedy(config: StatisticsConfig) -> Iterator[None]:
 
 def make_record(inputs: Inputs, config: PassOptions, verb: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401
     """What a verb's files are made from, as JSON values."""
+    source = inputs.sae.source
     return {
         "verb": verb,
         "package_version": __version__,
         "sae_sha256": inputs.sae_sha256,
+        "sae_activation": None if source is None else source.activation,
         "store_spec_hash": inputs.store.spec.hash,
         "store_list_digest": inputs.store.provenance.list_digest,
         "dataset": inputs.store.provenance.dataset,
@@ -68,19 +73,23 @@ def make_record(inputs: Inputs, config: PassOptions, verb: str, **more: Any) -> 
     }
 
 
-def require_ours(folder: Path, verb: str, names: Iterable[str], *, replace_foreign: bool) -> None:
-    """Refuse to replace files that the verb did not write, such as published results that were copied here.
+def require_ours(folder: Path, names: Iterable[str], record: Mapping[str, Any], *, replace_foreign: bool) -> None:
+    """Refuse to replace files that the verb did not write, and results beside those of another activation function.
 
     Args:
-        folder: Folder of the verb's files.
-        verb: The verb.
-        names: Names of its files.
+        folder: Folder of the verb's files, where published results may have been copied.
+        names: Names of the verb's files.
+        record: What the new files are made from, see `make_record`.
         replace_foreign: Allow it nevertheless.
 
     Raises:
         UserError: If there is such a file; the message names it.
     """
-    if replace_foreign or has_record(folder, verb):
+    verb = record["verb"]
+    if replace_foreign:
+        return
+    _require_same_activation(folder, record)
+    if has_record(folder, verb):
         return
     foreign = next((folder / name for name in names if (folder / name).exists()), None)
     if foreign is not None:
@@ -88,6 +97,45 @@ def require_ours(folder: Path, verb: str, names: Iterable[str], *, replace_forei
             f"'{foreign}' was not written by `cytosae-cache {verb}` (there is no {verb}.json beside it), so it is not "
             "replaced. Give another --vit_type or --root_dir, or --replace_foreign if it is not needed"
         )
+
+
+def _require_same_activation(folder: Path, record: Mapping[str, Any]) -> None:
+    """Refuse a folder with results, of any verb, of the same file under another stated activation function.
+
+    Raises:
+        UserError: If there are such results; the message names both.
+    """
+    for path in sorted(folder.glob("*.json")):
+        before = _try_read(path)
+        if before is None or before["sae_sha256"] == record["sae_sha256"]:
+            continue
+        there, now = before.get("sae_activation"), record["sae_activation"]
+        is_known = "sae_activation" in before or now is None
+        if not is_known or there != now:
+            raise UserError(
+                f"'{folder}' contains results of `{path.stem}` for {_describe_activation(there, is_known=is_known)}; "
+                f"those for {_describe_activation(now)} do not belong beside them. Give another --vit_type or "
+                "--root_dir, or --replace_foreign to replace them"
+            )
+        if path.stem == record["verb"]:
+            logger.info(f"the results of `{path.stem}` in '{folder}' belong to another autoencoder: replacing them")
+
+
+def _try_read(path: Path) -> dict[str, Any] | None:
+    """A verb's record; None if the file is anything else."""
+    try:
+        record = json.loads(path.read_bytes())
+    except _UNREADABLE:
+        return None
+    return record if isinstance(record, dict) and "sae_sha256" in record else None
+
+
+def _describe_activation(activation: object, *, is_known: bool = True) -> str:
+    """The options that state an activation function."""
+    if not isinstance(activation, dict):
+        return "an autoencoder without --sae_arch" if is_known else "another autoencoder or --sae_arch"
+    names = {"sae_arch": "architecture", "sae_k": "k", "sae_threshold": "threshold"}
+    return " ".join(f"--{name} {activation[key]}" for name, key in names.items() if activation.get(key) is not None)
 
 
 def has_record(folder: Path, verb: str) -> bool:

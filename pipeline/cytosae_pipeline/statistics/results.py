@@ -32,7 +32,7 @@ from cytosae_pipeline.statistics.features import (
 )
 from cytosae_pipeline.statistics.inputs import Inputs, PlacedInputs
 from cytosae_pipeline.statistics.label_index import LabelIndex
-from cytosae_pipeline.statistics.records import is_current, read_record, with_remedy
+from cytosae_pipeline.statistics.records import is_current, make_record, read_record, with_remedy
 
 logger = logging.getLogger(__name__)
 
@@ -74,15 +74,17 @@ class Statistics:
 def require_own_results(
     inputs: PlacedInputs, config: StatisticsConfig, *, features: bool = False, counts: Sequence[GroupKind] = ()
 ) -> None:
-    """Refuse to replace results of another program, before anything is computed.
+    """Refuse to replace results of another program or activation function, before anything is computed.
 
     Raises:
         UserError: If there are such files, unless `replace_foreign` allows it.
     """
     if features:
-        require_own_features(inputs.folder, replace_foreign=config.replace_foreign)
+        record = make_record(inputs, config, VERB)
+        require_own_features(inputs.folder, record, replace_foreign=config.replace_foreign)
     for kind in counts:
-        require_own_counts(inputs.folder, kind, replace_foreign=config.replace_foreign)
+        record = make_record(inputs, config, COUNT_FILES[kind].verb)
+        require_own_counts(inputs.folder, kind, record, replace_foreign=config.replace_foreign)
 
 
 def compute_statistics(

@@ -56,7 +56,7 @@ class HostBatches:
 
 
 class DeviceBatches:
-    """The same batches, gathered from a tensor on the device that holds all images.
+    """The same batches, gathered from a tensor of all images on the device.
 
     Args:
         images: The images; all are read once, on construction.

@@ -3,13 +3,14 @@
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cytosae.sae.registry import ARCHITECTURES, make_sae
+from cytosae.sae.registry import make_sae
 from cytosae.training.matmul import MatmulConfig
 from cytosae_cache.format.spec import canonical_json
 from cytosae_cache.reading.concat import check_same_spec
@@ -19,6 +20,7 @@ from cytosae_pipeline import __version__
 from cytosae_pipeline.building.ensure import ensure_store
 from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.config.fields import suggest
+from cytosae_pipeline.config.train import OF_ARCHITECTURES, without_foreign
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.devices import choose_device
 from cytosae_pipeline.training.matmul import choose_matmul, choose_training_precision
@@ -112,7 +114,7 @@ def prepare_run(config: TrainConfig, stores: tuple[ActivationStore, ...] | None 
     if config.resume is not None:
         config = _resumed_config(config, workspace)
     device = choose_device(config.device)
-    config = replace(config, precision=choose_training_precision(config.precision, device))
+    config = replace(config.filled(), precision=choose_training_precision(config.precision, device))
     stores = stores or _find_stores(config)
     store, further = stores[0], stores[1:]
     if config.clip_dim not in (None, store.d_model):
@@ -136,6 +138,8 @@ def prepare_run(config: TrainConfig, stores: tuple[ActivationStore, ...] | None 
         ) from error
     values = json.loads(json.dumps(asdict(config), default=str))
     recipe = {name: value for name, value in values.items() if name not in NOT_THE_RECIPE}
+    # Defaults of other architectures as well: they are part of every run's hash.
+    recipe |= {name: value for name, value in OF_ARCHITECTURES.items() if recipe[name] is None}
     recipe |= {
         "dataset_name": store.provenance.dataset,
         "model_name": store.spec.model_name,
@@ -186,7 +190,7 @@ def _check_k(config: TrainConfig, n_latents: int) -> None:
 
     Here rather than in every class: files of autoencoders that were trained to such a k must stay readable.
     """
-    if "k" in ARCHITECTURES[config.arch].setting_names and config.k > n_latents:
+    if config.k is not None and config.k > n_latents:
         raise ValueError(f"k must be a whole number from 1 to the {n_latents} latents, found {config.k}")
 
 
@@ -195,7 +199,7 @@ def _write_config(run: Run) -> None:
     path = run.folder / "config.json"
     if path.exists():
         found = json.loads(path.read_text())["recipe"]
-        differing = sorted(name for name in {*found, *run.recipe} if found.get(name) != run.recipe.get(name))
+        differing = differing_options(found, run.recipe)
         if differing:
             shown = "; ".join(
                 f"{name}: {found.get(name)!r} there, {run.recipe.get(name)!r} now" for name in differing[:6]
@@ -208,6 +212,12 @@ def _write_config(run: Run) -> None:
     options = json.loads(json.dumps(asdict(run.config), default=str))
     record = {"package_version": __version__, "recipe": run.recipe, "options": options}
     write_file(path, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def differing_options(found: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
+    """Names of what differs between two recipes, sorted; options that the architecture does not have are ignored."""
+    found, recipe = (without_foreign(recipe["arch"], item) for item in (found, recipe))
+    return sorted(name for name in {*found, *recipe} if found.get(name) != recipe.get(name))
 
 
 def _resumed_config(config: TrainConfig, workspace: Workspace) -> TrainConfig:
@@ -229,4 +239,4 @@ def _resumed_config(config: TrainConfig, workspace: Workspace) -> TrainConfig:
     options["precision"] = record["recipe"].get("precision", "fp32")
     options |= {"device": config.device, "resident": config.resident}
     options |= {"root_dir": config.root_dir, "run_name": config.resume, "resume": None}
-    return TrainConfig(**options)
+    return TrainConfig(**without_foreign(options["arch"], options))

@@ -10,6 +10,7 @@ from typing import Any
 from cytosae_cache.storage.atomic import write_file
 from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.config.fields import check_field
+from cytosae_pipeline.config.train import OF_ARCHITECTURES, without_foreign
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.training.loop import TrainResult, train_together
 from cytosae_pipeline.training.pareto import Point, draw_pareto
@@ -124,12 +125,17 @@ def run_sweep(base: TrainConfig, path: Path | str) -> SweepResult:
     grid = read_grid(path)
     prefix = base.run_name or file_part(path.stem)
     varying = [name for name in TrainConfig.__dataclass_fields__ if len({str(run.get(name)) for run in grid}) > 1]
+    grid = _without_foreign(grid, base.arch)
     runs: list[Run] = []
     for values in grid:
         own = {name: values[name] for name in varying if name in values}
         name = "-".join([prefix, *(file_part(f"{key}_{value}") for key, value in own.items())])
         try:
-            config = replace(base, **values, order_seed=base.shuffle_seed, run_name=name)
+            arch = values.get("arch", base.arch)
+            # Options of the command line apply to those runs whose architecture has them.
+            foreign = {name: None for name in OF_ARCHITECTURES if arch != base.arch and name not in values}
+            foreign = {name: None for name in foreign if name not in without_foreign(arch, foreign)}
+            config = replace(base, **{**foreign, **values}, order_seed=base.shuffle_seed, run_name=name)
         except ValueError as error:
             raise UserError(f"a run of '{path}' ({name}) is not possible: {error}") from error
         runs.append(prepare_run(config, runs[0].stores if runs else None))
@@ -151,6 +157,17 @@ def run_sweep(base: TrainConfig, path: Path | str) -> SweepResult:
     ]
     write_file(picture, draw_pareto(points).encode())
     return SweepResult(rows, table, picture)
+
+
+def _without_foreign(grid: list[dict[str, Any]], arch: str) -> list[dict[str, Any]]:
+    """The runs, each without options that only other architectures of the grid have, and each once."""
+    architectures = {run.get("arch", arch) for run in grid}
+    kept: list[dict[str, Any]] = []
+    for run in grid:
+        usable = {name for one in architectures for name in without_foreign(one, run)}
+        own = without_foreign(run.get("arch", arch), run)
+        kept.append({name: value for name, value in run.items() if name in own or name not in usable})
+    return [run for number, run in enumerate(kept) if run not in kept[:number]]
 
 
 def _check_name(path: Path, name: str) -> None:

@@ -30,7 +30,7 @@ from cytosae_pipeline.training.loggers.jsonl import JsonlLogger
 from cytosae_pipeline.training.loggers.tensorboard import TensorboardLogger
 from cytosae_pipeline.training.loggers.weights_and_biases import WandbLogger
 from cytosae_pipeline.training.matmul import choose_matmul
-from cytosae_pipeline.training.runs import Run, TrainingError, sae_cfg
+from cytosae_pipeline.training.runs import Run, TrainingError, differing_options, sae_cfg
 from cytosae_pipeline.workspace.files import write_torch
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class Trainer:
         self.step = TrainStep(
             sae,
             lr=config.lr,
-            weights=LossWeights(config.l1_coefficient, config.aux_coefficient, config.l0_coefficient),
+            weights=LossWeights(*(run.recipe[f"{name}_coefficient"] for name in ("l1", "aux", "l0"))),
             use_ghost_grads=config.use_ghost_grads,
             dead_feature_window=config.dead_feature_window,
             mse_cls_coefficient=config.mse_cls_coefficient if layout.n_cls else 1.0,
@@ -214,7 +214,7 @@ class Trainer:
             except SaeCheckpointError as error:
                 logger.info(f"{error}; trying the state before it")
                 continue
-            if state["recipe"] != self.run.recipe:
+            if differing_options(state["recipe"], self.run.recipe):
                 raise TrainingError(f"'{path}' belongs to other options; choose another --run_name")
             if "samples_seen" not in state:
                 raise TrainingError(

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from cytosae.backbones.backbone import describe_backbone, load_backbone
+from cytosae.backbones.backbone import describe_backbone, describe_blocks, load_backbone
 from cytosae.backbones.dinov2 import expected_shapes
 from cytosae.backbones.errors import BackboneError, BackboneNotFoundError
 from cytosae.backbones.positions import fit_positions
@@ -400,13 +400,33 @@ def test_any_missing_tensor_or_wrong_shape_is_an_error(tmp_path, key):
 def test_weights_that_are_not_finite(tmp_path, key, value):
     state = make_state(MLP)
     state[key].flatten()[-1] = value
-    refuse(save_toy(tmp_path / "v.pth", state=state), r"weights in '.*v.pth' contain NaN or infinity: ")
+    refuse(save_toy(tmp_path / "v.pth", state=state), rf"weights in '.*v.pth' contain NaN or infinity: {key}$")
+    with pytest.raises(BackboneError, match="contain NaN or infinity"):
+        describe_backbone(tmp_path / "v.pth", name=None, block=-2)
 
 
-def test_positions_that_are_not_finite_are_found_after_interpolation(tmp_path):
+def test_blocks_that_are_not_used_may_be_anything(tmp_path):
+    state = make_state(MLP)
+    last = max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
+    state[f"blocks.{last}.mlp.fc2.bias"][0] = float("nan")
+    path = save_toy(tmp_path / "v.pth", state=state)
+    describe_blocks(path, name=None, blocks=(0, last - 1))
+    with pytest.raises(BackboneError, match=f"infinity: blocks.{last}.mlp.fc2.bias"):
+        describe_blocks(path, name=None, blocks=(0, last))
+
+
+def test_a_name_that_the_checkpoint_contradicts_is_only_a_label(tmp_path):
+    path = save_toy(tmp_path / "v.pth")
+    own = describe_backbone(path, name=None, block=0)
+    assert describe_backbone(path, name=own.name, block=0).notes == own.notes
+    info = describe_backbone(path, name="dinov2_vitb14", block=0)
+    assert f"model_name dinov2_vitb14 is only a label: the checkpoint is {own.name}" in info.notes
+
+
+def test_positions_that_are_not_finite(tmp_path):
     state = make_state(MLP, side=7)
     state["pos_embed"][0, 20, 3] = float("nan")
-    refuse(save_toy(tmp_path / "v.pth", state=state), "contain NaN or infinity: positions")
+    refuse(save_toy(tmp_path / "v.pth", state=state), "contain NaN or infinity: pos_embed")
 
 
 def test_bare_files_that_are_no_network(tmp_path):

@@ -247,6 +247,42 @@ def test_a_missing_weight_is_named(folder_of, kind):
     assert len(str(caught.value)) < 800
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_of_a_joined_weight_have_the_names_of_the_file(folder_of, kind):
+    folder = folder_of(kind)
+    names = []
+
+    def remove(state):
+        names.extend(key for key in sorted(state) if "query.weight" in key or "q_proj.weight" in key)
+        names[:] = [key for key in names if ".1." in key and "text" not in key]
+        state.pop(names[0], None)
+
+    change_weights(folder, remove)
+    with pytest.raises(BackboneError) as caught:
+        describe(folder)
+    text = str(caught.value)
+    assert "qkv" not in text
+    assert "unknown" not in text
+    missing = text.split(": missing ")[1]
+    assert names[0].endswith(missing)
+
+    def narrow(state):
+        state[names[0]] = torch.ones(7, 5)
+
+    change_weights(folder, narrow)
+    with pytest.raises(BackboneError, match=r"has shape \(7, 5\), expected \(\d+, \d+\)") as caught:
+        describe(folder)
+    assert "qkv" not in str(caught.value)
+
+
+def test_a_timm_name_that_contradicts_the_folder_is_only_a_label(folder_of):
+    folder = folder_of("vit")
+    info = describe_backbone(folder, name="dinov2_vitb14", block=-2)
+    (note,) = (note for note in info.notes if "only a label" in note)
+    assert note.startswith("model_name dinov2_vitb14 is only a label: the checkpoint is ")
+    assert not any("label" in note for note in describe_backbone(folder, name="mine", block=-2).notes)
+
+
 def test_unknown_and_misshapen_weights_are_named(folder_of):
     folder = folder_of("vit")
     change_weights(folder, lambda state: state.update({"encoder.layer.1.gate.weight": torch.ones(2)}))
@@ -293,7 +329,7 @@ def test_heads_are_named_as_left_out(folder_of):
 def test_weights_that_are_not_finite_are_refused(folder_of):
     folder = folder_of("vit")
     change_weights(folder, lambda state: state["embeddings.cls_token"].fill_(float("nan")))
-    with pytest.raises(BackboneError, match="contain NaN or infinity: prefix"):
+    with pytest.raises(BackboneError, match="contain NaN or infinity: embeddings.cls_token"):
         load(folder)
 
 

@@ -63,6 +63,10 @@ def test_round_trip_is_exact_and_opens_with_weights_only(tmp_path, architecture)
         ("topk", {"k": 0}, "k must be a whole number from 1 to the 6 latents, found 0"),
         ("topk", {"k": 1.5}, "k must be a whole number"),
         ("topk", {"k": "many"}, "k must be a whole number"),
+        ("topk", {"k": True}, "k must be a whole number from 1 to the 6 latents, found True"),
+        ("matryoshka", {"k": 2, "prefixes": []}, "prefixes must be shares that ascend"),
+        ("matryoshka", {"k": 2, "prefixes": [0.5, float("nan"), 1]}, "prefixes must be shares that ascend"),
+        ("matryoshka", {"k": 2, "prefixes": [10**400]}, "could not convert"),
         ("batchtopk", {"k": 7}, "k must be a whole number"),
         ("matryoshka", {"k": 2, "prefixes": [0.5, 0.5, 1]}, "prefixes must be shares that ascend"),
         ("matryoshka", {"k": 2, "prefixes": "abc"}, "could not convert"),
@@ -74,6 +78,46 @@ def test_invalid_settings_are_refused(tmp_path, architecture, settings, message)
     path = save_raw(tmp_path / "sae.pt", cfg={"arch": architecture, "settings": settings}, state_dict=state)
     with pytest.raises(SaeCheckpointError, match=f"'settings' in .* cannot be used: .*{message}"):
         load_sae(path)
+
+
+@pytest.mark.parametrize("settings", [None, {}, 3, {"bandwidth": 1}])
+def test_topk_without_k_is_not_given_the_default(tmp_path, settings):
+    state = make_sae("topk", D, S, k=2).state_dict()
+    path = save_raw(tmp_path / "sae.pt", cfg={"arch": "topk", "settings": settings}, state_dict=state)
+    with pytest.raises(SaeCheckpointError, match="'settings' in .* must contain k for architecture topk, found "):
+        load_sae(path)
+
+
+def test_a_whole_number_may_have_a_decimal_point(tmp_path):
+    state = make_sae("topk", D, S, k=2).state_dict()
+    path = save_raw(tmp_path / "sae.pt", cfg={"arch": "topk", "settings": {"k": 2.0}}, state_dict=state)
+    assert load_sae(path).sae.encode(torch.randn(3, D)).count_nonzero() <= 6
+    assert load_sae(path).sae.settings == {"k": 2}
+
+
+@pytest.mark.parametrize("encoder_only", [True, False])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_no_tensor_may_be_nan_or_infinite(tmp_path, architecture, bad, encoder_only):
+    sae = make_sae(architecture, D, S, k=2)
+    for name in sae.state_dict():
+        state = {other: part.clone() for other, part in sae.state_dict().items()}
+        state[name].view(-1)[-1] = bad
+        path = save_raw(tmp_path / "sae.pt", cfg={"arch": architecture, "settings": sae.settings}, state_dict=state)
+        with pytest.raises(SaeCheckpointError, match=f"^{name} in .* contain NaN or infinity"):
+            load_sae(path, encoder_only=encoder_only)
+
+
+def test_a_gate_whose_factor_overflows_is_refused(tmp_path):
+    sae = make_sae("gated", D, S)
+    for r_mag, fits in ((88.0, True), (89.0, False)):
+        sae.r_mag.data[1] = r_mag
+        save_sae(tmp_path / "sae.pt", sae, CFG)
+        if fits:
+            load_sae(tmp_path / "sae.pt")
+            continue
+        with pytest.raises(SaeCheckpointError, match=r"^exp\(r_mag\) in .* too large for float32"):
+            load_sae(tmp_path / "sae.pt")
 
 
 def test_settings_cannot_reach_other_arguments(tmp_path):

@@ -146,6 +146,12 @@ def test_saelens_rescales_by_the_norms_of_the_decoder(tmp_path, architecture):
     assert_computes(folder, acts, rebuilt, "topk" if architecture == "topk" else "jumprelu")
 
 
+def test_saelens_saves_one_kind_of_thresholds(tmp_path):
+    t = make_common(log_threshold=draw(S), threshold=draw(S))
+    with pytest.raises(SaeCheckpointError, match="contain both threshold and log_threshold"):
+        load_sae(write_saelens(tmp_path / "sae", {**SAELENS, "architecture": "jumprelu"}, t))
+
+
 def test_saelens_trains_the_logarithm_of_thresholds(tmp_path):
     t = make_common(log_threshold=draw(S))
     pre = (X - t["b_dec"]) @ t["W_enc"] + t["b_enc"]
@@ -182,7 +188,18 @@ def test_a_legacy_checkpoint_with_its_config(tmp_path):
         ({"apply_b_dec_to_input": 0.5}, "apply_b_dec_to_input 0.5; expected true or false"),
         ({"reshape_activations": "hook_z"}, "reshape_activations 'hook_z'; only 'none'"),
         ({"hook_name": "blocks.1.attn.hook_z"}, "reshape_activations 'hook_z'; only 'none'"),
-        ({"d_sae": S + 1}, r"W_enc has shape \(6, 20\), but cfg.json has d_in 6 and d_sae 21"),
+        ({"d_sae": S + 1}, r"cfg.json has d_sae 21, but the tensors have 20"),
+        ({"d_in": D + 1, "d_sae": None}, r"cfg.json has d_in 7, but the tensors have 6"),
+        ({"d_in": "6"}, r"cfg.json: d_in must be a whole number above 0, found '6'"),
+        ({"architecture": "topk", "k": True}, "cfg.json: k must be a whole number from 1 to the 20 latents, found Tr"),
+        ({"architecture": "topk", "k": "3"}, "cfg.json: k must be a whole number from 1 to the 20 latents, found '3'"),
+        ({"architecture": "topk", "k": 2.5}, "cfg.json: k must be a whole number .* found 2.5"),
+        ({"architecture": "topk", "k": float("nan")}, "cfg.json: k must be a whole number .* found 'NaN'"),
+        ({"architecture": "topk", "k": 10**400}, "cfg.json: k must be a whole number .* found 10{30,80}…$"),
+        ({"architecture": "topk", "k": 3, "activation_fn_kwargs": {"k": 5}}, "has k 3 and activation_fn_kwargs.k 5: c"),
+        ({"activation_fn_kwargs": []}, r"activation_fn_kwargs \[\]; only k is supported"),
+        ({"normalize_activations": 0}, "normalize_activations 0, not 'none'"),
+        ({"metadata": {"cytosae_cache": 1}}, "metadata.cytosae_cache 1; expected an object"),
         ({"architecture": "skip_transcoder"}, "architecture 'skip_transcoder'; known are standard, topk, jumprelu"),
         ({"architecture": "batchtopk"}, "a training checkpoint needs topk_threshold"),
     ],
@@ -304,6 +321,8 @@ def test_a_threshold_that_was_never_set_is_not_taken_for_0(tmp_path):
         (dictionary_config("AutoEncoder"), make_linear(b_dec=draw(D)), "AutoEncoder, which saves encoder.weight, .*"),
         (dictionary_config("AutoEncoderTopK", k=4), make_linear(b_dec=draw(D), k=torch.tensor(K)), "k 3, but .* k 4"),
         (dictionary_config("AutoEncoderTopK"), make_linear(b_dec=draw(D)), "k must be a whole number .* found None"),
+        (dictionary_config("AutoEncoderTopK", k=True), make_linear(b_dec=draw(D)), "json: k must be .* found True"),
+        (dictionary_config("AutoEncoder", dict_size=5), make_linear(bias=draw(D)), "dict_size 5, but the tens"),
         (dictionary_config("AutoEncoderTopK"), make_linear(b_dec=draw(D), k=draw(2)), "tensor k must be one whole num"),
         (None, make_linear(bias=draw(D)), "dictionary_learning's AutoEncoder, .* or state it with --sae_arch relu$"),
         (None, make_common(threshold=draw(S)), "If dictionary_learning wrote them, put its config.json beside"),
@@ -343,8 +362,11 @@ def test_sparsify(tmp_path, config):
         ({"skip_connection": True}, {}, "skip_connection True"),
         ({"signed": True}, {}, "signed True"),
         ({"batch_topk": True}, {}, "batch_topk True"),
-        ({"d_in": 7}, {}, "encoder.weight takes 6 channels, but cfg.json has d_in 7"),
+        ({"d_in": 7}, {}, "cfg.json has d_in 7, but the tensors have 6"),
         ({"k": 99}, {}, "k must be a whole number from 1 to the 20 latents, found 99"),
+        ({"k": None}, {}, "cfg.json: k must be a whole number from 1 to the 20 latents, found None"),
+        ({"num_latents": 21}, {}, "cfg.json has num_latents 21, but the tensors have 20"),
+        ({"expansion_factor": 4}, {}, "cfg.json has expansion_factor 4, but the tensors have 3"),
         ({}, {"W_skip": draw(D, D)}, "it has a skip connection, W_skip"),
         ({}, {"more": draw(1)}, "sparsify saves W_dec, b_dec, encoder.bias, encoder.weight, found"),
         ([], {}, "cfg.json must contain an object, found list"),

@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -34,6 +35,45 @@ BLOCKS = ("--block_layer", -2, "--block_layer", 0)
 def _fixed_time(monkeypatch):
     """Stores record when they were made; these are compared byte for byte."""
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+
+
+def test_the_checkpoint_is_read_once_for_all_blocks(with_images, monkeypatch):
+    from cytosae.backbones import backbone
+
+    calls = []
+    read = backbone.read_checkpoint
+    monkeypatch.setattr(backbone, "read_checkpoint", lambda path: calls.append(path) or read(path))
+    with_images.build(*BLOCKS, "--dry-run")
+    assert calls == [with_images.vit]
+
+
+def test_weights_that_are_not_finite_are_found_before_the_build(with_images):
+    checkpoint = torch.load(with_images.vit, weights_only=True)
+    checkpoint["teacher"]["backbone.blocks.0.norm1.bias"][0] = float("nan")
+    torch.save(checkpoint, with_images.vit)
+    output = with_images.build("--dry-run", code=1).output
+    assert "contain NaN or infinity: blocks.0.norm1.bias" in output
+
+
+def test_the_network_in_the_package_has_its_own_name(with_images):
+    output = with_images.build("--model_path", "embedded", "--model_name", "dinov2_vitb14", "--dry-run", code=1).output
+    assert "model_path embedded is the network cytosae_tiny14, found model_name dinov2_vitb14: leave out" in output
+    with_images.build("--model_path", "embedded", "--model_name", "cytosae_tiny14", "--dry-run")
+
+
+def _build_as_a_daemon(config):
+    build_stores(config)
+
+
+def test_a_daemonic_process_decodes_images_itself(with_images, messages):
+    config = BuildConfig(
+        root_dir=with_images.root, dataset_name="toy", model_path=with_images.vit, layout=LAYOUT, workers=2
+    )
+    process = multiprocessing.get_context("fork").Process(target=_build_as_a_daemon, args=(config,), daemon=True)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert ActivationStore.open(with_images.store).complete
 
 
 def stores_of(workplace):

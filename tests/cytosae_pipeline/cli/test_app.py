@@ -54,6 +54,32 @@ def test_help_needs_no_torch():
     assert done.returncode == 0, done.stderr
 
 
+def test_the_help_of_train_begins_with_what_is_needed_most():
+    text = CliRunner().invoke(cli, ["train", "--help"]).output
+    places = [
+        text.index(f"  --{name}") for name in ("dataset-name", "arch", "run-name", "aux-coefficient", "bandwidth")
+    ]
+    assert places == sorted(places)
+    assert text.index("Options of arch jumprelu") < text.index("  --bandwidth") < text.index("Other options")
+    command = cli.commands["train"]
+    names = [name for section in command.sections.values() for name in section]
+    known = {parameter.name for parameter in command.params}
+    assert set(names) <= known
+    assert len(names) == len(set(names))
+    for parameter in command.params:
+        assert f"{parameter.opts[0]} " in text or f"{parameter.opts[0]}," in text or f"{parameter.opts[0]}\n" in text
+
+
+def test_names_cannot_control_the_terminal(with_images):
+    first = next(with_images.images.rglob("*.png"), None) or next(with_images.images.rglob("*.jpg"))
+    first.with_name("\x1b[2Jred.png").write_bytes(b"no picture")
+    output = with_images.build("--strict-images", code=1).output
+    assert "\\x1b[2Jred.png" in output
+    assert "\x1b" not in output
+    output = with_images.build().output + with_images.run("list").output
+    assert "\x1b" not in output
+
+
 def test_importing_the_command_line_does_not_import_torch():
     assert (
         _python("import sys, cytosae_pipeline.cli.app; assert 'torch' not in sys.modules", check=False).returncode == 0

@@ -187,6 +187,40 @@ def test_configs_that_cannot_be_used_are_explained(tmp_path, change, message):
         load_sae(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (
+            "topk",
+            {"k": 4},
+            "k 4, but metadata.cytosae_cache.settings.k 3. Correct the wrong one, or delete metadata",
+        ),
+        (
+            "topk",
+            {"architecture": "standard"},
+            "architecture standard, but .*arch topk, which is exported as topk. Cor",
+        ),
+        ("batchtopk", {"architecture": "standard"}, "standard, but .*arch batchtopk, which is exported as jumprelu"),
+        ("relu", {"activation_fn": "topk", "activation_fn_kwargs": {"k": 3}}, "architecture topk, but .*arch relu"),
+    ],
+)
+def test_a_config_that_contradicts_our_metadata_is_refused(tmp_path, name, change, message):
+    write_saelens(tmp_path, make_random(name), CFG)
+    config = json.loads((tmp_path / SAELENS_CONFIG).read_text())
+    (tmp_path / SAELENS_CONFIG).write_text(json.dumps({**config, **change}))
+    with pytest.raises(SaeCheckpointError, match=f"cfg.json has.* {message}"):
+        load_sae(tmp_path)
+
+
+@pytest.mark.parametrize("encode", [lambda text: b"\xef\xbb\xbf" + text.encode(), lambda text: text.encode("utf-16")])
+def test_configs_that_an_editor_saved_are_read(tmp_path, encode):
+    sae = make_random("topk")
+    write_saelens(tmp_path, sae, CFG)
+    text = (tmp_path / SAELENS_CONFIG).read_text().replace('"k": 3', '"k": 3.0')
+    (tmp_path / SAELENS_CONFIG).write_bytes(encode(text))
+    assert_same(load_sae(tmp_path), sae)
+
+
 @pytest.mark.parametrize("text", ["", "[1]", "{", "[" * 100_000, '{"architecture": NaN}'])
 def test_broken_configs_are_one_message(tmp_path, text):
     write_saelens(tmp_path, make_random("relu"), CFG)
@@ -307,7 +341,7 @@ def test_verbs_take_what_the_user_states(with_store):
     record = with_store.root / "out" / "feature_data" / "sae_plain" / "custom" / "toy" / "features.json"
     digests = set()
     for k in (3, 4):
-        with_store.run(*arguments, "--sae_arch", "topk", "--sae_k", k)
+        with_store.run(*arguments, "--sae_arch", "topk", "--sae_k", k, "--replace_foreign")
         digests.add(json.loads(record.read_text())["sae_sha256"])
     assert len(digests) == 2
 

@@ -463,7 +463,7 @@ def test_a_folder_is_replaced_whole_and_strays_of_the_dead_go(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["anndata", "csv", "parquet"])
-def test_nothing_is_replaced_unasked(with_sae, kind):
+def test_nothing_is_replaced_without_an_option(with_sae, kind):
     export(with_sae, kind)
     before = {path: path.stat().st_mtime_ns for path in with_sae.features().iterdir()}
     assert "Give another --out, or --overwrite" in export(with_sae, kind, code=1).output

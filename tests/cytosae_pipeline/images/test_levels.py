@@ -261,7 +261,7 @@ def test_one_patient_in_several_splits_is_said(tmp_path):
         (["AML/p/0001-1000"], "class/patient", "'class/patient/*'", "'*/class/patient'"),
     ],
 )
-def test_ranges_never_become_names_unsaid(tmp_path, folders, layout, skipping, meant):
+def test_ranges_never_become_names_silently(tmp_path, folders, layout, skipping, meant):
     text = _stop(_make(tmp_path, *folders), layout)
     assert f"--layout {layout} would make the numbered range '0001-1000' in" in text
     assert f"Use --layout {skipping} to pass over ranges, or, if they are meant, --layout {meant}" in text
@@ -299,7 +299,9 @@ def test_every_tree_is_read_or_stops_with_layouts_that_fit(folders):
         label, patient = layout.read(levels)
         assert {label, patient} - {""} <= set(levels)
         patients.setdefault(patient, set()).add(label)
-    assert all(len(labels) == 1 for patient, labels in patients.items() if patient), "nobody is in two classes unsaid"
+    assert all(len(labels) == 1 for patient, labels in patients.items() if patient), (
+        "nobody is in two classes without a message"
+    )
 
 
 @given(_TREES)

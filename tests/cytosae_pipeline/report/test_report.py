@@ -461,8 +461,10 @@ def test_groups_from_files_and_labels(tmp_path, made):
         == "All patients belong to one group, 'a': there is nothing to compare."
     )
     for text, message in (
-        ("id,group\np0,a\n", "must have the columns patient and group, separated by a comma, found: id, group"),
+        ("id,group\np0,a\n", "must have the columns patient and group, separated by a comma, found: 'id', 'group'"),
         ("patient,group\np0,a\np0,b\n", "gives patient 'p0' two groups, 'a' and 'b'"),
+        ("patient,group\np0,\x1b[1m\np0,b\n", "gives patient 'p0' two groups, '\\x1b[1m' and 'b'"),
+        ("id,\x1b[1m\n", "found: 'id', '\\x1b[1m'"),
         (
             "patient,group\nx,a\n",
             "names none of the 3 patients of the store, such as 'p0', 'p1', 'p3'",

@@ -1,10 +1,14 @@
-"""Results that another program wrote are never replaced unasked; results of ours always are."""
+"""Results that another program wrote are never replaced without an option; results of ours are."""
+
+import json
 
 import numpy as np
 import pytest
 import torch
 
 from cytosae.analysis.latents import label_entropy
+from cytosae.formats.checkpoint import save_sae
+from cytosae.sae.registry import make_sae
 from cytosae_pipeline.statistics.features import read_features
 from tests.support.published import publish
 from tests.support.stores import read_files
@@ -61,6 +65,62 @@ def test_files_of_a_run_that_was_killed_while_it_wrote_them_are_ours(with_sae, m
         with_sae.run(verb, *options)
         assert (with_sae.features() / f"{verb}.json").exists()
         assert not list(with_sae.features().glob("*.unfinished"))
+
+
+@pytest.mark.parametrize("verb", ["features", "patients", "classes"])
+def test_results_of_another_activation_function_are_kept(with_store, verb, messages):
+    path = with_store.root / "plain.pt"
+    torch.save(make_sae("relu", 24, 96).state_dict(), path)
+    options, folder = ("--dataset_name", "toy", "--sae_path", path), with_store.features("plain")
+    topk = (*options, "--sae_arch", "topk", "--sae_k", 3)
+    with_store.run(verb, *topk)
+    with_store.run(verb, *topk)
+    before = read_files(folder)
+    output = with_store.run(verb, *options, "--sae_arch", "relu", code=1).output
+    assert (
+        f"'{folder}' contains results of `{verb}` for --sae_arch topk --sae_k 3; those for --sae_arch relu do "
+        "not belong beside them. Give another --vit_type or --root_dir, or --replace_foreign to replace them"
+    ) in output
+    for other in ("report", "features", "classes"):
+        output = with_store.run(other, *options, "--sae_arch", "topk", "--sae_k", 4, code=1).output
+        assert f"`{verb}` for --sae_arch topk --sae_k 3; those for --sae_arch topk --sae_k 4 do" in output
+    with_store.run(verb, *options, "--sae_arch", "relu", "--vit_type", "second")
+    assert before.items() <= read_files(folder).items()
+    with_store.run(verb, *options, "--sae_arch", "batchtopk", "--sae_threshold", 0.5, "--replace_foreign")
+    output = with_store.run(verb, *topk, code=1).output
+    assert "for --sae_arch batchtopk --sae_threshold 0.5; those for --sae_arch topk --sae_k 3 do" in output
+    # A file under the same name that contains its activation function.
+    save_sae(path, make_sae("relu", 24, 96), {})
+    output = with_store.run(verb, *options, code=1).output
+    assert "0.5; those for an autoencoder without --sae_arch do" in output
+    with_store.run(verb, *options, "--replace_foreign")
+    save_sae(path, make_sae("relu", 24, 96, seed=1), {})
+    messages()
+    with_store.run(verb, *options)
+    assert f"the results of `{verb}` in '{folder}' belong to another autoencoder: replacing them" in messages()
+
+
+def test_records_of_older_versions_do_not_name_the_activation_function(with_store):
+    path = with_store.root / "plain.pt"
+    torch.save(make_sae("relu", 24, 96).state_dict(), path)
+    options = ("features", "--dataset_name", "toy", "--sae_path", path, "--sae_arch", "topk", "--sae_k")
+    with_store.run(*options, 3)
+    record = with_store.features("plain") / "features.json"
+    found = json.loads(record.read_text())
+    del found["sae_activation"]
+    record.write_text(json.dumps(found))
+    assert "for another autoencoder or --sae_arch; those" in with_store.run(*options, 4, code=1).output
+    with_store.run(*options, 3)
+    assert json.loads(record.read_text())["sae_activation"] == {"architecture": "topk", "k": 3, "threshold": None}
+
+
+def test_the_next_command_repeats_the_activation_function(with_store):
+    path = with_store.root / "plain.pt"
+    torch.save(make_sae("relu", 24, 96).state_dict(), path)
+    output = with_store.run(
+        "features", "--dataset_name", "toy", "--sae_path", path, "--sae_arch", "topk", "--sae_k", 3
+    ).output
+    assert "--sae_arch topk --sae_k 3" in output.split("look at it")[1]
 
 
 def test_the_label_entropy_is_written_for_notebooks(with_sae):

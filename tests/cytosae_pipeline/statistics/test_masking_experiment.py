@@ -171,13 +171,19 @@ def test_copies_of_a_picture_stay_together(tmp_path):
     assert run(inputs, config).left_out == ["lymphocyte"]
 
 
-def test_too_few_classes_are_explained(tmp_path):
+def test_too_few_classes_are_explained(tmp_path, monkeypatch):
     inputs, config = make_inputs(tmp_path / "none", [""] * 20)
     with pytest.raises(UserError, match="no image of store .* has a label. Build it from a CSV with a 'label' column"):
         run(inputs, config)
     inputs, config = make_inputs(tmp_path / "one", ["blast"] * 20)
-    with pytest.raises(UserError, match="masking needs two classes .* of 19 images .* halves hold: blast 10 and 9"):
+    with pytest.raises(UserError, match="masking needs two classes .* halves of 19 images .* have: 'blast' 10 and 9"):
         run(inputs, config)
+    monkeypatch.setattr(f"{__name__}.LABELS", ["\x1b[2J" + "a" * 5000, *LABELS[1:]])
+    inputs, config = make_inputs(tmp_path / "hostile", LABELS[:1] * 20)
+    with pytest.raises(UserError) as caught:
+        run(inputs, config)
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 600
     patients = ["p" if row % 2 else "q" for row in range(20)]
     inputs, config = make_inputs(tmp_path / "two", [LABELS[row % 2] for row in range(20)], patients)
     with pytest.raises(UserError, match="All images of a patient are in one half"):

@@ -40,11 +40,47 @@ def _same(first, second) -> bool:
 # --- architectures
 
 
+@pytest.mark.parametrize(("option", "arch"), [("k", "relu"), ("l1_coefficient", "topk"), ("bandwidth", "relu")])
+def test_an_option_of_another_architecture_is_refused(with_store, option, arch):
+    output = with_store.train("--arch", arch, f"--{option}", 32, code=2).output
+    assert f"{option} is an option of arch " in output
+    assert f"found arch {arch}: leave it out, or choose another --arch" in output
+    assert not (with_store.root / "out" / "checkpoints").exists()
+
+
+def test_a_run_that_an_older_version_began_is_resumed(with_store, monkeypatch):
+    """Its config has a value for every option, those of other architectures included."""
+    from cytosae.training.step import TrainStep
+
+    original, calls = TrainStep.step, []
+
+    def interrupted(self, *arguments, **more):
+        calls.append(1)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return original(self, *arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainStep, "step", interrupted)
+        with_store.train("--run_name", "old", code=130)
+    folder = with_store.root / "out" / "checkpoints" / "old"
+    record = json.loads((folder / "config.json").read_text())
+    others = {"k": 32, "aux_coefficient": 0.03125, "l0_coefficient": 1.0, "bandwidth": 1.0}
+    assert others.items() <= record["recipe"].items()
+    for values in (record["recipe"], record["options"]):
+        values |= others | {"k": 64}
+    (folder / "config.json").write_text(json.dumps(record))
+    state = torch.load(folder / "training_state.pt", weights_only=True)
+    torch.save({**state, "recipe": record["recipe"]}, folder / "training_state.pt")
+    assert "(resumed, 15 steps" in with_store.run("train", "--resume", "old").output
+
+
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_architecture_trains_resumes_and_is_read(with_store, monkeypatch, arch):
     from cytosae.training.step import TrainStep
 
-    options = ["--arch", arch, "--k", 5, "--lr_decay_share", 0.2, "--held_out", 0.2, "--standardise"]
+    options = ["--arch", arch, "--lr_decay_share", 0.2, "--held_out", 0.2, "--standardise"]
+    options += [] if arch in ("relu", "gated") else ["--k", 5]
     with_store.train("--run_name", "r", *options)
     original, calls = TrainStep.step, []
 
@@ -259,7 +295,8 @@ def test_presets_fill_in_what_python_leaves_out():
     assert (config.arch, config.lr, config.standardise) == ("batchtopk", 0.003, True)
     assert (config.k, config.encoder_init) == (5, "kaiming")
     assert replace(config, lr=0.0004).lr == 0.0004
-    assert replace(config, arch="relu") == replace(config, arch="relu", preset="modern")
+    assert replace(config, arch="topk") == replace(config, arch="topk", preset="modern")
+    assert replace(TrainConfig(preset="modern"), arch="relu").k is None
     assert TrainConfig(preset="modern", arch="relu").arch == "relu"
 
 

@@ -175,6 +175,28 @@ def test_a_sweep_is_not_resumed_by_a_runs_name(with_store):
     assert "to resume a sweep, run its command again" in output
 
 
+def test_a_grid_of_several_architectures_gives_each_its_own_options(with_store):
+    text = 'arch = ["relu", "topk"]\nk = [3, 4]\nl1_coefficient = 0.001'
+    rows = json.loads(with_store.train("--sweep", write(with_store.root, text), "--json").stdout)["rows"]
+    assert [row["options"] for row in rows] == [
+        {"arch": "relu", "k": None}, {"arch": "topk", "k": 3}, {"arch": "topk", "k": 4},
+    ]  # fmt: skip
+    recipes = [
+        json.loads((with_store.root / "out" / "checkpoints" / row["run"] / "config.json").read_text())["recipe"]
+        for row in rows
+    ]
+    assert [recipe["l1_coefficient"] for recipe in recipes] == [0.001, 0.00008, 0.00008]
+    output = with_store.train("--sweep", write(with_store.root, 'arch = "relu"\nk = [3, 4]'), code=1).output
+    assert "k is an option of arch topk, batchtopk, jumprelu, matryoshka, found arch relu" in output
+
+
+def test_options_of_the_command_line_apply_to_the_architectures_that_have_them(with_store):
+    grid = write(with_store.root, 'arch = ["topk", "relu", "gated"]')
+    for base in (("--arch", "topk", "--k", 5), ("--preset", "modern", "--batch_size", 4)):
+        rows = json.loads(with_store.train("--run_name", base[1], "--sweep", grid, *base, "--json").stdout)["rows"]
+        assert [row["status"] for row in rows] == ["trained"] * 3
+
+
 def test_options_that_contradict_are_named_with_their_run(with_store):
     output = with_store.train("--sweep", write(with_store.root, 'arch = "topk"\nuse_ghost_grads = true'), code=1).output
     assert "(grid) is not possible: use_ghost_grads is an option of arch relu, found arch topk" in output

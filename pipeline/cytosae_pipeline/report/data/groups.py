@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae_cache.format.layout import ImageTable
-from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.errors import UserError, join_few, quote
 from cytosae_pipeline.statistics.counts import patient_labels
 from cytosae_pipeline.statistics.label_index import LabelIndex
 
@@ -43,7 +43,7 @@ def find_groups(patients: Sequence[str], images: ImageTable, path: Path | None) 
         if not set(of) & set(patients):
             raise UserError(
                 f"'{path}' names none of the {len(patients)} patients of the store, such as "
-                f"{', '.join(map(repr, patients[:3]))}"
+                f"{', '.join(map(quote, patients[:3]))}"
             )
     else:
         labels = {patient: names for patient, names in patient_labels(images).items() if names}
@@ -57,7 +57,7 @@ def find_groups(patients: Sequence[str], images: ImageTable, path: Path | None) 
         of = {patient: names[0] for patient, names in labels.items()}
     gaps = _find_gaps(patients, of, path) if path is not None else ""
     names, index = LabelIndex.of([of.get(patient, "") for patient in patients])
-    why = "" if len(names) > 1 else f"All patients belong to one group, {names[0]!r}: there is nothing to compare."
+    why = "" if len(names) > 1 else f"All patients belong to one group, {quote(names[0])}: there is nothing to compare."
     return PatientGroups(names, index, why, gaps)
 
 
@@ -66,8 +66,8 @@ def _find_gaps(patients: Sequence[str], of: dict[str, str], path: Path) -> str:
     without = [patient for patient in patients if patient not in of]
     unknown = sorted(set(of) - set(patients))
     parts = [
-        without and f"has no group for {len(without)} of {len(patients)} patients, such as {without[0]!r}",
-        unknown and f"names patients that are not in the store ({len(unknown):,}), such as {unknown[0]!r}",
+        without and f"has no group for {len(without)} of {len(patients)} patients, such as {quote(without[0])}",
+        unknown and f"names patients that are not in the store ({len(unknown):,}), such as {quote(unknown[0])}",
     ]
     found = " and ".join(part for part in parts if part)
     return f"'{path}' {found}" if found else ""
@@ -82,7 +82,7 @@ def _read_groups(path: Path) -> dict[str, str]:
             if not {"patient", "group"} <= set(columns):
                 raise UserError(
                     f"'{path}' must have the columns patient and group, separated by a comma, found: "
-                    f"{', '.join(columns) or 'nothing'}"
+                    f"{join_few(map(quote, columns), 10) or 'nothing'}"
                 )
             # Surrounding spaces are stripped, as in manifests.
             rows = [((row["patient"] or "").strip(), (row["group"] or "").strip()) for row in reader]
@@ -99,7 +99,9 @@ def _read_groups(path: Path) -> dict[str, str]:
     of: dict[str, str] = {}
     for patient, group in rows:
         if of.get(patient, group) != group:
-            raise UserError(f"'{path}' gives patient {patient!r} two groups, {of[patient]!r} and {group!r}")
+            raise UserError(
+                f"'{path}' gives patient {quote(patient)} two groups, {quote(of[patient])} and {quote(group)}"
+            )
         if group:
             of[patient] = group
     return of

@@ -14,7 +14,7 @@ from cytosae.analysis.latents import cluster_latents, is_defined, label_entropy,
 from cytosae.statistics.histograms import ProfileResult
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import PageConfig
-from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.errors import UserError, quote
 from cytosae_pipeline.report.data.groups import PatientGroups, find_groups
 from cytosae_pipeline.report.data.notes import FILE_NAME, LatentNote, read_notes
 from cytosae_pipeline.report.data.pseudonyms import ensure_key, pseudonymise, shuffled_numbers
@@ -203,7 +203,7 @@ def _make_cohort(
     if len(unseen):
         logger.info(
             f"{len(unseen)} of {len(counts.names)} patients have no readable image and are left out, such as "
-            f"{counts.names[unseen[0]]!r}"
+            f"{quote(counts.names[unseen[0]])}"
         )
     groups = find_groups(names, images.take(inputs.store.valid_rows), config.groups)
     if groups.gaps:
