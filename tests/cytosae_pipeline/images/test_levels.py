@@ -428,7 +428,7 @@ def test_the_plan_counts_patients_and_images_without_one(tmp_path):
     text = describe_images(open_dataset(tmp_path / "m.csv"))
     assert "labels: 2 'x', 1 'y'; 1 images have none\n" in text
     assert "patients: 1 to 2 images each; 1 images have none\n" in text
-    assert "further columns: 'site'\n" in text
+    assert "further columns: 'site' (text)\n" in text
 
 
 def test_levels_that_mean_nothing_are_said(tmp_path):
