@@ -9,12 +9,17 @@ _SPLIT = re.compile(
     r"[ _-]?([a-z]|\d{0,3})|(fold|split|cv)[ _-]?\d{1,3}",
     re.IGNORECASE,
 )
-_CONTAINER = re.compile(r"(data(sets?)?|images?|imgs?|im|pictures?|photos?|raw|cropped|crops|cells)", re.IGNORECASE)
+_CONTAINER = re.compile(
+    r"(data(sets?)?|images?|imgs?|im|pictures?|photos?|raw|cropped|crops|cells|tiles|patches)", re.IGNORECASE
+)
 _RANGE = re.compile(r"(\d+) ?(?:-|_|\.\.|\u2013| to ) ?(\d+)")
 _PATIENT = re.compile(
-    r"(patients?|pat|pt|subjects?|subj|sub|donors?|cases?|participants?|persons?|individuals?|pid|mrn|uid|id)"
+    r"(patients?|pat|pt|subjects?|subj|sub|donors?|cases?|participants?|samples?|specimens?|slides?|smears?|persons?|individuals?|pid|mrn|uid|id)"
     r"[ _.-]?\w?\d+[a-z]?|TCGA-\w{2}-\w{4}.*|[a-z]{1,4}[_-]\d{2,}|[a-z][ _-]?\d+|\d+([._-]\d+)*",
     re.IGNORECASE,
+)
+_MASK_FILE = re.compile(
+    r"(.+?)[ _.-]+(masks?|gt|ground[ _-]?truth|seg(mentation)?|annotations?|labels?|overlay)([ _-]?\d+)?", re.IGNORECASE
 )
 _FEW_DIGITS = re.compile(r"[^\W\d_]{2,}[^\W\d_pP][ _-]?\d")  # NPM1, HER2, blast1
 _GRADE = re.compile(r"[LM][0-7](eo|[abv])?|(grade|stage|type|class|score)[ _-]?(\d|[IV]+)[a-c]?", re.IGNORECASE)
@@ -71,6 +76,12 @@ def is_mask(name: str) -> bool:
     """Whether a name looks like that of masks or annotations that belong to images, such as `masks` or `gt`."""
     words = _words(name)
     return bool(words & _MASK_WORDS) or {"ground", "truth"} <= words or name.lower() in ("label", "labels")
+
+
+def find_masked(stem: str) -> str:
+    """The name of the image that a file is the mask of by its own name, both without ending; '' for none."""
+    match = _MASK_FILE.fullmatch(stem)
+    return match[1] if match else ""
 
 
 def is_patient(name: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from cytosae_pipeline.config.layout import CLASS, PATIENT, PATIENT_IN_CLASS, SKIP, Layout, parse_layout
 from cytosae_pipeline.errors import join_few, quote
 from cytosae_pipeline.images.files import FileStamp, stamp_file
-from cytosae_pipeline.images.folder_names import is_mask
+from cytosae_pipeline.images.folder_names import find_masked, is_mask
 from cytosae_pipeline.images.image_list import DatasetError, ImageList, ImageRow, join_lines, unify_names
 from cytosae_pipeline.images.layout_choices import find_shared_patients
 from cytosae_pipeline.images.levels import (
@@ -139,9 +139,17 @@ def _walk(folder: Path, root: Path, found: _Found, prefix: str = "") -> None:
 def _leave_out_masks(folders_of: dict[str, Folders]) -> Iterator[str]:
     """Remove masks that lie beside images; notes that say so."""
     masks = find_masks(set(folders_of.values()))
+    stem_of = {path: str(PurePosixPath(path).with_suffix("")) for path in folders_of}
+    stems = set(stem_of.values())
     left_out = [path for path, levels in folders_of.items() if levels in masks]
-    for path in left_out:
+    beside = [path for path in folders_of.keys() - left_out if find_masked(stem_of[path]) in stems]
+    for path in [*left_out, *beside]:
         del folders_of[path]
+    if beside:
+        yield (
+            f"{len(beside):,} masks or annotations such as {quote(min(beside))} beside the images of the same name "
+            "left out. To use them as images, list them in a CSV"
+        )
     if left_out:
         names = sorted({name for levels in masks for name in levels if is_mask(name)})
         yield (

@@ -105,9 +105,10 @@ def _find_kind(folders: Collection[tuple[str, ...]], place: int) -> str:
         return "mixed"
     if looks_like_ranges(names):
         return "range"
-    if all(map(is_patient, names)):
+    n_patients = sum(map(is_patient, names))
+    if n_patients == len(names) or (place >= 0 and 2 * n_patients > len(names)):
         return "patient"
-    if place < 0 and any(map(is_patient, names)):
+    if place < 0 and n_patients:
         return "mixed"
     return "id" if all(map(is_id, names)) and not _recurs(folders, place) else "word"
 

@@ -122,6 +122,7 @@ def test_auto_is_no_layout():
         (["human liver/tissue images", "mouse liver/tissue images"], "class/*", ("human liver", "")),
         (["0/patient_1", "1/patient_2"], "class/patient", ("0", "patient_1")),
         (["NPM1/AEC", "control/BXY"], "class/patient", ("NPM1", "AEC")),
+        (["AML/sample_1/tiles", "c/sample_2/tiles"], "class/patient/*", ("AML", "sample_1")),
         (["tumor/tumor_001", "normal/normal_002"], "class/patient", ("normal", "normal_002")),
         (["AML/p1", "AML/p2", "control/p3"], "class/patient", ("AML", "p1")),
         (["AML/19-6574", "AML/18-0009", "control/3"], "class/patient", ("AML", "18-0009")),
@@ -203,6 +204,20 @@ def test_masks_beside_images_are_left_out_and_said(tmp_path, folders, kept, name
     )
 
 
+def test_masks_beside_their_images_are_left_out_by_their_names(tmp_path):
+    names = ["benign (1)", "benign (1)_mask", "benign (1)_mask_1", "x-GT", "y", "y.labels", "mask", "_mask", "z_gt"]
+    for folder, name in [*(("benign", name) for name in names), ("other", "z")]:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / f"{name}.png").touch()
+    images = open_dataset(tmp_path)
+    kept = ["_mask", "benign (1)", "mask", "x-GT", "y", "z_gt"]
+    assert images.paths == [*(f"benign/{name}.png" for name in kept), "other/z.png"]
+    assert images.notes[0] == (
+        "3 masks or annotations such as 'benign/benign (1)_mask.png' beside the images of the same name left out. To "
+        "use them as images, list them in a CSV"
+    )
+
+
 def test_classes_that_are_called_like_masks_stay_where_no_images_lie_beside(tmp_path):
     assert len(open_dataset(_make(tmp_path, "segmented neutrophils", "masks", "band"))) == 3
 
@@ -248,6 +263,7 @@ def test_classes_that_are_called_like_masks_stay_where_no_images_lie_beside(tmp_
             for last in ("blast", "lymph")
         ),
         (["train/P0/blast", "test/P1/lymph"], "'P0', 'P1' above 'blast'", ["*/patient/class", "class"]),
+        (["P1/blast", "P2/lymph", "unknown/mono"], "'P1', 'P2' above 'blast'", ["patient/class", "*/class"]),
         (["1/7", "2/8"], "'1', '2' above '7', '8'", ["class/patient", "patient/class", "*/patient"]),
         # classes above classes
         (
