@@ -13,11 +13,20 @@ from PIL import Image, TiffImagePlugin
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "JPEG2000")
 """The only readers of Pillow that are used."""
 
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _SUBFILE_TYPE, _SAMPLES, _SAMPLE_FORMAT = 258, 262, 254, 277, 339  # TIFF tag numbers
+SUBFILE_TYPE, BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC, SAMPLES, SAMPLE_FORMAT = 254, 258, 259, 262, 277, 339
+"""Numbers of TIFF tags."""
+
+UNREAD_COMPRESSIONS = {
+    33003: "JPEG 2000", 33004: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 50001: "WebP", 50002: "JPEG XL",
+    52546: "JPEG XL",
+}  # fmt: skip
+"""Values of a TIFF's compression that are not read, with their names."""
+
 _SAMPLE_FORMATS = {1: "unsigned", 2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
 _TIFF_HEADERS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _FULL = 65535  # the largest value of 16 bits
 _DARK_BITS = 14  # a picture that uses no more of its 16 bits is nearly black
+_DARK_FLOAT = 0.25  # the same for numbers from 0 to 1
 
 
 class UnreadableImageError(ValueError):
@@ -34,10 +43,13 @@ class Scale:
 
     def __init__(self, picture: Image.Image, white_level: int | None = None) -> None:
         tags = picture.tag_v2 if isinstance(picture, TiffImagePlugin.TiffImageFile) else {}
-        packed_12 = tags.get(_BITS_PER_SAMPLE) == (12,)
+        packed_12 = tags.get(BITS_PER_SAMPLE) == (12,)
         self._top = white_level or (4095 if packed_12 else _FULL)
         self._is_chosen = white_level is not None
-        self._inverted = tags.get(_PHOTOMETRIC) == 0 and picture.mode.startswith(("I;16", "F"))
+        is_signed = next(iter(tags.get(SAMPLE_FORMAT, (1,)))) == 2
+        self._is_signed_16 = is_signed and tags.get(BITS_PER_SAMPLE) == (16,)
+        self._is_unsigned_32 = not is_signed and tags.get(BITS_PER_SAMPLE) == (32,)
+        self._inverted = tags.get(PHOTOMETRIC) == 0 and picture.mode.startswith(("I;16", "F"))
         tiles = getattr(picture, "tile", [])
         self._is_16_bit_colour = not picture.mode.startswith(("I", "F")) and any(";16" in str(tile) for tile in tiles)
         self.remarks: list[str] = []
@@ -65,6 +77,8 @@ class Scale:
 
     def _scale_whole(self, values: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         """Whole numbers from 0 to the largest that the file can contain."""
+        if self._is_unsigned_32:
+            values &= 0xFFFFFFFF  # Pillow reads them as signed
         least, most = (int(values.min()), int(values.max())) if values.size else (0, 0)
         if self._is_chosen and most > self._top:
             raise UnreadableImageError(f"grey values end at {most}, above the white level of {self._top}")
@@ -75,6 +89,11 @@ class Scale:
             )
         if self._top == _FULL and not self._inverted:
             self._remark_dark(most, is_grey=True)
+            if self._is_signed_16 and most.bit_length() > _DARK_BITS:
+                self.remarks.append(
+                    f"signed 16-bit values end at {most:,}, and white was taken as {_FULL:,}: dark if white is 32,767 "
+                    "(--white-level 32767)"
+                )
         if self._inverted:
             values = self._top - values
         # 65535 / 255 = 257
@@ -89,6 +108,8 @@ class Scale:
                 f"floating-point values from {least:.4g} to {most:.4g} have no known scale: save them with 8 or 16 "
                 "bits, or from 0 to 1"
             )
+        if 0 < most < _DARK_FLOAT and not self._inverted:
+            self.remarks.append(f"nearly black: floating-point values end at {most:.4g}, and white was taken as 1")
         shown = 1 - values if self._inverted else values
         return np.asarray(np.floor(shown * 255.0 + 0.5), dtype=np.uint8)
 
@@ -104,6 +125,8 @@ class Scale:
 
 def remark_on_pages(picture: Image.Image) -> str:
     """What should be known about a picture's further pages; '' if nothing. The picture is left at another page."""
+    if picture.format in ("PNG", "WEBP") and getattr(picture, "is_animated", False):
+        return "several frames: only the first was read; save each as a file to use them all"
     if not isinstance(picture, TiffImagePlugin.TiffImageFile) or not picture.is_animated:
         return ""
     first = picture.size, picture.mode
@@ -111,7 +134,7 @@ def remark_on_pages(picture: Image.Image) -> str:
         picture.seek(1)
     except Exception:  # noqa: BLE001 - Pillow's parsers can raise anything on a broken page, and the first one is read
         return ""
-    is_preview = bool(picture.tag_v2.get(_SUBFILE_TYPE, 0) & 1)
+    is_preview = bool(picture.tag_v2.get(SUBFILE_TYPE, 0) & 1)
     if is_preview or (picture.size, picture.mode) != first:
         return ""
     grey = first[1] in ("1", "L", "I", "F") or first[1].startswith("I;")
@@ -128,15 +151,21 @@ def describe_unidentified(data: bytes) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tags = _read_tags(data)
-        bits = tuple(tags.get(_BITS_PER_SAMPLE, (1,)))
-        formats = tuple(tags.get(_SAMPLE_FORMAT, (1,)))
-        n_samples = int(tags.get(_SAMPLES, len(bits)))
+        bits = tuple(tags.get(BITS_PER_SAMPLE, (1,)))
+        formats = tuple(tags.get(SAMPLE_FORMAT, (1,)))
+        n_samples = int(tags.get(SAMPLES, len(bits)))
+        compression = int(tags.get(COMPRESSION, 1))
         kind = _SAMPLE_FORMATS.get(formats[0], f"kind-{int(formats[0])}")
         text = "/".join(str(int(n)) for n in sorted(set(bits)))
     except Exception:  # noqa: BLE001 - as above
-        return "broken TIFF image: its tags cannot be read"
-    if len(text) > 20:
-        return "broken TIFF image: its tags cannot be read"
+        return "broken TIFF image: its tags cannot be read, perhaps because the file is cut off"
+    if not tags or len(text) > 20:
+        return "broken TIFF image: its tags cannot be read, perhaps because the file is cut off"
+    if compression in UNREAD_COMPRESSIONS:
+        return (
+            f"TIFF compressed as {UNREAD_COMPRESSIONS[compression]}, which is not read: save it with LZW or without "
+            "compression"
+        )
     return (
         f"TIFF with {n_samples} sample{'s' * (n_samples != 1)} of {text}-bit {kind} numbers per pixel cannot be read: "
         "save it as RGB or grey with 8 bits"

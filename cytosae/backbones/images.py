@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from cytosae.backbones.image_files import check_file
 from cytosae.backbones.image_values import FORMATS, Scale, UnreadableImageError, describe_unidentified, remark_on_pages
 
 if TYPE_CHECKING:
@@ -65,8 +66,8 @@ def decode_image(
         RGB, uint8, shape `(size, size, 3)`.
 
     Raises:
-        UnreadableImageError: If the file is empty, broken, truncated, too large, of an unknown kind, or its values have
-            no known scale.
+        UnreadableImageError: If the file is empty, broken, truncated, too large, of an unknown kind, or a kind that
+            Pillow reads wrong, its first page is a preview, or its values have no known scale.
     """
     if not data:
         raise UnreadableImageError("the file is empty")
@@ -79,6 +80,7 @@ def decode_image(
                     raise UnreadableImageError(
                         f"{picture.width} x {picture.height} pixels exceed the limit of {MAX_PIXELS}"
                     )
+                known = check_file(picture, data)
                 scale = Scale(picture, white_level)
                 picture.load()
                 upright = ImageOps.exif_transpose(picture)
@@ -88,7 +90,7 @@ def decode_image(
                 wide = rgb.resize((size, rgb.height), FILTERS[resample])
                 resized = wide.resize((size, size), FILTERS[resample])
                 if remarks is not None:
-                    remarks += filter(None, [*scale.remarks, remark_on_pages(picture)])
+                    remarks += filter(None, [*known, *scale.remarks, remark_on_pages(picture)])
     except UnreadableImageError:
         raise
     except UnidentifiedImageError as error:
@@ -133,4 +135,5 @@ def to_tensor(
 def _short(error: Exception) -> str:
     """The first line of an error's text, shortened."""
     lines = str(error).strip().splitlines()
-    return lines[0][:120] if lines else type(error).__name__
+    text = lines[0][:120] if lines else type(error).__name__
+    return f"its compressed data are damaged or cut off ({text})" if text.startswith("decoder error") else text

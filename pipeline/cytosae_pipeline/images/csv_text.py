@@ -82,17 +82,34 @@ def iter_lines(
         keep_empty: Yield lines without text, too: with no cells if they are blank.
 
     Raises:
-        DatasetError: If it is no CSV.
+        DatasetError: If it is no CSV, or a double quote that is not closed swallows further lines.
     """
     separator, text = _find_separator(read_text(path), is_known)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    first, n_columns = 1, 0
     try:
         for cells in reader:
             stripped = [cell.strip() for cell in cells]
+            n_columns = n_columns or len(cells)
+            if reader.line_num > first and _swallows(cells, separator, n_columns):
+                raise DatasetError(
+                    f"'{path}' line {first}: a double quote opened there is closed only in line {reader.line_num}, so "
+                    'that whole lines became one cell. Close it, or write a quote that is meant as ""'
+                )
             if keep_empty or any(stripped):
                 yield reader.line_num, stripped
+            first = reader.line_num + 1
     except csv.Error as error:
-        raise DatasetError(f"'{path}' line {reader.line_num} is not valid CSV: {error}") from error
+        raise DatasetError(
+            f"'{path}' line {first} is not valid CSV: {error}. A double quote around a cell is closed before the "
+            "separator; one inside it is written twice"
+        ) from error
+
+
+def _swallows(cells: Sequence[str], separator: str, n_columns: int) -> bool:
+    """Whether a line inside a cell has as many separators as the lines of the file."""
+    inner = (line for cell in cells for line in cell.splitlines()[1:])
+    return any(line.count(separator) >= max(1, n_columns - 1) for line in inner)
 
 
 def find_role(name: str, roles: Roles) -> str:

@@ -8,15 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from cytosae_pipeline.config.layout import CLASS, PATIENT, PATIENT_IN_CLASS, SKIP, Layout, parse_layout
-from cytosae_pipeline.errors import quote
+from cytosae_pipeline.errors import join_few, quote
 from cytosae_pipeline.images.files import FileStamp, stamp_file
+from cytosae_pipeline.images.folder_names import find_masked, is_mask
 from cytosae_pipeline.images.image_list import DatasetError, ImageList, ImageRow, join_lines, unify_names
+from cytosae_pipeline.images.layout_choices import find_shared_patients
 from cytosae_pipeline.images.levels import (
     AmbiguousFoldersError,
     Folders,
     describe_levels,
+    find_masks,
     find_ranges,
-    find_shared_patients,
     read_levels,
 )
 
@@ -85,6 +87,7 @@ def scan_folder(root: Path, layout: str = "auto") -> ImageList:
             + "".join(f". {note}" for note in _describe_others(found.others))
         )  # fmt: skip
     folders_of = {path: PurePosixPath(path).parts[:-1] for path in found.stamps}
+    notes += _leave_out_masks(folders_of)
     folders = set(folders_of.values())
     chosen = parse_layout(layout)
     if chosen is None:
@@ -98,7 +101,7 @@ def scan_folder(root: Path, layout: str = "auto") -> ImageList:
         notes += passed_over
     else:
         _check_fit(chosen, root, folders_of)
-    rows = tuple(_row_of(path, chosen, folders_of[path], seen) for path, seen in found.stamps.items())
+    rows = tuple(_row_of(path, chosen, levels, found.stamps[path]) for path, levels in folders_of.items())
     if chosen is None:
         return ImageList(root, rows, "flat", tuple(notes))
     notes += _describe_shared(chosen, folders)
@@ -131,6 +134,28 @@ def _walk(folder: Path, root: Path, found: _Found, prefix: str = "") -> None:
                     found.stamps[relative] = seen
                 elif entry.name.lower() not in _SYSTEM_FILES:
                     found.others[ending[:_MAX_ENDING]] += 1
+
+
+def _leave_out_masks(folders_of: dict[str, Folders]) -> Iterator[str]:
+    """Remove masks that lie beside images; notes that say so."""
+    masks = find_masks(set(folders_of.values()))
+    stem_of = {path: str(PurePosixPath(path).with_suffix("")) for path in folders_of}
+    stems = set(stem_of.values())
+    left_out = [path for path, levels in folders_of.items() if levels in masks]
+    beside = [path for path in folders_of.keys() - left_out if find_masked(stem_of[path]) in stems]
+    for path in [*left_out, *beside]:
+        del folders_of[path]
+    if beside:
+        yield (
+            f"{len(beside):,} masks or annotations such as {quote(min(beside))} beside the images of the same name "
+            "left out. To use them as images, list them in a CSV"
+        )
+    if left_out:
+        names = sorted({name for levels in masks for name in levels if is_mask(name)})
+        yield (
+            f"{len(left_out):,} masks or annotations in {join_few(map(quote, names), _NOTES)} beside the images left "
+            "out. To use them as images, list them in a CSV"
+        )
 
 
 def _check_utf8(relative: str) -> None:

@@ -3,8 +3,6 @@
 Pure functions over the folders above the images, the topmost first; nothing is read from disk.
 """
 
-import itertools
-import re
 import shlex
 from collections import defaultdict
 from collections.abc import Collection, Iterable
@@ -12,19 +10,24 @@ from typing import NamedTuple
 
 from cytosae_pipeline.config.layout import CLASS, PATIENT, SKIP, Layout, parse_layout
 from cytosae_pipeline.errors import join_few, quote
+from cytosae_pipeline.images.folder_names import (
+    have_no_gaps,
+    holds_images,
+    is_code,
+    is_container,
+    is_id,
+    is_mask,
+    is_number,
+    is_patient,
+    is_split,
+    is_wrapper,
+    looks_like_ranges,
+)
+from cytosae_pipeline.images.layout_choices import describe_choices, find_shared_patients, propose_layouts
 
 Folders = tuple[str, ...]
 """The folders above an image, the topmost first."""
 
-_SPLIT = re.compile(
-    r"(train(ing)?|val(id(ation)?)?|test(ing)?|dev|eval(uation)?|hold[ _-]?out)([ _-]?(set|data|images?))?"
-    r"[ _-]?([a-z]|\d{0,3})|(fold|split|cv)[ _-]?\d{1,3}",
-    re.IGNORECASE,
-)
-_CONTAINER = re.compile(r"(data(set)?|images?|imgs?|pictures?|raw|cropped|crops|cells)", re.IGNORECASE)
-_RANGE = re.compile(r"(\d+) ?(?:-|_|\.\.|\u2013| to ) ?(\d+)")
-_PATIENT_LIKE = re.compile(r"(patient|pat|subject|donor|case|p)[ _-]?\d+", re.IGNORECASE)
-_CHOICES = 3
 _NAMED = 4
 
 
@@ -45,7 +48,8 @@ def read_levels(folders: Collection[Folders]) -> Reading:
     """The one layout that makes sense for a tree.
 
     A level is passed over if its names can only be splits (train, test, fold_0), if it is one container (images, data),
-    or if it cuts the folder above into consecutive ranges (0001-1000, 1001-2000).
+    or if it cuts the folder above into consecutive ranges (0001-1000, 1001-2000). A level below another one names
+    patients only if all its names look like it.
 
     Args:
         folders: The different folders of the images, at least one.
@@ -61,57 +65,24 @@ def read_levels(folders: Collection[Folders]) -> Reading:
     short = _cut_below(rest, notes)
     end = "" if short == rest else f"/{SKIP}"
     depths = set(map(len, short))
+    if depths == {1} and len(short) == 1 and holds_images(min(short)[0]):
+        notes.append(f"folder {_name(min(short))} passed over")
+        depths = {0}
     if depths == {0}:
         return Reading(parse_layout(SKIP), [*notes, "no folder is left that could name a class: images have no label"])
     if depths == {1}:
-        if all(_PATIENT_LIKE.fullmatch(levels[0]) for levels in short):
-            notes.append(
-                f"labels such as {_name(levels[0] for levels in short)} look like patients: if they are, use "
-                f"--layout {shlex.quote(f'{top}{PATIENT}{end}')}"
-            )
+        notes += _remark_on_labels({levels[0] for levels in short}, top, end)
         return Reading(parse_layout(f"{top}{CLASS}{end}"), notes)
     reason, choices = _find_ambiguity(short, depths)
     if reason:
-        layouts = [f"{top}{choice.removesuffix(end)}{end}" for choice in choices]
-        raise AmbiguousFoldersError(f"{reason}. {_list_choices(layouts, folders)}")
+        layouts = [f"{top}{choice}{end}" for choice in choices]
+        layouts += propose_layouts(short, n_above=n_top, is_open=bool(end))
+        raise AmbiguousFoldersError(f"{reason}. {describe_choices(layouts, folders)}")
+    codes = [levels[1] for levels in short if is_code(levels[1])]
+    if codes:
+        layout = shlex.quote(f"{top}{SKIP}/{CLASS}{end}")
+        notes.append(f"folders such as {_name(codes)} are read as patients: if they are classes, use --layout {layout}")
     return Reading(parse_layout(f"{top}{CLASS}/{PATIENT}{end}"), notes)
-
-
-def find_shared_patients(layout: Layout, folders: Iterable[Folders]) -> dict[str, list[Folders]]:
-    """Patients that stand in several places of the tree, with the first folders of each."""
-    places: dict[str, dict[Folders, Folders]] = defaultdict(dict)
-    if PATIENT not in layout.words:
-        return {}
-    from_end = len(layout.words) - layout.words.index(PATIENT)
-    for levels in sorted(folders):
-        patient = layout.read(levels)[1]
-        stop = layout.words.index(PATIENT) + 1 if layout.from_top else len(levels) - from_end + 1
-        places[patient].setdefault(levels[:stop], levels)
-    return {patient: list(found.values()) for patient, found in places.items() if len(found) > 1}
-
-
-def looks_like_ranges(names: Iterable[str]) -> bool:
-    """Whether names, at least one, can only be ranges of numbered images, such as `0001-1000`."""
-    found = [_RANGE.fullmatch(name) for name in names]
-    return bool(found) and all(
-        match and (width := int(match[2]) - int(match[1])) > 0 and width % 10 in (0, 9) for match in found
-    )
-
-
-def _count_passed_over(folders: Collection[Folders]) -> tuple[int, list[str]]:
-    """Levels from the top that mean nothing, and notes that name them."""
-    notes: list[str] = []
-    n, shallowest = 0, min(map(len, folders))
-    while n < shallowest:
-        names = {levels[n] for levels in folders}
-        if all(map(_SPLIT.fullmatch, names)):
-            notes.append(f"splits {_name(names)} passed over")
-        elif len(names) == 1 and _CONTAINER.fullmatch(next(iter(names))) and n + 1 < shallowest:
-            notes.append(f"folder {_name(names)} passed over")
-        else:
-            break
-        n += 1
-    return n, notes
 
 
 def find_ranges(folders: Collection[Folders]) -> set[Folders]:
@@ -121,16 +92,41 @@ def find_ranges(folders: Collection[Folders]) -> set[Folders]:
         if len(levels) > 1:
             siblings[levels[:-1]].add(levels[-1])
     ranges = {above: names for above, names in siblings.items() if looks_like_ranges(names)}
-    if not any(map(_has_no_gaps, ranges.values())):
+    if not any(map(have_no_gaps, ranges.values())):
         return set()
     return {(*above, name) for above, names in ranges.items() for name in names}
 
 
-def _has_no_gaps(names: Iterable[str]) -> bool:
-    """Whether ranges begin at 0 or 1 and follow each other."""
-    bounds = sorted((int(match[1]), int(match[2])) for match in map(_RANGE.fullmatch, names) if match)
-    follow = all(after[0] - before[1] in (0, 1) for before, after in itertools.pairwise(bounds))
-    return bounds[0][0] in (0, 1) and follow
+def find_masks(folders: Collection[Folders]) -> set[Folders]:
+    """Folders of masks or annotations beside images: of `images/` and `masks/` the latter, with all below them."""
+    children: dict[Folders, set[str]] = defaultdict(set)
+    for levels in folders:
+        for n, name in enumerate(levels):
+            children[levels[:n]].add(name)
+    masks = {
+        (*above, name)
+        for above, names in children.items()
+        if above in folders or any(map(holds_images, names))
+        for name in names
+        if is_mask(name)
+    }
+    return {levels for levels in folders if any(levels[:n] in masks for n in range(1, len(levels) + 1))}
+
+
+def _count_passed_over(folders: Collection[Folders]) -> tuple[int, list[str]]:
+    """Levels from the top that mean nothing, and notes that name them."""
+    notes: list[str] = []
+    n, shallowest = 0, min(map(len, folders))
+    while n < shallowest:
+        names = {levels[n] for levels in folders}
+        if all(map(is_split, names)):
+            notes.append(f"splits {_name(names)} passed over")
+        elif len(names) == 1 and is_wrapper(next(iter(names))) and n + 1 < shallowest:
+            notes.append(f"folder {_name(names)} passed over")
+        else:
+            break
+        n += 1
+    return n, notes
 
 
 def _cut_below(folders: Collection[Folders], notes: list[str]) -> set[Folders]:
@@ -141,68 +137,62 @@ def _cut_below(folders: Collection[Folders], notes: list[str]) -> set[Folders]:
     short = {levels[:-1] if levels in ranges else levels for levels in folders}
     while all(len(levels) > 1 for levels in short):
         names = {levels[-1] for levels in short}
-        if not any(all(map(kind.fullmatch, names)) for kind in (_SPLIT, _CONTAINER)):
+        is_one_container = len(names) == 1 and holds_images(min(names))
+        if not is_one_container and not any(all(map(kind, names)) for kind in (is_split, is_container)):
             break
         notes.append(f"folders {_name(names)} passed over")
         short = {levels[:-1] for levels in short}
     return short
 
 
-def _find_ambiguity(rest: Collection[Folders], depths: set[int]) -> tuple[str, list[str]]:
-    """Why levels of two or more folders do not speak for themselves, with the layouts that may fit; '' if they do."""
-    if depths != {2}:
-        # Folders that contain everything may be those of an archive.
-        shallowest = min(depths)
-        same = (len({levels[: n + 1] for levels in rest}) == 1 for n in range(shallowest - 1))
-        lead = f"{SKIP}/" * sum(itertools.takewhile(bool, same))
-        archive = [f"{lead}class", f"{lead}class/patient", f"{lead}class/*"] if lead else []
-        return (
-            "the images lie " + " or ".join(f"{n} folder{'s' * (n != 1)}" for n in sorted(depths)) + " deep",
-            [*archive, "class/*", "class/patient", "class/patient/*", "*/class/patient", "*/class/*", "patient/*"],
+def _remark_on_labels(names: Collection[str], top: str, end: str) -> list[str]:
+    """What should be known about labels that may be something else."""
+    notes = []
+    if all(map(is_patient, names)) and not looks_like_ranges(names):
+        notes.append(
+            f"labels such as {_name(names)} look like patients: if they are, use "
+            f"--layout {shlex.quote(f'{top}{PATIENT}{end}')}"
         )
+    elif len(names) == 1:
+        notes.append(
+            f"all images lie in the one folder {_name(names)}, which is their label: if it means nothing, use "
+            f"--layout {shlex.quote(SKIP)}"
+        )
+    if masks := [name for name in names if is_mask(name)]:
+        notes.append(f"labels such as {_name(masks)} look like masks: if they are, move them out of the data set")
+    return notes
+
+
+def _find_ambiguity(rest: Collection[Folders], depths: set[int]) -> tuple[str, list[str]]:
+    """Why levels of two or more folders do not speak for themselves, '' if they do; and layouts to offer first."""
+    if depths != {2}:
+        depth = " or ".join(f"{n} folder{'s' * (n != 1)}" for n in sorted(depths))
+        return f"the images lie {depth} deep", []
     tops, names = {levels[0] for levels in rest}, {levels[1] for levels in rest}
     if len(tops) == 1:
-        return f"all images lie in the one folder {_name(tops)}", ["*/class", "class/patient", "*/patient"]
-    if splits := [top for top in tops if _SPLIT.fullmatch(top)]:
-        return f"{_name(splits)} may be a split or a class", ["*/class", "class/patient"]
+        return f"all images lie in the one folder {_name(tops)}", []
+    if splits := [top for top in tops if is_split(top)]:
+        return f"{_name(splits)} may be a split or a class", [f"{SKIP}/{CLASS}"]
     if looks_like_ranges(names):
-        return f"{_name(names)} may be patients or ranges of images", ["class/*", "class/patient"]
-    layout = parse_layout("class/patient")
+        return f"{_name(names)} may be patients or ranges of images", [f"{CLASS}/{SKIP}", f"{CLASS}/{PATIENT}"]
+    # Digits alone may also number the classes of people who are called patients.
+    are_numbered = all(map(is_number, tops)) and all(is_patient(name) and not is_number(name) for name in names)
+    if not are_numbered and (people := [top for top in tops if is_patient(top)]):
+        return f"{_name(people)} above {_name(names)} look like patients", []
+    layout = parse_layout(f"{CLASS}/{PATIENT}")
     assert layout is not None
-    shared = find_shared_patients(layout, rest)
-    if shared:
+    others = [name for name in names if not is_id(name)]
+    if shared := find_shared_patients(layout, rest):
         patient = min(shared)
         where = " and ".join(quote(levels[0]) for levels in shared[patient][:2])
         n = len(shared)
+        below, what = ("folder", "") if others else ("class", "patient ")
         return (
-            f"{n} folder name{'s' * (n > 1)} occur{'s' * (n == 1)} below more than one class, for example patient "
-            f"{quote(patient)} in {where}",
-            ["class/patient", "class/patient-in-class", "patient/class"],
+            f"{n} folder name{'s' * (n > 1)} occur{'s' * (n == 1)} below more than one {below}, for example "
+            f"{what}{quote(patient)} in {where}",
+            [] if others else ["class/patient", "class/patient-in-class", "patient/class"],
         )
-    return "", []
-
-
-def _list_choices(layouts: Iterable[str], folders: Collection[Folders]) -> str:
-    """The first layouts that fit the tree and differ in what they read, one per line with an example."""
-    example = max(sorted(folders), key=len)
-    lines: dict[tuple[tuple[str, str], ...], str] = {}
-    for text in layouts:
-        layout = parse_layout(text)
-        if layout is None or not all(map(layout.fits, folders)) or len(lines) == _CHOICES:
-            continue
-        pairs = [layout.read(levels) for levels in sorted(folders)]
-        lines.setdefault(tuple(pairs), f"  --layout {shlex.quote(text)}: " + _describe(layout.read(example), pairs))
-    if not lines:
-        return "No layout fits: move images that lie in no folder of their own into one"
-    return f"In {quote('/'.join(example) + '/')}, choose one:\n" + "\n".join(lines.values())
-
-
-def _describe(example: tuple[str, str], pairs: Collection[tuple[str, str]]) -> str:
-    """What a layout makes of an example, and how many labels and patients there would be."""
-    n = [len({pair[place] for pair in pairs if pair[place]}) for place in (0, 1)]
-    found = [f"{what} {quote(name)}" for what, name in zip(("label", "patient"), example, strict=True) if name]
-    counts = [f"{count:,} {what}{'s' * (count != 1)}" for count, what in zip(n, ("label", "patient"), strict=True)]
-    return f"{', '.join(found)} ({', '.join(counts)})"
+    return (f"{_name(others)} below {_name(tops)} look like classes more than like patients" if others else ""), []
 
 
 def describe_levels(layout: Layout, folders: Collection[Folders]) -> str:

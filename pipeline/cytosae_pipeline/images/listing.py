@@ -1,6 +1,8 @@
 """Opening a data set: a folder of images, a CSV manifest, or the images of a store."""
 
 import itertools
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from cytosae_cache.store import ActivationStore
@@ -27,10 +29,17 @@ def open_dataset(path: Path, layout: str = "auto") -> ImageList:
 
     Raises:
         DatasetNotFoundError: If `path` does not exist.
-        DatasetError: If there are no images, or the manifest or the folders are not as the layout says.
+        DatasetError: If there are no images, the manifest or the folders are not as the layout says, or a layout is
+            given for a CSV.
     """
     if path.is_file():
-        return read_manifest(path)
+        images = read_manifest(path)
+        if layout != "auto":
+            raise DatasetError(
+                f"--layout {shlex.quote(layout)} is for folders, but '{path}' is a CSV: its columns label and patient "
+                "say what the images are. Leave out --layout, or give the folder as --images"
+            )
+        return images
     if not path.is_dir():
         raise DatasetNotFoundError(
             f"no images at '{path}': expected a folder of images or a CSV with columns path[,label][,patient]. "
@@ -38,7 +47,10 @@ def open_dataset(path: Path, layout: str = "auto") -> ImageList:
         )
     if layout == "auto" and (path / MANIFEST).is_file():
         return read_manifest(path / MANIFEST)
-    return scan_folder(path, layout)
+    images = scan_folder(path, layout)
+    if (path / MANIFEST).is_file():
+        images = replace(images, notes=(*images.notes, f"{MANIFEST} is not read, because --layout was given"))
+    return images
 
 
 def _siblings(path: Path) -> list[str]:

@@ -2,16 +2,19 @@
 
 import itertools
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
 from cytosae_pipeline.errors import join_few, quote
+from cytosae_pipeline.images.columns import is_unknown
 from cytosae_pipeline.images.csv_text import PICTURE, ROLES, find_columns, find_kind, find_role, iter_lines
 from cytosae_pipeline.images.files import stamp_file
 from cytosae_pipeline.images.folders import SUFFIXES
 from cytosae_pipeline.images.image_list import DatasetError, ImageList, ImageRow, join_lines, unify_names
+from cytosae_pipeline.images.missing import explain_missing
 
 MAX_COLUMNS = 64
 """Further columns that are kept."""
@@ -19,7 +22,7 @@ MAX_COLUMNS = 64
 MAX_CELL = 1000
 """Letters that a cell of a further column may have."""
 
-_MAX_NAME, _NAMED = 100, 10
+_MAX_NAME, _NAMED, _EXAMPLES = 100, 10, 3
 
 
 class _Columns(NamedTuple):
@@ -56,14 +59,21 @@ def read_manifest(path: Path) -> ImageList:
         rows[row.path] = row
     if not rows:
         raise DatasetError(f"'{path}' lists no images")
-    if not any(row.seen for row in rows.values()):
+    missing = [row.path for row in rows.values() if row.seen is None]
+    if len(missing) == len(rows):
         raise DatasetError(
-            f"none of the {len(rows):,} images in '{path}' exist; the first would be '{root / next(iter(rows))}'. "
-            "Paths are relative to the folder of the CSV"
+            f"none of the {len(rows):,} images in '{path}' exist; the first would be '{root / missing[0]}'. Paths are "
+            f"relative to the folder of the CSV{explain_missing(root, missing)}"
         )
-    names, chosen, notes = _choose_further(columns.further, list(rows.values()))
-    settled, respelt = unify_names([replace(row, cells=tuple(row.cells[k] for k in chosen)) for row in rows.values()])
-    return ImageList(root, settled, "manifest", (*columns.notes, *notes, *respelt), names)
+    cleared, doubts = _clean_names(list(rows.values()))
+    if missing:
+        doubts.append(
+            f"{len(missing):,} of {len(rows):,} files do not exist, for example "
+            f"{join_few(map(quote, missing), _EXAMPLES)}{explain_missing(root, missing)}"
+        )
+    names, chosen, notes = _choose_further(columns.further, cleared)
+    settled, respelt = unify_names([replace(row, cells=tuple(row.cells[k] for k in chosen)) for row in cleared])
+    return ImageList(root, settled, "manifest", (*columns.notes, *notes, *respelt, *doubts), names)
 
 
 def _refuse_other_kinds(path: Path) -> None:
@@ -87,12 +97,18 @@ def _assign_columns(header: Sequence[str], path: Path) -> _Columns:
     places, notes = find_columns(header, ROLES, path)
     named = [name for name in header if name]
     if "path" not in places or len(set(named)) != len(named):
+        twice = next((name for name in named if named.count(name) > 1), "")
         shown = [name[:_MAX_NAME] for name in header[:MAX_COLUMNS]]
         raise DatasetError(
             f"'{path}' has columns {shown}; expected path and, if known, label and patient, each once, "
-            "separated by commas in the first line"
+            "separated by commas in the first line" + (f". {quote(twice)} stands twice: rename one" if twice else "")
         )
     further = {name: place for place, name in enumerate(header) if name and place not in places.values()}
+    alike: dict[str, str] = {}
+    for name in further:
+        other = alike.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)
+        if other != name:
+            raise DatasetError(f"columns {quote(other)} and {quote(name)} of '{path}' have the same name: rename one")
     if "label" not in places and further:
         notes.append(f"no column of '{path}' is called label: the images have none")
     return _Columns(places, further, notes)
@@ -108,14 +124,40 @@ def _read_row(cells: Sequence[str], columns: _Columns, n_columns: int, root: Pat
     names = {role: padded[place] for role, place in columns.places.items()}
     path = names["path"]
     pure = PurePosixPath(path)
-    if not pure.parts or pure.is_absolute() or ".." in pure.parts or "\\" in path or PureWindowsPath(path).drive:
+    if "\\" in path:
+        raise DatasetError(
+            f"{where}: found path {path!r}; expected a relative path with / that stays in the CSV's folder. "
+            "Replace \\ by /"
+        )
+    if not pure.parts or pure.is_absolute() or ".." in pure.parts or PureWindowsPath(path).drive:
         raise DatasetError(
             f"{where}: found path {path!r}; expected a relative path with / that stays in the CSV's folder"
         )
+    if len(path.splitlines()) > 1:
+        raise DatasetError(f"{where}: the path {quote(path)} goes over several lines; close its double quote")
     spelt = _find_spelling(root, pure)
     further = tuple(padded[place] for place in columns.further.values())
-    label, patient = (join_lines(names.get(role, "")) for role in ("label", "patient"))
-    return ImageRow(spelt, label, patient, stamp_file(root / spelt), further)
+    return ImageRow(spelt, names.get("label", ""), names.get("patient", ""), stamp_file(root / spelt), further)
+
+
+def _clean_names(rows: Sequence[ImageRow]) -> tuple[list[ImageRow], list[str]]:
+    """Labels and patients as one line each, '' where a cell says that they are unknown; notes about both."""
+    notes = []
+    for what in ("label", "patient"):
+        unknown = Counter(name for row in rows if (name := getattr(row, what)) and is_unknown(name))
+        if unknown:
+            shown = join_few(map(quote, sorted(unknown)), _NAMED)
+            notes.append(f"{unknown.total():,} {what}s called {shown} are read as unknown")
+        broken = {joined for row in rows if (joined := join_lines(getattr(row, what))) != getattr(row, what)}
+        if broken:
+            shown = join_few(map(quote, sorted(broken)), _EXAMPLES)
+            notes.append(f"{what}s over several lines were joined: {shown}")
+    return [replace(row, label=_clean(row.label), patient=_clean(row.patient)) for row in rows], notes
+
+
+def _clean(name: str) -> str:
+    """A label or patient as one line; '' if it is unknown."""
+    return "" if is_unknown(name) else join_lines(name)
 
 
 def _find_spelling(root: Path, path: PurePosixPath) -> str:

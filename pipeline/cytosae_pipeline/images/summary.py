@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import PurePosixPath
 
 from cytosae_pipeline.errors import join_few, quote
+from cytosae_pipeline.images.columns import describe_type, type_columns
 from cytosae_pipeline.images.image_list import ImageList, count_names
 
 _NAMED = 8
@@ -29,7 +30,8 @@ def describe_images(images: ImageList) -> str:
         )
     lines.append(f"files: {_most(Counter(PurePosixPath(path).suffix.lower() for path in images.paths))}")
     if images.columns:
-        lines.append(f"further columns: {join_few(map(quote, images.columns), _NAMED)}")
+        kinds = (f"{quote(name)} ({describe_type(column)})" for name, column in type_columns(images).items())
+        lines.append(f"further columns: {join_few(kinds, _NAMED)}")
     return "\n".join([*lines, *(f"note: {note}" for note in images.notes)])
 
 

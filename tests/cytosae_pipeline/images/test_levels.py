@@ -115,7 +115,15 @@ def test_auto_is_no_layout():
     [
         (["AML", "control"], "class", ("AML", "")),
         (["only"], "class", ("only", "")),
-        (["images"], "class", ("images", "")),
+        *(([name], "*", ("", "")) for name in ("im", "images", "Dataset", "data", "JPEGImages", "Main Dataset")),
+        (["train/images", "test/images"], "*", ("", "")),
+        (["bone_marrow_cell_dataset/ABE", "bone_marrow_cell_dataset/BLA"], "*/class", ("ABE", "")),
+        (["C-NMC_training_data/fold_0/all", "C-NMC_training_data/fold_1/hem"], "*/*/class", ("all", "")),
+        (["human liver/tissue images", "mouse liver/tissue images"], "class/*", ("human liver", "")),
+        (["0/patient_1", "1/patient_2"], "class/patient", ("0", "patient_1")),
+        (["NPM1/AEC", "control/BXY"], "class/patient", ("NPM1", "AEC")),
+        (["AML/sample_1/tiles", "c/sample_2/tiles"], "class/patient/*", ("AML", "sample_1")),
+        (["tumor/tumor_001", "normal/normal_002"], "class/patient", ("normal", "normal_002")),
         (["AML/p1", "AML/p2", "control/p3"], "class/patient", ("AML", "p1")),
         (["AML/19-6574", "AML/18-0009", "control/3"], "class/patient", ("AML", "18-0009")),
         (["fold_0/all", "fold_0/hem", "fold_1/all"], "*/class", ("all", "")),
@@ -153,11 +161,65 @@ def test_trees_that_can_be_read_in_one_way(tmp_path, folders, layout, first):
         (["A", "LYT/0001-1000"], "numbered ranges '0001-1000' passed over"),
         (["train", "test"], "no folder is left that could name a class: images have no label"),
         (["p1", "p22"], "labels such as 'p1', 'p22' look like patients: if they are, use --layout patient"),
+        (["im"], "folder 'im' passed over"),
+        (["1", "2"], "labels such as '1', '2' look like patients: if they are, use --layout patient"),
+        (["AML", "masks"], "labels such as 'masks' look like masks: if they are, move them out of the data set"),
+        (
+            ["CLL"],
+            "all images lie in the one folder 'CLL', which is their label: if it means nothing, use --layout '*'",
+        ),
+        (
+            ["NPM1/AEC", "control/BXY"],
+            "folders such as 'AEC', 'BXY' are read as patients: if they are classes, use --layout '*/class'",
+        ),
         (["train/patient_1"], "labels such as 'patient_1' look like patients: if they are, use --layout '*/patient'"),
     ],
 )
 def test_what_was_passed_over_is_said(tmp_path, folders, note):
     assert note in open_dataset(_make(tmp_path, *folders)).notes
+
+
+# Masks
+
+
+@pytest.mark.parametrize(
+    ("folders", "kept", "name"),
+    [
+        (["images", "masks"], {"images"}, "masks"),
+        (["imgs/AML", "labels/AML"], {"imgs/AML"}, "labels"),
+        (["train/images", "train/annotations"], {"train/images"}, "annotations"),
+        (["1/images", "1/Ground Truth", "2/images", "2/Ground Truth"], {"1/images", "2/images"}, "Ground Truth"),
+        (["liver/tissue images", "liver/label masks"], {"liver/tissue images"}, "label masks"),
+        (["Main Dataset/Baso", "GT Segmentation/Baso/expert1"], {"Main Dataset/Baso"}, "GT Segmentation"),
+        (["AML", "AML/gt", "c"], {"AML", "c"}, "gt"),
+    ],
+)
+@pytest.mark.parametrize("layout", ["auto", "*"])
+def test_masks_beside_images_are_left_out_and_said(tmp_path, folders, kept, name, layout):
+    images = open_dataset(_make(tmp_path, *folders), layout)
+    assert {path.rpartition("/")[0] for path in images.paths} == kept
+    n = len(folders) - len(kept)
+    assert images.notes[0] == (
+        f"{n} masks or annotations in '{name}' beside the images left out. To use them as images, list them in a CSV"
+    )
+
+
+def test_masks_beside_their_images_are_left_out_by_their_names(tmp_path):
+    names = ["benign (1)", "benign (1)_mask", "benign (1)_mask_1", "x-GT", "y", "y.labels", "mask", "_mask", "z_gt"]
+    for folder, name in [*(("benign", name) for name in names), ("other", "z")]:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / f"{name}.png").touch()
+    images = open_dataset(tmp_path)
+    kept = ["_mask", "benign (1)", "mask", "x-GT", "y", "z_gt"]
+    assert images.paths == [*(f"benign/{name}.png" for name in kept), "other/z.png"]
+    assert images.notes[0] == (
+        "3 masks or annotations such as 'benign/benign (1)_mask.png' beside the images of the same name left out. To "
+        "use them as images, list them in a CSV"
+    )
+
+
+def test_classes_that_are_called_like_masks_stay_where_no_images_lie_beside(tmp_path):
+    assert len(open_dataset(_make(tmp_path, "segmented neutrophils", "masks", "band"))) == 3
 
 
 # Not read without being told
@@ -166,13 +228,11 @@ def test_what_was_passed_over_is_said(tmp_path, folders, note):
 @pytest.mark.parametrize(
     ("folders", "reason", "choices"),
     [
-        (
-            ["TCIA/BAS", "TCIA/LYT"], "all images lie in the one folder 'TCIA'",
-            ["*/class", "class/patient", "*/patient"],
-        ),
+        (["TCIA/BAS", "TCIA/LYT"], "all images lie in the one folder 'TCIA'", ["*/class", "class/patient"]),
+        (["CLL/1", "CLL/2"], "all images lie in the one folder 'CLL'", ["class/patient", "*/patient", "*/class"]),
         (
             ["bmc/ABE", "bmc/LYT/0001-1000"], "all images lie in the one folder 'bmc'",
-            ["*/class/*", "class/patient/*", "*/patient/*"],
+            ["*/class/*", "class/patient/*"],
         ),
         (
             ["AML/1", "AML/2", "control/1"],
@@ -183,15 +243,50 @@ def test_what_was_passed_over_is_said(tmp_path, folders, note):
             ["train/AML/1", "train/c/1", "test/c/1"], "1 folder name occurs below more than one class",
             ["*/class/patient", "*/class/patient-in-class", "*/patient/class"],
         ),
-        (["p1/blast", "p2/blast", "p2/mono"], "below more than one class", None),
-        (["train/x", "extra/y"], "'train' may be a split or a class", ["*/class", "class/patient"]),
-        (["AML/11-20", "c/31-40"], "'11-20', '31-40' may be patients or ranges", ["class/*", "class/patient"]),
+        (
+            ["HE-100K/ADI", "HE-100K/TUM", "VAL-7K/ADI"],
+            "1 folder name occurs below more than one folder, for example 'ADI' in 'HE-100K' and 'VAL-7K'",
+            ["*/class", "class/*", "patient/class"],
+        ),
+        (["train/x", "extra/y"], "'train' may be a split or a class", ["*/class", "class/patient", "*/patient"]),
+        (["AML/11-20", "c/31-40"], "may be patients or ranges", ["class/*", "class/patient", "patient/*"]),
+        # patients above classes
+        *(
+            (
+                [f"{one}/blast", f"{two}/{last}", f"{two}/mono"], f"'{one}', '{two}' above 'blast'",
+                ["patient/class", "*/class"],
+            )
+            for one, two in [
+                ("P0", "P1"), ("patient_12", "patient_7"), ("pat-3", "pat-4"), ("S-1234", "S-99"), ("1", "2"),
+                ("TCGA-A1-A0SB", "TCGA-B2-1234"), ("1.2.840.1", "1.2.840.2"), ("Subject 01", "Subject 02"),
+            ]
+            for last in ("blast", "lymph")
+        ),
+        (["train/P0/blast", "test/P1/lymph"], "'P0', 'P1' above 'blast'", ["*/patient/class", "class"]),
+        (["P1/blast", "P2/lymph", "unknown/mono"], "'P1', 'P2' above 'blast'", ["patient/class", "*/class"]),
+        (["1/7", "2/8"], "'1', '2' above '7', '8'", ["class/patient", "patient/class", "*/patient"]),
+        # classes above classes
+        (
+            ["lung_image_sets/lung_aca", "lung_image_sets/lung_n", "colon_image_sets/colon_n"],
+            "look like classes more than like patients", ["*/class", "class/*", "class/patient"],
+        ),
+        (["myeloid/EOS", "lymphoid/LYT"], "look like classes", ["*/class", "class/*", "class/patient"]),
+        (["AML/M0", "AML/M1", "ALL/L2"], "'L2', 'M0', 'M1' below 'ALL', 'AML' look like classes", None),
+        (["lung/grade 1", "colon/grade 2"], "look like classes", None),
         (["AML/p1", "AML"], "the images lie 1 folder or 2 folders deep", ["class/*", "patient/*"]),
-        (["a/b/c", "d/e/f"], "the images lie 3 folders deep", ["class/*", "class/patient", "class/patient/*"]),
-        (["w/w/BAS", "w/w/LYT"], "the images lie 3 folders deep", ["*/*/class", "class/*", "class/patient"]),
-        (["w/AML/1", "w/c/2"], "the images lie 3 folders deep", ["*/class/patient", "*/class/*", "class/*"]),
-        (["w/AML/1", "w/c"], "2 folders or 3 folders deep", ["*/class/*", "class/*", "class/patient"]),
-        (["a/b/c/d", "e/f"], "2 folders or 4 folders deep", ["class/*", "class/patient", "class/patient/*"]),
+        (
+            ["a/b/c", "d/e/f"], "the images lie 3 folders deep",
+            ["*/class/patient", "class/*/patient", "class/patient/*"],
+        ),
+        (["w/w/BAS", "w/w/LYT"], "the images lie 3 folders deep", ["class", "*/class/patient"]),
+        (["x/AML/fold_0/all", "x/AML/fold_1/hem"], "the images lie 4 folders deep", ["class", "*/class/*/patient"]),
+        (["w/AML/1", "w/c/2"], "the images lie 3 folders deep", ["*/class/patient", "*/class/*"]),
+        (["w/AML/1", "w/c"], "2 folders or 3 folders deep", ["*/class/*", "class/patient/*", "*/patient/*"]),
+        (["a/b/c/d", "e/f"], "2 folders or 4 folders deep", ["class/patient/*", "class", "*/class/*"]),
+        (
+            ["w/training_data/fold_0/all", "w/validation_data/x"], "3 folders or 4 folders deep",
+            ["class", "*/*/class/*"],
+        ),
     ],
 )  # fmt: skip
 def test_trees_that_can_be_read_in_several_ways_stop_with_the_choices(tmp_path, folders, reason, choices):
@@ -351,7 +446,7 @@ def test_the_plan_counts_patients_and_images_without_one(tmp_path):
     text = describe_images(open_dataset(tmp_path / "m.csv"))
     assert "labels: 2 'x', 1 'y'; 1 images have none\n" in text
     assert "patients: 1 to 2 images each; 1 images have none\n" in text
-    assert "further columns: 'site'\n" in text
+    assert "further columns: 'site' (text)\n" in text
 
 
 def test_levels_that_mean_nothing_are_said(tmp_path):
@@ -369,7 +464,7 @@ def test_names_that_a_terminal_would_obey_are_escaped(tmp_path):
 
 
 def test_endings_are_counted(tmp_path):
-    _make(tmp_path, "AML")
+    _make(tmp_path, "AML", "c")
     for name in (
         "a.GIF",
         "b.gif",

@@ -17,6 +17,7 @@ import torch
 
 from cytosae.analysis.differential import compare_groups
 from cytosae.formats.checkpoint import load_sae, save_sae
+from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config.report import PageConfig, parse_latents, parse_range
@@ -461,7 +462,7 @@ def test_groups_from_files_and_labels(tmp_path, made):
         == "All patients belong to one group, 'a': there is nothing to compare."
     )
     for text, message in (
-        ("id,group\np0,a\n", "must have the columns patient and group, separated by a comma, found: 'id', 'group'"),
+        ("id,group\np0,a\n", "must have the columns patient and group, each once, found: 'id', 'group'"),
         ("patient,group\np0,a\np0,b\n", "gives patient 'p0' two groups, 'a' and 'b'"),
         ("patient,group\np0,\x1b[1m\np0,b\n", "gives patient 'p0' two groups, '\\x1b[1m' and 'b'"),
         ("id,\x1b[1m\n", "found: 'id', '\\x1b[1m'"),
@@ -472,10 +473,12 @@ def test_groups_from_files_and_labels(tmp_path, made):
     ):
         with pytest.raises(UserError, match=re.escape(message)):
             groups(text)
-    with pytest.raises(UserError, match="separated by a comma, found: nothing"):
+    with pytest.raises(UserError, match="each once, found: nothing"):
         groups("")
+    with pytest.raises(UserError, match="is an Excel workbook or a ZIP archive: --groups takes a CSV"):
+        groups("PK\x03\x04\0")
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="is not valid CSV in UTF-8"):
+    with pytest.raises(UserError, match="is not UTF-16: .* Save it as UTF-8"):
         find_groups(["p0"], images, path)
     with pytest.raises(UserError, match="--groups takes a CSV"):
         find_groups(["p0"], images, tmp_path / "none.csv")
@@ -484,6 +487,24 @@ def test_groups_from_files_and_labels(tmp_path, made):
     one_each = images._replace(label=[f"of-{patient}" if patient else "" for patient in images.patient])
     assert find_groups(["p0", "p1"], one_each, None).names == ("of-p0", "of-p1")
     assert "the images have no labels" in find_groups(["p0"], images._replace(label=[""] * 23), None).why_none
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "patient;group\np0;a\np1;b\n", "patient\tgroup\np0\ta\np1\tb\n", "\ufeffpatient,group\np0,a\np1,b\n",
+        "\ufeffsep=;\npatient;group\np0;a\np1;b\n", "Patient ID,Cohort\np0,a\np1,b\np2,NA\nNA,b\np3\n",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_groups_as_spreadsheets_write_them(tmp_path, text, encoding):
+    path = tmp_path / "groups.csv"
+    path.write_bytes((text.removeprefix("\ufeff") if encoding == "utf-16" else text).encode(encoding))
+    images = ImageTable(["x"] * 2, ["p0", "p1"], ["", ""])
+    found = find_groups(["p0", "p1"], images, path)
+    assert found.names == ("a", "b")
+    assert found.of.tolist() == [0, 1]
+    assert found.gaps == ""
 
 
 def test_pseudonyms_are_keyed_and_stable(tmp_path):
