@@ -13,7 +13,7 @@ from cytosae_pipeline.images.image_list import ImageList
 _WHOLE = re.compile(r"[+-]?(0|[1-9]\d{0,17})", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(0|[1-9]\d{0,300})?(\.\d{1,300})?([eE][+-]?\d{1,3})?", re.ASCII)
 _LIKE_AN_ID = re.compile(r"\d+[eE]\d+", re.ASCII)  # programs write numbers as 1.0e5, 1e+05 or 1e-05
-_UNKNOWN = frozenset({"", "nan", "na", "n/a", "#n/a", "<na>", "null", "none", "-"})
+_UNKNOWN = frozenset({"", "nan", "na", "n/a", "#n/a", "<na>", "nat", "null", "none", "-"})
 _KINDS = {"i": "whole numbers", "f": "numbers", "T": "text"}
 
 

@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 from cytosae_pipeline.config import ImportConfig
 from cytosae_pipeline.errors import UserError, join_few, quote
+from cytosae_pipeline.images.columns import is_unknown
 from cytosae_pipeline.images.csv_text import ROLES, find_role
 from cytosae_pipeline.images.image_list import ImageRow, join_lines, unify_names
 
 logger = logging.getLogger(__name__)
 
 _OPTIONS = {"path": "name_column", "label": "label_column", "patient": "patient_column"}
-_UNKNOWN = frozenset({"", "na", "n/a", "#n/a", "nan", "none", "null", "<na>", "nat"})
 _NAMED = 10
 
 
@@ -162,4 +162,4 @@ def settle_names(texts: Sequence[RowTexts]) -> list[RowTexts]:
 def _settle(name: str) -> str:
     """A label or patient on one line, '' for words that mean unknown."""
     text = join_lines(name).strip()
-    return "" if text.casefold() in _UNKNOWN else text
+    return "" if is_unknown(text) else text
