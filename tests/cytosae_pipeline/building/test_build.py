@@ -42,7 +42,7 @@ def test_labels_patients_and_provenance(with_store):
     store = ActivationStore.open(with_store.store)
     for path, label, patient in zip(*store.images, strict=True):
         assert path.split("/")[:2] == [label, patient]
-    facts = json.loads(with_store.run("info", "--dataset_name", "toy", "--json").output)
+    facts = json.loads(with_store.run("info", "--dataset_name", "toy", "--json").stdout)
     assert facts["dataset"] == "toy"
     assert facts["complete"] is True
     assert facts["spec"]["model_name"] == "toy_vit"

@@ -322,7 +322,8 @@ def test_latents_by_option(with_sae):
     assert "4 latents and" in output
     assert "latents of --latents" in _data(report, "overview")["featured_reason"]
     assert (
-        "--latents names 96, but the autoencoder's latents are 0..95" in _report(with_sae, "--latents", "96", code=1)[1]
+        "--latents names 96, but the autoencoder's latents are 0..95. Did you mean '9'?"
+        in _report(with_sae, "--latents", "96", code=1)[1]
     )
     text = _report(with_sae, "--log10_mean", "9:", code=1)[1]
     assert "active latents passes" in text

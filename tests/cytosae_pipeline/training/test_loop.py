@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -156,7 +157,8 @@ def test_an_interrupted_run_resumes_to_the_same_bits(with_store, monkeypatch, op
     output = with_store.train("--run_name", "broken", *options, code=130).output
     assert "interrupted; finished work is kept" in output
     assert not list((with_store.root / "out/checkpoints/broken").glob("final_*"))
-    assert "broken  96 latents  unfinished" in with_store.run("list").output
+    entry, _ = json.loads(with_store.run("list", "--json").stdout)["runs"]
+    assert (entry["name"], entry["n_latents"], entry["status"]) == ("broken", 96, "unfinished")
     assert (with_store.root / "out/checkpoints/broken/training_state.pt").stat().st_size < 100_000
     monkeypatch.setattr(TrainStep, "step", original)
     output = with_store.run("train", "--resume", "broken", "--resident", "none").output
@@ -312,6 +314,10 @@ def test_an_unfinished_store_is_refused_with_the_command_that_finishes_it(with_i
     with_images.build("--strict-images", code=1)
     output = with_images.train(code=1).output
     assert "is unfinished" in output
+    where = f"--root_dir {with_images.root} --dataset_name toy --model_path {with_images.vit} --layout {LAYOUT}"
+    assert f"options that its build was given: cytosae-cache build {where} --workers 0 --shard_images 5 " in output
+    shutil.rmtree(with_images.root / "out" / "builds")
+    output = with_images.train(code=1).output
     where = f"--root_dir {with_images.root} --dataset_name toy --images PATH --model_path CHECKPOINT --block_layer -2"
     assert f"options that its build was given: cytosae-cache build {where}\n" in output
 
