@@ -25,6 +25,7 @@ from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.training.init import sample_tokens
 from cytosae_pipeline.training.loop import WaitingTime
 from tests.support.losses import plain_loss
+from tests.support.patience import patience, wait_until
 from tests.support.pictures import HEARING_MAIN, LAYOUT, write_pictures, write_vit
 from tests.support.stores import make_store
 
@@ -195,10 +196,11 @@ def test_a_killed_run_resumes_to_the_same_bits(with_store, number):
     folder = with_store.root / "out" / "checkpoints" / "killed"
     for wanted in (3, 12):
         child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        for _ in range(6000):
-            if len(list(folder.glob("*_sparse_*.pt"))) >= wanted or child.poll() is not None:
-                break
-            time.sleep(0.003)
+        wait_until(
+            lambda child=child, wanted=wanted: (
+                len(list(folder.glob("*_sparse_*.pt"))) >= wanted or child.poll() is not None
+            )
+        )
         time.sleep(0.01)  # somewhere in the middle of a step
         child.send_signal(number)
         child.wait()
@@ -223,12 +225,9 @@ def test_sigterm_saves_like_ctrl_c(with_store):
     command = [sys.executable, "-c", HEARING_MAIN, *map(str, arguments)]
     child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     metrics = with_store.root / "out/checkpoints/r/metrics.jsonl"
-    for _ in range(6000):
-        if metrics.exists() and metrics.stat().st_size:
-            break
-        time.sleep(0.005)
+    wait_until(lambda: (metrics.exists() and metrics.stat().st_size) or child.poll() is not None)
     child.terminate()
-    output, _ = child.communicate(timeout=60)
+    output, _ = child.communicate(timeout=patience())
     assert child.returncode == 130, output
     assert "interrupted" in output
     assert (with_store.root / "out/checkpoints/r/training_state.pt").exists()
