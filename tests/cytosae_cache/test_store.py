@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from cytosae_cache.errors import StoreCorruptError, StoreIncompleteError, StoreN
 from cytosae_cache.format.shard import shard_name
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.writer import create_store
+from tests.support.patience import wait_until
 from tests.support.stores import PROVENANCE, make_activations, make_spec, make_store, make_table, record_opens
 
 
@@ -91,10 +91,7 @@ def test_files_and_threads_of_the_kept_reader_are_released(tmp_path, how):
         assert _n_open_files() == before
     finally:
         gc.enable()
-    deadline = time.monotonic() + 5
-    while [thread for thread in threading.enumerate() if thread.name.startswith("store-reader")]:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: not [one for one in threading.enumerate() if one.name.startswith("store-reader")])
 
 
 def test_a_closed_store_can_be_read_again(tmp_path):

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.patience import patience
+
 ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -43,7 +45,7 @@ class Visit:
         self.complaints: list[str] = []
         self.requests: list[str] = []
         self._context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-        self._context.set_default_timeout(10_000)
+        self._context.set_default_timeout(1000 * patience(60))
         self.page = self._context.new_page()
         self.page.on("console", self._on_console)
         self.page.on("pageerror", lambda error: self.complaints.append(f"error: {error}"))

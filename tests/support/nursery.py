@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from tests.support.patience import patience
+
 ROOT = Path(__file__).parents[2]
 SOURCES = os.pathsep.join(map(str, (ROOT, ROOT / "cache", ROOT / "pipeline")))
 
@@ -88,7 +90,7 @@ class Nursery:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._parent.communicate(timeout=60)
+        self._parent.communicate(timeout=patience())
 
 
 def _serve() -> None:
@@ -150,7 +152,7 @@ def _be_child(main, task, log: Path) -> None:
         os._exit(code)
 
 
-def _reap(child: int, timeout_s: float = 120) -> int:
+def _reap(child: int, timeout_s: float = patience(600)) -> int:
     """Wait for a child's end; one that hangs says where its threads are and is ended."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
@@ -174,7 +176,7 @@ def _wait(child: int, seconds: float | None, marks: tuple[str, int] | None) -> N
         time.sleep(min(left, 0.005))
 
 
-def _find_worker(session: int, timeout_s: float = 30) -> int:
+def _find_worker(session: int, timeout_s: float = patience()) -> int:
     """The first decoding process, a child of the fork server; on other systems there is none to find."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
@@ -186,7 +188,7 @@ def _find_worker(session: int, timeout_s: float = 30) -> int:
     raise RuntimeError("no worker came")
 
 
-def _wait_for_session(session: int, timeout_s: float = 5) -> list[str]:
+def _wait_for_session(session: int, timeout_s: float = patience(60)) -> list[str]:
     """Wait until a session has no process left; what is left after the time is ended and named."""
     deadline = time.monotonic() + timeout_s
     while left := _session(session):

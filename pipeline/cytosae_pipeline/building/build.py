@@ -38,6 +38,7 @@ from cytosae_pipeline.images.decoding import Decoded, ImageDecoder
 from cytosae_pipeline.images.files import VANISHED
 from cytosae_pipeline.runtime.progress import Progress, format_seconds
 from cytosae_pipeline.runtime.workers import can_start_processes
+from cytosae_pipeline.workspace.build_record import record_build
 from cytosae_pipeline.workspace.find import require_dataset, training_command
 from cytosae_pipeline.workspace.paths import Workspace
 
@@ -127,6 +128,7 @@ def _build(config: BuildConfig, weights_digest: str | None) -> list[tuple[Activa
             if config.overwrite:
                 delete_store(open_storage(item.store), chosen=config.store is not None)
             opened.append(_open_or_create(config, plan, item))
+            record_build(opened[-1][0], config)
         filled = _fill([store for store, status in opened if status != "already complete"], config, plan, remarks)
         complete = [(filled.get(store.spec, store), status) for store, status in opened]
         notes = [*plan.images.notes, *remarks.describe()]

@@ -24,8 +24,9 @@ from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.images.listing import list_stored_images
 from cytosae_pipeline.runtime.devices import choose_device
 from cytosae_pipeline.runtime.progress import Progress
+from cytosae_pipeline.workspace.build_record import find_images, find_model
 from cytosae_pipeline.workspace.find import find_store, require_finished
-from cytosae_pipeline.workspace.paths import Workspace, resolve_model_path
+from cytosae_pipeline.workspace.paths import resolve_model_path
 
 N_IMAGES = 16
 """Images that are recomputed, spread over the store."""
@@ -62,7 +63,7 @@ def verify_against_source(store: ActivationStore, config: StoreSource) -> list[s
 
     Args:
         store: A complete store.
-        config: Names the checkpoint and the images.
+        config: Names the checkpoint and the images, if they are not where the store was built from.
 
     Returns:
         One line per problem: an image that changed or vanished, or whose activations differ.
@@ -71,14 +72,14 @@ def verify_against_source(store: ActivationStore, config: StoreSource) -> list[s
         UserError: If the checkpoint or the images are missing, or the checkpoint is not the store's.
     """
     _require_network(store)
-    model_path = resolve_model_path(config.model_path)
+    model_path = resolve_model_path(find_model(store, config.root_dir, config.model_path))
     if model_path is None:
         raise UserError("--deep recomputes activations: pass the network with --model_path CHECKPOINT")
     info = describe_own_backbone(store, model_path, config.model_name)
-    images = list_stored_images(store, config)
+    place = find_images(store, config.root_dir, config.images)
+    images = list_stored_images(store, dataclasses.replace(config, images=place))
     if images is None:
-        root = config.images or Workspace(config.root_dir).dataset_dir(store.provenance.dataset)
-        raise UserError(f"no images at '{root}': pass their location with --images PATH")
+        raise UserError(f"no images at '{place}': pass their location with --images PATH")
     problems = _compare_files(store, images)
     sound = np.array([row for row in store.valid_rows.tolist() if row not in problems], dtype=np.int64)
     rows = sound[spread_rows(len(sound), N_IMAGES)]

@@ -23,7 +23,6 @@ from cytosae_pipeline.config import (
     StatisticsConfig,
     TrainConfig,
 )
-from cytosae_pipeline.config.commands import command
 from cytosae_pipeline.runtime.progress import format_seconds
 
 
@@ -140,7 +139,7 @@ def evaluate(as_json: bool, **values: Any) -> None:
     training prints at its end, for any autoencoder on any store of its encoder, also of another data set.
 
     \b
-    cytosae-cache evaluate --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt
+    cytosae-cache evaluate --dataset_name mll23 --sae_path latest
     cytosae-cache evaluate --dataset_name bmc --sae_path SAE.pt --limit 2000 --json
     """
     config = make_config(EvaluateConfig, values)
@@ -156,7 +155,7 @@ def features(as_json: bool, **values: Any) -> None:
     """Find each latent's top images, mean and sparsity.
 
     \b
-    cytosae-cache features --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt --top_k 10
+    cytosae-cache features --dataset_name mll23 --sae_path latest --top_k 10
     """
     config = make_config(StatisticsConfig, values)
     from cytosae_pipeline.statistics.verbs import run_features
@@ -165,7 +164,7 @@ def features(as_json: bool, **values: Any) -> None:
     text = (
         f"{result.n_active:,} of {result.n_latents:,} latents are active on any of {result.n_images:,} images\n"
         f"wrote in {result.folder}: {', '.join(path.name for path in result.files)}\n"
-        f"look at it: {command('report', config)}"
+        f"look at it: {result.next}"
     )
     print_result(result, text, as_json)
 
@@ -176,7 +175,7 @@ def classes(as_json: bool, **values: Any) -> None:
     """Count tokens above a threshold, by class.
 
     \b
-    cytosae-cache classes --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt --threshold 0.2
+    cytosae-cache classes --dataset_name mll23 --sae_path latest --threshold 0.2
     """
     _count(values, "label", as_json)
 
@@ -189,7 +188,7 @@ def patients(as_json: bool, **values: Any) -> None:
     With several --threshold all raw counts are kept; cls_sae_cnt.npy uses the first.
 
     \b
-    cytosae-cache patients --dataset_name hehr --sae_path out/checkpoints/RUN/final_....pt --threshold 0.2
+    cytosae-cache patients --dataset_name hehr --sae_path latest --threshold 0.2
     """
     _count(values, "patient", as_json)
 
@@ -203,7 +202,7 @@ def _count(values: dict[str, Any], kind: Any, as_json: bool) -> None:
     noun = "patients" if kind == "patient" else "classes"
     text = (
         f"{len(result.groups):,} {noun} x {result.n_latents:,} latents from {result.n_images:,} images\n"
-        f"wrote in {result.folder}: {', '.join(path.name for path in result.files)}"
+        f"wrote in {result.folder}: {', '.join(path.name for path in result.files)}\nlook at them: {result.next}"
     )
     print_result(result, text, as_json)
 
@@ -218,9 +217,9 @@ def report(as_json: bool, **values: Any) -> None:
     are missing are computed first. Needs the images for the pictures, but not the vision transformer.
 
     \b
-    cytosae-cache report --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt
-    cytosae-cache report --dataset_name hehr --sae_path out/checkpoints/RUN/final_....pt --groups patients.csv
-    cytosae-cache report --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt --latents 12,500-520
+    cytosae-cache report --dataset_name mll23 --sae_path latest
+    cytosae-cache report --dataset_name hehr --sae_path latest --groups patients.csv
+    cytosae-cache report --dataset_name mll23 --sae_path latest --latents 12,500-520
     """
     config = make_config(ReportConfig, values)
     from cytosae_pipeline.report.static import write_report
@@ -245,7 +244,7 @@ def explore(as_json: bool, **values: Any) -> None:
     requests without it are refused. Needs: pip install "cytosae-cache[explore]"
 
     \b
-    cytosae-cache explore --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt
+    cytosae-cache explore --dataset_name mll23 --sae_path latest
     cytosae-cache explore --dataset_name mll23 --sae_path SAE.pt --model_path ./DinoBloom-B.pth --images ./mll23
     On a remote machine:  cytosae-cache explore --port 8080 ...  there,  ssh -L 8080:127.0.0.1:8080 SERVER  here
     """
@@ -270,9 +269,9 @@ def export(as_json: bool, **values: Any) -> None:
     missing results are computed first.
 
     \b
-    cytosae-cache export --sae_path out/checkpoints/RUN/final_....pt --format saelens
-    cytosae-cache export --sae_path out/checkpoints/RUN/final_....pt --format safetensors --out sae.safetensors
-    cytosae-cache export --sae_path out/checkpoints/RUN/final_....pt --format anndata --dataset_name mll23
+    cytosae-cache export --sae_path latest --format saelens
+    cytosae-cache export --sae_path latest --format safetensors --out sae.safetensors
+    cytosae-cache export --sae_path latest --format anndata --dataset_name mll23
     """
     config = make_config(ExportConfig, values)
     from cytosae_pipeline.export.run import run_export

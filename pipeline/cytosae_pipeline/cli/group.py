@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cytosae_pipeline import __version__
-from cytosae_pipeline.cli.options import CONTEXT_SETTINGS
+from cytosae_pipeline.cli.options import CONTEXT_SETTINGS, VerbCommand
 from cytosae_pipeline.cli.output import log_to_stderr, messages
 
 _ORDER = (
@@ -23,7 +23,7 @@ class _InOrder(click.Group):
         return sorted(self.commands, key=_ORDER.index)
 
 
-@click.group(cls=_InOrder, context_settings=CONTEXT_SETTINGS)
+@click.group(cls=_InOrder, context_settings={**CONTEXT_SETTINGS, "auto_envvar_prefix": "CYTOSAE"})
 @click.version_option(__version__, prog_name="cytosae-cache")
 def cli() -> None:
     """Cache a vision transformer's activations of blood cells once; train and read sparse autoencoders on them.
@@ -33,18 +33,27 @@ def cli() -> None:
     With your own images:
       cytosae-cache build    --dataset_name mll23 --images IMAGES --model_path DinoBloom-B.pth
       cytosae-cache train    --dataset_name mll23 --use_ghost_grads --batch_size 64
-      cytosae-cache features --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt
-      cytosae-cache patients --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt
-      cytosae-cache report   --dataset_name mll23 --sae_path out/checkpoints/RUN/final_....pt
+      cytosae-cache features --dataset_name mll23 --sae_path latest
+      cytosae-cache patients --dataset_name mll23 --sae_path latest
+      cytosae-cache report   --dataset_name mll23 --sae_path latest
 
     Option names may be written with _ or -. Every verb has --help.
+
+    Environment variables stand for options that are not given: CYTOSAE_ROOT_DIR for --root_dir of every verb,
+    CYTOSAE_TRAIN_BATCH_SIZE for --batch_size of train, and so on (CYTOSAE_VERB_OPTION).
+
+    \b
+    Let the Tab key complete verbs and options (bash; zsh_source and fish_source for these):
+      eval "$(_CYTOSAE_CACHE_COMPLETE=bash_source cytosae-cache)"
     """
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, nothing else.")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print the result as JSON on stdout; messages and progress stay on stderr."
+)
 
 
-def verb(function: Callable[..., Any], kind: type[click.Command] = click.Command) -> click.Command:
+def verb(function: Callable[..., Any], kind: type[VerbCommand] = VerbCommand) -> click.Command:
     """Register a verb: `--json`, and errors as messages. A trailing _ of the function's name is left out.
 
     Args:
@@ -54,7 +63,7 @@ def verb(function: Callable[..., Any], kind: type[click.Command] = click.Command
 
     @functools.wraps(function)
     def run(**values: Any) -> None:
-        with messages(), log_to_stderr(quiet=values["as_json"]):
+        with messages(), log_to_stderr():
             function(**values)
 
     name = function.__name__.rstrip("_")

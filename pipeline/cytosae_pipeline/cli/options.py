@@ -1,12 +1,14 @@
 """Click options made from the config records, so that names, types, defaults and help stand in one place."""
 
 import dataclasses
+import os
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from cytosae_pipeline.config.fields import Config, parse_choices, parse_hint, suggest
 from cytosae_pipeline.errors import UserError
@@ -40,10 +42,10 @@ def config_options(record: type[Config], *, leave_out: Sequence[str] = ()) -> Ca
 
 
 def given_options() -> set[str]:
-    """Parameters of the running command that stand on the command line."""
+    """Parameters of the running command that the user gave: on the command line or by an environment variable."""
     context = click.get_current_context()
-    source = click.core.ParameterSource.COMMANDLINE
-    return {name for name in context.params if context.get_parameter_source(name) is source}
+    sources = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
+    return {name for name in context.params if context.get_parameter_source(name) in sources}
 
 
 def make_config(record: type[Config], values: dict[str, Any]) -> Any:  # noqa: ANN401 - an instance of `record`
@@ -58,7 +60,19 @@ def make_config(record: type[Config], values: dict[str, Any]) -> Any:  # noqa: A
         raise click.UsageError(str(error)) from error
 
 
-class GroupedCommand(click.Command):
+class VerbCommand(click.Command):
+    """A command whose options are completed in the spelling that was begun, with `_` or `-`."""
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """What the Tab key offers."""
+        items = super().shell_complete(ctx, incomplete.replace("_", "-"))
+        if "_" in incomplete:
+            for item in items:
+                item.value = "--" + item.value.removeprefix("--").replace("-", "_")
+        return items
+
+
+class GroupedCommand(VerbCommand):
     """A command whose help lists its options under headings; `sections` has the names of the parameters of each."""
 
     sections: typing.ClassVar[dict[str, Sequence[str]]] = {}
@@ -73,6 +87,15 @@ class GroupedCommand(click.Command):
             formatter.write_dl([record for record in records.values() if record is not None])
 
 
+class _Option(click.Option):
+    """An option for which a verb's own environment variable comes before the one of all verbs."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        """The value of the first variable that is set."""
+        own = os.environ.get(f"{ctx.auto_envvar_prefix}_{str(self.name).upper()}")
+        return own or super().resolve_envvar_value(ctx)
+
+
 class _Choice(click.Choice[str]):
     """A closed choice whose error suggests the nearest right value."""
 
@@ -84,7 +107,9 @@ class _Choice(click.Choice[str]):
 def _make_option(field: "dataclasses.Field[Any]", annotation: Any) -> Callable[[Command], Command]:  # noqa: ANN401
     """One option."""
     names = [f"--{name.replace('_', '-')}" for name in (field.name, *field.metadata["names"])]
-    text = field.metadata["help"]
+    text, variable = field.metadata["help"], field.metadata["variable"]
+    if variable is not None:
+        text += f" [env: {variable}]"
     hint, _, length = parse_hint(annotation)
     if hint is bool:
         return click.option(*names, field.name, is_flag=True, default=field.default, help=text)
@@ -97,6 +122,8 @@ def _make_option(field: "dataclasses.Field[Any]", annotation: Any) -> Callable[[
         default=field.default,
         multiple=length is None,
         nargs=length or 1,
+        envvar=variable,
+        cls=_Option,
         help=text,
         show_default=field.default is not None and "[default" not in text,
     )

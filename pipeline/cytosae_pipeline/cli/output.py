@@ -27,12 +27,12 @@ def print_result(result: Any, text: str, as_json: bool) -> None:  # noqa: ANN401
 
 
 @contextmanager
-def log_to_stderr(*, quiet: bool) -> Iterator[None]:
-    """Print the package's messages on stderr, beside its progress bars; warnings alone and no progress if `quiet`."""
+def log_to_stderr() -> Iterator[None]:
+    """Print the package's messages on stderr, beside its progress bars: stdout contains the result alone."""
     logger, handler = logging.getLogger("cytosae_pipeline"), _StderrHandler()
     level = logger.level
     logger.addHandler(handler)
-    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    logger.setLevel(logging.INFO)
     try:
         yield
     finally:

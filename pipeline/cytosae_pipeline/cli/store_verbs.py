@@ -9,7 +9,7 @@ import click
 from cytosae_pipeline.cli.group import verb
 from cytosae_pipeline.cli.options import config_options, make_config
 from cytosae_pipeline.cli.output import print_result
-from cytosae_pipeline.config import ImportConfig, StoreChoice, VerifyConfig
+from cytosae_pipeline.config import ImportConfig, StoreChoice, VerifyConfig, WorkspaceChoice
 from cytosae_pipeline.runtime.progress import format_bytes, format_seconds
 
 
@@ -41,12 +41,17 @@ def import_(source: Path, as_json: bool, **values: Any) -> None:
 
 
 @verb
-@click.option("--root-dir", type=click.Path(path_type=Path), default=Path(), help="Folder that contains out/.")
-def list_(root_dir: Path, as_json: bool) -> None:
-    """List stores and training runs."""
+@config_options(WorkspaceChoice)
+def list_(as_json: bool, **values: Any) -> None:
+    """List stores and training runs.
+
+    Each run is shown with its L0 and explained variance, on held-out images if there were any, and with the path that
+    --sae_path takes; its name does as well, and `latest` is the newest finished one.
+    """
+    config = make_config(WorkspaceChoice, values)
     from cytosae_pipeline.workspace.inventory import take_inventory
 
-    inventory = take_inventory(root_dir)
+    inventory = take_inventory(config.root_dir)
     print_result(inventory, inventory.describe(), as_json)
 
 
@@ -87,11 +92,15 @@ def verify(path: str | None, as_json: bool, **values: Any) -> None:
     """
     config = make_config(VerifyConfig, {**values, "store": _one_store(path, values["store"])})
     from cytosae_pipeline.building.deep_verify import check_store
+    from cytosae_pipeline.workspace.find import build_again_command
 
     store, report = check_store(config)
     lines = [*report.problems, *report.foreign]
     if report.problems:
-        lines.append(f"{len(report.problems)} problems in '{store.path}'. Build it again with --overwrite")
+        again = "Import it again with --overwrite"
+        if not store.spec.imported:
+            again = f"Build it again with: {build_again_command(store, config, overwrite=True)}"
+        lines.append(f"{len(report.problems)} problems in '{store.path}'. {again}")
     else:
         state = "the store itself is sound" if report.foreign else "sound"
         size = f"{report.n_shards} shards, {format_bytes(report.n_bytes)}, {store.n_images:,} images"

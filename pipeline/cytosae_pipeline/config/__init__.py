@@ -11,7 +11,7 @@ from cytosae_pipeline.config.export import ExportConfig
 from cytosae_pipeline.config.imports import ImportConfig
 from cytosae_pipeline.config.report import ExploreConfig, PageConfig, ReportConfig
 from cytosae_pipeline.config.statistics import PassOptions, ReadOptions, SaeChoice, StatisticsConfig, StatisticsOptions
-from cytosae_pipeline.config.store import StoreChoice, StoreSource, VerifyConfig
+from cytosae_pipeline.config.store import StoreChoice, StoreSource, VerifyConfig, WorkspaceChoice
 from cytosae_pipeline.config.train import PRESETS, TrainConfig
 
 __all__ = [
@@ -34,4 +34,5 @@ __all__ = [
     "StoreSource",
     "TrainConfig",
     "VerifyConfig",
+    "WorkspaceChoice",
 ]

@@ -26,6 +26,7 @@ def option(
     maximum: float | None = None,
     above: float | None = None,
     choices: Collection[str] | None = None,
+    variable: str | None = None,
 ) -> Any:  # noqa: ANN401 - a field
     """A field with its help text, its range and further names on the command line.
 
@@ -37,9 +38,10 @@ def option(
         maximum: Largest value allowed.
         above: Every value must be larger than this.
         choices: Values allowed, where they are not a `Literal` because more can be registered.
+        variable: Environment variable that sets it on the command line, for every verb that has it.
     """
     limits = {"minimum": minimum, "maximum": maximum, "above": above, "choices": choices}
-    return dataclasses.field(default=default, metadata={"help": text, "names": names, **limits})
+    return dataclasses.field(default=default, metadata={"help": text, "names": names, "variable": variable, **limits})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cytosae_pipeline.config.fields import Config, option
+from cytosae_pipeline.config.fields import option
+from cytosae_pipeline.config.store import WorkspaceChoice
 from cytosae_pipeline.errors import UserError
 
 ROWS = "rows"
@@ -13,10 +14,9 @@ ROWS = "rows"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportConfig(Config):
+class ImportConfig(WorkspaceChoice):
     """Options of `import`: embeddings of another program as a store."""
 
-    root_dir: Path = option(Path(), "Folder that contains dataset/ and out/.")
     dataset_name: str | None = option(None, "Name of the data set.", "dataset")
     source: Path | None = option(
         None, "A file of embeddings (.h5, .pt, .npy, .npz, .parquet, .h5ad), or a folder of such files of one kind."

@@ -57,8 +57,9 @@ class SaeChoice(StoreSource, ReadOptions):
 
     sae_path: Path | None = option(
         None,
-        "The autoencoder: a .pt written by `train` or by the reference, an exported file or folder, or one of SAELens, "
-        "dictionary_learning, sparsify or overcomplete (docs/autoencoders.md).",
+        "The autoencoder: a run's name or folder, `latest` for the newest finished run, a .pt written by `train` or by "
+        "the reference, an exported file or folder, or one of SAELens, dictionary_learning, sparsify or overcomplete "
+        "(docs/autoencoders.md).",
     )
     sae_arch: str | None = option(
         None,

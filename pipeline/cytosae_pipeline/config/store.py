@@ -12,10 +12,16 @@ PrecisionChoice = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class StorePlace(Config):
+class WorkspaceChoice(Config):
+    """Options of every verb that reads or writes a workspace: which one."""
+
+    root_dir: Path = option(Path(), "Folder that contains dataset/ and out/.", variable="CYTOSAE_ROOT_DIR")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorePlace(WorkspaceChoice):
     """Options that say where a store is, and of which encoder."""
 
-    root_dir: Path = option(Path(), "Folder that contains dataset/ and out/.")
     dataset_name: str | None = option(None, "Name of the data set.", "dataset")
     store: str | None = option(
         None,

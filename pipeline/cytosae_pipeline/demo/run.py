@@ -75,9 +75,9 @@ class DemoResult:
             "With your own images (a folder class/patient/image, or a CSV with columns path,label,patient):\n"
             "  cytosae-cache build    --dataset_name mine --images PATH --model_path ./DinoBloom-B.pth\n"
             "  cytosae-cache train    --dataset_name mine --batch_size 64 --use_ghost_grads\n"
-            "  cytosae-cache features --dataset_name mine --sae_path out/checkpoints/RUN/final_....pt\n"
-            "  cytosae-cache patients --dataset_name mine --sae_path out/checkpoints/RUN/final_....pt\n"
-            "  cytosae-cache report   --dataset_name mine --sae_path out/checkpoints/RUN/final_....pt\n"
+            "  cytosae-cache features --dataset_name mine --sae_path latest\n"
+            "  cytosae-cache patients --dataset_name mine --sae_path latest\n"
+            "  cytosae-cache report   --dataset_name mine --sae_path latest\n"
             f"List what the demo wrote:  {command('list', root_dir=self.root)}\n\n"
             f"Open the report of cells, latents and patients in any browser: {self.report}"
         )

@@ -15,9 +15,10 @@ from cytosae_pipeline.runtime.memory import exceeds_page_cache
 from cytosae_pipeline.runtime.progress import Progress
 from cytosae_pipeline.statistics.inputs import Inputs, open_pair
 from cytosae_pipeline.statistics.label_index import LabelIndex
-from cytosae_pipeline.training.evaluation import Evaluation, measure
+from cytosae_pipeline.training.evaluation import Evaluation, explain_dense, measure
 from cytosae_pipeline.training.holdout import HeldOutBy, held_out
 from cytosae_pipeline.training.matmul import choose_matmul
+from cytosae_pipeline.workspace.runs import resolve_sae
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ def run_evaluate(config: EvaluateConfig) -> SaeEvaluation:
     Raises:
         ValueError: If the autoencoder or store is missing, they do not fit, or no image is left to evaluate.
     """
+    config = resolve_sae(config)
     return evaluate_pair(open_pair(config, encoder_only=False), config)
 
 
@@ -112,9 +114,10 @@ def evaluate_pair(inputs: Inputs, options: EvaluateOptions) -> SaeEvaluation:
     by_label = {
         name: Evaluation.of(found.of_group(at), n_images[at]) for at, name in enumerate(labels.names) if n_images[at]
     }
-    return SaeEvaluation(
-        Evaluation.of(found.overall(), len(chosen)), by_label, tokens, share, by, sae.architecture, inputs.n_latents
-    )
+    overall = Evaluation.of(found.overall(), len(chosen))
+    if dense := explain_dense(sae.architecture, overall.l0, inputs.n_latents):
+        logger.warning(dense)
+    return SaeEvaluation(overall, by_label, tokens, share, by, sae.architecture, inputs.n_latents)
 
 
 def _held_out(inputs: Inputs, options: EvaluateOptions) -> tuple[float, HeldOutBy]:

@@ -14,6 +14,7 @@ from cytosae_pipeline.config import ExportConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.statistics.inputs import open_sae, require_sae_path
 from cytosae_pipeline.workspace.paths import sae_stem
+from cytosae_pipeline.workspace.runs import resolve_sae
 
 _ENDINGS = {"saelens": ".saelens", "safetensors": ".safetensors", "reference": ".reference.pt"}
 _FILE_WRITERS = {"safetensors": write_safetensors, "reference": write_reference}
@@ -45,6 +46,7 @@ def export_sae(config: ExportConfig) -> ExportResult:
     """
     if config.of_statistics:
         raise UserError(f"format {config.format} is for statistics, not for an autoencoder: use run_export")
+    config = resolve_sae(config)
     sae_path, sae = require_sae_path(config), open_sae(config, device="cpu")
     path = config.out or sae_path.with_name(sae_stem(sae_path) + _ENDINGS[config.format])
     if config.format == "safetensors" and path.suffix != ".safetensors":

@@ -21,6 +21,7 @@ from cytosae_pipeline.statistics.encode import encode_store
 from cytosae_pipeline.statistics.inputs import open_inputs
 from cytosae_pipeline.statistics.published import find_published, read_published
 from cytosae_pipeline.statistics.results import ensure_statistics
+from cytosae_pipeline.workspace.runs import resolve_sae
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ def export_tables(config: ExportConfig) -> TablesResult:
         ValueError: If an option or package is missing, a target exists already, or the store does not fit.
     """
     _check(config)
+    config = resolve_sae(config)
     published = find_published(config)
     if published is not None:
         return _export_published(config, published)

@@ -11,7 +11,7 @@ from cytosae_pipeline.config.fields import suggest
 from cytosae_pipeline.images.folders import resolve, scan_folder
 from cytosae_pipeline.images.image_list import DatasetError, DatasetNotFoundError, ImageList, ImageRow
 from cytosae_pipeline.images.manifest import read_manifest
-from cytosae_pipeline.workspace.paths import Workspace
+from cytosae_pipeline.workspace.build_record import find_images
 
 MANIFEST = "manifest.csv"
 """Name of a manifest inside a folder of images; such a folder is read as the manifest says."""
@@ -66,9 +66,9 @@ def list_stored_images(store: ActivationStore, source: StoreSource) -> ImageList
 
     Args:
         store: The store.
-        source: Names the folder of the images, if it is not the data set's own.
+        source: Names the place of the images, if they are not where the store was built from.
     """
-    root = source.images or Workspace(source.root_dir).dataset_dir(store.provenance.dataset)
+    root = find_images(store, source.root_dir, source.images)
     if not root.exists():
         return None
     # Straight from the store's own table: its rows are sorted already.

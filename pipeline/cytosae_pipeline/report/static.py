@@ -47,6 +47,7 @@ from cytosae_pipeline.runtime.progress import Progress
 from cytosae_pipeline.statistics.inputs import PlacedInputs
 from cytosae_pipeline.statistics.published import find_published, read_published
 from cytosae_pipeline.statistics.results import Statistics
+from cytosae_pipeline.workspace.runs import resolve_sae
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ def write_report(
     """
     if config.figures:
         require_matplotlib()
+    config = resolve_sae(config)
     published = find_published(config) if inputs is None else None
     if published is not None:
         return _write_published(config, published)

@@ -2,11 +2,13 @@
 
 import logging
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import Any, Self, TextIO
 
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_UNTIL_FIRST_LINE = 10.0
 _LINE = (
     "{desc}: {n:,} of {total:,} {plural} ({percentage:.0f} %), {rate_fmt}, {elapsed} elapsed, {remaining} left{postfix}"
 )
@@ -29,15 +31,25 @@ class Progress:
         self.done = self._done_before = done
         self._start = time.monotonic()
         self._bar: Any = None
+        self._advanced = threading.Event()
+        self._waiting: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         if logging.getLogger("cytosae_pipeline").level <= logging.INFO:
-            self._bar = _make_bar(self.what, self.total, self.unit, self.done)
+            shows_bar = sys.stderr.isatty() or "ipykernel" in sys.modules
+            lines = None if shows_bar else _Lines(sys.stderr)
+            self._bar = _make_bar(self.what, self.total, self.unit, self.done, lines)
+            if lines is not None:
+                self._waiting = threading.Thread(target=self._say_that_it_runs, args=(lines,), daemon=True)
+                self._waiting.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._advanced.set()
+        if self._waiting is not None:
+            self._waiting.join()
         if self._bar is not None:
             self._bar.delay = 0.0  # else tqdm would say nothing at all of short work
             self._bar.close()
@@ -55,10 +67,16 @@ class Progress:
             note: A few words that describe the state, shown behind the rate.
         """
         self.done += n
+        self._advanced.set()
         if self._bar is not None:
             if note:
                 self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(n)
+
+    def _say_that_it_runs(self, lines: "_Lines") -> None:
+        """Write a line once, if the first batch takes long; ends with the first batch, or with the bar."""
+        if not self._advanced.wait(_SECONDS_UNTIL_FIRST_LINE):
+            lines.write(f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, the first batch is running")
 
 
 def format_seconds(seconds: float) -> str:
@@ -80,8 +98,8 @@ def format_bytes(n_bytes: float) -> str:
     return f"{n_bytes:.1f} TB"
 
 
-def _make_bar(what: str, total: int, unit: str, done: int) -> Any:  # noqa: ANN401 - tqdm has no types
-    """A tqdm bar on stderr, so that stdout contains results only."""
+def _make_bar(what: str, total: int, unit: str, done: int, lines: "_Lines | None") -> Any:  # noqa: ANN401 - untyped
+    """A tqdm bar on stderr, so that stdout contains results only; or plain lines, if there is a stream for them."""
     from tqdm.auto import tqdm
 
     class Bar(tqdm):  # type: ignore[misc]
@@ -90,11 +108,11 @@ def _make_bar(what: str, total: int, unit: str, done: int) -> Any:  # noqa: ANN4
         monitor_interval = 0
 
     options: dict[str, Any] = {"desc": what, "total": total, "initial": done, "unit": f" {unit}", "smoothing": 0}
-    if sys.stderr.isatty() or "ipykernel" in sys.modules:
+    if lines is None:
         return Bar(**options, miniters=1, dynamic_ncols=True)
     line = _LINE.replace("{plural}", unit)
     wait = _SECONDS_BETWEEN_LINES
-    return Bar(**options, miniters=1, mininterval=wait, delay=wait, bar_format=line, file=_Lines(sys.stderr))
+    return Bar(**options, miniters=1, mininterval=wait, delay=wait, bar_format=line, file=lines)
 
 
 class _Lines:

@@ -20,6 +20,7 @@ from cytosae_pipeline.config.commands import command
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.devices import choose_device
 from cytosae_pipeline.workspace.paths import Workspace
+from cytosae_pipeline.workspace.runs import LATEST, suggest_sae
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +116,8 @@ def open_sae(config: SaeChoice, *, device: torch.device | str, encoder_only: boo
         return load(path, device=device, encoder_only=encoder_only, **stated)  # type: ignore[arg-type] # three types
     except SaeNotFoundError as error:
         listed = command("list", config, ("root_dir",))
-        raise SaeNotFoundError(f"no autoencoder at '{path}'. List existing ones with: {listed}") from error
+        near = suggest_sae(path, config.root_dir) or "."
+        raise SaeNotFoundError(f"no autoencoder at '{path}'{near} List existing ones with: {listed}") from error
 
 
 def require_sae_path(config: SaeChoice) -> Path:
@@ -125,7 +127,11 @@ def require_sae_path(config: SaeChoice) -> Path:
         UserError: If none was given.
     """
     if config.sae_path is None:
-        raise UserError("name the autoencoder: --sae_path out/checkpoints/RUN/final_sparse_autoencoder_....pt")
+        listed = command("list", config, ("root_dir",))
+        raise UserError(
+            f"name the autoencoder: --sae_path {LATEST} for the newest finished run, or a run's name, or the path of a "
+            f"file (see: {listed})"
+        )
     return config.sae_path
 
 

@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cytosae_pipeline.config import StatisticsConfig
+from cytosae_pipeline.config.commands import command
 from cytosae_pipeline.statistics.counts import COUNT_FILES, GroupKind
 from cytosae_pipeline.statistics.features import VERB
 from cytosae_pipeline.statistics.inputs import open_inputs
 from cytosae_pipeline.statistics.results import compute_statistics, require_own_results
+from cytosae_pipeline.workspace.runs import resolve_sae
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class FeaturesResult:
     """Latents S."""
     n_active: int
     """Latents that are active on at least one image."""
+    next: str
+    """The command that shows them."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class CountsResult:
     """Readable images without a patient or class, which are not counted."""
     n_latents: int
     """Latents S."""
+    next: str
+    """The command that shows them."""
 
 
 def run_features(config: StatisticsConfig) -> FeaturesResult:
@@ -50,12 +56,14 @@ def run_features(config: StatisticsConfig) -> FeaturesResult:
     Raises:
         ValueError: If the autoencoder or store is missing or they do not fit.
     """
+    config = resolve_sae(config)
     inputs = open_inputs(config)
     require_own_results(inputs, config, features=True)
     found = compute_statistics(inputs, config, features=True, what=VERB)
     assert found.features is not None
     files, n_images = found.save(inputs, replace_foreign=config.replace_foreign), int(found.features.record["n_images"])
-    return FeaturesResult(inputs.folder, files, n_images, inputs.n_latents, found.features.n_active)
+    following = command("report", config)
+    return FeaturesResult(inputs.folder, files, n_images, inputs.n_latents, found.features.n_active, following)
 
 
 def run_counts(config: StatisticsConfig, kind: GroupKind) -> CountsResult:
@@ -64,6 +72,7 @@ def run_counts(config: StatisticsConfig, kind: GroupKind) -> CountsResult:
     Raises:
         ValueError: If the autoencoder or store is missing, they do not fit, or no image has a group.
     """
+    config = resolve_sae(config)
     inputs = open_inputs(config)
     require_own_results(inputs, config, counts=[kind])
     found = compute_statistics(inputs, config, counts=[kind], what=COUNT_FILES[kind].verb)
@@ -77,4 +86,5 @@ def run_counts(config: StatisticsConfig, kind: GroupKind) -> CountsResult:
         n_images,
         n_without,
         inputs.n_latents,
+        command("report", config),
     )

@@ -19,6 +19,7 @@ from cytosae_pipeline.runtime.interrupts import HeldInterrupts
 from cytosae_pipeline.runtime.memory import exceeds_page_cache
 from cytosae_pipeline.runtime.progress import Progress
 from cytosae_pipeline.training.batches import Batches, open_batches
+from cytosae_pipeline.training.evaluation import explain_dense
 from cytosae_pipeline.training.holdout import held_out
 from cytosae_pipeline.training.init import DataInit, choose_tokens
 from cytosae_pipeline.training.placement import choose_placement, find_free_memory, find_needs
@@ -212,4 +213,7 @@ def _result(run: Run, status: Status, step_s: float | None) -> TrainResult:
     """The result of a run."""
     following = command("features", run.config, sae_path=run.final_path)
     metrics = last_metrics(run)
+    l0 = metrics.get("eval/l0", metrics.get("metrics/l0"))
+    if dense := explain_dense(run.config.arch, None if status == "failed" else l0, run.n_latents):
+        logger.warning(f"run '{run.folder.name}': {dense}")
     return TrainResult(run.final_path, run.folder, status, run.n_steps, run.n_latents, metrics, step_s, following)

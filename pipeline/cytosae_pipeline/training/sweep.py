@@ -12,6 +12,7 @@ from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.config.fields import check_field
 from cytosae_pipeline.config.train import OF_ARCHITECTURES, without_foreign
 from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.runtime.tables import format_number, format_table
 from cytosae_pipeline.training.loop import TrainResult, train_together
 from cytosae_pipeline.training.pareto import Point, draw_pareto
 from cytosae_pipeline.training.runs import NOT_THE_RECIPE, Run, prepare_run
@@ -64,19 +65,16 @@ class SweepResult:
 
     def describe(self) -> str:
         """The table as text."""
-        head = ["run", "explained variance", "L0", "dead", "loss", "ms/step", "status"]
+        header = ["run", "explained variance", "L0", "dead", "loss", "ms/step", "status"]
         lines = [
             [
-                row.run, _show(row.explained_variance, ".4f"), _show(row.l0, ".1f"), _show(row.dead_share, ".1%"),
-                _show(row.loss, ".4g"), _show(None if row.step_s is None else 1000 * row.step_s, ".0f"), row.status,
+                row.run, format_number(row.explained_variance, ".4f"), format_number(row.l0, ".1f"),
+                format_number(row.dead_share, ".1%"), format_number(row.loss, ".4g"),
+                format_number(None if row.step_s is None else 1000 * row.step_s, ".0f"), row.status,
             ]
             for row in self.rows
         ]  # fmt: skip
-        widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
-        shown = [
-            "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in [head, *lines]
-        ]
-        return "\n".join([*(line.rstrip() for line in shown), f"table: {self.table}", f"picture: {self.picture}"])
+        return f"{format_table(header, lines)}\ntable: {self.table}\npicture: {self.picture}"
 
 
 def read_grid(path: Path | str) -> list[dict[str, Any]]:
@@ -224,8 +222,3 @@ def _to_csv(rows: list[SweepRow], varying: list[str]) -> bytes:
             for row in rows
         ),
     )  # fmt: skip
-
-
-def _show(value: float | None, form: str) -> str:
-    """A number, or a dash."""
-    return "-" if value is None else format(value, form)

@@ -1,5 +1,6 @@
 """Finding the store that a verb's options mean."""
 
+import logging
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,10 @@ from cytosae_pipeline.config.commands import WHICH_IMAGES, WHICH_STORE, command
 from cytosae_pipeline.config.fields import suggest
 from cytosae_pipeline.config.store import StorePlace
 from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.workspace.build_record import RECORDED, find_build
 from cytosae_pipeline.workspace.paths import Workspace
+
+logger = logging.getLogger(__name__)
 
 IMPORTED = "imported"
 """What stands in place of the block where embeddings were imported."""
@@ -52,6 +56,11 @@ def find_store(
     fitting = exact or fitting
     if not fitting:
         raise StoreNotFoundError(_not_found_message(choice, name, stores, weights_sha256))
+    finished = [store for store in fitting if store.complete]
+    if len(finished) == 1 and len(fitting) > 1:
+        ignored = ", ".join(f"'{store.path}'" for store in fitting if not store.complete)
+        logger.info(f"taking the finished store '{finished[0].path}'; unfinished, and not used: {ignored}")
+        fitting = finished
     if len(fitting) > 1:
         several_models = len({store.spec.model_name for store in fitting}) > 1
         raise StoreMismatchError(
@@ -77,11 +86,9 @@ def require_finished(store: ActivationStore, choice: StoreChoice) -> None:
             f"Finish it by running the same `cytosae-cache import` command again"
         )
     if not store.complete:
-        dataset, block = store.provenance.dataset, store.spec.block - store.spec.n_blocks
         raise StoreIncompleteError(
             f"store '{store.path}' is unfinished: {store.n_finished_shards} of {store.n_shards} shards are written. "
-            "Finish it with the options that its build was given: "
-            f"{_build_command(choice, dataset_name=dataset, block_layer=block)}"
+            f"Finish it with the options that its build was given: {build_again_command(store, choice)}"
         )
 
 
@@ -129,6 +136,23 @@ def training_command(store: ActivationStore, config: StorePlace | ImportConfig) 
     if n_images * _MOST_EPOCHS < TrainConfig().total_training_tokens:
         options["total_training_tokens"] = n_images * _MOST_EPOCHS
     return command("train", config, names, **options)
+
+
+def build_again_command(store: ActivationStore, choice: StoreChoice, **options: object) -> str:
+    """The command that builds a store again, with the options that its build was given where the workspace knows them.
+
+    Args:
+        store: The store, built from images.
+        choice: Options by which it was found.
+        **options: Further options.
+    """
+    build, block = find_build(store, choice.root_dir), store.spec.block - store.spec.n_blocks
+    if build is None:
+        return _build_command(choice, dataset_name=store.provenance.dataset, block_layer=block, **options)
+    place = Workspace(choice.root_dir).store_path(store.provenance.dataset, store.spec.hash)
+    if isinstance(store.path, str) or store.path.resolve() != place.resolve():
+        options |= {"store": store.path, "block_layer": block}
+    return command("build", build, ("root_dir", "dataset_name", *RECORDED), **options)
 
 
 def require_dataset(choice: StorePlace) -> str:

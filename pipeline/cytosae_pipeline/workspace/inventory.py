@@ -1,15 +1,24 @@
 """The stores and training runs of a workspace."""
 
-import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cytosae_cache.errors import StoreError
 from cytosae_cache.store import ActivationStore, iter_stores
+from cytosae_pipeline.errors import UserError, escape
 from cytosae_pipeline.runtime.progress import format_bytes
+from cytosae_pipeline.runtime.tables import format_number, format_table
 from cytosae_pipeline.workspace.find import describe_block
 from cytosae_pipeline.workspace.paths import Workspace
+from cytosae_pipeline.workspace.runs import CONFIG_NAME, open_run, run_folders, written_at
+
+_METRICS = {
+    "l0": ("eval/l0", "metrics/l0"),
+    "explained_variance": ("eval/explained_variance", "metrics/explained_variance"),
+}
+"""Where a run's numbers are found: on held-out images, else of its last logged step."""
 
 
 @dataclass(frozen=True)
@@ -21,16 +30,18 @@ class Inventory:
     stores: list[dict[str, Any]]
     """One entry per store; unreadable ones have an `error`."""
     runs: list[dict[str, Any]]
-    """One entry per training run."""
+    """One entry per training run; unreadable ones have an `error`."""
 
     def describe(self) -> str:
         """The inventory for humans."""
         lines = [f"activation stores in '{Workspace(self.root).activations_dir}':"]
-        lines += [_store_line(store) for store in self.stores] or ["  none; build one with: cytosae-cache build --help"]
+        lines += _describe(self.stores, ("data set", "encoder", "block", "images", "size", "state", "path"), _store_row)
+        lines += [] if self.stores else ["  none; build one with: cytosae-cache build --help"]
         lines += [f"training runs in '{Workspace(self.root).checkpoints_dir}':"]
-        lines += [f"  {run['name']}  {run['n_latents']:,} latents  {run['status']}" for run in self.runs] or [
-            "  none; train one with: cytosae-cache train --help"
-        ]
+        header = ("run", "arch", "latents", "L0", "expl. var.", "data set", "date", "state", "path")
+        lines += _describe(self.runs, header, _run_row)
+        lines += [] if self.runs else ["  none; train one with: cytosae-cache train --help"]
+        lines += [f"finish run '{run['name']}' with: {run['next']}" for run in self.runs if run.get("next")]
         return "\n".join(lines)
 
 
@@ -40,11 +51,18 @@ def take_inventory(root: Path | str) -> Inventory:
     workspace = Workspace(root)
     folders = sorted(path for path in workspace.activations_dir.glob("*") if path.is_dir())
     stores = [_store_entry(path) for folder in folders for path in iter_stores(folder)]
-    configs = sorted(workspace.checkpoints_dir.glob("*/config.json"))
-    return Inventory(root, stores, [_run_entry(path) for path in configs])
+    return Inventory(root, stores, [_run_entry(path) for path in run_folders(workspace)])
+
+
+def _describe(entries: list[dict[str, Any]], header: Sequence[str], row: Callable[[Any], list[str]]) -> list[str]:
+    """A table of what can be read, and a line for everything else."""
+    readable = [[escape(cell) for cell in row(entry)] for entry in entries if "error" not in entry]
+    lines = [format_table(header, readable, indent="  ")] if readable else []
+    return lines + [f"  {entry['path']}  unusable: {entry['error']}" for entry in entries if "error" in entry]
 
 
 def _store_entry(path: Path) -> dict[str, Any]:
+    """What a store is."""
     try:
         store = ActivationStore(path)
     except StoreError as error:
@@ -56,6 +74,7 @@ def _store_entry(path: Path) -> dict[str, Any]:
         "block_layer": None if store.spec.imported else store.spec.block - store.spec.n_blocks,
         "block": describe_block(store.spec),
         "precision": store.spec.precision,
+        "store_dtype": store.spec.store_dtype,
         "n_images": store.n_images,
         "bytes": store.n_images * store.spec.record_bytes,
         "complete": store.complete,
@@ -64,24 +83,47 @@ def _store_entry(path: Path) -> dict[str, Any]:
     }
 
 
-def _store_line(store: dict[str, Any]) -> str:
-    if "error" in store:
-        return f"  {store['path']}  unusable: {store['error']}"
+def _store_row(store: Mapping[str, Any]) -> list[str]:
+    """A store's line of the table."""
     state = "complete" if store["complete"] else f"unfinished, {store['n_finished_shards']}/{store['n_shards']} shards"
-    return (
-        f"  {store['dataset']}  {store['model_name']} {store['block']}  {store['n_images']:,} images  "
-        f"{format_bytes(store['bytes'])}  {state}  {store['path']}"
-    )
+    size = f"{format_bytes(store['bytes'])} {store['store_dtype']}"
+    return [
+        store["dataset"], store["model_name"], store["block"], f"{store['n_images']:,}", size, state, store["path"],
+    ]  # fmt: skip
 
 
-def _run_entry(path: Path) -> dict[str, Any]:
-    """A run's name, size and state, from its config and files."""
-    recipe = json.loads(path.read_text())["recipe"]
-    finals = sorted(path.parent.glob("final_*.pt"))
+def _run_entry(folder: Path) -> dict[str, Any]:
+    """A run's name, numbers and state, from its config and files."""
+    try:
+        run = open_run(folder)
+    except UserError as error:
+        return {"name": folder.name, "path": str(folder), "error": str(error)}
+    metrics, sae = run.last_metrics(), run.sae
     return {
-        "name": path.parent.name,
-        "dataset": recipe["dataset_name"],
-        "n_latents": recipe["n_latents"],
-        "status": "trained" if finals else "unfinished",
-        "sae": str(finals[0]) if finals else None,
+        "name": run.name,
+        "architecture": run.recipe.get("arch"),
+        "n_latents": run.recipe.get("n_latents"),
+        **{name: next((metrics[key] for key in keys if key in metrics), None) for name, keys in _METRICS.items()},
+        "dataset": run.recipe.get("dataset_name"),
+        "date": written_at(sae or folder / CONFIG_NAME).isoformat(timespec="seconds"),
+        "status": "trained" if sae else "unfinished",
+        "sae": str(sae) if sae else None,
+        "path": str(sae or folder),
+        "next": None if sae else run.resume_command,
     }
+
+
+def _run_row(run: Mapping[str, Any]) -> list[str]:
+    """A run's line of the table."""
+    latents = run["n_latents"]
+    return [
+        run["name"],
+        str(run["architecture"] or "-"),
+        f"{latents:,}" if isinstance(latents, int) else "-",
+        format_number(run["l0"], ".1f"),
+        format_number(run["explained_variance"], ".4f"),
+        str(run["dataset"]),
+        run["date"][:16].replace("T", " "),
+        run["status"],
+        run["path"],
+    ]

@@ -38,6 +38,11 @@ class Workspace:
         """Training runs."""
         return self.root / "out" / "checkpoints"
 
+    @property
+    def builds_dir(self) -> Path:
+        """Records of how stores were built."""
+        return self.root / "out" / "builds"
+
     def datasets_with_stores(self) -> list[str]:
         """Data sets that have a folder of activation stores, sorted."""
         return sorted(path.name for path in self.activations_dir.glob("*") if path.is_dir())

@@ -184,7 +184,7 @@ def test_the_whole_job_on_remote_storage(s3, with_images):
     place = with_images
     place.build("--store", URL)
     assert "already complete" in place.build("--store", URL).output
-    facts = json.loads(place.run("info", URL, "--json").output)
+    facts = json.loads(place.run("info", URL, "--json").stdout)
     assert facts["path"] == URL
     assert "sound" in place.run("verify", URL).output
     place.train("--store", URL, "--run_name", "remote")

@@ -122,7 +122,7 @@ def test_anndata_in_memory_equals_the_file(with_sae, pair, tmp_path):
 
 
 def test_evaluation_is_that_of_the_verb(with_sae, pair):
-    output = with_sae.run("evaluate", "--dataset_name", "toy", "--sae_path", with_sae.sae(), "--json").output
+    output = with_sae.run("evaluate", "--dataset_name", "toy", "--sae_path", with_sae.sae(), "--json").stdout
     assert cytosae_pipeline.evaluate_sae(*pair).to_json() == json.loads(output)
 
 

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from cytosae.backbones.backbone import describe_backbone, load_backbone
 from cytosae.backbones.images import decode_image, to_tensor
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
+from tests.support.patience import patience, wait_until
 from tests.support.pictures import BROKEN, HEARING_MAIN, LAYOUT, write_pictures, write_vit
 
 
@@ -42,7 +43,7 @@ def test_labels_patients_and_provenance(with_store):
     store = ActivationStore.open(with_store.store)
     for path, label, patient in zip(*store.images, strict=True):
         assert path.split("/")[:2] == [label, patient]
-    facts = json.loads(with_store.run("info", "--dataset_name", "toy", "--json").output)
+    facts = json.loads(with_store.run("info", "--dataset_name", "toy", "--json").stdout)
     assert facts["dataset"] == "toy"
     assert facts["complete"] is True
     assert facts["spec"]["model_name"] == "toy_vit"
@@ -84,6 +85,10 @@ def test_workers_do_not_change_a_byte(with_images, with_store, monkeypatch):
     assert _snapshot(with_images.store) == _snapshot(with_store.store)
 
 
+def _marks(place) -> list[Path]:
+    return list(place.root.glob("out/activations/toy/*.zarr/progress/*.json"))
+
+
 @pytest.mark.slow
 def test_killed_builds_resume_to_the_same_bytes(with_images, with_store, monkeypatch):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
@@ -97,11 +102,7 @@ def test_killed_builds_resume_to_the_same_bytes(with_images, with_store, monkeyp
     progress = [2, 5, 9]
     for wanted in progress:
         child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        for _ in range(4000):
-            marks = list(with_images.root.glob("out/activations/toy/*.zarr/progress/*.json"))
-            if len(marks) >= wanted or child.poll() is not None:
-                break
-            time.sleep(0.005)
+        wait_until(lambda child=child, wanted=wanted: len(_marks(with_images)) >= wanted or child.poll() is not None)
         child.send_signal(signal.SIGKILL)
         child.wait()
     result = with_images.build("--shard_images", 2)
@@ -117,12 +118,9 @@ def test_ctrl_c_keeps_finished_work_and_says_how_to_resume(with_images):
         "--model_path", str(with_images.vit), "--workers", "1", "--shard_images", "1", "--layout", LAYOUT,
     ]  # fmt: skip
     child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    for _ in range(4000):
-        if list(with_images.root.glob("out/activations/toy/*.zarr/progress/*.json")):
-            break
-        time.sleep(0.005)
+    wait_until(lambda: _marks(with_images) or child.poll() is not None)
     child.send_signal(signal.SIGINT)
-    output, _ = child.communicate(timeout=60)
+    output, _ = child.communicate(timeout=patience())
     assert child.returncode == 130, output
     assert "Traceback" not in output
     assert "interrupted" in output

@@ -162,8 +162,8 @@ def test_stage_two_runs_without_transformers_and_without_images(with_sae):
 
 def test_list_names_stores_and_runs(with_sae):
     output = with_sae.run("list").output
-    assert f"toy  toy_vit block -2  23 images  5.5 kB  complete  {with_sae.store}" in output
-    assert "r  96 latents  trained" in output
+    assert re.search(rf"toy +toy_vit +block -2 +23 +5.5 kB float16 +complete +{with_sae.store}", output)
+    assert re.search(rf"r +relu +96 .* trained +{with_sae.sae()}", output)
     (with_sae.store / "zarr.json").write_text("{}")
     assert "unusable: " in with_sae.run("list").output
 
@@ -218,14 +218,16 @@ def test_deep_verify_finds_numbers_that_the_network_does_not_give(with_store):
 
 
 def test_deep_verify_needs_the_stores_own_network(with_store):
+    vit = with_store.vit.rename(with_store.root / "moved.pth")
     output = with_store.run("verify", "--dataset_name", "toy", "--deep", code=1).output
+    assert f"with the checkpoint '{with_store.vit}', which is not there any more: pass --model_path PATH" in output
     assert "--deep recomputes activations: pass the network with --model_path" in output
     other = write_vit(with_store.root / "other.pth", seed=1)
     output = with_store.run("verify", with_store.store, "--deep", "--model_path", other, code=1).output
     assert "is not what store" in output
     assert "weights_sha256" in output
     shutil.rmtree(with_store.images)
-    output = with_store.run("verify", with_store.store, "--deep", "--model_path", with_store.vit, code=1).output
+    output = with_store.run("verify", with_store.store, "--deep", "--model_path", vit, code=1).output
     assert "no images at" in output
 
 

@@ -162,3 +162,48 @@ def test_build_ends_with_a_training_command_that_finds_its_store(with_images):
         assert "--total_training_tokens" in words
         assert ("--store" in words) == (len(options) == 4)
         with_images.run_plain(*words, "--expansion_factor", "2", "--n_checkpoints", "0", "--device", "cpu")
+
+
+def test_counts_end_with_the_command_that_shows_them(elsewhere):
+    for verb in ("patients", "classes"):
+        output = elsewhere.run(verb, "--dataset_name", "toy", "--sae_path", "latest").output
+        assert f"look at them: cytosae-cache report --root_dir '{elsewhere.root}'" in output
+        assert str(elsewhere.sae()) in output
+    assert "open in a browser" in _follow(elsewhere, output)
+
+
+def test_an_unfinished_store_beside_a_finished_one_is_no_choice(elsewhere, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    finished = elsewhere.store
+    with monkeypatch.context() as patch:
+        patch.setattr("cytosae_cache.writer.StoreWriter.finish", stop)
+        elsewhere.build("--store_dtype", "float32", code=130)
+    (unfinished,) = set(finished.parent.glob("*.zarr")) - {finished}
+    output = elsewhere.run("verify", "--dataset_name", "toy").output
+    assert f"taking the finished store '{finished}'; unfinished, and not used: '{unfinished}'" in output
+    output = elsewhere.run("verify", "--store", unfinished, code=1).output
+    assert "store_dtype float32" in _follow_build(elsewhere, output)
+    assert "2 stores of data set 'toy' fit" in elsewhere.run("verify", "--dataset_name", "toy", code=1).output
+
+
+def _follow_build(place, output: str) -> str:
+    """Run the command that finishes a store; returns the command."""
+    (words,) = _commands(output)
+    assert "store (resumed): " in place.run_plain(*words).output
+    return " ".join(words).replace("--", "")
+
+
+def test_a_demo_ends_with_commands_that_work_once_the_paths_are_ones_own(demo_run, tmp_path, with_images):
+    commands = [words for words in _commands(demo_run.output) if words[0] != "list"]
+    assert [words[0] for words in commands] == ["build", "train", "features", "patients", "report"]
+    own = {"PATH": str(with_images.images), "./DinoBloom-B.pth": str(with_images.vit)}
+    quick = {
+        "build": ["--layout", "class/patient", "--workers", "0"],
+        "train": ["--total_training_tokens", "60", "--expansion_factor", "4"],
+    }
+    for words in commands:
+        words = [own.get(word, word) for word in words]
+        with_images.run_plain(*words, "--root_dir", tmp_path, *quick.get(words[0], []))
+    assert list(tmp_path.glob("out/feature_data/*/custom/mine/report/index.html"))

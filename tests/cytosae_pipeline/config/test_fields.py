@@ -24,6 +24,7 @@ from cytosae_pipeline.config import (
 )
 from cytosae_pipeline.config.fields import check_field, parse_hint
 from cytosae_pipeline.errors import UserError
+from tests.support.patience import patience
 
 RECORDS = [
     StoreSource,
@@ -135,4 +136,4 @@ def test_config_and_help_import_nothing_heavy():
         "import sys, cytosae_pipeline.config, cytosae_pipeline.cli.app; "
         "assert not {'torch', 'numpy', 'zarr', 'dask', 'transformers', 'wandb', 'tqdm'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=patience())

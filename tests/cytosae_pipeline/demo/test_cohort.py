@@ -12,6 +12,7 @@ from PIL import Image
 from cytosae_pipeline.demo import cohort as synthetic
 from cytosae_pipeline.demo.cells import CELL_CLASSES, REGIONS, Stain, make_cell, make_cell_with_regions
 from cytosae_pipeline.demo.cohort import GROUPS, CohortPlan, make_cohort_cell, plan_cohort, write_cohort
+from tests.support.patience import patience
 
 
 def draw(cell_class: str, number: int, size: int = 224) -> Image.Image:
@@ -187,7 +188,7 @@ def test_generator_needs_no_torch() -> None:
     code = "import sys, cytosae_pipeline.demo.cohort; sys.exit('torch' in sys.modules)"
     path = [str(Path(folder).resolve()) for folder in ("pipeline", "cache", ".")]
     code = f"import sys; sys.path[:0] = {path!r}; {code}"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3], timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3], timeout=patience())
 
 
 @pytest.fixture(scope="module")

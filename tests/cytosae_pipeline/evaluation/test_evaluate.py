@@ -40,7 +40,7 @@ def check(found, expected, n_images):
 
 
 def test_it_equals_the_formulas_overall_and_by_label(with_sae):
-    found = json.loads(run(with_sae, "--sae_path", with_sae.sae(), "--json").output)
+    found = json.loads(run(with_sae, "--sae_path", with_sae.sae(), "--json").stdout)
     sae, store = load(with_sae.sae()), ActivationStore(with_sae.store)
     check(found["overall"], plain(sae, store[store.valid_rows]), len(store.valid_rows))
     labels = np.array(store.images.label)
@@ -61,12 +61,12 @@ def test_it_repeats_the_end_of_training(with_store):
     with_store.train("--run_name", "h", "--held_out", 0.3, "--arch", "topk", "--k", 3, "--tokens", "patches")
     sae = load(with_store.sae("h"))
     trained = sae.source.cfg["evaluation"]
-    found = json.loads(run(with_store, "--sae_path", with_store.sae("h"), "--json").output)
+    found = json.loads(run(with_store, "--sae_path", with_store.sae("h"), "--json").stdout)
     assert (found["held_out"], found["held_out_by"], found["tokens"]) == (0.3, "image", "patches")
     check(
         found["overall"], {name: trained[name] for name in ("explained_variance", "l0", "cosine")}, trained["n_images"]
     )
-    whole = json.loads(run(with_store, "--sae_path", with_store.sae("h"), "--held_out", 0, "--json").output)
+    whole = json.loads(run(with_store, "--sae_path", with_store.sae("h"), "--held_out", 0, "--json").stdout)
     assert whole["overall"]["n_images"] == 22
 
 

@@ -29,6 +29,7 @@ from cytosae_pipeline.export.anndata_files import CsrScores, open_group
 from cytosae_pipeline.export.table_files import LongScores, escape_formula
 from cytosae_pipeline.export.tables import ImageTexts
 from tests.support.nursery import SOURCES
+from tests.support.patience import patience
 from tests.support.stores import make_activations, make_store
 
 HARD_NAMES = ("=1+1", "a,b", 'say "so"', "two\nlines", "-x", "@y", "'z", "naïve ü", "a\rb", "plain")
@@ -396,7 +397,7 @@ def test_a_killed_export_leaves_nothing_under_its_names(own, kind, more):
         stderr=subprocess.DEVNULL,
     )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + patience()
         while len(strays := sorted(own.out.glob("*images*.partial"))) < 1 and child.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.001)

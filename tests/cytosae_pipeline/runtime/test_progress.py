@@ -1,6 +1,7 @@
 """Progress as plain lines, and numbers for people."""
 
 import logging
+import threading
 
 import pytest
 
@@ -60,3 +61,38 @@ def test_a_terminal_gets_a_bar(monkeypatch, capsys):
     assert "train" in err
     assert "3/3" in err
     assert "loss 0.5" in err
+
+
+def test_a_long_first_batch_is_said_to_run(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_SECONDS_UNTIL_FIRST_LINE", 0.0)
+    with Progress("build", 1000, "images", done=20) as bar:
+        bar._waiting.join()
+        assert capsys.readouterr().err == "build: 20 of 1,000 images, the first batch is running\n"
+        bar.advance()
+    assert "the first batch" not in capsys.readouterr().err
+
+
+def test_no_thread_outlives_the_bar_and_short_work_is_not_delayed(capsys):
+    before = threading.active_count()
+    with Progress("build", 10, "images") as bar:
+        pass
+    assert threading.active_count() == before
+    with Progress("build", 10, "images") as bar:
+        bar.advance()
+        bar._waiting.join()
+    assert threading.active_count() == before
+    assert "the first batch" not in capsys.readouterr().err
+
+
+def test_time_left_is_said_after_every_batch_that_is_longer_than_the_lines_are_apart(capsys, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    with Progress("build", 320, "images") as bar:
+        for _ in range(3):
+            now[0] += 35
+            bar.advance(32)
+        lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("build: 32 of 320 images (10 %), ")
+    assert lines[0].endswith("00:35 elapsed, 05:15 left")
+    assert lines[2].endswith("01:45 elapsed, 04:05 left")

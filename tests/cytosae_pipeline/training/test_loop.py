@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.training.init import sample_tokens
 from cytosae_pipeline.training.loop import WaitingTime
 from tests.support.losses import plain_loss
+from tests.support.patience import patience, wait_until
 from tests.support.pictures import HEARING_MAIN, LAYOUT, write_pictures, write_vit
 from tests.support.stores import make_store
 
@@ -156,7 +158,8 @@ def test_an_interrupted_run_resumes_to_the_same_bits(with_store, monkeypatch, op
     output = with_store.train("--run_name", "broken", *options, code=130).output
     assert "interrupted; finished work is kept" in output
     assert not list((with_store.root / "out/checkpoints/broken").glob("final_*"))
-    assert "broken  96 latents  unfinished" in with_store.run("list").output
+    entry, _ = json.loads(with_store.run("list", "--json").stdout)["runs"]
+    assert (entry["name"], entry["n_latents"], entry["status"]) == ("broken", 96, "unfinished")
     assert (with_store.root / "out/checkpoints/broken/training_state.pt").stat().st_size < 100_000
     monkeypatch.setattr(TrainStep, "step", original)
     output = with_store.run("train", "--resume", "broken", "--resident", "none").output
@@ -193,10 +196,11 @@ def test_a_killed_run_resumes_to_the_same_bits(with_store, number):
     folder = with_store.root / "out" / "checkpoints" / "killed"
     for wanted in (3, 12):
         child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        for _ in range(6000):
-            if len(list(folder.glob("*_sparse_*.pt"))) >= wanted or child.poll() is not None:
-                break
-            time.sleep(0.003)
+        wait_until(
+            lambda child=child, wanted=wanted: (
+                len(list(folder.glob("*_sparse_*.pt"))) >= wanted or child.poll() is not None
+            )
+        )
         time.sleep(0.01)  # somewhere in the middle of a step
         child.send_signal(number)
         child.wait()
@@ -221,12 +225,9 @@ def test_sigterm_saves_like_ctrl_c(with_store):
     command = [sys.executable, "-c", HEARING_MAIN, *map(str, arguments)]
     child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     metrics = with_store.root / "out/checkpoints/r/metrics.jsonl"
-    for _ in range(6000):
-        if metrics.exists() and metrics.stat().st_size:
-            break
-        time.sleep(0.005)
+    wait_until(lambda: (metrics.exists() and metrics.stat().st_size) or child.poll() is not None)
     child.terminate()
-    output, _ = child.communicate(timeout=60)
+    output, _ = child.communicate(timeout=patience())
     assert child.returncode == 130, output
     assert "interrupted" in output
     assert (with_store.root / "out/checkpoints/r/training_state.pt").exists()
@@ -312,6 +313,10 @@ def test_an_unfinished_store_is_refused_with_the_command_that_finishes_it(with_i
     with_images.build("--strict-images", code=1)
     output = with_images.train(code=1).output
     assert "is unfinished" in output
+    where = f"--root_dir {with_images.root} --dataset_name toy --model_path {with_images.vit} --layout {LAYOUT}"
+    assert f"options that its build was given: cytosae-cache build {where} --workers 0 --shard_images 5 " in output
+    shutil.rmtree(with_images.root / "out" / "builds")
+    output = with_images.train(code=1).output
     where = f"--root_dir {with_images.root} --dataset_name toy --images PATH --model_path CHECKPOINT --block_layer -2"
     assert f"options that its build was given: cytosae-cache build {where}\n" in output
 

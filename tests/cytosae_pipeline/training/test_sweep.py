@@ -112,7 +112,7 @@ def test_each_run_is_what_it_would_be_on_its_own(with_store, monkeypatch):
         assert float(row["explained_variance"]) == last["metrics/explained_variance"]
         assert float(row["l0"]) == last["metrics/l0"]
         assert row["status"] == "trained"
-        assert 0 < float(row["step_s"]) < 60
+        assert float(row["step_s"]) > 0
         assert row["run"] in output
         (with_store.root / "out/checkpoints/own/config.json").unlink()
         with_store.sae("own").unlink()

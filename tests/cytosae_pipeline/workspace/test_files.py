@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cytosae_pipeline.workspace.files import write_torch
+from tests.support.patience import patience
 
 
 def test_the_name_of_the_file_is_not_in_it(tmp_path):
@@ -67,7 +68,7 @@ for number in range(5):
                 parameter.fill_(n)
             with replacing_path(path) as temporary:
                 save_sae(temporary, sae, {"n": n})
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + float(sys.argv[2])
     while not path.exists() or (number and load_sae(path).cfg["n"] < number * 1_000_000):
         assert time.monotonic() < deadline, "the child saved nothing"
     time.sleep(rng.uniform(0.02, 0.2))
@@ -76,9 +77,9 @@ for number in range(5):
     loaded = load_sae(path)
     print(loaded.cfg["n"], *sorted({x.item() for p in loaded.sae.parameters() for x in (p.min(), p.max())}))
 """
-    command = [sys.executable, "-c", script, str(tmp_path / "sae.pt")]
+    command = [sys.executable, "-c", script, str(tmp_path / "sae.pt"), str(patience())]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, check=False, cwd=Path(__file__).parents[3]
+        command, capture_output=True, text=True, timeout=5 * patience(), check=False, cwd=Path(__file__).parents[3]
     )
     assert done.returncode == 0, done.stderr
     lines = [[float(word) for word in line.split()] for line in done.stdout.splitlines()]

@@ -19,6 +19,7 @@ from cytosae_pipeline.report.records.choice import choose_latents, top_image_row
 from cytosae_pipeline.report.records.masking import measure_masking
 from cytosae_pipeline.report.records.overview import overview_record
 from cytosae_pipeline.report.records.thumbnails import explain_no_pictures
+from cytosae_pipeline.workspace.runs import resolve_sae
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ def explore(config: ExploreConfig, on_ready: Callable[[Serving], None]) -> Ended
     from cytosae_pipeline.report.explore.app import make_app
     from cytosae_pipeline.report.explore.http_server import ExploreServer, bind
 
+    config = resolve_sae(config)
     # Before the data are loaded: a port that is in use is reported at once.
     with bind(config.port) as listener:
         host, port = listener.getsockname()

@@ -1,5 +1,6 @@
 """Uploaded images, read with the store's own vision transformer and never stored."""
 
+import logging
 import threading
 from pathlib import Path
 
@@ -8,14 +9,19 @@ import numpy.typing as npt
 import torch
 
 from cytosae.backbones.backbone import Backbone, load_backbone
+from cytosae.backbones.errors import BackboneError
 from cytosae.backbones.images import decode_image
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.building.activations import compute_activations
 from cytosae_pipeline.building.deep_verify import describe_own_backbone
 from cytosae_pipeline.config import StoreSource
+from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.decoding import Decoded
 from cytosae_pipeline.runtime.devices import choose_device
+from cytosae_pipeline.workspace.build_record import find_model
 from cytosae_pipeline.workspace.paths import resolve_model_path
+
+logger = logging.getLogger(__name__)
 
 
 class UploadReader:
@@ -67,11 +73,21 @@ class UploadReader:
 
 
 def open_uploads(store: ActivationStore, config: StoreSource) -> UploadReader | None:
-    """A reader of new images; None if no vision transformer was given.
+    """A reader of new images; None if there is no vision transformer, neither given nor where the store was built.
 
     Raises:
-        BackboneError: If there is no such checkpoint or it cannot be read.
+        BackboneError: If the given checkpoint does not exist or cannot be read.
         UserError: If it is not the network that the store was built with.
     """
-    model_path = resolve_model_path(config.model_path)
-    return None if model_path is None else UploadReader(store, model_path, config)
+    if store.spec.imported and config.model_path is None:
+        return None
+    model_path = resolve_model_path(find_model(store, config.root_dir, config.model_path))
+    if model_path is None:
+        return None
+    try:
+        return UploadReader(store, model_path, config)
+    except (BackboneError, UserError) as error:
+        if config.model_path is not None:
+            raise
+        logger.warning(f"new images cannot be analysed: {error}")
+        return None

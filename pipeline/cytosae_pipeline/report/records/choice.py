@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from cytosae.analysis.differential import GroupComparison, largest_differences
 from cytosae.analysis.latents import best_latents, select_latents
+from cytosae_pipeline.config.fields import suggest
 from cytosae_pipeline.config.report import PageConfig, parse_latents, parse_range
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.report.data.limits import SIGNIFICANT_Q
@@ -99,7 +100,8 @@ def _asked_for(text: str, n_latents: int, *, explore: bool) -> tuple[Latents, st
     """The latents of `--latents`."""
     chosen = np.array(parse_latents(text), dtype=np.int64)
     if chosen.max() >= n_latents:
-        raise UserError(f"--latents names {chosen.max()}, but the autoencoder's latents are 0..{n_latents - 1}")
+        near = suggest(chosen.max(), map(str, range(n_latents)))
+        raise UserError(f"--latents names {chosen.max()}, but the autoencoder's latents are 0..{n_latents - 1}{near}")
     shown = "The cards show" if explore else "This report has pages for"
     more = " Click a point or enter a number to open any other." if explore else ""
     return chosen, f"{shown} the {len(chosen):,} latents of --latents, of {n_latents:,} in total.{more}"

@@ -37,6 +37,7 @@ from cytosae_pipeline.report.records.page_files import read_policy
 from tests.conftest import Workplace
 from tests.support.browser import PAINTED, Visit, browser_or_skip
 from tests.support.nursery import ROOT, SOURCES
+from tests.support.patience import patience
 from tests.support.pictures import BROKEN, HEARING_MAIN, write_vit
 
 N_LATENTS = 96
@@ -57,13 +58,13 @@ class Server:
         self.said = [self._child.stdout.readline() for _ in range(3)]
         found = re.search(r"http://127\.0\.0\.1:(\d+)/([\w-]+)/index\.html", "".join(self.said))
         if found is None:
-            raise AssertionError(self._child.communicate(timeout=60))
+            raise AssertionError(self._child.communicate(timeout=patience()))
         self.url, self.port, self.token = found[0], int(found[1]), found[2]
 
     def ask(self, path: str, method="GET", body=None, *, headers=None, raw=False):
         """Status, headers and body; below the token unless `raw`, and as a page of this server would ask."""
         own = {"Host": f"127.0.0.1:{self.port}", "Origin": f"http://127.0.0.1:{self.port}", **(headers or {})}
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=patience())
         connection.putrequest(method, path if raw else f"/{self.token}/{path}", skip_host=True)
         if body is not None:
             own["Content-Length"] = str(len(body))
@@ -95,7 +96,7 @@ class Server:
     def end(self, number: int = signal.SIGINT) -> tuple[int, str, str]:
         """Exit code, and the rest of stdout and stderr."""
         self._child.send_signal(number)
-        out, error = self._child.communicate(timeout=60)
+        out, error = self._child.communicate(timeout=patience())
         return self._child.returncode, out, error
 
     def __enter__(self) -> Self:
@@ -361,7 +362,7 @@ def test_uploads_that_are_not_images_are_refused(server):
 
 def test_a_body_that_is_too_long_is_refused_before_it_is_read(server):
     for origin, status in ((f"http://127.0.0.1:{server.port}", 413), ("https://evil.example", 403)):
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=patience())
         connection.putrequest("POST", f"/{server.token}/upload")
         connection.putheader("Origin", origin)
         connection.putheader("Content-Length", str(1 << 40))
@@ -374,7 +375,7 @@ def test_a_body_that_is_too_long_is_refused_before_it_is_read(server):
 @pytest.mark.parametrize("length", [{"Content-Length": str(1 << 28)}, {"Transfer-Encoding": "chunked"}])
 def test_a_refused_body_takes_no_memory(server, length):
     before = server.peak_bytes()
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=patience())
     connection.putrequest("POST", "/wrong/upload")
     for name, value in length.items():
         connection.putheader(name, value)
@@ -449,7 +450,7 @@ def test_a_refused_request_is_answered_before_its_body_is_sent(server):
         (f"127.0.0.1:{server.port}", "", 404),
     ):
         for length in ({"Content-Length": str(60 << 20)}, {"Transfer-Encoding": "chunked"}):
-            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=patience())
             connection.putrequest("POST", f"/{token}/upload", skip_host=True)
             for name, value in {"Host": host, "Expect": "100-continue", **length}.items():
                 connection.putheader(name, value)
@@ -464,21 +465,21 @@ def test_a_refused_request_is_answered_before_its_body_is_sent(server):
 def test_idle_connections_do_not_block_others(server):
     with ExitStack() as stack:
         for _ in range(150):
-            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=patience()))
         assert server.ask("index.html")[0] == 200
 
 
 def test_ctrl_c_stops_within_seconds_despite_open_connections(place):
     with Server(place, "--n_latents", 1) as server, ExitStack() as stack:
         for _ in range(5):
-            idle = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))
+            idle = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=patience()))
             idle.sendall(b"POST / HTTP/1.1\r\n")
         begun = time.monotonic()
         code, _, error = server.end()
         assert code == 0
         assert "Traceback" not in error
         assert "Exception" not in error
-        assert time.monotonic() - begun < 15
+        assert time.monotonic() - begun < patience()
 
 
 def test_two_servers_and_many_tabs_lose_no_note_and_a_restart_keeps_them(server, place):
@@ -497,7 +498,7 @@ def test_two_servers_and_many_tabs_lose_no_note_and_a_restart_keeps_them(server,
             }.items()
             assert re.fullmatch(r"tab \d", notes["39"]["name"])
         code, out, error = other.end(signal.SIGTERM)
-        assert (code, error) == (0, "")
+        assert (code, error.replace(f"checkpoint: '{place.vit}', as when the store was built\n", "")) == (0, "")
         assert "names and notes of 41 latents" in out
     with Server(place, "--n_latents", 1) as again:
         assert again.url != other.url
@@ -509,6 +510,7 @@ def test_two_servers_and_many_tabs_lose_no_note_and_a_restart_keeps_them(server,
 
 def test_without_a_vision_transformer_and_without_images(with_sae):
     shutil.rmtree(with_sae.images)
+    with_sae.vit.unlink()
     with Server(with_sae) as server:
         overview = server.get("overview")
         assert (overview["can_upload"], overview["thumbnails"]) == (False, False)
@@ -532,6 +534,16 @@ def test_without_a_vision_transformer_and_without_images(with_sae):
         code, _, error = server.end()
         assert code == 0
         assert f"'{path}' is not a file of latent notes" in error
+
+
+def test_a_checkpoint_that_was_replaced_since_is_not_used(with_sae):
+    write_vit(with_sae.vit, seed=1)
+    with Server(with_sae) as server:
+        assert not server.get("overview")["can_upload"]
+        _, _, error = server.end()
+    assert (
+        f"new images cannot be analysed: '{with_sae.vit}' is not what store '{with_sae.store}' was built with" in error
+    )
 
 
 def test_a_changed_image_has_no_picture(with_sae):
@@ -560,7 +572,7 @@ def test_slow_computations_do_not_block_other_requests(with_sae):
         thread.start()
 
         def get(path: str) -> int:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=patience())
             connection.request("GET", f"/token/{path}")
             status = connection.getresponse().status
             connection.close()
@@ -672,11 +684,12 @@ def test_json_output_contains_the_address(with_sae):
     )  # fmt: skip
     said = json.loads(process.stdout.readline())
     assert said["url"].startswith("http://127.0.0.1:")
-    assert (said["n_latents"], said["can_upload"]) == (N_LATENTS, False)
+    assert (said["n_latents"], said["can_upload"]) == (N_LATENTS, True)
     assert said["notes"].endswith("latent_notes.json")
     process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=60)
-    assert (process.returncode, out, error) == (0, "", "")
+    out, error = process.communicate(timeout=patience())
+    assert (process.returncode, out) == (0, "")
+    assert ": 23 of 23 images" in error
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cytosae_pipeline.training.loggers.background import Background
+from tests.support.patience import patience, wait_until
 
 
 class Disturbed:
@@ -45,7 +46,7 @@ def _fail_without_words() -> None:
 
 
 def _hang() -> None:
-    time.sleep(600)
+    time.sleep(patience(3600))
 
 
 def _die() -> None:
@@ -56,16 +57,19 @@ def _exit() -> None:
     raise SystemExit(3)
 
 
-def _dawdle() -> None:
-    time.sleep(0.1)
+def _wait_for(path: Path) -> None:
+    wait_until(path.exists)
 
 
-def _run(path: Path, at: str, disturb=_fail, *, n_steps: int = 50, **options) -> Background:
+def _run(path: Path, at: str, disturb=_fail, *, n_steps=50, before_close=None, **options) -> Background:
+    options = {"close_s": patience(), **options}
     background = Background("it", functools.partial(_make, path, at, disturb), advice="Do this.", **options)
     started = time.monotonic()
     for step in range(1, n_steps + 1):
         background.log(step, {"loss": step / 2})
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < patience(), "a record waited for the logger"
+    if before_close is not None:
+        before_close()
     background.close()
     return background
 
@@ -98,13 +102,14 @@ def test_a_failure_is_one_line(tmp_path, messages, at, disturb, reason):
 def test_one_that_hangs_is_ended(tmp_path, messages, at):
     started = time.monotonic()
     background = _run(tmp_path / "steps", at, _hang, close_s=1.5)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < patience()
     assert messages() == "it did not finish within 1.5 s and was stopped. Do this."
     assert not background._process.is_alive()
 
 
 def test_what_a_slow_one_cannot_take_is_dropped_and_counted(tmp_path, messages):
-    background = _run(tmp_path / "steps", "log", _dawdle, n_pending=5)
+    go = tmp_path / "go"
+    background = _run(tmp_path / "steps", "log", functools.partial(_wait_for, go), n_pending=5, before_close=go.touch)
     steps = (tmp_path / "steps").read_text().split("\n")[:-2]
     assert len(steps) + background.n_dropped == 50
     assert 5 <= len(steps) <= 7
