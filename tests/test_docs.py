@@ -1,13 +1,17 @@
 """Documents that promise something about the code are compared with it."""
 
+import ast
+import json
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import numpy as np
 import pytest
 
+import cytosae_pipeline
 from cytosae.sae.registry import ARCHITECTURES
 from cytosae.training.lr_schedule import SCHEDULERS
 from cytosae_cache.format.metadata import Provenance
@@ -19,6 +23,8 @@ from cytosae_pipeline.config.layout import parse_layout
 from tests.support.stores import PROVENANCE, make_activations, make_spec, make_store, make_table
 
 ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted((ROOT / "docs").glob("*.md"))
+NOTEBOOKS = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
 
 
 def _rows(text: str, heading: str) -> dict[str, list[str]]:
@@ -80,26 +86,97 @@ def test_every_layout_of_the_table_is_one():
         assert parse_layout(name.strip("'")) is not None
 
 
+def _code(path: Path) -> Iterator[str]:
+    """Lines of code in a document: indented or fenced in Markdown, and Markdown cells of notebooks."""
+    texts = [path.read_text()]
+    if path.suffix == ".ipynb":
+        cells = json.loads(texts[0])["cells"]
+        texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    for text in texts:
+        is_fenced = False
+        for line in text.splitlines():
+            is_fenced ^= line.startswith("```")
+            if is_fenced or line.startswith("    "):
+                yield line
+
+
 def test_every_command_in_the_documents_is_one_that_the_program_has():
-    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
-        for line in path.read_text().splitlines():
+    n_commands = 0
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCUMENTS, *NOTEBOOKS]:
+        for line in _code(path):
             match = re.search(rf"cytosae-cache ((?:{'|'.join(cli.commands)})\b.*)", line)
-            if not line.startswith("    ") or match is None:
+            if match is None:
                 continue
+            n_commands += 1
             words = shlex.split(match[1].rstrip("\\"), comments=True)
             command = cli.commands[words[0]]
             known = {option for item in command.params if isinstance(item, click.Option) for option in item.opts}
             for word in words[1:]:
                 if word.startswith("--"):
                     assert word.replace("_", "-") in known, (path.name, line)
+    assert n_commands > 60
 
 
-def test_the_readme_names_every_verb_and_every_document():
-    text = (ROOT / "README.md").read_text()
-    verbs = {name.strip("` ") for cell in _rows(text, "| verb |") for name in cell.split(",")}
+def test_the_documents_name_every_verb():
+    table = _rows((ROOT / "docs" / "command-line.md").read_text(), "| verb |")
+    verbs = {name.strip("` ") for cell in table for name in cell.split(",")}
     assert verbs == set(cli.commands)
-    for path in (ROOT / "docs").glob("*.md"):
-        assert f"- [docs/{path.name}](docs/{path.name}): " in text
+
+
+def test_the_readme_and_the_index_name_every_document():
+    readme, index = (ROOT / "README.md").read_text(), (ROOT / "docs" / "index.md").read_text()
+    for path in [*DOCUMENTS, *NOTEBOOKS]:
+        if path.stem not in ("index", "api", "gallery"):
+            assert f"]({path.relative_to(ROOT).as_posix()})" in readme, path
+        if path.stem != "index":
+            assert f"\n{path.relative_to(ROOT / 'docs').with_suffix('').as_posix()}\n" in index, path
+
+
+def test_every_link_to_a_file_leads_to_one():
+    for path in [*ROOT.glob("*.md"), *DOCUMENTS, *NOTEBOOKS]:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text()):
+            if "://" not in target:
+                assert (path.parent / target).is_file(), (path.name, target)
+
+
+def test_every_document_that_the_code_names_exists():
+    named = {name for text in _messages() for name in re.findall(r"docs/[\w-]+\.md", text)}
+    assert len(named) > 4
+    for name in named:
+        assert (ROOT / name).is_file(), name
+
+
+def _messages() -> Iterator[str]:
+    """Every text in the source; NUL stands for what is filled in."""
+    for folder in ("cytosae", "cache", "pipeline"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.JoinedStr):
+                    yield "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+
+
+def test_every_message_of_the_index_of_errors_is_one_of_the_code():
+    texts = list(_messages())
+    quoted = re.findall(r"^\| `(.+?)` \|", (ROOT / "docs" / "errors.md").read_text(), re.MULTILINE)
+    assert len(quoted) > 40
+    for message in quoted:
+        parts = message.split("…")
+        assert any(all(part in text for part in parts) for text in texts), message
+
+
+def test_notebooks_are_stored_without_outputs():
+    assert len(NOTEBOOKS) == 5
+    for path in NOTEBOOKS:
+        notebook = json.loads(path.read_text())
+        assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+        for cell in notebook["cells"]:
+            assert cell["cell_type"] == "markdown" or (cell["outputs"], cell["execution_count"]) == ([], None), path
+
+
+def test_the_citation_has_the_version_of_the_package():
+    assert f"\nversion: {cytosae_pipeline.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_every_fault_of_the_table_has_its_test():

@@ -4,6 +4,7 @@ import logging
 import sys
 import threading
 import time
+import warnings
 from types import TracebackType
 from typing import Any, Self, TextIO
 
@@ -100,7 +101,12 @@ def format_bytes(n_bytes: float) -> str:
 
 def _make_bar(what: str, total: int, unit: str, done: int, lines: "_Lines | None") -> Any:  # noqa: ANN401 - untyped
     """A tqdm bar on stderr, so that stdout contains results only; or plain lines, if there is a stream for them."""
-    from tqdm.auto import tqdm
+    from tqdm import TqdmWarning
+
+    with warnings.catch_warnings():
+        # In a notebook without ipywidgets tqdm draws with text, which needs no warning.
+        warnings.simplefilter("ignore", TqdmWarning)
+        from tqdm.auto import tqdm
 
     class Bar(tqdm):  # type: ignore[misc]
         """Starts no thread of its own, and averages over the whole time."""
