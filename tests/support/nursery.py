@@ -113,6 +113,8 @@ def _serve() -> None:
             os.kill(_find_worker(child), task["number"])
         elif task["after_s"] is not None or task["marks"]:
             _wait(child, task["after_s"], task["marks"])
+            while os.getpgid(child) != child:  # it has just been forked
+                time.sleep(0.001)
             (os.killpg if task["group"] else os.kill)(child, task["number"])
         status = _reap(child)
         ended = Ended(

@@ -214,7 +214,8 @@ def report(as_json: bool, **values: Any) -> None:
 
     The page is a folder that opens from disk, offline, in any browser: a scatter of all latents, each latent's top
     images with heat maps over the cells, images analysed patch by patch, patients compared by group. Statistics that
-    are missing are computed first. Needs the images for the pictures, but not the vision transformer.
+    are missing are computed first. Needs the images for the pictures, but not the vision transformer; looks for them
+    where the store was built from, unless --images says where they are now.
 
     \b
     cytosae-cache report --dataset_name mll23 --sae_path latest
@@ -239,8 +240,9 @@ def explore(as_json: bool, **values: Any) -> None:
     """Serve the page live: any latent, any image, your own images.
 
     Serves the page of `report` to this machine only, until Ctrl-C. Every latent and every image can be opened. Latents
-    can be named and annotated; notes are kept beside the feature data and appear in later reports. With --model_path it
-    also analyses images of your own, which are not stored. The printed address contains a secret that is new each time;
+    can be named and annotated; notes are kept beside the feature data and appear in later reports. It also analyses
+    images of your own, which are not stored, if the vision transformer is where the store was built from or is named
+    with --model_path. The printed address contains a secret that is new each time;
     requests without it are refused. Needs: pip install "cytosae-cache[explore]"
 
     \b

@@ -84,7 +84,8 @@ def verify(path: str | None, as_json: bool, **values: Any) -> None:
     """Check every file and checksum of a store.
 
     Takes the PATH or URL of the store (or --store PATH), or --dataset_name. The exit code is 1 if anything is wrong,
-    files included that do not belong to the store.
+    files included that do not belong to the store. --deep looks for images and checkpoint where the store was built
+    from, unless --images and --model_path say where they are now.
 
     \b
     cytosae-cache verify --dataset_name mll23

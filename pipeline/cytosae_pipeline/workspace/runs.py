@@ -56,9 +56,13 @@ class RunFolder:
         return None
 
     @property
-    def resume_command(self) -> str:
-        """The command that finishes an unfinished run."""
-        return command("train", root_dir=self.folder.parents[2], resume=self.name)
+    def resume_command(self) -> str | None:
+        """The command that finishes an unfinished run; None if it does not lie where `train` looks for runs."""
+        *_, out, checkpoints, _ = ("", "", *self.folder.parts)
+        if (out, checkpoints) != ("out", "checkpoints"):
+            return None
+        root = self.folder.parents[2]
+        return command("train", root_dir=None if root == Path() else root, resume=self.name)
 
     def last_metrics(self) -> dict[str, float]:
         """The last whole line of its metrics; empty if there is none."""
@@ -169,7 +173,10 @@ def _finished(run: RunFolder) -> Path:
     on_the_way = list(run.folder.glob("*_sparse_autoencoder_*.pt"))
     newest = max(on_the_way, key=lambda path: path.stat().st_mtime_ns, default=None)
     way = f"; its newest checkpoint is '{newest}'" if newest else ""
-    raise UserError(f"run '{run.name}' is unfinished{way}. Finish it with: {run.resume_command}")
+    finish = f"Finish it with: {run.resume_command}"
+    if run.resume_command is None:
+        finish = "To finish it, move its folder to out/checkpoints below the --root_dir of its store"
+    raise UserError(f"run '{run.name}' is unfinished{way}. {finish}")
 
 
 def _latest(config: SaeChoice, workspace: Workspace) -> Path:

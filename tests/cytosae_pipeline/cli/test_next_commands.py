@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 
+import numpy as np
 import pytest
 
 from tests.support.pictures import write_vit
@@ -11,7 +12,7 @@ from tests.support.pictures import write_vit
 
 def _commands(output: str) -> list[list[str]]:
     """The words of every command in a text, without the program's name."""
-    found = re.findall(r"(?:: |^ *)cytosae-cache ((?:\w+).*)$", output, re.MULTILINE)
+    found = re.findall(r"(?:(?:: |^ *)cytosae-cache |\(see: cytosae-cache )((?:\w+).*)$", output, re.MULTILINE)
     return [shlex.split(text.rstrip(").;")) for text in found]
 
 
@@ -207,3 +208,43 @@ def test_a_demo_ends_with_commands_that_work_once_the_paths_are_ones_own(demo_ru
         words = [own.get(word, word) for word in words]
         with_images.run_plain(*words, "--root_dir", tmp_path, *quick.get(words[0], []))
     assert list(tmp_path.glob("out/feature_data/*/custom/mine/report/index.html"))
+
+
+def _stop(*_):
+    raise KeyboardInterrupt
+
+
+def test_every_command_that_is_printed_works_as_it_stands(elsewhere, monkeypatch, tmp_path):
+    """Each verb and each error in turn: all that they print is run, in another folder than the one they ran in."""
+    place, data = elsewhere, ("--dataset_name", "toy")
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(30, 8)).astype(np.float32))
+    shutil.copytree(place.sae().parent, place.root / "out" / "checkpoints" / "broken")
+    place.sae("broken").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("cytosae_cache.writer.StoreWriter.finish", _stop)
+        place.build("--dataset_name", "unfinished", "--images", place.images, "--layout", "class/patient", code=130)
+    sae = (*data, "--sae_path", "r")
+    printed = [
+        place.build().output,
+        place.run("import", tmp_path / "rows.npy", "--grid", "rows", "--dataset_name", "rows").output,
+        place.run("train", "--resume", "r").output,
+        place.run("features", *sae).output,
+        place.run("classes", *sae).output,
+        place.run("patients", *sae).output,
+        place.run("report", *sae, "--n_latents", 3, "--top_k", 2).output,
+        place.run("export", *sae[2:], "--out", tmp_path / "e.saelens").output,
+        place.run("export", *sae, "--format", "csv", "--out", tmp_path / "tables").output,
+        place.run("evaluate", *sae).output,
+        place.run("list").output,
+        place.run("features", *data, code=1).output,
+        place.run("features", *data, "--sae_path", "misspelt", code=1).output,
+        place.run("features", *data, "--sae_path", "broken", code=1).output,
+        place.run("info", "gone.zarr", code=1).output,
+        place.run("train", "--dataset_name", "unfinished", code=1).output,
+    ]  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    commands = {tuple(words): None for output in printed for words in _commands(output)}
+    assert {words[0] for words in commands} == {"build", "train", "features", "report", "list"}
+    assert len(commands) >= 8
+    for words in commands:
+        place.run_plain(*words)

@@ -65,6 +65,20 @@ def test_an_unfinished_run_names_its_newest_checkpoint_and_the_command_that_fini
     assert str(info.value).endswith(f"Finish it with: cytosae-cache train --root_dir {with_sae.root} --resume r")
 
 
+def test_an_unfinished_run_outside_of_any_workspace_says_where_it_belongs(with_sae, tmp_path):
+    folder = _copy_run(with_sae, "s").rename(tmp_path / "s")
+    next(folder.glob("final_*.pt")).unlink()
+    with pytest.raises(UserError, match="To finish it, move its folder to out/checkpoints below the --root_dir of its"):
+        _resolve(with_sae, folder)
+
+
+def test_in_the_working_folder_no_root_is_named(with_sae, monkeypatch):
+    with_sae.sae().unlink()
+    monkeypatch.chdir(with_sae.root)
+    with pytest.raises(UserError, match="with: cytosae-cache train --resume r$"):
+        resolve_sae(SaeChoice(sae_path="r"))
+
+
 def test_a_name_that_is_also_a_path_stops(with_sae, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for word in ("r", "latest"):

@@ -173,6 +173,14 @@ def test_a_logger_left_open_does_not_keep_the_program_from_ending(tmp_path, onli
     assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr
 
 
+def test_they_are_imported_only_when_asked_for():
+    code = (
+        "import sys, cytosae_pipeline.training.loop, cytosae_pipeline.api.autoencoders\n"
+        "found = {'wandb', 'tensorboard'} & set(sys.modules)\nassert not found, found"
+    )
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": SOURCES}, check=True)
+
+
 def test_loggers_that_are_not_installed_are_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="--log_to_wandb needs wandb: pip install wandb, or leave the option out"):
