@@ -71,7 +71,7 @@ def to_saelens(sae: Sae, cfg: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
             "sae_lens_version": SAELENS_VERSION,
             "sae_lens_training_version": None,
             "model_name": cfg.get("model_name"),
-            "hook_name": f"blocks.{cfg.get('block_layer')}.hook_resid_post",
+            "hook_name": _hook_name(cfg),
             OWN_CONFIG_KEY: {**cfg, "arch": sae.architecture, "settings": sae.settings},
         },
     }
@@ -166,6 +166,14 @@ def _check_input(config: Mapping[str, Any]) -> None:
     reshape = config.get("reshape_activations", "hook_z" if "hook_z" in str(config.get("hook_name")) else "none")
     if reshape != "none":
         raise InteropError(f"{SAELENS_CONFIG} has reshape_activations {shown(repr(reshape))}; only 'none' is supported")
+
+
+def _hook_name(cfg: Mapping[str, Any]) -> str:
+    """Where the activations were taken, as SAELens names it; imported embeddings have no such place."""
+    spec = cfg.get("spec")
+    if isinstance(spec, Mapping) and spec.get("imported"):
+        return "imported"
+    return f"blocks.{cfg.get('block_layer')}.hook_resid_post"
 
 
 def _find_architecture(config: Mapping[str, Any]) -> str:

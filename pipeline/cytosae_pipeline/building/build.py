@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -66,10 +66,10 @@ class BuildResult:
     """What had to be done."""
     seconds: float
     """Duration in seconds."""
-    next: str
-    """The command that trains an autoencoder on it."""
     notes: tuple[str, ...] = ()
     """What should be known about the images, as messages."""
+    next: str = ""
+    """The command that trains an autoencoder on it; '' if another verb asked for the store."""
 
 
 def build_store(config: BuildConfig) -> BuildResult:
@@ -80,7 +80,8 @@ def build_store(config: BuildConfig) -> BuildResult:
         StoreError: As for `build_and_open`.
         SourceError: As for `build_and_open`.
     """
-    return build_and_open(config)[1]
+    store, result = build_and_open(config)
+    return replace(result, next=training_command(store, config))
 
 
 def build_stores(config: BuildConfig) -> list[BuildResult]:
@@ -91,11 +92,11 @@ def build_stores(config: BuildConfig) -> list[BuildResult]:
         StoreError: As for `build_and_open`.
         SourceError: As for `build_and_open`.
     """
-    return [result for _, result in _build(config, None)]
+    return [replace(result, next=training_command(store, config)) for store, result in _build(config, None)]
 
 
 def build_and_open(config: BuildConfig, *, weights_digest: str | None = None) -> tuple[ActivationStore, BuildResult]:
-    """`build_store`, with the complete store.
+    """The complete store of a data set, and what a build did for it.
 
     Args:
         config: Options, with one block.
@@ -161,7 +162,6 @@ def _conclude(
         skipped_csv=skipped,
         status=status,
         seconds=seconds,
-        next=training_command(store, config),
         notes=tuple(found),
     )
 

@@ -364,3 +364,11 @@ def test_folders_with_a_dot_in_their_names_are_kept_apart(with_images, tmp_path)
         with_images.run_plain("export", "--sae_path", folder, "--format", "safetensors")
     assert load_sae(tmp_path / "layers.5.safetensors").sae.settings == {"k": 5}
     assert load_sae(tmp_path / "layers.6.safetensors").sae.settings == {"k": 6}
+
+
+@pytest.mark.parametrize(
+    ("cfg", "name"),
+    [({"block_layer": -2}, "blocks.-2.hook_resid_post"), ({"block_layer": -2, "spec": {"imported": "x"}}, "imported")],
+)
+def test_exports_name_the_place_of_the_activations(cfg, name):
+    assert to_saelens(make_sae("relu", 4, 8), cfg)[0]["metadata"]["hook_name"] == name
