@@ -13,10 +13,11 @@ import torch
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.images.decoding import open_decoder
 from cytosae_pipeline.images.image_list import ImageList
-from cytosae_pipeline.report.data.notes import LatentNote, check_note, read_notes, save_note
 from cytosae_pipeline.report.data.report_data import ReportData
 from cytosae_pipeline.report.explore.uploads import UploadReader
+from cytosae_pipeline.report.records.cell_map import CellMap, map_record, measure_map, n_score_files, scores_record
 from cytosae_pipeline.report.records.encoding import to_script
+from cytosae_pipeline.report.records.images import ImageBook, Kind, listing_record, rows_record
 from cytosae_pipeline.report.records.latents import (
     encode_image,
     image_record,
@@ -26,6 +27,7 @@ from cytosae_pipeline.report.records.latents import (
 )
 from cytosae_pipeline.report.records.patients import compare_pair, comparison_record, patients_record, plan_comparisons
 from cytosae_pipeline.report.records.thumbnails import encode_jpeg, is_same
+from cytosae_pipeline.statistics.notes import LatentNote, check_note, read_notes, save_note
 
 PROFILE_IMAGES = 1000
 """Images, spread over the store, from which a latent's profile is computed."""
@@ -84,6 +86,7 @@ class ExploreService:
         overview: The overview's record; its notes are read from disk on every request.
         images: Location of the store's images; None if they were not found.
         uploads: Reader of new images; None if there is no vision transformer.
+        book: All images of the store.
     """
 
     def __init__(
@@ -93,7 +96,10 @@ class ExploreService:
         overview: dict[str, Any],
         images: ImageList | None,
         uploads: UploadReader | None,
+        book: ImageBook,
     ) -> None:
+        self._book = book
+        self._cell_map: CellMap | None = None
         self._report_data, self._latents, self._overview = report_data, latents, overview
         self._images, self._uploads = images, uploads
         self._digests = report_data.store.column("images/sha256")
@@ -138,6 +144,51 @@ class ExploreService:
         """
         self._check_row(row)
         return self._once(f"images/{row}", self.computing, lambda: self._make_image(row))
+
+    def rows(self, number: int) -> bytes:
+        """A file of descriptions of images.
+
+        Raises:
+            MissingError: If there is no such file.
+        """
+        if not 0 <= number < self._book.n_files:
+            raise MissingError
+        return self._once(f"rows/{number}", self._comparing, lambda: rows_record(self._book, number))
+
+    def listing(self, kind: Kind, number: int) -> bytes:
+        """A file of the images in the order of labels or patients.
+
+        Raises:
+            MissingError: If there is no such file.
+        """
+        if not 0 <= number < self._book.n_listing_files(kind):
+            raise MissingError
+        return self._once(
+            f"listings/{kind}-{number}", self._comparing, lambda: listing_record(self._book, kind, number)
+        )
+
+    def map(self) -> bytes:
+        """The map of cells.
+
+        Raises:
+            MissingError: If it was not asked for.
+        """
+        return self._once("map", self.computing, lambda: map_record(self._report_data, self._map()))
+
+    def mapped(self, number: int) -> bytes:
+        """A file of the map's scores.
+
+        Raises:
+            MissingError: If there is no such file.
+        """
+
+        def make() -> dict[str, Any]:
+            found = self._map()
+            if not 0 <= number < n_score_files(found):
+                raise MissingError
+            return scores_record(found, number)
+
+        return self._once(f"mapped/{number}", self.computing, make)
 
     def patients(self) -> bytes:
         """The patients.
@@ -254,6 +305,18 @@ class ExploreService:
                     data = to_script(name, make())
                     self._data.put(name, data)
         return data
+
+    def _map(self) -> CellMap:
+        """The map of cells, computed on the first request; called while no other thread computes.
+
+        Raises:
+            MissingError: If it was not asked for.
+        """
+        if self._cell_map is None:
+            self._cell_map = measure_map(self._report_data, self._latents)
+        if self._cell_map is None:
+            raise MissingError
+        return self._cell_map
 
     def _make_latent(self, latent: int) -> dict[str, Any]:
         """A latent's record."""

@@ -13,9 +13,12 @@ from typing import Any
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
+
+from cytosae_pipeline.runtime.palette import SCALE
 
 ONE_COLUMN_MM, TWO_COLUMNS_MM = 89.0, 183.0
 DPI = 300
@@ -66,6 +69,11 @@ def figure_style() -> Iterator[None]:
         # Letters that the font lacks become boxes in the PNG; the SVG contains the text itself.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
         yield
+
+
+def color_map() -> LinearSegmentedColormap:
+    """The shared colour scale of values."""
+    return LinearSegmentedColormap.from_list("cytosae", SCALE)
 
 
 class NotebookFigure(Figure):

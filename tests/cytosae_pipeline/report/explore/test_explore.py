@@ -28,12 +28,12 @@ from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.cli.app import cli
 from cytosae_pipeline.config import ExploreConfig
 from cytosae_pipeline.images.listing import list_stored_images
-from cytosae_pipeline.report.data.notes import read_notes, save_note
 from cytosae_pipeline.report.data.report_data import open_report_data
 from cytosae_pipeline.report.explore.app import make_app
 from cytosae_pipeline.report.explore.http_server import ExploreServer, bind
 from cytosae_pipeline.report.explore.service import ByteCache, ExploreService, profile_images
 from cytosae_pipeline.report.records.page_files import read_policy
+from cytosae_pipeline.statistics.notes import read_notes, save_note
 from tests.conftest import Workplace
 from tests.support.browser import PAINTED, Visit, browser_or_skip
 from tests.support.nursery import ROOT, SOURCES

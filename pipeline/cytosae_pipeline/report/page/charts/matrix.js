@@ -12,12 +12,13 @@
  * @property {(row: number, column: number) => void} [onpick] - called on a click or Enter
  * @property {number} [cellHeight] - pixels
  * @property {string[] | null} [rowNames]
+ * @property {(row: number) => string} [rowLink] - address that a row's name links to
  * @property {Leaf} [strip] - colours of the rows, at the left
  */
 
 /** @param {MatrixOptions} options */
 function matrixChart(options) {
-  const { rows, columns, describe, onpick, cellHeight = 12, rowNames = null, strip = null } = options;
+  const { rows, columns, describe, onpick, cellHeight = 12, rowNames = null, rowLink, strip = null } = options;
   const canvas = matrixCanvas(options);
   canvas.style.height = `${rows * cellHeight}px`;
   const hint = "Point at a cell, or move with the arrow keys, to read it.";
@@ -61,7 +62,10 @@ function matrixChart(options) {
     canvas.addEventListener("click", (event) => onpick(...at(event)));
   }
   const height = `${cellHeight}px`;
-  const names = rowNames?.map((name) => h("span", { title: name, style: { height, "line-height": height } }, name));
+  const names = rowNames?.map((name, row) => {
+    const about = { title: name, style: { height, "line-height": height } };
+    return rowLink ? h("a", { href: rowLink(row), ...about }, name) : h("span", about, name);
+  });
   return h(
     "div.matrix-host",
     {},

@@ -79,7 +79,10 @@ function groupLegend({ group_names, groups }) {
   return h(
     "div.legend",
     {},
-    [...new Set(groups)].map((group) => colors.key(colors.group(group), text(group))),
+    [...new Set(groups)].map((group) => {
+      const key = colors.key(colors.group(group), text(group));
+      return group < 0 ? key : h("a", { href: `#/group/${group}` }, key);
+    }),
   );
 }
 
@@ -114,7 +117,7 @@ function barcodesPanel(data) {
   const onpick = (_row, column) => {
     location.hash = `#/latent/${latents[column]}`;
   };
-  const shade = (/** @type {number} */ level) => colors.viridis(level / 255);
+  const shade = (/** @type {number} */ level) => colors.scaled(level / 255);
   const shared = { columns: n, color: shade, onpick };
   const patientNames = data.names.map((_, place) => patientText(data, place));
   const patients = matrixChart({
@@ -123,6 +126,7 @@ function barcodesPanel(data) {
     rows: data.names.length,
     label: "Patients by latents",
     strip: patientStrip(data),
+    rowLink: (row) => `#/patient/${row}`,
     cellHeight: height,
     rowNames: namesFor(data, height) ?? (means ? [] : null),
     describe: reader(patientNames, bytes),
@@ -130,7 +134,7 @@ function barcodesPanel(data) {
   const about =
     `Tokens above ${format(data.threshold)} per image, as a share of the latent's largest; one column per latent of ` +
     `this report, one row per patient${byGroup(data)}. Click a column to open the latent.`;
-  const scale = h("div.legend", {}, colors.scale("0", "latent's largest", colors.viridis));
+  const scale = h("div.legend", {}, colors.scale("0", "latent's largest", colors.scaled));
   const parts = [section("Each patient's barcode", about, groupLegend(data), scale, patients)];
   if (means) {
     const levels = cytosae.decode(means);
@@ -141,6 +145,7 @@ function barcodesPanel(data) {
       label: "Groups by latents",
       cellHeight: 26,
       rowNames: data.group_names,
+      rowLink: (row) => `#/group/${row}`,
       strip: groupStrip([...data.group_names.keys()]),
       describe: reader(data.group_names, levels),
     });
@@ -168,8 +173,9 @@ function correlationPanel(data) {
     label: "Patients by patients",
     cellHeight: side,
     rowNames,
+    rowLink: (row) => `#/patient/${row}`,
     strip: patientStrip(data),
-    color: (level) => colors.viridis((level - low) / (high - low)),
+    color: (level) => colors.scaled((level - low) / (high - low)),
     describe: (row, column) =>
       `${patientText(data, row)} and ${patientText(data, column)}: ${value(levels[row * n + column]).toFixed(2)}`,
   });
@@ -177,7 +183,7 @@ function correlationPanel(data) {
     "Correlation between patients",
     `Pearson correlation of log(1 + count) over all latents${byGroup(data)}.`,
     groupLegend(data),
-    h("div.legend", {}, colors.scale(value(low).toFixed(2), value(high).toFixed(2), colors.viridis)),
+    h("div.legend", {}, colors.scale(value(low).toFixed(2), value(high).toFixed(2), colors.scaled)),
     h("div.square", { style: { width: `${side * n + (rowNames ? 154 : 18)}px` } }, matrix),
   );
 }
