@@ -141,6 +141,8 @@ interface ImageRecord {
   token_values: Packed<"u2">;
   value_step: number;
   picture?: string;
+  /** The most similar cells of the store; null without a map of cells. */
+  nearest?: (ListedImage & { similarity: number })[] | null;
 }
 
 /** `data/rows/N.js`, from `records/images.py`: consecutive numbers of images. */

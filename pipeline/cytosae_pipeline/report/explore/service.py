@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cytosae.analysis.cell_map import cosine_similarity, nearest_images
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.images.decoding import open_decoder
 from cytosae_pipeline.images.image_list import ImageList
@@ -31,6 +32,9 @@ from cytosae_pipeline.statistics.notes import LatentNote, check_note, read_notes
 
 PROFILE_IMAGES = 1000
 """Images, spread over the store, from which a latent's profile is computed."""
+
+NEAREST_SHOWN = 8
+"""Cells of the store shown beside an uploaded one."""
 
 _MIN_PROFILE_IMAGES = 24
 _PROFILE_OPERATIONS = 1e12
@@ -278,7 +282,9 @@ class ExploreService:
         return save_note(self._report_data.notes_path, self._report_data.n_latents, latent, note, before=before)
 
     def upload(self, data: bytes) -> dict[str, Any]:
-        """The record of an image that is not in the store, and its picture as a JPEG file in base64.
+        """The record of an image that is not in the store, its picture as a JPEG file in base64, and the nearest cells.
+
+        These are the images of the map of cells with the most similar scores, by cosine; None without a map.
 
         Raises:
             RefusedError: If there is no vision transformer.
@@ -293,7 +299,9 @@ class ExploreService:
         with self.computing:
             acts = encode_image(self._report_data, self._uploads.compute(pixels))
             record = image_record(self._report_data, acts, None)
-        return {**record, "picture": base64.b64encode(encode_jpeg(pixels)).decode("ascii")}
+            nearest = self._find_nearest(acts)
+        picture = base64.b64encode(encode_jpeg(pixels)).decode("ascii")
+        return {**record, "picture": picture, "nearest": nearest}
 
     def _once(self, name: str, lock: threading.Lock, make: Callable[[], dict[str, Any]]) -> bytes:
         """A data file from the cache, or computed while no other thread computes."""
@@ -317,6 +325,24 @@ class ExploreService:
         if self._cell_map is None:
             raise MissingError
         return self._cell_map
+
+    def _find_nearest(self, acts: torch.Tensor) -> list[dict[str, Any]] | None:
+        """The images of the map that are nearest to one of these activations; called while no other thread computes."""
+        if not self._overview["has_map"]:
+            return None
+        found, data = self._map(), self._report_data
+        wanted = acts.mean(dim=0).cpu().numpy()[found.latents]
+        similarity = cosine_similarity(found.scores, wanted)
+        places = nearest_images(found.scores, wanted, NEAREST_SHOWN)
+        return [
+            {
+                "row": int(data.numbers[row]),
+                "label": int(data.labels[row]),
+                "patient": int(data.patients[row]),
+                "similarity": round(float(similarity[place]), 4),
+            }
+            for place, row in zip(places.tolist(), found.rows[places].tolist(), strict=True)
+        ]
 
     def _make_latent(self, latent: int) -> dict[str, Any]:
         """A latent's record."""

@@ -318,6 +318,17 @@ def test_overview_and_patients_equal_the_reports(server, report):
     assert server.get("comparisons/0") == _written(report, "comparisons/0")
 
 
+def test_images_and_the_map_are_those_of_the_report(server, report):
+    for name in ("rows/0", "listings/label-0", "listings/patient-0"):
+        assert server.get(name) == _written(report, name)
+    found, expected = server.get("map"), _written(report, "map")
+    assert found["axes"] == expected["axes"]
+    np.testing.assert_allclose(unpack(found["x"]), unpack(expected["x"]), rtol=1e-5, atol=1e-6)
+    assert server.get("mapped/0")["levels"]["shape"] == [64, len(unpack(found["x"]))]
+    for name in ("rows/1", "listings/label-1", "listings/patient-9", "listings/group-0", "mapped/99", "rows/-1"):
+        assert server.ask(f"data/{name}.js")[0] == 404
+
+
 def test_an_uploaded_image_gives_the_record_of_the_stored_one(server):
     store = ActivationStore.open(server.place.store)
     for row in (0, 5, 11):
@@ -328,6 +339,11 @@ def test_an_uploaded_image_gives_the_record_of_the_stored_one(server):
         picture = Image.open(io.BytesIO(base64.b64decode(found.pop("picture"))))
         assert (picture.size, picture.getexif()) == ((224, 224), {})
         assert (found["row"], found["label"], found["patient"], found["path"]) == (None, -1, -1, None)
+        nearest = found.pop("nearest")
+        assert len(nearest) == 8
+        assert nearest[0]["row"] == row, "the nearest cell is the same picture"
+        assert nearest[0]["similarity"] == pytest.approx(1, abs=1e-3)
+        assert (nearest[0]["label"], nearest[0]["patient"]) == (expected["label"], expected["patient"])
         same = {name: value for name, value in expected.items() if name not in ("row", "label", "patient", "path")}
         values, steps = found.pop("token_values"), [found.pop("value_step"), same.pop("value_step")]
         theirs = same.pop("token_values")
@@ -742,7 +758,10 @@ def test_in_a_browser(server, place):
         visit.go("upload")
         page.set_input_files("input[type=file]", place.images / ActivationStore.open(place.store).images.path[2])
         page.wait_for_selector(".large-cell .patch")
-        assert "Read " in page.inner_text("[role=status]")
+        page.wait_for_selector("text=Read 1 image.")
+        near = page.locator(".panel .top-image").evaluate_all("all => all.map(one => Number(one.dataset.row))")
+        assert near[0] == 2
+        assert "cosine 1.00" in page.locator(".panel .top-image").first.inner_text()
         page.wait_for_function("() => document.querySelector('.large-cell img').naturalWidth === 224")
         page.locator(".patch").nth(3).click()
         assert page.inner_text(".patch-list h3") == "Patch in row 2, column 2"
@@ -753,7 +772,28 @@ def test_in_a_browser(server, place):
         assert visit.complaints == []
         visit.go("upload")
         page.set_input_files("input[type=file]", {"name": "x.png", "mimeType": "image/png", "buffer": b"garbage"})
-        page.wait_for_selector("text=Not read: not a JPEG")
+        page.wait_for_selector("text=x.png: not read: not a JPEG")
+        # What was there stays, and several at once are read one after another, also when they are dropped.
+        assert page.locator(".large-cell .patch").count() > 0
+        paths = ActivationStore.open(place.store).images.path
+        files = [(place.images / paths[row]).read_bytes() for row in (3, 4)]
+        page.evaluate(
+            """files => {
+                const dropped = new DataTransfer();
+                for (const [i, text] of files.entries()) {
+                    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+                    dropped.items.add(new File([bytes], `dropped ${i}.png`));
+                }
+                const about = { bubbles: true, cancelable: true, dataTransfer: dropped };
+                document.querySelector(".drop").dispatchEvent(new DragEvent("drop", about));
+            }""",
+            [base64.b64encode(data).decode() for data in files],
+        )
+        page.wait_for_selector("text=Read 2 images.")
+        assert page.locator(".uploads button").count() == 3
+        assert page.locator(".uploads button[aria-pressed=true]").inner_text() == "dropped 1.png"
+        page.locator(".uploads button").first.click()
+        assert page.locator(".panel .top-image").first.get_attribute("data-row") == "2"
         # The browser itself logs the refusal.
         assert [text for text in visit.complaints if "400" not in text] == []
         visit.complaints.clear()

@@ -14,11 +14,12 @@
  * @property {string[] | null} [rowNames]
  * @property {(row: number) => string} [rowLink] - address that a row's name links to
  * @property {Leaf} [strip] - colours of the rows, at the left
+ * @property {boolean} [scrolls] - whether it scrolls inside a box of limited size
  */
 
 /** @param {MatrixOptions} options */
 function matrixChart(options) {
-  const { rows, columns, describe, onpick, cellHeight = 12, rowNames = null, rowLink, strip = null } = options;
+  const { rows, columns, describe, onpick, cellHeight = 12, rowNames = null, rowLink, strip = null, scrolls } = options;
   const canvas = matrixCanvas(options);
   canvas.style.height = `${rows * cellHeight}px`;
   const hint = "Point at a cell, or move with the arrow keys, to read it.";
@@ -54,6 +55,7 @@ function matrixChart(options) {
     if (by) read(inside(place[0] + by[0], place[1] + by[1]));
     else if (event.key === "Enter" && onpick) onpick(...place);
     else return;
+    if (scrolls) mark.scrollIntoView({ block: "nearest", inline: "nearest" });
     event.preventDefault();
     event.stopPropagation();
   });
@@ -70,7 +72,13 @@ function matrixChart(options) {
     "div.matrix-host",
     {},
     readout,
-    h("div.matrix-box", {}, strip, names && h("div.row-names", {}, names), h("div.matrix-picture", {}, canvas, mark)),
+    h(
+      "div.matrix-box",
+      { class: scrolls ? "matrix-box scrolls" : "matrix-box" },
+      strip,
+      names && h("div.row-names", {}, names),
+      h("div.matrix-picture", {}, canvas, mark),
+    ),
   );
 }
 

@@ -10,7 +10,7 @@ const NAVIGATION = [
   ["patients", "Patients", "p"],
 ];
 /** @type {[path: string, text: string, key: string][]} */
-const EXPLORE_NAVIGATION = [["upload", "Your image", "u"]];
+const EXPLORE_NAVIGATION = [["upload", "Your images", "u"]];
 const mainViews = () => [...NAVIGATION, ...(state.overview.explore ? EXPLORE_NAVIGATION : [])];
 
 function headerParts() {
