@@ -1,6 +1,7 @@
 """`report` and `export` of results that another program published: no images, no store, no autoencoder."""
 
 import csv
+import dataclasses
 import json
 import re
 
@@ -24,13 +25,13 @@ def published(with_sae, tmp_path):
     root = tmp_path / "published"
     folder = root / "out" / "feature_data" / "sae_8jsxk3co" / "custom" / "acevedo"
     ours = read_features(with_sae.features())
-    arrays = {name: array.copy() for name, array in ours._asdict().items() if isinstance(array, np.ndarray)}
+    arrays = {name: array.copy() for name, array in vars(ours).items() if isinstance(array, np.ndarray)}
     # One latent that is never active, and one that is active on two images.
-    for name, empty in (("indices", -1), ("label_indices", -1), ("values", 0), ("mean_acts", 0), ("sparsity", 0)):
+    for name, empty in (("top_rows", -1), ("top_labels", -1), ("top_values", 0), ("mean_acts", 0), ("sparsity", 0)):
         arrays[name][5] = empty
         if arrays[name].ndim == 2:
             arrays[name][6, 2:] = empty
-    ours = ours._replace(**arrays)
+    ours = dataclasses.replace(ours, **arrays)
     publish(ours, folder)
     return type(with_sae)(root), folder, ours
 
@@ -49,7 +50,7 @@ def test_published_data_become_ours(published):
     assert (ours.top_rows < 0).any()
     assert (ours.sparsity == 0).any()
     found = read_published(folder)
-    for name in ("indices", "label_indices", "values", "mean_acts", "sparsity"):
+    for name in ("top_rows", "top_labels", "top_values", "mean_acts", "sparsity"):
         here, there = getattr(found, name), getattr(ours, name)
         assert here.dtype == there.dtype
         np.testing.assert_array_equal(here, there)

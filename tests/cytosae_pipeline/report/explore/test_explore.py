@@ -32,6 +32,7 @@ from cytosae_pipeline.report.data.report_data import open_report_data
 from cytosae_pipeline.report.explore.app import make_app
 from cytosae_pipeline.report.explore.http_server import ExploreServer, bind
 from cytosae_pipeline.report.explore.service import ByteCache, ExploreService, profile_images
+from cytosae_pipeline.report.records.images import make_image_book
 from cytosae_pipeline.report.records.page_files import read_policy
 from cytosae_pipeline.statistics.notes import read_notes, save_note
 from tests.conftest import Workplace
@@ -563,7 +564,8 @@ def test_a_changed_image_has_no_picture(with_sae):
 def _open_page(place: Workplace, **options) -> ExploreService:
     config = ExploreConfig(root_dir=place.root, dataset_name="toy", sae_path=place.sae(), **options)
     report_data = open_report_data(config)
-    return ExploreService(report_data, np.array([1]), {}, list_stored_images(report_data.store, config), None)
+    images = list_stored_images(report_data.store, config)
+    return ExploreService(report_data, np.array([1]), {}, images, None, make_image_book(report_data))
 
 
 def test_slow_computations_do_not_block_other_requests(with_sae):
