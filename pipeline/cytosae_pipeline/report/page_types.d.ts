@@ -55,6 +55,7 @@ interface Overview {
   palette: {
     kinds: string[];
     scale: Rgb[];
+    point_end: number;
     heat_shade: [number, number];
     heat_alpha: [number, number];
     heat_opacity: number;

@@ -13,6 +13,9 @@ Romanowsky and H&E stains are blue, violet and pink, so nothing of this scale ca
 hue falls from 168 to 106 degrees and the lightness rises from 0.22 to 0.96.
 """
 
+POINT_END = 0.75
+"""Position on the scale of the largest value of a point on light ground: beyond it, points would vanish."""
+
 HEAT_SHADE = 0.15, 0.85
 """Position on the scale of a heat map's share: the value at 0, and what is added up to 1."""
 
@@ -36,6 +39,7 @@ def palette_record() -> dict[str, object]:
     return {
         "kinds": list(KINDS),
         "scale": [[int(color[at : at + 2], 16) for at in (1, 3, 5)] for color in SCALE],
+        "point_end": POINT_END,
         "heat_shade": list(HEAT_SHADE),
         "heat_alpha": list(HEAT_ALPHA),
         "heat_opacity": HEAT_OPACITY,

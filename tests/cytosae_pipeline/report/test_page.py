@@ -725,7 +725,7 @@ def test_missing_data_are_explained(browser, demo_run, tmp_path):
     assert "Dead latents (24), which are active on no image, have no point." in page.inner_text("#view")
     page.press("#search", "Enter")
     message = page.locator("#search").evaluate("input => input.validationMessage")
-    assert message == "Enter a number from 0 to 1023, or part of a name."
+    assert message == "Enter a latent's number, or part of a name or path."
     visit.go(f"latent/{latent}")
     assert "No patient has a token above 0.2." in page.inner_text("#view")
     visit.go("patients/compare")

@@ -23,6 +23,7 @@ from cytosae_pipeline.report.figures.style import (
     fit_text,
     make_figure,
     make_sheet,
+    point_color_map,
     widest_mm,
 )
 from cytosae_pipeline.report.records.latents import maps_of_latent
@@ -68,7 +69,7 @@ def draw_latents(data: ReportData, latents: npt.NDArray[np.int64]) -> Figure:
         # The most specific latents on top.
         defined = defined[np.argsort(-data.entropy[defined], kind="stable")]
         points = axes.scatter(
-            x[defined], y[defined], s=size, c=np.maximum(data.entropy[defined], 0), cmap=color_map(), vmin=0,
+            x[defined], y[defined], s=size, c=np.maximum(data.entropy[defined], 0), cmap=point_color_map(), vmin=0,
             vmax=math.log(max(len(data.features.labels), 2)), linewidths=0, rasterized=True,
         )  # fmt: skip
         bar = figure.colorbar(points, ax=axes, aspect=30, pad=0.02)

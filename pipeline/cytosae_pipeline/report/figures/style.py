@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -18,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
-from cytosae_pipeline.runtime.palette import SCALE
+from cytosae_pipeline.runtime.palette import POINT_END, SCALE
 
 ONE_COLUMN_MM, TWO_COLUMNS_MM = 89.0, 183.0
 DPI = 300
@@ -74,6 +75,11 @@ def figure_style() -> Iterator[None]:
 def color_map() -> LinearSegmentedColormap:
     """The shared colour scale of values."""
     return LinearSegmentedColormap.from_list("cytosae", SCALE)
+
+
+def point_color_map() -> LinearSegmentedColormap:
+    """The same for points on white, without the end that would vanish."""
+    return LinearSegmentedColormap.from_list("cytosae points", color_map()(np.linspace(0, POINT_END, 256)))
 
 
 class NotebookFigure(Figure):

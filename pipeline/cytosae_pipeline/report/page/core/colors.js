@@ -29,7 +29,7 @@ const colors = (() => {
    *
    * @param {number} share
    */
-  const point = (share) => scaled(isDark() ? 0.35 + 0.65 * share : 0.85 * share);
+  const point = (share) => scaled(isDark() ? 0.35 + 0.65 * share : state.overview.palette.point_end * share);
 
   /**
    * Colour over a cell's patch, with alpha from 0 to 1, by its share of the image's largest activation.
