@@ -119,7 +119,7 @@ def test_every_dependency_is_used_and_every_import_is_declared():
     declared = {line.split(">")[0].strip() for line in options["install_requires"].split("\n") if line.strip()}
     used = {name for folder in SOURCES.values() for path in (ROOT / folder).rglob("*.py") for name in _imports(path)}
     third_party = {name for name in used if name not in sys.stdlib_module_names and name not in SOURCES}
-    names = {"PIL": "pillow", "sklearn": "scikit-learn"}
+    names = {"PIL": "pillow", "sklearn": "scikit-learn", "umap": "umap-learn"}
     # Imported where they are asked for; some extras, like s3fs, are for libraries of ours alone.
     extras = {
         line.split(">")[0].strip()

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from cytosae.sae.registry import ARCHITECTURES
-from cytosae_pipeline.report.data.notes import read_notes
 from cytosae_pipeline.statistics.counts import read_counts
 from cytosae_pipeline.statistics.features import read_features
+from cytosae_pipeline.statistics.notes import read_notes
 from tests.conftest import Workplace
 from tests.data.make_format1 import STORES, describe_sae, describe_store, find_store, read_example
 from tests.support.stores import read_files

@@ -44,8 +44,8 @@ def label_entropy(
         n_labels: Number of labels.
 
     Returns:
-        `-sum_c p_c ln(p_c + 1e-9)` in nats, float64, shape `(S,)`, where `p_c` is the share of the summed values on
-        label c; -1 where fewer than k slots are filled.
+        `-sum_c p_c ln(p_c + 1e-9)` in nats, at least 0, float64, shape `(S,)`, where `p_c` is the share of the summed
+        values on label c; -1 where fewer than k slots are filled.
 
     Raises:
         ValueError: If the shapes differ.
@@ -55,45 +55,13 @@ def label_entropy(
     mass = label_mass(values, labels, n_labels)
     share = mass / np.maximum(mass.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
     entropy = -(share * np.log(share + _EPSILON)).sum(axis=1)
-    return np.where((labels >= 0).all(axis=1), entropy, -1.0)
+    # A single label gives -ln(1 + 1e-9), slightly below 0.
+    return np.where((labels >= 0).all(axis=1), np.maximum(entropy, 0.0), -1.0)
 
 
 def is_defined(entropy: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
-    """Whether each label entropy is defined. A single label gives `-ln(1 + 1e-9)`, slightly below 0, but not -1."""
+    """Whether each label entropy is defined; older files hold values slightly below 0 for a single label."""
     return entropy > -0.5
-
-
-def leave_one_out_accuracy(features: npt.NDArray[np.floating], groups: npt.NDArray[np.integer]) -> float:
-    """Share of rows for which the nearest centroid by cosine, computed without the row, is that of their group.
-
-    Counts are compressed by `log1p` and standardised per column, so that a few strong latents do not decide alone.
-
-    Args:
-        features: One row per patient, non-negative, shape `(n, S)`.
-        groups: Group of each row, 0-based, shape `(n,)`.
-
-    Returns:
-        Accuracy between 0 and 1.
-
-    Raises:
-        ValueError: If the lengths differ or a group has fewer than two rows.
-    """
-    names, sizes = np.unique(groups, return_counts=True)
-    if len(features) != len(groups) or (sizes < 2).any():
-        raise ValueError(
-            f"need one group per row and two rows per group, found {len(features)} rows and groups of {sizes.tolist()}"
-        )
-    scaled = np.log1p(np.asarray(features, dtype=np.float64))
-    scaled = scaled[:, scaled.max(axis=0) > scaled.min(axis=0)]
-    scaled -= scaled.mean(axis=0)
-    scaled /= scaled.std(axis=0)
-    n_correct = 0
-    for row in range(len(scaled)):
-        others = np.arange(len(scaled)) != row
-        centroids = np.stack([scaled[others & (groups == name)].mean(axis=0) for name in names])
-        lengths = np.maximum(np.linalg.norm(centroids, axis=1), np.finfo(np.float64).tiny)
-        n_correct += int(names[np.argmax(centroids @ scaled[row] / lengths)] == groups[row])
-    return n_correct / len(scaled)
 
 
 def select_latents(

@@ -18,10 +18,10 @@ from cytosae_pipeline.api.statistics import FeatureStats, GroupStats
 from cytosae_pipeline.config import PageConfig, StoreSource
 from cytosae_pipeline.errors import UserError, join_few, quote
 from cytosae_pipeline.images.listing import list_stored_images
-from cytosae_pipeline.report.data.groups import PatientGroups, find_groups
 from cytosae_pipeline.report.data.report_data import Cohort, ReportData, make_latent_data
 from cytosae_pipeline.report.figures.write import require_matplotlib
 from cytosae_pipeline.report.records.patients import GroupPair, compare_pair
+from cytosae_pipeline.statistics.groups import PatientGroups, find_groups
 from cytosae_pipeline.statistics.inputs import PlacedInputs
 from cytosae_pipeline.statistics.label_index import LabelIndex, number_names
 

@@ -20,7 +20,7 @@ from cytosae.formats.checkpoint import load_sae
 from cytosae.sae.registry import ARCHITECTURES
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.cli.app import cli
-from cytosae_pipeline.report.data.notes import LatentNote, write_notes
+from cytosae_pipeline.statistics.notes import LatentNote, write_notes
 from tests.support.pictures import write_pictures, write_vit
 
 N_IMAGES = 9

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cytosae.analysis.latents import best_latents, label_entropy
+from cytosae.analysis.latents import label_entropy
 from cytosae.statistics.accumulators import PooledActs
 from cytosae_pipeline.api.options import takes_options, takes_pair
 from cytosae_pipeline.config import ExportConfig, StatisticsOptions
@@ -42,13 +42,12 @@ class FeatureStats(Features):
         return label_entropy(self.top_values, self.top_labels, len(self.labels))
 
     def best_latents(self, n: int = 20) -> list[int]:
-        """The latents to look at first: active, of the lowest label entropy, then of the largest mean activation.
+        """The latents to look at first: those specific to each label in turn (docs/definitions.md, section 10).
 
         Args:
             n: How many at most.
         """
-        chosen = best_latents(self.sparsity, self.mean_acts, self.label_entropy, n)
-        return [int(latent) for latent in chosen]
+        return [int(latent) for latent in self.first_latents(n)]
 
     def to_pandas(self) -> "pd.DataFrame":
         """One row per latent: sparsity, mean_acts, label_entropy, dead, top_label and its share. Needs pandas."""

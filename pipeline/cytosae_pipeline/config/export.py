@@ -25,6 +25,9 @@ class ExportConfig(StatisticsConfig):
         "What to write: a file or folder; for statistics the folder to write into. [default: beside the autoencoder, "
         "named after it; for statistics where `features` writes]",
     )
+    groups: Path | None = option(
+        None, "CSV with columns patient,group: the group of each patient, and of its images, goes into the tables."
+    )
     overwrite: bool = option(False, "Replace existing files.")
 
     @property
@@ -37,6 +40,8 @@ class ExportConfig(StatisticsConfig):
         super().__post_init__()
         if self.anndata_as != "h5ad" and self.format != "anndata":
             raise UserError(f"anndata_as {self.anndata_as} needs format anndata, found format {self.format}")
+        if self.groups is not None and not self.of_statistics:
+            raise UserError(f"groups needs format anndata, csv or parquet, found format {self.format}")
         name = "dataset_name" if self.dataset_name is not None else "store"
         if not self.of_statistics and getattr(self, name) is not None:
             raise UserError(

@@ -41,8 +41,12 @@ class PageConfig(StatisticsConfig):
     masking_images: int = option(
         2000, "Images of the masking experiment, spread over the store; 0 skips it.", minimum=0
     )
+    map: Literal["pca", "umap"] = option(
+        "pca", "Plane of the map of cells: exact principal components, or UMAP (extra `map`)."
+    )
+    map_images: int = option(5000, "Images of the map of cells, spread over the store; 0 skips it.", minimum=0)
     seed: int = option(
-        0, "Seed of clusters, folds, permutations and the masking experiment.", minimum=0, maximum=2**32 - 1
+        0, "Seed of clusters, folds, permutations, UMAP and the masking experiment.", minimum=0, maximum=2**32 - 1
     )
 
     def __post_init__(self) -> None:
@@ -76,6 +80,9 @@ class ExploreConfig(PageConfig):
 
     masking_images: int = option(
         0, "Images of the masking experiment, run before the page opens; 0 skips it.", minimum=0
+    )
+    map_images: int = option(
+        1000, "Images of the map of cells, spread over the store; computed when the map is opened.", minimum=0
     )
     port: int = option(0, "Port on 127.0.0.1; 0 takes a free one.", minimum=0, maximum=65535)
 

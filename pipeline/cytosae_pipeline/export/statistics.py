@@ -12,13 +12,18 @@ import torch
 
 from cytosae.statistics.accumulators import PooledActs
 from cytosae_cache.storage.atomic import replacing_path
+from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import ExportConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.export import anndata_files, table_files
 from cytosae_pipeline.export.table_files import ScoreWriter, TableWriter
 from cytosae_pipeline.export.tables import Table, Tables, collect_tables, make_latent_table
+from cytosae_pipeline.statistics.counts import Counts
 from cytosae_pipeline.statistics.encode import encode_store
+from cytosae_pipeline.statistics.groups import find_groups
 from cytosae_pipeline.statistics.inputs import open_inputs
+from cytosae_pipeline.statistics.notes import FILE_NAME as NOTES_NAME
+from cytosae_pipeline.statistics.notes import read_notes
 from cytosae_pipeline.statistics.published import find_published, read_published
 from cytosae_pipeline.statistics.results import ensure_statistics
 from cytosae_pipeline.workspace.runs import resolve_sae
@@ -71,7 +76,8 @@ def export_tables(config: ExportConfig) -> TablesResult:
     found = ensure_statistics(inputs, config, counts=["patient"] if has_patients else [])
     features, counts = found.features, found.counts.get("patient")
     assert features is not None
-    tables = collect_tables(inputs, features, counts)
+    notes = read_notes(inputs.folder / NOTES_NAME, inputs.n_latents)
+    tables = collect_tables(inputs, features, counts, notes=notes, groups=_groups_of(config, inputs.store, counts))
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         places = {name: stack.enter_context(replacing_path(path)) for name, path in paths.items()}
@@ -107,10 +113,27 @@ def _export_published(config: ExportConfig, results: Path) -> TablesResult:
     folder = config.out or results
     paths = _plan(config, folder, ("latents",))
     folder.mkdir(parents=True, exist_ok=True)
-    table = table_files.make_numbered(make_latent_table(features))
+    notes = read_notes(results / NOTES_NAME, len(features.sparsity))
+    table = table_files.make_numbered(make_latent_table(features, notes))
     with replacing_path(paths["latents"]) as path, _open_table(config, path, table) as writer:
         writer.write(table)
     return TablesResult(folder, list(paths.values()), config.format, 0, 0, len(features.sparsity))
+
+
+def _groups_of(config: ExportConfig, store: ActivationStore, counts: Counts | None) -> dict[str, str] | None:
+    """Group of each patient by `--groups`; None if it was not given.
+
+    Raises:
+        UserError: If the store has no patients, or the file is not a table of their groups.
+    """
+    if config.groups is None:
+        return None
+    if counts is None:
+        raise UserError(f"--groups '{config.groups}' cannot be used: no image of store '{store.path}' has a patient")
+    found = find_groups(counts.names, store.images.take(store.valid_rows), config.groups)
+    if found.gaps:
+        logger.info(found.gaps)
+    return {name: found.names[group] for name, group in zip(counts.names, found.of.tolist(), strict=True) if group >= 0}
 
 
 def _check(config: ExportConfig) -> None:

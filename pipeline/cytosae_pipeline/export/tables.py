@@ -18,6 +18,7 @@ from cytosae_pipeline.errors import UserError, quote
 from cytosae_pipeline.statistics.counts import Counts, patient_labels
 from cytosae_pipeline.statistics.features import Features
 from cytosae_pipeline.statistics.inputs import Inputs
+from cytosae_pipeline.statistics.notes import LatentNote
 
 Column = npt.NDArray[Any] | list[str | None]
 Table = Mapping[str, Column]
@@ -45,9 +46,9 @@ class Tables(NamedTuple):
     """Everything that is written except the scores of images."""
 
     latents: Table
-    """sparsity, mean_acts, label_entropy, dead and labels, one entry per latent."""
+    """name, sparsity, mean_acts, label_entropy, dead and labels, one entry per latent."""
     patients: Table | None
-    """patient, n_images, labels, one entry per patient; None if no image has one."""
+    """patient, n_images, labels and possibly group, one entry per patient; None if no image has one."""
     counts: Counts | None
     """Counts in the order of `patients`."""
     images: ImageTexts
@@ -61,15 +62,31 @@ def latent_name(latent: int) -> str:
     return f"latent_{latent}"
 
 
-def collect_tables(inputs: Inputs, features: Features, counts: Counts | None) -> Tables:
+def collect_tables(
+    inputs: Inputs,
+    features: Features,
+    counts: Counts | None,
+    *,
+    notes: Mapping[int, LatentNote] = MappingProxyType({}),
+    groups: Mapping[str, str] | None = None,
+) -> Tables:
     """The tables of one autoencoder on one store.
+
+    Args:
+        inputs: Autoencoder and store.
+        features: Feature data.
+        counts: Counts of patients; None if no image has one.
+        notes: Names of latents.
+        groups: Group of each patient; adds a column to patients and images.
 
     Raises:
         UserError: If a name cannot be written in the formats.
     """
     patients = None if counts is None else make_patient_table(inputs.store, counts)
+    if patients is not None and counts is not None and groups is not None:
+        patients = {**patients, "group": _texts([groups.get(name, "") for name in counts.names])}
     return Tables(
-        make_latent_table(features), patients, counts, make_image_texts(inputs.store),
+        make_latent_table(features, notes), patients, counts, make_image_texts(inputs.store, groups),
         make_provenance(inputs, features, counts),
     )  # fmt: skip
 
@@ -81,14 +98,18 @@ def make_patient_table(store: ActivationStore, counts: Counts) -> Table:
     return {"patient": _texts(counts.names), "n_images": counts.n_images, "labels": _texts(joined)}
 
 
-def make_latent_table(features: Features) -> Table:
+def make_latent_table(features: Features, notes: Mapping[int, LatentNote] = MappingProxyType({})) -> Table:
     """One entry per latent.
 
+    Args:
+        features: Feature data.
+        notes: Names of latents.
+
     Returns:
-        `sparsity`, `mean_acts` (docs/definitions.md, section 6), `label_entropy` (section 8; -1 where fewer than k
-        slots are filled), `dead` (active on no image), and of the labels among its top-k images, weighted by score:
-        `top_label`, its share `top_label_share` (0 if there is none), and `top_labels`, all by falling share, joined by
-        `;`.
+        `name` (unknown for latents without one), `sparsity`, `mean_acts` (docs/definitions.md, section 6),
+        `label_entropy` (section 8; -1 where fewer than k slots are filled), `dead` (active on no image), and of the
+        labels among its top-k images, weighted by score: `top_label`, its share `top_label_share` (0 if there is none),
+        and `top_labels`, all by falling share, joined by `;`.
     """
     mass = label_mass(features.top_values, features.top_labels, len(features.labels))
     order = np.argsort(-mass, axis=1, kind="stable")
@@ -98,7 +119,9 @@ def make_latent_table(features: Features) -> Table:
     ]
     total = features.top_values.sum(axis=1, dtype=np.float64)
     share = mass.max(axis=1, initial=0) / np.where(total > 0, total, 1)
+    given = {latent: note["name"] for latent, note in notes.items()}
     return {
+        "name": _texts([given.get(latent, "") for latent in range(len(features.sparsity))]),
         "sparsity": features.sparsity,
         "mean_acts": features.mean_acts,
         "label_entropy": label_entropy(features.top_values, features.top_labels, len(features.labels)),
@@ -109,10 +132,17 @@ def make_latent_table(features: Features) -> Table:
     }
 
 
-def make_image_texts(store: ActivationStore) -> ImageTexts:
-    """Names of the readable images of a store, and whatever else it knows about them."""
+def make_image_texts(store: ActivationStore, groups: Mapping[str, str] | None = None) -> ImageTexts:
+    """Names of the readable images of a store, and whatever else it knows about them.
+
+    Args:
+        store: The store.
+        groups: Group of each patient; adds a column `group`.
+    """
     rows = store.valid_rows
     further: dict[str, Column] = {}
+    if groups is not None:
+        further["group"] = _texts([groups.get(store.images.patient[row], "") for row in rows.tolist()])
     for name, column in store.image_columns.items():
         some = column[rows]
         further[_free_name(name, further)] = _texts(some.tolist()) if some.dtype.kind == "T" else some

@@ -15,8 +15,8 @@ def describe_images(images: ImageList) -> str:
     first = images.rows[0]
     labels, patients = count_names(images.labels), count_names(images.patients)
     lines = [
-        f"{len(images):,} images ({len(labels)} labels, {len(patients)} patients; layout {images.layout}) from "
-        f"'{images.root}'",
+        f"{len(images):,} images ({_count(labels, 'label')}, {_count(patients, 'patient')}; layout {images.layout}) "
+        f"from '{images.root}'",
         f"for example {quote(first.path)}: label {quote(first.label)}, patient {quote(first.patient)}",
     ]
     if images.levels:
@@ -39,6 +39,10 @@ def _most(counts: Counter[str]) -> str:
     """The most frequent names with their counts."""
     most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return join_few((f"{n:,} {quote(name)}" for name, n in most), _NAMED)
+
+
+def _count(names: Counter[str], noun: str) -> str:
+    return f"{len(names):,} {noun}{'' if len(names) == 1 else 's'}"
 
 
 def _missing(n: int) -> str:

@@ -52,8 +52,16 @@ interface Overview {
   can_upload: boolean;
   pseudonymous: boolean;
   messages: string[];
-  palette: { kinds: string[]; heat_shade: [number, number]; heat_alpha: [number, number] };
-  limits: { significant_q: number; name_length: number; note_length: number; upload_bytes: number };
+  palette: {
+    kinds: string[];
+    scale: Rgb[];
+    point_end: number;
+    heat_shade: [number, number];
+    heat_alpha: [number, number];
+    heat_opacity: number;
+    outline_share: number;
+  };
+  limits: { significant_q: number; position: number; name_length: number; note_length: number; upload_bytes: number };
   store: {
     dataset: string;
     images: number;
@@ -66,18 +74,29 @@ interface Overview {
   sae: { latents: number; facts: [string, string][] };
   training: { x: number[]; curves: Curve[] } | null;
   counts: { active: number; dead: number };
-  latents: { sparsity: Packed<"f4">; mean_acts: Packed<"f4">; entropy: Packed<"f4">; cluster: Packed<"i1"> };
+  latents: {
+    sparsity: Packed<"f4">;
+    mean_acts: Packed<"f4">;
+    entropy: Packed<"f4">;
+    cluster: Packed<"i1">;
+    position: Packed<"f4">;
+    lift: Packed<"f4">;
+    best: Packed<"i4">;
+  };
   featured: number[];
   featured_reason: string;
   cards: number[][];
   main_label: number[];
   labels: { name: string; images: number }[];
   images: { rows: number[]; labels: number[]; patients: number[] };
+  has_map: boolean;
   has_patients: boolean;
   patients: string[];
   thumbnails: boolean;
   /** Whether images are known, so that they have pages. */
   image_pages: boolean;
+  /** Files of all images; null if images are not known. */
+  book: { rows_per_file: number; listed_per_file: number; label_starts: number[]; patient_starts: number[] } | null;
   notes: Record<string, Note>;
   masking: Masking | null;
 }
@@ -123,6 +142,60 @@ interface ImageRecord {
   token_values: Packed<"u2">;
   value_step: number;
   picture?: string;
+  /** The most similar cells of the store; null without a map of cells. */
+  nearest?: (ListedImage & { similarity: number })[] | null;
+}
+
+/** `data/rows/N.js`, from `records/images.py`: consecutive numbers of images. */
+interface RowsRecord {
+  valid: Packed<"u1">;
+  labels: Packed<"i4">;
+  patients: Packed<"i4">;
+  paths: string[] | null;
+  tops: [latent: number, value: number][][];
+}
+
+/** `data/listings/KIND-N.js`, from `records/images.py`. */
+interface ListingRecord {
+  numbers: Packed<"i4">;
+  labels: Packed<"i4">;
+  patients: Packed<"i4">;
+}
+
+/** An image as a listing names it. */
+interface ListedImage {
+  row: number;
+  label: number;
+  patient: number;
+}
+
+/** `data/cards/N.js`, from `records/cards.py`: consecutive latents. */
+interface CardsRecord {
+  top_rows: Packed<"i4">;
+  top_values: Packed<"f4">;
+  /** These three are null if they are not known. */
+  means: Packed<"u1"> | null;
+  largest: Packed<"f4"> | null;
+  rates: Packed<"u1"> | null;
+}
+
+/** `data/map.js`, from `records/cell_map.py`. */
+interface MapRecord {
+  method: string;
+  axes: [string, string];
+  numbers: Packed<"i4">;
+  labels: Packed<"i4">;
+  patients: Packed<"i4">;
+  x: Packed<"f4">;
+  y: Packed<"f4">;
+  latents: Packed<"i4">;
+  latents_per_file: number;
+}
+
+/** `data/mapped/N.js`, from `records/cell_map.py`: scores of latents on the images of the map. */
+interface MappedRecord {
+  levels: Packed<"u1">;
+  peaks: Packed<"f4">;
 }
 
 interface GroupPair {
@@ -181,11 +254,21 @@ type RecordOf<N extends string> = N extends "overview"
         ? ImageRecord
         : N extends `comparisons/${string}`
           ? ComparisonRecord
-          : unknown;
+          : N extends `rows/${string}`
+            ? RowsRecord
+            : N extends `listings/${string}`
+              ? ListingRecord
+              : N extends `cards/${string}`
+                ? CardsRecord
+                : N extends "map"
+                  ? MapRecord
+                  : N extends `mapped/${string}`
+                    ? MappedRecord
+                    : unknown;
 
 /** Colours of points: an index of each into a palette, and the palette in the current theme. */
 type PointColors = [bins: Uint8Array, palette: () => string[]];
-type ColorBy = "entropy" | "cluster";
+type ColorBy = "entropy" | "label" | "cluster";
 
 /** Columns of the overview, one value per latent. */
 interface Latents {
@@ -194,6 +277,11 @@ interface Latents {
   mean: Float32Array;
   entropy: Float32Array;
   cluster: Int8Array;
+  /** Position share; -1 where it is not known. */
+  position: Float32Array;
+  /** Largest lift over the labels, 0 where it is not known, and the label of that. */
+  lift: Float32Array;
+  best: Int32Array;
   isFeatured: Uint8Array;
   maxEntropy: number;
   /** log10 sparsity; NaN for a dead latent. */
@@ -252,10 +340,10 @@ interface ScatterOptions {
 
 /** A cell whose map can be replaced. */
 type CellElement = HTMLElement & { show: (levels: Uint8Array) => void; repaint: () => void };
-type CellMode = "heat" | "mask" | "plain";
+type CellMode = "heat" | "outline" | "mask" | "plain";
 
 type Leaf = Node | string | null | undefined | false;
-type Child = Leaf | Leaf[];
+type Child = Leaf | Child[];
 interface Attributes {
   style?: Record<string, string | number | undefined>;
   // biome-ignore lint/suspicious/noExplicitAny: each listener states the kind of its own event.
@@ -269,4 +357,27 @@ type ElementOf<S extends string> = S extends `${infer T}.${string}` ? TagOf<T> :
 interface HTMLElement {
   /** Canvases and ramps of colours do not follow the style sheet: this draws them in the theme of now. */
   repaint?: () => void;
+}
+
+/** Columns of the map of cells, one value per image; `latents` are those whose scores the map has. */
+interface MapPoints {
+  rows: Int32Array;
+  labels: Int32Array;
+  patients: Int32Array;
+  x: Float32Array<ArrayBuffer>;
+  y: Float32Array<ArrayBuffer>;
+  latents: Int32Array;
+}
+
+interface MapColors {
+  bins: Uint8Array;
+  palette: () => string[];
+  legend: () => Leaf[];
+}
+
+interface ComparedLatent {
+  latent: number;
+  here: number;
+  rest: number;
+  effect: number;
 }

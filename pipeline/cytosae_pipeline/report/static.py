@@ -1,10 +1,12 @@
 """`report`: the page as a folder that opens from disk, without a server or a network."""
 
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +19,13 @@ from cytosae_pipeline.config import ReportConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.images.listing import list_stored_images
-from cytosae_pipeline.report.data.notes import FILE_NAME as NOTES_NAME
 from cytosae_pipeline.report.data.report_data import KEY_NAME, ReportData, make_latent_data, open_report_data
 from cytosae_pipeline.report.figures.write import require_matplotlib, write_figures
+from cytosae_pipeline.report.records.cards import card_files
+from cytosae_pipeline.report.records.cell_map import map_files, measure_map, require_umap
 from cytosae_pipeline.report.records.choice import choose_latents, top_image_rows
 from cytosae_pipeline.report.records.encoding import to_script
+from cytosae_pipeline.report.records.images import book_files, make_image_book
 from cytosae_pipeline.report.records.latents import (
     TopMap,
     encode_image,
@@ -45,6 +49,7 @@ from cytosae_pipeline.report.records.published import published_latents, publish
 from cytosae_pipeline.report.records.thumbnails import explain_no_pictures, write_thumbnails
 from cytosae_pipeline.runtime.progress import Progress
 from cytosae_pipeline.statistics.inputs import PlacedInputs
+from cytosae_pipeline.statistics.notes import FILE_NAME as NOTES_NAME
 from cytosae_pipeline.statistics.published import find_published, read_published
 from cytosae_pipeline.statistics.results import Statistics
 from cytosae_pipeline.workspace.runs import resolve_sae
@@ -74,6 +79,8 @@ class ReportResult:
     """Figures for papers."""
     key: Path | None
     """Key of the pseudonyms, stored outside the report."""
+    classification: dict[str, Any] | None = None
+    """How well groups of patients are predicted, as the page shows it; None if there are not enough."""
 
 
 def write_report(
@@ -89,6 +96,7 @@ def write_report(
     Raises:
         ValueError: If the autoencoder or store is missing, they do not fit, or an option does not fit them.
     """
+    require_umap(config)
     if config.figures:
         require_matplotlib()
     config = resolve_sae(config)
@@ -100,17 +108,30 @@ def write_report(
     latents, reason = choose_latents(data, [found for _, found in comparisons])
     target = config.out or data.inputs.folder / "report"
     with _new_page(target) as folder:
-        for name in ("data/images", "data/comparisons", "thumbnails"):
+        for name in ("data/images", "data/comparisons", "data/rows", "data/listings", "data/mapped", "thumbnails"):
             (folder / name).mkdir(parents=True)
         rows = top_image_rows(data, latents)
+        book = make_image_book(data)
+        cell_map = measure_map(data, latents)
+        mapped = map_files(data, cell_map) if cell_map is not None else ()
+        for name, record in itertools.chain(book_files(book), card_files(data, data.numbers), mapped):
+            _write_data(folder, name, record)
         maps = _write_images(folder, data, latents, rows)
         _write_latents(folder, data, latents, maps)
-        _write_patients(folder, data, latents, comparisons)
+        classification = _write_patients(folder, data, latents, comparisons)
         images = list_stored_images(data.store, config)
         missing, messages = _write_thumbnails(folder, data, images, rows)
         masking, notes = measure_masking(data)
         overview = overview_record(
-            data, latents, reason, rows, thumbnails=len(missing) < len(rows), masking=masking, messages=messages + notes
+            data,
+            latents,
+            reason,
+            rows,
+            thumbnails=len(missing) < len(rows),
+            masking=masking,
+            messages=messages + notes,
+            book=book,
+            has_map=cell_map is not None,
         )
         _write_data(folder, "overview", overview)
         figures: list[Path] = []
@@ -119,7 +140,7 @@ def write_report(
     key = data.inputs.folder / KEY_NAME if config.pseudonymize and data.cohort else None
     # The figures were written before the folder got its final name.
     figures = [target / path.relative_to(folder) for path in figures]
-    return ReportResult(target / "index.html", len(latents), len(rows), len(missing), figures, key)
+    return ReportResult(target / "index.html", len(latents), len(rows), len(missing), figures, key, classification)
 
 
 @contextmanager
@@ -134,7 +155,8 @@ def _new_page(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     # Not synced to disk: these are thousands of small files that the same command can write again.
     with replacing_path(target, durable=False) as folder:
-        (folder / "data" / "latents").mkdir(parents=True)
+        for name in ("latents", "cards"):
+            (folder / "data" / name).mkdir(parents=True)
         copy_page(folder)
         (folder / MARK).write_text("written by cytosae-cache report, which replaces this folder on its next run\n")
         yield folder
@@ -159,6 +181,8 @@ def _write_published(config: ReportConfig, results: Path) -> ReportResult:
         _write_data(folder, "overview", published_overview(data, latents, reason, config.dataset_name, n_files))
         for record in published_latents(data, latents):
             _write_data(folder, f"latents/{record['latent']}", record)
+        for name, card in card_files(data, None):
+            _write_data(folder, name, card)
     return ReportResult(target / "index.html", len(latents), 0, 0, [], None)
 
 
@@ -231,17 +255,20 @@ def _write_patients(
     data: ReportData,
     latents: npt.NDArray[np.int64],
     comparisons: Sequence[Comparison],
-) -> None:
-    """Write the patients' views."""
+) -> dict[str, Any] | None:
+    """Write the patients' views; returns the classification of groups."""
     if data.cohort is None:
-        return
+        return None
     config = data.config
     for number, (_, found) in enumerate(comparisons):
         _write_data(folder, f"comparisons/{number}", comparison_record(found, config.group_test))
     if comparisons:
         logger.info("patients: classifying groups by nested cross-validation")
     pairs = [pair for pair, _ in comparisons]
-    _write_data(folder, "patients", patients_record(data.cohort, latents, pairs, seed=config.seed))
+    record = patients_record(data.cohort, latents, pairs, seed=config.seed)
+    _write_data(folder, "patients", record)
+    classification: dict[str, Any] | None = record["classification"]
+    return classification
 
 
 def _write_thumbnails(

@@ -37,7 +37,7 @@ def encode_store(
     consumers: Sequence[PooledConsumer],
     *,
     thresholds: Sequence[float] = (),
-    on_acts: ActsConsumer | None = None,
+    on_acts: Sequence[tuple[ActsConsumer, torch.Tensor | None]] = (),
     what: str,
 ) -> None:
     """Encode every readable image once and pass on its scores and counts.
@@ -47,7 +47,8 @@ def encode_store(
         config: Batch size, precision, and whether checksums are verified.
         consumers: Called in turn with the pooled activations of each batch.
         thresholds: Thresholds of the counts.
-        on_acts: Called with the activations of all tokens before they are pooled, a few images and latents at a time.
+        on_acts: Called with the activations of all tokens before they are pooled, a few images and latents at a time;
+            each with the images that it takes, bool, shape `(n_images,)`, or None for all readable ones.
         what: Name of the work, shown with the progress.
     """
     store = inputs.store
@@ -68,9 +69,12 @@ def encode_store(
                 valid: torch.Tensor = valid,
                 rows: torch.Tensor = rows,
             ) -> None:
-                assert on_acts is not None
-                kept = valid[images]
-                on_acts(rows[images][kept], latents, acts[kept.to(acts.device)])
+                for consume, wanted in on_acts:
+                    kept = valid[images] if wanted is None else valid[images] & wanted[rows[images]]
+                    if kept.all():
+                        consume(rows[images], latents, acts)
+                    elif kept.any():
+                        consume(rows[images][kept], latents, acts[kept.to(acts.device)])
 
             pooled = encoder.reduce(
                 torch.from_numpy(block.activations), block.first, on_acts=pass_on if on_acts else None

@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cytosae.analysis.latents import label_entropy
+from cytosae.analysis.latents import best_latents, label_entropy
+from cytosae.analysis.specificity import first_latents
 from cytosae.statistics.accumulators import FeatureStatistics, PooledActs
 from cytosae_cache.storage.atomic import write_file
 from cytosae_cache.store import ActivationStore
@@ -28,6 +29,14 @@ from cytosae_pipeline.statistics.records import (
     require_ours,
     withdraw_record,
     write_record,
+)
+from cytosae_pipeline.statistics.specificity import FILE_NAME as SPECIFICITY
+from cytosae_pipeline.statistics.specificity import (
+    MAX_LABELS,
+    Specificity,
+    SpecificityAccumulator,
+    read_specificity,
+    save_specificity,
 )
 from cytosae_pipeline.workspace.csv_files import to_csv
 from cytosae_pipeline.workspace.files import write_torch
@@ -68,11 +77,32 @@ class Features:
     """Names of the labels, sorted."""
     record: dict[str, Any]
     """What they were made from: the contents of features.json."""
+    specificity: Specificity | None = field(default=None, kw_only=True)
+    """Activity per label, and position shares; None in results of another program or an older version, and for more
+    than `MAX_LABELS` labels."""
 
     @property
     def n_active(self) -> int:
         """Latents that are active on at least one image."""
         return int((self.sparsity > 0).sum())
+
+    def first_latents(self, n: int, allowed: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.int64]:
+        """The latents to look at first (docs/definitions.md, section 10), shape `(at most n,)`.
+
+        Without specificity, those of the lowest label entropy come first, then those of the largest mean activation.
+
+        Args:
+            n: How many at most.
+            allowed: Which may be chosen, shape `(S,)`; all that are active by default.
+        """
+        sparsity = self.sparsity if allowed is None else np.where(allowed, self.sparsity, 0)
+        entropy = label_entropy(self.top_values, self.top_labels, len(self.labels))
+        found = self.specificity
+        if found is None:
+            return best_latents(sparsity, self.mean_acts, entropy, n)
+        return first_latents(
+            sparsity, self.mean_acts, entropy, lift=found.lift, position_share=found.position_share, n=n
+        )
 
 
 class FeaturesAccumulator:
@@ -87,10 +117,15 @@ class FeaturesAccumulator:
         self._inputs, self._config = inputs, config
         device = accumulator_device(inputs.sae.W_enc.device)
         self._statistics = FeatureStatistics(inputs.n_latents, config.top_k, device=device)
+        n_labels = len(sorted_names(inputs.store.images.label))
+        self.specificity = SpecificityAccumulator(inputs) if n_labels <= MAX_LABELS else None
+        """Collects specificity in the same pass; it needs the activations of its `wanted` images, too."""
 
     def update(self, rows: torch.Tensor, pooled: PooledActs) -> None:
         """Count images."""
         self._statistics.update(rows, pooled.scores)
+        if self.specificity is not None:
+            self.specificity.update(rows, pooled)
 
     def result(self) -> Features:
         """The feature data of all images counted."""
@@ -99,7 +134,9 @@ class FeaturesAccumulator:
         numbers = torch.from_numpy(labels.numbers)
         top_labels = torch.where(found.indices >= 0, numbers[found.indices.clamp(min=0)], -1)
         n_images = self._statistics.n_images
-        record = make_record(self._inputs, self._config, VERB, top_k=self._config.top_k, n_images=n_images)
+        specificity = self.specificity.result() if self.specificity is not None else None
+        about = {"top_k": self._config.top_k, "n_images": n_images, "specificity": specificity is not None}
+        record = make_record(self._inputs, self._config, VERB, **about)
         return Features(
             found.indices.numpy(),
             top_labels.numpy(),
@@ -108,6 +145,7 @@ class FeaturesAccumulator:
             found.sparsity.numpy(),
             labels.names,
             record,
+            specificity=specificity,
         )
 
 
@@ -117,7 +155,7 @@ def require_own_features(folder: Path, record: Mapping[str, Any], *, replace_for
     Raises:
         UserError: If there are such files.
     """
-    require_ours(folder, (*FILES, ENTROPY), record, replace_foreign=replace_foreign)
+    require_ours(folder, (*FILES, ENTROPY, SPECIFICITY), record, replace_foreign=replace_foreign)
 
 
 def save_features(
@@ -149,6 +187,8 @@ def save_features(
     write_file(files[-2], _images_csv(store))
     # One line per label: a store made from elsewhere may have names of several lines.
     write_file(files[-1], "".join(f"{join_lines(name)}\n" for name in features.labels).encode())
+    if features.specificity is not None:
+        files.append(save_specificity(folder, features.specificity))
     return [*files, write_record(folder, features.record)]
 
 
@@ -161,8 +201,10 @@ def read_features(folder: Path) -> Features:
     record = read_record(folder, VERB)
     arrays = {name: _read_tensor(folder / f"{stem}.pt", dtype) for name, (stem, dtype) in TENSORS.items()}
     n_rows, labels = _read_labels(folder / "images.csv")
-    found = Features(**arrays, labels=labels, record=record)
-    n_latents = len(found.sparsity)
+    n_latents = len(arrays["sparsity"])
+    # The record says whether the file belongs to these results: an older version leaves that of a newer one behind.
+    specificity = read_specificity(folder, n_latents, len(labels), VERB) if record.get("specificity") else None
+    found = Features(**arrays, labels=labels, record=record, specificity=specificity)
     shapes = [(len(array), array.ndim) for array in arrays.values()]
     problem = None
     if (

@@ -69,7 +69,8 @@ def read_published(folder: Path) -> Features:
         problem = _find_outlier(arrays)
     if problem:
         raise UserError(f"the feature data in '{folder}' are not those of CytoSAE: {problem}")
-    return Features(**arrays, labels=_read_labels(folder, int(arrays[_OPTIONAL].max(initial=-1)) + 1), record={})
+    labels = _read_labels(folder, int(arrays[_OPTIONAL].max(initial=-1)) + 1)
+    return Features(**arrays, labels=labels, record={}, specificity=None)
 
 
 def _find_misfit(arrays: dict[str, npt.NDArray[Any]]) -> str:

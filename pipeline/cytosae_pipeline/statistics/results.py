@@ -20,7 +20,7 @@ from cytosae_pipeline.statistics.counts import (
     require_own_counts,
     save_counts,
 )
-from cytosae_pipeline.statistics.encode import PooledConsumer, encode_store
+from cytosae_pipeline.statistics.encode import ActsConsumer, PooledConsumer, encode_store
 from cytosae_pipeline.statistics.features import (
     FILES,
     VERB,
@@ -112,17 +112,21 @@ def compute_statistics(
     features_of = FeaturesAccumulator(inputs, config) if features else None
     counts_of = {kind: CountsAccumulator(inputs, config, kind) for kind in counts}
     consumers: list[PooledConsumer] = [one.update for one in (features_of, *counts_of.values()) if one is not None]
+    on_acts: list[tuple[ActsConsumer, torch.Tensor | None]] = []
+    if features_of is not None and features_of.specificity is not None:
+        on_acts.append((features_of.specificity.add, features_of.specificity.wanted))
     labels = LabelIndex.of(inputs.store.images.label)
     found = LatentProfiles(inputs.n_latents, len(labels.names)) if profiles else None
     if found is not None:
         numbers = torch.from_numpy(labels.numbers)
         consumers.append(lambda rows, _: found.count_images(numbers[rows]))
+        on_acts.append((lambda rows, latents, acts: found.add(acts, numbers[rows], latents), None))
     encode_store(
         inputs,
         config,
         consumers,
         thresholds=config.threshold if counts else (),
-        on_acts=(lambda rows, latents, acts: found.add(acts, numbers[rows], latents)) if found is not None else None,
+        on_acts=on_acts,
         what=what,
     )
     return Statistics(

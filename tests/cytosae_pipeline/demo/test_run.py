@@ -23,6 +23,9 @@ def test_the_demo_recovers_the_planted_groups_and_names_everything(demo_run):
     again = CliRunner().invoke(cli, ["demo", "--root_dir", str(demo_run.root), "--json"])
     facts = json.loads(again.stdout)
     assert facts["accuracy"] > facts["chance"] + 0.25
+    page = (demo_run.report / "data" / "patients.js").read_text()
+    assert f'"balanced_accuracy":{facts["accuracy"]}' in page, "one accuracy by one method"
+    assert f"balanced accuracy {facts['accuracy']:.1%} (guessing: 33.3%)" in output
     assert facts["explained_variance"] > 0.8
     assert facts["n_specific"] > 0
     assert facts["n_images"] == 720
@@ -36,7 +39,7 @@ def test_a_negative_seed_is_refused(tmp_path):
 def test_groups_that_are_not_recovered_fail_the_demo(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "_N_CELLS_PER_PATIENT", 1)
     monkeypatch.setattr(demo, "_N_PATIENTS_PER_GROUP", 2)
-    monkeypatch.setattr(demo, "recover_groups", lambda folder, truth: (0.4, 1 / 3))
+    monkeypatch.setattr(demo, "_MARGIN", 2.0)
     threads = torch.get_num_threads()
     result = CliRunner().invoke(cli, ["demo", "--root_dir", str(tmp_path)])
     assert result.exit_code == 1

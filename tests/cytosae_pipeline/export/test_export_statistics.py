@@ -28,6 +28,7 @@ from cytosae_pipeline.export import table_files
 from cytosae_pipeline.export.anndata_files import CsrScores, open_group
 from cytosae_pipeline.export.table_files import LongScores, escape_formula
 from cytosae_pipeline.export.tables import ImageTexts
+from cytosae_pipeline.statistics.notes import FILE_NAME, write_notes
 from tests.support.nursery import SOURCES
 from tests.support.patience import patience
 from tests.support.stores import make_activations, make_store
@@ -84,6 +85,43 @@ def own(tmp_path):
             return [str(part) for part in (*parts, "--format", kind, "--out", self.out, *more)]
 
     return Own()
+
+
+def test_names_of_latents_and_groups_of_patients_reach_every_export(with_sae):
+    with_sae.run("features", "--dataset_name", "toy", "--sae_path", with_sae.sae())
+    write_notes(with_sae.features() / FILE_NAME, {5: {"name": "nucleoli", "note": "see there"}})
+    path = with_sae.root / "groups.csv"
+    path.write_text("patient;group\np0;ill\np1;well\np2;ill\n")
+    output = export(with_sae, "anndata", "--groups", path).output
+    assert "has no group for 1 of 4 patients, such as 'p3'" in output
+    images, patients = (read_anndata(with_sae.features() / f"{name}.h5ad") for name in ("images", "patients"))
+    expected = {"p0": "ill", "p1": "well", "p2": "ill", "p3": None}
+    for found in (images, patients):
+        names = found.var["name"]
+        assert names["latent_5"] == "nucleoli"
+        assert names.isna().sum() == 95
+    assert [group if isinstance(group, str) else None for group in patients.obs["group"]] == list(expected.values())
+    for patient, group in zip(images.obs["patient"], images.obs["group"], strict=True):
+        assert (group if isinstance(group, str) else None) == expected[patient]
+    for kind, read in (("csv", pd.read_csv), ("parquet", pd.read_parquet)):
+        export(with_sae, kind, "--groups", path)
+        latents, patients, images = (
+            read(with_sae.features() / f"table_{name}.{kind}") for name in ("latents", "patients", "images")
+        )
+        assert latents["name"][5] == "nucleoli"
+        assert patients["group"].fillna("").tolist() == ["ill", "well", "ill", ""]
+        assert set(images["group"].dropna()) == {"ill", "well"}
+
+
+def test_groups_that_cannot_be_used_are_refused(with_sae, own):
+    output = with_sae.run("export", "--sae_path", with_sae.sae(), "--groups", "g.csv", code=2).output
+    assert "groups needs format anndata, csv or parquet, found format saelens" in output
+    path = with_sae.root / "groups.csv"
+    path.write_text("patient,group\nnobody,ill\n")
+    assert "names none of the 4 patients" in export(with_sae, "csv", "--groups", path, code=1).output
+    own.make(5, patients=("",))
+    result = with_sae.run_plain(*own.arguments("csv", "--groups", path), code=1)
+    assert "cannot be used: no image of store" in result.output
 
 
 # --- anndata

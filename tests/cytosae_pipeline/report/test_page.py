@@ -130,6 +130,77 @@ def test_a_click_on_a_patch_shows_its_latents_and_a_latent_its_map(visit, demo_r
     assert page.inner_text(".patch-list h3") == "CLS token"
 
 
+def test_a_map_has_an_opacity_an_outline_and_the_bare_cell_beside_it(visit, demo_run):
+    page = visit.page
+    latent = _data(demo_run.report, "overview")["featured"][0]
+    visit.go(f"latent/{latent}")
+    cell = page.locator(".grid .cell").first
+    canvas = cell.locator("canvas")
+    strongest = """canvas => {
+        const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+        let most = 0;
+        for (let i = 3; i < data.length; i += 4) most = Math.max(most, data[i]);
+        return most / 255;
+    }"""
+    before = canvas.evaluate(strongest)
+    assert 0.3 < before <= 0.61, "neighbouring patches are blended"
+    page.fill("input[type='range']", "30")
+    assert canvas.evaluate(strongest) == pytest.approx(before / 2, abs=0.02)
+    page.fill("input[type='range']", "80")
+    page.keyboard.press("Escape")
+    page.locator("h1").click()
+    assert page.locator(".outline-legend").is_hidden()
+    page.keyboard.press("e")
+    assert page.locator(".opacity").is_hidden()
+    assert "at least 50 % of the image's largest" in page.inner_text(".outline-legend").replace("\xa0", " ")
+    colors = """canvas => {
+        const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+        const found = new Set();
+        for (let i = 0; i < data.length; i += 4) if (data[i + 3] === 255) found.add([...data.slice(i, i + 3)].join());
+        return [...found];
+    }"""
+    light = ",".join(map(str, page.evaluate("() => colors.scaled(1)")))
+    assert set(canvas.evaluate(colors)) >= {light, "22,22,28"}, "a light line on a dark one, visible on any stain"
+    assert canvas.evaluate(PAINTED) < 0.5
+    page.keyboard.press("h")
+    page.keyboard.press("b")
+    assert page.locator(".beside-button").get_attribute("aria-pressed") == "true"
+    box, map_box = cell.bounding_box(), canvas.bounding_box()
+    bare = cell.locator(".bare").bounding_box()
+    assert box["width"] == pytest.approx(2 * box["height"], abs=2)
+    assert bare["x"] + bare["width"] == pytest.approx(map_box["x"], abs=1)
+    assert cell.locator(".bare img").evaluate("image => image.naturalWidth") == 224
+    # The net of patches of an image's page stays over the map.
+    page.click(".grid .top-image >> nth=0")
+    page.wait_for_selector(".large-cell .net")
+    net, over = page.locator(".net").bounding_box(), page.locator(".large-cell canvas").bounding_box()
+    assert (net["x"], net["width"]) == (pytest.approx(over["x"], abs=1), pytest.approx(over["width"], abs=1))
+    page.keyboard.press("b")
+    assert page.locator(".bare").count() == 0
+
+
+def test_a_top_image_opens_with_the_map_of_its_latent(visit, demo_run):
+    page, overview = visit.page, _data(demo_run.report, "overview")
+    for latent in overview["featured"]:
+        items = _data(demo_run.report, f"latents/{latent}")["top"]
+        weak = next(
+            (one for one in items if latent not in
+             [shown["latent"] for shown in _data(demo_run.report, f"images/{one['row']}")["latents"]]), None,
+        )  # fmt: skip
+        if weak is not None:
+            break
+    assert weak is not None, "some top image has ten stronger latents"
+    visit.go(f"latent/{latent}")
+    page.click(f".grid .top-image[data-row='{weak['row']}']")
+    page.wait_for_selector(".large-cell")
+    assert page.evaluate("() => location.hash") == f"#/image/{weak['row']}/{latent}"
+    about = page.locator(".image-page [aria-live]").first.inner_text()
+    assert about.startswith(f"Map of Latent {latent}: largest activation ")
+    visit.go(f"image/{weak['row']}")
+    first = _data(demo_run.report, f"images/{weak['row']}")["latents"][0]["latent"]
+    assert page.locator(".image-page [aria-live]").first.inner_text().startswith(f"Map of Latent {first}:")
+
+
 def test_filters_and_search(visit, demo_run):
     page, overview = visit.page, _data(demo_run.report, "overview")
     visit.go("latents")
@@ -161,17 +232,216 @@ def test_filters_and_search(visit, demo_run):
     page.fill("#search", "17")
     page.press("#search", "Enter")
     page.wait_for_function("() => document.querySelector('h1').textContent === 'Latent 17'")
-    page.fill("#search", "99999")
     page.press("#search", "Enter")
-    assert "numbers go from 0 to 1023" in page.locator("#search").evaluate("input => input.validationMessage")
+    assert "Enter a latent's number" in page.locator("#search").evaluate("input => input.validationMessage")
 
 
-def test_a_latent_without_a_page_says_how_to_get_one(visit, demo_run):
-    featured = set(_data(demo_run.report, "overview")["featured"])
-    latent = next(number for number in range(1024) if number not in featured)
+def _other_latent(report):
+    """An active latent without a page."""
+    overview = _data(report, "overview")
+    sparsity = np.frombuffer(base64.b64decode(overview["latents"]["sparsity"]["data"]), "<f4")
+    return next(n for n in np.flatnonzero(sparsity > 0.02).tolist() if n not in overview["featured"])
+
+
+def test_a_latent_without_a_page_has_a_short_card(visit, demo_run):
+    page, folder = visit.page, demo_run.report.parent
+    latent = _other_latent(demo_run.report)
     visit.go(f"latent/{latent}")
-    assert f"cytosae-cache report --latents {latent}" in visit.page.inner_text("#view")
-    visit.complaints = [text for text in visit.complaints if "ERR_FILE_NOT_FOUND" not in text]
+    text = page.inner_text("#view")
+    assert f"cytosae-cache report --latents {latent}" in text
+    indices = torch.load(folder / "max_activating_image_indices.pt", weights_only=True)[latent]
+    links = page.locator("table a").evaluate_all("all => all.map(one => one.hash)")
+    assert links == [f"#/image/{row}/{latent}" for row in indices.tolist()[:6] if row >= 0]
+    found = torch.load(folder / "sae_specificity.pt", weights_only=True)["label_means"][latent]
+    names = [label["name"] for label in _data(demo_run.report, "overview")["labels"]]
+    order = [names[at] for at in np.argsort(-found.numpy(), kind="stable")]
+    assert page.locator(".bar-name").all_inner_texts()[:1] == order[:1]
+    page.click(".bar-name a >> nth=0")
+    page.wait_for_function("name => document.querySelector('h1').textContent === name", arg=order[0])
+
+
+def test_an_image_without_a_page_has_a_short_card(visit, demo_run):
+    page, overview = visit.page, _data(demo_run.report, "overview")
+    row = next(n for n in range(720) if n not in overview["images"]["rows"])
+    visit.go(f"image/{row}")
+    with (demo_run.report.parent / "images.csv").open(newline="") as file:
+        image = list(csv.DictReader(file))[row]
+    text = page.inner_text("#view")
+    for word in (image["path"], image["label"], image["patient"], "short card"):
+        assert word in text
+    rows = _data(demo_run.report, "rows/0")
+    assert page.locator("table a").all_inner_texts() == [f"Latent {latent}" for latent, _ in rows["tops"][row]]
+
+
+def test_images_are_browsed_by_label_and_patient(visit, demo_run):
+    page = visit.page
+    with (demo_run.report.parent / "images.csv").open(newline="") as file:
+        images = list(csv.DictReader(file))
+    overview = _data(demo_run.report, "overview")
+
+    def shown():
+        return page.locator(".top-image").evaluate_all("all => all.map(one => Number(one.dataset.row))")
+
+    page.keyboard.press("i")
+    page.wait_for_selector(".top-image")
+    assert shown() == list(range(60))
+    assert "720 images in the store, page 1 of 12" in page.inner_text("#view")
+    page.click("text=next →")
+    page.wait_for_function("() => document.querySelector('.top-image')?.dataset.row === '60'")
+    page.select_option("#browse-label", "1")
+    page.wait_for_function("() => location.hash === '#/images/1/all/0' && !document.querySelector('[aria-busy]')")
+    name = overview["labels"][1]["name"]
+    of_label = [row for row, image in enumerate(images) if image["label"] == name]
+    assert shown() == of_label[:60]
+    page.select_option("#browse-patient", "4")
+    page.wait_for_function("() => location.hash === '#/images/1/4/0' && !document.querySelector('[aria-busy]')")
+    patient = overview["patients"][4]
+    assert shown() == [row for row in of_label if images[row]["patient"] == patient]
+    page.select_option("#browse-label", "all")
+    page.wait_for_function("() => location.hash === '#/images/all/4/0' && !document.querySelector('[aria-busy]')")
+    assert shown() == [row for row, image in enumerate(images) if image["patient"] == patient]
+    assert "20 readable images, page 1 of 1" in page.inner_text("#view")
+
+
+def test_labels_patients_and_groups_have_pages_that_lead_on(visit, demo_run):
+    page, overview = visit.page, _data(demo_run.report, "overview")
+    page.click(".bar-name a >> nth=0")
+    page.wait_for_function(
+        "name => document.querySelector('h1').textContent === name", arg=overview["labels"][0]["name"]
+    )
+    page.wait_for_selector(".top-image")
+    lift, best = (page.evaluate(f"() => [...state.latents.{name}]") for name in ("lift", "best"))
+    expected = [n for n in range(1024) if best[n] == 0 and lift[n] > 1]
+    expected = sorted(expected, key=lambda n: -lift[n])[:24]
+    assert page.locator("table a").all_inner_texts() == [f"Latent {n}" for n in expected]
+    page.click(".top-image a[href^='#/patient/'] >> nth=0")
+    page.wait_for_selector("a[href^='#/group/']")
+    assert page.inner_text("h1").startswith("Patient ")
+    assert page.locator("table a").count() > 3
+    page.click("a[href^='#/group/']")
+    page.wait_for_selector("h1:has-text('Group ')")
+    data = _data(demo_run.report, "patients")
+    group = data["group_names"].index(page.inner_text("h1").removeprefix("Group "))
+    members = [name for name, of in zip(data["names"], data["groups"], strict=True) if of == group]
+    assert page.locator("a[href^='#/patient/']").all_inner_texts() == members
+    page.click("a[href^='#/patients/compare/'] >> nth=0")
+    page.wait_for_selector(".volcano canvas")
+    visit.go("patients")
+    page.click(".row-names a >> nth=0")
+    page.wait_for_selector("h1:has-text('Group ')")
+
+
+def test_the_map_is_coloured_and_a_lasso_compares_with_the_rest(visit, demo_run):
+    page = visit.page
+    page.keyboard.press("a")
+    page.wait_for_selector(".cell-map canvas")
+    page.wait_for_function("() => !document.querySelector('[aria-busy]')")
+    assert page.inner_text("#view p.quiet >> nth=0").startswith(
+        "Principal components, exact: 720 of 720 readable images"
+    )
+    labels = [label["name"] for label in _data(demo_run.report, "overview")["labels"]]
+    assert [text for text in page.locator(".plot-and-side .legend a").all_inner_texts()] == labels
+    page.select_option("#map-color", "patient")
+    assert "Colours repeat after 8" in page.inner_text(".plot-and-side .legend")
+    record = _data(demo_run.report, "map")
+    latent = int(np.frombuffer(base64.b64decode(record["latents"]["data"]), "<i4")[5])
+    page.fill("#map-latent", str(latent))
+    page.press("#map-latent", "Enter")
+    page.wait_for_selector(f".plot-and-side .legend a >> text=Latent {latent}")
+    box = page.locator(".cell-map canvas").bounding_box()
+    view = page.evaluate("() => document.querySelector('.cell-map').clientWidth")
+    page.keyboard.down("Shift")
+    page.mouse.move(box["x"] + 60, box["y"] + 12)
+    page.mouse.down()
+    for x, y in ((view / 2, 12), (view / 2, box["height"] - 45), (60, box["height"] - 45)):
+        page.mouse.move(box["x"] + x, box["y"] + y, steps=3)
+    page.mouse.up()
+    page.keyboard.up("Shift")
+    page.wait_for_selector("h2:has-text('of 720 cells selected')")
+    page.wait_for_selector(".side table")
+    assert page.locator(".side .top-image").count() == 6
+    page.select_option("#map-label", "0")
+    labels_of = np.frombuffer(base64.b64decode(record["labels"]["data"]), "<i4")
+    page.wait_for_selector(f"h2:has-text('{(labels_of == 0).sum()} of 720 cells selected')")
+    page.wait_for_selector(".side table a")
+    first = page.locator(".side table >> nth=0").locator("tbody tr >> nth=0").locator("td").all_inner_texts()
+    latents = np.frombuffer(base64.b64decode(record["latents"]["data"]), "<i4").tolist()
+    at = latents.index(int(first[0].split()[1]))
+    part = _data(demo_run.report, f"mapped/{at // 64}")
+    levels = np.frombuffer(base64.b64decode(part["levels"]["data"]), "u1").reshape(part["levels"]["shape"])[at % 64]
+    here, rest = levels[labels_of == 0].astype(int), levels[labels_of != 0].astype(int)
+    auc = ((here[:, None] > rest).mean() + 0.5 * (here[:, None] == rest).mean()).round(2)
+    assert float(first[3]) == pytest.approx(auc, abs=0.011)
+
+
+def test_many_patients_are_found_ordered_and_readable(visit, demo_run):
+    page, data = visit.page, _data(demo_run.report, "patients")
+    visit.go("patients")
+    names = page.locator(".matrix-box.scrolls .row-names")
+    assert names.locator("a").all_inner_texts() == data["names"]
+    assert names.locator("a").first.bounding_box()["height"] >= 12
+    page.fill("#find-patient", data["group_names"][1].upper())
+    members = [name for name, of in zip(data["names"], data["groups"], strict=True) if of == 1]
+    assert page.locator(".matrix-box.scrolls .row-names a").all_inner_texts() == members
+    page.fill("#find-patient", data["names"][30])
+    assert page.locator(".matrix-box.scrolls .row-names a").all_inner_texts() == [data["names"][30]]
+    page.fill("#find-patient", "")
+    latent = data["barcodes"]["latents"][2]
+    page.select_option("#order-patients", "latent")
+    page.fill("#order-latent", str(latent))
+    page.press("#order-latent", "Enter")
+    values = np.frombuffer(base64.b64decode(data["barcodes"]["values"]["data"]), "u1").reshape(36, -1)[:, 2]
+    order = [data["names"][at] for at in np.lexsort((np.arange(36), -values.astype(int)))]
+    assert page.locator(".matrix-box.scrolls .row-names a").all_inner_texts() == order
+    page.fill("#find-patient", "nobody")
+    assert "No patient or group has that in its name." in page.inner_text("#view")
+
+
+def test_search_finds_labels_patients_groups_and_paths(visit, demo_run):
+    page, overview = visit.page, _data(demo_run.report, "overview")
+    with (demo_run.report.parent / "images.csv").open(newline="") as file:
+        images = list(csv.DictReader(file))
+
+    def search(text):
+        page.fill("#search", text)
+        page.press("#search", "Enter")
+        page.wait_for_function("text => document.querySelector('h1').textContent === `Search: ${text}`", arg=text)
+        page.wait_for_function("() => !document.querySelector('[aria-busy]')")
+        return page.locator(".found a").all_inner_texts()
+
+    assert overview["labels"][2]["name"] in search(overview["labels"][2]["name"].upper()[:5])
+    assert search(overview["patients"][7]).count(overview["patients"][7]) == 1
+    assert _data(demo_run.report, "patients")["group_names"][1] in search("patient") + search(
+        _data(demo_run.report, "patients")["group_names"][1]
+    )
+    path = images[701]["path"]
+    assert search(path) == [path]
+    page.click(f".found a >> text={path}")
+    page.wait_for_selector("h1:has-text('Image 701')")
+    assert search("nothing like it") == []
+    assert search("100% <b>/x") == []
+
+
+def test_every_link_of_the_page_opens(visit, demo_run):
+    """Follow each kind of link once: nothing a page mentions is a dead end."""
+    page, overview = visit.page, _data(demo_run.report, "overview")
+    seen, waiting = set(), ["", "latents", "images", "patients", "patients/compare", "patients/classification"]
+    waiting += [f"latent/{overview['featured'][0]}", f"latent/{_other_latent(demo_run.report)}"]
+    while waiting:
+        route = waiting.pop()
+        visit.go(route)
+        text = page.inner_text("#view")
+        assert not re.search(r"No such|is missing|There is no|not found", text), (route, text[:200])
+        seen.add(route)
+        for link in page.locator("#view a").evaluate_all("all => all.map(one => one.hash.slice(2))"):
+            known = {*seen, *waiting}
+            kind = link.split("/")[0]
+            if link not in known and sum(other.split("/")[0] == kind for other in known) < 4:
+                waiting.append(link)
+    assert {route.split("/")[0] for route in seen} >= {"latent", "image", "label", "patient", "group", "images"}
+
+
+def test_latents_that_do_not_exist_are_explained(visit, demo_run):
     visit.go("latent/5000")
     assert "There is no latent 5000: they are numbered 0 to 1023" in visit.page.inner_text("#view")
 
@@ -185,6 +455,10 @@ def test_a_latent_without_a_page_says_how_to_get_one(visit, demo_run):
         ("latent", "There is no latent without a number: they are numbered 0 to 1023"),
         ("image/720", "There is no image 720: they are numbered 0 to 719."),
         ("image/x", "There is no image x"),
+        ("label/99", "There is no label 99: they are numbered 0 to"),
+        ("patient/x", "There is no patient x: they are numbered 0 to 35."),
+        ("group/7", "There is no group 7: they are numbered 0 to"),
+        ("images/99/all/0", "There is no such label, patient or page of images."),
         ("constructor", "There is no view “constructor”. Choose one above."),
         ("patients/constructor", "There is no view “constructor” of patients. Choose one above."),
         ("patients/__proto__", "There is no view “__proto__” of patients."),
@@ -279,11 +553,11 @@ def test_switching_the_theme_keeps_the_view(visit):
 
 def test_keys_reach_every_view(visit):
     page = visit.page
-    for key, heading in (("l", "Latents"), ("p", "Patients"), ("o", "demo-0")):
+    for key, heading in (("l", "Latents"), ("i", "Images"), ("p", "Patients"), ("o", "demo-0")):
         page.keyboard.press(key)
         page.wait_for_function("text => document.querySelector('h1').textContent === text", arg=heading)
     page.keyboard.press("?")
-    assert "heat map, mask, plain cell" in page.inner_text("dialog")
+    assert "heat map, outline (edges), mask, plain cell" in page.inner_text("dialog")
     page.keyboard.press("Escape")
     page.wait_for_selector("dialog", state="detached")
     page.keyboard.press("/")
@@ -451,7 +725,7 @@ def test_missing_data_are_explained(browser, demo_run, tmp_path):
     assert "Dead latents (24), which are active on no image, have no point." in page.inner_text("#view")
     page.press("#search", "Enter")
     message = page.locator("#search").evaluate("input => input.validationMessage")
-    assert message == "Enter a number from 0 to 1023, or part of a name."
+    assert message == "Enter a latent's number, or part of a name or path."
     visit.go(f"latent/{latent}")
     assert "No patient has a token above 0.2." in page.inner_text("#view")
     visit.go("patients/compare")

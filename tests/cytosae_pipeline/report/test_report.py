@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import itertools
 import json
 import os
 import re
@@ -16,20 +17,23 @@ import pytest
 import torch
 
 from cytosae.analysis.differential import compare_groups
+from cytosae.analysis.specificity import POSITION_LIMIT, first_latents, label_lift
 from cytosae.formats.checkpoint import load_sae, save_sae
 from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config.report import PageConfig, parse_latents, parse_range
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.report.data.groups import find_groups
-from cytosae_pipeline.report.data.limits import MAX_NAME, MAX_NOTE, MAX_UPLOAD, SIGNIFICANT_Q
-from cytosae_pipeline.report.data.notes import check_note, read_notes, write_notes
+from cytosae_pipeline.report.data.limits import MAX_UPLOAD, SIGNIFICANT_Q
 from cytosae_pipeline.report.data.pseudonyms import ensure_key, pseudonymise
+from cytosae_pipeline.report.data.report_data import open_report_data
+from cytosae_pipeline.report.records import images
 from cytosae_pipeline.report.records.choice import most_different
 from cytosae_pipeline.report.records.encoding import pack, to_script
 from cytosae_pipeline.report.records.page_files import read_page_files
-from cytosae_pipeline.runtime.palette import KINDS
+from cytosae_pipeline.runtime.palette import palette_record
+from cytosae_pipeline.statistics.groups import find_groups
+from cytosae_pipeline.statistics.notes import MAX_NAME, MAX_NOTE, check_note, read_notes, write_notes
 from tests.support.pictures import HEARING_MAIN
 
 TYPES = {"f4": "<f4", "u1": "u1", "u2": "<u2", "i4": "<i4", "i1": "i1"}
@@ -116,9 +120,10 @@ def test_no_line_and_no_file_of_the_page_is_too_long():
 
 def test_palette_and_limits_come_from_python_alone(made):
     overview = _data(made[1], "overview")
-    assert overview["palette"]["kinds"] == list(KINDS)
+    assert overview["palette"] == json.loads(json.dumps(palette_record()))
     assert overview["limits"] == {
-        "significant_q": SIGNIFICANT_Q, "name_length": MAX_NAME, "note_length": MAX_NOTE, "upload_bytes": MAX_UPLOAD,
+        "significant_q": SIGNIFICANT_Q, "position": POSITION_LIMIT, "name_length": MAX_NAME, "note_length": MAX_NOTE,
+        "upload_bytes": MAX_UPLOAD,
     }  # fmt: skip
     scripts = {name: data.decode() for name, data in read_page_files().items() if name.endswith(".js")}
     for name, text in scripts.items():
@@ -140,6 +145,101 @@ def test_the_overview_contains_the_statistics(made):
     (loss,) = (curve for curve in overview["training"]["curves"] if curve["name"] == "loss")
     assert loss["values"] == [line["losses/overall_loss"] for line in metrics]
     assert overview["explore"] is False
+
+
+def test_specific_latents_come_first_and_columns_say_how_specific(made):
+    _place, report, _output, acts, store, _sae = made
+    overview = _data(report, "overview")
+    names = [label["name"] for label in overview["labels"]]
+    active, labels = acts.mean(axis=1) > 0, np.array(store.images.label)
+    counts = np.stack([active[(labels == name) & store.valid].sum(axis=0) for name in names], axis=1)
+    lift = label_lift(counts, np.array([((labels == name) & store.valid).sum() for name in names]))
+    np.testing.assert_allclose(_unpack(overview["latents"]["lift"]), lift.max(axis=1), rtol=1e-6)
+    best = _unpack(overview["latents"]["best"])
+    assert np.array_equal(best[lift.max(axis=1) > 0], lift.argmax(axis=1)[lift.max(axis=1) > 0])
+    sparsity, mean, entropy, position = (
+        _unpack(overview["latents"][name]) for name in ("sparsity", "mean_acts", "entropy", "position")
+    )
+    expected = first_latents(sparsity, mean, entropy, lift=lift, position_share=position, n=30)
+    assert overview["featured"] == expected.tolist()
+    # With 22 images there is no evidence for any label.
+    assert lift.max() <= 1
+    assert "those with the lowest label entropy" in overview["featured_reason"]
+    assert "specific to a label" not in overview["featured_reason"]
+    scores = acts.mean(axis=1)
+    for latent, label in zip(overview["featured"], overview["main_label"], strict=True):
+        means = [scores[(labels == name) & store.valid, latent].mean() for name in names]
+        if label >= 0:
+            assert means[label] > 0.5 * sum(means)
+        top = [item for item in _data(report, f"latents/{latent}")["top"]]
+        mass = sum(item["value"] for item in top if item["label"] == label)
+        assert (label >= 0) <= (mass > 0.5 * sum(item["value"] for item in top))
+
+
+def test_every_image_and_latent_is_described_in_files_of_limited_size(made):
+    place, report, _output, acts, store, _sae = made
+    overview = _data(report, "overview")
+    rows = _data(report, "rows/0")
+    assert rows["paths"] == list(store.images.path)
+    assert _unpack(rows["valid"]).tolist() == store.valid.astype(int).tolist()
+    names = [label["name"] for label in overview["labels"]]
+    assert [names[at] if at >= 0 else "" for at in _unpack(rows["labels"])] == list(store.images.label)
+    indices = torch.load(place.features() / "max_activating_image_indices.pt", weights_only=True).numpy()
+    for row, tops in enumerate(rows["tops"]):
+        latents, slots = np.nonzero(indices == row)
+        assert [latent for latent, _ in tops] == latents[np.lexsort((latents, slots))][:8].tolist()
+        for latent, value in tops:
+            assert value == pytest.approx(acts[row, :, latent].mean(), rel=1e-3)
+    for kind in ("label", "patient"):
+        listing = {name: _unpack(value) for name, value in _data(report, f"listings/{kind}-0").items()}
+        starts = overview["book"][f"{kind}_starts"]
+        shown = listing["numbers"].tolist()
+        assert sorted(shown) == np.flatnonzero(store.valid).tolist()
+        known = names if kind == "label" else overview["patients"]
+        for at, name in enumerate(known):
+            part = shown[starts[at] : starts[at + 1]]
+            column = np.array(getattr(store.images, kind))
+            assert part == np.flatnonzero((column == name) & store.valid).tolist()
+    cards = _data(report, "cards/0")
+    assert np.array_equal(_unpack(cards["top_rows"]), indices[:, :6])
+    scores, labels = acts.mean(axis=1), np.array(store.images.label)
+    means = np.stack([scores[(labels == name) & store.valid].mean(axis=0) for name in names], axis=1)
+    found = _unpack(cards["means"]) / 255 * _unpack(cards["largest"])[:, None]
+    np.testing.assert_allclose(found, means, atol=means.max() / 500)
+    rates = np.stack([(scores[(labels == name) & store.valid] > 0).mean(axis=0) for name in names], axis=1)
+    np.testing.assert_allclose(_unpack(cards["rates"]) / 255, rates, atol=1 / 254)
+
+
+def test_files_of_images_are_cut_at_their_limits(made, monkeypatch):
+    place, report, *_ = made
+    monkeypatch.setattr(images, "ROWS_PER_FILE", 10)
+    monkeypatch.setattr(images, "LISTED_PER_FILE", 8)
+    config = PageConfig(root_dir=place.root, dataset_name="toy", sae_path=place.sae(), top_k=4)
+    book = images.make_image_book(open_report_data(config))
+    files = dict(images.book_files(book))
+    assert sorted(files) == [
+        *(f"listings/label-{n}" for n in range(3)), *(f"listings/patient-{n}" for n in range(3)),
+        *(f"rows/{n}" for n in range(3)),
+    ]  # fmt: skip
+    paths = [path for n in range(3) for path in files[f"rows/{n}"]["paths"]]
+    assert paths == _data(report, "rows/0")["paths"]
+    numbers = np.concatenate([_unpack(files[f"listings/label-{n}"]["numbers"]) for n in range(3)])
+    assert np.array_equal(numbers, _unpack(_data(report, "listings/label-0")["numbers"]))
+
+
+def test_feature_data_of_older_versions_keep_the_old_order_and_say_so(with_sae):
+    with_sae.run("features", "--dataset_name", "toy", "--sae_path", with_sae.sae())
+    path = with_sae.features() / "features.json"
+    record = json.loads(path.read_text())
+    del record["specificity"]
+    path.write_text(json.dumps(record))
+    report, output = _report(with_sae)
+    assert "the feature data do not say how specific latents are to a label" in output
+    assert f"cytosae-cache features --root_dir {with_sae.root}" in output
+    overview = _data(report, "overview")
+    assert "those with the lowest label entropy" in overview["featured_reason"]
+    assert set(overview["main_label"]) == {-1}
+    assert _data(report, "cards/0")["means"] is None
 
 
 def test_a_latents_record_equals_plain_numpy(made):
@@ -288,6 +388,15 @@ def test_image_numbers_do_not_reveal_the_order_of_names(with_sae):
         assert (again["row"], again["path"]) == (number, None)
         assert record["token_values"] == again["token_values"]
         assert one["patients"][record["patient"]] not in json.dumps(again)
+    store = ActivationStore.open(with_sae.store)
+    text = "".join(path.read_text() for path in _files(shuffled / "data"))
+    for secret in {*store.images.path, *store.images.patient}:
+        assert f'"{secret}"' not in text
+    assert _data(shuffled, "rows/0")["paths"] is None
+    numbers = _unpack(_data(shuffled, "listings/patient-0")["numbers"])
+    starts = other["book"]["patient_starts"]
+    for first, end in itertools.pairwise(starts):
+        assert (np.diff(numbers[first:end]) > 0).all(), "ordered by the shuffled numbers, not by path"
     again, _ = _report(with_sae, "--pseudonymize")
     assert _data(again, "overview")["images"] == other["images"], "the same key gives the same numbers"
 

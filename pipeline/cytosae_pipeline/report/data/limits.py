@@ -6,8 +6,5 @@ SIGNIFICANT_Q = 0.05
 MAX_CORRELATED = 2000
 """Largest number of patients for which there is a matrix of all pairs."""
 
-MAX_NAME, MAX_NOTE = 200, 10_000
-"""Characters of a latent's name and note."""
-
 MAX_UPLOAD = 64 << 20
 """Bytes of an uploaded image."""

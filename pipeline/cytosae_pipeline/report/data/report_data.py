@@ -10,18 +10,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cytosae.analysis.latents import cluster_latents, is_defined, label_entropy, label_mass, order_by_group
+from cytosae.analysis.latents import cluster_latents, label_entropy, label_mass, order_by_group
+from cytosae.analysis.specificity import mostly_label
 from cytosae.statistics.histograms import ProfileResult
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import PageConfig
+from cytosae_pipeline.config.commands import command
 from cytosae_pipeline.errors import UserError, quote
-from cytosae_pipeline.report.data.groups import PatientGroups, find_groups
-from cytosae_pipeline.report.data.notes import FILE_NAME, LatentNote, read_notes
 from cytosae_pipeline.report.data.pseudonyms import ensure_key, pseudonymise, shuffled_numbers
 from cytosae_pipeline.statistics.counts import Counts
 from cytosae_pipeline.statistics.features import Features
+from cytosae_pipeline.statistics.groups import PatientGroups, find_groups
 from cytosae_pipeline.statistics.inputs import Inputs, PlacedInputs, open_inputs
 from cytosae_pipeline.statistics.label_index import number_names
+from cytosae_pipeline.statistics.notes import FILE_NAME, LatentNote, read_notes
 from cytosae_pipeline.statistics.results import Statistics, ensure_statistics
 
 logger = logging.getLogger(__name__)
@@ -82,7 +84,7 @@ def make_latent_data(config: PageConfig, features: Features, notes_path: Path) -
     return LatentData(
         config=config,
         features=features,
-        entropy=_clean_entropy(features),
+        entropy=label_entropy(features.top_values, features.top_labels, len(features.labels)),
         clusters=cluster_latents(features.mean_acts, features.sparsity, config.clusters, seed=config.seed),
         notes=read_notes(notes_path, len(features.sparsity)),
     )
@@ -150,6 +152,11 @@ def open_report_data(
     )
     features, counts = found.features, found.counts.get("patient")
     assert features is not None
+    if features.specificity is None and features.labels:
+        logger.info(
+            "the feature data do not say how specific latents are to a label, so those with the lowest label entropy "
+            f"come first. Results of older versions lack it: {command('features', config)}"
+        )
     key = ensure_key(inputs.folder / KEY_NAME) if pseudonymous and counts is not None else None
     cohort, patients = _make_cohort(counts, inputs, config, key)
     return ReportData(
@@ -171,17 +178,12 @@ def label_counts(data: ReportData) -> npt.NDArray[np.int64]:
 
 
 def main_labels(data: LatentData, latents: npt.NDArray[np.int64]) -> list[int]:
-    """The label with the largest value mass among each latent's top images, one per latent; -1 where there is none."""
+    """The label that each latent's images mostly have, by top images and means alike; -1 where they do not agree."""
     features = data.features
+    if features.specificity is None:
+        return [-1] * len(latents)
     mass = label_mass(features.top_values[latents], features.top_labels[latents], len(features.labels))
-    best = mass.argmax(axis=1) if features.labels else np.full(len(latents), -1)
-    return [int(label) if mass[at].any() else -1 for at, label in enumerate(best)]
-
-
-def _clean_entropy(features: Features) -> npt.NDArray[np.float64]:
-    """Label entropy without the definition's rounding, which makes it slightly negative for a single label."""
-    entropy = label_entropy(features.top_values, features.top_labels, len(features.labels))
-    return np.where(is_defined(entropy), np.maximum(entropy, 0), -1)
+    return [int(label) for label in mostly_label(mass, features.specificity.label_means[latents])]
 
 
 def _make_cohort(

@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -145,6 +146,11 @@ def _add_routes(app: Flask, service: ExploreService) -> None:
     add("data/patients.js", lambda: _respond("js", service.patients()))
     add("data/latents/<name>", numbered(service.latent, "js"))
     add("data/images/<name>", numbered(service.image, "js"))
+    add("data/map.js", lambda: _respond("js", service.map()))
+    add("data/mapped/<name>", numbered(service.mapped, "js"))
+    add("data/rows/<name>", numbered(service.rows, "js"))
+    add("data/listings/label-<name>", numbered(partial(service.listing, "label"), "js"))
+    add("data/listings/patient-<name>", numbered(partial(service.listing, "patient"), "js"))
     add("data/comparisons/<name>", numbered(service.comparison, "js"))
     add("thumbnails/<name>", numbered(service.thumbnail, "jpg"))
     add("notes/<name>", put_note, "PUT")

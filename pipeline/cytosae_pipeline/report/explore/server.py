@@ -11,14 +11,16 @@ from pathlib import Path
 from cytosae_pipeline.config import ExploreConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.listing import list_stored_images
-from cytosae_pipeline.report.data.notes import read_notes
 from cytosae_pipeline.report.data.report_data import open_report_data
 from cytosae_pipeline.report.explore.service import ExploreService
 from cytosae_pipeline.report.explore.uploads import open_uploads
+from cytosae_pipeline.report.records.cell_map import FEWEST_IMAGES, require_umap
 from cytosae_pipeline.report.records.choice import choose_latents, top_image_rows
+from cytosae_pipeline.report.records.images import make_image_book
 from cytosae_pipeline.report.records.masking import measure_masking
 from cytosae_pipeline.report.records.overview import overview_record
 from cytosae_pipeline.report.records.thumbnails import explain_no_pictures
+from cytosae_pipeline.statistics.notes import read_notes
 from cytosae_pipeline.workspace.runs import resolve_sae
 
 logger = logging.getLogger(__name__)
@@ -69,6 +71,7 @@ def explore(config: ExploreConfig, on_ready: Callable[[Serving], None]) -> Ended
         ValueError: If the autoencoder or store is missing, they do not fit, or an option does not fit them.
     """
     _require("flask", "werkzeug")
+    require_umap(config)
     from cytosae_pipeline.report.explore.app import make_app
     from cytosae_pipeline.report.explore.http_server import ExploreServer, bind
 
@@ -87,6 +90,7 @@ def explore(config: ExploreConfig, on_ready: Callable[[Serving], None]) -> Ended
             logger.info(text)
             messages.append(f"{text[0].upper()}{text[1:]}.")
         masking, notes = measure_masking(report_data)
+        book = make_image_book(report_data)
         overview = overview_record(
             report_data,
             latents,
@@ -97,9 +101,11 @@ def explore(config: ExploreConfig, on_ready: Callable[[Serving], None]) -> Ended
             messages=[*messages, *notes],
             explore=True,
             can_upload=uploads is not None,
+            book=book,
+            has_map=config.map_images > 0 and int(store.valid.sum()) >= FEWEST_IMAGES,
         )
         token = secrets.token_urlsafe(24)
-        with ExploreService(report_data, latents, overview, images, uploads) as service:
+        with ExploreService(report_data, latents, overview, images, uploads, book) as service:
             serving = Serving(
                 url=f"http://{host}:{port}/{token}/index.html",
                 n_latents=report_data.n_latents,

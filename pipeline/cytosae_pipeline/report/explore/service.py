@@ -10,13 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cytosae.analysis.cell_map import cosine_similarity, nearest_images
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.images.decoding import open_decoder
 from cytosae_pipeline.images.image_list import ImageList
-from cytosae_pipeline.report.data.notes import LatentNote, check_note, read_notes, save_note
 from cytosae_pipeline.report.data.report_data import ReportData
 from cytosae_pipeline.report.explore.uploads import UploadReader
+from cytosae_pipeline.report.records.cell_map import CellMap, map_record, measure_map, n_score_files, scores_record
 from cytosae_pipeline.report.records.encoding import to_script
+from cytosae_pipeline.report.records.images import ImageBook, Kind, listing_record, rows_record
 from cytosae_pipeline.report.records.latents import (
     encode_image,
     image_record,
@@ -26,9 +28,13 @@ from cytosae_pipeline.report.records.latents import (
 )
 from cytosae_pipeline.report.records.patients import compare_pair, comparison_record, patients_record, plan_comparisons
 from cytosae_pipeline.report.records.thumbnails import encode_jpeg, is_same
+from cytosae_pipeline.statistics.notes import LatentNote, check_note, read_notes, save_note
 
 PROFILE_IMAGES = 1000
 """Images, spread over the store, from which a latent's profile is computed."""
+
+NEAREST_SHOWN = 8
+"""Cells of the store shown beside an uploaded one."""
 
 _MIN_PROFILE_IMAGES = 24
 _PROFILE_OPERATIONS = 1e12
@@ -84,6 +90,7 @@ class ExploreService:
         overview: The overview's record; its notes are read from disk on every request.
         images: Location of the store's images; None if they were not found.
         uploads: Reader of new images; None if there is no vision transformer.
+        book: All images of the store.
     """
 
     def __init__(
@@ -93,7 +100,10 @@ class ExploreService:
         overview: dict[str, Any],
         images: ImageList | None,
         uploads: UploadReader | None,
+        book: ImageBook,
     ) -> None:
+        self._book = book
+        self._cell_map: CellMap | None = None
         self._report_data, self._latents, self._overview = report_data, latents, overview
         self._images, self._uploads = images, uploads
         self._digests = report_data.store.column("images/sha256")
@@ -138,6 +148,51 @@ class ExploreService:
         """
         self._check_row(row)
         return self._once(f"images/{row}", self.computing, lambda: self._make_image(row))
+
+    def rows(self, number: int) -> bytes:
+        """A file of descriptions of images.
+
+        Raises:
+            MissingError: If there is no such file.
+        """
+        if not 0 <= number < self._book.n_files:
+            raise MissingError
+        return self._once(f"rows/{number}", self._comparing, lambda: rows_record(self._book, number))
+
+    def listing(self, kind: Kind, number: int) -> bytes:
+        """A file of the images in the order of labels or patients.
+
+        Raises:
+            MissingError: If there is no such file.
+        """
+        if not 0 <= number < self._book.n_listing_files(kind):
+            raise MissingError
+        return self._once(
+            f"listings/{kind}-{number}", self._comparing, lambda: listing_record(self._book, kind, number)
+        )
+
+    def map(self) -> bytes:
+        """The map of cells.
+
+        Raises:
+            MissingError: If it was not asked for.
+        """
+        return self._once("map", self.computing, lambda: map_record(self._report_data, self._map()))
+
+    def mapped(self, number: int) -> bytes:
+        """A file of the map's scores.
+
+        Raises:
+            MissingError: If there is no such file.
+        """
+
+        def make() -> dict[str, Any]:
+            found = self._map()
+            if not 0 <= number < n_score_files(found):
+                raise MissingError
+            return scores_record(found, number)
+
+        return self._once(f"mapped/{number}", self.computing, make)
 
     def patients(self) -> bytes:
         """The patients.
@@ -227,7 +282,9 @@ class ExploreService:
         return save_note(self._report_data.notes_path, self._report_data.n_latents, latent, note, before=before)
 
     def upload(self, data: bytes) -> dict[str, Any]:
-        """The record of an image that is not in the store, and its picture as a JPEG file in base64.
+        """The record of an image that is not in the store, its picture as a JPEG file in base64, and the nearest cells.
+
+        These are the images of the map of cells with the most similar scores, by cosine; None without a map.
 
         Raises:
             RefusedError: If there is no vision transformer.
@@ -242,7 +299,9 @@ class ExploreService:
         with self.computing:
             acts = encode_image(self._report_data, self._uploads.compute(pixels))
             record = image_record(self._report_data, acts, None)
-        return {**record, "picture": base64.b64encode(encode_jpeg(pixels)).decode("ascii")}
+            nearest = self._find_nearest(acts)
+        picture = base64.b64encode(encode_jpeg(pixels)).decode("ascii")
+        return {**record, "picture": picture, "nearest": nearest}
 
     def _once(self, name: str, lock: threading.Lock, make: Callable[[], dict[str, Any]]) -> bytes:
         """A data file from the cache, or computed while no other thread computes."""
@@ -254,6 +313,36 @@ class ExploreService:
                     data = to_script(name, make())
                     self._data.put(name, data)
         return data
+
+    def _map(self) -> CellMap:
+        """The map of cells, computed on the first request; called while no other thread computes.
+
+        Raises:
+            MissingError: If it was not asked for.
+        """
+        if self._cell_map is None:
+            self._cell_map = measure_map(self._report_data, self._latents)
+        if self._cell_map is None:
+            raise MissingError
+        return self._cell_map
+
+    def _find_nearest(self, acts: torch.Tensor) -> list[dict[str, Any]] | None:
+        """The images of the map that are nearest to one of these activations; called while no other thread computes."""
+        if not self._overview["has_map"]:
+            return None
+        found, data = self._map(), self._report_data
+        wanted = acts.mean(dim=0).cpu().numpy()[found.latents]
+        similarity = cosine_similarity(found.scores, wanted)
+        places = nearest_images(found.scores, wanted, NEAREST_SHOWN)
+        return [
+            {
+                "row": int(data.numbers[row]),
+                "label": int(data.labels[row]),
+                "patient": int(data.patients[row]),
+                "similarity": round(float(similarity[place]), 4),
+            }
+            for place, row in zip(places.tolist(), found.rows[places].tolist(), strict=True)
+        ]
 
     def _make_latent(self, latent: int) -> dict[str, Any]:
         """A latent's record."""

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -20,14 +19,16 @@ from cytosae_pipeline.report.figures.style import (
     QUIET,
     SMALL,
     UNDEFINED,
+    color_map,
     fit_text,
     make_figure,
     make_sheet,
+    point_color_map,
     widest_mm,
 )
 from cytosae_pipeline.report.records.latents import maps_of_latent
 from cytosae_pipeline.report.records.thumbnails import is_same
-from cytosae_pipeline.runtime.palette import HEAT_ALPHA, HEAT_SHADE
+from cytosae_pipeline.runtime.palette import HEAT_ALPHA, HEAT_OPACITY, HEAT_SHADE
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -68,7 +69,7 @@ def draw_latents(data: ReportData, latents: npt.NDArray[np.int64]) -> Figure:
         # The most specific latents on top.
         defined = defined[np.argsort(-data.entropy[defined], kind="stable")]
         points = axes.scatter(
-            x[defined], y[defined], s=size, c=np.maximum(data.entropy[defined], 0), cmap="viridis", vmin=0,
+            x[defined], y[defined], s=size, c=np.maximum(data.entropy[defined], 0), cmap=point_color_map(), vmin=0,
             vmax=math.log(max(len(data.features.labels), 2)), linewidths=0, rasterized=True,
         )  # fmt: skip
         bar = figure.colorbar(points, ax=axes, aspect=30, pad=0.02)
@@ -131,7 +132,7 @@ def draw_reference_images(data: ReportData, latents: npt.NDArray[np.int64], imag
 
 
 def overlay(picture: Pixels | None, levels: Pixels, side: int) -> Pixels:
-    """A cell under a heat map, as on the page: viridis, more opaque where the activation is larger.
+    """A cell under a heat map, as on the page: the shared scale, more opaque where the activation is larger.
 
     Args:
         picture: RGB, shape `(side, side, 3)`; None for plain grey.
@@ -145,8 +146,8 @@ def overlay(picture: Pixels | None, levels: Pixels, side: int) -> Pixels:
     if not levels.size:
         return ground
     share = levels / 255
-    heat = colormaps["viridis"](HEAT_SHADE[0] + HEAT_SHADE[1] * share)
-    heat[..., 3] = np.where(levels == 0, 0, HEAT_ALPHA[0] + HEAT_ALPHA[1] * share)
+    heat = color_map()(HEAT_SHADE[0] + HEAT_SHADE[1] * share)
+    heat[..., 3] = np.where(levels == 0, 0, HEAT_OPACITY * (HEAT_ALPHA[0] + HEAT_ALPHA[1] * share))
     small = Image.fromarray(np.rint(255 * heat).astype(np.uint8), "RGBA")
     whole = Image.fromarray(ground).convert("RGBA")
     whole.alpha_composite(small.resize((side, side), Image.Resampling.BILINEAR))

@@ -22,6 +22,7 @@ from cytosae_pipeline.report.figures.style import (
     SMALL,
     TWO_COLUMNS_MM,
     UNDEFINED,
+    color_map,
     fit_text,
     make_figure,
     make_sheet,
@@ -234,7 +235,7 @@ def _blocks(cohort: Cohort) -> list[_Block]:
 
 def _picture(axes: Axes, values: npt.NDArray[np.float64], low: float, high: float) -> None:
     """A matrix as colours, without ticks."""
-    axes.imshow(values, cmap="viridis", vmin=low, vmax=high, aspect="auto")
+    axes.imshow(values, cmap=color_map(), vmin=low, vmax=high, aspect="auto")
     axes.set_xticks([])
     axes.set_yticks([])
 
@@ -242,7 +243,7 @@ def _picture(axes: Axes, values: npt.NDArray[np.float64], low: float, high: floa
 def _scale(figure: Figure, right: float, text: str, low: float, high: float) -> None:
     """The colour scale, above its matrix and aligned with its right edge."""
     axes = place_axes(figure, right - 43, 4.2, 40, 1.6)
-    bar = figure.colorbar(ScalarMappable(Normalize(low, high), "viridis"), cax=axes, orientation="horizontal")
+    bar = figure.colorbar(ScalarMappable(Normalize(low, high), color_map()), cax=axes, orientation="horizontal")
     bar.outline.set_visible(False)
     axes.set_title(text, size=6, pad=2)
     bar.set_ticks([])

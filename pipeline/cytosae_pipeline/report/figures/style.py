@@ -10,12 +10,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
+
+from cytosae_pipeline.runtime.palette import POINT_END, SCALE
 
 ONE_COLUMN_MM, TWO_COLUMNS_MM = 89.0, 183.0
 DPI = 300
@@ -66,6 +70,16 @@ def figure_style() -> Iterator[None]:
         # Letters that the font lacks become boxes in the PNG; the SVG contains the text itself.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
         yield
+
+
+def color_map() -> LinearSegmentedColormap:
+    """The shared colour scale of values."""
+    return LinearSegmentedColormap.from_list("cytosae", SCALE)
+
+
+def point_color_map() -> LinearSegmentedColormap:
+    """The same for points on white, without the end that would vanish."""
+    return LinearSegmentedColormap.from_list("cytosae points", color_map()(np.linspace(0, POINT_END, 256)))
 
 
 class NotebookFigure(Figure):

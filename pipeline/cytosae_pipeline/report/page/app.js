@@ -14,7 +14,13 @@ function makeView(name, rest) {
     ["", overviewView],
     ["latents", latentsView],
     ["latent", () => latentView(number, given)],
-    ["image", () => imageView(number, given)],
+    ["image", () => imageView(number, given, wholeNumber(rest[1]))],
+    ["images", () => browseView(rest)],
+    ["label", () => labelView(number, given)],
+    ["patient", () => patientView(number, given)],
+    ["group", () => groupView(number, given)],
+    ["map", mapView],
+    ["search", () => searchView(decodeText(rest.join("/")))],
     ["patients", () => patientsView(...rest)],
     ["upload", uploadView],
   ]);
@@ -28,6 +34,28 @@ function makeView(name, rest) {
   );
 }
 
+/** Main view of each view that is not one itself. */
+const PARENTS = new Map([
+  ["latent", "latents"],
+  ["image", "images"],
+  ["label", "images"],
+  ["patient", "patients"],
+  ["group", "patients"],
+]);
+
+/**
+ * Text that an address contains encoded; as it is if it cannot be decoded.
+ *
+ * @param {string} text
+ */
+function decodeText(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
 function route() {
   const [name = "", ...rest] = location.hash.replace(/^#\/?/, "").split("/");
   state.step = null;
@@ -37,7 +65,7 @@ function route() {
     state.scatter = null;
   }
   byId("view").replaceChildren(makeView(name, rest));
-  const current = ["latent", "image"].includes(name) ? "latents" : name;
+  const current = PARENTS.get(name) ?? name;
   for (const link of htmlElements("header nav a")) {
     if (link.dataset.path === current) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
@@ -49,7 +77,8 @@ function route() {
 /** Set the window's title; called again when a heading arrives late or changes. */
 function retitle() {
   const heading = document.querySelector("#view h1");
-  document.title = `${heading ? heading.textContent : "cytosae"} · ${state.overview.title}`;
+  const text = heading?.textContent ?? "cytosae";
+  document.title = text === state.overview.title ? `${text} · cytosae` : `${text} · ${state.overview.title}`;
 }
 
 /** Show another address. The focus goes to the view, or stays on an element with an id that the new view has, too. */
@@ -66,14 +95,14 @@ function onKey(event) {
   const target = /** @type {Element} */ (event.target);
   if (event.ctrlKey || event.metaKey || event.altKey || target.closest("input, textarea, select, dialog")) return;
   const view = mainViews().find(([, , key]) => key === event.key);
-  const mode = cells.keys.get(event.key);
+  const look = cells.keys.get(event.key);
   if (view) location.hash = `#/${view[0]}`;
   else if (event.key === "/") {
     event.preventDefault();
     byId("search").focus();
   } else if (event.key === "t") switchTheme();
   else if (event.key === "?") showHelp();
-  else if (mode) cells.set(mode);
+  else if (look) look();
   else if (target.closest(".scroll"))
     return; // there, arrow keys scroll
   else if (event.key === "ArrowLeft") state.step?.(-1);

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae.analysis.differential import GroupComparison, largest_differences
-from cytosae.analysis.latents import best_latents, select_latents
+from cytosae.analysis.latents import select_latents
 from cytosae_pipeline.config.fields import suggest
 from cytosae_pipeline.config.report import PageConfig, parse_latents, parse_range
 from cytosae_pipeline.errors import UserError
@@ -22,7 +22,8 @@ def choose_latents(
 ) -> tuple[Latents, str]:
     """Choose the featured latents: those that get a page in a report, or a card in the explorer.
 
-    Up to half of them differ most between groups of patients; the others have the lowest label entropy.
+    Up to half of them differ most between groups of patients; the others are the most specific to a label
+    (docs/definitions.md, section 10).
 
     Args:
         data: Store, autoencoder and statistics.
@@ -53,9 +54,8 @@ def choose_latents(
     if not n_selected:
         raise UserError(_nothing_left(config, n_active))
     differing = most_different(comparisons, selected, config.n_latents // 2)
-    left = np.where(selected, sparsity, 0)
-    left[differing] = 0
-    specific = best_latents(left, mean, data.entropy, config.n_latents - len(differing))
+    selected[differing] = False
+    specific = data.features.first_latents(config.n_latents - len(differing), selected)
     chosen = np.concatenate([differing, specific])
     shown = "The cards show" if explore else "This report has pages for"
     more = (
@@ -65,10 +65,12 @@ def choose_latents(
     )
     some = f"{n_selected:,} selected of the " if n_selected < n_active else ""
     groups = f"{len(differing):,} that differ most between groups of patients, then " if len(differing) else ""
-    return chosen, (
-        f"{shown} {len(chosen):,} of {some}{n_active:,} active latents: {groups}those with the lowest label entropy, "
-        f"ties by mean activation. {more}"
-    )
+    found = data.features.specificity
+    n_specific = 0 if found is None else int((found.lift[specific].max(axis=1, initial=0) > 1).sum())
+    labels = f"{n_specific:,} that are most specific to a label, labels in turn, " if n_specific else ""
+    others = "those with the lowest label entropy" if n_specific < len(specific) else ""
+    by = labels.rstrip(", ") if not others else f"{labels}then {others}" if labels else others
+    return chosen, f"{shown} {len(chosen):,} of {some}{n_active:,} active latents: {groups}{by}. {more}"
 
 
 def most_different(comparisons: Sequence[GroupComparison], allowed: npt.NDArray[np.bool_], n: int) -> Latents:

@@ -33,7 +33,7 @@ def profile_all(data: ReportData, latents: npt.NDArray[np.int64]) -> ProfileResu
     encoder = LatentEncoder(data.inputs.sae, latents)
     profiles = LatentProfiles(len(latents), len(data.features.labels))
     store = data.store
-    at_once = _images_at_once(data, len(latents))
+    at_once = images_at_once(data, len(latents))
     with (
         StoreReader(store, verify=not data.config.no_verify) as reader,
         Progress("latents", store.n_images, "images") as bar,
@@ -55,7 +55,7 @@ def profile_sample(
     profiles = LatentProfiles(len(latents), len(data.features.labels))
     valid = data.store.valid_rows
     rows = valid[spread_rows(len(valid), n_images)]
-    at_once = _images_at_once(data, len(latents))
+    at_once = images_at_once(data, len(latents))
     for start in range(0, len(rows), at_once):
         part = rows[start : start + at_once]
         profiles.update(encoder(torch.from_numpy(reader.read(part))), torch.from_numpy(data.labels[part]))
@@ -156,7 +156,7 @@ def maps_of_latent(data: ReportData, reader: StoreReader, latent: int) -> dict[t
     return found
 
 
-def _images_at_once(data: ReportData, n_latents: int) -> int:
+def images_at_once(data: ReportData, n_latents: int) -> int:
     """Images whose activations of the latents fit into the memory budget."""
     width = data.n_latents if data.inputs.sae.needs_whole_rows else n_latents
     return max(1, min(_IMAGES_AT_ONCE, _ACTS_BYTES // (4 * data.store.n_tokens * max(width, 1))))

@@ -7,12 +7,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cytosae.analysis.specificity import POSITION_LIMIT
 from cytosae_pipeline import __version__
 from cytosae_pipeline.config import PageConfig
-from cytosae_pipeline.report.data.limits import MAX_NAME, MAX_NOTE, MAX_UPLOAD, SIGNIFICANT_Q
+from cytosae_pipeline.report.data.limits import MAX_UPLOAD, SIGNIFICANT_Q
 from cytosae_pipeline.report.data.report_data import LatentData, ReportData, label_counts, main_labels, read_training
 from cytosae_pipeline.report.records.encoding import finite, pack
-from cytosae_pipeline.runtime.palette import HEAT_ALPHA, HEAT_SHADE, KINDS
+from cytosae_pipeline.report.records.images import ImageBook, book_record
+from cytosae_pipeline.runtime.palette import palette_record
+from cytosae_pipeline.statistics.features import Features
+from cytosae_pipeline.statistics.notes import MAX_NAME, MAX_NOTE
 
 _CURVE_POINTS = 400
 _CARD_IMAGES = 4
@@ -26,6 +30,7 @@ _CURVES = (
 
 _LIMITS = {
     "significant_q": SIGNIFICANT_Q,
+    "position": POSITION_LIMIT,
     "name_length": MAX_NAME,
     "note_length": MAX_NOTE,
     "upload_bytes": MAX_UPLOAD,
@@ -44,6 +49,8 @@ def overview_record(
     thumbnails: bool,
     masking: dict[str, Any] | None,
     messages: list[str],
+    book: ImageBook,
+    has_map: bool,
     explore: bool = False,
     can_upload: bool = False,
 ) -> dict[str, Any]:
@@ -57,6 +64,8 @@ def overview_record(
         thumbnails: Whether there are pictures.
         masking: The masking experiment, if it was done.
         messages: What readers should know first.
+        book: All images.
+        has_map: Whether there is a map of cells.
         explore: Whether the explore server serves the page, so that every latent and image can be opened.
         can_upload: Whether it can read new images.
     """
@@ -78,6 +87,8 @@ def overview_record(
             "patients": data.patients[rows].tolist(),
         },
         "image_pages": True,
+        "book": book_record(book),
+        "has_map": has_map,
         "has_patients": data.cohort is not None,
         "patients": data.cohort.names if data.cohort else [],
         "thumbnails": thumbnails,
@@ -104,7 +115,7 @@ def common_record(
         "made": datetime.now(UTC).date().isoformat(),
         "version": __version__,
         "messages": messages,
-        "palette": {"kinds": list(KINDS), "heat_shade": list(HEAT_SHADE), "heat_alpha": list(HEAT_ALPHA)},
+        "palette": palette_record(),
         "limits": _LIMITS,
         "counts": {"active": n_active, "dead": data.n_latents - n_active},
         "latents": _latent_columns(data),
@@ -129,6 +140,22 @@ def _latent_columns(data: LatentData) -> dict[str, Any]:
         "mean_acts": pack(data.features.mean_acts),
         "entropy": pack(data.entropy.astype(np.float32)),
         "cluster": pack(data.clusters.astype(np.int8)),
+        **_specificity_columns(data.features),
+    }
+
+
+def _specificity_columns(features: Features) -> dict[str, Any]:
+    """Position share of every latent, its largest lift, and the label of that; -1 and 0 where they are not known."""
+    found, n = features.specificity, len(features.sparsity)
+    if found is None or not features.labels:
+        shares = np.full(n, -1, np.float32) if found is None else found.position_share
+        return {"position": pack(shares), "lift": pack(np.zeros(n, np.float32)), "best": pack(np.full(n, -1, np.int32))}
+    lift = found.lift
+    best = np.where(lift.max(axis=1) > 0, lift.argmax(axis=1), -1)
+    return {
+        "position": pack(found.position_share),
+        "lift": pack(lift.max(axis=1).astype(np.float32)),
+        "best": pack(best.astype(np.int32)),
     }
 
 

@@ -49,6 +49,8 @@ def published_overview(
         "labels": [{"name": name, "images": 0} for name in data.features.labels],
         "images": {"rows": [], "labels": [], "patients": []},
         "image_pages": False,
+        "book": None,
+        "has_map": False,
         "has_patients": False,
         "patients": [],
         "thumbnails": False,

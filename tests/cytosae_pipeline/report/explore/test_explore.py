@@ -28,12 +28,13 @@ from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.cli.app import cli
 from cytosae_pipeline.config import ExploreConfig
 from cytosae_pipeline.images.listing import list_stored_images
-from cytosae_pipeline.report.data.notes import read_notes, save_note
 from cytosae_pipeline.report.data.report_data import open_report_data
 from cytosae_pipeline.report.explore.app import make_app
 from cytosae_pipeline.report.explore.http_server import ExploreServer, bind
 from cytosae_pipeline.report.explore.service import ByteCache, ExploreService, profile_images
+from cytosae_pipeline.report.records.images import make_image_book
 from cytosae_pipeline.report.records.page_files import read_policy
+from cytosae_pipeline.statistics.notes import read_notes, save_note
 from tests.conftest import Workplace
 from tests.support.browser import PAINTED, Visit, browser_or_skip
 from tests.support.nursery import ROOT, SOURCES
@@ -319,6 +320,17 @@ def test_overview_and_patients_equal_the_reports(server, report):
     assert server.get("comparisons/0") == _written(report, "comparisons/0")
 
 
+def test_images_and_the_map_are_those_of_the_report(server, report):
+    for name in ("rows/0", "listings/label-0", "listings/patient-0"):
+        assert server.get(name) == _written(report, name)
+    found, expected = server.get("map"), _written(report, "map")
+    assert found["axes"] == expected["axes"]
+    np.testing.assert_allclose(unpack(found["x"]), unpack(expected["x"]), rtol=1e-5, atol=1e-6)
+    assert server.get("mapped/0")["levels"]["shape"] == [64, len(unpack(found["x"]))]
+    for name in ("rows/1", "listings/label-1", "listings/patient-9", "listings/group-0", "mapped/99", "rows/-1"):
+        assert server.ask(f"data/{name}.js")[0] == 404
+
+
 def test_an_uploaded_image_gives_the_record_of_the_stored_one(server):
     store = ActivationStore.open(server.place.store)
     for row in (0, 5, 11):
@@ -329,6 +341,11 @@ def test_an_uploaded_image_gives_the_record_of_the_stored_one(server):
         picture = Image.open(io.BytesIO(base64.b64decode(found.pop("picture"))))
         assert (picture.size, picture.getexif()) == ((224, 224), {})
         assert (found["row"], found["label"], found["patient"], found["path"]) == (None, -1, -1, None)
+        nearest = found.pop("nearest")
+        assert len(nearest) == 8
+        assert nearest[0]["row"] == row, "the nearest cell is the same picture"
+        assert nearest[0]["similarity"] == pytest.approx(1, abs=1e-3)
+        assert (nearest[0]["label"], nearest[0]["patient"]) == (expected["label"], expected["patient"])
         same = {name: value for name, value in expected.items() if name not in ("row", "label", "patient", "path")}
         values, steps = found.pop("token_values"), [found.pop("value_step"), same.pop("value_step")]
         theirs = same.pop("token_values")
@@ -559,7 +576,8 @@ def test_a_changed_image_has_no_picture(with_sae):
 def _open_page(place: Workplace, **options) -> ExploreService:
     config = ExploreConfig(root_dir=place.root, dataset_name="toy", sae_path=place.sae(), **options)
     report_data = open_report_data(config)
-    return ExploreService(report_data, np.array([1]), {}, list_stored_images(report_data.store, config), None)
+    images = list_stored_images(report_data.store, config)
+    return ExploreService(report_data, np.array([1]), {}, images, None, make_image_book(report_data))
 
 
 def test_slow_computations_do_not_block_other_requests(with_sae):
@@ -755,7 +773,10 @@ def test_in_a_browser(server, place):
         visit.go("upload")
         page.set_input_files("input[type=file]", place.images / ActivationStore.open(place.store).images.path[2])
         page.wait_for_selector(".large-cell .patch")
-        assert "Read " in page.inner_text("[role=status]")
+        page.wait_for_selector("text=Read 1 image.")
+        near = page.locator(".panel .top-image").evaluate_all("all => all.map(one => Number(one.dataset.row))")
+        assert near[0] == 2
+        assert "cosine 1.00" in page.locator(".panel .top-image").first.inner_text()
         page.wait_for_function("() => document.querySelector('.large-cell img').naturalWidth === 224")
         page.locator(".patch").nth(3).click()
         assert page.inner_text(".patch-list h3") == "Patch in row 2, column 2"
@@ -766,7 +787,28 @@ def test_in_a_browser(server, place):
         assert visit.complaints == []
         visit.go("upload")
         page.set_input_files("input[type=file]", {"name": "x.png", "mimeType": "image/png", "buffer": b"garbage"})
-        page.wait_for_selector("text=Not read: not a JPEG")
+        page.wait_for_selector("text=x.png: not read: not a JPEG")
+        # What was there stays, and several at once are read one after another, also when they are dropped.
+        assert page.locator(".large-cell .patch").count() > 0
+        paths = ActivationStore.open(place.store).images.path
+        files = [(place.images / paths[row]).read_bytes() for row in (3, 4)]
+        page.evaluate(
+            """files => {
+                const dropped = new DataTransfer();
+                for (const [i, text] of files.entries()) {
+                    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+                    dropped.items.add(new File([bytes], `dropped ${i}.png`));
+                }
+                const about = { bubbles: true, cancelable: true, dataTransfer: dropped };
+                document.querySelector(".drop").dispatchEvent(new DragEvent("drop", about));
+            }""",
+            [base64.b64encode(data).decode() for data in files],
+        )
+        page.wait_for_selector("text=Read 2 images.")
+        assert page.locator(".uploads button").count() == 3
+        assert page.locator(".uploads button[aria-pressed=true]").inner_text() == "dropped 1.png"
+        page.locator(".uploads button").first.click()
+        assert page.locator(".panel .top-image").first.get_attribute("data-row") == "2"
         # The browser itself logs the refusal.
         assert [text for text in visit.complaints if "400" not in text] == []
         visit.complaints.clear()

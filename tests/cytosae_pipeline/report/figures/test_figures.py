@@ -20,13 +20,13 @@ from cytosae.analysis.differential import compare_groups
 from cytosae.analysis.latents import correlate, group_means
 from cytosae_pipeline.config import PageConfig
 from cytosae_pipeline.images.listing import list_stored_images
-from cytosae_pipeline.report.data.groups import PatientGroups
 from cytosae_pipeline.report.data.report_data import Cohort, open_report_data
 from cytosae_pipeline.report.figures.curves import draw_masking, draw_training
 from cytosae_pipeline.report.figures.latents import draw_latents, draw_reference_images, overlay, read_pictures
 from cytosae_pipeline.report.figures.patients import draw_barcodes, draw_comparison, draw_correlation, spread_out
 from cytosae_pipeline.report.figures.style import (
     clean_text,
+    color_map,
     figure_style,
     fit_text,
     make_figure,
@@ -36,6 +36,7 @@ from cytosae_pipeline.report.figures.style import (
 )
 from cytosae_pipeline.report.figures.write import write_figures
 from cytosae_pipeline.report.records.patients import GroupPair
+from cytosae_pipeline.statistics.groups import PatientGroups
 
 SVG = "{http://www.w3.org/2000/svg}"
 EVERY = {"latents", "reference_images_0", "barcodes", "comparison_0", "correlation", "training", "masking"}
@@ -218,19 +219,19 @@ def test_missing_and_changed_cells_are_grey(with_sae):
     folder, _result = _figures(with_sae)
     assert "reference_images_0" in _names(folder)
     pixels = _pixels(folder / "reference_images_0.png")
-    # Without cells there is only grey, viridis over it, and grey letters.
+    # Without cells there is only grey, the scale over it, and grey letters.
     assert len(list(ET.parse(folder / "reference_images_0.svg").iter(f"{SVG}image"))) > 0
     assert (pixels.astype(int).max(axis=2) - pixels.min(axis=2)).max() > 30
 
 
-def test_an_overlay_is_the_pages_viridis_over_the_cell():
+def test_an_overlay_is_the_pages_scale_over_the_cell():
     cell = np.random.default_rng(0).integers(0, 256, size=(8, 8, 3), dtype=np.uint8)
     assert np.array_equal(overlay(cell, np.zeros((2, 2), np.uint8), 8), cell)
     assert (overlay(None, np.zeros((2, 2), np.uint8), 8) == 205).all()
     for level in (1, 128, 255):
         share = level / 255
-        alpha = 0.2 + 0.6 * share
-        color = 255 * np.array(matplotlib.colormaps["viridis"](0.15 + 0.85 * share)[:3])
+        alpha = 0.6 * (0.15 + 0.85 * share)
+        color = 255 * np.array(color_map()(0.15 + 0.85 * share)[:3])
         found = overlay(cell, np.full((2, 2), level, np.uint8), 8)
         np.testing.assert_allclose(found, alpha * color + (1 - alpha) * cell, atol=2)
     corner = overlay(None, np.array([[255, 0], [0, 0]], np.uint8), 64)

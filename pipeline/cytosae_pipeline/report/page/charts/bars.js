@@ -4,7 +4,7 @@
 /**
  * Horizontal bars.
  *
- * @param {{name: string, value: number, text: string}[]} items
+ * @param {{name: string, value: number, text: string, href?: string | null}[]} items
  * @param {{label: string, color?: string}} options
  */
 function barChart(items, { label, color = "var(--accent)" }) {
@@ -14,7 +14,7 @@ function barChart(items, { label, color = "var(--accent)" }) {
     return h(
       "div.bar",
       { role: "listitem" },
-      h("span.bar-name", { title: item.name }, item.name),
+      h("span.bar-name", { title: item.name }, item.href ? h("a", { href: item.href }, item.name) : item.name),
       h("span.bar-track", {}, h("span.bar-fill", { style })),
       h("span.bar-text", {}, item.text),
     );
@@ -31,7 +31,14 @@ function barChart(items, { label, color = "var(--accent)" }) {
  */
 function histogramChart(values, titles, { title, marks, width = 360, height = 150 }) {
   const largest = Math.max(...values, 1e-12);
-  const box = { left: 8, right: width - 8, top: 8, bottom: height - 24 };
+  const box = { left: 52, right: width - 14, top: 8, bottom: height - 24 };
+  const grid = axisTicks(0, largest, 3).flatMap((value) => {
+    const y = box.bottom - (value / largest) * (box.bottom - box.top);
+    return [
+      svg("line", { class: "grid", x1: box.left, x2: box.right, y1: y, y2: y }),
+      svg("text", { class: "tick", x: box.left - 6, y: y + 4, "text-anchor": "end" }, format(value)),
+    ];
+  });
   const step = (box.right - box.left) / Math.max(values.length, 1);
   const columns = values.map((value, i) => {
     const size = (value / largest) * (box.bottom - box.top);
@@ -50,8 +57,8 @@ function histogramChart(values, titles, { title, marks, width = 360, height = 15
     svg(
       "svg",
       { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title },
+      grid,
       columns,
-      svg("line", { class: "grid", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom }),
       svg("text", { class: "tick", x: box.left, y: height - 8 }, marks[0]),
       svg("text", { class: "tick", x: box.right, y: height - 8, "text-anchor": "end" }, marks[1]),
     ),

@@ -12,12 +12,14 @@
  * @property {(row: number, column: number) => void} [onpick] - called on a click or Enter
  * @property {number} [cellHeight] - pixels
  * @property {string[] | null} [rowNames]
+ * @property {(row: number) => string} [rowLink] - address that a row's name links to
  * @property {Leaf} [strip] - colours of the rows, at the left
+ * @property {boolean} [scrolls] - whether it scrolls inside a box of limited size
  */
 
 /** @param {MatrixOptions} options */
 function matrixChart(options) {
-  const { rows, columns, describe, onpick, cellHeight = 12, rowNames = null, strip = null } = options;
+  const { rows, columns, describe, onpick, cellHeight = 12, rowNames = null, rowLink, strip = null, scrolls } = options;
   const canvas = matrixCanvas(options);
   canvas.style.height = `${rows * cellHeight}px`;
   const hint = "Point at a cell, or move with the arrow keys, to read it.";
@@ -53,6 +55,7 @@ function matrixChart(options) {
     if (by) read(inside(place[0] + by[0], place[1] + by[1]));
     else if (event.key === "Enter" && onpick) onpick(...place);
     else return;
+    if (scrolls) mark.scrollIntoView({ block: "nearest", inline: "nearest" });
     event.preventDefault();
     event.stopPropagation();
   });
@@ -61,12 +64,21 @@ function matrixChart(options) {
     canvas.addEventListener("click", (event) => onpick(...at(event)));
   }
   const height = `${cellHeight}px`;
-  const names = rowNames?.map((name) => h("span", { title: name, style: { height, "line-height": height } }, name));
+  const names = rowNames?.map((name, row) => {
+    const about = { title: name, style: { height, "line-height": height } };
+    return rowLink ? h("a", { href: rowLink(row), ...about }, name) : h("span", about, name);
+  });
   return h(
     "div.matrix-host",
     {},
     readout,
-    h("div.matrix-box", {}, strip, names && h("div.row-names", {}, names), h("div.matrix-picture", {}, canvas, mark)),
+    h(
+      "div.matrix-box",
+      { class: scrolls ? "matrix-box scrolls" : "matrix-box" },
+      strip,
+      names && h("div.row-names", {}, names),
+      h("div.matrix-picture", {}, canvas, mark),
+    ),
   );
 }
 

@@ -145,7 +145,7 @@ class Scatter {
     const { x0, x1, y0, y1 } = this.view;
     const kx = (box.right - box.left) / (x1 - x0);
     const ky = (box.bottom - box.top) / (y1 - y0);
-    const size = this.order.length > 20000 ? 2 : 3;
+    const size = this.order.length > 20000 ? 2 : this.order.length > 2000 ? 3 : 5;
     const palette = this.palette();
     let bin = -1;
     context.globalAlpha = 0.85;

@@ -1,31 +1,18 @@
-// Colour scales that people with any colour vision can read: viridis for values, Okabe and Ito's colours for kinds.
+// Colours that people with any colour vision can read, from the overview: a scale for values, and colours for kinds.
 "use strict";
 
 const colors = (() => {
-  const VIRIDIS = [
-    [68, 1, 84],
-    [72, 36, 117],
-    [65, 68, 135],
-    [53, 95, 141],
-    [42, 120, 142],
-    [33, 145, 140],
-    [34, 168, 132],
-    [68, 191, 112],
-    [122, 209, 81],
-    [189, 223, 38],
-    [253, 231, 37],
-  ];
-
   /**
-   * Red, green and blue of a share between 0 and 1.
+   * Red, green and blue of a share between 0 and 1 on the scale of values.
    *
    * @param {number} share
    * @returns {Rgb}
    */
-  function viridis(share) {
-    const at = Math.min(Math.max(share, 0), 1) * (VIRIDIS.length - 1);
-    const low = Math.min(Math.floor(at), VIRIDIS.length - 2);
-    return VIRIDIS[low].map((value, i) => Math.round(value + (at - low) * (VIRIDIS[low + 1][i] - value)));
+  function scaled(share) {
+    const anchors = state.overview.palette.scale;
+    const at = Math.min(Math.max(share, 0), 1) * (anchors.length - 1);
+    const low = Math.min(Math.floor(at), anchors.length - 2);
+    return anchors[low].map((value, i) => Math.round(value + (at - low) * (anchors[low + 1][i] - value)));
   }
 
   /** @param {Rgb | Rgba} rgb */
@@ -38,21 +25,22 @@ const colors = (() => {
   };
 
   /**
-   * Colour of a point by a share between 0 and 1: the end of viridis that would vanish on the background is left out.
+   * Colour of a point by a share between 0 and 1: the end of the scale that would vanish on the background is left out.
    *
    * @param {number} share
    */
-  const point = (share) => viridis(isDark() ? 0.35 + 0.65 * share : 0.85 * share);
+  const point = (share) => scaled(isDark() ? 0.35 + 0.65 * share : state.overview.palette.point_end * share);
 
   /**
    * Colour over a cell's patch, with alpha from 0 to 1, by its share of the image's largest activation.
    *
    * @param {number} share
+   * @param {number} [opacity] - where the activation is largest
    * @returns {Rgba}
    */
-  function heat(share) {
+  function heat(share, opacity = state.overview.palette.heat_opacity) {
     const { heat_shade: shade, heat_alpha: alpha } = state.overview.palette;
-    return [...viridis(shade[0] + shade[1] * share), share === 0 ? 0 : alpha[0] + alpha[1] * share];
+    return [...scaled(shade[0] + shade[1] * share), share === 0 ? 0 : opacity * (alpha[0] + alpha[1] * share)];
   }
 
   /** Number of colours for kinds. */
@@ -103,5 +91,5 @@ const colors = (() => {
    */
   const key = (color, text) => h("span", {}, h("i", { style: { background: color } }), text);
 
-  return { viridis, css, point, heat, kind, group, nKinds, inTheme, isDark, systemIsDark, scale, key };
+  return { scaled, css, point, heat, kind, group, nKinds, inTheme, isDark, systemIsDark, scale, key };
 })();

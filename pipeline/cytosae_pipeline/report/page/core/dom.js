@@ -43,7 +43,7 @@ function fill(element, attributes, children) {
     else if (name === "style") setStyle(element, /** @type {Record<string, string>} */ (value));
     else element.setAttribute(name, value === true ? "" : String(value));
   }
-  for (const child of children.flat()) if (child) element.append(child);
+  for (const child of /** @type {Leaf[]} */ (/** @type {any[]} */ (children).flat(9))) if (child) element.append(child);
 }
 
 /**
@@ -91,6 +91,14 @@ function format(value, digits = 3) {
     .replace(/(\.\d*?)0+$/, "$1")
     .replace(/\.$/, "");
 }
+
+/**
+ * A count with its noun, in the plural where that is needed.
+ *
+ * @param {number} n
+ * @param {string} noun
+ */
+const countOf = (n, noun) => `${format(n)} ${noun}${n === 1 ? "" : "s"}`;
 
 /** @param {number} value */
 function percent(value) {

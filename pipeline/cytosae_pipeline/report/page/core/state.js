@@ -53,6 +53,9 @@ function prepareLatents(overview) {
     Uint8Array.from(cluster, (value) => (value < 0 ? nKinds : value % nKinds)),
     () => [...Array.from({ length: nKinds }, (_, i) => colors.kind(i)), colors.inTheme("--undefined")],
   ];
+  const best = decode(overview.latents.best);
+  /** @type {() => PointColors} */
+  const byLabel = () => [Uint8Array.from(best, (value) => (value < 0 ? nKinds : value % nKinds)), byCluster()[1]];
   const [bins, palette] = byEntropy();
   return {
     n,
@@ -60,13 +63,16 @@ function prepareLatents(overview) {
     mean,
     entropy,
     cluster,
+    position: decode(overview.latents.position),
+    lift: decode(overview.latents.lift),
+    best,
     isFeatured,
     maxEntropy,
     x: log(sparsity),
     y: log(mean),
     bins,
     palette,
-    colorsBy: (name) => (name === "cluster" ? byCluster() : byEntropy()),
+    colorsBy: (name) => ({ entropy: byEntropy, label: byLabel, cluster: byCluster })[name](),
   };
 }
 
@@ -100,6 +106,28 @@ const labelName = (index) => (index >= 0 ? state.overview.labels[index].name : "
 
 /** @param {number} index */
 const patientName = (index) => (index >= 0 ? state.overview.patients[index] : "no patient");
+
+/**
+ * Whether a latent's maps are nearly the same on all images.
+ *
+ * @param {number} latent
+ */
+const dependsOnPosition = (latent) => state.latents.position[latent] >= state.overview.limits.position;
+
+/**
+ * A label's name as a link to its page.
+ *
+ * @param {number} index
+ */
+const labelLink = (index) =>
+  index >= 0 && state.overview.book ? h("a", { href: `#/label/${index}` }, labelName(index)) : labelName(index);
+
+/**
+ * A patient's name as a link to its page.
+ *
+ * @param {number} index
+ */
+const patientLink = (index) => (index >= 0 ? h("a", { href: `#/patient/${index}` }, patientName(index)) : "no patient");
 
 /** Whether images have patches, over which a latent's map can be drawn. */
 const hasMaps = () => state.overview.store.grid[0] * state.overview.store.grid[1] > 0;

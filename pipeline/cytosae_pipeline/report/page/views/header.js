@@ -5,10 +5,12 @@
 const NAVIGATION = [
   ["", "Overview", "o"],
   ["latents", "Latents", "l"],
+  ["images", "Images", "i"],
+  ["map", "Map", "a"],
   ["patients", "Patients", "p"],
 ];
 /** @type {[path: string, text: string, key: string][]} */
-const EXPLORE_NAVIGATION = [["upload", "Your image", "u"]];
+const EXPLORE_NAVIGATION = [["upload", "Your images", "u"]];
 const mainViews = () => [...NAVIGATION, ...(state.overview.explore ? EXPLORE_NAVIGATION : [])];
 
 function headerParts() {
@@ -25,41 +27,21 @@ function headerParts() {
 }
 
 function searchForm() {
-  const about = { placeholder: "latent or name  /", "aria-label": "Go to a latent by number or name" };
+  const about = { placeholder: "search  /", "aria-label": "Go to a latent, label, patient or file" };
   const search = h("input", { type: "search", id: "search", ...about });
   const go = (/** @type {Event} */ event) => {
     event.preventDefault();
     const text = search.value.trim();
-    const latent = findLatent(text);
-    search.setCustomValidity(latent === null ? searchHint(text) : "");
-    if (latent === null) {
+    search.setCustomValidity(text ? "" : "Enter a latent's number, or part of a name or path.");
+    if (!text) {
       search.reportValidity();
       return;
     }
-    location.hash = `#/latent/${latent}`;
+    location.hash = wholeNumber(text) < state.latents.n ? `#/latent/${text}` : `#/search/${encodeURIComponent(text)}`;
     search.value = "";
   };
   search.addEventListener("input", () => search.setCustomValidity(""));
   return h("form", { role: "search", onsubmit: go }, search);
-}
-
-/**
- * The latent of a number or of a part of its name, as its address calls it; null if there is none.
- *
- * @param {string} text
- */
-function findLatent(text) {
-  if (wholeNumber(text) < state.latents.n) return text;
-  const wanted = text.toLowerCase();
-  const named = Object.entries(state.overview.notes).filter(([, note]) => note.name.toLowerCase().includes(wanted));
-  return text && named.length ? named[0][0] : null;
-}
-
-/** @param {string} text */
-function searchHint(text) {
-  const last = state.latents.n - 1;
-  if (!text) return `Enter a number from 0 to ${last}, or part of a name.`;
-  return `No latent has the number or name ${text}: numbers go from 0 to ${last}.`;
 }
 
 /** @returns {[word: string, meaning: string][]} */
@@ -73,6 +55,15 @@ function wordList() {
     ["dead", "active on no image"],
     ["L0", "mean number of active latents per token"],
     ["label entropy", "how mixed the labels of a latent's top images are: 0 means a single label"],
+    [
+      "lift",
+      "how many times more often than by chance the images that activate a latent have a label: the lower end of a " +
+        "95 % interval",
+    ],
+    [
+      "depends on position",
+      `a latent whose maps on two different images correlate by ${state.overview.limits.position} or more on average`,
+    ],
     ["cluster", "latents with a similar sparsity and mean activation, found by k-means"],
     [
       "q",
@@ -89,11 +80,13 @@ function showHelp() {
   /** @type {[keys: string, meaning: string][]} */
   const keys = [
     [views.map(([, , key]) => key).join(", "), views.map(([, text]) => text.toLowerCase()).join(", ")],
-    ["/", "go to a latent"],
+    ["/", "search: a latent, label, group, patient or file"],
     ["← →", "previous or next latent"],
-    ["h, m, c", "heat map, mask, plain cell"],
+    ["h, e, m, c", "heat map, outline (edges), mask, plain cell"],
+    ["b", "cell and map side by side"],
     ["arrows", "on an image or a barcode: move over its patches or cells"],
     ["+ − 0", "on a scatter plot: zoom, show all"],
+    ["Shift + drag", "on the map of cells: select cells"],
     ["Enter", "on a scatter plot: choose the point nearest to its centre"],
     ["t", "dark or light"],
   ];

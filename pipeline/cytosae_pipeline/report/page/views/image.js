@@ -4,8 +4,9 @@
 /**
  * @param {number} row
  * @param {string} text - the number as the address gives it
+ * @param {number} latent - whose map is shown first; NaN for the image's strongest
  */
-const imageView = (row, text) => {
+const imageView = (row, text, latent) => {
   const { store, explore, image_pages } = state.overview;
   if (!image_pages) {
     const nothing = "These results came without images, so there is nothing to show of this one.";
@@ -15,12 +16,28 @@ const imageView = (row, text) => {
     const range = `they are numbered 0 to ${store.images - 1}.`;
     return h("div", {}, h("h1", {}, "No such image"), h("p.notice", {}, `There is no image ${text}: ${range}`));
   }
-  const unavailable = explore
-    ? `Image ${row} is not readable, or cytosae-cache explore has ended.`
-    : `This report has no page for image ${row}: it contains the top images of its latents. ` +
-      "Open any image with cytosae-cache explore.";
-  return h("div", {}, later(cytosae.load(`images/${row}`), imageBody, unavailable));
+  if (!explore && !state.imageAt.has(row)) return imageCard(row);
+  const unavailable = explore && `Image ${row} is not readable, or cytosae-cache explore has ended.`;
+  const loaded = Promise.all([cytosae.load(`images/${row}`), mapOf(latent, row)]);
+  return h(
+    "div",
+    {},
+    later(loaded, ([image, from]) => imageBody(image, from), unavailable),
+  );
 };
+
+/**
+ * A latent's map on one of its top images, from the latent's own file; only the latent if that has none.
+ *
+ * @param {number} latent - NaN for none
+ * @param {number} row
+ * @returns {Promise<{latent: number, top?: TopImage} | null>}
+ */
+async function mapOf(latent, row) {
+  if (!(latent < state.latents.n)) return null;
+  const record = await cytosae.load(`latents/${latent}`).catch(() => null);
+  return { latent, top: record?.top.find((item) => item.row === row) };
+}
 
 /**
  * The strongest latents of each token, decoded.
@@ -49,11 +66,15 @@ function decodeTokens(image) {
   return { width, strongest, partialMap };
 }
 
-/** @param {ImageRecord} image */
-function imageBody(image) {
+/**
+ * @param {ImageRecord} image
+ * @param {{latent: number, top?: TopImage} | null} [from] - the latent whose page led here
+ */
+function imageBody(image, from = null) {
   const { prefix } = state.overview.store;
   const tokens = decodeTokens(image);
   const maps = new Map(image.latents.map((item) => [item.latent, item]));
+  if (from?.top) maps.set(from.latent, { ...from.top, latent: from.latent, score: from.top.value });
   const cell = imageCell(image);
   const noMap = "The image is a single token, so its latents have no map.";
   const about = h("p.quiet", { "aria-live": "polite" }, hasMaps() ? "Nothing is selected yet." : noMap);
@@ -127,7 +148,8 @@ function imageBody(image) {
   const net = patchNet(showToken);
   const [strongest] = image.latents;
   const whole = image.latents.map((item) => latentRow(item.latent, item.score, item.score / strongest.score));
-  if (strongest) showLatent(strongest.latent);
+  if (from) showLatent(from.latent);
+  else if (strongest) showLatent(strongest.latent);
   const showCls = h("button", { type: "button", onclick: () => showToken(0, "CLS token") }, "CLS token");
   return h(
     "div",
@@ -136,7 +158,8 @@ function imageBody(image) {
     h(
       "p.quiet",
       {},
-      image.patient >= 0 && `Patient ${patientName(image.patient)}. `,
+      image.label >= 0 && ["Label ", labelLink(image.label), ". "],
+      image.patient >= 0 && ["Patient ", patientLink(image.patient), ". "],
       image.path && `File ${image.path}. `,
       hasMaps() && "Click a patch.",
     ),

@@ -39,16 +39,45 @@ const latentView = (index, text) => {
       tile(percent(latents.sparsity[index]), "of images active (sparsity)"),
       tile(format(latents.mean[index]), "mean activation where active"),
       tile(entropy < 0 ? "–" : format(entropy), entropyText, "nats; 0 means a single label"),
+      latents.lift[index] > 1 && tile(`${format(latents.lift[index])} ×`, liftText(index), "lift, a lower bound"),
       cluster >= 0 && tile(String(cluster), "cluster"),
     ),
-    later(cytosae.load(`latents/${index}`), latentBody, overview.explore ? NO_ANSWER : noLatentPage(index)),
+    positionNotice(index),
+    latentParts(index),
   );
 };
+
+/**
+ * What is below the tiles: all that is known, or a short card if this report has no page for the latent.
+ *
+ * @param {number} index
+ */
+function latentParts(index) {
+  const { explore } = state.overview;
+  if (!explore && !state.latents.isFeatured[index]) return h("div", {}, notePanel(index), shortCard(index));
+  return later(cytosae.load(`latents/${index}`), latentBody, explore && NO_ANSWER);
+}
+
+/** @param {number} latent */
+const liftText = (latent) => `more often on ${labelName(state.latents.best[latent])} than by chance`;
+
+/** @param {number} latent */
+function positionNotice(latent) {
+  if (!dependsOnPosition(latent)) return null;
+  const text =
+    "This latent depends on position: its maps on two different images correlate by " +
+    `${format(state.latents.position[latent], 2)} on average. It may say where a patch lies, not what it shows.`;
+  return h("p.notice", {}, text);
+}
 
 /** @param {LatentRecord} latent */
 function latentBody(latent) {
   const images = latent.top.length
-    ? h("div.grid", {}, latent.top.map(topImage))
+    ? h(
+        "div.grid",
+        {},
+        latent.top.map((item) => topImage(item, latent.latent)),
+      )
     : h("p.notice", {}, "It is not active on any image.");
   return h(
     "div",
@@ -87,6 +116,7 @@ function latentLabels(latent) {
     .filter((label) => label.n_images)
     .map(({ label, mean, n_active, n_images }) => ({
       name: labelName(label),
+      href: `#/label/${label}`,
       value: mean,
       text: `${format(mean)} · active on ${percent(n_active / n_images)}`,
     }))
@@ -105,8 +135,9 @@ function latentPatients(latent) {
   const threshold = format(latent.threshold);
   const items = latent.patients.map(({ patient, per_image, count, n_images }) => ({
     name: patientName(patient),
+    href: `#/patient/${patient}`,
     value: per_image,
-    text: `${format(per_image)} (${format(count)} in ${format(n_images)} images)`,
+    text: `${format(per_image)} (${format(count)} in ${countOf(n_images, "image")})`,
   }));
   const nothing = overview.has_patients ? `No patient has a token above ${threshold}.` : "The images have no patients.";
   const about = `Tokens above ${threshold} per image; the patients with the highest counts.`;
@@ -136,24 +167,25 @@ function latentNeighbours({ neighbours }) {
 }
 
 /**
- * A top image with its heat map, value, label and patient.
+ * A top image with its heat map, value, label and patient; its page opens with the map of the same latent.
  *
  * @param {TopImage} item
+ * @param {number} latent
  */
-function topImage(item) {
+function topImage(item, latent) {
   const { overview } = state;
   const at = state.imageAt.get(item.row);
   const label = at === undefined ? item.label : overview.images.labels[at];
   const patient = at === undefined ? item.patient : overview.images.patients[at];
   const alt = `image ${item.row}, ${labelName(label)}`;
-  const value = h("span", {}, h("b", {}, format(item.value)), ` ${labelName(label)}`);
+  const value = h("span", {}, h("b", {}, format(item.value)), " ", labelLink(label));
   if (!overview.image_pages) return h("div.top-image", {}, value, h("span.quiet", {}, `row ${item.row}`));
   return h(
-    "a.top-image",
-    { href: `#/image/${item.row}`, "data-row": item.row },
-    cells.make(item.row, cytosae.decode(item.map), { alt }),
+    "div.top-image",
+    { "data-row": item.row },
+    h("a", { href: `#/image/${item.row}/${latent}` }, cells.make(item.row, cytosae.decode(item.map), { alt })),
     value,
-    patient >= 0 && h("span.quiet", {}, patientName(patient)),
+    patient >= 0 && h("span.quiet", {}, patientLink(patient)),
   );
 }
 

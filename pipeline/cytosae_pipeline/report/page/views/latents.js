@@ -107,6 +107,7 @@ function latentCard(latent) {
       {},
       label >= 0 && `mostly ${labelName(label)} · `,
       `active on ${percent(latents.sparsity[latent])}`,
+      dependsOnPosition(latent) && " · depends on position",
     ),
   );
 }
@@ -157,6 +158,7 @@ function filterBar(filters, apply, recolor) {
   );
   const colorings = [
     ["entropy", "label entropy"],
+    ["label", "most specific label"],
     ["cluster", "cluster"],
   ].map(([value, text]) => h("option", { value, selected: value === filters.color }, text));
   const bar = { role: "search", "aria-label": "Filter latents", onreset };
@@ -215,6 +217,12 @@ function latentsLegend(by) {
   if (by === "cluster") {
     return [...clusterNumbers().map((value) => colors.key(colors.kind(value), `cluster ${value}`)), featured];
   }
+  if (by === "label") {
+    const inUse = new Set(state.latents.best);
+    const shown = state.overview.labels.map((_, i) => i).filter((i) => inUse.has(i));
+    const nothing = colors.key("var(--undefined)", "none");
+    return [...shown.map((i) => colors.key(colors.kind(i), labelName(i))), nothing, featured];
+  }
   if (!state.overview.labels.length) {
     return [colors.key("var(--undefined)", "no labels, so label entropy is not defined"), featured];
   }
@@ -225,25 +233,18 @@ function latentsLegend(by) {
 
 /** @param {number} i */
 function describeLatent(i) {
-  const { sparsity, mean, entropy, isFeatured } = state.latents;
+  const { sparsity, mean, entropy, lift, best, isFeatured } = state.latents;
   const name = latentName(i);
   return [
     `Latent ${i}${name ? ` “${name}”` : ""}`,
     `active on ${percent(sparsity[i])} of images`,
     `mean activation ${format(mean[i])}`,
     `label entropy ${entropy[i] < 0 ? "not defined" : format(entropy[i])}`,
-    ...(isFeatured[i] || state.overview.explore ? [] : ["(no page in this report)"]),
+    ...(lift[i] > 1 ? [`${labelName(best[i])} ${format(lift[i])} times more often than by chance`] : []),
+    ...(dependsOnPosition(i) ? ["depends on position"] : []),
+    ...(isFeatured[i] || state.overview.explore ? [] : ["(a short card in this report)"]),
   ].join("\n");
 }
-
-/**
- * What to do about a latent without a page in this report.
- *
- * @param {number} latent
- */
-const noLatentPage = (latent) =>
-  `This report has no page for latent ${latent}. Add it with cytosae-cache report --latents ${latent} …, ` +
-  "or open any latent with cytosae-cache explore.";
 
 /**
  * What a click on a point shows.
@@ -255,10 +256,16 @@ function latentSummary(index) {
   const facts = describeLatent(index).split("\n").slice(1).join("\n");
   const heading = [h("h2", {}, latentTitle(index)), h("p.quiet.lines", {}, facts)];
   if (!latents.isFeatured[index] && !overview.explore) {
-    return h("div", {}, heading, h("p.notice", {}, noLatentPage(index)));
+    const link = h("p", {}, h("a.button", { href: `#/latent/${index}` }, "Open its card"));
+    return h("div", {}, heading, link, latentCardBody(index));
   }
   /** @param {LatentRecord} latent */
-  const topImages = (latent) => h("div.grid-small", {}, latent.top.slice(0, 4).map(topImage));
+  const topImages = (latent) =>
+    h(
+      "div.grid-small",
+      {},
+      latent.top.slice(0, 4).map((item) => topImage(item, index)),
+    );
   return h(
     "div",
     {},

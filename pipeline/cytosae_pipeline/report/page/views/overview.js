@@ -69,7 +69,12 @@ function labelsPanel() {
   const { labels } = state.overview;
   if (!labels.length) return section("Labels", "The images have no labels.");
   if (!state.overview.image_pages) return section("Labels", null, labels.map(({ name }) => name).join(", "));
-  const items = labels.map(({ name, images }) => ({ name, value: images, text: format(images) }));
+  const items = labels.map(({ name, images }, i) => ({
+    name,
+    value: images,
+    text: format(images),
+    href: `#/label/${i}`,
+  }));
   return section("Labels", "Readable images per label.", barChart(items, { label: "Images per label" }));
 }
 
@@ -111,16 +116,33 @@ function miniScatter() {
   const [x0, x1] = range(x);
   const [y0, y1] = range(y);
   const size = shown.length > 20000 ? 2 : 4;
+  const box = { left: 76, right: 628, top: 10, bottom: 254 };
+  const px = (/** @type {number} */ value) => box.left + ((value - x0) / (x1 - x0 || 1)) * (box.right - box.left);
+  const py = (/** @type {number} */ value) => box.bottom - ((value - y0) / (y1 - y0 || 1)) * (box.bottom - box.top);
+  /** @param {CanvasRenderingContext2D} context */
+  const paintNumbers = (context) => {
+    context.font = `20px ${getComputedStyle(canvas).fontFamily}`;
+    context.fillStyle = colors.inTheme("--quiet");
+    context.textAlign = "center";
+    for (const value of axisTicks(x0, x1, 5)) context.fillText(format(value), px(value), box.bottom + 24);
+    context.fillText("log10 sparsity", (box.left + box.right) / 2, 296);
+    context.textAlign = "right";
+    for (const value of axisTicks(y0, y1, 4)) context.fillText(format(value), box.left - 8, py(value) + 6);
+    context.translate(20, (box.top + box.bottom) / 2);
+    context.rotate(-Math.PI / 2);
+    context.textAlign = "center";
+    context.fillText("log10 mean", 0, 0);
+    context.setTransform(1, 0, 0, 1, 0, 0);
+  };
   const repaint = () => {
     const context = contextOf(canvas);
     context.clearRect(0, 0, canvas.width, canvas.height);
     const fills = palette();
     for (const i of shown) {
       context.fillStyle = fills[bins[i]];
-      const px = 8 + ((x[i] - x0) / (x1 - x0 || 1)) * 620;
-      const py = 290 - ((y[i] - y0) / (y1 - y0 || 1)) * 280;
-      context.fillRect(px, py, size, size);
+      context.fillRect(px(x[i]) - size / 2, py(y[i]) - size / 2, size, size);
     }
+    if (shown.length) paintNumbers(context);
   };
   repaint();
   return Object.assign(canvas, { repaint });

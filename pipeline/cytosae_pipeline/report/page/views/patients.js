@@ -79,24 +79,30 @@ function groupLegend({ group_names, groups }) {
   return h(
     "div.legend",
     {},
-    [...new Set(groups)].map((group) => colors.key(colors.group(group), text(group))),
+    [...new Set(groups)].map((group) => {
+      const key = colors.key(colors.group(group), text(group));
+      return group < 0 ? key : h("a", { href: `#/group/${group}` }, key);
+    }),
   );
 }
 
 /**
- * A narrow strip that shows where each group begins and ends.
+ * A narrow strip that shows the group of each row.
  *
  * @param {number[]} groups
+ * @param {number} [height] - pixels of a row; by default all rows share the height of the matrix
  */
-const groupStrip = (groups) =>
+const groupStrip = (groups, height) =>
   h(
     "div.strip",
     { "aria-hidden": "true" },
-    groups.map((group) => h("i", { style: { background: colors.group(group) } })),
+    groups.map((group) =>
+      h("i", { style: { background: colors.group(group), ...(height && { height: `${height}px` }) } }),
+    ),
   );
 
-/** @param {PatientsRecord} data */
-const patientStrip = (data) => (data.group_names.length ? groupStrip(data.groups) : null);
+/** Pixels of a row whose name can be read. */
+const READABLE = 14;
 
 /** @param {PatientsRecord} data */
 function barcodesPanel(data) {
@@ -104,34 +110,50 @@ function barcodesPanel(data) {
   const bytes = cytosae.decode(values);
   const top = cytosae.decode(peaks);
   const n = latents.length;
-  const height = Math.max(1, Math.min(16, 560 / data.names.length));
+  /** @type {(row: number, column: number) => void} */
+  const onpick = (_row, column) => {
+    location.hash = `#/latent/${latents[column]}`;
+  };
   /** @type {(names: string[], levels: Uint8Array) => (row: number, column: number) => string} */
   const reader = (names, levels) => (row, column) => {
     const count = (levels[row * n + column] / 255) * top[column];
     return `${names[row]}, latent ${latents[column]}: ${format(count)} tokens per image`;
   };
-  /** @type {(row: number, column: number) => void} */
-  const onpick = (_row, column) => {
-    location.hash = `#/latent/${latents[column]}`;
+  const shared = { columns: n, color: (/** @type {number} */ level) => colors.scaled(level / 255), onpick };
+  /** @param {number[]} places - patients to show, in order */
+  const patientsMatrix = (places) => {
+    const levels = new Uint8Array(places.length * n);
+    for (const [row, place] of places.entries()) levels.set(bytes.subarray(place * n, (place + 1) * n), row * n);
+    const groups = places.map((place) => data.groups[place]);
+    const names = places.map((place) => patientText(data, place));
+    return matrixChart({
+      ...shared,
+      values: levels,
+      rows: places.length,
+      label: "Patients by latents",
+      strip: data.group_names.length ? groupStrip(groups, READABLE) : null,
+      rowLink: (row) => `#/patient/${places[row]}`,
+      cellHeight: READABLE,
+      rowNames: places.map((place) => data.names[place]),
+      describe: reader(names, levels),
+      scrolls: true,
+    });
   };
-  const shade = (/** @type {number} */ level) => colors.viridis(level / 255);
-  const shared = { columns: n, color: shade, onpick };
-  const patientNames = data.names.map((_, place) => patientText(data, place));
-  const patients = matrixChart({
-    ...shared,
-    values: bytes,
-    rows: data.names.length,
-    label: "Patients by latents",
-    strip: patientStrip(data),
-    cellHeight: height,
-    rowNames: namesFor(data, height) ?? (means ? [] : null),
-    describe: reader(patientNames, bytes),
-  });
   const about =
     `Tokens above ${format(data.threshold)} per image, as a share of the latent's largest; one column per latent of ` +
-    `this report, one row per patient${byGroup(data)}. Click a column to open the latent.`;
-  const scale = h("div.legend", {}, colors.scale("0", "latent's largest", colors.viridis));
-  const parts = [section("Each patient's barcode", about, groupLegend(data), scale, patients)];
+    "this report, one row per patient. Click a column to open the latent, a name to open the patient.";
+  const scale = h("div.legend", {}, colors.scale("0", "latent's largest", colors.scaled));
+  const host = h("div");
+  const column = (/** @type {number} */ latent) => {
+    const at = latents.indexOf(latent);
+    return at < 0 ? null : (/** @type {number} */ place) => bytes[place * n + at];
+  };
+  const order = patientOrder(data, column, (places) => {
+    host.replaceChildren(
+      places.length ? patientsMatrix(places) : h("p.quiet", {}, "No patient or group has that in its name."),
+    );
+  });
+  const parts = [section("Each patient's barcode", about, groupLegend(data), order, scale, host)];
   if (means) {
     const levels = cytosae.decode(means);
     const groups = matrixChart({
@@ -141,12 +163,59 @@ function barcodesPanel(data) {
       label: "Groups by latents",
       cellHeight: 26,
       rowNames: data.group_names,
+      rowLink: (row) => `#/group/${row}`,
       strip: groupStrip([...data.group_names.keys()]),
       describe: reader(data.group_names, levels),
     });
     parts.unshift(section("Each group's mean", "Mean of its patients' barcodes below.", groups));
   }
   return h("div", {}, parts);
+}
+
+/**
+ * Fields that order and filter the patients.
+ *
+ * @param {PatientsRecord} data
+ * @param {(latent: number) => ((place: number) => number) | null} column - values of a latent; null if there are none
+ * @param {(places: number[]) => void} onchange - called with the patients to show, at once, too
+ */
+function patientOrder(data, column, onchange) {
+  const all = [...data.names.keys()];
+  const search = h("input", { type: "search", id: "find-patient", placeholder: "part of a name or group" });
+  const by = h(
+    "select",
+    { id: "order-patients" },
+    h("option", { value: "name" }, data.group_names.length ? "group, then name" : "name"),
+    h("option", { value: "images" }, "readable images, most first"),
+    h("option", { value: "latent" }, "count of a latent"),
+  );
+  const latent = h("input", { type: "number", id: "order-latent", min: "0", "aria-label": "Latent to order by" });
+  latent.value = String(data.barcodes.latents[0] ?? "");
+  const status = h("span.quiet", { role: "status" });
+  const apply = () => {
+    latent.hidden = by.value !== "latent";
+    const wanted = search.value.trim().toLowerCase();
+    const shown = all.filter((place) => patientText(data, place).toLowerCase().includes(wanted));
+    const counts = column(wholeNumber(latent.value));
+    const value = by.value === "images" ? (/** @type {number} */ place) => data.n_images[place] : counts;
+    status.textContent =
+      `${format(shown.length)} of ${countOf(all.length, "patient")}.` +
+      (by.value === "latent" && !counts ? " The latent has no column here." : "");
+    if (by.value !== "name" && value) shown.sort((a, b) => value(b) - value(a) || a - b);
+    onchange(shown);
+  };
+  search.addEventListener("input", apply);
+  by.addEventListener("change", apply);
+  latent.addEventListener("change", apply);
+  apply();
+  return h(
+    "form.filters",
+    { onsubmit: (event) => event.preventDefault() },
+    h("label", {}, h("span", {}, "find"), search),
+    h("label", {}, h("span", {}, "order by"), by),
+    latent,
+    status,
+  );
 }
 
 /** @param {PatientsRecord} data */
@@ -159,25 +228,50 @@ function correlationPanel(data) {
   let [low, high] = [254, 0];
   for (const level of others) [low, high] = [Math.min(low, level), Math.max(high, level)];
   if (low >= high) [low, high] = [0, 254];
-  const side = Math.max(1, Math.min(18, 640 / n));
-  const rowNames = namesFor(data, side);
-  const matrix = matrixChart({
-    values: levels,
-    rows: n,
-    columns: n,
-    label: "Patients by patients",
-    cellHeight: side,
-    rowNames,
-    strip: patientStrip(data),
-    color: (level) => colors.viridis((level - low) / (high - low)),
-    describe: (row, column) =>
-      `${patientText(data, row)} and ${patientText(data, column)}: ${value(levels[row * n + column]).toFixed(2)}`,
-  });
+  const fitted = Math.max(1, Math.min(18, 640 / n));
+  const host = h("div");
+  /** @param {"fit" | "readable"} size */
+  const draw = (size) => {
+    const side = size === "fit" ? fitted : READABLE;
+    const scrolls = side > fitted;
+    const rowNames = namesFor(data, side);
+    const matrix = matrixChart({
+      values: levels,
+      rows: n,
+      columns: n,
+      label: "Patients by patients",
+      cellHeight: side,
+      rowNames,
+      rowLink: (row) => `#/patient/${row}`,
+      strip: data.group_names.length ? groupStrip(data.groups, scrolls ? side : undefined) : null,
+      color: (level) => colors.scaled((level - low) / (high - low)),
+      describe: (row, column) =>
+        `${patientText(data, row)} and ${patientText(data, column)}: ${value(levels[row * n + column]).toFixed(2)}`,
+      scrolls,
+    });
+    const box = /** @type {HTMLElement} */ (matrix.querySelector(".matrix-box"));
+    box.classList.toggle("wide", scrolls);
+    const picture = /** @type {HTMLElement} */ (matrix.querySelector(".matrix-picture"));
+    if (scrolls) picture.style.flex = `0 0 ${side * n}px`;
+    const style = scrolls ? {} : { width: `${side * n + (rowNames ? 154 : 18)}px` };
+    host.replaceChildren(h("div.square", { style }, matrix));
+  };
+  draw("fit");
+  const sizes = choice(
+    "Size",
+    [
+      ["fit", "All at once"],
+      ["readable", "With names, scrolling"],
+    ],
+    "fit",
+    (size) => draw(size === "fit" ? "fit" : "readable"),
+  );
   return section(
     "Correlation between patients",
     `Pearson correlation of log(1 + count) over all latents${byGroup(data)}.`,
     groupLegend(data),
-    h("div.legend", {}, colors.scale(value(low).toFixed(2), value(high).toFixed(2), colors.viridis)),
-    h("div.square", { style: { width: `${side * n + (rowNames ? 154 : 18)}px` } }, matrix),
+    fitted < 12 && sizes,
+    h("div.legend", {}, colors.scale(value(low).toFixed(2), value(high).toFixed(2), colors.scaled)),
+    host,
   );
 }

@@ -9,9 +9,11 @@ from typing import Any, TypedDict
 
 from cytosae_cache.storage.atomic import write_file
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.report.data.limits import MAX_NAME, MAX_NOTE
 
 FILE_NAME = "latent_notes.json"
+
+MAX_NAME, MAX_NOTE = 200, 10_000
+"""Characters of a latent's name and note."""
 
 _thread_lock = threading.Lock()
 

@@ -1,0 +1,59 @@
+"""How much latents depend on position: whether their maps on different images are the same."""
+
+import torch
+
+MIN_IMAGES = 10
+"""Fewest images with a varying map from which a position share is computed."""
+
+
+class PositionMaps:
+    """Accumulates the standardised maps of latents, and gives the position share of docs/definitions.md, section 10.
+
+    Args:
+        n_latents: Latents S.
+        n_patches: Patches P of an image.
+    """
+
+    def __init__(self, n_latents: int, n_patches: int) -> None:
+        self._sums = torch.zeros(n_patches, n_latents)
+        self._n_images = torch.zeros(n_latents, dtype=torch.int64)
+
+    def add(self, acts: torch.Tensor, latents: slice) -> None:
+        """Add images.
+
+        Args:
+            acts: Activations of some of the latents on the patches, float32, shape `(n, P, m)`.
+            latents: Which m of the S latents these are.
+
+        Raises:
+            ValueError: If the shapes do not fit.
+        """
+        sums, n_images = self._sums[:, latents], self._n_images[latents]
+        if acts.ndim != 3 or acts.shape[1:] != sums.shape:
+            raise ValueError(f"acts must be (n, {len(sums)}, {sums.shape[1]}), found {tuple(acts.shape)}")
+        if not acts.shape[1]:
+            return
+        spread, mean = torch.std_mean(acts, dim=1, correction=0, keepdim=True)
+        # A map that is the same everywhere has no position; rounding alone gives it a tiny spread.
+        varies = spread > 1e-6 * mean.abs()
+        scale = torch.where(varies, spread, torch.inf)
+        sums += ((acts - mean) / scale).sum(dim=0).to(sums.device)
+        n_images += varies[:, 0].sum(dim=0).to(n_images.device)
+
+    def merge(self, other: "PositionMaps") -> None:
+        """Add another accumulator's state for other images."""
+        self._sums += other._sums
+        self._n_images += other._n_images
+
+    def result(self) -> torch.Tensor:
+        """Mean correlation of a latent's maps on two different images, float32, shape `(S,)`, at most 1.
+
+        -1 where fewer than `MIN_IMAGES` images have a map that varies.
+        """
+        n = self._n_images.double()
+        if not len(self._sums):
+            return torch.full((len(n),), -1.0)
+        # The sum over all pairs of images, each with itself included, is the squared length of the sum of the maps.
+        pairs = self._sums.double().square().mean(dim=0)
+        share = (pairs - n) / (n * (n - 1)).clamp(min=1)
+        return torch.where(n >= MIN_IMAGES, share.clamp(-0.99, 1.0), -1.0).float()
