@@ -22,7 +22,8 @@ _CALLED = frozenset(
     {
         ("collections", "OrderedDict"), ("collections", "Counter"), ("builtins", "set"), ("builtins", "complex"),
         ("torch", "Size"), ("torch", "device"), ("torch._utils", "_rebuild_tensor_v2"),
-        ("torch._utils", "_rebuild_tensor_v3"), ("torch._utils", "_rebuild_sparse_tensor"), ("torch._utils", "_rebuild_parameter"),
+        ("torch._utils", "_rebuild_tensor_v3"), ("torch._utils", "_rebuild_sparse_tensor"),
+        ("torch._utils", "_rebuild_parameter"),
         ("torch._utils", "_rebuild_parameter_with_state"), ("torch._tensor", "_rebuild_from_type_v2"),
         ("torch.serialization", "_get_layout"), ("torch.nn.parameter", "Parameter"),
     }
