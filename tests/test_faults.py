@@ -258,7 +258,7 @@ def _interrupt() -> None:
 
 
 def _skipped(place) -> dict[str, str]:
-    with place.store.with_suffix(".skipped.csv").open(newline="") as file:
+    with place.store.with_name(f"{place.store.name}.skipped.csv").open(newline="") as file:
         return {row["path"]: row["reason"] for row in csv.DictReader(file)}
 
 

@@ -15,7 +15,7 @@ SOURCES = {
 }
 
 ORDER: dict[str, list[set[str]]] = {
-    "cytosae": [{"backbones", "sae"}, {"training", "statistics"}, {"formats", "analysis"}],
+    "cytosae": [{"pickles"}, {"backbones", "sae"}, {"training", "statistics"}, {"formats", "analysis"}],
     "cytosae_cache": [
         {"errors"}, {"storage"}, {"format"}, {"reading"}, {"views", "torch_views"}, {"store"}, {"writer"}, {"verify"},
     ],

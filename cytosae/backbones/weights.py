@@ -14,6 +14,7 @@ import torch
 from cytosae.backbones.errors import BackboneError, BackboneNotFoundError, listed, shown
 from cytosae.backbones.preprocessing import read_json
 from cytosae.backbones.timm import is_dinov2
+from cytosae.pickles import load_torch
 
 State = Mapping[str, torch.Tensor]
 
@@ -182,7 +183,7 @@ def _read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | No
         else:
             # Training scripts save their arguments beside the tensors: a Namespace has attributes and no behaviour.
             with torch.serialization.safe_globals([argparse.Namespace]):
-                value = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+                value = load_torch(path, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise BackboneError(

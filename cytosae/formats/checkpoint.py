@@ -16,6 +16,7 @@ from cytosae.formats.reference import unwrap_cfg
 from cytosae.formats.saelens import is_saelens_config
 from cytosae.formats.safe_unpickle import RestrictedPickleError, check_archive, read_restricted, to_plain
 from cytosae.formats.tensor_file import read_tensors
+from cytosae.pickles import load_torch
 from cytosae.sae.base import Sae, SaeSource
 from cytosae.sae.registry import ARCHITECTURES, check_stated, make_sae
 
@@ -179,7 +180,7 @@ def read_torch(path: Path, *, device: torch.device | str = "cpu") -> Any:  # noq
         SaeCheckpointError: If the file is damaged or contains anything else.
     """
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return load_torch(path, device=device)
     except Exception as error:  # a damaged pickle can make torch raise anything
         raise SaeCheckpointError(f"'{path}' cannot be read: {_first_line(error)}") from error
 
@@ -216,7 +217,7 @@ def _read_checkpoint(path: Path) -> Any:  # noqa: ANN401
             )
     try:
         check_archive(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_torch(path)
     except RestrictedPickleError as error:
         raise SaeCheckpointError(str(error)) from error
     except pickle.UnpicklingError:

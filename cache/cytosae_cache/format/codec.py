@@ -3,6 +3,7 @@
 The bytes are those of zarr-python, which runs the same numcodecs codecs behind a slower path.
 """
 
+import struct
 from typing import Any, Protocol
 
 from numcodecs import Blosc, Zstd
@@ -61,7 +62,41 @@ def decode_into(codec: ImageCodec, data: memoryview, out: memoryview, where: str
     Raises:
         StoreCorruptError: If the bytes do not decode to an image of this size.
     """
+    if isinstance(codec, Blosc) and not _is_one_blosc_chunk(data, out.nbytes):
+        raise StoreCorruptError(
+            f"{where} cannot be decoded: its header does not state its own {len(data):,} bytes and the image's "
+            f"{out.nbytes:,}"
+        )
     try:
         codec.decode(data, out)
     except (ValueError, RuntimeError) as error:
         raise StoreCorruptError(f"{where} cannot be decoded: {error}") from error
+
+
+def _is_one_blosc_chunk(data: memoryview, n_bytes: int) -> bool:
+    """Whether the header of a Blosc chunk states the sizes that it has: the decoder trusts it.
+
+    Args:
+        data: The chunk.
+        n_bytes: Bytes that it is decoded to.
+    """
+    # Version, version of the format, flags, item size; then decoded bytes, bytes per block, encoded bytes.
+    return (
+        len(data) >= 16
+        and struct.unpack_from("<II", data, 4)[0] == n_bytes
+        and (struct.unpack_from("<I", data, 12)[0] == len(data))
+    )
+
+
+def zstd_content_size(data: bytes) -> int | None:
+    """Bytes that a Zstandard frame states to contain (RFC 8878, section 3.1.1.1); None if it states nothing."""
+    if len(data) < 5 or data[:4] != b"\x28\xb5\x2f\xfd":
+        return None
+    flags = data[4]
+    is_single, width = bool(flags & 0x20), (0, 2, 4, 8)[flags >> 6]
+    if not width and is_single:
+        width = 1
+    start = 5 + (not is_single) + (0, 1, 2, 4)[flags & 3]
+    if not width or len(data) < start + width:
+        return None
+    return int.from_bytes(data[start : start + width], "little") + (256 if width == 2 else 0)

@@ -4,20 +4,27 @@ zarr-python does the encoding. Files are passed as bytes, so that each can be co
 decoded, and written atomically wherever the store is.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numcodecs import Zstd
 
 from cytosae_cache.errors import StoreCorruptError
-from cytosae_cache.format.codec import make_compressors
+from cytosae_cache.format.codec import make_compressors, zstd_content_size
 from cytosae_cache.format.spec import Compression, StoreSpec
 
 BAD_METADATA = (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, OSError, ValueError)
 """What zarr-python raises for metadata that no Zarr writer would write."""
 
 _ROWS_PER_CHUNK = 1 << 16
+
+_MOST_TEXT_BYTES = 1024
+"""Most bytes of a text, on average over a chunk."""
+_LEAST_TEXT_LIMIT = 1 << 26
+"""Bytes that a chunk of texts may have in any case."""
 
 _AXES = {"images": "image", "moments": "shard", "shards": "shard", "channels": "channel"}
 """Name of the first dimension of a group's arrays."""
@@ -108,8 +115,41 @@ def read_table(
                 f"array '{place}' of store '{where}' has shape {array.shape} and dtype {array.dtype}, "
                 f"expected one of {known}"
             )
+        _check_chunks(files, place, array, where)
         return np.asarray(array[...])
     except StoreCorruptError:
         raise
     except BAD_METADATA as error:
         raise StoreCorruptError(f"array '{place}' of store '{where}' cannot be read: {error}") from error
+
+
+def _check_chunks(files: Mapping[str, bytes], place: str, array: Any, where: str) -> None:  # noqa: ANN401 - zarr's
+    """Refuse chunks that would unpack to more than the array can contain, before memory is taken for them.
+
+    Raises:
+        StoreCorruptError: If there are such chunks, or codecs that this format does not use.
+    """
+    is_text = array.dtype.kind == "T"
+    codecs = [type(codec).__name__ for codec in array.metadata.codecs]
+    fits = len(array.chunks) == len(array.shape) and all(
+        chunk <= max(1, size) for chunk, size in zip(array.chunks, array.shape, strict=True)
+    )
+    if codecs != ["VLenUTF8Codec" if is_text else "BytesCodec", "ZstdCodec"] or not fits:
+        raise StoreCorruptError(
+            f"array '{place}' of store '{where}' has chunks of shape {array.chunks} and codecs {', '.join(codecs)}, "
+            "which this format does not use"
+        )
+    n_items = math.prod(array.chunks)
+    expected = n_items * array.dtype.itemsize
+    for name, data in files.items():
+        if not name.startswith(f"{place}/c"):
+            continue
+        size = zstd_content_size(data)
+        if size is None or (size > max(_LEAST_TEXT_LIMIT, _MOST_TEXT_BYTES * n_items) if is_text else size != expected):
+            stated = "no size" if size is None else f"{size:,} bytes"
+            raise StoreCorruptError(
+                f"'{name}' of store '{where}' states that it unpacks to {stated}, which {n_items:,} entries cannot have"
+            )
+        # Texts are counted in front of them, and memory is taken for that many.
+        if is_text and int.from_bytes(bytes(Zstd().decode(data))[:4], "little") != n_items:
+            raise StoreCorruptError(f"'{name}' of store '{where}' does not contain {n_items:,} texts")

@@ -1,10 +1,14 @@
 """Reading images of a store into the caller's memory, in parallel and verified."""
 
+import errno
+import itertools
 import math
+import os
 import shlex
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +27,9 @@ _PAGE_BYTES = 4096
 _FILL = {"b": -128}
 """Fill value of a missing image by stored dtype; NaN for all others."""
 _OPEN_FILES = 128
+"""Most shard files that a process has open."""
+_RESERVED_FILES = 32
+"""Descriptors that are left to everything else."""
 _MAX_READ_IMAGES = 16
 
 
@@ -65,8 +72,9 @@ class StoreReader:
         self._channels = store.channels
         self._scratch = threading.local()
         self._pool = ThreadPoolExecutor(self.n_threads, thread_name_prefix="store-reader")
-        self._files: OrderedDict[int, _ShardFile] = OrderedDict()
-        self._lock = threading.Lock()
+        self._number = next(_numbers)
+        # Also without `close`: files must not stay open when nothing refers to the reader any more.
+        self._release = weakref.finalize(self, _release_files, self._number)
 
     def read_rows(self, rows: IntArray, out: npt.NDArray[Any]) -> None:
         """Fill a batch with the given rows.
@@ -110,8 +118,7 @@ class StoreReader:
     def close(self) -> None:
         """Close files and threads."""
         self._pool.shutdown()
-        with self._lock:
-            self._files.clear()
+        self._release()
 
     def __enter__(self) -> Self:
         return self
@@ -163,16 +170,83 @@ class StoreReader:
                 )
 
     def _file(self, shard: int) -> "_ShardFile":
-        """The open file of a shard; the least recently used one is closed if too many are open."""
+        """The open file of a shard."""
+        return _open_files().get((self._number, shard), lambda: _ShardFile(self.store, shard, direct=self._direct))
+
+
+class OpenFiles:
+    """The shard files that this process has open for all its readers; the least recently used are closed first.
+
+    Args:
+        most: Most files.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._files: OrderedDict[tuple[int, int], _ShardFile] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def get(self, key: tuple[int, int], make: "Callable[[], _ShardFile]") -> "_ShardFile":
+        """The file of a reader's shard, opened if it is not open yet.
+
+        Where the system allows no further open file, others are closed first.
+
+        Raises:
+            OSError: If the file cannot be opened, or the system allows no open file at all.
+        """
         with self._lock:
-            file = self._files.pop(shard, None)
-            if file is None:
-                file = _ShardFile(self.store, shard, direct=self._direct)
-            self._files[shard] = file
-            if len(self._files) > _OPEN_FILES:
-                # A thread may still be reading from it: the descriptor closes with the last reference.
-                self._files.popitem(last=False)
+            file = self._files.pop(key, None)
+            while file is None:
+                try:
+                    file = make()
+                except OSError as error:
+                    if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._files:
+                        raise
+                    self.most = max(1, len(self._files) // 2)
+                    self._close_oldest(self.most)
+            self._files[key] = file
+            self._close_oldest(self.most)
             return file
+
+    def release(self, number: int) -> None:
+        """Close the files of a reader."""
+        with self._lock:
+            for key in [key for key in self._files if key[0] == number]:
+                del self._files[key]
+
+    def _close_oldest(self, most: int) -> None:
+        while len(self._files) > most:
+            # A thread may still be reading from it: the descriptor closes with the last reference.
+            self._files.popitem(last=False)
+
+
+_numbers = itertools.count()
+_of_process: dict[int, OpenFiles] = {}
+
+
+def _open_files() -> OpenFiles:
+    """The open files of this process; a forked child has its own."""
+    process = os.getpid()
+    return _of_process.get(process) or _of_process.setdefault(process, OpenFiles(_most_files()))
+
+
+def _release_files(number: int) -> None:
+    """Close the files of a reader in this process."""
+    if (files := _of_process.get(os.getpid())) is not None:
+        files.release(number)
+
+
+def _most_files() -> int:
+    """How many shard files may be open: half of what the system allows, two descriptors each."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return _OPEN_FILES
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _OPEN_FILES if allowed < 0 else max(4, min(_OPEN_FILES, (allowed - _RESERVED_FILES) // 4))
 
 
 class _ShardFile:

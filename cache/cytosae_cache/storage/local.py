@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cytosae_cache.errors import StoreBusyError, StoreCorruptError
+from cytosae_cache.errors import StoreCorruptError
 from cytosae_cache.storage.atomic import TEMPORARY_SUFFIX, replacing, sync_folder, write_all
 from cytosae_cache.storage.base import StorageBackend, is_litter
+from cytosae_cache.storage.lock import locked
 
 _DIRECT_ALIGNMENT = 512
 """Reads that bypass the page cache must start, end and be stored at multiples of this many bytes."""
@@ -118,19 +119,7 @@ class LocalStorage(StorageBackend):
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the exclusive right to write here, by a lock on a file beside the folder."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_suffix(".lock").open("w") as file:
-            try:
-                import fcntl
-            except ImportError:  # Windows has no such locks: there, users must not run two builds of one store at once
-                yield
-                return
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StoreBusyError(
-                    f"another process is building '{self}'. Wait for it to finish, then run the command again"
-                ) from None
+        with locked(self.path.with_name(f"{self.path.name}.lock"), str(self)):
             yield
 
     def _inside(self, name: str) -> Path:

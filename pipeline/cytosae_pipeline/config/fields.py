@@ -14,6 +14,9 @@ from typing import Any, Literal, Union
 
 from cytosae_pipeline.errors import UserError
 
+_MOST = 10**100 - 1
+"""Largest whole number that is looked at."""
+
 MAX_SEED = 2**63 - 1
 """Largest seed that torch and numpy both take."""
 
@@ -135,6 +138,8 @@ def _check(name: str, value: Any, hint: Any, limits: typing.Mapping[str, Any]) -
     if hint is bool and isinstance(value, bool):
         return value
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if is_number and isinstance(value, numbers.Integral) and abs(int(value)) > _MOST:
+        raise UserError(f"{name} must be a number of at most {len(str(_MOST))} digits, found one of more")
     if hint is int and is_number and isinstance(value, numbers.Integral):
         return _check_range(name, int(value), limits)
     if hint is float and is_number:

@@ -49,6 +49,7 @@ _NOTES = 10  # links that are named one by one
 _ENDINGS = 6  # endings that are named one by one
 _SHARED = 3  # patients that are named one by one
 _MAX_ENDING = 12  # letters
+_MAX_DEPTH = 100  # folders
 
 
 @dataclass
@@ -115,7 +116,13 @@ def resolve(path: Path) -> Path:
 
 
 def _walk(folder: Path, root: Path, found: _Found, prefix: str = "") -> None:
-    """Find the images below a folder."""
+    """Find the images below a folder.
+
+    Raises:
+        DatasetError: If folders lie deeper in each other than any data set's.
+    """
+    if prefix.count("/") > _MAX_DEPTH:
+        raise DatasetError(f"{quote(prefix)} lies more than {_MAX_DEPTH} folders deep: give a folder further down")
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name.startswith(".") or entry.name in _IGNORED:

@@ -9,6 +9,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from cytosae.pickles import load_torch
 from cytosae_pipeline.config.imports import ImportConfig
 from cytosae_pipeline.errors import UserError, join_few
 from cytosae_pipeline.importing.part import COORDS, Array, Blocks, Part, as_rows, choose_key, is_float, reading
@@ -150,9 +151,9 @@ def _load_pt(path: Path) -> Any:  # noqa: ANN401 - whatever the file contains
     with reading(path, ".pt"):
         try:
             try:
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                return load_torch(path, mmap=True)
             except RuntimeError:  # written before torch 1.6
-                return torch.load(path, map_location="cpu", weights_only=True)
+                return load_torch(path)
         except pickle.UnpicklingError as error:
             raise UserError(
                 f"'{path}' is damaged or contains Python objects, which are never executed. Expected tensors alone: "

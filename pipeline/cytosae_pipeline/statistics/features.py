@@ -12,6 +12,7 @@ import torch
 
 from cytosae.analysis.latents import best_latents, label_entropy
 from cytosae.analysis.specificity import first_latents
+from cytosae.pickles import load_torch
 from cytosae.statistics.accumulators import FeatureStatistics, PooledActs
 from cytosae_cache.storage.atomic import write_file
 from cytosae_cache.store import ActivationStore
@@ -232,7 +233,7 @@ def _images_csv(store: ActivationStore) -> bytes:
 
 def _read_tensor(path: Path, dtype: torch.dtype) -> npt.NDArray[Any]:
     """A tensor's file as an array."""
-    value = read_result(path, lambda path: torch.load(path, map_location="cpu", weights_only=True), VERB)
+    value = read_result(path, load_torch, VERB)
     if not isinstance(value, torch.Tensor) or value.dtype != dtype or value.layout != torch.strided:
         found = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
         raise UnusableResultsError(f"'{path}' must contain a tensor of {dtype}, found {found}", VERB)

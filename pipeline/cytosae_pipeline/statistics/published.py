@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cytosae.pickles import load_torch
 from cytosae_pipeline.config import StatisticsConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.statistics.features import TENSORS, VERB, Features
@@ -98,7 +99,7 @@ def _find_outlier(arrays: dict[str, npt.NDArray[Any]]) -> str:
 
 def _read_tensor(path: Path) -> npt.NDArray[Any]:
     """A tensor of numbers as an array."""
-    value = read_result(path, lambda path: torch.load(path, map_location="cpu", weights_only=True), VERB)
+    value = read_result(path, load_torch, VERB)
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_complex():
         raise UserError(f"'{path}' must contain a tensor of numbers, found {type(value).__name__}")
     array = value.detach().to(torch.float64).numpy()

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from cytosae.analysis.specificity import label_lift
+from cytosae.pickles import load_torch
 from cytosae.statistics.accumulators import PooledActs
 from cytosae.statistics.label_activity import LabelActivity
 from cytosae.statistics.position import PositionMaps
@@ -108,7 +109,7 @@ def read_specificity(folder: Path, n_latents: int, n_labels: int, verb: str) -> 
         UnusableResultsError: If the file cannot be read or does not fit.
     """
     path = folder / FILE_NAME
-    value = read_result(path, lambda path: torch.load(path, map_location="cpu", weights_only=True), verb)
+    value = read_result(path, load_torch, verb)
     wanted: dict[str, tuple[Any, tuple[int, ...], float]] = {
         "label_images": (torch.int64, (n_labels,), 0),
         "label_active": (torch.int64, (n_latents, n_labels), 0),

@@ -91,6 +91,8 @@ def read_grid(path: Path | str) -> list[dict[str, Any]]:
         grid = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"--sweep '{path}' cannot be read: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"--sweep '{path}' cannot be read: its values are nested too deeply") from error
     tables = grid.pop("run", [{}])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise UserError(f"'run' in '{path}' must be written as [[run]] tables")

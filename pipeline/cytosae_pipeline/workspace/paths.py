@@ -54,8 +54,8 @@ class Workspace:
     def list_path(self, store: Path | str, dataset: str, what: Literal["skipped", "duplicates"]) -> Path:
         """List of some of a store's images, beside the store; that of a remote store stays on this machine."""
         if isinstance(store, Path):
-            return store.with_suffix(f".{what}.csv")
-        return self.stores_dir(dataset) / f"{PurePosixPath(store).stem}.{what}.csv"
+            return store.with_name(f"{store.name}.{what}.csv")
+        return self.stores_dir(dataset) / f"{PurePosixPath(store).name}.{what}.csv"
 
     def run_dir(self, run: str) -> Path:
         """One training run."""

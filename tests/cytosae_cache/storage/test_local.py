@@ -24,7 +24,8 @@ def test_one_build_at_a_time(tmp_path):
         thread = threading.Thread(target=other)
         thread.start()
         thread.join()
-    assert "another process is building" in answers[0]
+    assert f"another process (process {os.getpid()} on" in answers[0]
+    assert f"is writing '{path}'" in answers[0]
     with open_storage(path).lock():
         pass
 

@@ -194,7 +194,7 @@ def test_the_whole_job_on_remote_storage(s3, with_images):
     place.run("features", "--dataset_name", "toy", "--sae_path", place.sae("local"))
     for name in ("max_activating_image_indices.pt", "sae_sparsity.pt", "sae_mean_acts.pt"):
         assert (place.features("remote") / name).read_bytes() == (place.features("local") / name).read_bytes()
-    (skipped,) = (place.root / "out" / "activations" / "toy").glob("toy.skipped.csv")
+    (skipped,) = (place.root / "out" / "activations" / "toy").glob("toy.zarr.skipped.csv")
     assert "broken.png" in skipped.read_text()
 
 

@@ -53,7 +53,7 @@ def test_labels_patients_and_provenance(with_store):
 
 
 def test_unreadable_images_are_listed_with_reasons(with_store):
-    path = with_store.store.with_suffix(".skipped.csv")
+    path = with_store.store.with_name(f"{with_store.store.name}.skipped.csv")
     with path.open(newline="") as file:
         (row,) = list(csv.DictReader(file))
     assert row["path"] == BROKEN

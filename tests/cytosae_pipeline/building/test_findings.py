@@ -87,7 +87,7 @@ def test_a_build_reports_duplicates_with_their_labels(place):
     assert (
         "1 picture occurs more than once (3 images); 1 of them with several labels, for example 'blast/a.png'" in output
     )
-    path = place.store.with_suffix(".duplicates.csv")
+    path = place.store.with_name(f"{place.store.name}.duplicates.csv")
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["picture"], row["row"], row["path"], row["label"]) for row in rows] == [

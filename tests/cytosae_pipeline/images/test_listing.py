@@ -417,3 +417,10 @@ def test_the_nearest_name_beside_a_missing_folder_is_suggested(tmp_path):
         open_dataset(tmp_path / "platelets")
     with pytest.raises(DatasetNotFoundError, match="--images PATH$"):
         open_dataset(tmp_path / "gone" / "monocites")
+
+
+def test_folders_that_are_too_deep_are_one_message(tmp_path):
+    folder = tmp_path.joinpath(*["a"] * 110)
+    folder.mkdir(parents=True)
+    with pytest.raises(DatasetError, match="lies more than 100 folders deep: give a folder further down"):
+        scan_folder(tmp_path)

@@ -238,3 +238,17 @@ def test_names_in_the_picture_cannot_become_code():
 def test_points_without_a_place_are_left_out():
     svg = draw_pareto([Point(0, 0.5, "a", ""), Point(3, math.nan, "b", ""), Point(3, 0.5, "c", "")])
     assert svg.count("<circle") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("k = " + "[" * 5000 + "]" * 5000, "its values are nested too deeply"),
+        ("k = 0x" + "f" * 5000, "k must be a number of at most 100 digits"),
+        ("lr = 1" + "0" * 4000, "lr must be a number of at most 100 digits"),
+    ],
+)
+def test_grids_that_no_one_means_are_one_message(tmp_path, text, message):
+    (tmp_path / "grid.toml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_grid(tmp_path / "grid.toml")
