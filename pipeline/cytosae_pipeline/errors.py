@@ -24,6 +24,11 @@ def escape(text: str, *, keep: str = "") -> str:
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
+def install(extra: str) -> str:
+    """How to install an extra."""
+    return f'pip install ".[{extra}]" in your clone of cytosae-cache'
+
+
 def join_few(texts: Iterable[str], n: int) -> str:
     """The first n texts, separated by commas, and how many more there are."""
     every = list(texts)

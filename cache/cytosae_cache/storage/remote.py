@@ -43,7 +43,7 @@ class RemoteStorage(StorageBackend):
             # Listings are never cached: another process may be writing.
             self._system, root = fsspec.core.url_to_fs(self.location, use_listings_cache=False)
         except ImportError as error:
-            extra = " Install it with: pip install 'cytosae-cache[s3]'" if url.startswith("s3:") else ""
+            extra = " Install it in your clone of cytosae-cache: pip install '.[s3]'" if url.startswith("s3:") else ""
             raise StoreError(f"'{url}' needs a package that is not installed: {error}.{extra}") from error
         except ValueError as error:
             raise StoreError(f"'{url}' is neither a path nor a URL that fsspec knows: {error}") from error

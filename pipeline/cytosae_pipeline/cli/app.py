@@ -243,7 +243,7 @@ def explore(as_json: bool, **values: Any) -> None:
     can be named and annotated; notes are kept beside the feature data and appear in later reports. It also analyses
     images of your own, which are not stored, if the vision transformer is where the store was built from or is named
     with --model_path. The printed address contains a secret that is new each time;
-    requests without it are refused. Needs: pip install "cytosae-cache[explore]"
+    requests without it are refused. Needs, in your clone: pip install ".[explore]"
 
     \b
     cytosae-cache explore --dataset_name mll23 --sae_path latest

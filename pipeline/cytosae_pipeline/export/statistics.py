@@ -14,7 +14,7 @@ from cytosae.statistics.accumulators import PooledActs
 from cytosae_cache.storage.atomic import replacing_path
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import ExportConfig
-from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.errors import UserError, install
 from cytosae_pipeline.export import anndata_files, table_files
 from cytosae_pipeline.export.table_files import ScoreWriter, TableWriter
 from cytosae_pipeline.export.tables import Table, Tables, collect_tables, make_latent_table
@@ -147,9 +147,7 @@ def _check(config: ExportConfig) -> None:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise UserError(
-                f'--format {config.format} needs {name}: pip install "cytosae-cache[{config.format}]"'
-            ) from error
+            raise UserError(f"--format {config.format} needs {name}: {install(config.format)}") from error
 
 
 def _plan(config: ExportConfig, folder: Path, names: Sequence[str]) -> dict[str, Path]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae_pipeline.config.imports import ROWS
-from cytosae_pipeline.errors import UserError, join_few, quote
+from cytosae_pipeline.errors import UserError, install, join_few, quote
 
 KEYS = ("features", "embeddings", "feats", "embedding")
 """Names under which programs store embeddings."""
@@ -149,7 +149,7 @@ def require(module: str, path: Path, extra: str) -> Any:  # noqa: ANN401 - a mod
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(f"reading '{path}' needs {module}: pip install \"cytosae-cache[{extra}]\"") from error
+        raise UserError(f"reading '{path}' needs {module}: {install(extra)}") from error
 
 
 @contextmanager

@@ -542,7 +542,7 @@ def test_options_that_contradict_each_other_are_refused(with_sae):
 def test_a_missing_package_is_named(with_sae, monkeypatch, kind, package):
     monkeypatch.setitem(sys.modules, package, None)
     output = export(with_sae, kind, code=1).output
-    assert f'--format {kind} needs {package}: pip install "cytosae-cache[{kind}]"' in output
+    assert f'--format {kind} needs {package}: pip install ".[{kind}]"' in output
     assert not with_sae.features().exists()
 
 

@@ -83,7 +83,7 @@ def test_the_latents_of_a_large_map_are_the_featured_ones_and_those_that_vary_mo
 
 
 def test_umap_is_reproducible_and_says_what_it_is(with_sae):
-    pytest.importorskip("umap", reason='needs umap-learn: pip install "cytosae-cache[map]"')
+    pytest.importorskip("umap", reason='needs umap-learn: pip install ".[map]"')
     config = PageConfig(root_dir=with_sae.root, dataset_name="toy", sae_path=with_sae.sae(), map="umap")
     data = open_report_data(config)
     one, other = (measure_map(data, np.array([0])) for _ in range(2))

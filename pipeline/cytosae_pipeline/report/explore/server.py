@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cytosae_pipeline.config import ExploreConfig
-from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.errors import UserError, install
 from cytosae_pipeline.images.listing import list_stored_images
 from cytosae_pipeline.report.data.report_data import open_report_data
 from cytosae_pipeline.report.explore.service import ExploreService
@@ -128,6 +128,4 @@ def _require(*names: str) -> None:
     """
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(
-            f'explore needs {" and ".join(missing)}, which is not installed: pip install "cytosae-cache[explore]"'
-        )
+        raise UserError(f"explore needs {' and '.join(missing)}, which is not installed: {install('explore')}")

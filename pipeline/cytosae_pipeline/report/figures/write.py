@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae.analysis.differential import GroupComparison
-from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.errors import UserError, install
 from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.report.data.limits import MAX_CORRELATED
 from cytosae_pipeline.report.data.report_data import ReportData
@@ -34,7 +34,7 @@ def require_matplotlib() -> None:
     try:
         importlib.import_module("matplotlib")
     except ImportError as error:
-        raise UserError('--figures needs matplotlib: pip install "cytosae-cache[figures]"') from error
+        raise UserError(f"figures need matplotlib: {install('figures')}") from error
 
 
 def write_figures(

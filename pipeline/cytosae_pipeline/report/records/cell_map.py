@@ -15,7 +15,7 @@ from cytosae.statistics.heatmaps import LatentEncoder
 from cytosae_cache.reading.permutation import spread_rows
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.config import PageConfig
-from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.errors import UserError, install
 from cytosae_pipeline.report.data.report_data import ReportData
 from cytosae_pipeline.report.records.encoding import pack
 from cytosae_pipeline.report.records.latents import images_at_once
@@ -58,7 +58,7 @@ def require_umap(config: PageConfig) -> None:
         UserError: If it is not.
     """
     if config.map == "umap" and importlib.util.find_spec("umap") is None:
-        raise UserError('--map umap needs umap-learn: pip install "cytosae-cache[map]", or give --map pca')
+        raise UserError(f"--map umap needs umap-learn: {install('map')}, or give --map pca")
 
 
 def measure_map(data: ReportData, featured: npt.NDArray[np.int64]) -> CellMap | None:

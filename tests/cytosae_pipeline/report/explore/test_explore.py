@@ -685,7 +685,7 @@ def test_errors_before_the_server_starts(with_sae, monkeypatch):
         assert f"port {port} of 127.0.0.1 is already in use." in _refusal(with_sae, "--port", port)
     assert with_sae.run("explore", "--port", 65536, code=2)
     monkeypatch.setitem(sys.modules, "flask", None)
-    assert 'pip install "cytosae-cache[explore]"' in CliRunner().invoke(cli, ["explore"]).output
+    assert 'pip install ".[explore]"' in CliRunner().invoke(cli, ["explore"]).output
 
 
 def test_the_help_text_names_options_and_examples():

@@ -476,7 +476,7 @@ def test_without_the_option_nothing_is_drawn_and_matplotlib_is_not_loaded(place,
 def test_a_missing_matplotlib_is_reported_before_anything_is_computed(with_sae, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     folder, result = _figures(with_sae, code=1)
-    assert 'pip install "cytosae-cache[figures]"' in result.output
+    assert 'pip install ".[figures]"' in result.output
     assert not with_sae.features().exists()
     assert not folder.parent.exists()
 
