@@ -60,7 +60,8 @@ def xarray_view(store: StoreLayout) -> "xarray.Dataset":
         import xarray
     except ImportError as error:
         raise StoreError(
-            "xarray is not installed. Install it in your clone of cytosae-cache: pip install '.[xarray]', or use store.dask()"
+            "xarray is not installed. Install it in your clone of cytosae-cache: pip install '.[xarray]', or use "
+            "store.dask()"
         ) from error
     table = {name: ("image", np.array(column, dtype=object)) for name, column in store.images._asdict().items()}
     further = {
