@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -203,9 +203,7 @@ def read_features(folder: Path) -> Features:
     arrays = {name: _read_tensor(folder / f"{stem}.pt", dtype) for name, (stem, dtype) in TENSORS.items()}
     n_rows, labels = _read_labels(folder / "images.csv")
     n_latents = len(arrays["sparsity"])
-    # The record says whether the file belongs to these results: an older version leaves that of a newer one behind.
-    specificity = read_specificity(folder, n_latents, len(labels), VERB) if record.get("specificity") else None
-    found = Features(**arrays, labels=labels, record=record, specificity=specificity)
+    found = Features(**arrays, labels=labels, record=record, specificity=None)
     shapes = [(len(array), array.ndim) for array in arrays.values()]
     problem = None
     if (
@@ -221,7 +219,10 @@ def read_features(folder: Path) -> Features:
         problem = "shares of images must lie between 0 and 1"
     if problem:
         raise UnusableResultsError(f"the files of `features` in '{folder}': {problem}", VERB)
-    return found
+    # The record says whether the file belongs to these results: an older version leaves that of a newer one behind.
+    if not record.get("specificity"):
+        return found
+    return replace(found, specificity=read_specificity(folder, n_latents, len(labels), VERB))
 
 
 def _images_csv(store: ActivationStore) -> bytes:

@@ -206,3 +206,25 @@ def test_labels_of_several_lines_become_one_line_and_keep_their_places(with_imag
     filled = features.top_rows >= 0
     np.testing.assert_array_equal(features.top_labels[filled], features.top_rows[filled] % 2)
     assert json.loads((with_images.features() / "features.json").read_text()) == features.record
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda value: [], "must contain label_images"),
+        (lambda value: {**value, "position_share": value["position_share"][:-1]}, "must contain position_share"),
+        (
+            lambda value: {**value, "label_means": -value["label_means"] - 1},
+            "label_means must be finite and at least 0",
+        ),
+    ],
+)
+def test_damaged_specificity_is_one_message(with_sae, change, message):
+    with_sae.run("features", "--dataset_name", "toy", "--sae_path", with_sae.sae())
+    path = with_sae.features() / "sae_specificity.pt"
+    torch.save(change(torch.load(path, weights_only=True)), path)
+    with pytest.raises(UserError, match=message):
+        read_features(with_sae.features())
+    path.unlink()
+    with pytest.raises(UserError, match=r"Compute them again with `cytosae-cache features`"):
+        read_features(with_sae.features())

@@ -21,6 +21,7 @@ FEATURE_FILES = {
     "sae_mean_acts.pt",
     "sae_sparsity.pt",
     "top_entropy.pt",
+    "sae_specificity.pt",
     "images.csv",
     "labels.txt",
     "features.json",

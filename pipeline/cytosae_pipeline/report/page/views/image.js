@@ -35,6 +35,7 @@ const imageView = (row, text, latent) => {
  */
 async function mapOf(latent, row) {
   if (!(latent < state.latents.n)) return null;
+  if (!state.overview.explore && !state.latents.isFeatured[latent]) return { latent };
   const record = await cytosae.load(`latents/${latent}`).catch(() => null);
   return { latent, top: record?.top.find((item) => item.row === row) };
 }

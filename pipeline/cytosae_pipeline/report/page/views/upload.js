@@ -1,7 +1,11 @@
 // Explorer only: images of the user's own, sent to the server on this machine and analysed there.
 "use strict";
 
-/** What was uploaded so far: an image, or why it could not be read. @type {{name: string, image?: ImageRecord, why?: string}[]} */
+/**
+ * What was uploaded so far: an image, or why it could not be read.
+ *
+ * @type {{name: string, image?: ImageRecord, why?: string}[]}
+ */
 const uploads = [];
 /** Place of the upload that is shown. */
 let shownUpload = -1;
