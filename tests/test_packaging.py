@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -42,8 +43,14 @@ def test_setup_cfg_lists_exactly_the_packages_on_disk():
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
     """A folder with the source distribution, and the wheel that was built from nothing else."""
-    folder = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    folder, source = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("source")
+    # From a copy: setuptools writes into the folder, and tests of several processes would disturb each other.
+    for item in ROOT.iterdir():
+        if item.is_file():
+            shutil.copy(item, source)
+    for name in ("benchmarks", "cache", "cytosae", "docs", "pipeline", "scripts", "tests"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder

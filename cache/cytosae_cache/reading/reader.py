@@ -205,8 +205,9 @@ class OpenFiles:
                 except OSError as error:
                     if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._files:
                         raise
-                    self.most = max(1, len(self._files) // 2)
-                    self._close_oldest(self.most)
+                    half = len(self._files) // 2
+                    self._close_oldest(half)
+                    self.most = max(1, half)
             self._files[key] = file
             self._close_oldest(self.most)
             return file

@@ -93,8 +93,7 @@ def test_a_store_that_is_built_first_is_passed_on(with_sae, recorder):
     source = ["--images", with_sae.images, "--layout", LAYOUT, "--model_path", with_sae.vit]
     output = with_sae.run("features", "--dataset_name", "toy", "--sae_path", with_sae.sae(), *source).output
     assert "building it first" in output
-    # Once to be filled, once complete, and once as the suggested training command finds it.
-    assert recorder.calls["stores opened"] == 3
+    assert recorder.calls["stores opened"] == 2
     assert recorder.calls["weights_sha256"] == 0  # `ensure` hashed them and passed the digest on
 
 

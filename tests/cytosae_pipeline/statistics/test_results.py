@@ -181,7 +181,7 @@ def test_nothing_in_the_files_is_executed(filled):
 
     torch.save(Bomb(), filled.features() / "sae_sparsity.pt")
     np.save(filled.features() / "cls_sae_cnt.npy", np.array([Bomb()], dtype=object), allow_pickle=True)
-    with pytest.raises(UserError, match=r"sae_sparsity.pt' cannot be read \(UnpicklingError"):
+    with pytest.raises(UserError, match=r"sae_sparsity.pt' cannot be read \(UnsafePickleError"):
         read_features(filled.features())
     with pytest.raises(UserError, match=r"cls_sae_cnt.npy' cannot be read \(ValueError: Object arrays"):
         read_counts(filled.features(), "patient")
