@@ -85,7 +85,7 @@ def test_xarray_is_lazy_labelled_and_checked(tmp_path):
 def test_without_xarray_the_message_says_what_to_install(tmp_path, monkeypatch):
     store = make_store(tmp_path / "s.zarr", make_activations(3))
     monkeypatch.setitem(sys.modules, "xarray", None)
-    with pytest.raises(StoreError, match=r"pip install 'cytosae-cache\[xarray\]'"):
+    with pytest.raises(StoreError, match=r"pip install '\.\[xarray\]'"):
         store.xarray()
 
 

@@ -147,7 +147,7 @@ def test_a_missing_package_is_named(monkeypatch):
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", absent)
-    with pytest.raises(StoreError, match=r"pip install 'cytosae-cache\[s3\]'"):
+    with pytest.raises(StoreError, match=r"pip install '\.\[s3\]'"):
         open_storage(URL)
 
 

@@ -492,7 +492,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
         (tmp_path / f"a.{ending}").write_bytes(b"x")
         with monkeypatch.context() as patch:
             patch.setitem(__import__("sys").modules, package, None)
-            with pytest.raises(UserError, match=rf'needs {package}: pip install "cytosae-cache\[{extra}\]"'):
+            with pytest.raises(UserError, match=rf'needs {package}: pip install "\.\[{extra}\]"'):
                 _import(tmp_path, tmp_path / f"a.{ending}")
 
 

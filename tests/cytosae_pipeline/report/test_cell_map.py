@@ -96,6 +96,6 @@ def test_umap_is_reproducible_and_says_what_it_is(with_sae):
 
 def test_a_missing_umap_is_named(monkeypatch):
     monkeypatch.setattr(cell_map.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r'--map umap needs umap-learn: pip install "cytosae-cache\[map\]"'):
+    with pytest.raises(UserError, match=r'--map umap needs umap-learn: pip install "\.\[map\]"'):
         require_umap(PageConfig(map="umap"))
     require_umap(PageConfig())
