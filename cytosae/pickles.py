@@ -93,16 +93,29 @@ def check_pickle(path: Path) -> None:
         raise UnsafePickleError(f"the pickle is damaged: {type(error).__name__}: {error}") from error
 
 
+def check_members(archive: zipfile.ZipFile, n_bytes: int) -> None:
+    """Refuse an archive that unpacks to more than its size.
+
+    Args:
+        archive: The open archive.
+        n_bytes: Size of its file.
+
+    Raises:
+        UnsafePickleError: If a member is compressed, or the members claim more bytes than the file has.
+    """
+    members = archive.infolist()
+    if any(info.compress_type != zipfile.ZIP_STORED for info in members):
+        raise UnsafePickleError("it is compressed, which torch never does")
+    claimed = sum(info.file_size for info in members)
+    if claimed > n_bytes:
+        raise UnsafePickleError(f"its members claim {claimed} bytes, it has {n_bytes}")
+
+
 def _check_zip(path: Path) -> None:
     """A file in torch's zip format: its members are stored as they are, and their pickle refers to those alone."""
     with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        if any(info.compress_type != zipfile.ZIP_STORED for info in members):
-            raise UnsafePickleError("it is compressed, which torch never does")
-        claimed, found = sum(info.file_size for info in members), path.stat().st_size
-        if claimed > found:
-            raise UnsafePickleError(f"its members claim {claimed:,} bytes, it has {found:,}")
-        sizes = {info.filename: info.file_size for info in members}
+        check_members(archive, path.stat().st_size)
+        sizes = {info.filename: info.file_size for info in archive.infolist()}
         for name in sizes:
             if name.endswith(".pkl"):
                 if sizes[name] > _MAX_PICKLE_BYTES:

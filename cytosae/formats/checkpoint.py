@@ -14,7 +14,7 @@ from cytosae.formats.foreign import Activation, ForeignSae, InteropError, check_
 from cytosae.formats.readers import SaeFiles, find_files, read_foreign, strip_prefix
 from cytosae.formats.reference import unwrap_cfg
 from cytosae.formats.saelens import is_saelens_config
-from cytosae.formats.safe_unpickle import RestrictedPickleError, check_archive, read_restricted, to_plain
+from cytosae.formats.safe_unpickle import RestrictedPickleError, read_restricted, to_plain
 from cytosae.formats.tensor_file import read_tensors
 from cytosae.pickles import load_torch
 from cytosae.sae.base import Sae, SaeSource
@@ -216,10 +216,7 @@ def _read_checkpoint(path: Path) -> Any:  # noqa: ANN401
                 "is not read. Save the state dict alone with torch.save, and give --sae_arch"
             )
     try:
-        check_archive(path)
         return load_torch(path)
-    except RestrictedPickleError as error:
-        raise SaeCheckpointError(str(error)) from error
     except pickle.UnpicklingError:
         return _read_reference(path)
     except Exception as error:

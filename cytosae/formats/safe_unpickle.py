@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from cytosae.pickles import UnsafePickleError, check_members
+
 _MAX_PICKLE_BYTES = 1 << 22
 _MAX_NUMBER = 1 << 63
 _MAX_DEPTH = 50
@@ -85,14 +87,11 @@ def check_archive(path: Path) -> None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
+            check_members(archive, path.stat().st_size)
     except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError):
         return
-    if any(info.compress_type != zipfile.ZIP_STORED for info in members):
-        raise RestrictedPickleError(f"'{path}' cannot be read: it is compressed, which torch never does")
-    claimed, found = sum(info.file_size for info in members), path.stat().st_size
-    if claimed > found:
-        raise RestrictedPickleError(f"'{path}' cannot be read: its members claim {claimed} bytes, it has {found}")
+    except UnsafePickleError as error:
+        raise RestrictedPickleError(f"'{path}' cannot be read: {error}") from error
 
 
 def read_restricted(path: Path) -> Any:  # noqa: ANN401 - any contents

@@ -18,7 +18,7 @@ from cytosae_pipeline.api.statistics import FeatureStats, GroupStats
 from cytosae_pipeline.config import PageConfig, StoreSource
 from cytosae_pipeline.errors import UserError, join_few, quote
 from cytosae_pipeline.images.listing import list_stored_images
-from cytosae_pipeline.report.data.report_data import Cohort, ReportData, make_latent_data
+from cytosae_pipeline.report.data.report_data import Cohort, ReportData, arrange_cohort, make_latent_data
 from cytosae_pipeline.report.figures.write import require_matplotlib
 from cytosae_pipeline.report.records.patients import GroupPair, compare_pair
 from cytosae_pipeline.statistics.groups import PatientGroups, find_groups
@@ -176,16 +176,7 @@ def make_cohort(counts: GroupStats, groups: Groups | None = None) -> Cohort:
         found = find_groups(names, store.images.take(store.valid_rows), None)
     else:
         found = PatientGroups((), np.full(len(names), -1), "these are labels")
-    order = order_by_group(found.of, names)
-    raw, n_images = counts.counts[0][seen[order]], counts.n_images[seen[order]]
-    return Cohort(
-        names=[names[at] for at in order.tolist()],
-        counts=raw / n_images[:, None],
-        raw=raw,
-        n_images=n_images,
-        threshold=float(counts.thresholds[0]),
-        groups=found._replace(of=found.of[order]),
-    )
+    return arrange_cohort(counts, seen, names, found, order_by_group(found.of, names))
 
 
 def _check_latents(latents: int | Sequence[int], n_latents: int) -> npt.NDArray[np.int64]:

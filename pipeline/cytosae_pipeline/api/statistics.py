@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from cytosae.analysis.latents import label_entropy
 from cytosae.statistics.accumulators import PooledActs
 from cytosae_pipeline.api.options import takes_options, takes_pair
 from cytosae_pipeline.config import ExportConfig, StatisticsOptions
@@ -35,11 +33,6 @@ class FeatureStats(Features):
     """The autoencoder and the store."""
     options: StatisticsOptions
     """The options."""
-
-    @property
-    def label_entropy(self) -> npt.NDArray[np.float64]:
-        """Entropy of the labels of each latent's top images, in nats, shape `(S,)`; -1 where it is not defined."""
-        return label_entropy(self.top_values, self.top_labels, len(self.labels))
 
     def best_latents(self, n: int = 20) -> list[int]:
         """The latents to look at first: those specific to each label in turn (docs/definitions.md, section 10).

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cytosae.analysis.latents import is_defined, label_entropy
+from cytosae.analysis.latents import is_defined
 from cytosae_pipeline.building.build import build_store
 from cytosae_pipeline.config import BuildConfig, DemoConfig, ReportConfig, StatisticsConfig, TrainConfig
 from cytosae_pipeline.config.commands import command
@@ -140,5 +140,5 @@ def run_demo(root: Path | str, *, seed: int = 0) -> DemoResult:
 
 def count_specific(features: Features) -> int:
     """Latents whose top images are nearly all of one class."""
-    entropy = label_entropy(features.top_values, features.top_labels, len(features.labels))
+    entropy = features.label_entropy
     return int((is_defined(entropy) & (entropy < 0.1)).sum())

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cytosae.analysis.latents import label_entropy, label_mass
+from cytosae.analysis.latents import label_mass
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline import __version__
 from cytosae_pipeline.errors import UserError, quote
@@ -124,7 +124,7 @@ def make_latent_table(features: Features, notes: Mapping[int, LatentNote] = Mapp
         "name": _texts([given.get(latent, "") for latent in range(len(features.sparsity))]),
         "sparsity": features.sparsity,
         "mean_acts": features.mean_acts,
-        "label_entropy": label_entropy(features.top_values, features.top_labels, len(features.labels)),
+        "label_entropy": features.label_entropy,
         "dead": features.sparsity == 0,
         "top_label": _texts([row[0] if row else "" for row in names]),
         "top_label_share": share,

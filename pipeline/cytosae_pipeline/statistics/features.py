@@ -87,6 +87,11 @@ class Features:
         """Latents that are active on at least one image."""
         return int((self.sparsity > 0).sum())
 
+    @property
+    def label_entropy(self) -> npt.NDArray[np.float64]:
+        """Entropy of the labels of each latent's top images, in nats, shape `(S,)`; -1 where it is not defined."""
+        return label_entropy(self.top_values, self.top_labels, len(self.labels))
+
     def first_latents(self, n: int, allowed: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.int64]:
         """The latents to look at first (docs/definitions.md, section 10), shape `(at most n,)`.
 
@@ -97,8 +102,7 @@ class Features:
             allowed: Which may be chosen, shape `(S,)`; all that are active by default.
         """
         sparsity = self.sparsity if allowed is None else np.where(allowed, self.sparsity, 0)
-        entropy = label_entropy(self.top_values, self.top_labels, len(self.labels))
-        found = self.specificity
+        entropy, found = self.label_entropy, self.specificity
         if found is None:
             return best_latents(sparsity, self.mean_acts, entropy, n)
         return first_latents(
@@ -183,8 +187,7 @@ def save_features(
         files.append(folder / f"{stem}.pt")
         write_torch(files[-1], torch.from_numpy(getattr(features, name)).contiguous().clone())
     files += [folder / ENTROPY, folder / "images.csv", folder / "labels.txt"]
-    entropy = label_entropy(features.top_values, features.top_labels, len(features.labels))
-    write_torch(files[-3], torch.from_numpy(entropy.astype(np.float32)))
+    write_torch(files[-3], torch.from_numpy(features.label_entropy.astype(np.float32)))
     write_file(files[-2], _images_csv(store))
     # One line per label: a store made from elsewhere may have names of several lines.
     write_file(files[-1], "".join(f"{join_lines(name)}\n" for name in features.labels).encode())

@@ -1,4 +1,4 @@
-"""Small arrays: what they state is compared with the bytes at hand before memory is taken."""
+"""Small arrays: the sizes that they state are checked against the file before memory is allocated."""
 
 import json
 import struct

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cytosae.analysis.latents import cluster_latents, label_entropy, label_mass, order_by_group
+from cytosae.analysis.latents import cluster_latents, label_mass, order_by_group
 from cytosae.analysis.specificity import mostly_label
 from cytosae.statistics.histograms import ProfileResult
 from cytosae_cache.store import ActivationStore
@@ -84,7 +85,7 @@ def make_latent_data(config: PageConfig, features: Features, notes_path: Path) -
     return LatentData(
         config=config,
         features=features,
-        entropy=label_entropy(features.top_values, features.top_labels, len(features.labels)),
+        entropy=features.label_entropy,
         clusters=cluster_latents(features.mean_acts, features.sparsity, config.clusters, seed=config.seed),
         notes=read_notes(notes_path, len(features.sparsity)),
     )
@@ -214,15 +215,34 @@ def _make_cohort(
     # Ordered by the names shown: the order of the real names would leak information about them.
     order = order_by_group(groups.of, shown)
     patients = number_names(images.patient, [names[at] for at in order.tolist()])
+    return arrange_cohort(counts, seen, shown, groups, order), patients
+
+
+def arrange_cohort(
+    counts: Counts,
+    seen: npt.NDArray[np.int64],
+    names: Sequence[str],
+    groups: PatientGroups,
+    order: npt.NDArray[np.int64],
+) -> Cohort:
+    """The patients with readable images in an order.
+
+    Args:
+        counts: Counts of all patients.
+        seen: Rows of those with readable images, shape `(P,)`.
+        names: Their names, as they are shown.
+        groups: Their groups.
+        order: The order, indices into these, shape `(P,)`.
+    """
     raw, n_images = counts.counts[0][seen[order]], counts.n_images[seen[order]]
     return Cohort(
-        names=[shown[at] for at in order],
+        names=[names[at] for at in order.tolist()],
         counts=raw / n_images[:, None],
         raw=raw,
         n_images=n_images,
         threshold=float(counts.thresholds[0]),
         groups=groups._replace(of=groups.of[order]),
-    ), patients
+    )
 
 
 def read_training(sae_path: Path) -> list[dict[str, Any]]:
