@@ -108,6 +108,8 @@ def _check_tables(store: StoreLayout, report: VerifyReport) -> None:
     _ = store.image_columns
     if report.problems:
         return
+    if store.contents != store.compute_contents():
+        report.problems.append("contents: the stated identity does not match the images and shards")
     paths = [path.encode() for path in store.images.path]
     if paths != sorted(set(paths)):
         report.problems.append("images/path: rows are not sorted by path, or a path occurs twice")

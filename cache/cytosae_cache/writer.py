@@ -12,9 +12,10 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from cytosae_cache.errors import NotFiniteError, StoreError
+from cytosae_cache.errors import NotFiniteError, StoreCorruptError, StoreError
 from cytosae_cache.format.codec import make_codec
 from cytosae_cache.format.columns import encode_hierarchy
+from cytosae_cache.format.contents import CONTENTS_COLUMNS, digest_contents
 from cytosae_cache.format.layout import COLUMNS_FOLDER, MAX_COLUMNS, ImageTable, StoreLayout
 from cytosae_cache.format.marks import (
     PROGRESS_FOLDER,
@@ -84,7 +85,7 @@ def create_store(
         storage.write(name, [data])
     storage.sync()
     # Written last: without it the folder is not a store, so a build that was killed before starts from scratch.
-    write_attributes(storage, spec, provenance, complete=False)
+    write_attributes(storage, spec, provenance, complete=False, files=hash_tables(storage))
     return ActivationStore(location)
 
 
@@ -135,7 +136,7 @@ class StoreWriter:
         self.store = store
         self._storage, self._widen = store.storage, widen
         # Written before the first mark: without a mark they may be incomplete, and the first shard gives them again.
-        self._channels = store.channels if store.n_finished_shards else None
+        self._channels = _read_channels(store) if store.n_finished_shards else None
         self._codec = make_codec(store.compression, np.dtype(store.spec.store_dtype).itemsize)
         self._queue: queue.Queue[ShardData | None] = queue.Queue(maxsize=_QUEUED_SHARDS)
         self._failure: BaseException | None = None
@@ -145,7 +146,10 @@ class StoreWriter:
 
     def missing_shards(self) -> list[int]:
         """Shards without a mark, or whose file does not match it, in order."""
-        return [shard for shard in range(self.store.n_shards) if not self._is_finished(shard)]
+        missing = [shard for shard in range(self.store.n_shards) if not self._is_finished(shard)]
+        if len(missing) == self.store.n_shards:
+            self._channels = None
+        return missing
 
     def discard(self, shards: Iterable[int]) -> None:
         """Make shards missing: remove their marks. Also removes the partial files that killed builds left.
@@ -200,7 +204,11 @@ class StoreWriter:
         for name, data in encode_hierarchy(tables).items():
             storage.write(name, [data])
         storage.sync()
-        write_attributes(storage, store.spec, store.provenance, complete=True, files=hash_tables(storage))
+        files = hash_tables(storage)
+        self._require_unchanged(files)
+        channels = {} if self._channels is None else _channel_columns(self._channels)
+        contents = digest_contents({**{name: tables[name] for name in CONTENTS_COLUMNS}, **channels})
+        write_attributes(storage, store.spec, store.provenance, complete=True, files=files, contents=contents)
         remove_marks(storage)
         return ActivationStore.open(store.path)
 
@@ -214,6 +222,19 @@ class StoreWriter:
         self._stop()
         if kind is None:
             self._raise_failure()
+
+    def _require_unchanged(self, files: Mapping[str, str]) -> None:
+        """Refuse to complete a store whose table of images was damaged since it was created.
+
+        Raises:
+            StoreCorruptError: If a file differs from its digest of then.
+        """
+        changed = next((name for name, digest in self.store.files.items() if files.get(name) != digest), None)
+        if changed is not None:
+            raise StoreCorruptError(
+                f"'{self.store.path}/{changed}' was changed or damaged while the store was being built. Run the "
+                "command again with --overwrite"
+            )
 
     def _stop(self) -> None:
         """Let the thread write what is queued, then end it."""
@@ -245,7 +266,8 @@ class StoreWriter:
         digest = self._summing.submit(digest_parts, parts)
         self._storage.write(shard_name(data.shard), parts, sync=True)
         n_bytes, crc = digest.result()
-        write_mark(self._storage, data.shard, ShardMark(n_bytes=n_bytes, crc32c=crc, **summary.result()))
+        fields = {**summary.result(), "channels": _digest_channels(self._channels)}
+        write_mark(self._storage, data.shard, ShardMark(n_bytes=n_bytes, crc32c=crc, **fields))
 
     def _make_records(self, data: ShardData) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """The stored form of a shard, and the activations that readers will decode from it."""
@@ -269,8 +291,7 @@ class StoreWriter:
 
     def _write_channels(self, channels: Channels) -> None:
         """Make the decoding parameters of an int8 store durable, before its first shard is written."""
-        columns = {f"channels/{name}": values for name, values in channels._asdict().items()}
-        for name, data in encode_hierarchy(columns).items():
+        for name, data in encode_hierarchy(_channel_columns(channels)).items():
             self._storage.write(name, [data], sync=True)
         self._storage.sync()
 
@@ -287,7 +308,27 @@ class StoreWriter:
         mark, name = read_mark(self._storage, shard), shard_name(shard)
         if mark is None or self._storage.size(name) != mark.n_bytes:
             return False
+        if mark.channels != _digest_channels(self._channels):
+            return False
         return not self._storage.checks_content or digest_file(self._storage.open(name)).crc32c == mark.crc32c
+
+
+def _read_channels(store: StoreLayout) -> Channels | None:
+    """Decoding parameters of an unfinished store; None if they are damaged: its shards then count as missing."""
+    try:
+        return store.channels
+    except StoreCorruptError:
+        return None
+
+
+def _digest_channels(channels: Channels | None) -> str:
+    """What marks record of the decoding parameters."""
+    return "" if channels is None else digest_contents(_channel_columns(channels))
+
+
+def _channel_columns(channels: Channels) -> dict[str, npt.NDArray[Any]]:
+    """Decoding parameters by their place in the store."""
+    return {f"channels/{name}": values for name, values in channels._asdict().items()}
 
 
 def _summarise(

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from cytosae_cache.errors import StoreCorruptError, StoreIncompleteError
 from cytosae_cache.format.columns import read_table
+from cytosae_cache.format.contents import CONTENTS_COLUMNS, digest_contents
 from cytosae_cache.format.marks import PROGRESS_FOLDER
 from cytosae_cache.format.metadata import (
     MAX_METADATA_BYTES,
@@ -73,8 +74,9 @@ class StoreLayout:
         self.spec = StoreSpec.from_json(attributes.get("spec"))
         self.complete = attributes.get("complete") is True
         self.provenance = read_provenance(attributes)
-        self.files: dict[str, str] = attributes["files"] if self.complete else {}
-        """SHA-256 of every file that is neither a shard nor the group's metadata; empty until complete."""
+        self.files: dict[str, str] = attributes["files"]
+        """SHA-256 of every file that is neither a shard nor the group's metadata; until complete, of those so far."""
+        self._contents = str(attributes.get("contents", "")) if self.complete else ""
         name = "activations/zarr.json"
         array = parse_json(self.read_file(name, max_bytes=MAX_METADATA_BYTES), f"{self.path}/{name}")
         self.n_images, self.shard_images, self.compression = check_activations(array, self.spec, str(self.path))
@@ -125,7 +127,8 @@ class StoreLayout:
             data = self.storage.read(name, max_bytes=max_bytes)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise StoreCorruptError(f"'{where}' is missing: the store was not copied completely") from error
-        if self.complete and hashlib.sha256(data).hexdigest() != self.files.get(name):
+        # Until the store is complete, files are added.
+        if (self.complete or name in self.files) and hashlib.sha256(data).hexdigest() != self.files.get(name):
             raise StoreCorruptError(
                 f"'{where}' was changed or damaged after it was written. Repair it by rebuilding with --overwrite"
             )
@@ -240,6 +243,24 @@ class StoreLayout:
         return channels
 
     @cached_property
+    def contents(self) -> str:
+        """Identity of what a complete store contains (`digest_contents`), 64 hex digits.
+
+        Stores of earlier versions do not state it: there, it is computed from their tables.
+
+        Raises:
+            StoreIncompleteError: If the store is unfinished.
+        """
+        self.require_complete()
+        return self._contents or self.compute_contents()
+
+    def compute_contents(self) -> str:
+        """The identity of the contents, from the tables."""
+        names = [*CONTENTS_COLUMNS, *(f"channels/{name}" for name in Channels._fields)]
+        there = {name: self.column(name) for name in names if f"{name}/zarr.json" in self.files}
+        return digest_contents(there)
+
+    @cached_property
     def moments(self) -> Moments:
         """Exact sums per shard."""
         return Moments(*(self.column(f"moments/{name}") for name in Moments.__dataclass_fields__))
@@ -256,6 +277,7 @@ class StoreLayout:
             "format": FORMAT_VERSION,
             "complete": self.complete,
             **vars(self.provenance),
+            "contents": self.contents if self.complete else None,
             "spec_hash": self.spec.hash,
             "spec": self.spec.to_json(),
             "shape": [self.n_images, self.n_tokens, self.d_model],

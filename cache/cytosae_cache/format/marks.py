@@ -1,13 +1,15 @@
 """Completion marks: what a build records about every finished shard until the whole store is complete."""
 
+import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cytosae_cache.format.spec import canonical_json
 from cytosae_cache.storage.base import StorageBackend
 
 PROGRESS_FOLDER = "progress"
@@ -36,6 +38,8 @@ class ShardMark:
     """Sum per channel over valid tokens."""
     sum_sq: list[float]
     """Sum of squares per channel over valid tokens."""
+    channels: str = ""
+    """Digest of the decoding parameters that an int8 shard was written with; '' for other types."""
 
 
 def mark_name(shard: int) -> str:
@@ -44,17 +48,28 @@ def mark_name(shard: int) -> str:
 
 
 def read_mark(storage: StorageBackend, shard: int) -> ShardMark | None:
-    """The mark of a shard; None if it is missing or unreadable."""
+    """The mark of a shard; None if it is missing, unreadable or not as it was written."""
     try:
-        return ShardMark(**json.loads(storage.read(mark_name(shard))))
-    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
+        record = json.loads(storage.read(mark_name(shard)))
+        if record.pop("digest") != _digest(shard, record) or set(record) != {field.name for field in fields(ShardMark)}:
+            return None
+        return ShardMark(**record)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None
 
 
 def write_mark(storage: StorageBackend, shard: int, mark: ShardMark) -> None:
-    """Write the mark of a shard whose file is complete."""
+    """Write the mark of a shard whose file is complete, with a digest of its own."""
+    record = asdict(mark)
     # Not synced: if a power cut loses or truncates a mark, its shard merely counts as missing.
-    storage.write(mark_name(shard), [json.dumps(asdict(mark)).encode()])
+    storage.write(mark_name(shard), [json.dumps({**record, "digest": _digest(shard, record)}).encode()])
+
+
+def _digest(shard: int, record: Mapping[str, Any]) -> str:
+    """SHA-256 of a mark, so that no changed digit becomes part of a store."""
+    return hashlib.sha256(canonical_json([shard, record])).hexdigest()
 
 
 def remove_marks(storage: StorageBackend) -> None:

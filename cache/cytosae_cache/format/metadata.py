@@ -43,6 +43,7 @@ def write_attributes(
     *,
     complete: bool,
     files: Mapping[str, str] | None = None,
+    contents: str = "",
 ) -> None:
     """Write the group's metadata file, atomically.
 
@@ -52,9 +53,12 @@ def write_attributes(
         provenance: Where it comes from.
         complete: Whether the store is complete and everything else is on disk.
         files: SHA-256 of every file by relative POSIX path, except shards and this file.
+        contents: Identity of the contents (`digest_contents`), known once the store is complete.
     """
     ours: dict[str, Any] = {"format": FORMAT_VERSION, "complete": complete, "spec": spec.to_json(), **vars(provenance)}
     ours["files"] = dict(sorted((files or {}).items()))
+    if contents:
+        ours["contents"] = contents
     ours["digest"] = _digest(ours)
     metadata = {"zarr_format": 3, "node_type": "group", "attributes": {ATTRIBUTES_KEY: ours}}
     storage.write("zarr.json", [(json.dumps(metadata, indent=1, ensure_ascii=False) + "\n").encode()], sync=True)
