@@ -102,6 +102,7 @@ def load_sae(
             f"'{path}' has architecture {shown(repr(architecture))}; this version knows: {', '.join(ARCHITECTURES)}"
         )
     sae = _make_shell(path, architecture, found.state_dict, cfg.get("settings"), files.weights.stat().st_size)
+    identity = _digest(architecture, sae.settings, found)
     _fill(sae, found)
     if bad := sae.non_finite():
         raise SaeCheckpointError(
@@ -111,7 +112,7 @@ def load_sae(
     if encoder_only:
         sae.W_dec = torch.nn.Parameter(torch.empty(0, len(sae.b_dec)))
     stated = None if activation is None else activation._asdict()
-    sae.source = SaeSource(path, cfg, digest_sae(path, activation), stated)
+    sae.source = SaeSource(path, cfg, identity, stated)
     return LoadedSae(sae.requires_grad_(False).eval().to(device), cfg)
 
 
@@ -146,30 +147,20 @@ def load(
     return load_sae(path, device=device, encoder_only=encoder_only, activation=activation).sae
 
 
-def digest_sae(path: Path, activation: Activation | None = None) -> str:
-    """SHA-256 of everything that decides what an autoencoder computes, in hex.
-
-    That is its file, and for other programs also their config and what the user states.
-
-    Args:
-        path: As for `load_sae`.
-        activation: As for `load_sae`.
-    """
-    files = find_files(path) or SaeFiles(path, None)
-    with files.weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if files.config is None and activation is None:
-        return digest
-    config = "" if files.config is None else hashlib.sha256(files.config.read_bytes()).hexdigest()
-    return hashlib.sha256(json.dumps([digest, config, activation]).encode()).hexdigest()
-
-
 def digest_tensors(sae: Sae) -> str:
-    """SHA-256 of an autoencoder's architecture, settings and tensors, in hex: for one that was made in memory."""
-    digest = hashlib.sha256(json.dumps([sae.architecture, sae.settings]).encode())
-    for name, tensor in sorted(sae.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    """SHA-256 of an autoencoder's architecture, settings and tensors, in hex: its identity, wherever it is saved."""
+    return _digest(sae.architecture, sae.settings, ForeignSae({}, sae.state_dict()))
+
+
+def _digest(architecture: str, settings: Mapping[str, Any], found: ForeignSae) -> str:
+    """The identity of an autoencoder, from its tensors before anything is folded into them."""
+    about = [architecture, settings, found.is_centred, found.has_unit_decoder]
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    factor = {} if found.decoder_factor is None else {"decoder_factor": found.decoder_factor}
+    for name, tensor in sorted({**found.state_dict, **factor}.items()):
+        plain = tensor.detach().cpu().to(torch.float32).contiguous()
+        digest.update(f"{name} {list(plain.shape)}\n".encode())
+        digest.update(plain.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -38,7 +38,7 @@ class SaeSource(NamedTuple):
     cfg: dict[str, Any]
     """The config in it, as JSON values."""
     sha256: str
-    """SHA-256 of everything that decides what it computes, in hex."""
+    """Its identity: SHA-256 of architecture, settings and tensors, which decide what it computes, in hex."""
     activation: dict[str, Any] | None = None
     """What the user stated about its activation function, as JSON values; None if nothing."""
 

@@ -35,13 +35,25 @@ def write_pictures(
         patient = f"{label if own_patients else ''}p{number % n_patients}"
         path = root / label / patient / f"{number:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        colour = rng.integers(0, 256, size=(1, 1, 3))
-        noise = rng.integers(-40, 40, size=(32, 32, 3))
-        Image.fromarray(np.clip(colour + noise, 0, 255).astype(np.uint8)).save(path)
+        _write_picture(path, rng)
     if broken:
         (root / BROKEN).parent.mkdir(parents=True, exist_ok=True)
         (root / BROKEN).write_bytes(b"\x89PNG no image")
     return root
+
+
+def change_pictures(root: Path) -> None:
+    """Other pixels under the same names."""
+    rng = np.random.default_rng(1)
+    for path in sorted(root.rglob("*.png")):
+        if path != root / BROKEN:
+            _write_picture(path, rng)
+
+
+def _write_picture(path: Path, rng: np.random.Generator) -> None:
+    colour = rng.integers(0, 256, size=(1, 1, 3))
+    noise = rng.integers(-40, 40, size=(32, 32, 3))
+    Image.fromarray(np.clip(colour + noise, 0, 255).astype(np.uint8)).save(path)
 
 
 def write_vit(

@@ -18,6 +18,7 @@ from cytosae_pipeline.statistics.counts import Counts, GroupKind, save_counts
 from cytosae_pipeline.statistics.encode import encode_store
 from cytosae_pipeline.statistics.features import Features, save_features
 from cytosae_pipeline.statistics.inputs import Inputs
+from cytosae_pipeline.statistics.records import lock_results
 from cytosae_pipeline.statistics.results import compute_statistics
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ class FeatureStats(Features):
             UserError: If another program wrote one of them, unless `replace_foreign` allows it.
         """
         Path(folder).mkdir(parents=True, exist_ok=True)
-        return save_features(Path(folder), self, self.inputs.store, replace_foreign=replace_foreign)
+        with lock_results(Path(folder), [self.record["verb"]]):
+            return save_features(Path(folder), self, self.inputs.store, replace_foreign=replace_foreign)
 
     def __repr__(self) -> str:
         n = self.record["n_images"]
@@ -118,9 +120,10 @@ class GroupStats(Counts):
         Raises:
             UserError: If another program wrote one of them, unless `replace_foreign` allows it.
         """
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        store = self.inputs.store
-        return save_counts(Path(folder), self, self.kind, store.images, store.n_tokens, replace_foreign=replace_foreign)
+        place, store = Path(folder), self.inputs.store
+        place.mkdir(parents=True, exist_ok=True)
+        with lock_results(place, [self.record["verb"]]):
+            return save_counts(place, self, self.kind, store.images, store.n_tokens, replace_foreign=replace_foreign)
 
     def __repr__(self) -> str:
         n, noun = int(self.n_images.sum()), "patients" if self.kind == "patient" else "labels"

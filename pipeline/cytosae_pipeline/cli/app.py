@@ -163,10 +163,15 @@ def features(as_json: bool, **values: Any) -> None:
     result = run_features(config)
     text = (
         f"{result.n_active:,} of {result.n_latents:,} latents are active on any of {result.n_images:,} images\n"
-        f"wrote in {result.folder}: {', '.join(path.name for path in result.files)}\n"
-        f"look at it: {result.next}"
+        f"{_list_files(result)}\nlook at it: {result.next}"
     )
     print_result(result, text, as_json)
+
+
+def _list_files(result: Any) -> str:
+    """The files of a statistic, and whether they were written now."""
+    names = ", ".join(path.name for path in result.files)
+    return f"{'there already' if result.reused else 'wrote'} in {result.folder}: {names}"
 
 
 @verb
@@ -202,7 +207,7 @@ def _count(values: dict[str, Any], kind: Any, as_json: bool) -> None:
     noun = "patients" if kind == "patient" else "classes"
     text = (
         f"{len(result.groups):,} {noun} x {result.n_latents:,} latents from {result.n_images:,} images\n"
-        f"wrote in {result.folder}: {', '.join(path.name for path in result.files)}\nlook at them: {result.next}"
+        f"{_list_files(result)}\nlook at them: {result.next}"
     )
     print_result(result, text, as_json)
 

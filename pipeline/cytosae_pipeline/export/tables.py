@@ -167,6 +167,7 @@ def make_provenance(inputs: Inputs, features: Features | None, counts: Counts | 
         "sae_sha256": inputs.sae_sha256,
         "store_spec_hash": inputs.store.spec.hash,
         "store_list_digest": inputs.store.provenance.list_digest,
+        "store_contents": inputs.store.contents,
         "model_name": inputs.store.spec.model_name,
     }
     if features is not None:

@@ -113,13 +113,17 @@ class CountsAccumulator:
         n_without = int(self._inputs.store.valid.sum()) - int(n_images.sum())
         if n_without:
             logger.info(f"{n_without:,} images have no {self._kind} and are not counted")
-        record = make_record(
-            self._inputs, config, verb, thresholds=list(config.threshold), normalize=config.normalize,
-            normalised_threshold=config.threshold[0],
-        )  # fmt: skip
+        record = counts_record(self._inputs, config, self._kind)
         normalised = normalise_counts(raw[0], n_images, self._inputs.store.n_tokens, config.normalize)
         thresholds = np.array(config.threshold, dtype=np.float64)
         return Counts(raw.numpy(), n_images.numpy(), thresholds, names, normalised.numpy(), record)
+
+
+def counts_record(inputs: Inputs, config: StatisticsOptions, kind: GroupKind) -> dict[str, Any]:
+    """What counts are made from, and with which options: the contents of patients.json or classes.json."""
+    thresholds = list(config.threshold)
+    about = {"thresholds": thresholds, "normalize": config.normalize, "normalised_threshold": thresholds[0]}
+    return make_record(inputs, config, COUNT_FILES[kind].verb, **about)
 
 
 def require_own_counts(folder: Path, kind: GroupKind, record: Mapping[str, Any], *, replace_foreign: bool) -> None:

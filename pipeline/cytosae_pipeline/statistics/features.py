@@ -122,8 +122,7 @@ class FeaturesAccumulator:
         self._inputs, self._config = inputs, config
         device = accumulator_device(inputs.sae.W_enc.device)
         self._statistics = FeatureStatistics(inputs.n_latents, config.top_k, device=device)
-        n_labels = len(sorted_names(inputs.store.images.label))
-        self.specificity = SpecificityAccumulator(inputs) if n_labels <= MAX_LABELS else None
+        self.specificity = SpecificityAccumulator(inputs) if _has_specificity(inputs) else None
         """Collects specificity in the same pass; it needs the activations of its `wanted` images, too."""
 
     def update(self, rows: torch.Tensor, pooled: PooledActs) -> None:
@@ -138,10 +137,9 @@ class FeaturesAccumulator:
         labels = LabelIndex.of(self._inputs.store.images.label)
         numbers = torch.from_numpy(labels.numbers)
         top_labels = torch.where(found.indices >= 0, numbers[found.indices.clamp(min=0)], -1)
-        n_images = self._statistics.n_images
         specificity = self.specificity.result() if self.specificity is not None else None
-        about = {"top_k": self._config.top_k, "n_images": n_images, "specificity": specificity is not None}
-        record = make_record(self._inputs, self._config, VERB, **about)
+        record = features_record(self._inputs, self._config)
+        assert record["n_images"] == self._statistics.n_images
         return Features(
             found.indices.numpy(),
             top_labels.numpy(),
@@ -152,6 +150,17 @@ class FeaturesAccumulator:
             record,
             specificity=specificity,
         )
+
+
+def features_record(inputs: Inputs, config: StatisticsOptions) -> dict[str, Any]:
+    """What feature data are made from, and with which options: the contents of features.json."""
+    about = {"top_k": config.top_k, "n_images": len(inputs.store.valid_rows), "specificity": _has_specificity(inputs)}
+    return make_record(inputs, config, VERB, **about)
+
+
+def _has_specificity(inputs: Inputs) -> bool:
+    """Whether there are few enough labels."""
+    return len(sorted_names(inputs.store.images.label)) <= MAX_LABELS
 
 
 def require_own_features(folder: Path, record: Mapping[str, Any], *, replace_foreign: bool) -> None:

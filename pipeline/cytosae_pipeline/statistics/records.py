@@ -6,7 +6,7 @@ import logging
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae_cache.storage.atomic import write_file
+from cytosae_cache.storage.lock import locked
 from cytosae_pipeline import __version__
 from cytosae_pipeline.config import PassOptions, StatisticsConfig
 from cytosae_pipeline.config.commands import command
@@ -67,6 +68,7 @@ def make_record(inputs: Inputs, config: PassOptions, verb: str, **more: Any) -> 
         "sae_activation": None if source is None else source.activation,
         "store_spec_hash": inputs.store.spec.hash,
         "store_list_digest": inputs.store.provenance.list_digest,
+        "store_contents": inputs.store.contents,
         "dataset": inputs.store.provenance.dataset,
         "precision": config.precision,
         **more,
@@ -138,6 +140,19 @@ def _describe_activation(activation: object, *, is_known: bool = True) -> str:
     return " ".join(f"--{name} {activation[key]}" for name, key in names.items() if activation.get(key) is not None)
 
 
+@contextmanager
+def lock_results(folder: Path, verbs: Iterable[str]) -> Iterator[None]:
+    """Hold the exclusive right to write the results of verbs in a folder.
+
+    Raises:
+        StoreBusyError: If another process computes them.
+    """
+    with ExitStack() as stack:
+        for verb in sorted(verbs):
+            stack.enter_context(locked(folder / f"{verb}.lock", f"{folder / verb}.json"))
+        yield
+
+
 def has_record(folder: Path, verb: str) -> bool:
     """Whether the verb wrote its files in a folder, or had begun to."""
     return any((folder / name).exists() for name in (f"{verb}.json", _unfinished(verb)))
@@ -175,14 +190,25 @@ def read_record(folder: Path, verb: str) -> dict[str, Any]:
     return value
 
 
-def is_current(inputs: Inputs, record: Mapping[str, Any]) -> bool:
-    """Whether a record is of this autoencoder and this store."""
-    now = {
-        "sae_sha256": inputs.sae_sha256,
-        "store_spec_hash": inputs.store.spec.hash,
-        "store_list_digest": inputs.store.provenance.list_digest,
-    }
-    return all(record.get(name) == value for name, value in now.items())
+_IDENTITIES = {
+    "sae_sha256": "another autoencoder",
+    "store_spec_hash": "another kind of activations",
+    "store_list_digest": "another list of images",
+    "store_contents": "a store with other contents, which was made again since",
+}
+"""What a difference in a field of the record means."""
+
+
+def find_difference(record: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What results belong to, if that is not the autoencoder and the store of now; '' if it is.
+
+    Args:
+        record: The record of the results.
+        now: The record that results of now would have, see `make_record`.
+    """
+    if "store_contents" not in record:
+        return "an older version of cytosae-cache, which did not record the contents of the store"
+    return next((text for name, text in _IDENTITIES.items() if record.get(name) != now[name]), "")
 
 
 def read_result(path: Path, load: Callable[[Path], _Value], verb: str) -> _Value:

@@ -1,11 +1,11 @@
 """Statistics of an autoencoder on a store: computed together in one pass, saved, and reused where they are current."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any, Self
 
-import numpy as np
 import torch
 
 from cytosae.statistics.histograms import LatentProfiles, ProfileResult
@@ -16,23 +16,32 @@ from cytosae_pipeline.statistics.counts import (
     Counts,
     CountsAccumulator,
     GroupKind,
+    counts_record,
     read_counts,
-    require_own_counts,
     save_counts,
 )
 from cytosae_pipeline.statistics.encode import ActsConsumer, PooledConsumer, encode_store
 from cytosae_pipeline.statistics.features import (
+    ENTROPY,
     FILES,
     VERB,
     Features,
     FeaturesAccumulator,
+    features_record,
     read_features,
-    require_own_features,
     save_features,
 )
 from cytosae_pipeline.statistics.inputs import Inputs, PlacedInputs
 from cytosae_pipeline.statistics.label_index import LabelIndex
-from cytosae_pipeline.statistics.records import is_current, make_record, read_record, with_remedy
+from cytosae_pipeline.statistics.records import (
+    UnusableResultsError,
+    find_difference,
+    lock_results,
+    read_record,
+    require_ours,
+    with_remedy,
+)
+from cytosae_pipeline.statistics.specificity import FILE_NAME as SPECIFICITY
 
 logger = logging.getLogger(__name__)
 
@@ -69,22 +78,6 @@ class Statistics:
                 inputs.folder, counts, kind, store.images, store.n_tokens, replace_foreign=replace_foreign
             )
         return files
-
-
-def require_own_results(
-    inputs: PlacedInputs, config: StatisticsConfig, *, features: bool = False, counts: Sequence[GroupKind] = ()
-) -> None:
-    """Refuse to replace results of another program or activation function, before anything is computed.
-
-    Raises:
-        UserError: If there are such files, unless `replace_foreign` allows it.
-    """
-    if features:
-        record = make_record(inputs, config, VERB)
-        require_own_features(inputs.folder, record, replace_foreign=config.replace_foreign)
-    for kind in counts:
-        record = make_record(inputs, config, COUNT_FILES[kind].verb)
-        require_own_counts(inputs.folder, kind, record, replace_foreign=config.replace_foreign)
 
 
 def compute_statistics(
@@ -151,65 +144,133 @@ def ensure_statistics(
 
     Raises:
         ValueError: If no image has a group, or files are damaged.
+        StoreBusyError: If another process computes what is missing.
     """
+    wanted = [_Wanted.of_features(inputs, config), *(_Wanted.of_counts(inputs, config, kind) for kind in counts)]
+    computed = Statistics()
     with with_remedy(config):
-        features = _reuse_features(inputs, config)
-        reused = {kind: _reuse_counts(inputs, config, kind) for kind in counts}
-    missing = [kind for kind, found in reused.items() if found is None]
-    if features is None or missing:
-        verbs = [*([VERB] if features is None else []), *(COUNT_FILES[kind].verb for kind in missing)]
-        require_own_results(inputs, config, features=features is None, counts=missing)
-        computed = compute_statistics(
-            inputs, config, features=features is None, counts=missing, profiles=profiles, what=" + ".join(verbs)
-        )
-        computed.save(inputs, replace_foreign=config.replace_foreign)
-    else:
-        computed = Statistics()
-    kept = {kind: found for kind, found in reused.items() if found is not None}
-    return Statistics(features or computed.features, {**kept, **computed.counts}, computed.profiles)
+        missing = [one for one in wanted if _why_missing(inputs.folder, one)]
+        if missing:
+            with lock_results(inputs.folder, [one.verb for one in missing]):
+                # Once more: another process may have finished some.
+                reasons = [(one, _why_missing(inputs.folder, one)) for one in missing]
+                missing = [one for one, reason in reasons if reason]
+                for _, reason in reasons:
+                    if reason:
+                        logger.info(reason)
+                if missing:
+                    computed = _compute(inputs, config, missing, profiles=profiles)
+                    computed.save(inputs, replace_foreign=config.replace_foreign)
+        features = computed.features or read_features(inputs.folder)
+        kinds = {kind: computed.counts.get(kind) or read_counts(inputs.folder, kind) for kind in counts}
+    if computed.features is None:
+        _log_unused(config, VERB, {"top_k": features.top_values.shape[1]}, inputs.folder)
+    for kind in counts:
+        if kind not in computed.counts:
+            thresholds, normalize = tuple(kinds[kind].thresholds.tolist()), kinds[kind].record.get("normalize")
+            made_with = {"threshold": thresholds, "normalize": normalize}
+            _log_unused(config, COUNT_FILES[kind].verb, made_with, inputs.folder)
+    return Statistics(features, kinds, computed.profiles)
 
 
-def _reuse_features(inputs: PlacedInputs, config: StatisticsConfig) -> Features | None:
-    """Saved feature data, if they are of this autoencoder and this store."""
-    n_valid = int(inputs.store.valid.sum())
-    if not _is_current(inputs, VERB, FILES, lambda: read_record(inputs.folder, VERB).get("n_images") == n_valid):
+def update_statistics(
+    inputs: PlacedInputs, config: StatisticsConfig, *, features: bool = False, counts: Sequence[GroupKind] = ()
+) -> tuple[Statistics, list[Path], bool]:
+    """What a verb writes: read if this version has made it with these options, else computed and saved.
+
+    Args:
+        inputs: Autoencoder and store.
+        config: The verb's options.
+        features: Whether feature data are requested.
+        counts: Kinds of counts that are requested.
+
+    Returns:
+        The statistics, their files, and whether they were there already.
+
+    Raises:
+        ValueError: If no image has a group, or files of another program are in the way.
+        StoreBusyError: If another process computes them.
+    """
+    wanted = [_Wanted.of_features(inputs, config)] * features
+    wanted += [_Wanted.of_counts(inputs, config, kind) for kind in counts]
+    found = _read_exact(inputs.folder, wanted)
+    if found is None:
+        with lock_results(inputs.folder, [one.verb for one in wanted]):
+            found = _read_exact(inputs.folder, wanted)  # another process may have finished them
+            if found is None:
+                computed = _compute(inputs, config, wanted)
+                return computed, computed.save(inputs, replace_foreign=config.replace_foreign), False
+    verbs = ", ".join(f"`{one.verb}`" for one in wanted)
+    logger.info(
+        f"the results of {verbs} in '{inputs.folder}' are of this autoencoder, this store and these options: they are "
+        "not computed again"
+    )
+    return found, [inputs.folder / name for one in wanted for name in (*one.files, f"{one.verb}.json")], True
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Results of a verb that are requested."""
+
+    verb: str
+    """The verb."""
+    kind: GroupKind | None
+    """Kind of counts; None for feature data."""
+    files: tuple[str, ...]
+    """Files beside the record."""
+    record: dict[str, Any]
+    """The record that they have if they are computed now."""
+
+    @classmethod
+    def of_features(cls, inputs: Inputs, config: StatisticsOptions) -> Self:
+        """Feature data."""
+        record = features_record(inputs, config)
+        more = (ENTROPY, SPECIFICITY) if record["specificity"] else (ENTROPY,)
+        return cls(VERB, None, (*FILES, *more), record)
+
+    @classmethod
+    def of_counts(cls, inputs: Inputs, config: StatisticsOptions, kind: GroupKind) -> Self:
+        """Counts."""
+        verb, *files = COUNT_FILES[kind]
+        return cls(verb, kind, tuple(files), counts_record(inputs, config, kind))
+
+
+def _why_missing(folder: Path, wanted: _Wanted) -> str:
+    """Why results have to be computed, as a message; '' if those in the folder are current."""
+    needed = [name for name in wanted.files if name != ENTROPY and name != SPECIFICITY]
+    if not all((folder / name).is_file() for name in (*needed, f"{wanted.verb}.json")):
+        return f"no results of `{wanted.verb}` in '{folder}' yet: computing them first"
+    difference = find_difference(read_record(folder, wanted.verb), wanted.record)
+    return difference and f"the results of `{wanted.verb}` in '{folder}' belong to {difference}: recomputing them"
+
+
+def _read_exact(folder: Path, wanted: Sequence[_Wanted]) -> Statistics | None:
+    """Results that this version has made with the options of now; None if any are missing or damaged."""
+    features, counts = None, dict[GroupKind, Counts]()
+    try:
+        for one in wanted:
+            is_there = all((folder / name).is_file() for name in one.files)
+            if not is_there or read_record(folder, one.verb) != one.record:
+                return None
+            if one.kind is None:
+                features = read_features(folder)
+            else:
+                counts[one.kind] = read_counts(folder, one.kind)
+    except UnusableResultsError:
         return None
-    found = read_features(inputs.folder)
-    _log_unused(config, VERB, {"top_k": found.top_values.shape[1]}, inputs.folder)
-    return found
+    return Statistics(features, counts)
 
 
-def _reuse_counts(inputs: PlacedInputs, config: StatisticsConfig, kind: GroupKind) -> Counts | None:
-    """Saved counts, if they are of this autoencoder, this store and its readable images."""
-    verb, *names = COUNT_FILES[kind]
-    if not _is_current(inputs, verb, names, lambda: True):
-        return None
-    found = read_counts(inputs.folder, kind)
-    column = np.array(getattr(inputs.store.images, kind), dtype=np.dtypes.StringDType())
-    here, n_images = np.unique(column[inputs.store.valid & (column != "")], return_counts=True)
-    counted = {name: n for name, n in zip(found.names, found.n_images.tolist(), strict=True) if n}
-    if counted != dict(zip(map(str, here), n_images.tolist(), strict=True)):
-        logger.info(f"the results of `{verb}` in '{inputs.folder}' belong to other images: recomputing them")
-        return None
-    made_with = {"threshold": tuple(found.thresholds.tolist()), "normalize": found.record.get("normalize")}
-    _log_unused(config, verb, made_with, inputs.folder)
-    return found
-
-
-def _is_current(inputs: PlacedInputs, verb: str, names: Sequence[str], has_same_images: Callable[[], bool]) -> bool:
-    """Whether a verb's files are complete and belong to this autoencoder and store; logs the reason if not."""
-    if not all((inputs.folder / name).is_file() for name in (*names, f"{verb}.json")):
-        logger.info(f"no results of `{verb}` in '{inputs.folder}' yet: computing them first")
-        return False
-    if not is_current(inputs, read_record(inputs.folder, verb)):
-        logger.info(
-            f"the results of `{verb}` in '{inputs.folder}' belong to another autoencoder or store: recomputing them"
-        )
-        return False
-    if not has_same_images():
-        logger.info(f"the results of `{verb}` in '{inputs.folder}' belong to other images: recomputing them")
-        return False
-    return True
+def _compute(
+    inputs: PlacedInputs, config: StatisticsConfig, wanted: Sequence[_Wanted], *, profiles: bool = False
+) -> Statistics:
+    """Compute results in one pass, unless they would replace those of another program."""
+    features = any(one.kind is None for one in wanted)
+    counts = [one.kind for one in wanted if one.kind is not None]
+    for one in wanted:
+        require_ours(inputs.folder, one.files, one.record, replace_foreign=config.replace_foreign)
+    what = " + ".join(one.verb for one in wanted)
+    return compute_statistics(inputs, config, features=features, counts=counts, profiles=profiles, what=what)
 
 
 def _log_unused(config: StatisticsConfig, verb: str, made_with: dict[str, object], folder: Path) -> None:

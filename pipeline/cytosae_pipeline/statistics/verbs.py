@@ -5,10 +5,9 @@ from pathlib import Path
 
 from cytosae_pipeline.config import StatisticsConfig
 from cytosae_pipeline.config.commands import command
-from cytosae_pipeline.statistics.counts import COUNT_FILES, GroupKind
-from cytosae_pipeline.statistics.features import VERB
+from cytosae_pipeline.statistics.counts import GroupKind
 from cytosae_pipeline.statistics.inputs import open_inputs
-from cytosae_pipeline.statistics.results import compute_statistics, require_own_results
+from cytosae_pipeline.statistics.results import update_statistics
 from cytosae_pipeline.workspace.runs import resolve_sae
 
 
@@ -26,6 +25,8 @@ class FeaturesResult:
     """Latents S."""
     n_active: int
     """Latents that are active on at least one image."""
+    reused: bool
+    """Whether the files were there already, made from the same with the same options."""
     next: str
     """The command that shows them."""
 
@@ -46,45 +47,45 @@ class CountsResult:
     """Readable images without a patient or class, which are not counted."""
     n_latents: int
     """Latents S."""
+    reused: bool
+    """Whether the files were there already, made from the same with the same options."""
     next: str
     """The command that shows them."""
 
 
 def run_features(config: StatisticsConfig) -> FeaturesResult:
-    """Compute and write feature data (docs/definitions.md, section 6).
+    """Compute and write feature data (docs/definitions.md, section 6), unless they are there already.
 
     Raises:
         ValueError: If the autoencoder or store is missing or they do not fit.
     """
     config = resolve_sae(config)
     inputs = open_inputs(config)
-    require_own_results(inputs, config, features=True)
-    found = compute_statistics(inputs, config, features=True, what=VERB)
+    found, files, reused = update_statistics(inputs, config, features=True)
     assert found.features is not None
-    files, n_images = found.save(inputs, replace_foreign=config.replace_foreign), int(found.features.record["n_images"])
+    n_images, n_active = int(found.features.record["n_images"]), found.features.n_active
     following = command("report", config)
-    return FeaturesResult(inputs.folder, files, n_images, inputs.n_latents, found.features.n_active, following)
+    return FeaturesResult(inputs.folder, files, n_images, inputs.n_latents, n_active, reused, following)
 
 
 def run_counts(config: StatisticsConfig, kind: GroupKind) -> CountsResult:
-    """Compute and write counts per patient or per label (docs/definitions.md, section 7).
+    """Compute and write counts per patient or label (docs/definitions.md, section 7), unless they are there already.
 
     Raises:
         ValueError: If the autoencoder or store is missing, they do not fit, or no image has a group.
     """
     config = resolve_sae(config)
     inputs = open_inputs(config)
-    require_own_results(inputs, config, counts=[kind])
-    found = compute_statistics(inputs, config, counts=[kind], what=COUNT_FILES[kind].verb)
+    found, files, reused = update_statistics(inputs, config, counts=[kind])
     counts = found.counts[kind]
     n_images = int(counts.n_images.sum())
-    n_without = int(inputs.store.valid.sum()) - n_images
     return CountsResult(
-        inputs.folder,
-        found.save(inputs, replace_foreign=config.replace_foreign),
-        list(counts.names),
-        n_images,
-        n_without,
-        inputs.n_latents,
-        command("report", config),
+        folder=inputs.folder,
+        files=files,
+        groups=list(counts.names),
+        n_images=n_images,
+        n_without_group=int(inputs.store.valid.sum()) - n_images,
+        n_latents=inputs.n_latents,
+        reused=reused,
+        next=command("report", config),
     )

@@ -12,8 +12,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cytosae.formats.checkpoint import SaeCheckpointError, digest_sae, load_sae
+from cytosae.formats.checkpoint import SaeCheckpointError, digest_tensors, load_sae, save_sae
 from cytosae.formats.foreign import Activation
+from cytosae.formats.tensor_file import write_safetensors
+from cytosae.sae.registry import make_sae
 
 D, S, K = 6, 20, 3
 GENERATOR = torch.Generator().manual_seed(0)
@@ -606,11 +608,28 @@ def test_tensors_that_share_memory_are_folded_once(tmp_path):
     assert_computes(folder, acts * weight.norm(dim=1), acts @ weight + t["bias"], "relu")
 
 
-def test_the_digest_covers_everything_that_decides_the_numbers(tmp_path):
+def identity(path, activation=None):
+    return load_sae(path, activation=activation, encoder_only=True).sae.source.sha256
+
+
+def test_the_identity_covers_everything_that_decides_the_numbers(tmp_path):
     t = make_coder()
     folder = write_sparsify(tmp_path / "sae", {"k": K}, t)
-    digests = {digest_sae(folder), digest_sae(folder, Activation("topk", K))}
+    before = identity(folder)
+    assert identity(folder, Activation("topk", K)) == before
     (folder / "cfg.json").write_text(json.dumps({"k": K + 1}))
-    assert digest_sae(folder) not in digests
+    assert identity(folder) != before
     path = save(tmp_path / "sae.pt", t)
-    assert len({digest_sae(path), *(digest_sae(path, Activation("topk", k)) for k in (1, 2))}) == 3
+    found = {identity(path, Activation("topk", k)) for k in (1, 2)}
+    t["encoder.bias"][0] += 1
+    found.add(identity(save(tmp_path / "other.pt", t), Activation("topk", 1)))
+    assert len(found) == 3
+
+
+def test_the_identity_does_not_depend_on_the_file(tmp_path):
+    sae = make_sae("topk", D, S, k=K)
+    save_sae(tmp_path / "a.pt", sae, {"run_name": "a"})
+    save_sae(tmp_path / "b.pt", sae, {"run_name": "b"})
+    write_safetensors(tmp_path / "c.safetensors", sae, {"run_name": "a"})
+    found = {identity(tmp_path / name) for name in ("a.pt", "b.pt", "c.safetensors")}
+    assert found == {digest_tensors(sae)}

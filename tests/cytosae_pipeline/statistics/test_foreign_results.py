@@ -52,7 +52,9 @@ def test_published_files_are_replaced_if_told_so(published):
 
 def test_files_of_a_run_that_was_killed_while_it_wrote_them_are_ours(with_sae, monkeypatch):
     options = ("--dataset_name", "toy", "--sae_path", with_sae.sae())
-    for verb, module in (("features", "features"), ("patients", "counts")):
+    for verb, module, other in (
+        ("features", "features", ("--top_k", 3)), ("patients", "counts", ("--threshold", 0.3)),
+    ):  # fmt: skip
         with_sae.run(verb, *options)
 
         def killed(*_):
@@ -60,7 +62,7 @@ def test_files_of_a_run_that_was_killed_while_it_wrote_them_are_ours(with_sae, m
 
         with monkeypatch.context() as patch:
             patch.setattr(f"cytosae_pipeline.statistics.{module}.write_record", killed)
-            with_sae.run(verb, *options, code=130)
+            with_sae.run(verb, *options, *other, code=130)
         assert not (with_sae.features() / f"{verb}.json").exists()
         with_sae.run(verb, *options)
         assert (with_sae.features() / f"{verb}.json").exists()

@@ -97,7 +97,7 @@ def test_results_of_another_autoencoder_are_computed_again(filled, messages):
     said = messages()
     assert "the results of `features`" in said
     assert "the results of `patients`" in said
-    assert "belong to another autoencoder or store" in said
+    assert "belong to another autoencoder: recomputing them" in said
     assert features.record["sae_sha256"] == counts.record["sae_sha256"] != old.record["sae_sha256"]
     assert (features.mean_acts * features.sparsity > old.mean_acts * old.sparsity).all()
 
@@ -107,7 +107,7 @@ def test_results_of_other_readable_images_are_computed_again(filled, messages):
     filled.build("--overwrite")
     counts = ensure_counts(config(filled), "patient")
     assert counts.n_images.sum() == ensure_features(config(filled)).record["n_images"] == 23
-    assert "belong to other images" in messages()
+    assert "belong to a store with other contents, which was made again since" in messages()
 
 
 def test_an_interrupted_write_leaves_no_record(filled, monkeypatch):

@@ -239,6 +239,6 @@ def _sae_facts(data: ReportData) -> list[list[str]]:
     facts += [[name, str(cfg[name])] for name in names if isinstance(cfg.get(name), int | float)]
     return [
         *facts,
-        ["file (SHA-256)", data.inputs.sae_sha256[:16] + "…"],
+        ["tensors (SHA-256)", data.inputs.sae_sha256[:16] + "…"],
         ["page made with", f"cytosae-cache {__version__}"],
     ]
