@@ -146,10 +146,7 @@ class StoreWriter:
 
     def missing_shards(self) -> list[int]:
         """Shards without a mark, or whose file does not match it, in order."""
-        missing = [shard for shard in range(self.store.n_shards) if not self._is_finished(shard)]
-        if len(missing) == self.store.n_shards:
-            self._channels = None
-        return missing
+        return [shard for shard in range(self.store.n_shards) if not self._is_finished(shard)]
 
     def discard(self, shards: Iterable[int]) -> None:
         """Make shards missing: remove their marks. Also removes the partial files that killed builds left.
@@ -157,7 +154,10 @@ class StoreWriter:
         Call it for all missing shards before the first is submitted: a mark of an earlier build must never meet the new
         file of its shard.
         """
-        self._storage.remove(mark_name(shard) for shard in shards)
+        names = {mark_name(shard) for shard in shards}
+        if len(names) == self.store.n_shards:
+            self._channels = None  # the first shard gives them again
+        self._storage.remove(sorted(names))
         self._storage.remove_partials()
 
     def recorded_sources(self, shard: int) -> list[bytes | None]:

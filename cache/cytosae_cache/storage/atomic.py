@@ -1,14 +1,18 @@
 """Atomic files on this machine: a file appears only once it is complete, even after a crash or a power cut."""
 
 import contextlib
+import ctypes
 import glob
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 TEMPORARY_SUFFIX = ".partial"
 """Suffix of a file that is still being written."""
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 @contextlib.contextmanager
@@ -99,6 +103,16 @@ def replacing_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
         raise
     sync_folder(path.parent)
     _remove(aside)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; returns whether the system can."""
+    if sys.platform != "linux":
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    return bool(rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)
 
 
 def _remove_strays(path: Path) -> None:

@@ -23,9 +23,9 @@ from cytosae_cache.writer import ShardData, StoreWriter, create_store
 from cytosae_pipeline.building.activations import compute_activations, widen_with_torch
 from cytosae_pipeline.building.findings import Remarks, require_readable, write_duplicates, write_skipped
 from cytosae_pipeline.building.plan import BuildPlan, StorePlan, plan_build
+from cytosae_pipeline.building.replacement import choose_place, put_in_place
 from cytosae_pipeline.building.source_check import check_sizes, count_reasons, reopen_shards
 from cytosae_pipeline.building.store_place import (
-    delete_store,
     disk_messages,
     make_provenance,
     require_space,
@@ -125,12 +125,13 @@ def _build(config: BuildConfig, weights_digest: str | None) -> list[tuple[Activa
             stack.enter_context(open_storage(item.store).lock())
         opened = []
         for item in plan.stores:
-            if config.overwrite:
-                delete_store(open_storage(item.store), chosen=config.store is not None)
             opened.append(_open_or_create(config, plan, item))
             record_build(opened[-1][0], config)
-        filled = _fill([store for store, status in opened if status != "already complete"], config, plan, remarks)
-        complete = [(filled.get(store.spec, store), status) for store, status in opened]
+        filled = _fill([store for store, _ in opened if not store.complete], config, plan, remarks)
+        complete = [
+            (put_in_place(filled.get(store.spec, store), item.store), status)
+            for item, (store, status) in zip(plan.stores, opened, strict=True)
+        ]
         notes = [*plan.images.notes, *remarks.describe()]
         seconds = time.monotonic() - started
         results = [(store, _conclude(store, status, config, notes, seconds)) for store, status in complete]
@@ -170,26 +171,52 @@ def _conclude(
 
 def _open_or_create(config: BuildConfig, plan: BuildPlan, item: StorePlan) -> tuple[ActivationStore, Status]:
     """The store to fill, and what has to be done."""
+    chosen = config.store is not None
+    place = choose_place(item.store, overwrite=config.overwrite, delete_first=config.delete_first, chosen=chosen)
+    storage = open_storage(place)
+    if storage.size("zarr.json") is not None:
+        try:
+            store, status = _reopen(config, plan, item, ActivationStore(place))
+            return store, status if place == item.store else "resumed"
+        except StoreError as error:
+            # What is replaced is complete: this was begun by another command, or with other images.
+            if not config.overwrite:
+                raise
+            logger.info(f"beginning anew, as --overwrite says: {error}")
+            storage.delete()
+    if config.compression == "none":
+        advice = "Free some space, use another --root_dir, or --limit the number of images"
+        advice += ", or add --delete-first to delete the old store before" * (place != item.store)
+        require_space(place, item.n_bytes, advice)
     images = plan.images
-    digest = images.digest()
-    if open_storage(item.store).size("zarr.json") is None:
-        if config.compression == "none":
-            advice = "Free some space, use another --root_dir, or --limit the number of images"
-            require_space(item.store, item.n_bytes, advice)
-        provenance = make_provenance(require_dataset(config), digest, plan.device.type)
-        table = ImageTable(images.paths, images.labels, images.patients)
-        shards = min(config.shard_images, len(images))
-        columns = type_columns(images)
-        return create_store(
-            item.store, item.spec, table, provenance, shard_images=shards, compression=config.compression,
-            columns=columns,
-        ), "built"  # fmt: skip
-    store = ActivationStore(item.store)
+    provenance = make_provenance(require_dataset(config), images.digest(), plan.device.type)
+    table = ImageTable(images.paths, images.labels, images.patients)
+    shards = min(config.shard_images, len(images))
+    columns = type_columns(images)
+    return create_store(
+        place, item.spec, table, provenance, shard_images=shards, compression=config.compression, columns=columns
+    ), "built"
+
+
+def _reopen(
+    config: BuildConfig, plan: BuildPlan, item: StorePlan, store: ActivationStore
+) -> tuple[ActivationStore, Status]:
+    """An existing store, if it is the one that is to be built.
+
+    Raises:
+        StoreMismatchError: If it is not.
+    """
+    if store.spec != item.spec:
+        raise StoreMismatchError(
+            f"store '{store.path}' is not the one that the options describe (store, options): "
+            f"{'; '.join(store.spec.differences(item.spec))}. Give another --store, or --overwrite"
+        )
+    images, digest = plan.images, plan.images.digest()
     if images.columns and store.provenance.list_digest == images.without_columns().digest():
-        logger.info(f"store '{item.store}' was made without the list's further columns: --overwrite adds them")
+        logger.info(f"store '{store.path}' was made without the list's further columns: --overwrite adds them")
     elif store.provenance.list_digest != digest:
         raise StoreMismatchError(
-            f"store '{item.store}' was made from {store.n_images:,} images with list digest "
+            f"store '{store.path}' was made from {store.n_images:,} images with list digest "
             f"{store.provenance.list_digest[:12]}, the current list has {len(images):,} and digest "
             f"{digest[:12]}: images, labels, patients or further columns changed. Use another --dataset_name, or "
             "--overwrite to build it from scratch"
@@ -203,7 +230,7 @@ def _open_or_create(config: BuildConfig, plan: BuildPlan, item: StorePlan) -> tu
     found = (store.shard_images, store.compression, store.provenance.device)
     if wanted != found:
         raise StoreMismatchError(
-            f"the unfinished store '{item.store}' was started with --shard_images {found[0]} --compression {found[1]} "
+            f"the unfinished store '{store.path}' was started with --shard_images {found[0]} --compression {found[1]} "
             f"--device {found[2]}, now these are {wanted[0]}, {wanted[1]} and {wanted[2]}. Give the same values, or "
             "--overwrite"
         )
@@ -232,7 +259,7 @@ def _fill(
                 white_level=config.white_level,
             )
         )
-        missing = [_missing_shards(writer, plan, decoder) for writer in writers]
+        missing = [_missing_shards(writer, config, plan, decoder) for writer in writers]
         todo = sorted(set().union(*missing))
         first = stores[0]
         rows = [row for shard in todo for row in first.shard_rows(shard)]
@@ -252,12 +279,18 @@ def _fill(
         return {store.spec: writer.finish() for store, writer in zip(stores, writers, strict=True)}
 
 
-def _missing_shards(writer: StoreWriter, plan: BuildPlan, decoder: ImageDecoder) -> set[int]:
+def _missing_shards(writer: StoreWriter, config: BuildConfig, plan: BuildPlan, decoder: ImageDecoder) -> set[int]:
     """Shards that have to be computed, those of images that changed included; nothing of them is left on disk."""
     todo = writer.missing_shards()
     finished = sorted(set(range(writer.store.n_shards)) - set(todo))
     if finished:
-        todo = sorted([*todo, *reopen_shards(writer, finished, plan.images, decoder)])
+        try:
+            todo = sorted([*todo, *reopen_shards(writer, finished, plan.images, decoder)])
+        except StoreMismatchError as error:
+            if not config.overwrite:
+                raise
+            logger.info(f"beginning anew, as --overwrite says: {error}")
+            todo = list(range(writer.store.n_shards))
     writer.discard(todo)
     return set(todo)
 

@@ -9,11 +9,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cytosae_cache.errors import StoreCorruptError, StoreError, StoreNotFoundError
+from cytosae_cache.errors import StoreError
 from cytosae_cache.format.metadata import Provenance
-from cytosae_cache.storage.base import Location, StorageBackend
-from cytosae_cache.store import ActivationStore
-from cytosae_cache.writer import clear_leftovers
+from cytosae_cache.storage.base import Location
 from cytosae_pipeline import __version__
 from cytosae_pipeline.runtime.progress import format_bytes
 
@@ -56,27 +54,6 @@ def make_provenance(dataset: str, list_digest: str, device: str = "") -> Provena
     """
     stamp = int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
     return Provenance(dataset, list_digest, __version__, datetime.fromtimestamp(stamp, UTC).isoformat(), device)
-
-
-def delete_store(storage: StorageBackend, *, chosen: bool) -> None:
-    """Delete a store, or what is left of one.
-
-    Args:
-        storage: Its place.
-        chosen: Whether the user chose the place: then only what opens as a store, or leftovers of one, is deleted.
-
-    Raises:
-        StoreError: If other files are there.
-        StoreCorruptError: If the user chose the place, and what is there does not open as a store.
-    """
-    try:
-        ActivationStore(storage.location)
-    except StoreNotFoundError:
-        clear_leftovers(storage)
-    except StoreCorruptError:
-        if chosen:
-            raise
-    storage.delete()
 
 
 def resume_advice(*, overwrite: bool) -> str:

@@ -32,12 +32,17 @@ class BuildConfig(ImageSource, StorePlace):
         "Type of the stored numbers. int8 halves the store: codes with one scale per token, read as float16.",
     )
     limit: int | None = option(None, "Build from this many images only, spread evenly over the list.", minimum=1)
-    overwrite: bool = option(False, "Delete an existing store and build it from scratch.")
+    overwrite: bool = option(False, "Build from scratch; the new store replaces an existing one once it is complete.")
+    delete_first: bool = option(
+        False, "With --overwrite: delete the existing store before the new one is written, for want of space for both."
+    )
     strict_images: bool = option(False, "Stop at the first unreadable image instead of setting it aside.")
 
     def __post_init__(self) -> None:
         """Check that every block has a place of its own."""
         super().__post_init__()
+        if self.delete_first and not self.overwrite:
+            raise UserError("delete_first says how an existing store is replaced: give overwrite as well")
         if not self.block_layer or len(set(self.block_layer)) < len(self.block_layer):
             raise UserError(f"block_layer must be one or more different blocks, found {list(self.block_layer)}")
         if self.store is not None and len(self.block_layer) > 1:

@@ -50,11 +50,16 @@ class ImportConfig(WorkspaceChoice):
         None, "Rows per shard file. [default: as many as take 128 MiB, at most 4096]", minimum=1
     )
     compression: Literal["none", "lz4", "zstd"] = option("none", "Lossless codec.")
-    overwrite: bool = option(False, "Delete an existing store and import it from scratch.")
+    overwrite: bool = option(False, "Import from scratch; the new store replaces an existing one once it is complete.")
+    delete_first: bool = option(
+        False, "With --overwrite: delete the existing store before the new one is written, for want of space for both."
+    )
 
     def __post_init__(self) -> None:
         """Check the grid."""
         super().__post_init__()
+        if self.delete_first and not self.overwrite:
+            raise UserError("delete_first says how an existing store is replaced: give overwrite as well")
         parse_grid(self.grid)
 
 

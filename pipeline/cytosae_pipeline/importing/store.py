@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from cytosae_cache.errors import StoreMismatchError
+from cytosae_cache.errors import StoreError, StoreMismatchError
 from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.format.marks import remove_marks
 from cytosae_cache.format.spec import StoreSpec, TokenLayout
@@ -22,7 +22,8 @@ from cytosae_cache.storage.base import Location, StorageBackend
 from cytosae_cache.storage.open import open_storage
 from cytosae_cache.store import ActivationStore, iter_stores
 from cytosae_cache.writer import ShardData, StoreWriter, create_store
-from cytosae_pipeline.building.store_place import delete_store, disk_messages, make_provenance, require_space
+from cytosae_pipeline.building.replacement import choose_place, put_in_place
+from cytosae_pipeline.building.store_place import disk_messages, make_provenance, require_space
 from cytosae_pipeline.config.imports import ImportConfig, parse_grid
 from cytosae_pipeline.errors import UserError, join_few, quote
 from cytosae_pipeline.importing.labels import describe_rows
@@ -41,6 +42,9 @@ _SHARD_BYTES, _MOST_SHARD_ROWS = 1 << 27, 4096
 NOT_FINITE = "contains NaN or infinity"
 """Reason for a row that is set aside."""
 
+Status = Literal["imported", "resumed", "already complete"]
+"""What had to be done."""
+
 
 @dataclass(frozen=True)
 class ImportResult:
@@ -56,7 +60,7 @@ class ImportResult:
     """Tokens per row."""
     d_model: int
     """Channels."""
-    status: Literal["imported", "resumed", "already complete"]
+    status: Status
     """What had to be done."""
     seconds: float
     """Duration in seconds."""
@@ -88,12 +92,11 @@ def import_embeddings(config: ImportConfig) -> ImportResult:
     shard_images = config.shard_images or max(1, min(_MOST_SHARD_ROWS, _SHARD_BYTES // spec.record_bytes))
     shard_images = min(shard_images, len(table.path))
     with disk_messages(place.location, overwrite=config.overwrite), place.lock():
-        if config.overwrite:
-            delete_store(place, chosen=config.store is not None)
         store, status = _open_or_create(place, spec, table, digest, config, shard_images)
-        if status != "already complete":
+        if not store.complete:
             store, lost = _fill(store, source, order)
             notes += [lost] if lost else []
+        store = put_in_place(store, place.location)
     for note in notes:
         logger.warning(note)
     n_skipped = int((~store.valid).sum())
@@ -257,31 +260,51 @@ def _token_layout(part: Part, config: ImportConfig) -> TokenLayout:
 
 def _open_or_create(
     place: StorageBackend, spec: StoreSpec, table: ImageTable, source: str, config: ImportConfig, shard_images: int
-) -> tuple[ActivationStore, Literal["imported", "resumed", "already complete"]]:
+) -> tuple[ActivationStore, Status]:
     """The store to fill, and what has to be done."""
     assert config.dataset_name is not None
     digest = hashlib.sha256(f"{source}\n".encode())
     for row in zip(*table, strict=True):
         digest.update(json.dumps(row).encode() + b"\n")
-    if place.size("zarr.json") is None:
-        _require_space(place, len(table.path), spec, config)
-        provenance = make_provenance(config.dataset_name, digest.hexdigest())
-        store = create_store(
-            place.location, spec, table, provenance, shard_images=shard_images, compression=config.compression
-        )
-        return store, "imported"
-    store = ActivationStore(place.location)
-    if store.provenance.list_digest != digest.hexdigest() or store.spec != spec:
+    chosen = config.store is not None
+    where = choose_place(place.location, overwrite=config.overwrite, delete_first=config.delete_first, chosen=chosen)
+    storage = open_storage(where)
+    if storage.size("zarr.json") is not None:
+        try:
+            store, status = _reopen(ActivationStore(where), spec, digest.hexdigest(), config, shard_images)
+            return store, status if where == place.location else "resumed"
+        except StoreError as error:
+            # What is replaced is complete: this was begun by another command, or from other files.
+            if not config.overwrite:
+                raise
+            logger.info(f"beginning anew, as --overwrite says: {error}")
+            storage.delete()
+    _require_space(storage, len(table.path), spec, config)
+    provenance = make_provenance(config.dataset_name, digest.hexdigest())
+    return create_store(
+        where, spec, table, provenance, shard_images=shard_images, compression=config.compression
+    ), "imported"
+
+
+def _reopen(
+    store: ActivationStore, spec: StoreSpec, list_digest: str, config: ImportConfig, shard_images: int
+) -> tuple[ActivationStore, Status]:
+    """An existing store, if it is the one that is to be made.
+
+    Raises:
+        StoreMismatchError: If it is not.
+    """
+    if store.provenance.list_digest != list_digest or store.spec != spec:
         raise StoreMismatchError(
-            f"store '{place}' was made from something else: the embeddings, labels, patients or options differ. Use "
-            "another --dataset_name, or --overwrite to import it from scratch"
+            f"store '{store.path}' was made from something else: the embeddings, labels, patients or options differ. "
+            "Use another --dataset_name, or --overwrite to import it from scratch"
         )
     if store.complete:
         remove_marks(store.storage)
         return store, "already complete"
     if (store.shard_images, store.compression) != (shard_images, config.compression):
         raise StoreMismatchError(
-            f"the unfinished store '{place}' was started with --shard_images {store.shard_images} --compression "
+            f"the unfinished store '{store.path}' was started with --shard_images {store.shard_images} --compression "
             f"{store.compression}. Give the same values, or --overwrite"
         )
     return store, "resumed"
@@ -290,7 +313,11 @@ def _open_or_create(
 def _require_space(place: StorageBackend, n_rows: int, spec: StoreSpec, config: ImportConfig) -> None:
     """Refuse a store that is larger than the free disk; compression may make it smaller."""
     if config.compression == "none":
-        require_space(place.location, n_rows * spec.record_bytes, "Free some space, or use another --root_dir")
+        advice = "Free some space, or use another --root_dir"
+        advice += ", or add --delete-first to delete the old store before" * (
+            config.overwrite and not config.delete_first
+        )
+        require_space(place.location, n_rows * spec.record_bytes, advice)
 
 
 def _fill(store: ActivationStore, source: Source, order: npt.NDArray[np.int64] | None) -> tuple[ActivationStore, str]:
