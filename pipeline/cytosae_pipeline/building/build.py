@@ -36,6 +36,7 @@ from cytosae_pipeline.errors import UserError, escape
 from cytosae_pipeline.images.columns import type_columns
 from cytosae_pipeline.images.decoding import Decoded, ImageDecoder
 from cytosae_pipeline.images.files import VANISHED
+from cytosae_pipeline.images.image_list import DatasetError
 from cytosae_pipeline.runtime.progress import Progress, format_seconds
 from cytosae_pipeline.runtime.workers import can_start_processes
 from cytosae_pipeline.workspace.build_record import record_build
@@ -128,29 +129,43 @@ def _build(config: BuildConfig, weights_digest: str | None) -> list[tuple[Activa
             opened.append(_open_or_create(config, plan, item))
             record_build(opened[-1][0], config)
         filled = _fill([store for store, _ in opened if not store.complete], config, plan, remarks)
-        complete = [
-            (put_in_place(filled.get(store.spec, store), item.store), status)
-            for item, (store, status) in zip(plan.stores, opened, strict=True)
-        ]
         notes = [*plan.images.notes, *remarks.describe()]
-        seconds = time.monotonic() - started
-        results = [(store, _conclude(store, status, config, notes, seconds)) for store, status in complete]
+        results = []
+        for item, (store, status) in zip(plan.stores, opened, strict=True):
+            complete, skipped = _accept(filled.get(store.spec, store), item, config)
+            seconds = time.monotonic() - started
+            results.append((complete, _conclude(complete, status, skipped, config, notes, seconds)))
     for note in results[0][1].notes[len(plan.images.notes) :]:
         logger.warning(note)
     return results
 
 
-def _conclude(
-    store: ActivationStore, status: Status, config: BuildConfig, notes: Sequence[str], seconds: float
-) -> BuildResult:
-    """List a store's unreadable images and duplicates, and say what was done.
+def _accept(store: ActivationStore, item: StorePlan, config: BuildConfig) -> tuple[ActivationStore, Path | None]:
+    """A complete store in its place, and the list of its unreadable images.
 
     Raises:
-        DatasetError: If no image could be read.
+        DatasetError: If no image could be read; such a store replaces no other.
     """
+    skipped = write_skipped(store, Workspace(config.root_dir).list_path(item.store, require_dataset(config), "skipped"))
+    try:
+        require_readable(store, skipped)
+    except DatasetError:
+        if store.path != item.store:
+            store.storage.delete()
+        raise
+    return put_in_place(store, item.store), skipped
+
+
+def _conclude(
+    store: ActivationStore,
+    status: Status,
+    skipped: Path | None,
+    config: BuildConfig,
+    notes: Sequence[str],
+    seconds: float,
+) -> BuildResult:
+    """List a store's duplicates, and say what was done."""
     workspace, name = Workspace(config.root_dir), require_dataset(config)
-    skipped = write_skipped(store, workspace.list_path(store.path, name, "skipped"))
-    require_readable(store, skipped)
     found = [*notes, *write_duplicates(store, workspace.list_path(store.path, name, "duplicates"))]
     if status == "already complete":
         logger.info(f"store '{store.path}' is already complete: nothing to do")

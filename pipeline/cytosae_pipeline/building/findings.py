@@ -103,8 +103,7 @@ def write_duplicates(store: ActivationStore, path: Path) -> list[str]:
     """Write the list of pictures that occur more than once beside the store, if there are any; returns messages."""
     found = find_duplicates(store.column("images/sha256"), store.valid)
     if not found.rows:
-        if path.exists():
-            path.unlink()
+        path.unlink(missing_ok=True)
         return []
     table = store.images
     lines = (
@@ -120,6 +119,7 @@ def write_skipped(store: ActivationStore, path: Path) -> Path | None:
     """Write the list of unreadable images with reasons beside the store; None if there are none."""
     rows = np.flatnonzero(~store.valid).tolist()
     if not rows:
+        path.unlink(missing_ok=True)  # of an older store in its place
         return None
     reasons = store.column("images/reason")
     table = to_csv(["row", "path", "reason"], ([row, store.images.path[row], str(reasons[row])] for row in rows))

@@ -198,11 +198,17 @@ def test_the_whole_job_on_remote_storage(s3, with_images):
     assert "broken.png" in skipped.read_text()
 
 
-def test_overwrite_removes_a_remote_store_and_nothing_else(s3, with_images):
+def test_a_remote_store_is_deleted_only_if_the_user_says_so_and_nothing_else_is(s3, with_images):
     other = open_storage("s3://cells/stores/other")
     other.write("notes.txt", [b"keep"])
     with_images.build("--store", URL)
-    with_images.build("--store", URL, "--overwrite")
+    before = open_storage(URL).read("zarr.json")
+    output = with_images.build("--store", URL, "--overwrite", code=1).output
+    assert "is a complete store. Nothing can be renamed on object storage" in output
+    assert "add --delete-first to delete the old one before" in output
+    assert open_storage(URL).read("zarr.json") == before
+    with_images.build("--store", URL, "--overwrite", "--delete-first")
+    assert ActivationStore(URL).complete
     assert other.names() == ["notes.txt"]
     output = with_images.build("--store", "s3://cells/stores/other", "--overwrite", code=1).output
     assert "is neither empty nor an unfinished store (found 'notes.txt')" in output

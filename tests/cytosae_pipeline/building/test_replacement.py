@@ -156,3 +156,23 @@ def test_an_import_is_replaced_in_the_same_way(with_images, tmp_path):
     shutil.rmtree(store)
     with_images.run("import", *options)
     assert new == files(store) != old
+
+
+def test_a_store_without_a_readable_image_replaces_no_other(with_store):
+    old = files(with_store.store)
+    for path in with_store.images.rglob("*.png"):
+        path.write_bytes(b"")
+    assert "none of the 23 images could be read" in with_store.build("--overwrite", code=1).output
+    assert files(with_store.store) == old
+    assert not with_store.store.with_name(f"{with_store.store.name}.replacing").exists()
+    change_pictures(with_store.images)
+    with_store.build("--overwrite")
+    assert ActivationStore(with_store.store).valid.sum() == 22
+
+
+def test_the_list_of_unreadable_images_goes_with_them(with_store):
+    skipped = with_store.store.with_name(f"{with_store.store.name}.skipped.csv")
+    assert skipped.exists()
+    next(with_store.images.rglob("broken.png")).write_bytes(next(with_store.images.rglob("000.png")).read_bytes())
+    with_store.build("--overwrite")
+    assert not skipped.exists()
