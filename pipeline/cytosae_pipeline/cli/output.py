@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -64,7 +65,14 @@ def messages() -> Iterator[None]:
     except (ValueError, OSError, RuntimeError) as error:
         if not _is_expected(error):
             raise
-        raise click.ClickException(_printable(str(error))) from error
+        raise click.ClickException(_printable(_describe(error))) from error
+
+
+def _describe(error: Exception) -> str:
+    """An error's message; those of the system itself are about a file that is read."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None and error.strerror:
+        return f"'{os.fsdecode(error.filename)}' cannot be used: {error.strerror}"
+    return str(error)
 
 
 def _printable(text: str) -> str:
