@@ -1,5 +1,7 @@
 """What can go wrong with a store; each error also inherits from the builtin that a caller would catch."""
 
+from pathlib import Path
+
 
 class StoreError(ValueError):
     """A store cannot be used as requested; the message says what was found, what was expected and what to type."""
@@ -41,3 +43,20 @@ class NotFiniteError(StoreError):
 
 class StoreBusyError(StoreError):
     """Another process is building the store right now."""
+
+
+class WriteError(OSError):
+    """A file or folder cannot be written; the message names it, the reason and what to do.
+
+    Args:
+        message: The message.
+        code: `errno` of the disk.
+        place: The file or folder.
+    """
+
+    def __init__(self, message: str, code: int | None = None, place: Path | None = None) -> None:
+        super().__init__(message)
+        self.errno, self.filename = code, None if place is None else str(place)
+
+    def __str__(self) -> str:
+        return str(self.args[0])

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from cytosae_cache.storage.disk import writing
+
 TEMPORARY_SUFFIX = ".partial"
 """Suffix of a file that is still being written."""
 
@@ -16,32 +18,33 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, sync_data: bool = True, sync_name: bool = True) -> Iterator[int]:
+def replacing(path: Path, *, sync: bool = True) -> Iterator[int]:
     """Open a temporary file that atomically replaces `path` at the end of the `with` block.
 
     Args:
         path: The file.
-        sync_data: Whether to flush the bytes to disk before the file gets its name.
-        sync_name: Whether to flush the name to disk at the end.
+        sync: Whether to flush the bytes to disk before the file gets its name. Only `sync_folder` makes that durable.
 
     Yields:
         File descriptor, open for writing.
+
+    Raises:
+        WriteError: If the disk is full, read-only or fails; the file is unchanged.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
-    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
-    try:
+    temporary = temporary_name(path)
+    with writing(path):
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
         try:
-            yield file
-            if sync_data:
-                os.fsync(file)
-        finally:
-            os.close(file)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if sync_name:
-        sync_folder(path.parent)
+            try:
+                yield file
+                if sync:
+                    os.fsync(file)
+            finally:
+                os.close(file)
+            temporary.replace(path)
+        except BaseException:
+            discard(temporary)
+            raise
 
 
 def write_all(file: int, data: memoryview | bytes) -> None:
@@ -52,29 +55,74 @@ def write_all(file: int, data: memoryview | bytes) -> None:
 
 
 def write_file(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Write a small file atomically, and by default durably."""
-    with replacing(path, sync_data=durable, sync_name=durable) as file:
-        write_all(file, data)
+    """Write a small file atomically, and by default durably, as `replacing_path`.
+
+    Raises:
+        WriteError: If the disk is full, read-only or fails; the file is unchanged.
+    """
+    with replacing_path(path, durable=durable) as temporary:
+        temporary.write_bytes(data)
+
+
+def create_file(path: Path, data: bytes, *, mode: int = 0o666) -> bool:
+    """Create a small file atomically and durably, unless something has its name; return whether it was created.
+
+    Args:
+        path: The file.
+        data: Its bytes.
+        mode: Its permissions, before the umask.
+
+    Raises:
+        WriteError: If the disk is full, read-only or fails.
+    """
+    temporary = temporary_name(path)
+    with writing(path):
+        remove_strays(path)
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        try:
+            try:
+                write_all(file, data)
+                os.fsync(file)
+            finally:
+                os.close(file)
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+            except OSError:  # a file system without hard links
+                if os.path.lexists(path):
+                    return False
+                temporary.rename(path)
+        finally:
+            discard(temporary)
+        sync_folder(path.parent)
+    return True
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder, and the folders above it, if they are missing.
+
+    Raises:
+        WriteError: If that is not possible.
+    """
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
     """Make renames inside a folder durable. Windows has no such call and does not need one."""
     if os.name == "nt":
         return
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
+    _sync(folder)
 
 
 @contextlib.contextmanager
 def replacing_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Replace `path` with a file or folder that the caller, or another library, writes to a temporary path beside it.
 
-    `path` is unchanged until the end of the `with` block. Partial files of killed processes are removed. A file is
-    replaced atomically; a folder is first moved aside, and the next call moves it back if this process is killed at
-    that instant.
+    `path` is unchanged until the end of the `with` block, and then replaced in one step. Partial files of killed
+    processes are removed. Where the system cannot exchange two folders, a folder is first moved aside; the next call
+    moves it back if this process is killed at that instant.
 
     Args:
         path: The file or folder.
@@ -82,14 +130,31 @@ def replacing_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
     Yields:
         Temporary path to write to.
+
+    Raises:
+        WriteError: If the disk is full, read-only or fails; `path` is unchanged.
     """
-    _remove_strays(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
-    aside = path.with_name(f"{path.name}-old.{os.getpid()}{TEMPORARY_SUFFIX}")
-    try:
-        yield temporary
-        if durable:
-            _sync_tree(temporary)
+    temporary = temporary_name(path)
+    with writing(path):
+        remove_strays(path)
+        try:
+            yield temporary
+            if durable:
+                sync_tree(temporary)
+            _put_in_place(temporary, path, durable=durable)
+        except BaseException:
+            discard(temporary)
+            raise
+    discard(temporary)
+    discard(aside_name(path))
+
+
+def _put_in_place(temporary: Path, path: Path, *, durable: bool) -> None:
+    """Give the temporary its name; what had it before gets that of the temporary, or of the path moved aside."""
+    was_there = os.path.lexists(path)
+    exchanged = was_there and exchange(temporary, path)
+    if not exchanged:
+        aside = aside_name(path)
         if path.is_dir():
             path.rename(aside)
         try:
@@ -98,11 +163,15 @@ def replacing_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
             if aside.exists():
                 aside.rename(path)
             raise
-    except BaseException:
-        _remove(temporary)
+    try:
+        if durable:
+            sync_folder(path.parent)
+    except OSError:  # taken back: what the same command finds when it is run again is what it found before
+        if exchanged:
+            exchange(temporary, path)
+        elif not was_there:
+            path.rename(temporary)
         raise
-    sync_folder(path.parent)
-    _remove(aside)
 
 
 def exchange(one: Path, other: Path) -> bool:
@@ -115,16 +184,26 @@ def exchange(one: Path, other: Path) -> bool:
     return bool(rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)
 
 
-def _remove_strays(path: Path) -> None:
+def temporary_name(path: Path, pid: int | None = None) -> Path:
+    """Where a process, by default this one, writes what will replace `path`."""
+    return path.with_name(f"{path.name}.{os.getpid() if pid is None else pid}{TEMPORARY_SUFFIX}")
+
+
+def aside_name(path: Path, pid: int | None = None) -> Path:
+    """Where a process, by default this one, moves `path` while it is replaced."""
+    return path.with_name(f"{path.name}-old.{os.getpid() if pid is None else pid}{TEMPORARY_SUFFIX}")
+
+
+def remove_strays(path: Path) -> None:
     """Remove temporary files and folders of `path` whose process has ended, and our own."""
     for stray in path.parent.glob(f"{glob.escape(path.name)}*.*{TEMPORARY_SUFFIX}"):
         number = stray.name.removesuffix(TEMPORARY_SUFFIX).rpartition(".")[2]
         ours = stray.name in (f"{path.name}.{number}{TEMPORARY_SUFFIX}", f"{path.name}-old.{number}{TEMPORARY_SUFFIX}")
         if ours and number.isdecimal() and not _is_another_process(int(number)):
-            if stray.name.startswith(f"{path.name}-old.") and not path.exists():
+            if stray.name.startswith(f"{path.name}-old.") and not os.path.lexists(path):
                 stray.rename(path)
             else:
-                _remove(stray)
+                remove(stray)
 
 
 def _is_another_process(number: int) -> bool:
@@ -142,17 +221,31 @@ def _is_another_process(number: int) -> bool:
     return True
 
 
-def _sync_tree(path: Path) -> None:
-    """Flush a file, or all files of a folder, to disk."""
-    files = [path] if path.is_file() else [item for item in path.rglob("*") if item.is_file()]
-    for item in files:
-        with item.open("r+b") as file:
-            os.fsync(file.fileno())
+def sync_tree(path: Path) -> None:
+    """Flush a file, or all files and folders of a folder, to disk."""
+    for item in [path] if path.is_file() else [*path.rglob("*"), path]:
+        if item.is_file() or (item.is_dir() and os.name != "nt"):
+            _sync(item)
 
 
-def _remove(path: Path) -> None:
+def _sync(path: Path) -> None:
+    """Flush one file or folder."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def remove(path: Path) -> None:
     """Remove a file or folder if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def discard(path: Path) -> None:
+    """Remove a temporary file or folder; where the disk refuses, the next run does it."""
+    with contextlib.suppress(OSError):
+        remove(path)

@@ -82,7 +82,7 @@ class LocalStorage(StorageBackend):
         """Write a file atomically, replacing an existing one of the same name."""
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path, sync_data=sync, sync_name=False) as file:
+        with replacing(path, sync=sync) as file:
             for part in parts:
                 write_all(file, part)
 
@@ -167,11 +167,18 @@ class LocalFile:
                 if error.errno != errno.EINVAL:  # the device has larger blocks: read through the page cache
                     raise
         while view:
-            count = os.preadv(self._file, [view], offset)
+            count = self._read(view, offset)
             if not count:
                 raise StoreCorruptError(f"'{self._path}' ends before byte {offset}: it was truncated")
             view = view[count:]
             offset += count
+
+    def _read(self, view: memoryview, offset: int) -> int:
+        """Read some bytes; an error names the file, as errors of opening do."""
+        try:
+            return os.preadv(self._file, [view], offset)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def __del__(self) -> None:
         for file in (getattr(self, "_file", -1), getattr(self, "_direct", -1)):

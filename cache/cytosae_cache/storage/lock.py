@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cytosae_cache.errors import StoreBusyError
+from cytosae_cache.storage.disk import writing
 
 _MARK = "cytosae-cache lock"
 _MOST_BYTES = 4096
@@ -72,9 +73,10 @@ def locked(path: Path, what: str) -> Iterator[None]:
 
     Raises:
         StoreBusyError: If another process holds the lock; the message names it.
-        OSError: If the file cannot be created.
+        WriteError: If the file cannot be created.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
     except ImportError:  # Windows
@@ -85,7 +87,8 @@ def locked(path: Path, what: str) -> Iterator[None]:
         try:
             while not lock.is_named():  # removed by its owner between our opening and locking it
                 lock.close()
-                lock.open()
+                with writing(path):
+                    lock.open()
                 fcntl.flock(lock.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if isinstance(error, BlockingIOError):

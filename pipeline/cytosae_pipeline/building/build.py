@@ -29,7 +29,6 @@ from cytosae_pipeline.building.store_place import (
     disk_messages,
     make_provenance,
     require_space,
-    resume_advice,
 )
 from cytosae_pipeline.config import BuildConfig
 from cytosae_pipeline.errors import UserError, escape
@@ -122,7 +121,7 @@ def _build(config: BuildConfig, weights_digest: str | None) -> list[tuple[Activa
     remarks = Remarks(plan.images)
     with contextlib.ExitStack() as stack:
         for item in sorted(plan.stores, key=lambda item: str(item.store)):
-            stack.enter_context(disk_messages(item.store, overwrite=config.overwrite))
+            stack.enter_context(disk_messages(item.store))
             stack.enter_context(open_storage(item.store).lock())
         opened = []
         for item in plan.stores:
@@ -345,6 +344,6 @@ def _compute_shard(
         raise StoreError(
             f"{len(rows):,} consecutive images have vanished since the build began, the first "
             f"'{escape(plan.images.rows[rows[0]].path)}' in '{plan.images.root}': was a disk unmounted? Finished "
-            f"work is kept: {resume_advice(overwrite=config.overwrite)}"
+            "work is kept: run the command again to resume"
         )
     return [ShardData(shard, part, digests, reasons, sizes) for part in activations]

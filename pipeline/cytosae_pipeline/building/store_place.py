@@ -1,7 +1,6 @@
 """The place of a store that is about to be written: its free space, what is there already, and errors of its disk."""
 
 import contextlib
-import errno
 import os
 import shutil
 import time
@@ -12,13 +11,9 @@ from pathlib import Path
 from cytosae_cache.errors import StoreError
 from cytosae_cache.format.metadata import Provenance
 from cytosae_cache.storage.base import Location
+from cytosae_cache.storage.disk import existing_folder, explain, find_disk_error
 from cytosae_pipeline import __version__
 from cytosae_pipeline.runtime.progress import format_bytes
-
-
-def existing_folder(path: Path) -> Path:
-    """The path, or the nearest folder above it that exists."""
-    return next(place for place in [path, *path.absolute().parents] if place.exists())
 
 
 def free_bytes(store: Location) -> int | None:
@@ -56,46 +51,21 @@ def make_provenance(dataset: str, list_digest: str, device: str = "") -> Provena
     return Provenance(dataset, list_digest, __version__, datetime.fromtimestamp(stamp, UTC).isoformat(), device)
 
 
-def resume_advice(*, overwrite: bool) -> str:
-    """What to do after an error that left finished work.
-
-    Args:
-        overwrite: Whether the command was told to delete what is there.
-    """
-    return f"run the command again{' without --overwrite' if overwrite else ''} to resume"
-
-
 @contextlib.contextmanager
-def disk_messages(store: Location, *, overwrite: bool = False) -> Iterator[None]:
+def disk_messages(store: Location) -> Iterator[None]:
     """Turn errors of the disk into messages that say where and what to do; those of remote storage already do.
 
     Args:
         store: Place of the store that is written inside the context.
-        overwrite: Whether the command was told to delete what is there, which must not be repeated to resume.
 
     Raises:
         StoreError: If the disk is full, read-only or fails.
     """
     try:
         yield
-    except OSError as error:
-        if isinstance(error, StoreError) or isinstance(store, str) or not _concerns(error, store):
+    except (OSError, RuntimeError) as error:
+        code = None if isinstance(store, str) else find_disk_error(error, store)
+        if code is None:
             raise
-        reason = error.strerror or type(error).__name__
-        where = f"store '{store}' cannot be written: {reason}"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StoreError(
-                f"{where} ({format_bytes(free_bytes(store) or 0)} free). Finished work is kept: free some space, then "
-                + resume_advice(overwrite=overwrite)
-            ) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise StoreError(f"{where}. Make the folder writable, or use another --root_dir") from error
-        raise StoreError(f"{where}. Finished work is kept: {resume_advice(overwrite=overwrite)}") from error
-
-
-def _concerns(error: OSError, store: Path) -> bool:
-    """Whether an error concerns the store's folder; errors of writing to an open file do not name one."""
-    if not isinstance(error.filename, str):
-        return True
-    place = Path(error.filename).absolute()
-    return place.is_relative_to(store.absolute().parent) or store.absolute().is_relative_to(place)
+        kept, again = "Finished work is kept", "run the command again to resume"
+        raise StoreError(explain(f"store '{store}'", Path(store), code, kept=kept, again=again)) from error

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -56,15 +57,20 @@ def messages() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        # With --overwrite these would delete what is to be kept.
-        options = [word for word in sys.argv[1:] if sys.argv[1] not in ("build", "import") or word != "--overwrite"]
-        command = shlex.join(["cytosae-cache", *options])
+        command = shlex.join(["cytosae-cache", *sys.argv[1:]])
         click.echo(f"\ninterrupted; finished work is kept. Resume with:\n  {command}", err=True)
         raise SystemExit(INTERRUPTED) from None
     except (ValueError, OSError, RuntimeError) as error:
         if not _is_expected(error):
             raise
-        raise click.ClickException(_printable(str(error))) from error
+        raise click.ClickException(_printable(_describe(error))) from error
+
+
+def _describe(error: Exception) -> str:
+    """An error's message; those of the system itself are about a file that is read."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None and error.strerror:
+        return f"'{os.fsdecode(error.filename)}' cannot be used: {error.strerror}"
+    return str(error)
 
 
 def _printable(text: str) -> str:

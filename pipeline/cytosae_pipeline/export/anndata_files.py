@@ -4,7 +4,7 @@ The format is the one that anndata documents; anndata itself writes frames, text
 use Zarr format 2, which older releases of anndata read too.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from cytosae_pipeline.export.hdf5_files import open_hdf5
 from cytosae_pipeline.export.tables import Column, Table, Tables, latent_name
 from cytosae_pipeline.statistics.counts import Counts
 
@@ -35,9 +36,17 @@ class CsrScores:
         group: An open HDF5 or Zarr group of an AnnData without X.
         n_images: Rows that will be appended.
         n_latents: Columns S.
+        check: Raises if writing has failed since.
     """
 
-    def __init__(self, group: Any, n_images: int, n_latents: int) -> None:  # noqa: ANN401 - h5py or zarr
+    def __init__(
+        self,
+        group: Any,  # noqa: ANN401 - h5py or zarr
+        n_images: int,
+        n_latents: int,
+        *,
+        check: Callable[[], object] = bool,
+    ) -> None:
         from anndata.io import sparse_dataset, write_elem
         from scipy.sparse import csr_matrix
 
@@ -47,6 +56,7 @@ class CsrScores:
         empty.indices, empty.indptr = empty.indices.astype(index), empty.indptr.astype(index)
         write_elem(group, "X", empty, dataset_kwargs={"chunks": (CHUNK_ENTRIES,)})
         self._matrix: Any = sparse_dataset(group["X"], should_cache_indptr=False)
+        self._check = check
 
     def append(self, scores: npt.NDArray[np.float32]) -> None:
         """Write the scores of the next images, shape `(n, S)`."""
@@ -54,20 +64,19 @@ class CsrScores:
 
         if len(scores):
             self._matrix.append(csr_matrix(scores))
+            self._check()
 
 
 @contextmanager
-def open_group(path: Path, container: Container) -> Iterator[Any]:
-    """A new, empty HDF5 file or Zarr folder, as a group."""
+def open_group(path: Path, container: Container) -> Iterator[tuple[Any, Callable[[], object]]]:
+    """A new, empty HDF5 file or Zarr folder: a group, and a function that raises if writing has failed since."""
     if container == "h5ad":
-        import h5py
-
-        with h5py.File(path, "w") as file:
-            yield file
+        with open_hdf5(path) as opened:
+            yield opened
     else:
         import zarr
 
-        yield zarr.open_group(path, mode="w", zarr_format=2)
+        yield zarr.open_group(path, mode="w", zarr_format=2), bool
 
 
 def make_patients(tables: Tables) -> "AnnData":
@@ -111,7 +120,7 @@ def write_patients(path: Path, container: Container, tables: Tables) -> None:
     """
     from anndata.io import write_elem
 
-    with open_group(path, container) as group:
+    with open_group(path, container) as (group, _):
         write_elem(group, "/", make_patients(tables))
 
 
@@ -130,9 +139,9 @@ def open_images(path: Path, container: Container, tables: Tables) -> Iterator[Cs
     """A new file of `make_images` to which scores are appended."""
     from anndata.io import write_elem
 
-    with open_group(path, container) as group:
+    with open_group(path, container) as (group, check):
         write_elem(group, "/", make_images(tables))
-        yield CsrScores(group, len(tables.images.row), len(tables.latents["sparsity"]))
+        yield CsrScores(group, len(tables.images.row), len(tables.latents["sparsity"]), check=check)
 
 
 def latent_frame(tables: Tables) -> "pd.DataFrame":

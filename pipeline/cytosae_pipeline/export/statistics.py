@@ -3,15 +3,16 @@
 import importlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from cytosae.statistics.accumulators import PooledActs
-from cytosae_cache.storage.atomic import replacing_path
+from cytosae_cache.storage.file_set import replacing_set, undo_set
+from cytosae_cache.storage.lock import locked
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import ExportConfig
 from cytosae_pipeline.errors import UserError, install
@@ -27,6 +28,7 @@ from cytosae_pipeline.statistics.notes import read_notes
 from cytosae_pipeline.statistics.published import find_published, read_published
 from cytosae_pipeline.statistics.results import ensure_statistics
 from cytosae_pipeline.workspace.runs import resolve_sae
+from cytosae_pipeline.workspace.targets import resolve_target
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +61,9 @@ def export_tables(config: ExportConfig) -> TablesResult:
     `features` and `patients` are reused, and computed first where they are missing or of another autoencoder or store.
 
     Raises:
-        ValueError: If an option or package is missing, a target exists already, or the store does not fit.
+        ValueError: If an option or package is missing, a target exists already or is being written by another process,
+            or the store does not fit.
+        WriteError: If the disk is full, read-only or fails; what was there before is unchanged.
     """
     _check(config)
     config = resolve_sae(config)
@@ -71,17 +75,17 @@ def export_tables(config: ExportConfig) -> TablesResult:
     has_patients = any(inputs.store.images.patient)
     if not has_patients:
         logger.info(f"no image of store '{inputs.store.path}' has a patient: no file of patients is written")
-    names = ("latents", "patients", "images")
-    paths = _plan(config, folder, names if has_patients else ("latents", "images"))
-    found = ensure_statistics(inputs, config, counts=["patient"] if has_patients else [])
-    features, counts = found.features, found.counts.get("patient")
-    assert features is not None
-    notes = read_notes(inputs.folder / NOTES_NAME, inputs.n_latents)
-    tables = collect_tables(inputs, features, counts, notes=notes, groups=_groups_of(config, inputs.store, counts))
-    folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        places = {name: stack.enter_context(replacing_path(path)) for name, path in paths.items()}
-        with _open(config, places, tables) as writer:
+    names = ("latents", "patients", "images") if has_patients else ("latents", "images")
+    with _reserved(config, folder, names) as paths:
+        found = ensure_statistics(inputs, config, counts=["patient"] if has_patients else [])
+        features, counts = found.features, found.counts.get("patient")
+        assert features is not None
+        notes = read_notes(inputs.folder / NOTES_NAME, inputs.n_latents)
+        tables = collect_tables(inputs, features, counts, notes=notes, groups=_groups_of(config, inputs.store, counts))
+        with (
+            replacing_set([resolve_target(path) for path in paths.values()]) as temporaries,
+            _open(config, dict(zip(paths, temporaries, strict=True)), tables) as writer,
+        ):
 
             def consume(rows: torch.Tensor, images: PooledActs) -> None:
                 writer.append(images.scores.cpu().numpy())
@@ -111,11 +115,13 @@ def _export_published(config: ExportConfig, results: Path) -> TablesResult:
     )
     features = read_published(results)
     folder = config.out or results
-    paths = _plan(config, folder, ("latents",))
-    folder.mkdir(parents=True, exist_ok=True)
     notes = read_notes(results / NOTES_NAME, len(features.sparsity))
     table = table_files.make_numbered(make_latent_table(features, notes))
-    with replacing_path(paths["latents"]) as path, _open_table(config, path, table) as writer:
+    with (
+        _reserved(config, folder, ("latents",)) as paths,
+        replacing_set([resolve_target(paths["latents"])]) as (path,),
+        _open_table(config, path, table) as writer,
+    ):
         writer.write(table)
     return TablesResult(folder, list(paths.values()), config.format, 0, 0, len(features.sparsity))
 
@@ -150,25 +156,42 @@ def _check(config: ExportConfig) -> None:
             raise UserError(f"--format {config.format} needs {name}: {install(config.format)}") from error
 
 
-def _plan(config: ExportConfig, folder: Path, names: Sequence[str]) -> dict[str, Path]:
-    """The files to write, by their contents; anndata's have latents as columns, not as a file.
+@contextmanager
+def _reserved(config: ExportConfig, folder: Path, names: Sequence[str]) -> Iterator[dict[str, Path]]:
+    """The files to write, by their contents, while no other process may write them.
 
     Raises:
         UserError: If an existing file must not be replaced.
+        StoreBusyError: If another process is writing into the folder.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out '{folder}' is a file; --format {config.format} writes several files into a folder")
+    with locked(resolve_target(folder) / "export.lock", str(folder)):
+        paths = _plan(config, folder, names)
+        undo_set([resolve_target(path) for path in paths.values()])
+        _require_free(config, paths.values())
+        yield paths
+
+
+def _plan(config: ExportConfig, folder: Path, names: Sequence[str]) -> dict[str, Path]:
+    """The files to write, by their contents; anndata's have latents as columns, not as a file."""
     if config.format == "anndata":
-        paths = {name: folder / f"{name}.{config.anndata_as}" for name in names if name != "latents"}
-    else:
-        # `features` and `patients` have an images.csv and a patients.csv of their own.
-        paths = {name: folder / f"table_{name}.{config.format}" for name in names}
-    for path in paths.values():
+        return {name: folder / f"{name}.{config.anndata_as}" for name in names if name != "latents"}
+    # `features` and `patients` have an images.csv and a patients.csv of their own.
+    return {name: folder / f"table_{name}.{config.format}" for name in names}
+
+
+def _require_free(config: ExportConfig, paths: Iterable[Path]) -> None:
+    """Refuse targets that must not be replaced.
+
+    Raises:
+        UserError: If one exists, unless `overwrite` allows it and the format writes such a thing.
+    """
+    for path in paths:
         if path.exists() and not config.overwrite:
             raise UserError(f"'{path}' exists already. Give another --out, or --overwrite")
         if path.exists() and not (_is_anndata_folder(path) if path.suffix == ".zarr" else path.is_file()):
             raise UserError(f"'{path}' is not what --format {config.format} writes. Give another --out")
-    return paths
 
 
 def _is_anndata_folder(path: Path) -> bool:

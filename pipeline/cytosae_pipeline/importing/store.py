@@ -91,7 +91,7 @@ def import_embeddings(config: ImportConfig) -> ImportResult:
     notes = [] if config.store else _describe_namesakes(place, spec, config)
     shard_images = config.shard_images or max(1, min(_MOST_SHARD_ROWS, _SHARD_BYTES // spec.record_bytes))
     shard_images = min(shard_images, len(table.path))
-    with disk_messages(place.location, overwrite=config.overwrite), place.lock():
+    with disk_messages(place.location), place.lock():
         store, status = _open_or_create(place, spec, table, digest, config, shard_images)
         if not store.complete:
             store, lost = _fill(store, source, order)

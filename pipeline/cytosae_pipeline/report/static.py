@@ -14,7 +14,8 @@ import torch
 
 from cytosae.analysis.differential import GroupComparison
 from cytosae_cache.reading.reader import StoreReader
-from cytosae_cache.storage.atomic import replacing_path
+from cytosae_cache.storage.atomic import make_folder, replacing_path
+from cytosae_cache.storage.lock import locked
 from cytosae_pipeline.config import ReportConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.image_list import ImageList
@@ -53,6 +54,7 @@ from cytosae_pipeline.statistics.notes import FILE_NAME as NOTES_NAME
 from cytosae_pipeline.statistics.published import find_published, read_published
 from cytosae_pipeline.statistics.results import Statistics
 from cytosae_pipeline.workspace.runs import resolve_sae
+from cytosae_pipeline.workspace.targets import resolve_target
 
 logger = logging.getLogger(__name__)
 
@@ -145,16 +147,22 @@ def write_report(
 
 @contextmanager
 def _new_page(target: Path) -> Iterator[Path]:
-    """A folder with the page's own files that becomes the target once it is complete.
+    """A folder with the page's own files that becomes the target, or where that leads, once it is complete.
 
     Raises:
         UserError: If something else is there.
+        StoreBusyError: If another process is writing it.
+        WriteError: If the disk is full, read-only or fails; an older page is unchanged.
     """
     if target.exists() and not (target / MARK).is_file():
         raise UserError(f"'{target}' already exists and is not a report. Give another --out")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    place = resolve_target(target)
+    make_folder(place.parent)
     # Not synced to disk: these are thousands of small files that the same command can write again.
-    with replacing_path(target, durable=False) as folder:
+    with (
+        locked(place.with_name(f"{place.name}.lock"), str(target)),
+        replacing_path(place, durable=False) as folder,
+    ):
         for name in ("latents", "cards"):
             (folder / "data" / name).mkdir(parents=True)
         copy_page(folder)

@@ -8,6 +8,8 @@ import warnings
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from cytosae_cache.storage.disk import format_bytes as format_bytes
+
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_UNTIL_FIRST_LINE = 10.0
 _LINE = (
@@ -88,15 +90,6 @@ def format_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def format_bytes(n_bytes: float) -> str:
-    """A size as text, in powers of 1000: `16.4 GB`."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}" if unit == "bytes" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} TB"
 
 
 def _make_bar(what: str, total: int, unit: str, done: int, lines: "_Lines | None") -> Any:  # noqa: ANN401 - untyped

@@ -3,17 +3,23 @@
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypedDict
 
+from cytosae_cache.errors import StoreBusyError
 from cytosae_cache.storage.atomic import write_file
+from cytosae_cache.storage.lock import locked
 from cytosae_pipeline.errors import UserError
 
 FILE_NAME = "latent_notes.json"
 
 MAX_NAME, MAX_NOTE = 200, 10_000
 """Characters of a latent's name and note."""
+
+_MOST_WAIT_S = 10.0
+_SECONDS_BETWEEN_TRIES = 0.02
 
 _thread_lock = threading.Lock()
 
@@ -68,6 +74,8 @@ def save_note(
 
     Raises:
         UserError: If the file contains something else; it is not changed.
+        StoreBusyError: If another process keeps writing it.
+        WriteError: If the disk is full, read-only or fails; the file is unchanged.
     """
     with _locked(path):
         notes = read_notes(path, n_latents)
@@ -102,11 +110,19 @@ def check_note(value: Any) -> LatentNote:  # noqa: ANN401 - any JSON
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Keep other threads from writing, and other processes where the system supports file locks."""
-    with _thread_lock, path.with_suffix(".lock").open("w") as file:
-        # Windows lacks this module and some network folders these locks: there, run one server at a time.
-        with contextlib.suppress(ImportError, OSError):
-            import fcntl
+    """Keep other threads and processes from writing; their notes are small, so they are waited for.
 
-            fcntl.flock(file, fcntl.LOCK_EX)
+    Raises:
+        StoreBusyError: If another process keeps the lock for long.
+    """
+    deadline = time.monotonic() + _MOST_WAIT_S
+    with _thread_lock, contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(locked(path.with_suffix(".lock"), str(path)))
+                break
+            except StoreBusyError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_SECONDS_BETWEEN_TRIES)
         yield

@@ -127,7 +127,7 @@ def test_a_folder_of_the_demo_is_quoted(tmp_path):
     assert f"cytosae-cache list --root_dir '{root}'" in text
 
 
-def test_resuming_a_build_that_overwrites_does_not_delete_what_is_kept(capsys, monkeypatch):
+def test_what_was_interrupted_is_resumed_by_the_same_command(capsys, monkeypatch):
     from cytosae_pipeline.cli.output import messages
 
     def resume(*words: str) -> str:
@@ -136,8 +136,8 @@ def test_resuming_a_build_that_overwrites_does_not_delete_what_is_kept(capsys, m
             raise KeyboardInterrupt
         return capsys.readouterr().err.splitlines()[-1].strip()
 
-    assert resume("build", "--dataset_name", "a b", "--overwrite") == "cytosae-cache build --dataset_name 'a b'"
-    assert resume("export", "--out", "x", "--overwrite") == "cytosae-cache export --out x --overwrite"
+    command = "cytosae-cache build --dataset_name 'a b' --overwrite"
+    assert resume("build", "--dataset_name", "a b", "--overwrite") == command
     assert resume() == "cytosae-cache"
 
 

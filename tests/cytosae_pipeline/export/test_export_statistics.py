@@ -245,7 +245,7 @@ def test_a_store_without_any_patient_or_label_has_no_file_of_patients(own, kind)
 
 @pytest.mark.parametrize("container", ["h5ad", "zarr"])
 def test_more_than_two_billion_scores_find_room(tmp_path, container):
-    with open_group(tmp_path / f"x.{container}", container) as group:
+    with open_group(tmp_path / f"x.{container}", container) as (group, _):
         matrix = CsrScores(group, 2**16, 2**15)
         matrix.append(np.eye(3, 2**15, dtype=np.float32))
         matrix.append(np.eye(2, 2**15, dtype=np.float32))

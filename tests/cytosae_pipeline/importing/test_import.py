@@ -278,9 +278,6 @@ def test_errors_of_the_disk_name_the_store(tmp_path, monkeypatch, code, message)
     monkeypatch.setattr("cytosae_cache.storage.local.write_all", fail)
     with pytest.raises(StoreError, match=f"store '{tmp_path}/out/activations/toy/.*' {message}"):
         _import(tmp_path, tmp_path / "a.npy")
-    if code == errno.ENOSPC:
-        with pytest.raises(StoreError, match="then run the command again without --overwrite to resume"):
-            _import(tmp_path, tmp_path / "a.npy", overwrite=True)
 
 
 def test_a_disk_that_is_too_small_is_reported_before_anything_is_written(tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 import hashlib
 import hmac
-import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cytosae_cache.storage.atomic import sync_folder
+from cytosae_cache.storage.atomic import create_file
 from cytosae_pipeline.errors import UserError
 
 KEY_BYTES = 32
@@ -22,22 +21,16 @@ def ensure_key(path: Path) -> bytes:
 
     Raises:
         UserError: If the file does not contain a key.
+        WriteError: If it cannot be created.
     """
-    try:
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        key = path.read_bytes()
-        if len(key) != KEY_BYTES:
-            raise UserError(
-                f"'{path}' must contain a key of {KEY_BYTES} bytes, found {len(key)}: delete it to get new pseudonyms"
-            ) from None
-        return key
     key = secrets.token_bytes(KEY_BYTES)
-    with os.fdopen(file, "wb") as stream:
-        stream.write(key)
-        stream.flush()
-        os.fsync(stream.fileno())
-    sync_folder(path.parent)
+    if create_file(path, key, mode=0o600):
+        return key
+    key = path.read_bytes()
+    if len(key) != KEY_BYTES:
+        raise UserError(
+            f"'{path}' must contain a key of {KEY_BYTES} bytes, found {len(key)}: delete it to get new pseudonyms"
+        )
     return key
 
 

@@ -13,6 +13,7 @@ from flask import Flask, Response, abort, request
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from cytosae.backbones.images import UnreadableImageError
+from cytosae_cache.errors import StoreBusyError, WriteError
 from cytosae_pipeline.report.data.limits import MAX_UPLOAD
 from cytosae_pipeline.report.explore.http_server import HOST
 from cytosae_pipeline.report.explore.service import ExploreService, MissingError, RefusedError
@@ -77,6 +78,8 @@ def make_app(service: ExploreService, *, port: int, token: str) -> Flask:
             return _refuse(HTTPStatus.NOT_FOUND)
         if isinstance(error, RefusedError | UnreadableImageError):
             return _respond("txt", str(error), HTTPStatus.BAD_REQUEST)
+        if isinstance(error, WriteError | StoreBusyError):
+            return _respond("txt", str(error), HTTPStatus.SERVICE_UNAVAILABLE)
         if not service.closed:
             app.log_exception(sys.exc_info())
         return _respond("txt", _INTERNAL_ERROR, HTTPStatus.INTERNAL_SERVER_ERROR)
