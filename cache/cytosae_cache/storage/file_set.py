@@ -83,13 +83,23 @@ def undo_set(paths: Sequence[Path]) -> None:
     with writing(_place(paths)):
         for path in paths:
             temporary, aside = (name(path, record["pid"]) for name in (temporary_name, aside_name))
-            if not os.path.lexists(temporary) and _identity(path) == record["files"].get(path.name):
+            wanted = record["files"].get(path.name)
+            if wanted is not None and not os.path.lexists(temporary) and _identity(path) == wanted:
                 path.rename(temporary)
             if os.path.lexists(aside) and not os.path.lexists(path):
                 aside.rename(path)
             remove(temporary)
         _sync_folders(paths)
         journal.unlink()
+
+
+def is_half_named(last: Path) -> bool:
+    """Whether a process was killed while it gave a set of files its names, until `undo_set` is called.
+
+    Args:
+        last: The last path of the set.
+    """
+    return _journal([last]).exists()
 
 
 def _commit(paths: Sequence[Path], temporaries: Sequence[Path]) -> None:
@@ -142,7 +152,9 @@ def _read_journal(path: Path) -> dict[str, Any] | None:
             value = json.loads(file.read(_MOST_BYTES))
     is_ours = isinstance(value, dict) and value.get("mark") == _MARK
     if not (is_ours and type(value.get("pid")) is int and isinstance(value.get("files"), dict)):
-        raise StoreBusyError(f"'{path}' is not a file of cytosae-cache, but an export needs that name. Move it away")
+        raise StoreBusyError(
+            f"'{path}' is not a file of cytosae-cache, but a set of files needs that name. Move it away"
+        )
     return dict(value)
 
 

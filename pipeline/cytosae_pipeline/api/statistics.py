@@ -14,12 +14,12 @@ from cytosae_pipeline.config import ExportConfig, StatisticsOptions
 from cytosae_pipeline.export.anndata_files import latent_frame, make_groups, make_images
 from cytosae_pipeline.export.statistics import TablesResult, export_tables
 from cytosae_pipeline.export.tables import Table, collect_tables, make_patient_table, make_provenance
-from cytosae_pipeline.statistics.counts import Counts, GroupKind, save_counts
+from cytosae_pipeline.statistics.counts import COUNT_FILES, Counts, GroupKind, save_counts
 from cytosae_pipeline.statistics.encode import encode_store
-from cytosae_pipeline.statistics.features import Features, save_features
+from cytosae_pipeline.statistics.features import VERB, Features, save_features
 from cytosae_pipeline.statistics.inputs import Inputs
 from cytosae_pipeline.statistics.records import lock_results
-from cytosae_pipeline.statistics.results import compute_statistics
+from cytosae_pipeline.statistics.results import RESULT_FILES, compute_statistics
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,8 +72,7 @@ class FeatureStats(Features):
         Raises:
             UserError: If another program wrote one of them, unless `replace_foreign` allows it.
         """
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with lock_results(Path(folder), [self.record["verb"]]):
+        with lock_results(Path(folder), {VERB: RESULT_FILES[VERB]}):
             return save_features(Path(folder), self, self.inputs.store, replace_foreign=replace_foreign)
 
     def __repr__(self) -> str:
@@ -120,9 +119,8 @@ class GroupStats(Counts):
         Raises:
             UserError: If another program wrote one of them, unless `replace_foreign` allows it.
         """
-        place, store = Path(folder), self.inputs.store
-        place.mkdir(parents=True, exist_ok=True)
-        with lock_results(place, [self.record["verb"]]):
+        place, store, verb = Path(folder), self.inputs.store, COUNT_FILES[self.kind].verb
+        with lock_results(place, {verb: RESULT_FILES[verb]}):
             return save_counts(place, self, self.kind, store.images, store.n_tokens, replace_foreign=replace_foreign)
 
     def __repr__(self) -> str:

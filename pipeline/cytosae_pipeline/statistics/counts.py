@@ -1,6 +1,5 @@
 """Counts of tokens above thresholds, summed over the images of each patient or class."""
 
-import io
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ import torch
 
 from cytosae.statistics.accumulators import GroupCounts, PooledActs, normalise_counts
 from cytosae_cache.format.layout import ImageTable
-from cytosae_cache.storage.atomic import write_file
 from cytosae_pipeline.config import StatisticsOptions
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.devices import accumulator_device
@@ -25,9 +23,8 @@ from cytosae_pipeline.statistics.records import (
     make_record,
     read_record,
     read_result,
+    replacing_results,
     require_ours,
-    withdraw_record,
-    write_record,
 )
 from cytosae_pipeline.workspace.csv_files import to_csv
 
@@ -139,7 +136,7 @@ def require_own_counts(folder: Path, kind: GroupKind, record: Mapping[str, Any],
 def save_counts(
     folder: Path, counts: Counts, kind: GroupKind, images: ImageTable, n_tokens: int, *, replace_foreign: bool = False
 ) -> list[Path]:
-    """Write normalised counts of the first threshold, raw counts of all, and the groups in order; the record last.
+    """Write normalised counts of the first threshold, raw counts of all, and the groups in order, all together.
 
     Args:
         folder: Where the files go.
@@ -156,12 +153,7 @@ def save_counts(
         UserError: If a file exists that another program wrote.
     """
     require_own_counts(folder, kind, counts.record, replace_foreign=replace_foreign)
-    verb, *file_names = COUNT_FILES[kind]
-    normalised_path, raw_path, groups_path = (folder / name for name in file_names)
-    withdraw_record(folder, verb)
-    buffer = io.BytesIO()
-    np.save(buffer, counts.normalised, allow_pickle=False)
-    write_file(normalised_path, buffer.getvalue())
+    verb, normalised, raw, groups = COUNT_FILES[kind]
     arrays: dict[str, Any] = {
         "counts": counts.counts,
         "n_images": counts.n_images,
@@ -169,11 +161,14 @@ def save_counts(
         "n_tokens": np.int64(n_tokens),
         verb: np.array(counts.names, dtype=np.str_),
     }
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    write_file(raw_path, buffer.getvalue())
-    write_file(groups_path, _groups_csv(counts, kind, images))
-    return [normalised_path, raw_path, groups_path, write_record(folder, counts.record)]
+    with replacing_results(folder, (normalised, raw, groups), counts.record) as places:
+        # Through file objects: numpy would add its ending to the temporary names.
+        with places[normalised].open("wb") as file:
+            np.save(file, counts.normalised, allow_pickle=False)
+        with places[raw].open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        places[groups].write_bytes(_groups_csv(counts, kind, images))
+    return [folder / name for name in (normalised, raw, groups, f"{verb}.json")]
 
 
 def read_counts(folder: Path, kind: GroupKind) -> Counts:

@@ -14,7 +14,6 @@ from cytosae.analysis.latents import best_latents, label_entropy
 from cytosae.analysis.specificity import first_latents
 from cytosae.pickles import load_torch
 from cytosae.statistics.accumulators import FeatureStatistics, PooledActs
-from cytosae_cache.storage.atomic import write_file
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import StatisticsOptions
 from cytosae_pipeline.images.image_list import join_lines
@@ -27,9 +26,8 @@ from cytosae_pipeline.statistics.records import (
     make_record,
     read_record,
     read_result,
+    replacing_results,
     require_ours,
-    withdraw_record,
-    write_record,
 )
 from cytosae_pipeline.statistics.specificity import FILE_NAME as SPECIFICITY
 from cytosae_pipeline.statistics.specificity import (
@@ -40,7 +38,7 @@ from cytosae_pipeline.statistics.specificity import (
     save_specificity,
 )
 from cytosae_pipeline.workspace.csv_files import to_csv
-from cytosae_pipeline.workspace.files import write_torch
+from cytosae_pipeline.workspace.files import save_torch
 
 VERB = "features"
 
@@ -53,7 +51,7 @@ TENSORS = {
 }
 """Field of `Features`, stem of its file, and its type."""
 
-FILES = (*(f"{stem}.pt" for stem, _ in TENSORS.values()), "images.csv", "labels.txt")
+FILES: tuple[str, ...] = (*(f"{stem}.pt" for stem, _ in TENSORS.values()), "images.csv", "labels.txt")
 """Files of the feature data beside its record."""
 
 ENTROPY = "top_entropy.pt"
@@ -175,7 +173,7 @@ def require_own_features(folder: Path, record: Mapping[str, Any], *, replace_for
 def save_features(
     folder: Path, features: Features, store: ActivationStore, *, replace_foreign: bool = False
 ) -> list[Path]:
-    """Write feature data under the names of the reference, with its record last.
+    """Write feature data under the names of the reference; until all files are complete, older ones stay.
 
     Args:
         folder: Where the files go.
@@ -190,19 +188,17 @@ def save_features(
         UserError: If a file exists that another program wrote.
     """
     require_own_features(folder, features.record, replace_foreign=replace_foreign)
-    withdraw_record(folder, VERB)
-    files = []
-    for name, (stem, _) in TENSORS.items():
-        files.append(folder / f"{stem}.pt")
-        write_torch(files[-1], torch.from_numpy(getattr(features, name)).contiguous().clone())
-    files += [folder / ENTROPY, folder / "images.csv", folder / "labels.txt"]
-    write_torch(files[-3], torch.from_numpy(features.label_entropy.astype(np.float32)))
-    write_file(files[-2], _images_csv(store))
-    # One line per label: a store made from elsewhere may have names of several lines.
-    write_file(files[-1], "".join(f"{join_lines(name)}\n" for name in features.labels).encode())
-    if features.specificity is not None:
-        files.append(save_specificity(folder, features.specificity))
-    return [*files, write_record(folder, features.record)]
+    names = [*FILES, ENTROPY, *([SPECIFICITY] if features.specificity is not None else [])]
+    with replacing_results(folder, names, features.record) as places:
+        for name, (stem, _) in TENSORS.items():
+            save_torch(places[f"{stem}.pt"], torch.from_numpy(getattr(features, name)).contiguous().clone())
+        save_torch(places[ENTROPY], torch.from_numpy(features.label_entropy.astype(np.float32)))
+        places["images.csv"].write_bytes(_images_csv(store))
+        # One line per label: a store made from elsewhere may have names of several lines.
+        places["labels.txt"].write_bytes("".join(f"{join_lines(name)}\n" for name in features.labels).encode())
+        if features.specificity is not None:
+            save_specificity(places[SPECIFICITY], features.specificity)
+    return [folder / name for name in (*names, f"{VERB}.json")]
 
 
 def read_features(folder: Path) -> Features:

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from cytosae_cache.storage.atomic import write_file
+from cytosae_cache.storage.atomic import make_folder
+from cytosae_cache.storage.file_set import is_half_named, replacing_set, undo_set
 from cytosae_cache.storage.lock import locked
 from cytosae_pipeline import __version__
 from cytosae_pipeline.config import PassOptions, StatisticsConfig
@@ -141,40 +142,46 @@ def _describe_activation(activation: object, *, is_known: bool = True) -> str:
 
 
 @contextmanager
-def lock_results(folder: Path, verbs: Iterable[str]) -> Iterator[None]:
-    """Hold the exclusive right to write the results of verbs in a folder.
+def lock_results(folder: Path, results: Mapping[str, Iterable[str]]) -> Iterator[None]:
+    """Hold the exclusive right to write the results of verbs; what a killed process left half-written is undone.
+
+    Args:
+        folder: Folder of the results.
+        results: Names of all files that a verb may write, beside its record.
 
     Raises:
         StoreBusyError: If another process computes them.
     """
     with ExitStack() as stack:
-        for verb in sorted(verbs):
+        for verb, names in sorted(results.items()):
             stack.enter_context(locked(folder / f"{verb}.lock", f"{folder / verb}.json"))
+            undo_set([folder / name for name in (*names, f"{verb}.json")])
         yield
 
 
+@contextmanager
+def replacing_results(folder: Path, names: Iterable[str], record: Mapping[str, Any]) -> Iterator[dict[str, Path]]:
+    """Replace a verb's files together, its record included; until all are complete the old ones stay.
+
+    Args:
+        folder: Folder of the results, which is made.
+        names: Names of the files.
+        record: What they are made from.
+
+    Yields:
+        Temporary path of each file.
+    """
+    every = [*names, f"{record['verb']}.json"]
+    make_folder(folder)
+    with replacing_set([folder / name for name in every]) as places:
+        yield dict(zip(every, places, strict=True))
+        places[-1].write_text(json.dumps(record, indent=1) + "\n")
+
+
 def has_record(folder: Path, verb: str) -> bool:
-    """Whether the verb wrote its files in a folder, or had begun to."""
-    return any((folder / name).exists() for name in (f"{verb}.json", _unfinished(verb)))
-
-
-def withdraw_record(folder: Path, verb: str) -> None:
-    """Remove a verb's record before its files change; a mark shows that what lies there meanwhile is the verb's."""
-    write_file(folder / _unfinished(verb), b"")
-    (folder / f"{verb}.json").unlink(missing_ok=True)
-
-
-def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
-    """Write a verb's record once its files are complete."""
-    path = folder / f"{record['verb']}.json"
-    write_file(path, (json.dumps(record, indent=1) + "\n").encode())
-    (folder / _unfinished(record["verb"])).unlink(missing_ok=True)
-    return path
-
-
-def _unfinished(verb: str) -> str:
-    """File that is there while a verb's files are incomplete."""
-    return f"{verb}.unfinished"
+    """Whether the verb wrote its files in a folder, or was killed while it did."""
+    path = folder / f"{verb}.json"
+    return path.exists() or is_half_named(path)
 
 
 def read_record(folder: Path, verb: str) -> dict[str, Any]:

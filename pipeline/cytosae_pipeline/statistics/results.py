@@ -45,6 +45,12 @@ from cytosae_pipeline.statistics.specificity import FILE_NAME as SPECIFICITY
 
 logger = logging.getLogger(__name__)
 
+RESULT_FILES: dict[str, tuple[str, ...]] = {
+    VERB: (*FILES, ENTROPY, SPECIFICITY),
+    **{verb: tuple(names) for verb, *names in COUNT_FILES.values()},
+}
+"""All files that a verb may write, beside its record."""
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -151,7 +157,7 @@ def ensure_statistics(
     with with_remedy(config):
         missing = [one for one in wanted if _why_missing(inputs.folder, one)]
         if missing:
-            with lock_results(inputs.folder, [one.verb for one in missing]):
+            with lock_results(inputs.folder, {one.verb: RESULT_FILES[one.verb] for one in missing}):
                 # Once more: another process may have finished some.
                 reasons = [(one, _why_missing(inputs.folder, one)) for one in missing]
                 missing = [one for one, reason in reasons if reason]
@@ -195,7 +201,7 @@ def update_statistics(
     wanted += [_Wanted.of_counts(inputs, config, kind) for kind in counts]
     found = _read_exact(inputs.folder, wanted)
     if found is None:
-        with lock_results(inputs.folder, [one.verb for one in wanted]):
+        with lock_results(inputs.folder, {one.verb: RESULT_FILES[one.verb] for one in wanted}):
             found = _read_exact(inputs.folder, wanted)  # another process may have finished them
             if found is None:
                 computed = _compute(inputs, config, wanted)

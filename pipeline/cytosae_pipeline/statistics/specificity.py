@@ -20,7 +20,7 @@ from cytosae_pipeline.runtime.devices import accumulator_device
 from cytosae_pipeline.statistics.inputs import Inputs
 from cytosae_pipeline.statistics.label_index import LabelIndex
 from cytosae_pipeline.statistics.records import UnusableResultsError, all_within, read_result
-from cytosae_pipeline.workspace.files import write_torch
+from cytosae_pipeline.workspace.files import save_torch
 
 logger = logging.getLogger(__name__)
 
@@ -94,12 +94,10 @@ class SpecificityAccumulator:
         return Specificity(n_images.numpy(), n_active.numpy(), means.numpy(), self._maps.result().numpy())
 
 
-def save_specificity(folder: Path, specificity: Specificity) -> Path:
-    """Write the file; returns its path."""
-    path = folder / FILE_NAME
+def save_specificity(path: Path, specificity: Specificity) -> None:
+    """Write the file. A plain write: not atomic."""
     arrays = {field.name: getattr(specificity, field.name) for field in fields(specificity)}
-    write_torch(path, {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()})
-    return path
+    save_torch(path, {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()})
 
 
 def read_specificity(folder: Path, n_latents: int, n_labels: int, verb: str) -> Specificity:

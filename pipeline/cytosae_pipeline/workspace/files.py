@@ -1,4 +1,4 @@
-"""Files of tensors that appear in a workspace only once they are complete."""
+"""Files of tensors of a workspace."""
 
 from pathlib import Path
 
@@ -12,8 +12,14 @@ def write_torch(path: Path, value: object) -> None:
         path: The file; an existing one is replaced.
         value: Tensors and plain values.
     """
+    with replacing_path(path) as temporary:
+        save_torch(temporary, value)
+
+
+def save_torch(path: Path, value: object) -> None:
+    """`torch.save` of a file whose bytes do not depend on its name. A plain write: not atomic."""
     import torch
 
     # Through a file object: given a path, torch would write its name into the archive.
-    with replacing_path(path) as temporary, temporary.open("wb") as file:
+    with path.open("wb") as file:
         torch.save(value, file)

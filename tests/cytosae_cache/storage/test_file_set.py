@@ -143,7 +143,9 @@ def test_files_of_the_user_are_left_alone(tmp_path):
     journal = folder / "c.csv.journal"
     for text in ("mine", "{}", "[" * 5000, json.dumps({"mark": "cytosae-cache files", "pid": "1", "files": {}})):
         journal.write_text(text)
-        with pytest.raises(StoreBusyError, match=r"c.csv.journal' is not a file of cytosae-cache, but an export needs"):
+        with pytest.raises(
+            StoreBusyError, match=r"c.csv.journal' is not a file of cytosae-cache, but a set of files needs"
+        ):
             write(folder, "new")
         assert journal.read_text() == text
     assert (folder / "a.csv").read_text() == "mine"

@@ -1,6 +1,10 @@
 """Results that another program wrote are never replaced without an option; results of ours are."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -50,23 +54,46 @@ def test_published_files_are_replaced_if_told_so(published):
     published.run("patients", *options)
 
 
-def test_files_of_a_run_that_was_killed_while_it_wrote_them_are_ours(with_sae, monkeypatch):
+KILLED_AT_RENAME = """
+import os, signal, sys
+from pathlib import Path
+
+n, real = 0, Path.rename
+
+def killing(path, target):
+    global n
+    n += 1
+    if n == int(os.environ["KILLED_AT"]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(path, target)
+
+Path.rename = killing
+from cytosae_pipeline.cli.app import main
+sys.argv[0] = "cytosae-cache"
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("verb", "other", "at"), [("features", ("--top_k", "3"), 14), ("patients", ("--threshold", "0.3"), 6)]
+)
+def test_files_of_a_run_that_was_killed_while_it_named_them_are_ours(with_sae, verb, other, at):
     options = ("--dataset_name", "toy", "--sae_path", with_sae.sae())
-    for verb, module, other in (
-        ("features", "features", ("--top_k", 3)), ("patients", "counts", ("--threshold", 0.3)),
-    ):  # fmt: skip
-        with_sae.run(verb, *options)
-
-        def killed(*_):
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(f"cytosae_pipeline.statistics.{module}.write_record", killed)
-            with_sae.run(verb, *options, *other, code=130)
-        assert not (with_sae.features() / f"{verb}.json").exists()
-        with_sae.run(verb, *options)
-        assert (with_sae.features() / f"{verb}.json").exists()
-        assert not list(with_sae.features().glob("*.unfinished"))
+    with_sae.run(verb, *options)
+    folder = with_sae.features()
+    before = read_files(folder)
+    command = [verb, "--root_dir", with_sae.root, *options, *other]
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_AT_RENAME, *map(str, command)],
+        env={**os.environ, "KILLED_AT": str(at)},
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert not (folder / f"{verb}.json").exists()  # in the middle of the renames
+    assert "there already" in with_sae.run(verb, *options).output
+    assert read_files(folder) == before
+    assert "wrote in" in with_sae.run(verb, *options, *other).output
+    assert sorted(read_files(folder)) == sorted(before)
 
 
 @pytest.mark.parametrize("verb", ["features", "patients", "classes"])

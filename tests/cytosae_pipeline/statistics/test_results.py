@@ -16,6 +16,7 @@ from cytosae_pipeline.statistics.counts import read_counts
 from cytosae_pipeline.statistics.features import TENSORS, read_features, save_features
 from cytosae_pipeline.statistics.inputs import open_inputs
 from cytosae_pipeline.statistics.results import ensure_statistics
+from tests.support.stores import read_files
 
 
 def config(place, **more):
@@ -110,16 +111,17 @@ def test_results_of_other_readable_images_are_computed_again(filled, messages):
     assert "belong to a store with other contents, which was made again since" in messages()
 
 
-def test_an_interrupted_write_leaves_no_record(filled, monkeypatch):
-    def fail(*_):
-        raise OSError("full")
+def test_a_failing_write_leaves_the_older_results(filled, monkeypatch):
+    before = read_files(filled.features())
 
-    monkeypatch.setattr("cytosae_pipeline.statistics.features.write_torch", fail)
-    monkeypatch.setattr("cytosae_pipeline.statistics.counts.write_file", fail)
-    arguments = ["--dataset_name", "toy", "--sae_path", filled.sae()]
-    for verb in ("features", "patients"):
-        filled.run(verb, *arguments, code=1)
-        assert not (filled.features() / f"{verb}.json").exists()
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    found = read_features(filled.features())
+    monkeypatch.setattr("cytosae_pipeline.statistics.features.save_specificity", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_features(filled.features(), found, ActivationStore(filled.store))
+    assert read_files(filled.features()) == before
 
 
 def _damage(name, value):
