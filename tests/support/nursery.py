@@ -41,12 +41,13 @@ class Nursery:
 
     Args:
         prefix: Command that the parent runs under, for example `unshare`.
+        imports: Further modules that the parent imports.
         environment: Further environment variables.
     """
 
-    def __init__(self, *, prefix: tuple[str, ...] = (), **environment: str) -> None:
+    def __init__(self, *, prefix: tuple[str, ...] = (), imports: tuple[str, ...] = (), **environment: str) -> None:
         self._parent = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "tests.support.nursery"],
+            [*prefix, sys.executable, "-m", "tests.support.nursery", *imports],
             env={**os.environ, "PYTHONPATH": SOURCES, "OMP_NUM_THREADS": "1", **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -58,11 +59,12 @@ class Nursery:
         self, *arguments: object, kill_after_s: float | None = None,
         kill_at_marks: tuple[Path, int] | None = None, number: int = signal.SIGKILL, group: bool = False,
         worker: bool = False, before: str = "", after: str = "", file_bytes: int | None = None,
+        strace: tuple[str, ...] = (),
     ) -> Ended:  # fmt: skip
         """Run the command line once.
 
         Args:
-            *arguments: After `cytosae-cache`.
+            *arguments: After `cytosae-cache`; or `-c` and Python code.
             kill_after_s: When to send a signal, if at all.
             kill_at_marks: The same: when a root folder's builds have finished so many shards.
             number: Which.
@@ -71,13 +73,14 @@ class Nursery:
             before: Shell commands run before, where the parent's mounts are seen.
             after: The same afterwards.
             file_bytes: Length at which its files stop growing.
+            strace: Options of an strace that watches it from its first instruction on.
         """
         assert self._parent.stdin is not None
         assert self._parent.stdout is not None
         task = {
             "arguments": list(map(str, arguments)), "after_s": kill_after_s,
             "marks": kill_at_marks and (str(kill_at_marks[0]), kill_at_marks[1]), "number": int(number), "group": group,
-            "worker": worker, "before": before, "after": after, "file_bytes": file_bytes,
+            "worker": worker, "before": before, "after": after, "file_bytes": file_bytes, "strace": strace,
         }  # fmt: skip
         self._parent.stdin.write(json.dumps(task) + "\n")
         self._parent.stdin.flush()
@@ -95,12 +98,16 @@ class Nursery:
 
 def _serve() -> None:
     """The parent: a child for every line of stdin, a line of stdout for every child."""
+    import importlib
+
     import torch  # noqa: F401
     import zarr.codecs  # noqa: F401
 
     import cytosae_pipeline.building.build  # noqa: F401
     from cytosae_pipeline.cli.app import main
 
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
     log = Path(f"/tmp/cytosae-nursery-{os.getpid()}.log")
     for line in sys.stdin:
         task = json.loads(line)
@@ -109,6 +116,7 @@ def _serve() -> None:
         child = os.fork()
         if not child:
             _be_child(main, task, log)
+        tracer = _attach(child, task["strace"]) if task["strace"] else None
         if task["worker"]:
             os.kill(_find_worker(child), task["number"])
         elif task["after_s"] is not None or task["marks"]:
@@ -117,6 +125,8 @@ def _serve() -> None:
                 time.sleep(0.001)
             (os.killpg if task["group"] else os.kill)(child, task["number"])
         status = _reap(child)
+        if tracer is not None:
+            tracer.wait()
         ended = Ended(
             os.waitstatus_to_exitcode(status), log.read_text(), time.monotonic() - started, _wait_for_session(child)
         )
@@ -137,9 +147,14 @@ def _be_child(main, task, log: Path) -> None:
     faulthandler.enable(file=2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.argv = ["cytosae-cache", *task["arguments"]]
+    if task["strace"]:
+        os.kill(os.getpid(), signal.SIGSTOP)
     code = 70
     try:
-        main()
+        if sys.argv[1] == "-c":
+            exec(sys.argv[2], {})
+        else:
+            main()
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
@@ -152,6 +167,21 @@ def _be_child(main, task, log: Path) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _attach(child: int, options: list[str]) -> "subprocess.Popen[bytes]":
+    """Let strace watch a child that has stopped itself, then let it go on."""
+    os.waitid(os.P_PID, child, os.WSTOPPED | os.WNOWAIT)
+    tracer = subprocess.Popen(
+        ["strace", "-f", *options, "-p", str(child)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    status = Path(f"/proc/{child}/status")
+    while "TracerPid:\t0\n" in status.read_text():
+        if tracer.poll() is not None:
+            raise RuntimeError(f"strace cannot watch a process here: it ended with {tracer.returncode}")
+        time.sleep(0.001)
+    os.kill(child, signal.SIGCONT)
+    return tracer
 
 
 def _reap(child: int, timeout_s: float = patience(600)) -> int:

@@ -62,12 +62,12 @@ def replacing_set(paths: Sequence[Path]) -> Iterator[list[Path]]:
                 for temporary in temporaries:
                     discard(temporary)
             raise
-    for path in paths:
-        discard(aside_name(path))
 
 
 def undo_set(paths: Sequence[Path]) -> None:
     """Put everything back as it was before a killed process began to give a set of files its names.
+
+    If all had got their names already, what is left of the old ones is removed.
 
     Args:
         paths: As for `replacing_set`. The caller holds a lock on them.
@@ -83,6 +83,9 @@ def undo_set(paths: Sequence[Path]) -> None:
     with writing(_place(paths)):
         for path in paths:
             temporary, aside = (name(path, record["pid"]) for name in (temporary_name, aside_name))
+            if record.get("named"):
+                remove(aside)
+                continue
             wanted = record["files"].get(path.name)
             if wanted is not None and not os.path.lexists(temporary) and _identity(path) == wanted:
                 path.rename(temporary)
@@ -106,17 +109,18 @@ def _commit(paths: Sequence[Path], temporaries: Sequence[Path]) -> None:
     """Give the temporaries their names."""
     for temporary in temporaries:
         sync_tree(temporary)
-    files = {path.name: _identity(temporary) for path, temporary in zip(paths, temporaries, strict=True)}
-    write_file(_journal(paths), json.dumps({"mark": _MARK, "pid": os.getpid(), "files": files}).encode())
+    journal, files = _journal(paths), {path.name: _identity(new) for path, new in zip(paths, temporaries, strict=True)}
+    record = {"mark": _MARK, "pid": os.getpid(), "files": files}
+    write_file(journal, json.dumps(record).encode())
     for path in reversed(paths):
         if os.path.lexists(path):
             path.rename(aside_name(path))
     for path, temporary in zip(paths, temporaries, strict=True):
         temporary.rename(path)
     _sync_folders(paths)
-    _journal(paths).unlink()
+    write_file(journal, json.dumps({**record, "named": True}).encode())
     with contextlib.suppress(OSError):  # everything is in place and on disk: too late to fail
-        _sync_folders(paths)
+        undo_set(paths)
 
 
 def _journal(paths: Sequence[Path]) -> Path:

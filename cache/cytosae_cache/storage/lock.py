@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from cytosae_cache.errors import StoreBusyError
+from cytosae_cache.storage.atomic import remove_strays, temporary_name
 from cytosae_cache.storage.disk import writing
 
 _MARK = "cytosae-cache lock"
 _MOST_BYTES = 4096
+_OWNER_BYTES = 512
 _OWNER_SUFFIX = ".owner"
 _SECONDS_BETWEEN_SIGNS = 30.0
 _EXPIRY_S = 600.0
@@ -99,8 +101,9 @@ def locked(path: Path, what: str) -> Iterator[None]:
             with _owned(path, what):
                 yield
             return
-        lock.name_owner()
         try:
+            with writing(path):
+                lock.name_owner()
             yield
         finally:
             lock.remove()
@@ -128,7 +131,7 @@ class _LockFile:
         flags = os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
         while self.file < 0:
             try:
-                self.file = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+                self.file = _create_named(self.path, flags)
                 self._is_ours = True
             except FileExistsError:
                 with contextlib.suppress(FileNotFoundError):  # removed since
@@ -191,10 +194,34 @@ def _read_owner(file: int) -> Owner | None:
 
 
 def _write_owner(file: int) -> None:
-    """Name this process as the owner, in a file that is empty or ours."""
-    data = json.dumps({"mark": _MARK, **asdict(Owner.this())}).encode()
-    os.ftruncate(file, 0)
-    os.pwrite(file, data, 0)
+    """Name this process as the owner, in a file that is empty or ours: in one call, so that it always names one."""
+    os.pwrite(file, json.dumps({"mark": _MARK, **asdict(Owner.this())}).encode().ljust(_OWNER_BYTES), 0)
+
+
+def _create_named(path: Path, flags: int) -> int:
+    """Create a file that names this process as the owner from its first instant on; returns its descriptor.
+
+    Raises:
+        FileExistsError: If there is a file.
+    """
+    remove_strays(path)
+    temporary = temporary_name(path)
+    file = os.open(temporary, flags | os.O_CREAT, 0o666)
+    try:
+        _write_owner(file)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links
+            os.close(os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666))
+            temporary.replace(path)
+    except BaseException:
+        os.close(file)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+    return file
 
 
 @contextlib.contextmanager

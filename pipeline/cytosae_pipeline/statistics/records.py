@@ -6,14 +6,15 @@ import logging
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from cytosae_cache.storage.atomic import make_folder
+from cytosae_cache.errors import StoreBusyError
+from cytosae_cache.storage.atomic import make_folder, remove_strays
 from cytosae_cache.storage.file_set import is_half_named, replacing_set, undo_set
 from cytosae_cache.storage.lock import locked
 from cytosae_pipeline import __version__
@@ -157,6 +158,22 @@ def lock_results(folder: Path, results: Mapping[str, Iterable[str]]) -> Iterator
             stack.enter_context(locked(folder / f"{verb}.lock", f"{folder / verb}.json"))
             undo_set([folder / name for name in (*names, f"{verb}.json")])
         yield
+
+
+def tidy_results(folder: Path, results: Mapping[str, Iterable[str]]) -> None:
+    """Remove what a killed process left beside complete results, as far as the folder can be written.
+
+    Args:
+        folder: Folder of the results.
+        results: As for `lock_results`.
+    """
+    starts = tuple(name for verb, names in results.items() for name in (*names, f"{verb}."))
+    kept = {name for verb, names in results.items() for name in (*names, f"{verb}.json")}
+    if all(path.name in kept or not path.name.startswith(starts) for path in folder.iterdir()):
+        return
+    with suppress(OSError, StoreBusyError), lock_results(folder, results):
+        for name in kept:
+            remove_strays(folder / name)
 
 
 @contextmanager

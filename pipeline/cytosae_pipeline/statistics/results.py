@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 
 from cytosae.statistics.histograms import LatentProfiles, ProfileResult
+from cytosae_cache.storage.file_set import is_half_named
 from cytosae_pipeline.config import StatisticsConfig, StatisticsOptions
 from cytosae_pipeline.config.commands import command
 from cytosae_pipeline.statistics.counts import (
@@ -39,6 +40,7 @@ from cytosae_pipeline.statistics.records import (
     lock_results,
     read_record,
     require_ours,
+    tidy_results,
     with_remedy,
 )
 from cytosae_pipeline.statistics.specificity import FILE_NAME as SPECIFICITY
@@ -199,13 +201,15 @@ def update_statistics(
     """
     wanted = [_Wanted.of_features(inputs, config)] * features
     wanted += [_Wanted.of_counts(inputs, config, kind) for kind in counts]
+    results = {one.verb: RESULT_FILES[one.verb] for one in wanted}
     found = _read_exact(inputs.folder, wanted)
     if found is None:
-        with lock_results(inputs.folder, {one.verb: RESULT_FILES[one.verb] for one in wanted}):
+        with lock_results(inputs.folder, results):
             found = _read_exact(inputs.folder, wanted)  # another process may have finished them
             if found is None:
                 computed = _compute(inputs, config, wanted)
                 return computed, computed.save(inputs, replace_foreign=config.replace_foreign), False
+    tidy_results(inputs.folder, results)
     verbs = ", ".join(f"`{one.verb}`" for one in wanted)
     logger.info(
         f"the results of {verbs} in '{inputs.folder}' are of this autoencoder, this store and these options: they are "
@@ -244,7 +248,9 @@ class _Wanted:
 def _why_missing(folder: Path, wanted: _Wanted) -> str:
     """Why results have to be computed, as a message; '' if those in the folder are current."""
     needed = [name for name in wanted.files if name != ENTROPY and name != SPECIFICITY]
-    if not all((folder / name).is_file() for name in (*needed, f"{wanted.verb}.json")):
+    if is_half_named(folder / f"{wanted.verb}.json") or not all(
+        (folder / name).is_file() for name in (*needed, f"{wanted.verb}.json")
+    ):
         return f"no results of `{wanted.verb}` in '{folder}' yet: computing them first"
     difference = find_difference(read_record(folder, wanted.verb), wanted.record)
     return difference and f"the results of `{wanted.verb}` in '{folder}' belong to {difference}: recomputing them"
@@ -256,7 +262,11 @@ def _read_exact(folder: Path, wanted: Sequence[_Wanted]) -> Statistics | None:
     try:
         for one in wanted:
             is_there = all((folder / name).is_file() for name in one.files)
-            if not is_there or read_record(folder, one.verb) != one.record:
+            if (
+                not is_there
+                or is_half_named(folder / f"{one.verb}.json")
+                or read_record(folder, one.verb) != one.record
+            ):
                 return None
             if one.kind is None:
                 features = read_features(folder)

@@ -124,7 +124,7 @@ def test_a_call_that_fails_leaves_everything_as_it_was(tmp_path, monkeypatch, be
         assert sorted(path.name for path in folder.iterdir()) == sorted(NAMES)
         if left[0] > 0:
             break
-    assert n_failed
+    assert n_failed or call == "unlink"  # too late to fail: everything is in place
 
 
 def test_files_of_the_user_are_left_alone(tmp_path):

@@ -1,0 +1,94 @@
+"""Try every verb that writes with a kill or a failing call at many instants, and add the counts to docs/faults.md.
+
+    PYTHONPATH=.:cache:pipeline python scripts/fault_campaign.py --kills 40 --failures 25
+    PYTHONPATH=.:cache:pipeline python scripts/fault_campaign.py --stage train --kills 10 --failures 0 --seed 7
+
+Needs strace, which may watch processes (as root in a container it may). The table grows with every run: instants of
+another seed are further instants. Exit code 1 if anything was wrong; each problem is printed when it is found.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.support.fault_stages import IMPORTS, STAGES
+from tests.support.fault_trials import Outcome, Trials, find_strace
+from tests.support.nursery import Nursery
+
+TABLE = Path(__file__).parents[1] / "docs" / "faults.md"
+HEADER = ("verb", "killed at", "right after retry", "calls that failed", "right after retry ")
+BEGIN, END = "<!-- campaign: begin -->", "<!-- campaign: end -->"
+
+
+def main() -> None:
+    """Run the campaign."""
+    options = read_options()
+    if reason := find_strace():
+        sys.exit(reason)
+    os.environ["SOURCE_DATE_EPOCH"] = "1700000000"
+    wrong = 0
+    for stage in STAGES:
+        if options.stage and stage.name not in options.stage:
+            continue
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="cytosae-faults-") as folder, Nursery(imports=IMPORTS) as nursery:
+            trials = Trials(stage, Path(folder) / "trials", nursery)
+            outcomes = [
+                *watch(trials.kills(options.kills, options.seed)),
+                *watch(trials.failures(options.failures, options.seed)),
+            ]
+        bad = [outcome for outcome in outcomes if outcome.problems]
+        wrong += len(bad)
+        print(
+            f"{stage.name}: {len(outcomes)} instants, {len(bad)} wrong, {time.monotonic() - started:.0f} s", flush=True
+        )
+        if options.table:
+            add_row(stage.name, outcomes)
+    sys.exit(1 if wrong else 0)
+
+
+def read_options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--stage", action="append", help="only this stage; repeatable", choices=[s.name for s in STAGES]
+    )
+    parser.add_argument("--kills", type=int, default=40, help="instants per stage")
+    parser.add_argument("--failures", type=int, default=25, help="failing calls per stage")
+    parser.add_argument("--seed", type=int, default=0, help="chooses the instants")
+    parser.add_argument("--table", action="store_true", help="add the counts to docs/faults.md")
+    return parser.parse_args()
+
+
+def watch(outcomes):  # noqa: ANN001, ANN201 - an iterator of outcomes
+    """Print problems as they come."""
+    for outcome in outcomes:
+        for problem in outcome.problems:
+            where = f"{outcome.stage}, {outcome.fault} at {outcome.instant.call} {outcome.instant.number}"
+            print(f"WRONG {where}: {problem}", flush=True)
+        yield outcome
+
+
+def add_row(name: str, outcomes: list[Outcome]) -> None:
+    """Add the counts of a stage to the table."""
+    text = TABLE.read_text()
+    before, _, rest = text.partition(BEGIN)
+    table, _, after = rest.partition(END)
+    lines = [line.strip("| ").split(" | ") for line in table.strip().splitlines()[2:]]
+    rows = {row[0]: [int(cell) for cell in row[1:]] for row in lines}
+    counts = rows.setdefault(name, [0, 0, 0, 0])
+    for outcome in outcomes:
+        at = 0 if outcome.fault == "kill" else 2
+        if outcome.reached:
+            counts[at] += 1
+            counts[at + 1] += not outcome.problems
+    every = [[name, *map(str, cells)] for name, cells in rows.items()]
+    made = "\n".join(f"| {' | '.join(row)} |" for row in [[h.strip() for h in HEADER], ["---"] * 5, *every])
+    TABLE.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
