@@ -34,6 +34,21 @@ def writing(place: Path) -> Iterator[None]:
         raise WriteError(explain(f"'{place}'", place, code), code, place) from error
 
 
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Name the file in errors of reading it; those of an open file do not.
+
+    Raises:
+        OSError: With `filename`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def find_disk_error(error: BaseException, place: Path) -> int | None:
     """The `errno` of the disk behind an error of writing; None for other errors, and for errors of other places.
 
