@@ -152,6 +152,7 @@ def replacing_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
 def _put_in_place(temporary: Path, path: Path, *, durable: bool) -> None:
     """Give the temporary its name; what had it before gets that of the temporary, or of the path moved aside."""
     was_there = os.path.lexists(path)
+    keep_mode(path, temporary)
     exchanged = was_there and _exchange(temporary, path)
     if not exchanged:
         aside = aside_name(path)
@@ -172,6 +173,12 @@ def _put_in_place(temporary: Path, path: Path, *, durable: bool) -> None:
         elif not was_there:
             path.rename(temporary)
         raise
+
+
+def keep_mode(path: Path, temporary: Path) -> None:
+    """Give what replaces a file or folder its permissions: what the user closed to others stays closed."""
+    with contextlib.suppress(OSError):
+        shutil.copymode(path, temporary)
 
 
 def _exchange(one: Path, other: Path) -> bool:

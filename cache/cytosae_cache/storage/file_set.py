@@ -11,6 +11,7 @@ from cytosae_cache.errors import StoreBusyError
 from cytosae_cache.storage.atomic import (
     aside_name,
     discard,
+    keep_mode,
     remove,
     remove_strays,
     replacing_path,
@@ -94,8 +95,9 @@ def undo_set(paths: Sequence[Path]) -> None:
 
 def _commit(paths: Sequence[Path], temporaries: Sequence[Path]) -> None:
     """Give the temporaries their names."""
-    for temporary in temporaries:
+    for path, temporary in zip(paths, temporaries, strict=True):
         sync_tree(temporary)
+        keep_mode(path, temporary)
     files = {path.name: _identity(temporary) for path, temporary in zip(paths, temporaries, strict=True)}
     write_file(_journal(paths), json.dumps({"mark": _MARK, "pid": os.getpid(), "files": files}).encode())
     for path in reversed(paths):
