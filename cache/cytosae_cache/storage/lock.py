@@ -99,8 +99,9 @@ def locked(path: Path, what: str) -> Iterator[None]:
             with _owned(path, what):
                 yield
             return
-        lock.name_owner()
         try:
+            with writing(path):
+                lock.name_owner()
             yield
         finally:
             lock.remove()
@@ -217,17 +218,12 @@ def _owned(path: Path, what: str) -> Iterator[None]:
     else:
         raise _busy(what, _find_owner(place))
     try:
-        _write_owner(file)
-        stop = threading.Event()
-        thread = threading.Thread(target=_give_signs, args=(place, stop), name="lock-owner", daemon=True)
-        thread.start()
-        try:
+        with writing(place):
+            _write_owner(file)
+        with _signs_of_life(place):
             yield
-        finally:
-            stop.set()
-            thread.join()
-            place.unlink(missing_ok=True)
     finally:
+        place.unlink(missing_ok=True)
         os.close(file)
 
 
@@ -241,6 +237,19 @@ def _find_owner(place: Path) -> Owner | None:
         return _read_owner(file)
     finally:
         os.close(file)
+
+
+@contextlib.contextmanager
+def _signs_of_life(place: Path) -> Iterator[None]:
+    """Renew the file's time in a thread."""
+    stop = threading.Event()
+    thread = threading.Thread(target=_give_signs, args=(place, stop), name="lock-owner", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def _give_signs(place: Path, stop: threading.Event) -> None:

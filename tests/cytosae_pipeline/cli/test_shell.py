@@ -52,6 +52,18 @@ def test_messages_repeat_what_a_variable_said(with_store):
     assert f"cytosae-cache list --root_dir {with_store.root}" in result.output
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs /proc")
+def test_a_file_that_cannot_be_read_is_one_message(with_sae, tmp_path):
+    (tmp_path / "sae.pt").symlink_to("/proc/self/mem")  # reading its beginning fails
+    output = with_sae.run("features", "--dataset_name", "toy", "--sae_path", tmp_path / "sae.pt", code=1).output
+    assert f"Error: '{tmp_path / 'sae.pt'}' cannot be read: Input/output error" in output
+    with_sae.features().mkdir(parents=True)
+    notes = with_sae.features() / "latent_notes.json"
+    notes.symlink_to("/proc/self/mem")
+    output = with_sae.run("report", "--dataset_name", "toy", "--sae_path", with_sae.sae(), code=1).output
+    assert f"Error: '{notes}' cannot be used: Input/output error" in output
+
+
 def test_the_help_says_so():
     assert "CYTOSAE_ROOT_DIR" in CliRunner().invoke(cli, ["--help"]).output
     for verb in ("build", "import", "list", "verify"):

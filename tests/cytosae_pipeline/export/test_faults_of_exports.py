@@ -1,4 +1,4 @@
-"""Exports that are killed, fail, meet another process or a link are whole or as before; the same command works again."""
+"""Exports that are killed, fail, meet another process or a link: whole or as before; the same command works again."""
 
 import os
 import re
