@@ -75,7 +75,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
         StoreBusyError: If another process holds the lock; the message names it.
         WriteError: If the file cannot be created.
     """
-    with writing(path):
+    with writing(path, what):
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
@@ -87,7 +87,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
         try:
             while not lock.is_named():  # removed by its owner between our opening and locking it
                 lock.close()
-                with writing(path):
+                with writing(path, what):
                     lock.open()
                 fcntl.flock(lock.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -100,7 +100,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
                 yield
             return
         try:
-            with writing(path):
+            with writing(path, what):
                 lock.name_owner()
             yield
         finally:
@@ -218,7 +218,7 @@ def _owned(path: Path, what: str) -> Iterator[None]:
     else:
         raise _busy(what, _find_owner(place))
     try:
-        with writing(place):
+        with writing(place, what):
             _write_owner(file)
         with _signs_of_life(place):
             yield

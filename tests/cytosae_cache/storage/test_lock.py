@@ -155,7 +155,7 @@ def test_a_lock_that_cannot_be_written_leaves_no_file(tmp_path, monkeypatch, req
     if not has_locks:
         request.getfixturevalue("no_flock")
     monkeypatch.setattr(os, "pwrite", fail)
-    with pytest.raises(WriteError, match=r"x\.lock.*' cannot be written: No space left on device"):
+    with pytest.raises(WriteError, match="^'it' cannot be written: No space left on device"):
         with locked(tmp_path / "x.lock", "it"):
             pass
     assert list(tmp_path.iterdir()) == []
