@@ -75,6 +75,8 @@ def create_file(path: Path, data: bytes, *, mode: int = 0o666) -> bool:
     Raises:
         WriteError: If the disk is full, read-only or fails.
     """
+    if os.path.lexists(path):  # before anything is written: the folder may be read-only by now
+        return False
     temporary = temporary_name(path)
     with writing(path):
         remove_strays(path)
@@ -202,7 +204,7 @@ def aside_name(path: Path, pid: int | None = None) -> Path:
 
 
 def remove_strays(path: Path) -> None:
-    """Remove temporary files and folders of `path` whose process has ended, and our own."""
+    """Remove temporary files and folders of `path` whose process has ended, and our own, where that is possible."""
     for stray in path.parent.glob(f"{glob.escape(path.name)}*.*{TEMPORARY_SUFFIX}"):
         number = stray.name.removesuffix(TEMPORARY_SUFFIX).rpartition(".")[2]
         ours = stray.name in (f"{path.name}.{number}{TEMPORARY_SUFFIX}", f"{path.name}-old.{number}{TEMPORARY_SUFFIX}")
@@ -210,7 +212,7 @@ def remove_strays(path: Path) -> None:
             if stray.name.startswith(f"{path.name}-old.") and not os.path.lexists(path):
                 stray.rename(path)
             else:
-                remove(stray)
+                discard(stray)
 
 
 def _is_another_process(number: int) -> bool:

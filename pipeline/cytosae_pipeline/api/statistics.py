@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from cytosae.statistics.accumulators import PooledActs
+from cytosae_cache.storage.atomic import make_folder
 from cytosae_pipeline.api.options import takes_options, takes_pair
 from cytosae_pipeline.config import ExportConfig, StatisticsOptions
 from cytosae_pipeline.export.anndata_files import latent_frame, make_groups, make_images
@@ -71,7 +72,7 @@ class FeatureStats(Features):
         Raises:
             UserError: If another program wrote one of them, unless `replace_foreign` allows it.
         """
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        make_folder(Path(folder))
         return save_features(Path(folder), self, self.inputs.store, replace_foreign=replace_foreign)
 
     def __repr__(self) -> str:
@@ -118,7 +119,7 @@ class GroupStats(Counts):
         Raises:
             UserError: If another program wrote one of them, unless `replace_foreign` allows it.
         """
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        make_folder(Path(folder))
         store = self.inputs.store
         return save_counts(Path(folder), self, self.kind, store.images, store.n_tokens, replace_foreign=replace_foreign)
 

@@ -125,11 +125,20 @@ def test_a_file_is_created_once(tmp_path, monkeypatch, links):
     if not links:
         monkeypatch.setattr(os, "link", fail)
     path = tmp_path / "key"
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / f"key.{dead.pid}.partial").touch()
     assert create_file(path, b"first", mode=0o600)
     assert not create_file(path, b"second", mode=0o600)
     assert path.read_bytes() == b"first"
     assert path.stat().st_mode & 0o777 == 0o600
     assert names(tmp_path) == ["key"]
+
+    def refuse(*arguments):
+        raise OSError(errno.EROFS, "read-only by now")
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert not create_file(path, b"third")
 
 
 def test_a_folder_that_cannot_be_made_is_one_message(tmp_path):
