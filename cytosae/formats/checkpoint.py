@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,6 +86,16 @@ def load_sae(
             architecture can represent.
     """
     path = Path(path)
+    try:
+        return _load(path, device, encoder_only, activation)
+    except OSError as error:
+        if error.errno is None:  # an error of our own
+            raise
+        raise SaeCheckpointError(f"'{path}' cannot be read: {os.strerror(error.errno)}") from error
+
+
+def _load(path: Path, device: torch.device | str, encoder_only: bool, activation: Activation | None) -> LoadedSae:
+    """`load_sae`, with errors of the disk as they are."""
     files = find_files(path)
     if files is None:
         raise SaeNotFoundError(

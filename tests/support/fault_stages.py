@@ -120,12 +120,19 @@ def _sae(name: str, target: str, run: str, *more: object) -> Command:
     ]  # fmt: skip
 
 
+_SAVE_NOTE = """
+from pathlib import Path
+from cytosae_pipeline.statistics.notes import save_note
+try:
+    save_note(Path({path!r}), 9, 4, {{"name": {text!r}, "note": ""}})
+except OSError as error:
+    print("Error:", error)
+    raise SystemExit(1)
+"""
+
+
 def _note(text: str) -> Command:
-    code = "from pathlib import Path; from cytosae_pipeline.statistics.notes import save_note; "
-    return lambda root: [
-        "-c",
-        f"{code}save_note(Path({str(root / 'latent_notes.json')!r}), 9, 4, {{'name': {text!r}, 'note': ''}})",
-    ]
+    return lambda root: ["-c", _SAVE_NOTE.format(path=str(root / "latent_notes.json"), text=text)]
 
 
 _OLD_TABLES = (_read("features", "--top_k", 3), _read("patients"))

@@ -178,7 +178,11 @@ class Trials:
         wanted = [
             path.relative_to(self._root).as_posix() for name in self._stage.results for path in self._root.glob(name)
         ]
-        return {name: digest for name, digest in every.items() if any(_is_below(name, place) for place in wanted)}
+        return {
+            name: digest
+            for name, digest in every.items()
+            if any(_is_below(name, place) for place in wanted) and not name.endswith((".lock", ".partial", ".journal"))
+        }
 
     def _inject(self, instant: Instant, what: str) -> Ended:
         call = instant.call

@@ -75,6 +75,8 @@ def create_file(path: Path, data: bytes, *, mode: int = 0o666) -> bool:
     Raises:
         WriteError: If the disk is full, read-only or fails.
     """
+    if os.path.lexists(path):  # before anything is written: the folder may be read-only by now
+        return False
     temporary = temporary_name(path)
     with writing(path):
         remove_strays(path)
@@ -152,6 +154,7 @@ def replacing_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
 def _put_in_place(temporary: Path, path: Path, *, durable: bool) -> None:
     """Give the temporary its name; what had it before gets that of the temporary, or of the path moved aside."""
     was_there = os.path.lexists(path)
+    keep_mode(path, temporary)
     exchanged = was_there and exchange(temporary, path)
     if not exchanged:
         aside = aside_name(path)
@@ -172,6 +175,12 @@ def _put_in_place(temporary: Path, path: Path, *, durable: bool) -> None:
         elif not was_there:
             path.rename(temporary)
         raise
+
+
+def keep_mode(path: Path, temporary: Path) -> None:
+    """Give what replaces a file or folder its permissions: what the user closed to others stays closed."""
+    with contextlib.suppress(OSError):
+        shutil.copymode(path, temporary)
 
 
 def exchange(one: Path, other: Path) -> bool:
@@ -195,7 +204,7 @@ def aside_name(path: Path, pid: int | None = None) -> Path:
 
 
 def remove_strays(path: Path) -> None:
-    """Remove temporary files and folders of `path` whose process has ended, and our own."""
+    """Remove temporary files and folders of `path` whose process has ended, and our own, where that is possible."""
     for stray in path.parent.glob(f"{glob.escape(path.name)}*.*{TEMPORARY_SUFFIX}"):
         number = stray.name.removesuffix(TEMPORARY_SUFFIX).rpartition(".")[2]
         ours = stray.name in (f"{path.name}.{number}{TEMPORARY_SUFFIX}", f"{path.name}-old.{number}{TEMPORARY_SUFFIX}")
@@ -203,7 +212,7 @@ def remove_strays(path: Path) -> None:
             if stray.name.startswith(f"{path.name}-old.") and not os.path.lexists(path):
                 stray.rename(path)
             else:
-                remove(stray)
+                discard(stray)
 
 
 def _is_another_process(number: int) -> bool:

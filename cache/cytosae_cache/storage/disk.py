@@ -12,15 +12,19 @@ from cytosae_cache.errors import StoreError, WriteError
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _NOT_ALLOWED = {errno.EROFS, errno.EACCES, errno.EPERM}
 _NO_PLACE = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EINVAL}
+WRITING_ONLY = {*_FULL, errno.EFBIG, errno.EROFS}
+"""Errors that only writing can have."""
+
 _NOT_OF_DISKS = (ConnectionError, ChildProcessError, BlockingIOError, InterruptedError)
 
 
 @contextlib.contextmanager
-def writing(place: Path) -> Iterator[None]:
+def writing(place: Path, name: str = "") -> Iterator[None]:
     """Explain an error of the disk that occurs while something is written.
 
     Args:
         place: What is written: a file or folder, with everything beside it whose name begins like its name.
+        name: What the message calls it; by default the place.
 
     Raises:
         WriteError: If the disk is full, read-only or fails. Other errors, and those of other places, pass.
@@ -31,7 +35,22 @@ def writing(place: Path) -> Iterator[None]:
         code = find_disk_error(error, place)
         if code is None:
             raise
-        raise WriteError(explain(f"'{place}'", place, code), code, place) from error
+        raise WriteError(explain(f"'{name or place}'", place, code), code, place) from error
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Name the file in errors of reading it; those of an open file do not.
+
+    Raises:
+        OSError: With `filename`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def find_disk_error(error: BaseException, place: Path) -> int | None:

@@ -11,6 +11,7 @@ from cytosae_cache.errors import StoreBusyError
 from cytosae_cache.storage.atomic import (
     aside_name,
     discard,
+    keep_mode,
     remove,
     remove_strays,
     replacing_path,
@@ -77,6 +78,7 @@ def undo_set(paths: Sequence[Path]) -> None:
         StoreBusyError: If the journal's name belongs to a file of another program.
     """
     journal = _journal(paths)
+    remove_strays(journal)
     record = _read_journal(journal)
     if record is None:
         return
@@ -107,8 +109,9 @@ def is_half_named(last: Path) -> bool:
 
 def _commit(paths: Sequence[Path], temporaries: Sequence[Path]) -> None:
     """Give the temporaries their names."""
-    for temporary in temporaries:
+    for path, temporary in zip(paths, temporaries, strict=True):
         sync_tree(temporary)
+        keep_mode(path, temporary)
     journal, files = _journal(paths), {path.name: _identity(new) for path, new in zip(paths, temporaries, strict=True)}
     record = {"mark": _MARK, "pid": os.getpid(), "files": files}
     write_file(journal, json.dumps(record).encode())

@@ -12,6 +12,7 @@ import numpy as np
 from cytosae_cache.errors import StoreCorruptError
 from cytosae_cache.storage.atomic import TEMPORARY_SUFFIX, replacing, sync_folder, write_all
 from cytosae_cache.storage.base import StorageBackend, is_litter
+from cytosae_cache.storage.disk import reading
 from cytosae_cache.storage.lock import locked
 
 _DIRECT_ALIGNMENT = 512
@@ -61,7 +62,8 @@ class LocalStorage(StorageBackend):
             raise FileNotFoundError(path)
         if max_bytes is not None and path.stat().st_size > max_bytes:
             raise StoreCorruptError(f"'{path}' is larger than any metadata of this format may be ({max_bytes:,} bytes)")
-        return path.read_bytes()
+        with reading(path):
+            return path.read_bytes()
 
     def size(self, name: str) -> int | None:
         """Length of a file in bytes; None if it does not exist."""
@@ -165,20 +167,18 @@ class LocalFile:
                 offset, view = offset + done, view[done:]
             except OSError as error:
                 if error.errno != errno.EINVAL:  # the device has larger blocks: read through the page cache
+                    error.filename = str(self._path)
                     raise
         while view:
-            count = self._read(view, offset)
+            try:
+                count = os.preadv(self._file, [view], offset)
+            except OSError as error:  # an error of an open file does not name it
+                error.filename = str(self._path)
+                raise
             if not count:
                 raise StoreCorruptError(f"'{self._path}' ends before byte {offset}: it was truncated")
             view = view[count:]
             offset += count
-
-    def _read(self, view: memoryview, offset: int) -> int:
-        """Read some bytes; an error names the file, as errors of opening do."""
-        try:
-            return os.preadv(self._file, [view], offset)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def __del__(self) -> None:
         for file in (getattr(self, "_file", -1), getattr(self, "_direct", -1)):

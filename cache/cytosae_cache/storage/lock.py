@@ -77,7 +77,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
         StoreBusyError: If another process holds the lock; the message names it.
         WriteError: If the file cannot be created.
     """
-    with writing(path):
+    with writing(path, what):
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
@@ -89,7 +89,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
         try:
             while not lock.is_named():  # removed by its owner between our opening and locking it
                 lock.close()
-                with writing(path):
+                with writing(path, what):
                     lock.open()
                 fcntl.flock(lock.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -102,7 +102,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
                 yield
             return
         try:
-            with writing(path):
+            with writing(path, what):
                 lock.name_owner()
             yield
         finally:
@@ -244,17 +244,12 @@ def _owned(path: Path, what: str) -> Iterator[None]:
     else:
         raise _busy(what, _find_owner(place))
     try:
-        _write_owner(file)
-        stop = threading.Event()
-        thread = threading.Thread(target=_give_signs, args=(place, stop), name="lock-owner", daemon=True)
-        thread.start()
-        try:
+        with writing(place, what):
+            _write_owner(file)
+        with _signs_of_life(place):
             yield
-        finally:
-            stop.set()
-            thread.join()
-            place.unlink(missing_ok=True)
     finally:
+        place.unlink(missing_ok=True)
         os.close(file)
 
 
@@ -268,6 +263,19 @@ def _find_owner(place: Path) -> Owner | None:
         return _read_owner(file)
     finally:
         os.close(file)
+
+
+@contextlib.contextmanager
+def _signs_of_life(place: Path) -> Iterator[None]:
+    """Renew the file's time in a thread."""
+    stop = threading.Event()
+    thread = threading.Thread(target=_give_signs, args=(place, stop), name="lock-owner", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def _give_signs(place: Path, stop: threading.Event) -> None:

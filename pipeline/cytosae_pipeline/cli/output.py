@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -67,10 +68,15 @@ def messages() -> Iterator[None]:
 
 
 def _describe(error: Exception) -> str:
-    """An error's message; those of the system itself are about a file that is read."""
-    if isinstance(error, OSError) and error.errno is not None and error.filename is not None and error.strerror:
-        return f"'{os.fsdecode(error.filename)}' cannot be used: {error.strerror}"
-    return str(error)
+    """An error's message; those of the system itself become one that names the file."""
+    if not (isinstance(error, OSError) and error.errno is not None and error.filename is not None and error.strerror):
+        return str(error)
+    from cytosae_cache.storage.disk import WRITING_ONLY, explain
+
+    name = os.fsdecode(error.filename)
+    if error.errno in WRITING_ONLY:
+        return explain(f"'{name}'", Path(name), error.errno)
+    return f"'{name}' cannot be used: {error.strerror}"
 
 
 def _printable(text: str) -> str:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 import numpy as np
 from PIL import Image
 
-from cytosae_cache.storage.atomic import write_file
+from cytosae_cache.storage.atomic import make_folder, write_file
 from cytosae_pipeline.demo.cells import CELL_CLASSES, GENERATOR_VERSION, make_cell, make_stain
 from cytosae_pipeline.workspace.csv_files import to_csv
 
@@ -133,12 +133,12 @@ def write_cohort(
         path = folder / cell.path
         tag = f"cytosae synthetic v{GENERATOR_VERSION} {cell.label} seed {cell.seed} size {size} sha256 ".encode()
         if not _is_right(path, tag):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             write_file(path, _encode(make_cohort_cell(cell, size=size), tag), durable=False)
         if on_progress is not None:
             on_progress(n_done, len(cells))
     patients = {cell.patient: cell.group for cell in cells}
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_file(folder / "patients.csv", to_csv(("patient", "group"), patients.items()), durable=False)
     rows = [(cell.path, cell.label, cell.patient) for cell in cells]
     manifest = folder / "manifest.csv"

@@ -11,7 +11,7 @@ from cytosae.formats.reference import write_reference
 from cytosae.formats.saelens import SAELENS_CONFIG, SAELENS_WEIGHTS, write_saelens
 from cytosae.formats.tensor_file import write_safetensors
 from cytosae.sae.base import Sae
-from cytosae_cache.storage.atomic import make_folder, replacing_path
+from cytosae_cache.storage.atomic import make_folder, remove_strays, replacing_path
 from cytosae_cache.storage.file_set import replacing_set, undo_set
 from cytosae_cache.storage.lock import locked
 from cytosae_pipeline.config import ExportConfig
@@ -98,6 +98,7 @@ def _write_folder(folder: Path, sae: Sae, cfg: dict[str, Any]) -> None:
         with replacing_path(folder) as temporary:
             write_saelens(temporary, sae, cfg)
         return
+    remove_strays(folder)
     with replacing_set(files) as temporaries:
         places = dict(zip(files, temporaries, strict=True))
         write_saelens(folder, sae, cfg, write=lambda path, data: places[path].write_bytes(data))

@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 
 from cytosae_cache.errors import StoreBusyError
 from cytosae_cache.storage.atomic import write_file
+from cytosae_cache.storage.disk import reading
 from cytosae_cache.storage.lock import locked
 from cytosae_pipeline.errors import UserError
 
@@ -41,8 +42,10 @@ def read_notes(path: Path, n_latents: int) -> dict[int, LatentNote]:
     """
     if not path.exists():
         return {}
+    with reading(path):
+        data = path.read_bytes()
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(data)
         notes = {int(latent): check_note(note) for latent, note in value["notes"].items()}
         if not all(0 <= latent < n_latents for latent in notes):
             raise ValueError(f"latents must lie in 0..{n_latents - 1}")

@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from cytosae_cache.errors import StoreBusyError, WriteError
 from cytosae_cache.storage.file_set import replacing_set, undo_set
 
+ROOT = Path(__file__).parents[3]
 NAMES = ("a.csv", "b.zarr", "c.csv")
 
 REPLACE = """
@@ -73,7 +75,7 @@ def test_a_set_that_was_killed_at_any_call_is_undone(tmp_path, before):
         if before:
             write(folder, before)
         (folder / "mine.txt").write_text("mine")
-        ended = subprocess.run([sys.executable, "-c", REPLACE, str(folder), str(number)], check=False)
+        ended = subprocess.run([sys.executable, "-c", REPLACE, str(folder), str(number)], check=False, cwd=ROOT)
         if ended.returncode == 0:
             assert contents(folder) == ["new"] * 3
             break
@@ -132,7 +134,7 @@ def test_files_of_the_user_are_left_alone(tmp_path):
     for number in range(1, 200):
         folder = tmp_path / str(number)
         folder.mkdir()
-        subprocess.run([sys.executable, "-c", REPLACE, str(folder), str(number)], check=False)
+        subprocess.run([sys.executable, "-c", REPLACE, str(folder), str(number)], check=False, cwd=ROOT)
         if (folder / "a.csv").exists():
             break
     assert contents(folder)[2] is None

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from cytosae_cache.errors import StoreBusyError
+from cytosae_cache.errors import StoreBusyError, WriteError
 from cytosae_cache.storage import lock as lock_module
 from cytosae_cache.storage.lock import Owner, locked
 
@@ -145,3 +145,17 @@ def test_other_errors_are_not_taken_for_missing_locks(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", fail)
     with pytest.raises(OSError, match="broken"), locked(tmp_path / "x.lock", "it"):
         pass
+
+
+@pytest.mark.parametrize("has_locks", [True, False])
+def test_a_lock_that_cannot_be_written_leaves_no_file(tmp_path, monkeypatch, request, has_locks):
+    def fail(file, data, offset):
+        raise OSError(errno.ENOSPC, "full")
+
+    if not has_locks:
+        request.getfixturevalue("no_flock")
+    monkeypatch.setattr(os, "pwrite", fail)
+    with pytest.raises(WriteError, match="^'it' cannot be written: No space left on device"):
+        with locked(tmp_path / "x.lock", "it"):
+            pass
+    assert list(tmp_path.iterdir()) == []

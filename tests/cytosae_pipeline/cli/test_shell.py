@@ -1,14 +1,17 @@
 """The command line in a shell: environment variables and the Tab key."""
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from cytosae_pipeline.cli.app import cli
+from cytosae_pipeline.cli.output import messages
 
 ROOT = Path(__file__).parents[3]
 
@@ -50,6 +53,32 @@ def test_messages_repeat_what_a_variable_said(with_store):
         cli, ["features", "--dataset_name", "toy", "--sae_path", "none.pt"]
     )
     assert f"cytosae-cache list --root_dir {with_store.root}" in result.output
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs /proc")
+def test_a_file_that_cannot_be_read_is_one_message(with_sae, tmp_path):
+    (tmp_path / "sae.pt").symlink_to("/proc/self/mem")  # reading its beginning fails
+    output = with_sae.run("features", "--dataset_name", "toy", "--sae_path", tmp_path / "sae.pt", code=1).output
+    assert f"Error: '{tmp_path / 'sae.pt'}' cannot be read: Input/output error" in output
+    with_sae.features().mkdir(parents=True)
+    notes = with_sae.features() / "latent_notes.json"
+    notes.symlink_to("/proc/self/mem")
+    output = with_sae.run("report", "--dataset_name", "toy", "--sae_path", with_sae.sae(), code=1).output
+    assert f"Error: '{notes}' cannot be used: Input/output error" in output
+
+
+def test_errors_of_the_system_name_the_file():
+    """Where a part of the program does not explain them itself."""
+    for code, message in (
+        (errno.ESTALE, "'x/y' cannot be used: Stale file handle"),
+        (
+            errno.EROFS,
+            "'x/y' cannot be written: Read-only file system. Make the folder writable, or use another --root",
+        ),
+    ):
+        with pytest.raises(click.ClickException) as caught, messages():
+            raise OSError(code, os.strerror(code), "x/y")
+        assert caught.value.message.startswith(message)
 
 
 def test_the_help_says_so():

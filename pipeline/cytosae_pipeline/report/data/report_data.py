@@ -14,6 +14,7 @@ import torch
 from cytosae.analysis.latents import cluster_latents, label_mass, order_by_group
 from cytosae.analysis.specificity import mostly_label
 from cytosae.statistics.histograms import ProfileResult
+from cytosae_cache.storage.disk import reading
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import PageConfig
 from cytosae_pipeline.config.commands import command
@@ -252,7 +253,7 @@ def read_training(sae_path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines = []
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         for line in file:
             try:
                 value = json.loads(line)

@@ -29,6 +29,7 @@ _CONTENT_TYPES = {
     "json": "application/json",
     "txt": "text/plain; charset=utf-8",
 }
+_NOT_WRITTEN = "The notes cannot be written now. See the terminal in which cytosae-cache explore was started."
 _INTERNAL_ERROR = "This failed. See the terminal in which cytosae-cache explore was started."
 
 
@@ -79,7 +80,8 @@ def make_app(service: ExploreService, *, port: int, token: str) -> Flask:
         if isinstance(error, RefusedError | UnreadableImageError):
             return _respond("txt", str(error), HTTPStatus.BAD_REQUEST)
         if isinstance(error, WriteError | StoreBusyError):
-            return _respond("txt", str(error), HTTPStatus.SERVICE_UNAVAILABLE)
+            app.logger.error(str(error))  # not to the browser: it contains paths
+            return _respond("txt", _NOT_WRITTEN, HTTPStatus.SERVICE_UNAVAILABLE)
         if not service.closed:
             app.log_exception(sys.exc_info())
         return _respond("txt", _INTERNAL_ERROR, HTTPStatus.INTERNAL_SERVER_ERROR)

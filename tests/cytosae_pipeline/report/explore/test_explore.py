@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -434,6 +435,21 @@ def test_notes_are_checked(server):
     for latent in (7, 8):
         assert server.put(latent, {"name": "", "note": ""}) == 200
     assert not {"7", "8"} & server.get("overview")["notes"].keys()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs prlimit")
+def test_notes_that_cannot_be_written_are_refused_with_a_reason(place):
+    with Server(place, "--n_latents", 1) as server:
+        assert server.put(5, {"name": "kept", "note": ""}) == 200
+        resource.prlimit(server._child.pid, resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
+        status, _, answer = server.ask("notes/5", "PUT", b'{"name": "lost", "note": ""}')
+        assert (status, answer[:39]) == (503, b"The notes cannot be written now. See th")
+        assert server.get("overview")["notes"]["5"]["name"] == "kept"
+        error = server.end(signal.SIGTERM)[2]
+    assert "latent_notes.json' cannot be written: File too large" in error
+    assert "Traceback" not in error
+    assert [path.name for path in place.features().glob("latent_notes*")] == ["latent_notes.json"]
+    (place.features() / "latent_notes.json").unlink()
 
 
 def test_a_stale_tab_never_overwrites_newer_notes(server, place):
