@@ -262,7 +262,7 @@ def _iter_images(
     inputs: Inputs, config: PassOptions, reader: StoreReader, rows: IntArray, advance: Callable[[int], None]
 ) -> Iterator[_Images]:
     """Token means and scores of the given rows, in their order, read ahead of the encoder."""
-    encoder, n_at_once = make_encoder(inputs, config), rows_at_once(config)
+    encoder, n_at_once = make_encoder(inputs, config), rows_at_once(inputs, config, len(rows))
 
     def read(start: int, buffer: npt.NDArray[Any]) -> tuple[int, npt.NDArray[Any]]:
         part = rows[start : start + n_at_once]

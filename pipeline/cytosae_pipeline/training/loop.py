@@ -19,11 +19,12 @@ from cytosae_pipeline.runtime.interrupts import HeldInterrupts
 from cytosae_pipeline.runtime.memory import exceeds_page_cache
 from cytosae_pipeline.runtime.progress import Progress
 from cytosae_pipeline.training.batches import Batches, open_batches
-from cytosae_pipeline.training.claims import claimed
+from cytosae_pipeline.training.claims import claimed, unfinished
 from cytosae_pipeline.training.evaluation import explain_dense
 from cytosae_pipeline.training.holdout import held_out
 from cytosae_pipeline.training.init import DataInit, choose_tokens
 from cytosae_pipeline.training.placement import choose_placement, find_free_memory, find_needs
+from cytosae_pipeline.training.requirements import require_disk, require_training_memory
 from cytosae_pipeline.training.runs import Run, TrainingError, prepare_run
 from cytosae_pipeline.training.trainer import Trainer
 from cytosae_pipeline.workspace.runs import RunFolder
@@ -65,9 +66,11 @@ def train(config: TrainConfig) -> TrainResult:
     Raises:
         ValueError: If the store is missing or does not fit the options; the message says what to do.
         StoreBusyError: If another process trains the same run.
+        UserError: If it does not fit into memory or on the disk.
         TrainingError: If the loss is no longer finite; checkpoints are kept, and no final file is written.
     """
     run = prepare_run(config)
+    require_room([run])
     with claimed([run]) as todo:
         if not todo:
             logger.info(f"run '{run.folder.name}' is already trained: nothing to do")
@@ -87,7 +90,9 @@ def train_together(runs: Sequence[Run]) -> list[TrainResult]:
 
     Raises:
         StoreBusyError: If another process trains one of the runs.
+        UserError: If they do not fit into memory or on the disk.
     """
+    require_room(runs)
     with claimed(runs) as todo:
         results = {run.folder: _result(run, "already trained", None) for run in runs if run not in todo}
         if todo:
@@ -98,6 +103,18 @@ def train_together(runs: Sequence[Run]) -> list[TrainResult]:
                 if failure:
                     logger.info(str(failure))
     return [results[run.folder] for run in runs]
+
+
+def require_room(runs: Sequence[Run]) -> None:
+    """Refuse unfinished runs that do not fit into memory or on the disk, before anything of them is written.
+
+    Raises:
+        UserError: If they do not; the message says what makes them smaller.
+    """
+    todo = unfinished(runs)
+    if todo:
+        require_training_memory(todo, find_free_memory(todo[0].device))
+        logger.info(require_disk(todo))
 
 
 class TrainingLoop:

@@ -69,6 +69,11 @@ class Run:
         return -(-self.config.total_training_tokens // self.config.batch_size)
 
     @property
+    def batch_images(self) -> int:
+        """Images of the largest batch: there may be fewer than the batch size."""
+        return min(self.config.batch_size, self.config.total_training_tokens)
+
+    @property
     def matmul(self) -> MatmulConfig:
         """How a step computes its matrix products."""
         precision = self.config.precision

@@ -23,6 +23,7 @@ from cytosae_cache.format.spec import canonical_json
 from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.storage.atomic import replacing_path
 from cytosae_pipeline.config import TrainConfig
+from cytosae_pipeline.runtime.shortage import is_shortage
 from cytosae_pipeline.training.evaluation import Evaluation, evaluate
 from cytosae_pipeline.training.init import DataInit
 from cytosae_pipeline.training.loggers.base import MetricLogger, MetricLoggers, make_histogram
@@ -31,6 +32,7 @@ from cytosae_pipeline.training.loggers.tensorboard import TensorboardLogger
 from cytosae_pipeline.training.loggers.weights_and_biases import WandbLogger
 from cytosae_pipeline.training.matmul import choose_matmul
 from cytosae_pipeline.training.runs import Run, TrainingError, differing_options, sae_cfg
+from cytosae_pipeline.workspace.files import write_torch
 from cytosae_pipeline.workspace.runs import METRICS_NAME
 
 logger = logging.getLogger(__name__)
@@ -206,12 +208,9 @@ class Trainer:
             "evaluation": asdict(self._evaluation) if self._evaluation else None,
         }
         newest, before = self.run.state_paths
-        # Through a file object: given a path, torch would write its name into the archive.
-        with replacing_path(newest) as temporary:
-            with temporary.open("wb") as file:
-                torch.save(state, file)
-            if newest.exists():
-                newest.replace(before)
+        if newest.exists():
+            newest.replace(before)
+        write_torch(newest, state)
         self._last_save = time.monotonic()
 
     def _load_state(self) -> bool:
@@ -232,6 +231,8 @@ class Trainer:
             except TrainingError:
                 raise
             except (SaeCheckpointError, *_DAMAGED) as error:
+                if is_shortage(error):
+                    raise
                 reason = str(error) if isinstance(error, SaeCheckpointError) else f"'{path}' is no state of a run"
                 logger.warning(f"{reason}{'' if damaged else '; trying the state before it'}")
                 damaged.append(path)
