@@ -40,8 +40,7 @@ def claimed(runs: Sequence[Run]) -> Iterator[list[Run]]:
     """
     for run in runs:
         if is_finished(run):
-            _check_config(run)
-            _tidy(run)
+            _tidy(run, has_config=_check_config(run))
     with contextlib.ExitStack() as locks:
         # In one order, so that of two sweeps with the same runs one gets them all.
         for run in sorted(unfinished(runs), key=lambda run: run.folder):
@@ -78,11 +77,16 @@ def is_finished(run: Run) -> bool:
     return True
 
 
-def _tidy(run: Run) -> None:
-    """Remove what was left beside a finished autoencoder, unless another process is about to, or nothing can be."""
-    if not _leftovers(run):
+def _tidy(run: Run, *, has_config: bool) -> None:
+    """Remove what was left beside a finished autoencoder, unless another process is about to, or nothing can be.
+
+    A config that was lost is written again.
+    """
+    if has_config and not _leftovers(run):
         return
     with contextlib.suppress(StoreBusyError, OSError), locked(run.folder / LOCK_NAME, str(run.folder)):
+        if not has_config:
+            _write_config(run)
         for path in _leftovers(run):
             path.unlink(missing_ok=True)
 
