@@ -132,3 +132,26 @@ def test_states_that_cannot_be_read_stop_instead_of_losing_the_work(with_store):
     assert any("resuming run 'r' after" in line for line in lines)
     child.kill()
     child.communicate()
+
+
+@pytest.mark.slow
+def test_a_full_disk_loses_no_metrics_and_each_step_is_there_once(with_store):
+    with_store.train("--run_name", "whole", "--total_training_tokens", 400, "--wandb_log_frequency", 1)
+    child = _start(with_store, "r", "--total_training_tokens", 400, "--n_checkpoints", 2)
+    metrics = _folder(with_store, "r") / "metrics.jsonl"
+    wait_until(lambda: (metrics.exists() and metrics.read_bytes().count(b"\n") > 40) or child.poll() is not None)
+    child.kill()
+    child.communicate()
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, -1))\n{HEARING_MAIN}"
+    words = [sys.executable, "-c", limited, "train", "--root_dir", str(with_store.root), "--resume", "r"]
+    before = metrics.read_text().splitlines()
+    ended = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    assert "metrics.jsonl" in ended.stderr
+    kept = metrics.read_text().splitlines()
+    assert kept == before[: len(kept)]
+    with_store.run("train", "--resume", "r")
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == list(range(1, 101))
+    first, second = (torch.load(with_store.sae(run), weights_only=True)["state_dict"] for run in ("whole", "r"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
