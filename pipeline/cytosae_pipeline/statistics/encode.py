@@ -28,25 +28,31 @@ def make_encoder(inputs: Inputs, config: PassOptions, thresholds: Sequence[float
     return BlockEncoder(inputs.sae, thresholds, dtype=dtype)
 
 
-def rows_at_once(inputs: Inputs, config: PassOptions, n_rows: int, n_thresholds: int = 0) -> int:
-    """Rows read at once: the batch size, rounded up to whole blocks of the encoder, and no more than there are.
+def rows_at_once(config: PassOptions, n_rows: int | None = None) -> int:
+    """Rows read at once: the batch size, rounded up to whole blocks of the encoder.
+
+    Args:
+        config: Options.
+        n_rows: Rows that are read in all, which limit it; None for no limit.
+    """
+    n = config.batch_size if n_rows is None else min(config.batch_size, max(n_rows, 1))
+    return -(-n // BLOCK_IMAGES) * BLOCK_IMAGES
+
+
+def require_batch_memory(inputs: Inputs, n_at_once: int, n_thresholds: int = 0) -> None:
+    """Refuse a batch whose buffers and results do not fit into memory.
 
     Args:
         inputs: Store and autoencoder.
-        config: Options.
-        n_rows: Rows that are read in all.
+        n_at_once: Rows read at once.
         n_thresholds: Thresholds of the counts.
 
     Raises:
-        NotEnoughMemoryError: If their buffers and results do not fit into memory.
+        NotEnoughMemoryError: If they do not.
     """
-    n_blocks = -(-min(config.batch_size, max(n_rows, 1)) // BLOCK_IMAGES)
-    n_at_once = n_blocks * BLOCK_IMAGES
     n_bytes = n_at_once * (PREFETCHED * inputs.store.image_bytes + 4 * inputs.n_latents * (1 + n_thresholds))
-    require_memory(
-        n_bytes, available_ram(), f"reading {n_at_once:,} images at once", "Lower --batch_size: results stay the same"
-    )
-    return n_at_once
+    advice = "Lower --batch_size: results stay the same"
+    require_memory(n_bytes, available_ram(), f"reading {n_at_once:,} images at once", advice)
 
 
 def encode_store(
@@ -73,7 +79,8 @@ def encode_store(
         NotEnoughMemoryError: If the batch size does not fit into memory.
     """
     store = inputs.store
-    n_at_once = rows_at_once(inputs, config, store.n_images, len(thresholds))
+    n_at_once = rows_at_once(config, store.n_images)
+    require_batch_memory(inputs, n_at_once, len(thresholds))
     encoder = make_encoder(inputs, config, thresholds)
     direct = exceeds_page_cache(store.n_images * store.spec.record_bytes)
     with (

@@ -270,3 +270,23 @@ def test_a_tensorboard_that_fails_is_reported_once_and_training_continues(tmp_pa
     (line,) = messages().splitlines()
     assert line.startswith("tensorboard stopped: ")
     assert line.endswith(". Training continues without it. Every metric is in metrics.jsonl")
+
+
+def test_a_tensorboard_without_room_is_reported_once_without_a_traceback(tmp_path):
+    code = f"""
+import logging, resource, time
+from pathlib import Path
+from cytosae_pipeline.training.loggers.tensorboard import TensorboardLogger
+logging.basicConfig(format="%(message)s")
+resource.setrlimit(resource.RLIMIT_FSIZE, (300, -1))
+logger = TensorboardLogger(Path({str(tmp_path)!r}))
+for step in range(200):
+    logger.log(step, {{"a": 1.5}})
+    time.sleep(0.005)
+logger.close()
+print("trained")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "trained\n"
+    assert ended.stderr.count("tensorboard stopped: ") == 1
+    assert "Traceback" not in ended.stderr
