@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import re
 from collections.abc import Collection, Iterator
 
 from cytosae_pipeline.errors import UserError
@@ -61,7 +62,7 @@ def explained_shortage(options: Collection[str]) -> Iterator[None]:
         smaller = [option for name, option in _SMALLER.items() if name in options]
         advice = f"Try a smaller {' or '.join(smaller)}, or" if smaller else "Try"
         raise NotEnoughMemoryError(
-            f"memory ran out ({_first_line(error)}). {advice} a machine with more memory; what was finished is kept"
+            f"memory ran out ({_describe(error)}). {advice} a machine with more memory; what was finished is kept"
         ) from error
 
 
@@ -80,7 +81,9 @@ def is_shortage(error: BaseException) -> bool:
     return any(part in text for part in _TEXTS)
 
 
-def _first_line(error: BaseException) -> str:
-    """The beginning of an error's text, or its type if it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:160].rstrip(".") if lines else type(error).__name__
+def _describe(error: BaseException) -> str:
+    """How much was asked for at once if the error says so, else the beginning of its text, or its type."""
+    text = str(error).strip()
+    if asked := re.search(r"tried to allocate (\d+) bytes", text):
+        return f"{format_bytes(int(asked[1]))} were asked for at once"
+    return text.splitlines()[0][:160].rstrip(".") if text else type(error).__name__

@@ -76,7 +76,8 @@ def test_it_is_an_error_of_the_user_and_of_memory():
 def test_python_gets_the_same_errors(with_sae):
     with pytest.raises(NotEnoughMemoryError, match="Lower --expansion_factor or --batch_size"):
         cytosae_pipeline.train_sae(store=with_sae.store, root_dir=with_sae.root, expansion_factor=10**8)
-    with pytest.raises(NotEnoughMemoryError, match="Try a smaller --batch_size or --top_k"):
+    asked = r"memory ran out \(768000.0 TB were asked for at once\)\. Try a smaller --batch_size or --top_k"
+    with pytest.raises(NotEnoughMemoryError, match=asked):
         cytosae_pipeline.feature_stats(with_sae.sae(), with_sae.store, top_k=10**15)
     stats = cytosae_pipeline.feature_stats(with_sae.sae(), with_sae.store, batch_size=10**12)
     assert stats.record["n_images"] == 22
