@@ -61,6 +61,7 @@ def test_the_store_format_is_as_documented(tmp_path, store_dtype):
         "complete",
         "spec",
         "files",
+        "contents",
         "digest",
         *Provenance.__dataclass_fields__,
     }

@@ -109,7 +109,8 @@ class Sae(nn.Module, ABC):
         self.b_enc = nn.Parameter(torch.zeros(n_latents, device=device, dtype=dtype))
         self.W_dec = nn.Parameter(W_dec.to(device=device, dtype=dtype))
         self.b_dec = nn.Parameter(torch.zeros(d_in, device=device, dtype=dtype))
-        self.normalise_decoder_()
+        if where == "cpu":
+            self.normalise_decoder_()
 
     # --- what an architecture decides
 

@@ -115,7 +115,8 @@ class ShuffledLoader:
             samples_seen += n_images
             return Batch(rows, buffer[:n_images], samples_seen)
 
-        shape = (self._sampler.batch_images, *self._images.image_shape)
+        most = min(self._sampler.batch_images, max(self._stop - self._samples_seen, 1))
+        shape = (most, *self._images.image_shape)
         self._prefetcher = Prefetcher(plans, fill_batch, lambda: self._make_buffer(shape, self._images.dtype))
         return iter(self._prefetcher)
 

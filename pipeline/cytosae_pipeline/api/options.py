@@ -5,12 +5,13 @@ import inspect
 import textwrap
 from collections.abc import Callable, Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from cytosae.formats.checkpoint import load
 from cytosae.sae.base import Sae
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.statistics.inputs import Inputs, require_match
+from cytosae_pipeline.runtime.shortage import explained_shortage
+from cytosae_pipeline.statistics.inputs import Inputs, read_sae, require_match
 
 P = ParamSpec("P")
 Record = TypeVar("Record")
@@ -38,7 +39,9 @@ def takes_options(
     def decorate(function: Callable[[Record], Result]) -> Callable[P, Result]:
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> Result:
-            return function(record(*args, **kwargs))
+            options = record(*args, **kwargs)
+            with explained_shortage(vars(options)):
+                return function(options)
 
         _document(call, function, record, leave_out)
         return call
@@ -57,9 +60,10 @@ def takes_pair(
         @functools.wraps(function)
         def call(sae: SaeLike, store: StoreLike, /, *args: P.args, **kwargs: P.kwargs) -> Result:
             options = record(*args, **kwargs)
-            pair = Inputs(open_store(store), open_sae(sae))
-            require_match(pair.store, pair.sae, allow_mismatch=getattr(options, "allow_mismatch", False))
-            return function(pair, options)
+            with explained_shortage(vars(options)):
+                pair = Inputs(open_store(store), open_sae(sae))
+                require_match(pair.store, pair.sae, allow_mismatch=getattr(options, "allow_mismatch", False))
+                return function(pair, options)
 
         _document(call, function, record, (), {"sae": SaeLike, "store": StoreLike})
         return call
@@ -73,7 +77,7 @@ def open_sae(sae: SaeLike) -> Sae:
     Raises:
         SaeCheckpointError: If it cannot be read.
     """
-    return sae if isinstance(sae, Sae) else load(str(sae))
+    return sae if isinstance(sae, Sae) else read_sae(Path(sae))
 
 
 def open_store(store: StoreLike) -> ActivationStore:

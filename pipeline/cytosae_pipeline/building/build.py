@@ -22,7 +22,7 @@ from cytosae_cache.store import ActivationStore
 from cytosae_cache.writer import ShardData, StoreWriter, create_store
 from cytosae_pipeline.building.activations import compute_activations, widen_with_torch
 from cytosae_pipeline.building.findings import Remarks, require_readable, write_duplicates, write_skipped
-from cytosae_pipeline.building.plan import BuildPlan, StorePlan, plan_build
+from cytosae_pipeline.building.plan import BuildPlan, StorePlan, plan_build, require_shard_memory
 from cytosae_pipeline.building.replacement import choose_place, put_in_place
 from cytosae_pipeline.building.source_check import check_sizes, count_reasons, reopen_shards
 from cytosae_pipeline.building.store_place import (
@@ -206,6 +206,7 @@ def _open_or_create(config: BuildConfig, plan: BuildPlan, item: StorePlan) -> tu
     provenance = make_provenance(require_dataset(config), images.digest(), plan.device.type)
     table = ImageTable(images.paths, images.labels, images.patients)
     shards = min(config.shard_images, len(images))
+    require_shard_memory(plan, shards, config.batch_size)
     columns = type_columns(images)
     return create_store(
         place, item.spec, table, provenance, shard_images=shards, compression=config.compression, columns=columns

@@ -18,9 +18,13 @@ from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.images.listing import open_dataset
 from cytosae_pipeline.images.summary import describe_images
 from cytosae_pipeline.runtime.devices import choose_device, choose_precision
+from cytosae_pipeline.runtime.memory import available_ram
 from cytosae_pipeline.runtime.progress import format_bytes
+from cytosae_pipeline.runtime.shortage import require_memory
 from cytosae_pipeline.workspace.find import require_dataset
 from cytosae_pipeline.workspace.paths import EMBEDDED_MODEL, Workspace, resolve_model_path
+
+_SHARDS_AT_ONCE = 2
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,24 @@ def plan_build(config: BuildConfig, *, weights_digest: str | None = None) -> Bui
             raise UserError(f"block_layer {list(config.block_layer)} names block {spec.block} twice")
         stores.append(StorePlan(info, spec, store, len(images) * spec.record_bytes, free_bytes(store)))
     return BuildPlan(images, model_path, tuple(stores), device)
+
+
+def require_shard_memory(plan: BuildPlan, shard_images: int, batch_size: int) -> None:
+    """Refuse shards and batches that do not fit into memory: one shard is written while the next is computed.
+
+    Args:
+        plan: The build.
+        shard_images: Images per shard.
+        batch_size: Images per forward pass.
+
+    Raises:
+        NotEnoughMemoryError: If they do not.
+    """
+    n_at_once = min(batch_size, shard_images)
+    pixels = n_at_once * 3 * plan.info.image_size**2 * (1 + torch.float32.itemsize)
+    shards = _SHARDS_AT_ONCE * shard_images * sum(item.spec.record_bytes for item in plan.stores)
+    what = f"building shards of {shard_images:,} images in batches of {n_at_once:,}"
+    require_memory(pixels + shards, available_ram(), what, "Lower --shard_images or --batch_size")
 
 
 def _describe_blocks(config: BuildConfig, model_path: Path, weights_digest: str | None) -> list[BackboneInfo]:

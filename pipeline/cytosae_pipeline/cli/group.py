@@ -9,6 +9,7 @@ import click
 from cytosae_pipeline import __version__
 from cytosae_pipeline.cli.options import CONTEXT_SETTINGS, VerbCommand
 from cytosae_pipeline.cli.output import log_to_stderr, messages
+from cytosae_pipeline.runtime.shortage import explained_shortage
 
 _ORDER = (
     "build", "import", "train", "evaluate", "features", "classes", "patients", "report", "explore", "export", "list",
@@ -63,7 +64,7 @@ def verb(function: Callable[..., Any], kind: type[VerbCommand] = VerbCommand) ->
 
     @functools.wraps(function)
     def run(**values: Any) -> None:
-        with messages(), log_to_stderr():
+        with messages(), log_to_stderr(), explained_shortage(values):
             function(**values)
 
     name = function.__name__.rstrip("_")

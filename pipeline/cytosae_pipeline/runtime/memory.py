@@ -1,4 +1,4 @@
-"""Free memory, with the limits of containers taken into account."""
+"""Free memory, with the limits of containers and of the process taken into account."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ def available_ram(root: Path = Path("/")) -> int | None:
     Args:
         root: Folder that contains /proc and /sys.
     """
-    found = [_machine(root), *_cgroups(root)]
+    found = [_machine(root), *_cgroups(root), *_own_limits(root)]
     known = [n_bytes for n_bytes in found if n_bytes is not None]
     return max(0, min(known)) if known else None
 
@@ -56,6 +56,20 @@ def _cgroup(folder: Path, limit: str, usage: str, cache: str) -> int | None:
         return int((folder / limit).read_text()) - used
     except (OSError, ValueError):  # no such group, or a limit of `max`
         return None
+
+
+def _own_limits(root: Path) -> Iterator[int | None]:
+    """What the limits of this process (`ulimit -v`, `ulimit -d`) leave; None for those that are not set."""
+    try:
+        import resource
+
+        n_pages = list(map(int, (root / "proc/self/statm").read_text().split()))
+        page_bytes = resource.getpagesize()
+        for limit, used in ((resource.RLIMIT_AS, n_pages[0]), (resource.RLIMIT_DATA, n_pages[5])):
+            most, _ = resource.getrlimit(limit)
+            yield None if most == resource.RLIM_INFINITY else most - used * page_bytes
+    except (ImportError, AttributeError, OSError, ValueError, IndexError):  # not Linux
+        return
 
 
 def exceeds_page_cache(n_bytes: int) -> bool:

@@ -10,6 +10,7 @@ import torch
 
 from cytosae.backbones.errors import shown
 from cytosae.formats.checkpoint import SaeNotFoundError, digest_tensors, load
+from cytosae.formats.readers import find_files
 from cytosae.sae.base import Sae
 from cytosae_cache.errors import StoreMismatchError
 from cytosae_cache.format.spec import StoreSpec
@@ -19,6 +20,8 @@ from cytosae_pipeline.config import SaeChoice
 from cytosae_pipeline.config.commands import command
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.devices import choose_device
+from cytosae_pipeline.runtime.memory import available_ram
+from cytosae_pipeline.runtime.shortage import require_memory
 from cytosae_pipeline.workspace.paths import Workspace
 from cytosae_pipeline.workspace.runs import LATEST, suggest_sae
 
@@ -113,11 +116,31 @@ def open_sae(config: SaeChoice, *, device: torch.device | str, encoder_only: boo
     path = require_sae_path(config)
     stated = {"sae_arch": config.sae_arch, "sae_k": config.sae_k, "sae_threshold": config.sae_threshold}
     try:
-        return load(path, device=device, encoder_only=encoder_only, **stated)  # type: ignore[arg-type] # three types
+        return read_sae(path, device=device, encoder_only=encoder_only, **stated)
     except SaeNotFoundError as error:
         listed = command("list", config, ("root_dir",))
         near = suggest_sae(path, config.root_dir) or "."
         raise SaeNotFoundError(f"no autoencoder at '{path}'{near} List existing ones with: {listed}") from error
+
+
+def read_sae(path: Path, **options: Any) -> Sae:  # noqa: ANN401 - of `load`
+    """`load`, after a look at the size of the file, which is read as a whole.
+
+    Args:
+        path: As for `load`.
+        **options: As for `load`.
+
+    Raises:
+        NotEnoughMemoryError: If the autoencoder does not fit into memory.
+        ValueError: As for `load`.
+    """
+    files = find_files(path)
+    if files is not None and files.weights.is_file():
+        require_memory(
+            files.weights.stat().st_size, available_ram(), f"reading the autoencoder '{path}'",
+            "Choose one with fewer latents, or a machine with more memory",
+        )  # fmt: skip
+    return load(path, **options)
 
 
 def require_sae_path(config: SaeChoice) -> Path:

@@ -20,7 +20,7 @@ from cytosae_pipeline.errors import UserError, join_few, quote
 from cytosae_pipeline.runtime.devices import accumulator_device
 from cytosae_pipeline.runtime.memory import exceeds_page_cache
 from cytosae_pipeline.runtime.progress import Progress
-from cytosae_pipeline.statistics.encode import make_encoder, rows_at_once
+from cytosae_pipeline.statistics.encode import make_encoder, require_batch_memory, rows_at_once
 from cytosae_pipeline.statistics.halves import split_in_halves
 from cytosae_pipeline.statistics.inputs import Inputs
 from cytosae_pipeline.statistics.label_index import LabelIndex
@@ -262,7 +262,8 @@ def _iter_images(
     inputs: Inputs, config: PassOptions, reader: StoreReader, rows: IntArray, advance: Callable[[int], None]
 ) -> Iterator[_Images]:
     """Token means and scores of the given rows, in their order, read ahead of the encoder."""
-    encoder, n_at_once = make_encoder(inputs, config), rows_at_once(config)
+    encoder, n_at_once = make_encoder(inputs, config), rows_at_once(config, len(rows))
+    require_batch_memory(inputs, n_at_once)
 
     def read(start: int, buffer: npt.NDArray[Any]) -> tuple[int, npt.NDArray[Any]]:
         part = rows[start : start + n_at_once]

@@ -19,12 +19,15 @@ from cytosae_pipeline.runtime.interrupts import HeldInterrupts
 from cytosae_pipeline.runtime.memory import exceeds_page_cache
 from cytosae_pipeline.runtime.progress import Progress
 from cytosae_pipeline.training.batches import Batches, open_batches
+from cytosae_pipeline.training.claims import claimed, unfinished
 from cytosae_pipeline.training.evaluation import explain_dense
 from cytosae_pipeline.training.holdout import held_out
 from cytosae_pipeline.training.init import DataInit, choose_tokens
 from cytosae_pipeline.training.placement import choose_placement, find_free_memory, find_needs
+from cytosae_pipeline.training.requirements import require_disk, require_training_memory
 from cytosae_pipeline.training.runs import Run, TrainingError, prepare_run
-from cytosae_pipeline.training.trainer import Trainer, last_metrics
+from cytosae_pipeline.training.trainer import Trainer
+from cytosae_pipeline.workspace.runs import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -62,14 +65,18 @@ def train(config: TrainConfig) -> TrainResult:
 
     Raises:
         ValueError: If the store is missing or does not fit the options; the message says what to do.
+        StoreBusyError: If another process trains the same run.
+        UserError: If it does not fit into memory or on the disk.
         TrainingError: If the loss is no longer finite; checkpoints are kept, and no final file is written.
     """
     run = prepare_run(config)
-    if run.final_path.exists():
-        logger.info(f"run '{run.folder.name}' is already trained: nothing to do")
-        return _result(run, "already trained", None)
-    loop = TrainingLoop([run])
-    (failure,) = loop.run()
+    require_room([run])
+    with claimed([run]) as todo:
+        if not todo:
+            logger.info(f"run '{run.folder.name}' is already trained: nothing to do")
+            return _result(run, "already trained", None)
+        loop = TrainingLoop(todo)
+        (failure,) = loop.run()
     if failure is not None:
         raise failure
     return _result(run, "resumed" if loop.resumed else "trained", loop.step_s[run.folder])
@@ -80,17 +87,34 @@ def train_together(runs: Sequence[Run]) -> list[TrainResult]:
 
     Args:
         runs: Runs on the same stores in the same order.
+
+    Raises:
+        StoreBusyError: If another process trains one of the runs.
+        UserError: If they do not fit into memory or on the disk.
     """
-    todo = [run for run in runs if not run.final_path.exists()]
-    results = {run.folder: _result(run, "already trained", None) for run in runs if run not in todo}
-    if todo:
-        loop = TrainingLoop(todo)
-        for run, failure in zip(todo, loop.run(), strict=True):
-            status: Status = "failed" if failure else "resumed" if loop.resumed else "trained"
-            results[run.folder] = _result(run, status, loop.step_s[run.folder])
-            if failure:
-                logger.info(str(failure))
+    require_room(runs)
+    with claimed(runs) as todo:
+        results = {run.folder: _result(run, "already trained", None) for run in runs if run not in todo}
+        if todo:
+            loop = TrainingLoop(todo)
+            for run, failure in zip(todo, loop.run(), strict=True):
+                status: Status = "failed" if failure else "resumed" if loop.resumed else "trained"
+                results[run.folder] = _result(run, status, loop.step_s[run.folder])
+                if failure:
+                    logger.info(str(failure))
     return [results[run.folder] for run in runs]
+
+
+def require_room(runs: Sequence[Run]) -> None:
+    """Refuse unfinished runs that do not fit into memory or on the disk, before anything of them is written.
+
+    Raises:
+        UserError: If they do not; the message says what makes them smaller.
+    """
+    todo = unfinished(runs)
+    if todo:
+        require_training_memory(todo, find_free_memory(todo[0].device))
+        logger.info(require_disk(todo))
 
 
 class TrainingLoop:
@@ -153,8 +177,8 @@ class TrainingLoop:
                     failures = self._steps(trainers, batches, progress, interrupts)
             except (KeyboardInterrupt, OSError, StoreError):
                 # After a second Ctrl-C the parameters may be half-way through a step: the last saved state stays.
-                if not interrupts.torn:
-                    for trainer in trainers:
+                for trainer in trainers if not interrupts.torn else ():
+                    if not trainer.has_unlogged_step:
                         trainer.save_state()
                 raise
         for trainer in trainers:
@@ -212,7 +236,7 @@ class WaitingTime:
 def _result(run: Run, status: Status, step_s: float | None) -> TrainResult:
     """The result of a run."""
     following = command("features", run.config, sae_path=run.final_path)
-    metrics = last_metrics(run)
+    metrics = RunFolder(run.folder, run.recipe).last_metrics()
     l0 = metrics.get("eval/l0", metrics.get("metrics/l0"))
     if dense := explain_dense(run.config.arch, None if status == "failed" else l0, run.n_latents):
         logger.warning(f"run '{run.folder.name}': {dense}")

@@ -123,7 +123,7 @@ def _step_bytes(run: Run) -> int:
     """Memory of an autoencoder and its step on the device."""
     matmul = run.matmul
     n_weights = 2 * run.n_latents * run.store.d_model
-    n_tokens = run.config.batch_size * run.store.n_tokens
+    n_tokens = run.batch_images * run.store.n_tokens
     largest = min(matmul.max_bytes, n_tokens * run.n_latents * matmul.dtype.itemsize)
     # Parameters, gradients, two moments and copies in the products' type; then the matrices.
     return n_weights * (4 * 4 + matmul.dtype.itemsize) + _MATRICES * largest

@@ -14,7 +14,6 @@ from cytosae.sae.registry import make_sae
 from cytosae.training.matmul import MatmulConfig
 from cytosae_cache.format.spec import canonical_json
 from cytosae_cache.reading.concat import check_same_spec
-from cytosae_cache.storage.atomic import write_file
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline import __version__
 from cytosae_pipeline.building.ensure import ensure_store
@@ -26,6 +25,7 @@ from cytosae_pipeline.runtime.devices import choose_device
 from cytosae_pipeline.training.matmul import choose_matmul, choose_training_precision
 from cytosae_pipeline.workspace.find import IMPORTED
 from cytosae_pipeline.workspace.paths import Workspace, checkpoint_name, file_part, final_name
+from cytosae_pipeline.workspace.runs import CONFIG_NAME, STATE_NAMES, read_config, run_folders
 
 NOT_THE_RECIPE = {
     "root_dir", "store", "model_path", "images", "layout", "vit_type", "run_name", "resume", "device", "no_verify",
@@ -69,6 +69,11 @@ class Run:
         return -(-self.config.total_training_tokens // self.config.batch_size)
 
     @property
+    def batch_images(self) -> int:
+        """Images of the largest batch: there may be fewer than the batch size."""
+        return min(self.config.batch_size, self.config.total_training_tokens)
+
+    @property
     def matmul(self) -> MatmulConfig:
         """How a step computes its matrix products."""
         precision = self.config.precision
@@ -78,7 +83,8 @@ class Run:
     @property
     def state_paths(self) -> tuple[Path, Path]:
         """States from which an interrupted run is resumed: the newest and the one before it."""
-        return self.folder / "training_state.pt", self.folder / "training_state.before.pt"
+        newest, before = STATE_NAMES
+        return self.folder / newest, self.folder / before
 
     @property
     def block_name(self) -> str:
@@ -100,7 +106,7 @@ class Run:
 
 
 def prepare_run(config: TrainConfig, stores: tuple[ActivationStore, ...] | None = None) -> Run:
-    """Find the stores, choose the run's name and write its config.
+    """Find the stores and choose the run's name; nothing of the run is written.
 
     Args:
         config: Options.
@@ -108,7 +114,7 @@ def prepare_run(config: TrainConfig, stores: tuple[ActivationStore, ...] | None 
 
     Raises:
         StoreMismatchError: If the stores' specs differ.
-        TrainingError: If the options do not fit the stores, or the run's name belongs to other options.
+        TrainingError: If the options do not fit the stores.
     """
     workspace = Workspace(config.root_dir)
     if config.resume is not None:
@@ -154,9 +160,7 @@ def prepare_run(config: TrainConfig, stores: tuple[ActivationStore, ...] | None 
     digest = hashlib.sha256(canonical_json(recipe)).hexdigest()[:8]
     datasets = "+".join(file_part(store.provenance.dataset) for store in stores)
     folder = workspace.run_dir(config.run_name or f"{datasets}-{digest}")
-    run = Run(config, stores, folder, recipe, device)
-    _write_config(run)
-    return run
+    return Run(config, stores, folder, recipe, device)
 
 
 def sae_cfg(run: Run) -> dict[str, Any]:
@@ -194,26 +198,6 @@ def _check_k(config: TrainConfig, n_latents: int) -> None:
         raise ValueError(f"k must be a whole number from 1 to the {n_latents} latents, found {config.k}")
 
 
-def _write_config(run: Run) -> None:
-    """Write the run's config, or check that an existing one is the same."""
-    path = run.folder / "config.json"
-    if path.exists():
-        found = json.loads(path.read_text())["recipe"]
-        differing = differing_options(found, run.recipe)
-        if differing:
-            shown = "; ".join(
-                f"{name}: {found.get(name)!r} there, {run.recipe.get(name)!r} now" for name in differing[:6]
-            )
-            raise TrainingError(
-                f"run '{run.folder.name}' exists with other options ({shown}). Choose another --run_name"
-            )
-        return
-    run.folder.mkdir(parents=True, exist_ok=True)
-    options = json.loads(json.dumps(asdict(run.config), default=str))
-    record = {"package_version": __version__, "recipe": run.recipe, "options": options}
-    write_file(path, (json.dumps(record, indent=1) + "\n").encode())
-
-
 def differing_options(found: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
     """Names of what differs between two recipes, sorted; options that the architecture does not have are ignored."""
     found, recipe = (without_foreign(recipe["arch"], item) for item in (found, recipe))
@@ -223,20 +207,27 @@ def differing_options(found: Mapping[str, Any], recipe: Mapping[str, Any]) -> li
 def _resumed_config(config: TrainConfig, workspace: Workspace) -> TrainConfig:
     """The options of an interrupted run, read back from its folder."""
     assert config.resume is not None
-    path = workspace.run_dir(config.resume) / "config.json"
-    if not path.is_file():
-        there = sorted(item.parent.name for item in workspace.checkpoints_dir.glob("*/config.json"))
+    folder = workspace.run_dir(config.resume)
+    there = [path.name for path in run_folders(workspace)]
+    if folder.name not in there:
         raise TrainingError(
             f"no run '{config.resume}' in '{workspace.checkpoints_dir}'. There are: {', '.join(there) or 'none'}"
             + suggest(config.resume, there)
         )
-    record = json.loads(path.read_text())
-    options = record["options"]
-    for name in ("model_path", "images"):
-        options[name] = Path(options[name]) if options[name] is not None else None
-    options["with_dataset"] = tuple(options.get("with_dataset", ()))
-    # Another machine may have another device and less memory; the numbers must stay the same.
-    options["precision"] = record["recipe"].get("precision", "fp32")
-    options |= {"device": config.device, "resident": config.resident}
-    options |= {"root_dir": config.root_dir, "run_name": config.resume, "resume": None}
-    return TrainConfig(**without_foreign(options["arch"], options))
+    try:
+        record = read_config(folder)
+        options = record["options"]
+        for name in ("model_path", "images"):
+            options[name] = Path(options[name]) if options[name] is not None else None
+        options["with_dataset"] = tuple(options.get("with_dataset", ()))
+        # Another machine may have another device and less memory; the numbers must stay the same.
+        options["precision"] = record["recipe"].get("precision", "fp32")
+        options |= {"device": config.device, "resident": config.resident}
+        options |= {"root_dir": config.root_dir, "run_name": config.resume, "resume": None}
+        return TrainConfig(**without_foreign(options["arch"], options))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = str(error) if isinstance(error, UserError) else f"'{folder / CONFIG_NAME}' has no options of train"
+        raise TrainingError(
+            f"run '{config.resume}' cannot be resumed by its name: {reason}. Give its options again, with --run_name "
+            f"{config.resume} instead of --resume"
+        ) from error

@@ -2,13 +2,13 @@
 
 import copy
 import hashlib
-import json
 import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +23,7 @@ from cytosae_cache.format.spec import canonical_json
 from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.storage.atomic import replacing_path
 from cytosae_pipeline.config import TrainConfig
+from cytosae_pipeline.runtime.shortage import is_shortage
 from cytosae_pipeline.training.evaluation import Evaluation, evaluate
 from cytosae_pipeline.training.init import DataInit
 from cytosae_pipeline.training.loggers.base import MetricLogger, MetricLoggers, make_histogram
@@ -32,12 +33,16 @@ from cytosae_pipeline.training.loggers.weights_and_biases import WandbLogger
 from cytosae_pipeline.training.matmul import choose_matmul
 from cytosae_pipeline.training.runs import Run, TrainingError, differing_options, sae_cfg
 from cytosae_pipeline.workspace.files import write_torch
+from cytosae_pipeline.workspace.runs import METRICS_NAME
 
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_SAVES = 300.0
 _IMAGES_ON_THE_WAY = 512
 """Held-out images of an intermediate evaluation; the last one evaluates all."""
+_DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)
+"""What a state raises whose file is whole and whose contents are something else."""
+
 _LEAST_FREQUENCY = 1e-10
 """Added before the logarithm, as in the reference; a latent that never fired is at -10."""
 
@@ -63,6 +68,8 @@ class Trainer:
         """Number of these steps."""
         self.note = ""
         """Summary of the last log line."""
+        self.has_unlogged_step = False
+        """Whether the log line of the last step could not be written: a state from after it would never write it."""
         config, layout = run.config, run.store.spec.tokens
         self._scaling = start.scaling if config.standardise else None
         sae = make_sae(
@@ -101,7 +108,7 @@ class Trainer:
     def open_loggers(self) -> MetricLoggers:
         """Open the destinations of the metrics; the caller closes them."""
         config = self.run.config
-        loggers: list[MetricLogger] = [JsonlLogger(self.run.folder / "metrics.jsonl", after_step=self.n_done)]
+        loggers: list[MetricLogger] = [JsonlLogger(self.run.folder / METRICS_NAME, after_step=self.n_done)]
         if config.log_to_wandb:
             loggers.append(_make_wandb(self.run))
         if config.tensorboard:
@@ -146,7 +153,9 @@ class Trainer:
                 self._evaluation = self._evaluate(self._held_out, limit=None if last else _IMAGES_ON_THE_WAY)
                 metrics |= self._evaluation.metrics()
             histogram = make_histogram(torch.log10(frequency + _LEAST_FREQUENCY).numpy())
+            self.has_unlogged_step = True
             self._loggers.log(self.n_done, metrics, {"plots/feature_density_line_chart": histogram})
+            self.has_unlogged_step = False
             self.note = f"loss {metrics['losses/overall_loss']:.4g}, EV {metrics['metrics/explained_variance']:.3f}"
         if self.n_done % config.feature_sampling_window == 0:
             self._n_fired.zero_()
@@ -205,29 +214,57 @@ class Trainer:
         self._last_save = time.monotonic()
 
     def _load_state(self) -> bool:
-        """Restore the state of an interrupted run, if there is one; the one before if the newest is damaged."""
+        """Restore the state of an interrupted run, if there is one; the one before if the newest is damaged.
+
+        Raises:
+            TrainingError: If all states are damaged, or belong to other options or to an older version.
+        """
+        damaged: list[Path] = []
         for path in self.run.state_paths:
             if not path.exists():
                 continue
             try:
                 state = read_torch(path, device=self.run.device)
-            except SaeCheckpointError as error:
-                logger.info(f"{error}; trying the state before it")
-                continue
-            if differing_options(state["recipe"], self.run.recipe):
-                raise TrainingError(f"'{path}' belongs to other options; choose another --run_name")
-            if "samples_seen" not in state:
-                raise TrainingError(
-                    f"'{path}' was written by an older version of cytosae-cache, whose unfinished runs cannot be "
-                    "resumed: finish the run with that version, or choose another --run_name"
-                )
-            self.samples_seen, self.n_done = state["samples_seen"], state["n_done"]
-            self._n_fired, self._n_tokens = state["n_fired"], state["n_tokens"]
-            self._evaluation = Evaluation(**state["evaluation"]) if state["evaluation"] else None
-            self._schedule.load_state_dict(state["schedule"])
-            self.step.load_state_dict(state["step"])
-            return True
+                self._check_state(path, state)
+                self._restore(state)
+                return True
+            except TrainingError:
+                raise
+            except (SaeCheckpointError, *_DAMAGED) as error:
+                if is_shortage(error):
+                    raise
+                reason = str(error) if isinstance(error, SaeCheckpointError) else f"'{path}' is no state of a run"
+                logger.warning(f"{reason}{'' if damaged else '; trying the state before it'}")
+                damaged.append(path)
+        if damaged:
+            names = " and ".join(f"'{path}'" for path in damaged)
+            raise TrainingError(
+                f"run '{self.run.folder.name}' cannot be resumed: {names} cannot be read. Restore a copy, or move "
+                f"{'it' if len(damaged) == 1 else 'both'} away and run the command again to train from the start"
+            )
         return False
+
+    def _check_state(self, path: Path, state: Mapping[str, Any]) -> None:
+        """Refuse a state of other options or of an older version.
+
+        Raises:
+            TrainingError: If it is one.
+        """
+        if differing_options(state["recipe"], self.run.recipe):
+            raise TrainingError(f"'{path}' belongs to other options; choose another --run_name")
+        if "samples_seen" not in state:
+            raise TrainingError(
+                f"'{path}' was written by an older version of cytosae-cache, whose unfinished runs cannot be "
+                "resumed: finish the run with that version, or choose another --run_name"
+            )
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state."""
+        self.samples_seen, self.n_done = state["samples_seen"], state["n_done"]
+        self._n_fired, self._n_tokens = state["n_fired"], state["n_tokens"]
+        self._evaluation = Evaluation(**state["evaluation"]) if state["evaluation"] else None
+        self._schedule.load_state_dict(state["schedule"])
+        self.step.load_state_dict(state["step"])
 
     def _cfg(self) -> dict[str, object]:
         """The config in the autoencoder's file."""
@@ -295,13 +332,6 @@ class Trainer:
             "details/n_training_tokens": self.samples_seen,
             "details/current_learning_rate": rate,
         }
-
-
-def last_metrics(run: Run) -> dict[str, float]:
-    """The last line of a run's metrics."""
-    path = run.folder / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {name: value for name, value in json.loads(lines[-1]).items() if value is not None} if lines else {}
 
 
 def _checkpoint_positions(config: TrainConfig, *, after: int) -> Iterator[int]:

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from cytosae_cache.errors import StoreIncompleteError, StoreMismatchError, StoreNotFoundError
+from cytosae_cache.errors import StoreError, StoreIncompleteError, StoreMismatchError, StoreNotFoundError
 from cytosae_cache.format.spec import Preprocessing, StoreSpec
 from cytosae_cache.store import ActivationStore, iter_stores
 from cytosae_pipeline.config import ImportConfig, StoreChoice, TrainConfig
@@ -37,6 +37,7 @@ def find_store(
     Raises:
         StoreNotFoundError: If there is none; the message says which exist and what to type.
         StoreMismatchError: If several fit.
+        StoreError: If none fits and one is damaged.
         UserError: If neither a name nor a path was given.
     """
     if choice.store is not None:
@@ -48,12 +49,12 @@ def find_store(
                 f"no activation store at '{choice.store}' (no zarr.json there). List existing stores with: {listed}"
             ) from error
     name = require_dataset(choice)
-    stores = [
-        ActivationStore(path) for path in iter_stores(Workspace(choice.root_dir).stores_dir(name)) if _is_store(path)
-    ]
+    stores, damaged = _open_stores(Workspace(choice.root_dir).stores_dir(name))
     fitting = [store for store in stores if _fits(store.spec, choice, weights_sha256)]
     exact = [store for store in fitting if store.spec.hash == spec_hash]
     fitting = exact or fitting
+    if not fitting and damaged:
+        raise damaged[0]
     if not fitting:
         raise StoreNotFoundError(_not_found_message(choice, name, stores, weights_sha256))
     finished = [store for store in fitting if store.complete]
@@ -165,6 +166,18 @@ def require_dataset(choice: StorePlace) -> str:
         listed = command("list", choice, ("root_dir",))
         raise UserError(f"name the data set: --dataset_name NAME, or give a store's path (see: {listed})")
     return choice.dataset_name
+
+
+def _open_stores(folder: Path) -> tuple[list[ActivationStore], list[StoreError]]:
+    """The stores of a data set that can be opened, and the errors of the others, which are said."""
+    stores, damaged = [], []
+    for path in filter(_is_store, iter_stores(folder)):
+        try:
+            stores.append(ActivationStore(path))
+        except StoreError as error:
+            logger.warning(f"left out: {error}")
+            damaged.append(error)
+    return stores, damaged
 
 
 def _is_store(path: Path) -> bool:

@@ -1,12 +1,12 @@
 """The stores and training runs of a workspace."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cytosae_cache.errors import StoreError
-from cytosae_cache.store import ActivationStore, iter_stores
+from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.errors import UserError, escape
 from cytosae_pipeline.runtime.progress import format_bytes
 from cytosae_pipeline.runtime.tables import format_number, format_table
@@ -49,9 +49,19 @@ def take_inventory(root: Path | str) -> Inventory:
     """Describe every store and run below a root folder."""
     root = Path(root)
     workspace = Workspace(root)
-    folders = sorted(path for path in workspace.activations_dir.glob("*") if path.is_dir())
-    stores = [_store_entry(path) for folder in folders for path in iter_stores(folder)]
+    stores = [_store_entry(path) for path in _store_paths(workspace)]
     return Inventory(root, stores, [_run_entry(path) for path in run_folders(workspace)])
+
+
+def _store_paths(workspace: Workspace) -> Iterator[Path]:
+    """What is named like a store, and folders of data sets that cannot be read, sorted."""
+    for folder in sorted(workspace.activations_dir.glob("*")):
+        try:
+            yield from sorted(path for path in folder.iterdir() if path.suffix == ".zarr")
+        except NotADirectoryError:
+            continue
+        except OSError:
+            yield folder
 
 
 def _describe(entries: list[dict[str, Any]], header: Sequence[str], row: Callable[[Any], list[str]]) -> list[str]:
@@ -64,9 +74,17 @@ def _describe(entries: list[dict[str, Any]], header: Sequence[str], row: Callabl
 def _store_entry(path: Path) -> dict[str, Any]:
     """What a store is."""
     try:
-        store = ActivationStore(path)
-    except StoreError as error:
-        return {"path": str(path), "error": str(error)}
+        if path.exists() and not path.is_dir():
+            raise UserError("it is not a folder")
+        return _describe_store(path)
+    except (StoreError, UserError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) and not isinstance(error, StoreError) else str(error)
+        return {"path": str(path), "error": reason or type(error).__name__}
+
+
+def _describe_store(path: Path) -> dict[str, Any]:
+    """A store that can be read."""
+    store = ActivationStore(path)
     return {
         "path": str(path),
         "dataset": store.provenance.dataset,
@@ -98,6 +116,8 @@ def _run_entry(folder: Path) -> dict[str, Any]:
         run = open_run(folder)
     except UserError as error:
         return {"name": folder.name, "path": str(folder), "error": str(error)}
+    if run.damage is not None:
+        return {"name": folder.name, "path": str(folder), "error": run.damage}
     metrics, sae = run.last_metrics(), run.sae
     return {
         "name": run.name,

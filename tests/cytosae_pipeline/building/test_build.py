@@ -254,3 +254,15 @@ def test_a_half_size_store_serves_every_verb(with_images):
     whole = ActivationStore.open(place.root / "whole.zarr")[store.valid_rows]
     np.testing.assert_allclose(halves, whole, atol=0.03 * float(np.abs(whole).max()))
     place.run("features", "--store", place.root / "whole.zarr", "--sae_path", place.sae("r"))
+
+
+def test_shards_that_do_not_fit_into_memory_are_refused_before_anything_is_written(with_images, monkeypatch):
+    from cytosae_pipeline.building import plan
+
+    monkeypatch.setattr(plan, "available_ram", lambda: 100_000)
+    output = with_images.build("--shard_images", 10**9, "--batch_size", 10**9, code=1).output
+    assert "building shards of 23 images in batches of 23 needs at least" in output
+    assert "Lower --shard_images or --batch_size" in output
+    assert not list((with_images.root / "out" / "activations").rglob("*.zarr"))
+    monkeypatch.setattr(plan, "available_ram", lambda: 30_000_000)
+    with_images.build("--shard_images", 10**9, "--batch_size", 10**9)

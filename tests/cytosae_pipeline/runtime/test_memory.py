@@ -1,6 +1,7 @@
 """Free memory is what the machine and every control group above the process leave."""
 
 import os
+import subprocess
 import sys
 
 import pytest
@@ -73,3 +74,16 @@ def test_this_machine():
 def test_more_than_free_memory_exceeds_the_page_cache(monkeypatch, ram, expected):
     monkeypatch.setattr(memory, "available_ram", lambda: ram)
     assert exceeds_page_cache(100) is expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+@pytest.mark.parametrize("limit", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_the_limits_of_the_process_count(limit):
+    code = (
+        "import resource; from cytosae_pipeline.runtime.memory import available_ram\n"
+        f"before = available_ram(); resource.setrlimit(resource.{limit}, (1 << 29, -1)); print(before, available_ram())"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    before, after = map(int, output.split())
+    assert before > 1 << 29
+    assert 0 < after < 1 << 29

@@ -1,6 +1,7 @@
 """TensorBoard's event files, written by torch's writer in this process."""
 
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,11 @@ class TensorboardLogger:
             ) from error
         make: Any = SummaryWriter  # torch leaves it untyped
         self._writer: Any = None
+        others, self._outer_hook = set(threading.enumerate()), threading.excepthook
         self._guard(lambda: setattr(self, "_writer", make(str(folder), purge_step=after_step + 1, flush_secs=10)))
+        # An error in the writer's thread is raised again in its next call, and reported there.
+        self._threads = set(threading.enumerate()) - others
+        threading.excepthook = self._report_thread
 
     def log(self, step: int, metrics: Metrics, histograms: Histograms | None = None) -> None:
         """Write the metrics of a step."""
@@ -41,6 +46,12 @@ class TensorboardLogger:
         """Finish the files."""
         self._guard(lambda: self._writer and self._writer.close())
         self._writer = None
+        threading.excepthook = self._outer_hook
+
+    def _report_thread(self, error: threading.ExceptHookArgs) -> None:
+        """Report an error that ended a thread, unless it is the writer's."""
+        if error.thread not in self._threads:
+            self._outer_hook(error)
 
     def _write(self, step: int, metrics: Metrics, histograms: Histograms) -> None:
         if self._writer is None:

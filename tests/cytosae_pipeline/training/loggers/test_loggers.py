@@ -41,6 +41,55 @@ def test_json_lines_survive_a_half_written_line_and_drop_later_steps(tmp_path):
     ]
 
 
+def test_lines_are_cut_off_the_end_and_damaged_ones_in_between_stay(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(
+        b'{"step": 1}\n\0\0\n{"step": 2}\n[3]\n{"step": "x"}\n{"step": 3}\n{"step": 4}\n' + b"x" * 3_000_000
+    )
+    inode = path.stat().st_ino
+    JsonlLogger(path, after_step=3).close()
+    assert path.read_bytes() == b'{"step": 1}\n\0\0\n{"step": 2}\n[3]\n{"step": "x"}\n{"step": 3}\n'
+    JsonlLogger(path, after_step=2).close()
+    assert path.read_bytes() == b'{"step": 1}\n\0\0\n{"step": 2}\n'
+    assert path.stat().st_ino == inode
+    path.write_bytes(b'{"step": 1}\n{"step": 2}')
+    logger = JsonlLogger(path, after_step=2)
+    logger.log(3, {})
+    logger.close()
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+
+
+def test_a_line_without_room_leaves_the_lines_before_it(tmp_path):
+    code = f"""
+import resource
+from pathlib import Path
+from cytosae_pipeline.training.loggers.jsonl import JsonlLogger
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, -1))
+logger = JsonlLogger(Path({str(tmp_path / "m.jsonl")!r}), after_step=2)
+try:
+    for step in range(3, 100):
+        logger.log(step, {{"a": 1.5}})
+except OSError as error:
+    print(step, error.filename)
+logger.close()
+"""
+    (tmp_path / "m.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 9}\n')
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output == f"6 {tmp_path / 'm.jsonl'}\n"
+    steps = [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_metrics_are_written_into_files_only(tmp_path, kind):
+    path = tmp_path / "metrics.jsonl"
+    (tmp_path / "elsewhere").write_text("mine")
+    path.symlink_to("elsewhere") if kind == "link" else os.mkfifo(path)
+    with pytest.raises(OSError, match="metrics.jsonl"):
+        JsonlLogger(path)
+    assert (tmp_path / "elsewhere").read_text() == "mine"
+
+
 def test_histograms_are_those_of_numpy_and_survive_what_is_not_finite():
     counts, edges = make_histogram(np.array([0.0, 1.0, np.nan, 4.0, -np.inf]), n_bins=2)
     assert counts.tolist() == [2, 1]
@@ -221,3 +270,23 @@ def test_a_tensorboard_that_fails_is_reported_once_and_training_continues(tmp_pa
     (line,) = messages().splitlines()
     assert line.startswith("tensorboard stopped: ")
     assert line.endswith(". Training continues without it. Every metric is in metrics.jsonl")
+
+
+def test_a_tensorboard_without_room_is_reported_once_without_a_traceback(tmp_path):
+    code = f"""
+import logging, resource, time
+from pathlib import Path
+from cytosae_pipeline.training.loggers.tensorboard import TensorboardLogger
+logging.basicConfig(format="%(message)s")
+resource.setrlimit(resource.RLIMIT_FSIZE, (300, -1))
+logger = TensorboardLogger(Path({str(tmp_path)!r}))
+for step in range(200):
+    logger.log(step, {{"a": 1.5}})
+    time.sleep(0.005)
+logger.close()
+print("trained")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "trained\n"
+    assert ended.stderr.count("tensorboard stopped: ") == 1
+    assert "Traceback" not in ended.stderr

@@ -1,0 +1,154 @@
+"""The exclusive right of one process to the folders of its runs, and what it does before the first step."""
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cytosae.formats.checkpoint import SaeCheckpointError, read_torch
+from cytosae_cache.errors import StoreBusyError
+from cytosae_cache.storage.atomic import TEMPORARY_SUFFIX, write_file
+from cytosae_cache.storage.lock import locked
+from cytosae_pipeline import __version__
+from cytosae_pipeline.training.runs import Run, TrainingError, differing_options
+from cytosae_pipeline.workspace.runs import CONFIG_NAME, is_whole, read_config
+
+logger = logging.getLogger(__name__)
+
+LOCK_NAME = "training.lock"
+"""Lock in the folder of a run that is being trained."""
+
+
+@contextlib.contextmanager
+def claimed(runs: Sequence[Run]) -> Iterator[list[Run]]:
+    """Hold the folders of the unfinished runs, so that no other process trains them at the same time.
+
+    Their configs are written, or compared with those that are there, and what killed processes left is removed.
+
+    Args:
+        runs: The runs.
+
+    Yields:
+        Those that are not finished, in their order.
+
+    Raises:
+        StoreBusyError: If another process trains one of them; the message names it.
+        TrainingError: If a run's name belongs to other options, or its config or autoencoder is damaged.
+    """
+    for run in runs:
+        if is_finished(run):
+            _tidy(run, has_config=_check_config(run))
+    with contextlib.ExitStack() as locks:
+        # In one order, so that of two sweeps with the same runs one gets them all.
+        for run in sorted(unfinished(runs), key=lambda run: run.folder):
+            locks.enter_context(locked(run.folder / LOCK_NAME, str(run.folder)))
+            if not _check_config(run):
+                _write_config(run)
+            _remove_partial_files(run)
+        yield unfinished(runs)
+
+
+def unfinished(runs: Sequence[Run]) -> list[Run]:
+    """The runs that are not finished, in their order.
+
+    Raises:
+        TrainingError: If a finished autoencoder is damaged.
+    """
+    return [run for run in runs if not is_finished(run)]
+
+
+def is_finished(run: Run) -> bool:
+    """Whether a run's autoencoder is there.
+
+    Raises:
+        TrainingError: If it is damaged.
+    """
+    path = run.final_path
+    if not path.exists():
+        return False
+    if not is_whole(path):
+        raise TrainingError(
+            f"'{path}' is no whole autoencoder: it was cut off or damaged after it was written. Restore a copy, or "
+            "move it away and run the command again to train it anew"
+        )
+    return True
+
+
+def _tidy(run: Run, *, has_config: bool) -> None:
+    """Remove what was left beside a finished autoencoder, unless another process is about to, or nothing can be.
+
+    A config that was lost is written again.
+    """
+    if has_config and not _leftovers(run):
+        return
+    with contextlib.suppress(StoreBusyError, OSError), locked(run.folder / LOCK_NAME, str(run.folder)):
+        if not has_config:
+            _write_config(run)
+        for path in _leftovers(run):
+            path.unlink(missing_ok=True)
+
+
+def _leftovers(run: Run) -> list[Path]:
+    """States of a finished run, and half-written files."""
+    return [*(path for path in run.state_paths if path.exists()), *_partial_files(run)]
+
+
+def _partial_files(run: Run) -> list[Path]:
+    """Files that a killed process was writing; only right while the run is locked."""
+    return [path for path in run.folder.glob(f"*{TEMPORARY_SUFFIX}") if path.is_file()]
+
+
+def _remove_partial_files(run: Run) -> None:
+    for path in _partial_files(run):
+        path.unlink(missing_ok=True)
+
+
+def _check_config(run: Run) -> bool:
+    """Whether the run's folder says what it was trained with.
+
+    Raises:
+        TrainingError: If it was trained with other options, or its config is damaged.
+    """
+    found = _recorded_recipe(run)
+    if found is None:
+        return False
+    differing = differing_options(found, run.recipe)
+    if differing:
+        shown = "; ".join(
+            f"{name}: {found.get(name)!r:.80} there, {run.recipe.get(name)!r:.80} now" for name in differing[:6]
+        )
+        raise TrainingError(f"run '{run.folder.name}' exists with other options ({shown}). Choose another --run_name")
+    return (run.folder / CONFIG_NAME).exists()
+
+
+def _recorded_recipe(run: Run) -> dict[str, Any] | None:
+    """The recipe in a run's config or, if that is lost, in its state or finished autoencoder; None if there is none."""
+    path = run.folder / CONFIG_NAME
+    if path.is_symlink() or path.exists():
+        try:
+            recipe: dict[str, Any] = read_config(run.folder)["recipe"]
+        except ValueError as error:
+            raise TrainingError(
+                f"{error}. Restore a copy, or move it away and run the command again with all its options: they are "
+                "compared with those in the run's other files"
+            ) from error
+        return recipe
+    for other in (*run.state_paths, run.final_path):
+        if not other.exists():
+            continue
+        with contextlib.suppress(SaeCheckpointError):
+            value = read_torch(other)
+            found = value.get("recipe", value.get("cfg")) if isinstance(value, dict) else None
+            if isinstance(found, dict) and "spec_hash" in found:
+                return {name: found.get(name) for name in run.recipe}
+    return None
+
+
+def _write_config(run: Run) -> None:
+    """Write the run's config."""
+    options = json.loads(json.dumps(asdict(run.config), default=str))
+    record = {"package_version": __version__, "recipe": run.recipe, "options": options}
+    write_file(run.folder / CONFIG_NAME, (json.dumps(record, indent=1) + "\n").encode())
