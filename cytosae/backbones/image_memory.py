@@ -1,6 +1,6 @@
 """Memory that decoding an image file takes, from the numbers in its headers and before any of it is allocated.
 
-Bytes per pixel were measured with Pillow 13 by `benchmarks.picture_memory`.
+Bytes per pixel were measured with Pillow 13 by `scripts/measure_decoding.py`.
 """
 
 import math
@@ -19,8 +19,8 @@ MAX_SCANS = 100
 """A JPEG of `MAX_PIXELS` may have so many scans, a smaller one more: each passes over all pixels again."""
 
 _MAX_SCANNED_PIXELS = MAX_SCANS << 27
-_MAX_TIFF_PARTS = 1 << 20
-"""Strips or tiles of a TIFF; Pillow makes an object of several hundred bytes of each."""
+_MAX_TIFF_PARTS, _TIFF_PART_BYTES = 1 << 18, 2000
+"""Most strips or tiles of a TIFF, and the memory of the objects that Pillow makes of each."""
 
 _ROWS_PER_STRIP, _TILE_WIDTH, _TILE_LENGTH, _TIFF_PARTS = 278, 322, 323, (273, 279, 324, 325)
 _SUPPORT = {"nearest": 0.0, "box": 0.5, "bilinear": 1.0, "hamming": 1.0, "bicubic": 2.0, "lanczos": 3.0}
@@ -119,6 +119,7 @@ def _tiff_bytes(picture: TiffImagePlugin.TiffImageFile, n_pixels: int) -> int:
     """A decoded strip or tile, and a second picture while it is turned upright."""
     tags = picture.tag_v2
     turned = n_pixels * _pixel_bytes(picture.mode) if _stated_orientation(picture) != 1 else 0
+    turned += _TIFF_PART_BYTES * max((len(tags[tag]) for tag in _TIFF_PARTS if tag in tags), default=0)
     if int(tags.get(COMPRESSION, 1)) == 1:
         return turned
     bits = tuple(tags.get(BITS_PER_SAMPLE, (1,)))

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -27,11 +28,14 @@ from cytosae_pipeline.images.isolation import (
     require_free_memory,
 )
 from cytosae_pipeline.images.listing import resolve_inside
+from cytosae_pipeline.runtime.file_limit import affordable_workers
 from cytosae_pipeline.runtime.memory import available_ram
 from cytosae_pipeline.runtime.workers import WorkerDiedError, WorkerPool
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
+
+logger = logging.getLogger(__name__)
 
 _IMAGES_PER_TASK = 8
 _TASKS_AHEAD_PER_WORKER = 3
@@ -116,6 +120,9 @@ class ImageDecoder:
         white_level: int | None = None,
         limits: Limits | None = None,
     ) -> None:
+        if (affordable := affordable_workers(n_workers)) < n_workers:
+            logger.info(f"decoding with {affordable} of {n_workers} processes: `ulimit -n` allows no more open files")
+        n_workers = affordable
         self._images, self._n_workers = images, n_workers
         self._wanted = Wanted(image_size, resample, white_level, shared_bytes(available_ram(), n_workers))
         self._limits = limits or Limits()
@@ -263,12 +270,13 @@ def decode_alone(root: Path, number: int, row: ImageRow, wanted: Wanted, limits:
     """Read and decode a file, however much memory it takes, in a process that does nothing else.
 
     Raises:
+        MemoryError: If it takes more than the limit.
         SourceError: If the disk fails repeatedly.
     """
     limit_process(limits)
     decoded = _decode_file(root, number, row, wanted._replace(most_bytes=None))
     if isinstance(decoded, Deferred):
-        return refuse_file(root, number, row, f"needs more than {limits.n_bytes / 1e9:.1f} GB of memory to decode")
+        raise MemoryError
     return decoded
 
 
@@ -300,18 +308,18 @@ def hash_files(root: Path, items: _Task, wanted: "Wanted | None" = None) -> list
 
 
 def _decode_file(root: Path, number: int, row: ImageRow, wanted: Wanted) -> Decoded | Deferred:
-    try:
-        data = _read_inside(root, row)
-    except UnusableFileError as error:
-        return Decoded(number, None, None, str(error))
-    digest = hashlib.sha256(data).digest()
     remarks: list[str] = []
     try:
-        _check_ending(data, row.path)
-        pixels = decode_image(data, **wanted._asdict(), remarks=remarks)
-        return Decoded(number, pixels, digest, "", len(data), tuple(remarks))
-    except UnreadableImageError as error:
-        return Decoded(number, None, digest, str(error), len(data))
+        data = _read_inside(root, row)
+        digest = hashlib.sha256(data).digest()
+        try:
+            _check_ending(data, row.path)
+            pixels = decode_image(data, **wanted._asdict(), remarks=remarks)
+            return Decoded(number, pixels, digest, "", len(data), tuple(remarks))
+        except UnreadableImageError as error:
+            return Decoded(number, None, digest, str(error), len(data))
+    except UnusableFileError as error:
+        return Decoded(number, None, None, str(error))
     except LargeImageError as error:
         return Deferred(number, error.n_bytes)
     except MemoryError:

@@ -65,7 +65,7 @@ class Isolation:
             *arguments: Its arguments.
 
         Raises:
-            UnreadableImageError: If the picture takes too long, or ends the process twice.
+            UnreadableImageError: If the picture takes too long or too much memory, or ends the process twice.
             DecodingError: If something else ends the process.
         """
         reason = ""
@@ -74,6 +74,9 @@ class Isolation:
                 self._pool = WorkerPool(1)
             try:
                 return self._pool.submit(function, *arguments).result()
+            except MemoryError as error:
+                limit = f"{self.limits.n_bytes / 1e9:.1f} GB of memory"
+                raise UnreadableImageError(f"needs more than {limit} to decode") from error
             except WorkerDiedError as error:
                 reason = describe_end(error, self.limits)
                 if not reason:
