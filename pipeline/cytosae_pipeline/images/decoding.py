@@ -280,6 +280,17 @@ def decode_alone(root: Path, number: int, row: ImageRow, wanted: Wanted, limits:
     return decoded
 
 
+def decode_data(data: bytes, wanted: Wanted, limits: Limits) -> npt.NDArray[np.uint8]:
+    """Decode the bytes of a file in a process that does nothing else.
+
+    Raises:
+        UnreadableImageError: If it is not an image.
+        MemoryError: If it takes more memory than the limit.
+    """
+    limit_process(limits)
+    return decode_image(data, **wanted._asdict())
+
+
 def refuse_file(root: Path, number: int, row: ImageRow, reason: str) -> Decoded:
     """A file that is set aside without decoding it.
 

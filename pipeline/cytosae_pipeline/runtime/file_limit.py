@@ -28,13 +28,18 @@ def affordable_workers(n_workers: int) -> int:
     Args:
         n_workers: Those that are wanted.
     """
+    return min(n_workers, max(1, free_files()))
+
+
+def free_files() -> int:
+    """Files that this process can open, beside a reserve for the store, libraries and the terminal."""
     try:
         import resource
     except ImportError:  # Windows
-        return n_workers
+        return _WANTED_FILES
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if allowed == resource.RLIM_INFINITY or not n_workers:
-        return n_workers
+    if allowed == resource.RLIM_INFINITY:
+        return _WANTED_FILES
     folder = Path("/dev/fd")
     n_open = sum(1 for _ in folder.iterdir()) if folder.is_dir() else _RESERVED_FILES
-    return max(1, min(n_workers, allowed - n_open - _RESERVED_FILES))
+    return max(0, allowed - n_open - _RESERVED_FILES)

@@ -10,14 +10,14 @@ import torch
 
 from cytosae.backbones.backbone import Backbone, load_backbone
 from cytosae.backbones.errors import BackboneError
-from cytosae.backbones.images import UnreadableImageError, decode_image
+from cytosae.backbones.images import UnreadableImageError
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.building.activations import compute_activations
 from cytosae_pipeline.building.deep_verify import describe_own_backbone
 from cytosae_pipeline.config import StoreSource
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.images.decoding import Decoded, Wanted
-from cytosae_pipeline.images.isolation import DecodingError, Isolation, Limits, limit_process
+from cytosae_pipeline.images.decoding import Decoded, Wanted, decode_data
+from cytosae_pipeline.images.isolation import DecodingError, Isolation, Limits
 from cytosae_pipeline.runtime.devices import choose_device
 from cytosae_pipeline.workspace.build_record import find_model
 from cytosae_pipeline.workspace.paths import resolve_model_path
@@ -58,7 +58,7 @@ class UploadReader:
         # A file of a few bytes may decode to hundreds of MB: never decode two at once.
         with self._decoding:
             try:
-                return self._process.run(decode_upload, data, wanted, self._process.limits)
+                return self._process.run(decode_data, data, wanted, self._process.limits)
             except DecodingError as error:
                 raise UnreadableImageError(
                     "the process that decoded it was killed, perhaps for lack of memory"
@@ -79,17 +79,6 @@ class UploadReader:
         image = Decoded(0, pixels, None, "")
         computed = compute_activations(self._backbone, [image], self._store.spec, self._device)[0]
         return torch.from_numpy(computed[0])
-
-
-def decode_upload(data: bytes, wanted: Wanted, limits: Limits) -> npt.NDArray[np.uint8]:
-    """An image file's pixels, decoded in a process that does nothing else.
-
-    Raises:
-        UnreadableImageError: If it is not an image.
-        MemoryError: If it takes more memory than the limit.
-    """
-    limit_process(limits)
-    return decode_image(data, **wanted._asdict())
 
 
 def open_uploads(store: ActivationStore, config: StoreSource) -> UploadReader | None:
