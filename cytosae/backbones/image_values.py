@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, TiffImagePlugin
 
+from cytosae.backbones.image_bands import iter_bands
+
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "JPEG2000")
 """The only readers of Pillow that are used."""
 
@@ -53,33 +55,64 @@ class Scale:
         tiles = getattr(picture, "tile", [])
         self._is_16_bit_colour = not picture.mode.startswith(("I", "F")) and any(";16" in str(tile) for tile in tiles)
         self.remarks: list[str] = []
-        """What should be known about the picture; complete once `to_eight_bits` was called."""
+        """What should be known about the picture; complete once `measure` was called."""
 
-    def to_eight_bits(self, picture: Image.Image) -> Image.Image:
-        """The picture with at most 8 bits per channel.
+    def measure(self, picture: Image.Image) -> None:
+        """Find out how the values are scaled; called once, with the pixels loaded and before `to_eight_bits`.
 
         Raises:
-            UnreadableImageError: If its values have no known scale.
+            UnreadableImageError: If they have no known scale.
         """
         if picture.mode.startswith("I"):
-            return Image.fromarray(self._scale_whole(np.asarray(picture).astype(np.int64)))
-        if picture.mode == "F":
-            return Image.fromarray(self._scale_floats(np.asarray(picture)))
-        if self._is_16_bit_colour and self._is_chosen:
+            self._measure_whole(*self._find_whole_range(picture))
+        elif picture.mode == "F":
+            self._measure_floats(*self._find_float_range(picture))
+        elif self._is_16_bit_colour and self._is_chosen:
             raise UnreadableImageError("16-bit colours cannot be scaled by a white level: save them with 8 bits")
-        if self._is_16_bit_colour:
+        elif self._is_16_bit_colour:
             # Pillow has kept the high byte of every value.
             extrema = picture.getextrema()
             tops = [pair[1] for pair in extrema] if isinstance(extrema[0], tuple) else [extrema[1]]
             n_colours = len(tops) - (picture.mode in ("LA", "RGBA"))
             self._remark_dark((int(max(tops[:n_colours])) << 8) | 255, is_grey=False)
+
+    def to_eight_bits(self, picture: Image.Image) -> Image.Image:
+        """The picture, or a part of it, with at most 8 bits per channel."""
+        if picture.mode.startswith("I"):
+            values = self._whole(picture)
+            if self._inverted:
+                values = self._top - values
+            # 65535 / 255 = 257
+            full = self._top == _FULL
+            scaled = (values + 128) // 257 if full else (values * 255 + self._top // 2) // self._top
+            return Image.fromarray(scaled.astype(np.uint8))
+        if picture.mode == "F":
+            floats = np.asarray(picture)
+            shown = 1 - floats if self._inverted else floats
+            return Image.fromarray(np.asarray(np.floor(shown * 255.0 + 0.5), dtype=np.uint8))
         return picture
 
-    def _scale_whole(self, values: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    def _whole(self, picture: Image.Image) -> npt.NDArray[np.int64]:
+        """A picture's whole numbers."""
+        values = np.asarray(picture).astype(np.int64)
+        # Pillow reads unsigned ones of 32 bits as signed.
+        return values & 0xFFFFFFFF if self._is_unsigned_32 else values
+
+    def _find_whole_range(self, picture: Image.Image) -> tuple[int, int]:
+        """Least and largest whole number of a picture."""
+        values = (self._whole(band) for _, band in iter_bands(picture))
+        ranges = [(int(part.min()), int(part.max())) for part in values if part.size]
+        return min((least for least, _ in ranges), default=0), max((most for _, most in ranges), default=0)
+
+    @staticmethod
+    def _find_float_range(picture: Image.Image) -> tuple[float, float]:
+        """Least and largest number of a picture; both are not a number if one value is none."""
+        values = (np.asarray(band) for _, band in iter_bands(picture))
+        ranges = np.array([(part.min(), part.max()) for part in values if part.size] or [(0.0, 0.0)])
+        return float(ranges[:, 0].min()), float(ranges[:, 1].max())
+
+    def _measure_whole(self, least: int, most: int) -> None:
         """Whole numbers from 0 to the largest that the file can contain."""
-        if self._is_unsigned_32:
-            values &= 0xFFFFFFFF  # Pillow reads them as signed
-        least, most = (int(values.min()), int(values.max())) if values.size else (0, 0)
         if self._is_chosen and most > self._top:
             raise UnreadableImageError(f"grey values end at {most}, above the white level of {self._top}")
         if least < 0 or most > self._top:
@@ -94,15 +127,9 @@ class Scale:
                     f"signed 16-bit values end at {most:,}, and white was taken as {_FULL:,}: dark if white is 32,767 "
                     "(--white-level 32767)"
                 )
-        if self._inverted:
-            values = self._top - values
-        # 65535 / 255 = 257
-        scaled = (values + 128) // 257 if self._top == _FULL else (values * 255 + self._top // 2) // self._top
-        return scaled.astype(np.uint8)
 
-    def _scale_floats(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    def _measure_floats(self, least: float, most: float) -> None:
         """Numbers from 0 to 1."""
-        least, most = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
         if not (least >= 0 and most <= 1):  # also if one is not a number
             raise UnreadableImageError(
                 f"floating-point values from {least:.4g} to {most:.4g} have no known scale: save them with 8 or 16 "
@@ -110,8 +137,6 @@ class Scale:
             )
         if 0 < most < _DARK_FLOAT and not self._inverted:
             self.remarks.append(f"nearly black: floating-point values end at {most:.4g}, and white was taken as 1")
-        shown = 1 - values if self._inverted else values
-        return np.asarray(np.floor(shown * 255.0 + 0.5), dtype=np.uint8)
 
     def _remark_dark(self, most: int, *, is_grey: bool) -> None:
         """Remark on a picture that uses only the lowest bits of 16."""

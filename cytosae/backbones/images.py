@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from cytosae.backbones.image_bands import iter_bands, read_orientation, upright_size
 from cytosae.backbones.image_files import check_file
+from cytosae.backbones.image_memory import check_parts, decoding_bytes, require_memory
 from cytosae.backbones.image_values import FORMATS, Scale, UnreadableImageError, describe_unidentified, remark_on_pages
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["IMAGE_SIZE", "UnreadableImageError", "decode_image", "to_tensor"]
+__all__ = ["IMAGE_SIZE", "LargeImageError", "UnreadableImageError", "decode_image", "to_tensor"]
 
 IMAGE_SIZE = 224
 """Height and width of the network's input in pixels."""
@@ -47,6 +49,7 @@ def decode_image(
     size: int = IMAGE_SIZE,
     resample: str = "bilinear",
     white_level: int | None = None,
+    most_bytes: int | None = None,
     remarks: list[str] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Decode an image file and resize it.
@@ -60,6 +63,7 @@ def decode_image(
         size: Height and width of the result in pixels.
         resample: One of `FILTERS`.
         white_level: Value that stands for white in greyscale of more than 8 bits; None: the largest of its bits.
+        most_bytes: Memory that decoding may take; None: as much as for any picture that is not refused.
         remarks: If given, what should be known about the picture is added to it, in a few words each.
 
     Returns:
@@ -68,6 +72,8 @@ def decode_image(
     Raises:
         UnreadableImageError: If the file is empty, broken, truncated, too large, of an unknown kind, or a kind that
             Pillow reads wrong, its first page is a preview, or its values have no known scale.
+        LargeImageError: If it would take more than `most_bytes`.
+        MemoryError: If a decoder could not allocate what it needs.
     """
     if not data:
         raise UnreadableImageError("the file is empty")
@@ -75,23 +81,26 @@ def decode_image(
         with warnings.catch_warnings():
             # Pillow warns of odd metadata and of merely suspicious sizes; MAX_PIXELS is the limit here.
             warnings.simplefilter("ignore")
+            check_parts(data)
             with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     raise UnreadableImageError(
                         f"{picture.width} x {picture.height} pixels exceed the limit of {MAX_PIXELS}"
                     )
                 known = check_file(picture, data)
+                n_bytes = decoding_bytes(picture, data, size, resample)
+                require_memory(picture, n_bytes)
+                if most_bytes is not None and n_bytes > most_bytes:
+                    raise LargeImageError(n_bytes)
                 scale = Scale(picture, white_level)
                 picture.load()
-                upright = ImageOps.exif_transpose(picture)
-                rgb = scale.to_eight_bits(upright).convert("RGB")
-                # First the width, then the height, as Pillow did up to version 12. Version 13 reverses the order for
-                # tall images, which can change a value by one grey level, while the store's spec would stay the same.
-                wide = rgb.resize((size, rgb.height), FILTERS[resample])
-                resized = wide.resize((size, size), FILTERS[resample])
+                orientation = read_orientation(picture)
+                require_memory(picture, decoding_bytes(picture, data, size, resample, orientation))
+                scale.measure(picture)
+                resized = _resize(picture, orientation, scale, size, FILTERS[resample])
                 if remarks is not None:
                     remarks += filter(None, [*known, *scale.remarks, remark_on_pages(picture)])
-    except UnreadableImageError:
+    except (UnreadableImageError, LargeImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
         raise UnreadableImageError(describe_unidentified(data)) from error
@@ -100,6 +109,18 @@ def decode_image(
     except Exception as error:  # Pillow's parsers can raise anything on a broken file
         raise UnreadableImageError(f"broken image: {_short(error)}") from error
     return np.array(resized)
+
+
+class LargeImageError(Exception):
+    """Decoding an image would take more memory than the caller allows; it is no fault of the image.
+
+    Args:
+        n_bytes: What it would take.
+    """
+
+    def __init__(self, n_bytes: int) -> None:
+        super().__init__(n_bytes)
+        self.n_bytes = n_bytes
 
 
 def to_tensor(
@@ -130,6 +151,18 @@ def to_tensor(
     x = x.div_(255) if scale == 1 / 255 else x.mul_(scale)
     shape = (1, 3, 1, 1)
     return x.sub_(torch.tensor(mean, device=device).view(shape)).div_(torch.tensor(std, device=device).view(shape))
+
+
+def _resize(picture: Image.Image, orientation: int, scale: Scale, size: int, resample: Image.Resampling) -> Image.Image:
+    """The upright picture in RGB at its final size."""
+    _, height = upright_size(picture, orientation)
+    wide = Image.new("RGB", (size, height))
+    # First the width, then the height, as Pillow did up to version 12. Version 13 reverses the order for tall images,
+    # which can change a value by one grey level, while the store's spec would stay the same.
+    for start, band in iter_bands(picture, orientation):
+        rgb = scale.to_eight_bits(band).convert("RGB")
+        wide.paste(rgb.resize((size, rgb.height), resample), (0, start))
+    return wide.resize((size, size), resample)
 
 
 def _short(error: Exception) -> str:

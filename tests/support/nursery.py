@@ -209,11 +209,11 @@ def _wait(child: int, seconds: float | None, marks: tuple[str, int] | None) -> N
 
 
 def _find_worker(session: int, timeout_s: float = patience()) -> int:
-    """The first decoding process, a child of the fork server; on other systems there is none to find."""
+    """The first decoding process."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         processes = _session(session)
-        workers = [process for process, parent in processes.items() if parent in processes and parent != session]
+        workers = [process for process, parent in processes.items() if parent == session]
         if workers:
             return workers[0]
         time.sleep(0.002)

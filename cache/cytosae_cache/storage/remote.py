@@ -8,9 +8,13 @@ from typing import TypeVar
 
 from cytosae_cache.errors import StoreCorruptError, StoreError, StoreUnreachableError
 from cytosae_cache.storage.base import StorageBackend, is_litter
+from cytosae_cache.storage.s3_uploads import UnfinishedUploads
 
 N_ATTEMPTS = 5
 """Attempts at a request before it fails."""
+
+PART_BYTES = 50 << 20
+"""Objects of two parts and more are uploaded to S3 in parts of so many bytes."""
 
 _FIRST_PAUSE_S = 0.2
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
@@ -48,6 +52,7 @@ class RemoteStorage(StorageBackend):
         except ValueError as error:
             raise StoreError(f"'{url}' is neither a path nor a URL that fsspec knows: {error}") from error
         self._root = str(root).rstrip("/")
+        self._uploads = UnfinishedUploads(self._system)
 
     def scan(self) -> int:
         """Total bytes of the objects below `activations`; object storage has no links to check."""
@@ -95,7 +100,27 @@ class RemoteStorage(StorageBackend):
     def write(self, name: str, parts: Sequence[memoryview | bytes], *, sync: bool = False) -> None:
         """Write an object in one request, or as a multi-part upload that appears only once it is complete."""
         data = bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
-        self._try("write", name, lambda: self._system.pipe_file(self._path(name), data))
+        path = self._path(name)
+        if not self._uploads.exist or len(data) < 2 * PART_BYTES:
+            self._try("write", name, lambda: self._system.pipe_file(path, data))
+            return
+        known = self._uploads.abort(path)
+        try:
+            self._try("write", name, lambda: self._upload(path, data))
+        except BaseException:  # Ctrl-C too, which leaves the library's own upload running
+            self._uploads.abort(path, known=known)
+            raise
+
+    def _upload(self, path: str, data: bytes) -> None:
+        """Upload a large object in parts.
+
+        Raises:
+            TimeoutError: If another writer of the same object aborted the upload; it may be sent again.
+        """
+        try:
+            self._system.pipe_file(path, data, chunksize=PART_BYTES)
+        except FileNotFoundError as error:
+            raise TimeoutError(f"the upload is gone: {error}") from error
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove objects; missing ones are ignored."""
@@ -107,12 +132,14 @@ class RemoteStorage(StorageBackend):
         """Nothing to do: an acknowledged request is durable."""
 
     def remove_partials(self) -> None:
-        """Nothing to do: incomplete objects never appear."""
+        """Abort the uploads that a killed writer left; incomplete objects themselves never appear."""
+        self._uploads.abort(self._root, below=True)
 
     def delete(self) -> None:
         """Delete every object below the URL, the metadata that marks a complete store first."""
         self.remove(["zarr.json"])
         self.remove(self.names(with_litter=True))
+        self.remove_partials()
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -23,6 +23,7 @@ from cytosae_pipeline.config import (
     StatisticsConfig,
     TrainConfig,
 )
+from cytosae_pipeline.runtime.file_limit import raise_file_limit
 from cytosae_pipeline.runtime.progress import format_seconds
 
 
@@ -30,6 +31,7 @@ def main() -> None:
     """Entry point of the `cytosae-cache` command."""
     # SIGTERM is handled like Ctrl-C: work is saved.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    raise_file_limit()
     cli(prog_name="cytosae-cache")
 
 

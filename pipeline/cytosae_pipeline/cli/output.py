@@ -87,8 +87,8 @@ def _printable(text: str) -> str:
 def _is_expected(error: Exception) -> bool:
     """Whether an error is one that a user can fix."""
     from cytosae_cache.errors import StoreError
-    from cytosae_pipeline.images.decoding import DecodingError
     from cytosae_pipeline.images.image_list import DatasetError
+    from cytosae_pipeline.images.isolation import DecodingError
 
     if isinstance(error, UserError | StoreError | DatasetError | DecodingError | OSError):
         return True

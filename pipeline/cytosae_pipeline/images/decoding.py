@@ -2,8 +2,10 @@
 
 import hashlib
 import itertools
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
@@ -11,26 +13,36 @@ from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from cytosae.backbones.images import IMAGE_SIZE, UnreadableImageError, decode_image
+from cytosae.backbones.images import IMAGE_SIZE, LargeImageError, UnreadableImageError, decode_image
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.files import UnusableFileError, read_file
 from cytosae_pipeline.images.folders import JPEG_2000_ENDINGS, WEBP_ENDINGS
 from cytosae_pipeline.images.image_list import DatasetError, ImageList, ImageRow
+from cytosae_pipeline.images.isolation import (
+    DecodingError,
+    Isolation,
+    Limits,
+    describe_end,
+    killed_message,
+    limit_process,
+    require_free_memory,
+)
 from cytosae_pipeline.images.listing import resolve_inside
+from cytosae_pipeline.runtime.file_limit import affordable_workers
+from cytosae_pipeline.runtime.memory import available_ram
 from cytosae_pipeline.runtime.workers import WorkerDiedError, WorkerPool
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+logger = logging.getLogger(__name__)
+
 _IMAGES_PER_TASK = 8
 _TASKS_AHEAD_PER_WORKER = 3
+_SHARED_BYTES, _LEAST_SHARED_BYTES = 256 << 20, 64 << 20
 
 T = TypeVar("T")
-
-
-class DecodingError(UserError):
-    """A worker process died."""
+_Task = Sequence[tuple[int, ImageRow]]
 
 
 class Wanted(NamedTuple):
@@ -42,6 +54,8 @@ class Wanted(NamedTuple):
     """Filter of the resize."""
     white_level: int | None = None
     """Value that stands for white in greyscale of more than 8 bits; None: the largest of its bits."""
+    most_bytes: int | None = None
+    """Memory that decoding may take; None: as much as for any picture that is not refused."""
 
 
 class Decoded(NamedTuple):
@@ -72,15 +86,28 @@ class Hashed(NamedTuple):
     """Why they cannot be read; '' if they can."""
 
 
+class Deferred(NamedTuple):
+    """An image that has not been decoded yet, because it takes much memory; it is decoded alone."""
+
+    row: int
+    """Row number."""
+    n_bytes: int
+    """Memory that it takes; 0 if there was less than it wanted."""
+
+
 class ImageDecoder:
     """Decodes rows of an image list; use as a context manager.
 
+    Pictures that take much memory are decoded one at a time, in a process of their own. So are those of a process that
+    crashed or computed for too long, until it is known which of them is to blame.
+
     Args:
         images: The list.
-        n_workers: Worker processes; 0 decodes in this one.
+        n_workers: Worker processes; 0 decodes in this one all pictures that take little memory.
         image_size: Height and width wanted, in pixels.
         resample: Filter of the resize, one of `cytosae.backbones.images.FILTERS`.
         white_level: Value that stands for white in greyscale of more than 8 bits; None: the largest of its bits.
+        limits: What decoding one picture may cost; it holds in worker processes.
     """
 
     def __init__(
@@ -91,19 +118,27 @@ class ImageDecoder:
         image_size: int = IMAGE_SIZE,
         resample: str = "bilinear",
         white_level: int | None = None,
+        limits: Limits | None = None,
     ) -> None:
+        if (affordable := affordable_workers(n_workers)) < n_workers:
+            logger.info(f"decoding with {affordable} of {n_workers} processes: `ulimit -n` allows no more open files")
+        n_workers = affordable
         self._images, self._n_workers = images, n_workers
-        self._wanted = Wanted(image_size, resample, white_level)
+        self._wanted = Wanted(image_size, resample, white_level, shared_bytes(available_ram(), n_workers))
+        self._limits = limits or Limits()
+        self._alone = Isolation(self._limits)
         self._pool = WorkerPool(n_workers) if n_workers else None
 
     def iter_rows(self, rows: Iterable[int]) -> Iterator[Decoded]:
         """Decode rows in the order given.
 
         Raises:
-            DecodingError: If a worker died.
+            DecodingError: If a worker was killed, or there is too little memory for a picture.
             SourceError: If the disk fails repeatedly.
         """
-        return self._iter_tasks(decode_files, rows)
+        function = decode_files if self._pool is None else partial(decode_with_limits, limits=self._limits)
+        for item in self._iter_tasks(function, rows, self._defer):
+            yield self._decode_alone(item) if isinstance(item, Deferred) else item
 
     def iter_hashes(self, rows: Iterable[int]) -> Iterator[Hashed]:
         """Hash the files of rows in the order given.
@@ -120,13 +155,36 @@ class ImageDecoder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._alone.close()
         if self._pool is not None:
             self._pool.shutdown()
 
+    def _defer(self, task: _Task, error: WorkerDiedError) -> list[Decoded | Deferred]:
+        """All pictures of a process that one of them ended; none if it was killed."""
+        return [Deferred(row, 0) for row, _ in task] if describe_end(error, self._limits) else []
+
+    def _decode_alone(self, deferred: Deferred) -> Decoded:
+        """Decode a picture while no other large one is decoded."""
+        row = self._images.rows[deferred.row]
+        require_free_memory(deferred.n_bytes, row.path)
+        try:
+            return self._alone.run(decode_alone, self._images.root, deferred.row, row, self._wanted, self._limits)
+        except UnreadableImageError as error:
+            return refuse_file(self._images.root, deferred.row, row, str(error))
+
     def _iter_tasks(
-        self, function: Callable[[Path, Sequence[tuple[int, ImageRow]], Wanted], list[T]], rows: Iterable[int]
+        self,
+        function: Callable[[Path, _Task, Wanted], list[T]],
+        rows: Iterable[int],
+        recover: Callable[[_Task, WorkerDiedError], list[T]] = lambda task, error: [],
     ) -> Iterator[T]:
-        """Results of a function of a few rows at a time, in order, a bounded number ahead."""
+        """Results of a function of a few rows at a time, in order, a bounded number ahead.
+
+        Args:
+            function: The function.
+            rows: The rows.
+            recover: Results of a task whose process died; if there are none, that is an error.
+        """
         remaining = ((row, self._images.rows[row]) for row in rows)
         tasks = iter(lambda: list(itertools.islice(remaining, _IMAGES_PER_TASK)), [])
         root, wanted = self._images.root, self._wanted
@@ -134,23 +192,39 @@ class ImageDecoder:
             for task in tasks:
                 yield from function(root, task, wanted)
             return
-        pending: deque[Future[list[T]]] = deque()
+        pending: deque[tuple[_Task, Future[list[T]]]] = deque()
         n_new = self._n_workers * _TASKS_AHEAD_PER_WORKER
         while True:
-            try:
-                done = pending.popleft().result() if pending else []
-            except WorkerDiedError as error:
-                raise DecodingError(
-                    "a decoding process was killed, perhaps for lack of memory. Run the command again, without "
-                    "--overwrite, to resume, "
-                    f"with fewer processes: --workers {max(0, self._n_workers // 2)}"
-                ) from error
+            done = self._take(*pending.popleft(), recover) if pending else []
             for task in itertools.islice(tasks, n_new):
-                pending.append(self._pool.submit(function, root, task, wanted))
+                pending.append((task, self._pool.submit(function, root, task, wanted)))
             yield from done
             if not pending:
                 return
             n_new = 1
+
+    def _take(
+        self, task: _Task, future: "Future[list[T]]", recover: Callable[[_Task, WorkerDiedError], list[T]]
+    ) -> list[T]:
+        """The results of a task."""
+        try:
+            return future.result()
+        except WorkerDiedError as error:
+            if recovered := recover(task, error):
+                return recovered
+            raise DecodingError(killed_message(max(0, self._n_workers // 2))) from error
+
+
+def shared_bytes(free: int | None, n_workers: int) -> int:
+    """Memory that a picture may take to be decoded beside others; larger ones are decoded one at a time.
+
+    Args:
+        free: Free memory in bytes; None if it is not known.
+        n_workers: Worker processes.
+    """
+    if free is None or not n_workers:
+        return _SHARED_BYTES
+    return max(_LEAST_SHARED_BYTES, free // (2 * n_workers))
 
 
 def open_decoder(store: ActivationStore, images: ImageList) -> ImageDecoder:
@@ -165,8 +239,8 @@ def open_decoder(store: ActivationStore, images: ImageList) -> ImageDecoder:
     )
 
 
-def decode_files(root: Path, items: Sequence[tuple[int, ImageRow]], wanted: Wanted) -> list[Decoded]:
-    """Read and decode files; runs in a worker process.
+def decode_files(root: Path, items: _Task, wanted: Wanted) -> list[Decoded | Deferred]:
+    """Read and decode files.
 
     Args:
         root: Folder that all files must be inside.
@@ -179,7 +253,58 @@ def decode_files(root: Path, items: Sequence[tuple[int, ImageRow]], wanted: Want
     return [_decode_file(root, number, row, wanted) for number, row in items]
 
 
-def hash_files(root: Path, items: Sequence[tuple[int, ImageRow]], wanted: "Wanted | None" = None) -> list[Hashed]:
+def decode_with_limits(root: Path, items: _Task, wanted: Wanted, limits: Limits) -> list[Decoded | Deferred]:
+    """`decode_files`, in a worker process, which ends if one of them takes too long.
+
+    Raises:
+        SourceError: If the disk fails repeatedly.
+    """
+    found = []
+    for number, row in items:
+        limit_process(limits)
+        found.append(_decode_file(root, number, row, wanted))
+    return found
+
+
+def decode_alone(root: Path, number: int, row: ImageRow, wanted: Wanted, limits: Limits) -> Decoded:
+    """Read and decode a file, however much memory it takes, in a process that does nothing else.
+
+    Raises:
+        MemoryError: If it takes more than the limit.
+        SourceError: If the disk fails repeatedly.
+    """
+    limit_process(limits)
+    decoded = _decode_file(root, number, row, wanted._replace(most_bytes=None))
+    if isinstance(decoded, Deferred):
+        raise MemoryError
+    return decoded
+
+
+def decode_data(data: bytes, wanted: Wanted, limits: Limits) -> npt.NDArray[np.uint8]:
+    """Decode the bytes of a file in a process that does nothing else.
+
+    Raises:
+        UnreadableImageError: If it is not an image.
+        MemoryError: If it takes more memory than the limit.
+    """
+    limit_process(limits)
+    return decode_image(data, **wanted._asdict())
+
+
+def refuse_file(root: Path, number: int, row: ImageRow, reason: str) -> Decoded:
+    """A file that is set aside without decoding it.
+
+    Raises:
+        SourceError: If the disk fails repeatedly.
+    """
+    try:
+        data = _read_inside(root, row)
+    except UnusableFileError as error:
+        return Decoded(number, None, None, str(error))
+    return Decoded(number, None, hashlib.sha256(data).digest(), reason, len(data))
+
+
+def hash_files(root: Path, items: _Task, wanted: "Wanted | None" = None) -> list[Hashed]:
     """Read and hash files; runs in a worker process.
 
     Args:
@@ -193,19 +318,23 @@ def hash_files(root: Path, items: Sequence[tuple[int, ImageRow]], wanted: "Wante
     return [_hash_file(root, number, row) for number, row in items]
 
 
-def _decode_file(root: Path, number: int, row: ImageRow, wanted: Wanted) -> Decoded:
-    try:
-        data = _read_inside(root, row)
-    except UnusableFileError as error:
-        return Decoded(number, None, None, str(error))
-    digest = hashlib.sha256(data).digest()
+def _decode_file(root: Path, number: int, row: ImageRow, wanted: Wanted) -> Decoded | Deferred:
     remarks: list[str] = []
     try:
-        _check_ending(data, row.path)
-        pixels = decode_image(data, **wanted._asdict(), remarks=remarks)
-        return Decoded(number, pixels, digest, "", len(data), tuple(remarks))
-    except UnreadableImageError as error:
-        return Decoded(number, None, digest, str(error), len(data))
+        data = _read_inside(root, row)
+        digest = hashlib.sha256(data).digest()
+        try:
+            _check_ending(data, row.path)
+            pixels = decode_image(data, **wanted._asdict(), remarks=remarks)
+            return Decoded(number, pixels, digest, "", len(data), tuple(remarks))
+        except UnreadableImageError as error:
+            return Decoded(number, None, digest, str(error), len(data))
+    except UnusableFileError as error:
+        return Decoded(number, None, None, str(error))
+    except LargeImageError as error:
+        return Deferred(number, error.n_bytes)
+    except MemoryError:
+        return Deferred(number, 0)
 
 
 def _check_ending(data: bytes, path: str) -> None:

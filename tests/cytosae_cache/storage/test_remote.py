@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 
 import fsspec
 import numpy as np
@@ -25,9 +26,11 @@ from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.storage import remote
 from cytosae_cache.storage.local import LocalStorage
 from cytosae_cache.storage.open import open_storage
+from cytosae_cache.storage.s3_uploads import UnfinishedUploads
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.verify import verify_store
 from cytosae_cache.writer import StoreWriter, create_store
+from tests.support.patience import wait_until
 from tests.support.pictures import HEARING_MAIN, LAYOUT
 from tests.support.s3 import serve_s3
 from tests.support.stores import PROVENANCE, fill_store, make_activations, make_shard, make_spec, make_store, make_table
@@ -237,3 +240,149 @@ def test_a_killed_remote_build_is_resumed_to_the_same_bytes(s3, with_images, mon
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=dict(os.environ))
     place.build("--shard_images", 1, "--batch_size", 1)
     assert _files(URL) == _files(place.store)
+
+
+# Uploads in parts
+
+KEY = "stores/toy.zarr/activations/c/0/0/0"
+PUT = f"""
+import sys
+from cytosae_cache.storage.open import open_storage
+from cytosae_cache.storage.s3_uploads import UnfinishedUploads
+open_storage("{URL}").write("activations/c/0/0/0", [bytes(40 << 20)])
+print("written")
+"""
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(remote, "PART_BYTES", 5 << 20)
+
+
+def _client():
+    import boto3
+
+    return boto3.client("s3")
+
+
+def _unfinished() -> list[str]:
+    found = _client().list_multipart_uploads(Bucket="cells").get("Uploads", [])
+    return sorted(upload["Key"] for upload in found)
+
+
+def _leave_uploads(*keys: str) -> None:
+    client = _client()
+    for key in keys:
+        upload = client.create_multipart_upload(Bucket="cells", Key=key)["UploadId"]
+        client.upload_part(Bucket="cells", Key=key, UploadId=upload, PartNumber=1, Body=bytes(5 << 20))
+
+
+def _abort_all() -> None:
+    for upload in _client().list_multipart_uploads(Bucket="cells").get("Uploads", []):
+        _client().abort_multipart_upload(Bucket="cells", Key=upload["Key"], UploadId=upload["UploadId"])
+
+
+def test_a_killed_upload_is_aborted_when_the_same_object_is_written_again(s3, small_parts):
+    source = f"from cytosae_cache.storage import remote; remote.PART_BYTES = 5 << 20\n{PUT}"
+    child = subprocess.Popen([sys.executable, "-c", source], env=dict(os.environ))
+    wait_until(_unfinished)
+    child.kill()
+    child.wait()
+    assert _unfinished() == [KEY], "the kill came in time"
+    _leave_uploads(KEY + "1", "stores/toy.zarr2/activations/c/0/0/0")
+    data = bytes(range(256)) * (12 << 12)
+    open_storage(URL).write("activations/c/0/0/0", [data])
+    assert open_storage(URL).read("activations/c/0/0/0") == data
+    assert _unfinished() == [KEY + "1", "stores/toy.zarr2/activations/c/0/0/0"]
+    _abort_all()
+
+
+def test_unfinished_uploads_of_a_store_go_with_the_next_build_and_with_the_store(s3):
+    neighbours = ["stores/toy.zarr.skipped.csv", "stores/toy.zarr2/zarr.json"]
+    _leave_uploads(KEY, "stores/toy.zarr", *neighbours)
+    store = make_store(URL, make_activations(6))
+    assert _unfinished() == neighbours
+    _leave_uploads(KEY)
+    store.storage.delete()
+    assert _unfinished() == neighbours
+    _abort_all()
+
+
+def test_an_upload_of_a_writer_that_began_later_is_left_alone(s3, small_parts):
+    storage = open_storage(URL)
+    storage._uploads._since = datetime(2000, 1, 1, tzinfo=UTC)
+    _leave_uploads(KEY)
+    storage.write("activations/c/0/0/0", [bytes(11 << 20)])
+    storage.remove_partials()
+    assert _unfinished() == [KEY]
+    _abort_all()
+
+
+def test_an_upload_that_fails_is_aborted_at_once(s3, small_parts, monkeypatch):
+    storage = open_storage(URL)
+    pipe_file = storage._system.pipe_file
+
+    def interrupted(path, data, **more):
+        _leave_uploads(path.removeprefix("cells/"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage._system, "pipe_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        storage.write("activations/c/0/0/0", [bytes(11 << 20)])
+    assert _unfinished() == []
+    gone = iter([FileNotFoundError("no such upload")])
+
+    def aborted_once(path, data, **more):
+        for error in gone:
+            raise error
+        pipe_file(path, data, **more)
+
+    monkeypatch.setattr(storage._system, "pipe_file", aborted_once)
+    storage.write("activations/c/0/0/0", [bytes(11 << 20)])
+    assert storage.size("activations/c/0/0/0") == 11 << 20
+
+
+def test_uploads_that_may_not_be_listed_are_one_warning(s3, small_parts, monkeypatch, caplog):
+    storage = open_storage(URL)
+    call = storage._system.call_s3
+
+    def refused(method, **more):
+        if method == "list_multipart_uploads":
+            raise PermissionError("Access Denied")
+        return call(method, **more)
+
+    monkeypatch.setattr(storage._system, "call_s3", refused)
+    storage.write("activations/c/0/0/0", [bytes(11 << 20)])
+    storage.write("activations/c/0/0/0", [bytes(11 << 20)])
+    storage.remove_partials()
+    (line,) = caplog.messages
+    assert "cannot be listed or aborted (Access Denied)" in line
+    assert "s3:ListBucketMultipartUploads" in line
+
+
+def test_uploads_are_listed_page_by_page(s3, small_parts):
+    storage = open_storage(URL)
+    pages = {
+        "": {"Uploads": [_upload("a")], "IsTruncated": True, "NextKeyMarker": "a", "NextUploadIdMarker": "1"},
+        "a": {"Uploads": [_upload("b")], "IsTruncated": False},
+    }
+    aborted = []
+
+    class Paged:
+        protocol = ("s3", "s3a")
+
+        def call_s3(self, method, **more):
+            if method == "abort_multipart_upload":
+                aborted.append(more["Key"])
+                return {}
+            return pages[more.get("KeyMarker", "")]
+
+    uploads = UnfinishedUploads(Paged(), datetime(2020, 1, 1, tzinfo=UTC))
+    assert uploads.abort("bucket/store", below=True) == frozenset()
+    assert aborted == ["store/a", "store/b"]
+    assert UnfinishedUploads(open_storage("memory://x")._system).abort("x") == frozenset()
+    storage.delete()
+
+
+def _upload(name: str) -> dict[str, object]:
+    return {"Key": f"store/{name}", "UploadId": name, "Initiated": datetime(2010, 1, 1, tzinfo=UTC)}

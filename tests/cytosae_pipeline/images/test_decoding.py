@@ -21,9 +21,10 @@ from cytosae.backbones.images import decode_image
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images import decoding
 from cytosae_pipeline.images import files as source_files
-from cytosae_pipeline.images.decoding import Decoded, DecodingError, ImageDecoder, Wanted, decode_files
+from cytosae_pipeline.images.decoding import Decoded, ImageDecoder, Wanted, decode_files
 from cytosae_pipeline.images.files import SourceError
 from cytosae_pipeline.images.image_list import ImageList, ImageRow
+from cytosae_pipeline.images.isolation import DecodingError
 from cytosae_pipeline.images.listing import open_dataset
 from tests.support.patience import patience, wait_until
 
@@ -359,7 +360,7 @@ def test_look_ahead_is_bounded(folder, n_workers):
 
 def _kill_a_worker(decoder: ImageDecoder) -> None:
     (process, *_) = decoder._pool.processes
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     wait_until(lambda: not process.is_alive())
 
 
@@ -383,7 +384,7 @@ def test_leaving_early_does_not_hang(folder, n_workers):
     with ImageDecoder(folder, n_workers=n_workers, image_size=SIZE) as decoder:
         results = decoder.iter_rows(row % 61 for row in itertools.count())
         next(results)
-        processes = decoder._pool.processes if n_workers else []
+        processes = list(decoder._pool.processes) if n_workers else []
         started = time.monotonic()
     assert time.monotonic() - started < patience()
     assert not any(process.is_alive() for process in processes)
@@ -404,7 +405,7 @@ def test_workers_ignore_ctrl_c_and_polite_kills(folder, plain):
     with ImageDecoder(folder, n_workers=2, image_size=SIZE) as decoder:
         results = decoder.iter_rows(range(61))
         decoded = [next(results)]
-        for process, number in itertools.product(decoder._pool.processes, (signal.SIGINT, signal.SIGTERM)):
+        for process, number in itertools.product(list(decoder._pool.processes), (signal.SIGINT, signal.SIGTERM)):
             wait_until(lambda process=process, number=number: _ignores(process.pid, number))
             os.kill(process.pid, number)
         decoded += results

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.runtime.file_limit import free_files
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -24,8 +25,11 @@ logger = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 
-_MAX_THREADS = 500
+_MAX_CONNECTIONS = 500
 """Connections at once; more would run out of file descriptors, which accept() answers with a busy loop."""
+
+_FILES_PER_CONNECTION = 3
+"""Its socket, what werkzeug waits with, and a file that is being read."""
 
 _IDLE_TIMEOUT_S = 20.0
 _FINISH_TIMEOUT_S = 5.0
@@ -43,14 +47,30 @@ class ExploreServer(ThreadedWSGIServer):
     def __init__(self, app: "WSGIApplication", listener: socket.socket) -> None:
         listener.listen(_BACKLOG)
         self._unfinished = _CountedApp(app)
+        self._room = threading.Semaphore(min(_MAX_CONNECTIONS, max(2, free_files() // _FILES_PER_CONNECTION)))
         # Werkzeug logs every request; what fails inside the application is logged by Flask.
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         host, port = listener.getsockname()[:2]
         super().__init__(host, port, self._unfinished, _Handler, fd=listener.fileno())
 
     def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ANN401 - as in the standard library
-        """Whether there is room for another connection."""
-        return threading.active_count() < _MAX_THREADS
+        """Wait until there is room for another connection; False if there is none for as long as one may be idle."""
+        return self._room.acquire(timeout=_IDLE_TIMEOUT_S)
+
+    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as in the standard library
+        """Start the thread of a connection."""
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._room.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as above
+        """Serve a connection, in its thread."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as in the standard library
         """Log a connection that broke off, for example at Ctrl-C; Flask logs the application's own errors."""

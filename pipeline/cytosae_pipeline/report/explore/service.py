@@ -121,6 +121,8 @@ class ExploreService:
 
     def __exit__(self, *error: object) -> None:
         self.closed = True
+        if self._uploads is not None:
+            self._uploads.close()
         self._reader.close()
 
     def overview(self) -> bytes:

@@ -10,13 +10,14 @@ import torch
 
 from cytosae.backbones.backbone import Backbone, load_backbone
 from cytosae.backbones.errors import BackboneError
-from cytosae.backbones.images import decode_image
+from cytosae.backbones.images import UnreadableImageError
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.building.activations import compute_activations
 from cytosae_pipeline.building.deep_verify import describe_own_backbone
 from cytosae_pipeline.config import StoreSource
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.images.decoding import Decoded
+from cytosae_pipeline.images.decoding import Decoded, Wanted, decode_data
+from cytosae_pipeline.images.isolation import DecodingError, Isolation, Limits
 from cytosae_pipeline.runtime.devices import choose_device
 from cytosae_pipeline.workspace.build_record import find_model
 from cytosae_pipeline.workspace.paths import resolve_model_path
@@ -43,21 +44,29 @@ class UploadReader:
         self._device = choose_device(config.device)
         self._backbone: Backbone | None = None
         self._decoding = threading.Lock()
+        self._process = Isolation(Limits())
 
     def decode(self, data: bytes) -> npt.NDArray[np.uint8]:
         """An image file's pixels as the network takes them, shape `(size, size, 3)`; one file at a time.
 
+        A process of its own decodes it: a file from anywhere may crash a decoder, or keep it busy for hours.
+
         Raises:
             UnreadableImageError: If it is not an image; the message may be shown in the browser.
         """
+        wanted = Wanted(self._info.image_size, self._info.resample, self._store.spec.preprocessing.white_level or None)
         # A file of a few bytes may decode to hundreds of MB: never decode two at once.
         with self._decoding:
-            return decode_image(
-                data,
-                size=self._info.image_size,
-                resample=self._info.resample,
-                white_level=self._store.spec.preprocessing.white_level or None,
-            )
+            try:
+                return self._process.run(decode_data, data, wanted, self._process.limits)
+            except DecodingError as error:
+                raise UnreadableImageError(
+                    "the process that decoded it was killed, perhaps for lack of memory"
+                ) from error
+
+    def close(self) -> None:
+        """End the process that decodes."""
+        self._process.close()
 
     def compute(self, pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
         """Activations of an image in the type that the store returns, shape `(T, D)`. Not thread-safe.

@@ -3,13 +3,12 @@
 import logging
 import os
 import queue
-import signal
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from cytosae_pipeline.runtime.workers import process_context, start_process
+from cytosae_pipeline.runtime.workers import Child, WorkerDiedError
 from cytosae_pipeline.training.loggers.base import Histograms, MetricLogger, Metrics, one_line
 
 logger = logging.getLogger(__name__)
@@ -41,13 +40,11 @@ class Background:
         self._name, self._advice, self._close_s, self._n_pending = name, advice, close_s, n_pending
         self.n_dropped = 0
         """Records that were dropped."""
-        context = process_context()
-        here, there = context.Pipe()
-        # The environment is passed on, since a fork server keeps the one it was started with.
-        self._process = context.Process(target=_serve, args=(there, dict(os.environ), make), daemon=True)
+        self._make = make
+        self._process: Child | None = None
         self._calls: queue.SimpleQueue[tuple[object, ...] | None] = queue.SimpleQueue()
         self._notes: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._forward, args=(here, there), name=name, daemon=True)
+        self._thread = threading.Thread(target=self._forward, name=name, daemon=True)
         self._ended = False
         self._thread.start()
 
@@ -74,35 +71,34 @@ class Background:
                 self._notes.put(f"{self._name} was too slow: {self.n_dropped} records were dropped. {self._advice}")
         finally:
             self._ended = True
-            if self._process.is_alive():
+            if self._process is not None:
                 self._process.kill()
-                self._process.join(1)
+                self._process.end()
             self._say_notes()
 
-    def _forward(self, here: Connection, there: Connection) -> None:
-        """The thread: start the process and send it one record after another."""
+    def _forward(self) -> None:
+        """The thread: start the process, which ends with it, and send it one record after another."""
         try:
-            start_process(self._process)
-            there.close()
-            self._receive(here)
+            self._process = child = Child(_serve, self._make)
+            self._receive(child)
             while (call := self._calls.get()) is not None:
-                here.send(call)
-                self._receive(here)
-            here.send(None)
-            self._receive(here)
+                child.send(call)
+                self._receive(child)
+            child.send(None)
+            self._receive(child)
         except Exception as error:  # noqa: BLE001 - training continues in any case
             if self._ended:
                 return
-            reason = "its process ended" if isinstance(error, EOFError | ConnectionError) else one_line(error)
+            reason = "its process ended" if isinstance(error, WorkerDiedError) else one_line(error)
             self._notes.put(f"{self._name} stopped: {reason}. Training continues without it. {self._advice}")
 
-    def _receive(self, here: Connection) -> None:
+    def _receive(self, child: Child) -> None:
         """Receive one reply of the process.
 
         Raises:
             RuntimeError: If the logger failed.
         """
-        failed, text = here.recv()
+        failed, text = child.receive()
         if failed:
             raise RuntimeError(text)
         if text:
@@ -114,16 +110,11 @@ class Background:
             logger.warning(self._notes.get())
 
 
-def _serve(
-    connection: Connection, environment: dict[str, str], make: Callable[[], tuple[MetricLogger, str]]
-) -> None:  # fmt: skip
+def _serve(connection: Connection, make: Callable[[], tuple[MetricLogger, str]]) -> None:
     """The process: take records until there are no more, the logger fails, or the parent is gone.
 
-    Ctrl-C reaches the whole group of processes, and the parent decides what happens. What the logger prints is dropped.
+    What the logger prints is dropped.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.clear()
-    os.environ.update(environment)
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
