@@ -31,7 +31,7 @@ from cytosae_pipeline.training.loggers.jsonl import JsonlLogger
 from cytosae_pipeline.training.loggers.tensorboard import TensorboardLogger
 from cytosae_pipeline.training.loggers.weights_and_biases import WandbLogger
 from cytosae_pipeline.training.matmul import choose_matmul
-from cytosae_pipeline.training.runs import Run, TrainingError, differing_options, sae_cfg
+from cytosae_pipeline.training.runs import Run, TrainingError, differing_options, require_same_contents, sae_cfg
 from cytosae_pipeline.workspace.files import write_torch
 from cytosae_pipeline.workspace.runs import METRICS_NAME
 
@@ -199,6 +199,7 @@ class Trainer:
         """Save the state, from which training resumes exactly here; the state before it is kept."""
         state = {
             "recipe": self.run.recipe,
+            "contents": self.run.contents,
             "samples_seen": self.samples_seen,
             "n_done": self.n_done,
             "n_fired": self._n_fired,
@@ -245,7 +246,7 @@ class Trainer:
         return False
 
     def _check_state(self, path: Path, state: Mapping[str, Any]) -> None:
-        """Refuse a state of other options or of an older version.
+        """Refuse a state of other options, other activations or an older version.
 
         Raises:
             TrainingError: If it is one.
@@ -257,6 +258,9 @@ class Trainer:
                 f"'{path}' was written by an older version of cytosae-cache, whose unfinished runs cannot be "
                 "resumed: finish the run with that version, or choose another --run_name"
             )
+        require_same_contents(self.run, state.get("contents"))
+        if "contents" not in state:
+            logger.warning(f"'{path}' does not say which activations it is of: make sure that the store is the same")
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a state."""
