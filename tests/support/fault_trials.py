@@ -197,7 +197,7 @@ class Trials:
 
 
 def snapshot(root: Path) -> Snapshot:
-    """Digests of all files; of metrics without the pace, which differs from run to run."""
+    """Digests of all files, without what differs from run to run: the pace in metrics, and what a sweep had to do."""
     found = {}
     for path in sorted(root.rglob("*")):
         if path.is_file():
@@ -207,6 +207,8 @@ def snapshot(root: Path) -> Snapshot:
                 data = json.dumps(
                     [{name: value for name, value in line.items() if name not in _PACE} for line in lines]
                 ).encode()
+            elif path.name == "sweep.csv":
+                data = re.sub(rb"resumed|already trained", b"trained", data)
             found[path.relative_to(root).as_posix()] = hashlib.sha256(data).hexdigest()
     return found
 

@@ -68,8 +68,8 @@ class Trainer:
         """Number of these steps."""
         self.note = ""
         """Summary of the last log line."""
-        self.has_unlogged_step = False
-        """Whether the log line of the last step could not be written: a state from after it would never write it."""
+        self.has_unrecorded_step = False
+        """Whether log line or checkpoint of the last step could not be written: a run resumed after it never would."""
         config, layout = run.config, run.store.spec.tokens
         self._scaling = start.scaling if config.standardise else None
         sae = make_sae(
@@ -145,6 +145,7 @@ class Trainer:
         due = self._upcoming is not None and samples_seen >= self._upcoming
         logs = self.n_done % config.wandb_log_frequency == 0 or last or self.n_done == 1
         logs = logs or (due and self._held_out is not None)
+        self.has_unrecorded_step = logs or due
         if logs:
             # CPU-GPU sync point.
             frequency = self._n_fired.cpu().double() / max(self._n_tokens, 1)
@@ -153,9 +154,7 @@ class Trainer:
                 self._evaluation = self._evaluate(self._held_out, limit=None if last else _IMAGES_ON_THE_WAY)
                 metrics |= self._evaluation.metrics()
             histogram = make_histogram(torch.log10(frequency + _LEAST_FREQUENCY).numpy())
-            self.has_unlogged_step = True
             self._loggers.log(self.n_done, metrics, {"plots/feature_density_line_chart": histogram})
-            self.has_unlogged_step = False
             self.note = f"loss {metrics['losses/overall_loss']:.4g}, EV {metrics['metrics/explained_variance']:.3f}"
         if self.n_done % config.feature_sampling_window == 0:
             self._n_fired.zero_()
@@ -163,12 +162,14 @@ class Trainer:
         if due:
             self._check_sound(result)
             self._save_sae(self.run.checkpoint_path(samples_seen))
+            self.has_unrecorded_step = False
             self.save_state()
             while self._upcoming is not None and samples_seen >= self._upcoming:
                 self._upcoming = next(self._due, None)
         elif time.monotonic() - self._last_save > _SECONDS_BETWEEN_SAVES:
             self._check_sound(result)
             self.save_state()
+        self.has_unrecorded_step = False
         return logs
 
     def finish(self) -> None:

@@ -1,5 +1,6 @@
 """Results belong to the exact bytes that they were made from: a store made again, an autoencoder trained again."""
 
+import errno
 import json
 import shutil
 
@@ -9,6 +10,7 @@ import pytest
 from cytosae_cache.format import metadata
 from cytosae_cache.storage.lock import locked
 from cytosae_cache.store import ActivationStore
+from cytosae_pipeline.statistics.records import read_result
 from tests.support.pictures import change_pictures
 
 
@@ -121,3 +123,14 @@ def test_results_of_a_copy_of_the_autoencoder_under_another_name_stay_apart(fill
     filled.run("features", "--dataset_name", "toy", "--sae_path", again)
     here, there = (json.loads((filled.features(run) / "features.json").read_text()) for run in ("r", "again"))
     assert here == there
+
+
+def test_results_that_the_disk_does_not_give_are_not_called_damaged(tmp_path):
+    (tmp_path / "x.pt").write_bytes(b"")
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with pytest.raises(PermissionError) as caught:
+        read_result(tmp_path / "x.pt", refuse, "features")
+    assert caught.value.filename == str(tmp_path / "x.pt")
