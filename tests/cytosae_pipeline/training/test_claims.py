@@ -1,5 +1,6 @@
 """One process trains a run; what killed processes left is removed, and damaged states are never passed over."""
 
+import errno
 import fcntl
 import json
 import os
@@ -11,7 +12,7 @@ import sys
 import pytest
 import torch
 
-from cytosae.formats.checkpoint import load_sae
+from cytosae.formats.checkpoint import load_sae, read_torch
 from cytosae_cache.store import ActivationStore
 from tests.support.patience import patience, wait_until
 from tests.support.pictures import HEARING_MAIN, change_pictures
@@ -207,3 +208,22 @@ def test_a_state_of_a_version_that_did_not_record_the_contents_is_taken_with_a_w
     wait_until(lambda: "resuming run" in child.stdout.readline())
     child.kill()
     child.communicate()
+
+
+def test_a_checkpoint_that_could_not_be_written_is_written_when_the_run_is_resumed(with_store, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cytosae_pipeline.training.trainer.save_sae", fail)
+        output = with_store.train("--run_name", "r", code=1).output
+    assert "sparse_autoencoder_toy_vit_-2_resid_96.pt' cannot be written: No space left on device" in output
+    with_store.train("--run_name", "r")
+    with_store.train("--run_name", "whole")
+    found, whole = (
+        {path.name: read_torch(path)["state_dict"]["W_enc"] for path in _folder(with_store, run).glob("*_sparse_*.pt")}
+        for run in ("r", "whole")
+    )
+    assert len(whole) == 3
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
