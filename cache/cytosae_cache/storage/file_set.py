@@ -83,11 +83,13 @@ def undo_set(paths: Sequence[Path]) -> None:
     if record is None:
         return
     with writing(_place(paths)):
+        if record.get("named"):
+            for path in paths:
+                remove(aside_name(path, record["pid"]))
+            journal.unlink()
+            return
         for path in paths:
             temporary, aside = (name(path, record["pid"]) for name in (temporary_name, aside_name))
-            if record.get("named"):
-                remove(aside)
-                continue
             wanted = record["files"].get(path.name)
             if wanted is not None and not os.path.lexists(temporary) and _identity(path) == wanted:
                 path.rename(temporary)

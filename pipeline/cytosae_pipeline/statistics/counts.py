@@ -1,5 +1,6 @@
 """Counts of tokens above thresholds, summed over the images of each patient or class."""
 
+import io
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -162,11 +163,13 @@ def save_counts(
         verb: np.array(counts.names, dtype=np.str_),
     }
     with replacing_results(folder, (normalised, raw, groups), counts.record) as places:
-        # Through file objects: numpy would add its ending to the temporary names.
-        with places[normalised].open("wb") as file:
-            np.save(file, counts.normalised, allow_pickle=False)
-        with places[raw].open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+        # In memory first: numpy would add its ending to the temporary names, and its errors of the disk say nothing.
+        buffer = io.BytesIO()
+        np.save(buffer, counts.normalised, allow_pickle=False)
+        places[normalised].write_bytes(buffer.getvalue())
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **arrays)
+        places[raw].write_bytes(buffer.getvalue())
         places[groups].write_bytes(_groups_csv(counts, kind, images))
     return [folder / name for name in (normalised, raw, groups, f"{verb}.json")]
 

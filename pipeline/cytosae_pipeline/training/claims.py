@@ -82,9 +82,10 @@ def _tidy(run: Run, *, has_config: bool) -> None:
 
     A config that was lost is written again.
     """
-    if has_config and not _leftovers(run):
+    lock = run.folder / LOCK_NAME
+    if has_config and not _leftovers(run) and not lock.exists():
         return
-    with contextlib.suppress(StoreBusyError, OSError), locked(run.folder / LOCK_NAME, str(run.folder)):
+    with contextlib.suppress(StoreBusyError, OSError), locked(lock, str(run.folder)):
         if not has_config:
             _write_config(run)
         for path in _leftovers(run):
