@@ -25,6 +25,7 @@ from cytosae_pipeline.statistics.records import (
     read_result,
     replacing_results,
     require_ours,
+    require_unchanged,
 )
 from cytosae_pipeline.workspace.csv_files import to_csv
 
@@ -177,7 +178,7 @@ def read_counts(folder: Path, kind: GroupKind) -> Counts:
     Raises:
         UnusableResultsError: If something is missing, cannot be read or does not fit the rest.
     """
-    verb, normalised_name, raw_name, _ = COUNT_FILES[kind]
+    verb, normalised_name, raw_name, groups_name = COUNT_FILES[kind]
     record = read_record(folder, verb)
 
     def load_raw(path: Path) -> dict[str, npt.NDArray[Any]]:
@@ -207,6 +208,7 @@ def read_counts(folder: Path, kind: GroupKind) -> Counts:
         problem = "counts must be finite and at least 0"
     if problem:
         raise UnusableResultsError(f"the files of `{verb}` in '{folder}': {problem}", verb)
+    require_unchanged(folder, verb, (normalised_name, raw_name, groups_name))
     return found
 
 

@@ -207,7 +207,8 @@ def test_labels_of_several_lines_become_one_line_and_keep_their_places(with_imag
     assert features.labels == ('o "lines", yes', 'two "lines", yes')
     filled = features.top_rows >= 0
     np.testing.assert_array_equal(features.top_labels[filled], features.top_rows[filled] % 2)
-    assert json.loads((with_images.features() / "features.json").read_text()) == features.record
+    record = json.loads((with_images.features() / "features.json").read_text())
+    assert {name: value for name, value in record.items() if name != "sha256"} == features.record
 
 
 @pytest.mark.parametrize(
