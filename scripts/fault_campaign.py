@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from cytosae_cache.storage.lock import locked
 from tests.support.fault_stages import IMPORTS, STAGES
 from tests.support.fault_trials import Outcome, Trials, find_strace
 from tests.support.nursery import Nursery
@@ -73,11 +74,16 @@ def watch(outcomes):  # noqa: ANN001, ANN201 - an iterator of outcomes
 
 
 def add_row(name: str, outcomes: list[Outcome]) -> None:
-    """Add the counts of a stage to the table."""
+    """Add the counts of a stage to the table; several campaigns may run at once."""
+    with locked(TABLE.with_name("faults.md.lock"), str(TABLE)):
+        _add_row(name, outcomes)
+
+
+def _add_row(name: str, outcomes: list[Outcome]) -> None:
     text = TABLE.read_text()
     before, _, rest = text.partition(BEGIN)
     table, _, after = rest.partition(END)
-    lines = [line.strip("| ").split(" | ") for line in table.strip().splitlines()[2:]]
+    lines = [line.strip("| ").split(" | ") for line in table.strip().splitlines()[2:] if line.strip()]
     rows = {row[0]: [int(cell) for cell in row[1:]] for row in lines}
     counts = rows.setdefault(name, [0, 0, 0, 0])
     for outcome in outcomes:

@@ -12,7 +12,7 @@ from tests.support.nursery import Nursery
 IMPORTS = (
     "cytosae_pipeline.training.loop", "cytosae_pipeline.training.sweep", "cytosae_pipeline.statistics.verbs",
     "cytosae_pipeline.export.run", "cytosae_pipeline.report.static", "cytosae_pipeline.importing.store", "h5py",
-    "anndata.io", "pyarrow.parquet", "scipy.sparse", "sklearn.linear_model",
+    "cytosae_pipeline.demo.run", "anndata.io", "pyarrow.parquet", "scipy.sparse", "sklearn.linear_model",
 )  # fmt: skip
 """Modules that the commands need, imported once."""
 
@@ -135,6 +135,23 @@ def _note(text: str) -> Command:
     return lambda root: ["-c", _SAVE_NOTE.format(path=str(root / "latent_notes.json"), text=text)]
 
 
+_DEMO = """
+from pathlib import Path
+from cytosae_pipeline.demo import run
+run._N_PATIENTS_PER_GROUP, run._N_CELLS_PER_PATIENT, run._N_LATENTS = 3, 4, 6
+try:
+    run.run_demo(Path({path!r}))
+except (OSError, ValueError) as error:
+    print("Error:", error)
+    raise SystemExit(1)
+"""
+
+
+def _demo(root: Path) -> Sequence[object]:
+    """A smaller one; the real one takes a minute."""
+    return ["-c", _DEMO.format(path=str(root))]
+
+
 _OLD_TABLES = (_read("features", "--top_k", 3), _read("patients"))
 _NEW_FEATURES = _read("features", "--top_k", 5)
 
@@ -191,4 +208,5 @@ STAGES = (
         "explore (notes)", lambda root, nursery: _run(root, nursery, _note("old")), _note("new"),
         ("latent_notes.json",),
     ),
+    Stage("demo", lambda root, nursery: None, _demo),
 )  # fmt: skip

@@ -5,7 +5,9 @@ are whole until the new ones are, a failure is one message that names the place,
 the files of a run without a fault, byte for byte, and no others.
 """
 
+import csv
 import hashlib
+import io
 import json
 import random
 import re
@@ -197,7 +199,7 @@ class Trials:
 
 
 def snapshot(root: Path) -> Snapshot:
-    """Digests of all files; of metrics without the pace, which differs from run to run."""
+    """Digests of all files, without what differs from run to run: the pace in metrics, and what a sweep had to do."""
     found = {}
     for path in sorted(root.rglob("*")):
         if path.is_file():
@@ -207,6 +209,9 @@ def snapshot(root: Path) -> Snapshot:
                 data = json.dumps(
                     [{name: value for name, value in line.items() if name not in _PACE} for line in lines]
                 ).encode()
+            elif path.name == "sweep.csv":
+                rows = list(csv.DictReader(io.StringIO(data.decode())))
+                data = json.dumps([{**row, "step_s": "", "status": ""} for row in rows]).encode()
             found[path.relative_to(root).as_posix()] = hashlib.sha256(data).hexdigest()
     return found
 

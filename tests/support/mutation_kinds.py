@@ -123,7 +123,7 @@ main()
 
 def _with_half_a_run(root: Path, nursery: Nursery) -> None:
     _with_store(root, nursery)
-    arguments = list(map(str, _train(images=960)(root)))
+    arguments = list(map(str, _train(images=240)(root)))
     path = root / _RUN / "training_state.before.pt"
     _run(root, nursery, lambda root: ["-c", _UNTIL.format(arguments=arguments, path=str(path))])
     if not path.exists():
@@ -260,7 +260,7 @@ def _kinds_of_runs() -> Iterator[Kind]:
     used = {"features": _read("features"), "list": _list, "train": _train()}
     yield Kind("finished run: config.json", "json", f"{_RUN}/config.json", _with_sae, used)
     yield Kind("finished run: metrics.jsonl", "json lines", f"{_RUN}/metrics.jsonl", _with_sae, used)
-    again = {"train": _train(images=960), "list": _list}
+    again = {"train": _train(images=240), "list": _list}
     for name, form in (
         ("config.json", "json"), ("metrics.jsonl", "json lines"), ("training_state.pt", "zip"),
         ("training_state.before.pt", "zip"),

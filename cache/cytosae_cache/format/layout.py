@@ -113,7 +113,7 @@ class StoreLayout:
             raise StoreIncompleteError(
                 f"store '{self.path}' is unfinished: {self.n_finished_shards} of {self.n_shards} shards are written. "
                 f"Finish it by running the same `cytosae-cache build` command of data set '{self.provenance.dataset}' "
-                "again, without --overwrite"
+                "again"
             )
 
     def read_file(self, name: str, *, max_bytes: int | None = None) -> bytes:

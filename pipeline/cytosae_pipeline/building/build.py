@@ -37,7 +37,6 @@ from cytosae_pipeline.images.decoding import Decoded, ImageDecoder
 from cytosae_pipeline.images.files import VANISHED
 from cytosae_pipeline.images.image_list import DatasetError
 from cytosae_pipeline.runtime.progress import Progress, format_seconds
-from cytosae_pipeline.runtime.workers import can_start_processes
 from cytosae_pipeline.workspace.build_record import record_build
 from cytosae_pipeline.workspace.find import require_dataset, training_command
 from cytosae_pipeline.workspace.paths import Workspace
@@ -259,9 +258,6 @@ def _fill(
     if not stores:
         return {}
     n_workers = config.workers if config.workers is not None else min(_MOST_WORKERS, os.cpu_count() or 1)
-    if n_workers and not can_start_processes():
-        logger.info("a daemonic process cannot start others: decoding images in this one, as with --workers 0")
-        n_workers = 0
     info = plan.info
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(StoreWriter(store, widen=widen_with_torch)) for store in stores]

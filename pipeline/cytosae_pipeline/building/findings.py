@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae_cache.format.layout import ImageTable
-from cytosae_cache.storage.atomic import write_file
+from cytosae_cache.storage.atomic import make_folder, write_file
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.building.source_check import count_reasons
 from cytosae_pipeline.errors import quote
@@ -110,7 +110,7 @@ def write_duplicates(store: ActivationStore, path: Path) -> list[str]:
         [picture, row, table.path[row], table.label[row], table.patient[row]]
         for picture, row in zip(found.picture, found.rows, strict=True)
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_file(path, to_csv(["picture", "row", "path", "label", "patient"], lines))
     return [f"{describe_duplicates(found, table)}. All are listed in {path}"]
 
@@ -123,7 +123,7 @@ def write_skipped(store: ActivationStore, path: Path) -> Path | None:
         return None
     reasons = store.column("images/reason")
     table = to_csv(["row", "path", "reason"], ([row, store.images.path[row], str(reasons[row])] for row in rows))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_file(path, table)
     return path
 

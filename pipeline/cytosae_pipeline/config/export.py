@@ -28,6 +28,9 @@ class ExportConfig(StatisticsConfig):
     groups: Path | None = option(
         None, "CSV with columns patient,group: the group of each patient, and of its images, goes into the tables."
     )
+    keep_notes: bool = option(
+        False, "Take names and notes of latents even if they were written about another autoencoder or other images."
+    )
     overwrite: bool = option(False, "Replace existing files.")
 
     @property

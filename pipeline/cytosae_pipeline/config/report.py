@@ -45,6 +45,9 @@ class PageConfig(StatisticsConfig):
         "pca", "Plane of the map of cells: exact principal components, or UMAP (extra `map`)."
     )
     map_images: int = option(5000, "Images of the map of cells, spread over the store; 0 skips it.", minimum=0)
+    keep_notes: bool = option(
+        False, "Take names and notes of latents even if they were written about another autoencoder or other images."
+    )
     seed: int = option(
         0, "Seed of clusters, folds, permutations, UMAP and the masking experiment.", minimum=0, maximum=2**32 - 1
     )

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from cytosae.statistics.accumulators import PooledActs
@@ -24,7 +25,7 @@ from cytosae_pipeline.statistics.encode import encode_store
 from cytosae_pipeline.statistics.groups import find_groups
 from cytosae_pipeline.statistics.inputs import open_inputs
 from cytosae_pipeline.statistics.notes import FILE_NAME as NOTES_NAME
-from cytosae_pipeline.statistics.notes import read_notes
+from cytosae_pipeline.statistics.notes import Subject, read_notes
 from cytosae_pipeline.statistics.published import find_published, read_published
 from cytosae_pipeline.statistics.results import ensure_statistics
 from cytosae_pipeline.workspace.runs import resolve_sae
@@ -34,6 +35,10 @@ logger = logging.getLogger(__name__)
 
 _NEEDED = {"anndata": ("anndata", "h5py", "pandas"), "parquet": ("pyarrow",), "csv": ()}
 """Packages of a format; the extra has the format's name."""
+
+
+_ABOUT = "about"
+"""Contents of the file that says what tables were made from; in anndata that is part of every file."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +80,14 @@ def export_tables(config: ExportConfig) -> TablesResult:
     has_patients = any(inputs.store.images.patient)
     if not has_patients:
         logger.info(f"no image of store '{inputs.store.path}' has a patient: no file of patients is written")
-    names = ("latents", "patients", "images") if has_patients else ("latents", "images")
+    names = ("latents", "patients", "images", _ABOUT) if has_patients else ("latents", "images", _ABOUT)
     with _reserved(config, folder, names) as paths:
         found = ensure_statistics(inputs, config, counts=["patient"] if has_patients else [])
         features, counts = found.features, found.counts.get("patient")
         assert features is not None
-        notes = read_notes(inputs.folder / NOTES_NAME, inputs.n_latents)
+        notes = read_notes(
+            inputs.folder / NOTES_NAME, inputs.n_latents, subject=Subject.of(inputs), keep=config.keep_notes
+        )
         tables = collect_tables(inputs, features, counts, notes=notes, groups=_groups_of(config, inputs.store, counts))
         with (
             replacing_set([resolve_target(path) for path in paths.values()]) as temporaries,
@@ -176,9 +183,12 @@ def _reserved(config: ExportConfig, folder: Path, names: Sequence[str]) -> Itera
 def _plan(config: ExportConfig, folder: Path, names: Sequence[str]) -> dict[str, Path]:
     """The files to write, by their contents; anndata's have latents as columns, not as a file."""
     if config.format == "anndata":
-        return {name: folder / f"{name}.{config.anndata_as}" for name in names if name != "latents"}
+        return {name: folder / f"{name}.{config.anndata_as}" for name in names if name not in ("latents", _ABOUT)}
     # `features` and `patients` have an images.csv and a patients.csv of their own.
-    return {name: folder / f"table_{name}.{config.format}" for name in names}
+    kind = config.format
+    return {
+        name: folder / (f"table_{_ABOUT}_{kind}.json" if name == _ABOUT else f"table_{name}.{kind}") for name in names
+    }
 
 
 def _require_free(config: ExportConfig, paths: Iterable[Path]) -> None:
@@ -212,6 +222,7 @@ def _open(config: ExportConfig, places: dict[str, Path], tables: Tables) -> Iter
         with anndata_files.open_images(places["images"], config.anndata_as, tables) as scores:
             yield scores
         return
+    places[_ABOUT].write_text(json.dumps(tables.provenance, indent=1, default=np.ndarray.tolist) + "\n")
     whole = {"latents": table_files.make_numbered(tables.latents)}
     if "patients" in places:
         whole["patients"] = table_files.make_wide_table(tables)

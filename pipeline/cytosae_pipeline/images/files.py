@@ -83,7 +83,7 @@ def read_file(path: Path, seen: FileStamp | None, name: str) -> bytes:
             if delay_s is None:
                 raise SourceError(
                     f"image '{name}' cannot be read at the moment: {reason} ({len(_RETRY_DELAYS_S) + 1} attempts). "
-                    "Finished work is kept: run the command again, without --overwrite, to resume. To exclude the "
+                    "Finished work is kept: run the command again to resume. To exclude the "
                     "image permanently, put an empty file in its place"
                 ) from error
             time.sleep(delay_s)

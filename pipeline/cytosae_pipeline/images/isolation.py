@@ -114,7 +114,7 @@ def killed_message(n_workers: int) -> str:
         n_workers: Processes to try next.
     """
     return (
-        "a decoding process was killed, perhaps for lack of memory. Run the command again, without --overwrite, to "
+        "a decoding process was killed, perhaps for lack of memory. Run the command again to "
         f"resume, with fewer processes: --workers {n_workers}"
     )
 
@@ -133,7 +133,7 @@ def require_free_memory(n_bytes: int, name: str) -> None:
     if free is not None and n_bytes > free:
         raise DecodingError(
             f"image '{name}' needs {n_bytes / 1e9:.2f} GB of memory to decode, and {free / 1e9:.2f} GB are free. Close "
-            "other programs, or save a smaller picture, and run the command again, without --overwrite, to resume"
+            "other programs, or save a smaller picture, and run the command again to resume"
         )
 
 

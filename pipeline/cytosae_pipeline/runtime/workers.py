@@ -1,6 +1,5 @@
 """Worker processes that cannot hang the program nor outlive it, whenever and however they die."""
 
-import multiprocessing
 import os
 import queue
 import signal
@@ -204,11 +203,6 @@ class WorkerPool:
         if error is not None:
             raise error
         return result  # type: ignore[no-any-return]
-
-
-def can_start_processes() -> bool:
-    """Whether this process may have children; daemonic processes of multiprocessing may not."""
-    return not multiprocessing.current_process().daemon
 
 
 def _import_path() -> list[str]:

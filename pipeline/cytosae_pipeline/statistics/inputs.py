@@ -14,6 +14,7 @@ from cytosae.formats.readers import find_files
 from cytosae.sae.base import Sae
 from cytosae_cache.errors import StoreMismatchError
 from cytosae_cache.format.spec import StoreSpec
+from cytosae_cache.storage.atomic import make_folder
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.building.ensure import ensure_store
 from cytosae_pipeline.config import SaeChoice
@@ -78,7 +79,7 @@ def open_inputs(config: SaeChoice, *, encoder_only: bool = True) -> PlacedInputs
     folder = Workspace(config.root_dir).feature_dir(
         require_sae_path(config), config.vit_type, pair.store.provenance.dataset
     )
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     return PlacedInputs(pair.store, pair.sae, folder)
 
 

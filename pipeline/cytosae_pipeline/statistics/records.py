@@ -1,6 +1,7 @@
 """The JSON record beside a verb's files: what they were made from. It is there only while all of them are complete."""
 
 import csv
+import errno
 import hashlib
 import json
 import logging
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from cytosae_cache.errors import StoreBusyError
 from cytosae_cache.storage.atomic import make_folder, remove_strays
+from cytosae_cache.storage.disk import reading
 from cytosae_cache.storage.file_set import is_half_named, replacing_set, undo_set
 from cytosae_cache.storage.lock import locked
 from cytosae_pipeline import __version__
@@ -275,12 +277,16 @@ def read_result(path: Path, load: Callable[[Path], _Value], verb: str) -> _Value
 
     Raises:
         UnusableResultsError: If it is missing or damaged in any way.
+        OSError: If the disk does not let it be read.
     """
     if not path.is_file():
         raise UnusableResultsError(f"'{path}' is missing", verb)
     try:
-        return load(path)
+        with reading(path):
+            return load(path)
     except _UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE):
+            raise  # of the disk: what is in the file is not known
         raise UnusableResultsError(f"'{path}' cannot be read ({type(error).__name__}: {error})", verb) from error
 
 

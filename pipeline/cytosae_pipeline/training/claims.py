@@ -13,7 +13,7 @@ from cytosae_cache.errors import StoreBusyError
 from cytosae_cache.storage.atomic import TEMPORARY_SUFFIX, write_file
 from cytosae_cache.storage.lock import locked
 from cytosae_pipeline import __version__
-from cytosae_pipeline.training.runs import Run, TrainingError, differing_options
+from cytosae_pipeline.training.runs import Run, TrainingError, differing_options, require_same_contents
 from cytosae_pipeline.workspace.runs import CONFIG_NAME, is_whole, read_config
 
 logger = logging.getLogger(__name__)
@@ -112,30 +112,39 @@ def _check_config(run: Run) -> bool:
     Raises:
         TrainingError: If it was trained with other options, or its config is damaged.
     """
-    found = _recorded_recipe(run)
-    if found is None:
+    recorded = _recorded(run)
+    if recorded is None:
         return False
+    found, contents = recorded
     differing = differing_options(found, run.recipe)
     if differing:
         shown = "; ".join(
             f"{name}: {found.get(name)!r:.80} there, {run.recipe.get(name)!r:.80} now" for name in differing[:6]
         )
         raise TrainingError(f"run '{run.folder.name}' exists with other options ({shown}). Choose another --run_name")
+    if not _has_begun(run) and contents != run.contents:
+        return False
+    require_same_contents(run, contents)
     return (run.folder / CONFIG_NAME).exists()
 
 
-def _recorded_recipe(run: Run) -> dict[str, Any] | None:
-    """The recipe in a run's config or, if that is lost, in its state or finished autoencoder; None if there is none."""
+def _has_begun(run: Run) -> bool:
+    """Whether anything was saved that depends on the activations."""
+    return any(path.exists() for path in run.state_paths) or any(run.folder.glob("*_sparse_*.pt"))
+
+
+def _recorded(run: Run) -> tuple[dict[str, Any], object] | None:
+    """Recipe and contents of the stores in a run's config or, if that is lost, in its other files; None if in none."""
     path = run.folder / CONFIG_NAME
     if path.is_symlink() or path.exists():
         try:
-            recipe: dict[str, Any] = read_config(run.folder)["recipe"]
+            record = read_config(run.folder)
         except ValueError as error:
             raise TrainingError(
                 f"{error}. Restore a copy, or move it away and run the command again with all its options: they are "
                 "compared with those in the run's other files"
             ) from error
-        return recipe
+        return record["recipe"], record.get("contents")
     for other in (*run.state_paths, run.final_path):
         if not other.exists():
             continue
@@ -143,12 +152,13 @@ def _recorded_recipe(run: Run) -> dict[str, Any] | None:
             value = read_torch(other)
             found = value.get("recipe", value.get("cfg")) if isinstance(value, dict) else None
             if isinstance(found, dict) and "spec_hash" in found:
-                return {name: found.get(name) for name in run.recipe}
+                contents = value["contents"] if "contents" in value else found.get("contents")
+                return {name: found.get(name) for name in run.recipe}, contents
     return None
 
 
 def _write_config(run: Run) -> None:
     """Write the run's config."""
     options = json.loads(json.dumps(asdict(run.config), default=str))
-    record = {"package_version": __version__, "recipe": run.recipe, "options": options}
+    record = {"package_version": __version__, "recipe": run.recipe, "contents": run.contents, "options": options}
     write_file(run.folder / CONFIG_NAME, (json.dumps(record, indent=1) + "\n").encode())

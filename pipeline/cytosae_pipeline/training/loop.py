@@ -178,7 +178,7 @@ class TrainingLoop:
             except (KeyboardInterrupt, OSError, StoreError):
                 # After a second Ctrl-C the parameters may be half-way through a step: the last saved state stays.
                 for trainer in trainers if not interrupts.torn else ():
-                    if not trainer.has_unlogged_step:
+                    if not trainer.has_unrecorded_step:
                         trainer.save_state()
                 raise
         for trainer in trainers:

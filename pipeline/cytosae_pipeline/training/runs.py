@@ -59,6 +59,11 @@ class Run:
         return self.stores[0]
 
     @property
+    def contents(self) -> list[str]:
+        """Identities of the contents of its stores; they may change while the recipe stays the same."""
+        return [store.contents for store in self.stores]
+
+    @property
     def n_latents(self) -> int:
         """Latents S."""
         return self.config.expansion_factor * self.store.d_model
@@ -165,7 +170,27 @@ def prepare_run(config: TrainConfig, stores: tuple[ActivationStore, ...] | None 
 
 def sae_cfg(run: Run) -> dict[str, Any]:
     """The config in an autoencoder's file."""
-    return {**run.recipe, "package_version": __version__, "run_name": run.folder.name}
+    return {**run.recipe, "contents": run.contents, "package_version": __version__, "run_name": run.folder.name}
+
+
+def require_same_contents(run: Run, found: object) -> None:
+    """Refuse to go on with a run whose stores were made again since from other images.
+
+    Args:
+        run: The run.
+        found: What it recorded of its stores' contents; None if an older version began it, which recorded nothing.
+
+    Raises:
+        TrainingError: If they are others.
+    """
+    if found is None or found == run.contents:
+        return
+    before = found if isinstance(found, list) and len(found) == len(run.stores) else [None] * len(run.stores)
+    changed = next(store for store, contents in zip(run.stores, before, strict=True) if store.contents != contents)
+    raise TrainingError(
+        f"run '{run.folder.name}' was trained on other activations: store '{changed.path}' was made again since, with "
+        f"other contents. Choose another --run_name, or move '{run.folder}' away to train it anew"
+    )
 
 
 def _find_stores(config: TrainConfig) -> tuple[ActivationStore, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from cytosae_cache.storage.atomic import write_file
+from cytosae_cache.storage.atomic import make_folder, write_file
 from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.config.fields import check_field
 from cytosae_pipeline.config.train import OF_ARCHITECTURES, without_foreign
@@ -145,7 +145,7 @@ def run_sweep(base: TrainConfig, path: Path | str) -> SweepResult:
         for run, result, values in zip(runs, results, grid, strict=True)
     ]
     folder = Workspace(base.root_dir).run_dir(prefix)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     table, picture = folder / "sweep.csv", folder / "sweep.svg"
     write_file(table, _to_csv(rows, varying))
     points = [

@@ -31,7 +31,7 @@ from cytosae_pipeline.training.loggers.jsonl import JsonlLogger
 from cytosae_pipeline.training.loggers.tensorboard import TensorboardLogger
 from cytosae_pipeline.training.loggers.weights_and_biases import WandbLogger
 from cytosae_pipeline.training.matmul import choose_matmul
-from cytosae_pipeline.training.runs import Run, TrainingError, differing_options, sae_cfg
+from cytosae_pipeline.training.runs import Run, TrainingError, differing_options, require_same_contents, sae_cfg
 from cytosae_pipeline.workspace.files import write_torch
 from cytosae_pipeline.workspace.runs import METRICS_NAME
 
@@ -68,8 +68,8 @@ class Trainer:
         """Number of these steps."""
         self.note = ""
         """Summary of the last log line."""
-        self.has_unlogged_step = False
-        """Whether the log line of the last step could not be written: a state from after it would never write it."""
+        self.has_unrecorded_step = False
+        """Whether log line or checkpoint of the last step could not be written: a run resumed after it never would."""
         config, layout = run.config, run.store.spec.tokens
         self._scaling = start.scaling if config.standardise else None
         sae = make_sae(
@@ -145,6 +145,7 @@ class Trainer:
         due = self._upcoming is not None and samples_seen >= self._upcoming
         logs = self.n_done % config.wandb_log_frequency == 0 or last or self.n_done == 1
         logs = logs or (due and self._held_out is not None)
+        self.has_unrecorded_step = logs or due
         if logs:
             # CPU-GPU sync point.
             frequency = self._n_fired.cpu().double() / max(self._n_tokens, 1)
@@ -153,9 +154,7 @@ class Trainer:
                 self._evaluation = self._evaluate(self._held_out, limit=None if last else _IMAGES_ON_THE_WAY)
                 metrics |= self._evaluation.metrics()
             histogram = make_histogram(torch.log10(frequency + _LEAST_FREQUENCY).numpy())
-            self.has_unlogged_step = True
             self._loggers.log(self.n_done, metrics, {"plots/feature_density_line_chart": histogram})
-            self.has_unlogged_step = False
             self.note = f"loss {metrics['losses/overall_loss']:.4g}, EV {metrics['metrics/explained_variance']:.3f}"
         if self.n_done % config.feature_sampling_window == 0:
             self._n_fired.zero_()
@@ -163,12 +162,14 @@ class Trainer:
         if due:
             self._check_sound(result)
             self._save_sae(self.run.checkpoint_path(samples_seen))
+            self.has_unrecorded_step = False
             self.save_state()
             while self._upcoming is not None and samples_seen >= self._upcoming:
                 self._upcoming = next(self._due, None)
         elif time.monotonic() - self._last_save > _SECONDS_BETWEEN_SAVES:
             self._check_sound(result)
             self.save_state()
+        self.has_unrecorded_step = False
         return logs
 
     def finish(self) -> None:
@@ -199,6 +200,7 @@ class Trainer:
         """Save the state, from which training resumes exactly here; the state before it is kept."""
         state = {
             "recipe": self.run.recipe,
+            "contents": self.run.contents,
             "samples_seen": self.samples_seen,
             "n_done": self.n_done,
             "n_fired": self._n_fired,
@@ -245,7 +247,7 @@ class Trainer:
         return False
 
     def _check_state(self, path: Path, state: Mapping[str, Any]) -> None:
-        """Refuse a state of other options or of an older version.
+        """Refuse a state of other options, other activations or an older version.
 
         Raises:
             TrainingError: If it is one.
@@ -257,6 +259,9 @@ class Trainer:
                 f"'{path}' was written by an older version of cytosae-cache, whose unfinished runs cannot be "
                 "resumed: finish the run with that version, or choose another --run_name"
             )
+        require_same_contents(self.run, state.get("contents"))
+        if "contents" not in state:
+            logger.warning(f"'{path}' does not say which activations it is of: make sure that the store is the same")
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a state."""

@@ -231,11 +231,22 @@ def test_images_without_patients_or_labels_are_missing_values(own, container):
     assert patients.obs["n_images"].to_dict() == {"only": 5}
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_tables_say_what_they_were_made_from(with_sae, kind):
+    export(with_sae, kind)
+    about = json.loads((with_sae.features() / f"table_about_{kind}.json").read_text())
+    record = json.loads((with_sae.features() / "patients.json").read_text())
+    assert about["store_contents"] == record["store_contents"] == ActivationStore(with_sae.store).contents
+    assert about["sae_sha256"] == record["sae_sha256"]
+    assert about["thresholds"] == record["thresholds"]
+
+
 @pytest.mark.parametrize("kind", ["anndata", "csv", "parquet"])
 def test_a_store_without_any_patient_or_label_has_no_file_of_patients(own, kind):
     own.make(9, labels=("",), patients=("",))
     assert "has a patient: no file of patients is written" in run(own, kind).output
-    names = {"anndata": {"images.h5ad"}}.get(kind, {f"table_latents.{kind}", f"table_images.{kind}"})
+    tables = {f"table_latents.{kind}", f"table_images.{kind}", f"table_about_{kind}.json"}
+    names = {"anndata": {"images.h5ad"}}.get(kind, tables)
     assert {path.name for path in own.out.iterdir()} == names
     if kind == "anndata":
         assert anndata.read_h5ad(own.out / "images.h5ad").obs["label"].isna().all()

@@ -70,7 +70,7 @@ def test_tables_that_were_killed_half_way_are_no_obstacle(with_sae, tmp_path):
     assert "table_latents.csv" in names(out)
     assert "table_images.csv" not in names(out)
     with_sae.run_plain(*arguments)
-    assert names(out) == ["table_images.csv", "table_latents.csv", "table_patients.csv"]
+    assert names(out) == ["table_about_csv.json", "table_images.csv", "table_latents.csv", "table_patients.csv"]
     before = {path: path.read_bytes() for path in out.iterdir()}
     assert "exists already. Give another --out, or --overwrite" in with_sae.run_plain(*arguments, code=1).output
     kill("table_images.csv", 2, *arguments, "--overwrite")
@@ -78,7 +78,7 @@ def test_tables_that_were_killed_half_way_are_no_obstacle(with_sae, tmp_path):
     assert "exists already" in with_sae.run_plain(*arguments, code=1).output
     assert {path: path.read_bytes() for path in out.iterdir()} == before, "the old ones are back"
     with_sae.run_plain(*arguments, "--overwrite")
-    assert names(out) == ["table_images.csv", "table_latents.csv", "table_patients.csv"]
+    assert names(out) == ["table_about_csv.json", "table_images.csv", "table_latents.csv", "table_patients.csv"]
 
 
 @pytest.mark.parametrize("with_file", [False, True])
@@ -140,7 +140,7 @@ def test_tables_go_where_links_lead(with_sae, tmp_path):
     assert link.is_symlink()
     assert (disk / "table_images.csv").is_symlink()
     assert (tmp_path / "large.csv").read_text().startswith("row,path")
-    assert names(disk) == ["table_images.csv", "table_latents.csv", "table_patients.csv"]
+    assert names(disk) == ["table_about_csv.json", "table_images.csv", "table_latents.csv", "table_patients.csv"]
 
 
 def test_one_export_at_a_time(with_sae, tmp_path):

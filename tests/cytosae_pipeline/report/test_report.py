@@ -22,7 +22,7 @@ from cytosae.formats.checkpoint import load_sae, save_sae
 from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.config.report import PageConfig, parse_latents, parse_range
+from cytosae_pipeline.config.report import PageConfig, ReportConfig, parse_latents, parse_range
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.report.data.limits import MAX_UPLOAD, SIGNIFICANT_Q
 from cytosae_pipeline.report.data.pseudonyms import ensure_key, pseudonymise
@@ -33,7 +33,16 @@ from cytosae_pipeline.report.records.encoding import pack, to_script
 from cytosae_pipeline.report.records.page_files import read_page_files
 from cytosae_pipeline.runtime.palette import palette_record
 from cytosae_pipeline.statistics.groups import find_groups
-from cytosae_pipeline.statistics.notes import MAX_NAME, MAX_NOTE, check_note, read_notes, write_notes
+from cytosae_pipeline.statistics.inputs import open_inputs
+from cytosae_pipeline.statistics.notes import (
+    MAX_NAME,
+    MAX_NOTE,
+    Subject,
+    check_note,
+    read_notes,
+    save_note,
+    write_notes,
+)
 from tests.support.pictures import HEARING_MAIN
 
 TYPES = {"f4": "<f4", "u1": "u1", "u2": "<u2", "i4": "<i4", "i1": "i1"}
@@ -656,6 +665,37 @@ def test_notes_go_into_the_report(with_sae):
     write_notes(with_sae.features() / "latent_notes.json", {7: {"name": "rim", "note": ""}})
     report, _ = _report(with_sae)
     assert _data(report, "overview")["notes"] == {"7": {"name": "rim", "note": ""}}
+
+
+def test_notes_belong_to_an_autoencoder_and_to_images(with_sae):
+    _report(with_sae)
+    folder, about = with_sae.features(), Subject.of(open_inputs(_page_config(with_sae)))
+    path, note = folder / "latent_notes.json", {7: {"name": "rim", "note": ""}}
+    write_notes(path, note, subject=about)
+    assert read_notes(path, 96, subject=about) == note
+    for wrong, text in (
+        (about._replace(sae_sha256="0"), "were written about another autoencoder. Move the file away to begin anew"),
+        (about._replace(store_contents="0"), "were written about other images: the store was made again since"),
+    ):
+        before = path.read_bytes()
+        with pytest.raises(UserError, match=re.escape(text)):
+            read_notes(path, 96, subject=wrong)
+        with pytest.raises(UserError, match=re.escape(text)):
+            save_note(path, 96, 3, note[7], subject=wrong)
+        assert path.read_bytes() == before
+        assert read_notes(path, 96, subject=wrong, keep=True) == note
+    write_notes(path, note, subject=about._replace(sae_sha256="0"))
+    options = ("--dataset_name", "toy", "--sae_path", with_sae.sae())
+    for verb, *more in (("report", "--masking_images", 0), ("export", "--format", "csv")):
+        output = with_sae.run(verb, *options, *more, code=1).output
+        assert f"the names and notes of latents in '{path}' were written about another autoencoder" in output
+        with_sae.run(verb, *options, *more, "--keep_notes")
+    write_notes(path, note)  # of an older version, which does not say
+    with_sae.run("report", *options, "--masking_images", 0)
+
+
+def _page_config(place):
+    return ReportConfig(root_dir=place.root, dataset_name="toy", sae_path=place.sae())
 
 
 def test_data_files_cannot_be_broken_out_of():

@@ -1,5 +1,6 @@
 """Results belong to the exact bytes that they were made from: a store made again, an autoencoder trained again."""
 
+import errno
 import json
 import shutil
 
@@ -10,6 +11,7 @@ import torch
 from cytosae_cache.format import metadata
 from cytosae_cache.storage.lock import locked
 from cytosae_cache.store import ActivationStore
+from cytosae_pipeline.statistics.records import read_result
 from tests.support.pictures import change_pictures
 
 
@@ -167,3 +169,14 @@ def test_digests_that_are_none_are_one_message(filled):
     out = filled.root / "tables"
     output = filled.run("export", *options(filled), "--format", "csv", "--out", out, code=1).output
     assert f"'{path}' must name files and their digests, found list" in output
+
+
+def test_results_that_the_disk_does_not_give_are_not_called_damaged(tmp_path):
+    (tmp_path / "x.pt").write_bytes(b"")
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with pytest.raises(PermissionError) as caught:
+        read_result(tmp_path / "x.pt", refuse, "features")
+    assert caught.value.filename == str(tmp_path / "x.pt")

@@ -1,5 +1,6 @@
 """One process trains a run; what killed processes left is removed, and damaged states are never passed over."""
 
+import errno
 import fcntl
 import json
 import os
@@ -11,8 +12,10 @@ import sys
 import pytest
 import torch
 
+from cytosae.formats.checkpoint import load_sae, read_torch
+from cytosae_cache.store import ActivationStore
 from tests.support.patience import patience, wait_until
-from tests.support.pictures import HEARING_MAIN
+from tests.support.pictures import HEARING_MAIN, change_pictures
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([".", "cache", "pipeline"])}
 
@@ -155,3 +158,72 @@ def test_a_full_disk_loses_no_metrics_and_each_step_is_there_once(with_store):
     assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == list(range(1, 101))
     first, second = (torch.load(with_store.sae(run), weights_only=True)["state_dict"] for run in ("whole", "r"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def _make_again(place):
+    change_pictures(place.images)
+    place.build("--overwrite")
+
+
+def test_a_run_is_not_resumed_on_a_store_that_was_made_again(with_store):
+    folder = _state_after_kill(with_store)
+    before = (folder / "metrics.jsonl").read_bytes()
+    _make_again(with_store)
+    output, _ = _start(with_store, "r").communicate(timeout=patience())
+    expected = f"run 'r' was trained on other activations: store '{with_store.store}' was made again since, with other "
+    assert expected + "contents. Choose another --run_name, or move" in output
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    (folder / "config.json").unlink()  # the states say it, too
+    output, _ = _start(with_store, "r").communicate(timeout=patience())
+    assert expected in output
+
+
+def test_a_finished_run_is_not_taken_for_one_on_a_store_that_was_made_again(with_sae):
+    _make_again(with_sae)
+    assert "run 'r' was trained on other activations" in with_sae.train("--run_name", "r", code=1).output
+    with_sae.train("--run_name", "again")
+
+
+def test_a_run_that_had_not_begun_takes_the_store_of_now(with_sae):
+    for path in _folder(with_sae, "r").iterdir():
+        if path.name != "config.json":
+            path.unlink()
+    _make_again(with_sae)
+    with_sae.train("--run_name", "r")
+    config = json.loads((_folder(with_sae, "r") / "config.json").read_text())
+    assert config["contents"] == [ActivationStore(with_sae.store).contents]
+    assert load_sae(with_sae.sae()).cfg["contents"] == config["contents"]
+
+
+def test_a_state_of_a_version_that_did_not_record_the_contents_is_taken_with_a_warning(with_store):
+    folder = _state_after_kill(with_store)
+    for path in folder.glob("training_state*.pt"):
+        state = torch.load(path, weights_only=True)
+        del state["contents"]
+        torch.save(state, path)
+    config = json.loads((folder / "config.json").read_text())
+    del config["contents"]
+    (folder / "config.json").write_text(json.dumps(config))
+    child = _start(with_store, "r")
+    wait_until(lambda: "resuming run" in child.stdout.readline())
+    child.kill()
+    child.communicate()
+
+
+def test_a_checkpoint_that_could_not_be_written_is_written_when_the_run_is_resumed(with_store, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cytosae_pipeline.training.trainer.save_sae", fail)
+        output = with_store.train("--run_name", "r", code=1).output
+    assert "sparse_autoencoder_toy_vit_-2_resid_96.pt' cannot be written: No space left on device" in output
+    with_store.train("--run_name", "r")
+    with_store.train("--run_name", "whole")
+    found, whole = (
+        {path.name: read_torch(path)["state_dict"]["W_enc"] for path in _folder(with_store, run).glob("*_sparse_*.pt")}
+        for run in ("r", "whole")
+    )
+    assert len(whole) == 3
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(found[name], whole[name]) for name in whole)

@@ -25,7 +25,7 @@ from cytosae_pipeline.statistics.features import Features
 from cytosae_pipeline.statistics.groups import PatientGroups, find_groups
 from cytosae_pipeline.statistics.inputs import Inputs, PlacedInputs, open_inputs
 from cytosae_pipeline.statistics.label_index import number_names
-from cytosae_pipeline.statistics.notes import FILE_NAME, LatentNote, read_notes
+from cytosae_pipeline.statistics.notes import FILE_NAME, LatentNote, Subject, read_notes
 from cytosae_pipeline.statistics.results import Statistics, ensure_statistics
 
 logger = logging.getLogger(__name__)
@@ -77,18 +77,26 @@ class LatentData:
         return self.features.top_rows
 
 
-def make_latent_data(config: PageConfig, features: Features, notes_path: Path) -> LatentData:
+def make_latent_data(
+    config: PageConfig, features: Features, notes_path: Path, *, subject: Subject | None = None
+) -> LatentData:
     """The feature data with what follows from them, and the notes in a file.
 
+    Args:
+        config: Options.
+        features: The feature data.
+        notes_path: The file.
+        subject: What the notes must be about, as for `read_notes`.
+
     Raises:
-        UserError: If the file contains something else than notes.
+        UserError: If the file contains something else than notes, or notes about something else.
     """
     return LatentData(
         config=config,
         features=features,
         entropy=features.label_entropy,
         clusters=cluster_latents(features.mean_acts, features.sparsity, config.clusters, seed=config.seed),
-        notes=read_notes(notes_path, len(features.sparsity)),
+        notes=read_notes(notes_path, len(features.sparsity), subject=subject, keep=config.keep_notes),
     )
 
 
@@ -126,6 +134,11 @@ class ReportData(LatentData):
         """File of the notes on latents."""
         return self.inputs.folder / FILE_NAME
 
+    def read_notes(self) -> dict[int, LatentNote]:
+        """The notes as they are now."""
+        subject, keep = Subject.of(self.inputs), self.config.keep_notes
+        return read_notes(self.notes_path, self.n_latents, subject=subject, keep=keep)
+
 
 def open_report_data(
     config: PageConfig,
@@ -162,7 +175,7 @@ def open_report_data(
     key = ensure_key(inputs.folder / KEY_NAME) if pseudonymous and counts is not None else None
     cohort, patients = _make_cohort(counts, inputs, config, key)
     return ReportData(
-        **vars(make_latent_data(config, features, inputs.folder / FILE_NAME)),
+        **vars(make_latent_data(config, features, inputs.folder / FILE_NAME, subject=Subject.of(inputs))),
         inputs=inputs,
         labels=number_names(store.images.label, features.labels),
         profiles=found.profiles,

@@ -20,7 +20,6 @@ from cytosae_pipeline.report.records.images import make_image_book
 from cytosae_pipeline.report.records.masking import measure_masking
 from cytosae_pipeline.report.records.overview import overview_record
 from cytosae_pipeline.report.records.thumbnails import explain_no_pictures
-from cytosae_pipeline.statistics.notes import read_notes
 from cytosae_pipeline.workspace.runs import resolve_sae
 
 logger = logging.getLogger(__name__)
@@ -117,7 +116,7 @@ def explore(config: ExploreConfig, on_ready: Callable[[Serving], None]) -> Ended
             with ExploreServer(app, listener) as server, contextlib.suppress(KeyboardInterrupt):
                 on_ready(serving)
                 server.run()
-    return Ended(len(read_notes(report_data.notes_path, report_data.n_latents)), report_data.notes_path)
+    return Ended(len(report_data.read_notes()), report_data.notes_path)
 
 
 def _require(*names: str) -> None:

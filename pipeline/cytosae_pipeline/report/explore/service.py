@@ -28,7 +28,7 @@ from cytosae_pipeline.report.records.latents import (
 )
 from cytosae_pipeline.report.records.patients import compare_pair, comparison_record, patients_record, plan_comparisons
 from cytosae_pipeline.report.records.thumbnails import encode_jpeg, is_same
-from cytosae_pipeline.statistics.notes import LatentNote, check_note, read_notes, save_note
+from cytosae_pipeline.statistics.notes import LatentNote, Subject, check_note, save_note
 
 PROFILE_IMAGES = 1000
 """Images, spread over the store, from which a latent's profile is computed."""
@@ -128,7 +128,7 @@ class ExploreService:
     def overview(self) -> bytes:
         """The overview, with the current notes."""
         report_data = self._report_data
-        notes = read_notes(report_data.notes_path, report_data.n_latents)
+        notes = report_data.read_notes()
         record = {**self._overview, "notes": {str(latent): dict(note) for latent, note in notes.items()}}
         return to_script("overview", record)
 
@@ -257,7 +257,7 @@ class ExploreService:
         """
         if not 0 <= latent < self._report_data.n_latents:
             raise MissingError
-        notes = read_notes(self._report_data.notes_path, self._report_data.n_latents)
+        notes = self._report_data.read_notes()
         return notes.get(latent, LatentNote(name="", note=""))
 
     def save_note(self, latent: int, value: object) -> LatentNote | None:
@@ -281,7 +281,9 @@ class ExploreService:
             before = check_note(value["before"]) if isinstance(value, dict) and "before" in value else None
         except ValueError as error:
             raise RefusedError(str(error)) from error
-        return save_note(self._report_data.notes_path, self._report_data.n_latents, latent, note, before=before)
+        data = self._report_data
+        subject, keep = Subject.of(data.inputs), data.config.keep_notes
+        return save_note(data.notes_path, data.n_latents, latent, note, before=before, subject=subject, keep=keep)
 
     def upload(self, data: bytes) -> dict[str, Any]:
         """The record of an image that is not in the store, its picture as a JPEG file in base64, and the nearest cells.

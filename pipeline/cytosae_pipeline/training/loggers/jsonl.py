@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cytosae_cache.storage.atomic import write_all
+from cytosae_cache.storage.disk import writing
 from cytosae_pipeline.training.loggers.base import Histograms, Metrics
 
 _MOST_LINE_BYTES = 1 << 20
@@ -25,7 +26,7 @@ class JsonlLogger:
         after_step: Lines of later steps are dropped: the resumed run writes them again.
 
     Raises:
-        OSError: If the file cannot be written.
+        WriteError: If the file cannot be written.
     """
 
     def __init__(self, path: Path, *, after_step: int = 0) -> None:
@@ -37,7 +38,8 @@ class JsonlLogger:
                 raise OSError(errno.EINVAL, "it is not a file; move it away", str(path))
             with open(self._file, "rb", closefd=False) as file:
                 end, is_closed = _find_end(file, after_step)
-            os.ftruncate(self._file, end)
+            with writing(path):
+                os.ftruncate(self._file, end)
             if not is_closed:
                 self._append(b"\n")
         except BaseException:
@@ -48,7 +50,7 @@ class JsonlLogger:
         """Write a line, without histograms; NaN and infinity become null, since JSON has neither.
 
         Raises:
-            OSError: If there is no room for it; the lines before it stay, and no part of it does.
+            WriteError: If there is no room for it; the lines before it stay, and no part of it does.
         """
         values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._append((json.dumps({"step": step, **values}) + "\n").encode())
@@ -62,12 +64,13 @@ class JsonlLogger:
     def _append(self, line: bytes) -> None:
         """Write a line as a whole or not at all."""
         end = os.fstat(self._file).st_size
-        try:
-            write_all(self._file, line)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._file, end)
-            raise OSError(error.errno, error.strerror, str(self._path)) from error
+        with writing(self._path):
+            try:
+                write_all(self._file, line)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._file, end)
+                raise
 
 
 def _find_end(file: BinaryIO, after_step: int) -> tuple[int, bool]:
