@@ -108,25 +108,24 @@ def _with_results(root: Path, nursery: Nursery) -> None:
 
 _UNTIL = """
 import os, sys, threading, time
-from pathlib import Path
 sys.argv = ["cytosae-cache", *{arguments!r}]
 def end():
-    while not Path({path!r}).exists():
+    while not all(map(os.path.exists, {paths!r})):
         time.sleep(0.001)
     os._exit(0)
 threading.Thread(target=end, daemon=True).start()
 from cytosae_pipeline.cli.app import main
 main()
 """
-"""Runs a command and ends it like a kill as soon as a file is there."""
+"""Runs a command and ends it like a kill as soon as some files are there."""
 
 
 def _with_half_a_run(root: Path, nursery: Nursery) -> None:
     _with_store(root, nursery)
     arguments = list(map(str, _train(images=240)(root)))
-    path = root / _RUN / "training_state.before.pt"
-    _run(root, nursery, lambda root: ["-c", _UNTIL.format(arguments=arguments, path=str(path))])
-    if not path.exists():
+    paths = [str(root / _RUN / f"training_state{name}.pt") for name in ("", ".before")]
+    _run(root, nursery, lambda root: ["-c", _UNTIL.format(arguments=arguments, paths=paths)])
+    if not all(Path(path).exists() for path in paths):
         raise RuntimeError("the run ended before it had two states")
 
 

@@ -120,7 +120,7 @@ class MutationTrials:
                 tried.verdict = "told"
             return
         differs = sorted(name for name in ours | theirs if ours.get(name, before.get(name)) != theirs.get(name))
-        warns = path.name in ended.output and path.name not in text
+        warns = any(word in ended.output and word not in text for word in (path.name, f"results of `{path.stem}` in "))
         tried.verdict = "told" if warns else "data"
         if not warns and not kind.is_data and tried.mutation not in WITH_CHECKSUMS:
             tried.problems.append(f"other results without a word: {differs[:5]}: {ended.output[-600:]}")

@@ -1,6 +1,7 @@
 """Counts of tokens above thresholds, summed over the images of each patient or class."""
 
 import logging
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,6 +183,7 @@ def read_counts(folder: Path, kind: GroupKind) -> Counts:
     record = read_record(folder, verb)
 
     def load_raw(path: Path) -> dict[str, npt.NDArray[Any]]:
+        _require_uncompressed(path)
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in ("counts", "n_images", "thresholds", verb)}
 
@@ -210,6 +212,18 @@ def read_counts(folder: Path, kind: GroupKind) -> Counts:
         raise UnusableResultsError(f"the files of `{verb}` in '{folder}': {problem}", verb)
     require_unchanged(folder, verb, (normalised_name, raw_name, groups_name))
     return found
+
+
+def _require_uncompressed(path: Path) -> None:
+    """Refuse an archive that could unpack to more than its size.
+
+    Raises:
+        ValueError: If a member is compressed, which our own files never are.
+        zipfile.BadZipFile: If it is no archive.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise ValueError("it is compressed; expected the arrays as they are")
 
 
 def patient_labels(images: ImageTable) -> dict[str, list[str]]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import pickle
+import tokenize
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -35,6 +36,7 @@ _DIGESTS = "sha256"
 
 _UNREADABLE = (
     OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, RecursionError,
+    OverflowError, SyntaxError, tokenize.TokenError,
     csv.Error, pickle.UnpicklingError, zipfile.BadZipFile,
 )  # fmt: skip
 """What damaged files raise in json, csv, numpy and torch."""

@@ -231,3 +231,27 @@ def test_damaged_specificity_is_one_message(with_sae, change, message):
     path.unlink()
     with pytest.raises(UserError, match=r"Compute them again with `cytosae-cache features`"):
         read_features(with_sae.features())
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"'shape'", b"'sha(e'"), (b"{'descr'", b"'{descr'"), (b"(4, 96)", b"(9**9,)"), (b"}", b"("), (b"<f8", b"|O8"),
+        (b", }                  ", b"9999999999999999999)}"),
+    ],
+)  # fmt: skip
+def test_damaged_headers_of_arrays_are_one_message(filled, old, new):
+    path = filled.features() / "cls_sae_cnt.npy"
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new, 1))
+    with pytest.raises(UserError, match="cls_sae_cnt.npy' cannot be read"):
+        read_counts(filled.features(), "patient")
+
+
+def test_an_archive_of_counts_that_unpacks_to_more_than_its_size_is_refused(filled):
+    path = filled.features() / "patient_counts.npz"
+    with np.load(path) as archive:
+        np.savez_compressed(path, **archive)
+    with pytest.raises(UserError, match="patient_counts.npz' cannot be read .ValueError: it is compressed; expected"):
+        read_counts(filled.features(), "patient")
