@@ -19,14 +19,16 @@ _DATA = "out/feature_data/sae_r/custom/cells"
 _EMBEDDED = "pipeline/cytosae_pipeline/assets/cytosae_tiny14.pth"
 
 
-def _build(*more: object, images: str = "dataset/cells/manifest.csv", model: object = "embedded") -> Command:
+def build(*more: object, images: str = "dataset/cells/manifest.csv", model: object = "embedded") -> Command:
+    """`build` of the cells, or of other images or with another encoder below the root folder."""
     return lambda root: [
         "build", "--root_dir", root, "--dataset_name", "cells", "--images", root / images, "--model_path",
         root / model if isinstance(model, Path) else model, "--workers", 0, "--shard_images", 4, *more,
     ]  # fmt: skip
 
 
-def _train(*more: object, images: int = 24) -> Command:
+def train(*more: object, images: int = 24) -> Command:
+    """`train` of the run `r`."""
     return lambda root: [
         "train", "--root_dir", root, "--dataset_name", "cells", "--expansion_factor", 2, "--batch_size", 8,
         "--total_training_tokens", images, "--lr_warm_up_steps", 2, "--n_checkpoints", 3, "--wandb_log_frequency", 1,
@@ -34,7 +36,8 @@ def _train(*more: object, images: int = 24) -> Command:
     ]  # fmt: skip
 
 
-def _read(verb: str, *more: object, sae: str = "r") -> Command:
+def read_with(verb: str, *more: object, sae: str = "r") -> Command:
+    """A verb that reads the store with an autoencoder, by its run's name or its path below the root folder."""
     return lambda root: [
         verb, "--root_dir", root, "--dataset_name", "cells", "--sae_path", root / sae if "/" in sae else sae,
         *(root / word if isinstance(word, Path) else word for word in more),
@@ -49,8 +52,8 @@ def _list(root: Path) -> list[object]:
     return ["list", "--root_dir", root]
 
 
-_REPORT = _read("report", "--n_latents", 2, "--masking_images", 0, "--out", Path("page"))
-_EXPORT = _read("export", "--format", "csv", "--out", Path("tables"))
+_REPORT = read_with("report", "--n_latents", 2, "--masking_images", 0, "--out", Path("page"))
+_EXPORT = read_with("export", "--format", "csv", "--out", Path("tables"))
 
 
 def _run(root: Path, nursery: Nursery, *commands: Command) -> None:
@@ -77,18 +80,20 @@ def _with_cells(root: Path, nursery: Nursery) -> None:
 
 def _with_store(root: Path, nursery: Nursery) -> None:
     make_images(root, nursery)
-    _run(root, nursery, _build())
+    _run(root, nursery, build())
     (root / "grid.toml").write_text('l1_coefficient = [0.0005]\narch = "relu"\nseed = 3\n')
 
 
-def _with_compressed_store(root: Path, nursery: Nursery) -> None:
+def with_compressed_store(root: Path, nursery: Nursery) -> None:
+    """The same with lz4, and without the other formats."""
     make_images(root, nursery)
-    _run(root, nursery, _build("--compression", "lz4"), _train())
+    _run(root, nursery, build("--compression", "lz4"), train())
 
 
-def _with_sae(root: Path, nursery: Nursery) -> None:
+def with_sae(root: Path, nursery: Nursery) -> None:
+    """Cells, their store, a run, and its autoencoder in three other formats."""
     _with_store(root, nursery)
-    _run(root, nursery, _train())
+    _run(root, nursery, train())
     for form, target in (("saelens", "x/y"), ("safetensors", "x/x.safetensors"), ("reference", "x/x.pt")):
         (root / "x").mkdir(exist_ok=True)
         _run(
@@ -100,8 +105,8 @@ def _with_sae(root: Path, nursery: Nursery) -> None:
 
 
 def _with_results(root: Path, nursery: Nursery) -> None:
-    _with_sae(root, nursery)
-    _run(root, nursery, _read("features", "--top_k", 3), _read("classes"), _read("patients"))
+    with_sae(root, nursery)
+    _run(root, nursery, read_with("features", "--top_k", 3), read_with("classes"), read_with("patients"))
     notes = {"format": 1, "notes": {"4": {"name": "a name", "note": "a note"}, "9": {"name": "b", "note": ""}}}
     (root / _DATA / "latent_notes.json").write_text(json.dumps(notes, indent=1))
 
@@ -122,7 +127,7 @@ main()
 
 def _with_half_a_run(root: Path, nursery: Nursery) -> None:
     _with_store(root, nursery)
-    arguments = list(map(str, _train(images=240)(root)))
+    arguments = list(map(str, train(images=240)(root)))
     paths = [str(root / _RUN / f"training_state{name}.pt") for name in ("", ".before")]
     _run(root, nursery, lambda root: ["-c", _UNTIL.format(arguments=arguments, paths=paths)])
     if not all(Path(path).exists() for path in paths):
@@ -131,7 +136,7 @@ def _with_half_a_run(root: Path, nursery: Nursery) -> None:
 
 def _with_half_a_build(root: Path, nursery: Nursery) -> None:
     make_images(root, nursery)
-    nursery.run(*_build()(root), kill_at_marks=(root, 2))
+    nursery.run(*build()(root), kill_at_marks=(root, 2))
     if not list(root.glob(f"{_STORE}/progress/*.json")):
         raise RuntimeError("the build ended before it was killed")
 
@@ -180,7 +185,7 @@ def _import(name: str, *more: object) -> Command:
     ]  # fmt: skip
 
 
-def _sign(root: Path) -> None:
+def sign(root: Path) -> None:
     """Make the digests of a store right again, as somebody would who wrote it."""
     for store in root.glob(_STORE):
         try:
@@ -198,12 +203,12 @@ def _sign(root: Path) -> None:
 def make_kinds() -> Iterator[Kind]:
     """All kinds, those of one workspace after each other."""
     for ending in ("jpg", "png", "tif", "webp", "bmp", "jp2"):
-        build = _build(images="dataset/pictures/manifest.csv")
+        of_pictures = build(images="dataset/pictures/manifest.csv")
         yield Kind(
-            f"picture .{ending}", "bytes", f"dataset/pictures/a.{ending}", _picture_of[ending], {"build": build},
+            f"picture .{ending}", "bytes", f"dataset/pictures/a.{ending}", _picture_of[ending], {"build": of_pictures},
             is_data=True,
         )  # fmt: skip
-    yield Kind("manifest", "csv", "dataset/cells/manifest.csv", _with_cells, {"build": _build()}, is_data=True)
+    yield Kind("manifest", "csv", "dataset/cells/manifest.csv", _with_cells, {"build": build()}, is_data=True)
     yield from _kinds_of_stores()
     yield from _kinds_of_runs()
     yield from _kinds_of_results()
@@ -218,7 +223,7 @@ _picture_of: dict[str, Prepare] = {
 
 def _kinds_of_stores() -> Iterator[Kind]:
     readers = {
-        "features": _read("features"), "verify": _of_store("verify"), "train": _train("--run_name", "s"),
+        "features": read_with("features"), "verify": _of_store("verify"), "train": train("--run_name", "s"),
         "info": _of_store("info"), "list": _list,
     }  # fmt: skip
     for name, form, file in (
@@ -226,25 +231,25 @@ def _kinds_of_stores() -> Iterator[Kind]:
         ("metadata of a table", "json", "images/path/zarr.json"), ("table", "bytes", "images/path/c/0"),
         ("table of sums", "bytes", "moments/sum/c/0/0"), ("shard", "bytes", "activations/c/0/0/0"),
     ):  # fmt: skip
-        yield Kind(f"store: {name}", form, f"{_STORE}/{file}", _with_sae, readers)
+        yield Kind(f"store: {name}", form, f"{_STORE}/{file}", with_sae, readers)
         if name != "shard":
             yield Kind(
-                f"store: {name}, signed again", form, f"{_STORE}/{file}", _with_sae, readers, is_data=True, amend=_sign
+                f"store: {name}, signed again", form, f"{_STORE}/{file}", with_sae, readers, is_data=True, amend=sign
             )
-    few = {"features": _read("features"), "verify": _of_store("verify")}
-    yield Kind("store: lz4 shard", "bytes", f"{_STORE}/activations/c/0/0/0", _with_compressed_store, few)
+    few = {"features": read_with("features"), "verify": _of_store("verify")}
+    yield Kind("store: lz4 shard", "bytes", f"{_STORE}/activations/c/0/0/0", with_compressed_store, few)
     yield Kind(
         "completion mark", "json", f"{_STORE}/progress/*.json", _with_half_a_build,
-        {"build": _build(), "list": _list},
+        {"build": build(), "list": _list},
     )  # fmt: skip
     deep = {
         "verify --deep": lambda root: ["verify", "--root_dir", root, "--dataset_name", "cells", "--deep"],
-        "build": _build(), "report": _REPORT,
+        "build": build(), "report": _REPORT,
     }  # fmt: skip
     yield Kind("record of a build", "json", "out/builds/*.json", _with_results, deep)
     yield Kind(
         "sweep", "toml", "grid.toml", _with_store,
-        {"train --sweep": lambda root: [*_train("--run_name", "g")(root), "--sweep", root / "grid.toml"]}, is_data=True,
+        {"train --sweep": lambda root: [*train("--run_name", "g")(root), "--sweep", root / "grid.toml"]}, is_data=True,
     )  # fmt: skip
 
 
@@ -255,11 +260,11 @@ def _kinds_of_runs() -> Iterator[Kind]:
         ("of the reference", "zip", "x/x.pt", "x/x.pt"), ("of SAELens: cfg.json", "json", "x/y/cfg.json", "x/y"),
         ("of SAELens: weights", "safetensors", "x/y/sae_weights.safetensors", "x/y"),
     ):  # fmt: skip
-        yield Kind(f"autoencoder {name}", form, file, _with_sae, {"features": _read("features", sae=sae)})
-    used = {"features": _read("features"), "list": _list, "train": _train()}
-    yield Kind("finished run: config.json", "json", f"{_RUN}/config.json", _with_sae, used)
-    yield Kind("finished run: metrics.jsonl", "json lines", f"{_RUN}/metrics.jsonl", _with_sae, used)
-    again = {"train": _train(images=240), "list": _list}
+        yield Kind(f"autoencoder {name}", form, file, with_sae, {"features": read_with("features", sae=sae)})
+    used = {"features": read_with("features"), "list": _list, "train": train()}
+    yield Kind("finished run: config.json", "json", f"{_RUN}/config.json", with_sae, used)
+    yield Kind("finished run: metrics.jsonl", "json lines", f"{_RUN}/metrics.jsonl", with_sae, used)
+    again = {"train": train(images=240), "list": _list}
     for name, form in (
         ("config.json", "json"), ("metrics.jsonl", "json lines"), ("training_state.pt", "zip"),
         ("training_state.before.pt", "zip"),
@@ -296,9 +301,9 @@ def _kinds_of_encoders() -> Iterator[Kind]:
     pictures = "dataset/pictures/manifest.csv"
     yield Kind(
         "encoder .pth", "zip", "vit.pth", _with_encoders,
-        {"build": _build(images=pictures, model=Path("vit.pth"))}, is_data=True,
+        {"build": build(images=pictures, model=Path("vit.pth"))}, is_data=True,
     )  # fmt: skip
-    folder = {"build": _build(images=pictures, model=Path("folder"))}
+    folder = {"build": build(images=pictures, model=Path("folder"))}
     for name, form in (
         ("config.json", "json"),
         ("preprocessor_config.json", "json"),
