@@ -55,15 +55,6 @@ def make_cases() -> Iterator[Case]:
     picture = build("--strict-images", "--dataset_name", "pictures", images="x.csv")
     yield "PNG of 1 x 134,217,727 pixels", lambda root: _write_picture(root, 1, (1 << 27) - 1), picture
     yield "PNG of 11,586 x 11,586 pixels", lambda root: _write_picture(root, 11_586, 11_586), picture
-    for name, text in (
-        ("100,000 lists", "[" * 100_000),
-        ("Infinity", '{"model_type": "vit", "hidden_size": Infinity}'),
-    ):
-        yield (
-            f"encoder: config.json with {name}",
-            lambda root, text=text: _write_folder(root / "folder", text),
-            build(model=Path("folder")),
-        )
     for name, value in (("5,000 lists", "[" * 5000 + "]" * 5000), ("a number of 5,000 digits", "0x" + "f" * 5000)):
         yield (
             f"sweep with {name}",
@@ -78,11 +69,6 @@ def _write(path: Path, data: bytes) -> Path:
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(data)
     return path
-
-
-def _write_folder(folder: Path, config: str) -> Path:
-    _write(folder / "model.safetensors", struct.pack("<Q", 2) + b"{}")
-    return _write(folder / "config.json", config.encode())
 
 
 def _store(root: Path) -> Path:
