@@ -127,7 +127,7 @@ main()
 
 def _with_half_a_run(root: Path, nursery: Nursery) -> None:
     _with_store(root, nursery)
-    arguments = list(map(str, train(images=240)(root)))
+    arguments = list(map(str, train(images=480)(root)))
     paths = [str(root / _RUN / f"training_state{name}.pt") for name in ("", ".before")]
     _run(root, nursery, lambda root: ["-c", _UNTIL.format(arguments=arguments, paths=paths)])
     if not all(Path(path).exists() for path in paths):
@@ -264,7 +264,7 @@ def _kinds_of_runs() -> Iterator[Kind]:
     used = {"features": read_with("features"), "list": _list, "train": train()}
     yield Kind("finished run: config.json", "json", f"{_RUN}/config.json", with_sae, used)
     yield Kind("finished run: metrics.jsonl", "json lines", f"{_RUN}/metrics.jsonl", with_sae, used)
-    again = {"train": train(images=240), "list": _list}
+    again = {"train": train(images=480), "list": _list}
     for name, form in (
         ("config.json", "json"), ("metrics.jsonl", "json lines"), ("training_state.pt", "zip"),
         ("training_state.before.pt", "zip"),
