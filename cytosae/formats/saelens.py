@@ -24,6 +24,7 @@ from cytosae.formats.foreign import (
     transpose,
     whole_number_from,
 )
+from cytosae.formats.tensor_file import DIGEST_KEY, digest_tensors
 from cytosae.sae.base import SMALLEST_NORM, Sae
 from cytosae.sae.registry import ARCHITECTURES, saelens_defaults
 
@@ -144,7 +145,7 @@ def write_saelens(
         InteropError: If SAELens does not have the architecture.
     """
     config, state = to_saelens(sae, cfg)
-    weights, text = save(state), json.dumps(config, indent=1) + "\n"
+    weights, text = save(state, metadata={DIGEST_KEY: digest_tensors(state)}), json.dumps(config, indent=1) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / SAELENS_WEIGHTS, weights)
     write(folder / SAELENS_CONFIG, text.encode())

@@ -187,3 +187,22 @@ def test_mutated_files_raise_nothing_else(tmp_path, data, new):
     (tmp_path / "b.pt").write_bytes(content[: data.draw(st.integers(0, len(content)))])
     with contextlib.suppress(UnsafePickleError):
         check_pickle(tmp_path / "b.pt")
+
+
+def test_damaged_weights_fail_their_checksum(tmp_path):
+    torch.save({"x": torch.arange(64.0)}, tmp_path / "a.pt")
+    data = bytearray((tmp_path / "a.pt").read_bytes())
+    data[data.index(torch.arange(64.0).numpy().tobytes()) + 100] ^= 1
+    (tmp_path / "a.pt").write_bytes(data)
+    with pytest.raises(UnsafePickleError, match="Bad CRC-32 for file .*data/0"):
+        load_torch(tmp_path / "a.pt")
+
+
+def test_files_without_checksums_are_read(tmp_path):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"x": torch.arange(64.0)}, tmp_path / "a.pt")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert load_torch(tmp_path / "a.pt")["x"][63] == 63

@@ -34,6 +34,10 @@ class Ended:
     """How long it ran."""
     left_over: list[str]
     """Its processes that were still there some seconds later."""
+    peak_bytes: int = 0
+    """Most memory of it or one of its processes, above what its parent had."""
+    cpu_s: float = 0
+    """Seconds of computing, its processes included."""
 
 
 class Nursery:
@@ -109,6 +113,7 @@ def _serve() -> None:
     for name in sys.argv[1:]:
         importlib.import_module(name)
     log = Path(f"/tmp/cytosae-nursery-{os.getpid()}.log")
+    inherited = _peak_of_an_idle_child()
     for line in sys.stdin:
         task = json.loads(line)
         subprocess.run(["sh", "-ec", task["before"]], check=True)
@@ -124,12 +129,13 @@ def _serve() -> None:
             while os.getpgid(child) != child:  # it has just been forked
                 time.sleep(0.001)
             (os.killpg if task["group"] else os.kill)(child, task["number"])
-        status = _reap(child)
+        status, usage = _reap(child)
         if tracer is not None:
             tracer.wait()
         ended = Ended(
-            os.waitstatus_to_exitcode(status), log.read_text(), time.monotonic() - started, _wait_for_session(child)
-        )
+            os.waitstatus_to_exitcode(status), log.read_text(errors="replace"), time.monotonic() - started,
+            _wait_for_session(child), max(0, usage.ru_maxrss - inherited) * 1024, usage.ru_utime + usage.ru_stime,
+        )  # fmt: skip
         subprocess.run(["sh", "-ec", task["after"]], check=True)
         sys.stdout.write(json.dumps(vars(ended)) + "\n")
         sys.stdout.flush()
@@ -184,16 +190,24 @@ def _attach(child: int, options: list[str]) -> "subprocess.Popen[bytes]":
     return tracer
 
 
-def _reap(child: int, timeout_s: float = patience(600)) -> int:
+def _peak_of_an_idle_child() -> int:
+    """KiB that a child has from its parent."""
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    return os.wait4(child, 0)[2].ru_maxrss
+
+
+def _reap(child: int, timeout_s: float = patience(600)) -> tuple[int, resource.struct_rusage]:
     """Wait for a child's end; one that hangs says where its threads are and is ended."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        number, status = os.waitpid(child, os.WNOHANG)
+        number, status, usage = os.wait4(child, os.WNOHANG)
         if number:
-            return status
+            return status, usage
         time.sleep(0.002)
     os.kill(child, signal.SIGABRT)
-    return os.waitpid(child, 0)[1]
+    return os.wait4(child, 0)[1:]
 
 
 def _wait(child: int, seconds: float | None, marks: tuple[str, int] | None) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from cytosae_pipeline.statistics.records import (
     read_result,
     replacing_results,
     require_ours,
+    require_unchanged,
 )
 from cytosae_pipeline.workspace.csv_files import to_csv
 
@@ -180,10 +182,11 @@ def read_counts(folder: Path, kind: GroupKind) -> Counts:
     Raises:
         UnusableResultsError: If something is missing, cannot be read or does not fit the rest.
     """
-    verb, normalised_name, raw_name, _ = COUNT_FILES[kind]
+    verb, normalised_name, raw_name, groups_name = COUNT_FILES[kind]
     record = read_record(folder, verb)
 
     def load_raw(path: Path) -> dict[str, npt.NDArray[Any]]:
+        _require_uncompressed(path)
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in ("counts", "n_images", "thresholds", verb)}
 
@@ -210,7 +213,20 @@ def read_counts(folder: Path, kind: GroupKind) -> Counts:
         problem = "counts must be finite and at least 0"
     if problem:
         raise UnusableResultsError(f"the files of `{verb}` in '{folder}': {problem}", verb)
+    require_unchanged(folder, verb, (normalised_name, raw_name, groups_name))
     return found
+
+
+def _require_uncompressed(path: Path) -> None:
+    """Refuse an archive that could unpack to more than its size.
+
+    Raises:
+        ValueError: If a member is compressed, which our own files never are.
+        zipfile.BadZipFile: If it is no archive.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise ValueError("it is compressed; expected the arrays as they are")
 
 
 def patient_labels(images: ImageTable) -> dict[str, list[str]]:

@@ -28,6 +28,7 @@ from cytosae_pipeline.statistics.records import (
     read_result,
     replacing_results,
     require_ours,
+    require_unchanged,
 )
 from cytosae_pipeline.statistics.specificity import FILE_NAME as SPECIFICITY
 from cytosae_pipeline.statistics.specificity import (
@@ -228,9 +229,10 @@ def read_features(folder: Path) -> Features:
     if problem:
         raise UnusableResultsError(f"the files of `features` in '{folder}': {problem}", VERB)
     # The record says whether the file belongs to these results: an older version leaves that of a newer one behind.
-    if not record.get("specificity"):
-        return found
-    return replace(found, specificity=read_specificity(folder, n_latents, len(labels), VERB))
+    if record.get("specificity"):
+        found = replace(found, specificity=read_specificity(folder, n_latents, len(labels), VERB))
+    require_unchanged(folder, VERB, (*FILES, ENTROPY, SPECIFICITY))
+    return found
 
 
 def _images_csv(store: ActivationStore) -> bytes:

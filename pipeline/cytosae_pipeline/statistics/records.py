@@ -2,9 +2,11 @@
 
 import csv
 import errno
+import hashlib
 import json
 import logging
 import pickle
+import tokenize
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -29,8 +31,12 @@ logger = logging.getLogger(__name__)
 
 _Value = TypeVar("_Value")
 
+_DIGESTS = "sha256"
+"""Field of a record on disk: SHA-256 of each file beside it."""
+
 _UNREADABLE = (
     OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, RecursionError,
+    OverflowError, SyntaxError, tokenize.TokenError,
     csv.Error, pickle.UnpicklingError, zipfile.BadZipFile,
 )  # fmt: skip
 """What damaged files raise in json, csv, numpy and torch."""
@@ -185,7 +191,7 @@ def replacing_results(folder: Path, names: Iterable[str], record: Mapping[str, A
     Args:
         folder: Folder of the results, which is made.
         names: Names of the files.
-        record: What they are made from.
+        record: What they are made from; the digests of the files are added to it on disk.
 
     Yields:
         Temporary path of each file.
@@ -194,7 +200,8 @@ def replacing_results(folder: Path, names: Iterable[str], record: Mapping[str, A
     make_folder(folder)
     with replacing_set([folder / name for name in every]) as places:
         yield dict(zip(every, places, strict=True))
-        places[-1].write_text(json.dumps(record, indent=1) + "\n")
+        files = {name: _hash_file(place) for name, place in zip(every[:-1], places[:-1], strict=True)}
+        places[-1].write_text(json.dumps({**record, _DIGESTS: files}, indent=1) + "\n")
 
 
 def has_record(folder: Path, verb: str) -> bool:
@@ -204,16 +211,46 @@ def has_record(folder: Path, verb: str) -> bool:
 
 
 def read_record(folder: Path, verb: str) -> dict[str, Any]:
-    """A verb's record.
+    """A verb's record, without the digests of its files.
 
     Raises:
         UnusableResultsError: If it is missing or damaged.
     """
+    return {name: value for name, value in _read_whole_record(folder, verb).items() if name != _DIGESTS}
+
+
+def require_unchanged(folder: Path, verb: str, names: Iterable[str]) -> None:
+    """Compare a verb's files with the digests in its record, which older versions did not write.
+
+    Args:
+        folder: Folder of the results.
+        verb: The verb.
+        names: Names of the files, as far as they are there.
+
+    Raises:
+        UnusableResultsError: If a file is not the one that the verb wrote.
+    """
+    digests = _read_whole_record(folder, verb).get(_DIGESTS, {})
+    if not isinstance(digests, dict):
+        path = folder / f"{verb}.json"
+        raise UnusableResultsError(f"'{path}' must name files and their digests, found {type(digests).__name__}", verb)
+    for path in (folder / name for name in names if name in digests):
+        if path.is_file() and read_result(path, _hash_file, verb) != digests[path.name]:
+            raise UnusableResultsError(f"'{path}' was changed or damaged after it was written", verb)
+
+
+def _read_whole_record(folder: Path, verb: str) -> dict[str, Any]:
     path = folder / f"{verb}.json"
     value = read_result(path, lambda path: json.loads(path.read_bytes()), verb)
     if not isinstance(value, dict):
         raise UnusableResultsError(f"'{path}' must be a JSON object, found {type(value).__name__}", verb)
     return value
+
+
+def _hash_file(path: Path) -> str:
+    """SHA-256 of a file, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 _IDENTITIES = {

@@ -10,6 +10,7 @@ from numcodecs import Zstd
 from cytosae_cache.errors import StoreCorruptError
 from cytosae_cache.format.codec import decode_into, make_codec, zstd_content_size
 from cytosae_cache.format.columns import encode_hierarchy, read_table
+from tests.support.hostile_files import make_zstd_of_zeros
 
 TEXTS = np.array(["a", "", "ünï", "x" * 3000, "b"] * 2, dtype=np.dtypes.StringDType())
 PLACES = {
@@ -28,16 +29,6 @@ def files():
     return encode_hierarchy(PLACES)
 
 
-def _bomb(n):
-    """A Zstandard frame of a few bytes for every 128 KiB of zeros."""
-    out = bytearray(struct.pack("<I", 0xFD2FB528)) + bytes([0b11100000]) + struct.pack("<Q", n)
-    while n:
-        length = min(n, 1 << 17)
-        n -= length
-        out += struct.pack("<I", (length << 3) | 2 | (0 if n else 1))[:3] + b"\0"
-    return bytes(out)
-
-
 @pytest.mark.parametrize("place", PLACES)
 def test_arrays_come_back(files, place):
     assert _read(files, place).tolist() == PLACES[place].tolist()
@@ -46,7 +37,7 @@ def test_arrays_come_back(files, place):
 @pytest.mark.parametrize("n", [0, 1, 255, 256, 257, 70_000, 1 << 20])
 def test_the_size_in_a_frame_is_read(n):
     assert zstd_content_size(bytes(Zstd().encode(bytes(n)))) == n
-    assert zstd_content_size(_bomb(n)) == n
+    assert zstd_content_size(make_zstd_of_zeros(n)) == n
 
 
 @pytest.mark.parametrize(
@@ -59,7 +50,7 @@ def test_a_frame_without_a_size_has_none(data):
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("size", [6 << 30, 1 << 31])
 def test_chunks_that_would_unpack_to_gigabytes_are_refused(files, place, size):
-    files[f"{place}/c/0"] = _bomb(size)
+    files[f"{place}/c/0"] = make_zstd_of_zeros(size)
     with pytest.raises(
         StoreCorruptError, match=f"states that it unpacks to {size:,} bytes, which 10 entries cannot have"
     ):

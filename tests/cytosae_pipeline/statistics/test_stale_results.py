@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from cytosae_cache.format import metadata
 from cytosae_cache.storage.lock import locked
@@ -123,6 +124,51 @@ def test_results_of_a_copy_of_the_autoencoder_under_another_name_stay_apart(fill
     filled.run("features", "--dataset_name", "toy", "--sae_path", again)
     here, there = (json.loads((filled.features(run) / "features.json").read_text()) for run in ("r", "again"))
     assert here == there
+
+
+@pytest.mark.parametrize(
+    ("name", "verb"),
+    [
+        ("cls_sae_cnt.npy", "patients"), ("patient_counts.npz", "patients"), ("patients.csv", "patients"),
+        ("max_activating_image_values.pt", "features"), ("images.csv", "features"), ("labels.txt", "features"),
+    ],
+)  # fmt: skip
+def test_results_that_were_changed_after_they_were_written_are_refused(filled, name, verb):
+    path = filled.features() / name
+    if path.suffix in (".csv", ".txt"):
+        path.write_text(path.read_text().replace("row,", "number,") + "\n" * (path.suffix == ".txt"))
+    elif path.suffix == ".npy":
+        np.save(path, np.load(path) + 1)
+    elif path.suffix == ".npz":
+        with np.load(path) as archive:
+            np.savez(path, **{**archive, "counts": archive["counts"] + 1})
+    else:
+        torch.save(torch.load(path, weights_only=True) + 1, path)
+    out = filled.root / "tables"
+    output = filled.run("export", *options(filled), "--format", "csv", "--out", out, code=1).output
+    assert (
+        f"'{path}' was changed or damaged after it was written. Compute them again with: cytosae-cache {verb}" in output
+    )
+    assert "wrote in" in filled.run(verb, *options(filled)).output
+    filled.run("export", *options(filled), "--format", "csv", "--out", out)
+
+
+def test_records_without_digests_are_read(filled):
+    for verb in ("features", "patients"):
+        path = filled.features() / f"{verb}.json"
+        record = json.loads(path.read_text())
+        assert record.pop("sha256")
+        path.write_text(json.dumps(record))
+    out = filled.root / "tables"
+    filled.run("export", *options(filled), "--format", "csv", "--out", out)
+
+
+def test_digests_that_are_none_are_one_message(filled):
+    path = filled.features() / "features.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sha256": [1]}))
+    out = filled.root / "tables"
+    output = filled.run("export", *options(filled), "--format", "csv", "--out", out, code=1).output
+    assert f"'{path}' must name files and their digests, found list" in output
 
 
 def test_results_that_the_disk_does_not_give_are_not_called_damaged(tmp_path):
