@@ -120,19 +120,20 @@ def _sae(name: str, target: str, run: str, *more: object) -> Command:
     ]  # fmt: skip
 
 
-_SAVE_NOTE = """
+_SAVE_NOTES = """
 from pathlib import Path
 from cytosae_pipeline.statistics.notes import save_note
 try:
-    save_note(Path({path!r}), 9, 4, {{"name": {text!r}, "note": ""}})
+    for latent in range({n}):
+        save_note(Path({path!r}), 9, latent, {{"name": {text!r}, "note": ""}})
 except OSError as error:
     print("Error:", error)
     raise SystemExit(1)
 """
 
 
-def _note(text: str) -> Command:
-    return lambda root: ["-c", _SAVE_NOTE.format(path=str(root / "latent_notes.json"), text=text)]
+def _notes(text: str, n: int = 1) -> Command:
+    return lambda root: ["-c", _SAVE_NOTES.format(path=str(root / "latent_notes.json"), text=text, n=n)]
 
 
 _DEMO = """
@@ -205,8 +206,9 @@ STAGES = (
         _out(_read("report", "--n_latents", 3, "--masking_images", 0), "page"), ("page",),
     ),
     Stage(
-        "explore (notes)", lambda root, nursery: _run(root, nursery, _note("old")), _note("new"),
+        "explore (notes)", lambda root, nursery: _run(root, nursery, _notes("old")), _notes("new"),
         ("latent_notes.json",),
     ),
+    Stage("explore (six notes)", lambda root, nursery: None, _notes("new", 6)),
     Stage("demo", lambda root, nursery: None, _demo),
 )  # fmt: skip
