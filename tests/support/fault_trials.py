@@ -229,7 +229,9 @@ def _read_calls(log: Path, root: Path) -> Iterator[tuple[int, str, int, bool]]:
             continue
         thread, call, rest = int(found[1]), found[2], found[3]
         number = counts[thread, call] = counts.get((thread, call), 0) + 1
-        yield thread, call, number, str(root) in rest and (call != "openat" or "O_CREAT" in rest)
+        # Of an open file its path stands before the data, in which any path may occur.
+        place = rest.partition(">")[0] if rest[:1].isdigit() else rest
+        yield thread, call, number, str(root) in place and (call != "openat" or "O_CREAT" in rest)
 
 
 def _choose(instants: Sequence[tuple[str, int]], n: int, seed: int) -> list[tuple[str, int]]:

@@ -1,6 +1,7 @@
 """Output of a verb: its result as text or JSON, messages on stderr, and expected errors as one message."""
 
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -20,12 +21,22 @@ INTERRUPTED = 130
 
 
 def print_result(result: Any, text: str, as_json: bool) -> None:  # noqa: ANN401 - a record or a dict
-    """Print a result on stdout: the text, or the values as JSON."""
+    """Print a result on stdout: the text, or the values as JSON.
+
+    Raises:
+        UserError: If stdout is a file on a full disk.
+    """
     if as_json:
         values = dataclasses.asdict(result) if dataclasses.is_dataclass(result) else result  # type: ignore[arg-type]
-        click.echo(json.dumps(values, default=str))
+        text = json.dumps(values, default=str)
     else:
-        click.echo(_printable(text))
+        text = _printable(text)
+    try:
+        click.echo(text)
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise  # whoever read it has seen enough
+        raise UserError(f"the result cannot be written to standard output: {error.strerror}") from error
 
 
 @contextmanager

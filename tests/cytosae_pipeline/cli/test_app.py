@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import numpy as np
@@ -253,3 +254,21 @@ def test_a_store_by_path_needs_no_name(with_sae):
         "train", "--store", with_sae.store, "--expansion_factor", 2, "--total_training_tokens", 8, "--run_name", "p"
     )
     with_sae.run("features", "--store", with_sae.store, "--sae_path", with_sae.sae("p"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_result_that_cannot_be_printed_is_one_message(tmp_path):
+    command = [
+        sys.executable,
+        "-c",
+        "from cytosae_pipeline.cli.app import main; main()",
+        "list",
+        "--root_dir",
+        tmp_path,
+    ]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "Error: the result cannot be written to standard output: No space left on device"
+    ]
