@@ -12,7 +12,7 @@ from cytosae_cache.storage.atomic import exchange, replacing_path, sync_folder
 from cytosae_cache.storage.local import LocalStorage
 
 _KEY_FILE = "zarr.json"
-"""File by which stores are told apart: it states when they were made, and the digests of all tables."""
+"""File without which a folder is no store."""
 
 
 def place_beside(path: Path) -> Path:
@@ -68,8 +68,9 @@ def _note(path: Path) -> Path:
 
 
 def _identify(path: Path) -> str:
-    """What tells a store from another one; '' if there is none."""
+    """What tells a store from another one, even if both state the same; '' if there is none."""
     try:
-        return hashlib.sha256((path / _KEY_FILE).read_bytes()).hexdigest()
+        digest = hashlib.sha256((path / _KEY_FILE).read_bytes()).hexdigest()
+        return f"{path.stat().st_ino} {digest}"
     except (FileNotFoundError, NotADirectoryError):
         return ""

@@ -81,6 +81,16 @@ def test_a_note_about_stores_that_are_gone_is_removed(tmp_path):
     assert not (tmp_path / "a.zarr.swap").exists()
 
 
+def test_a_store_that_states_the_same_as_the_old_one_takes_its_place(tmp_path):
+    place = tmp_path / "a.zarr"
+    for folder, data in ((place, "damaged"), (place_beside(place), "sound")):
+        make_store(folder, "same")
+        (folder / "activations" / "data").write_text(data)
+    swap(place)
+    assert contents(place) == {"activations/data": "sound", "zarr.json": "same"}
+    assert [item.name for item in tmp_path.iterdir()] == ["a.zarr"]
+
+
 def test_without_an_old_store_the_new_one_gets_its_place(tmp_path):
     place = tmp_path / "a.zarr"
     make_store(place_beside(place), "new")

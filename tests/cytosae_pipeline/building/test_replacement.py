@@ -176,3 +176,12 @@ def test_the_list_of_unreadable_images_goes_with_them(with_store):
     next(with_store.images.rglob("broken.png")).write_bytes(next(with_store.images.rglob("000.png")).read_bytes())
     with_store.build("--overwrite")
     assert not skipped.exists()
+
+
+def test_a_damaged_store_is_repaired_though_the_new_one_states_the_same(with_images):
+    with_images.build()
+    shard = next(path for path in with_images.store.glob("activations/c/**/*") if path.is_file())
+    sound = files(with_images.store)
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with_images.build("--overwrite")
+    assert files(with_images.store) == sound
