@@ -24,8 +24,9 @@ _MAX_BYTES = 1 << 16
 _EMBEDDED = "embedded"
 _PATHS = ("images", "model_path")
 
-RECORDED = tuple(field.name for field in fields(BuildConfig) if field.name not in ("root_dir", "store", "overwrite"))
-"""Options that are recorded: not those that say where the store is, nor the one that deletes it."""
+_OF_ONE_BUILD = ("root_dir", "store", "overwrite", "delete_first")
+RECORDED = tuple(field.name for field in fields(BuildConfig) if field.name not in _OF_ONE_BUILD)
+"""Options that are recorded: not those that say where the store is, nor how an older one was replaced."""
 
 
 def record_build(store: ActivationStore, config: BuildConfig) -> None:

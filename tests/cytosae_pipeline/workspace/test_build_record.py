@@ -7,8 +7,9 @@ import shutil
 import pytest
 
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.config import BuildConfig
+from cytosae_pipeline.config import BuildConfig, StoreChoice
 from cytosae_pipeline.workspace.build_record import find_build, find_images, find_model, record_build
+from cytosae_pipeline.workspace.find import build_again_command
 from tests.support.pictures import LAYOUT
 
 
@@ -142,3 +143,12 @@ def test_a_damaged_store_names_the_whole_command_that_builds_it_again(elsewhere)
     words = shlex.split(output.split("Build it again with: cytosae-cache ")[1].splitlines()[0])
     place.run_plain(*words)
     place.run("verify", "--dataset_name", "toy")
+
+
+def test_how_an_older_store_was_replaced_is_not_recorded(elsewhere):
+    place, _, _ = elsewhere
+    words = shlex.split(build_again_command(ActivationStore(place.store), StoreChoice(root_dir=place.root)))[1:]
+    place.run_plain(*words, "--overwrite", "--delete_first")
+    store = ActivationStore(place.store)
+    assert find_build(store, place.root) is not None
+    assert "delete" not in build_again_command(store, StoreChoice(root_dir=place.root))
