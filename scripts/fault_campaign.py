@@ -17,6 +17,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cytosae_cache.storage.lock import locked
@@ -77,7 +78,7 @@ def read_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def watch(outcomes):  # noqa: ANN001, ANN201 - an iterator of outcomes
+def watch(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
     """Print problems as they come."""
     for outcome in outcomes:
         for problem in outcome.problems:

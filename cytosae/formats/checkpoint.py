@@ -1,6 +1,5 @@
 """Autoencoder files `{'cfg': plain dict, 'state_dict': tensors}`, read without unpickling."""
 
-import hashlib
 import json
 import os
 import pickle
@@ -16,7 +15,7 @@ from cytosae.formats.readers import SaeFiles, find_files, read_foreign, strip_pr
 from cytosae.formats.reference import unwrap_cfg
 from cytosae.formats.saelens import is_saelens_config
 from cytosae.formats.safe_unpickle import RestrictedPickleError, read_restricted, to_plain
-from cytosae.formats.tensor_file import read_tensors
+from cytosae.formats.tensor_file import digest_tensors, read_tensors
 from cytosae.pickles import load_torch
 from cytosae.sae.base import Sae, SaeSource
 from cytosae.sae.registry import ARCHITECTURES, check_stated, make_sae
@@ -158,21 +157,16 @@ def load(
     return load_sae(path, device=device, encoder_only=encoder_only, activation=activation).sae
 
 
-def digest_tensors(sae: Sae) -> str:
+def digest_sae(sae: Sae) -> str:
     """SHA-256 of an autoencoder's architecture, settings and tensors, in hex: its identity, wherever it is saved."""
     return _digest(sae.architecture, sae.settings, ForeignSae({}, sae.state_dict()))
 
 
 def _digest(architecture: str, settings: Mapping[str, Any], found: ForeignSae) -> str:
     """The identity of an autoencoder, from its tensors before anything is folded into them."""
-    about = [architecture, settings, found.is_centred, found.has_unit_decoder]
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    about = json.dumps([architecture, settings, found.is_centred, found.has_unit_decoder], sort_keys=True)
     factor = {} if found.decoder_factor is None else {"decoder_factor": found.decoder_factor}
-    for name, tensor in sorted({**found.state_dict, **factor}.items()):
-        plain = tensor.detach().cpu().to(torch.float32).contiguous()
-        digest.update(f"{name} {list(plain.shape)}\n".encode())
-        digest.update(plain.view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return digest_tensors({**found.state_dict, **factor}, about, dtype=torch.float32)
 
 
 def read_torch(path: Path, *, device: torch.device | str = "cpu") -> Any:  # noqa: ANN401 - tensors and plain values

@@ -25,17 +25,19 @@ def write_safetensors(path: Path, sae: Sae, cfg: Mapping[str, Any]) -> None:
     path.write_bytes(save(state, metadata={OWN_CONFIG_KEY: text, DIGEST_KEY: digest_tensors(state, text)}))
 
 
-def digest_tensors(state: Mapping[str, torch.Tensor], text: str = "") -> str:
-    """SHA-256 over names, types, shapes and bytes of tensors and over a config's text, 64 hex digits.
+def digest_tensors(state: Mapping[str, torch.Tensor], text: str = "", *, dtype: torch.dtype | None = None) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors and over a text, 64 hex digits.
 
     Args:
-        state: Contiguous tensors in the memory of the CPU.
-        text: The config beside them; '' if there is none.
+        state: Tensors on any device.
+        text: What else counts, such as the config beside them; '' if nothing.
+        dtype: Type that they are compared in, whatever their own.
     """
     digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(state.items()):
-        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        plain = tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
+        digest.update(f"\n{name} {plain.dtype} {list(plain.shape)}\n".encode())
+        digest.update(plain.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

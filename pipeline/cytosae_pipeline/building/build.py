@@ -1,6 +1,7 @@
 """Stage one: run the vision transformer once over a data set and write its activation store."""
 
 import contextlib
+import functools
 import logging
 import os
 import time
@@ -23,7 +24,7 @@ from cytosae_cache.writer import ShardData, StoreWriter, create_store
 from cytosae_pipeline.building.activations import compute_activations, widen_with_torch
 from cytosae_pipeline.building.findings import Remarks, require_readable, write_duplicates, write_skipped
 from cytosae_pipeline.building.plan import BuildPlan, StorePlan, plan_build, require_shard_memory
-from cytosae_pipeline.building.replacement import choose_place, put_in_place
+from cytosae_pipeline.building.replacement import choose_place, put_in_place, reopen
 from cytosae_pipeline.building.source_check import check_sizes, count_reasons, reopen_shards
 from cytosae_pipeline.building.store_place import (
     disk_messages,
@@ -186,17 +187,10 @@ def _open_or_create(config: BuildConfig, plan: BuildPlan, item: StorePlan) -> tu
     """The store to fill, and what has to be done."""
     chosen = config.store is not None
     place = choose_place(item.store, overwrite=config.overwrite, delete_first=config.delete_first, chosen=chosen)
-    storage = open_storage(place)
-    if storage.size("zarr.json") is not None:
-        try:
-            store, status = _reopen(config, plan, item, ActivationStore(place))
-            return store, status if place == item.store else "resumed"
-        except StoreError as error:
-            # What is replaced is complete: this was begun by another command, or with other images.
-            if not config.overwrite:
-                raise
-            logger.info(f"beginning anew, as --overwrite says: {error}")
-            storage.delete()
+    check = functools.partial(_check_existing, config, plan, item)
+    found = reopen(place, item.store, check, overwrite=config.overwrite)
+    if found is not None:
+        return found
     if config.compression == "none":
         advice = "Free some space, use another --root_dir, or --limit the number of images"
         advice += ", or add --delete-first to delete the old store before" * (place != item.store)
@@ -212,10 +206,8 @@ def _open_or_create(config: BuildConfig, plan: BuildPlan, item: StorePlan) -> tu
     ), "built"
 
 
-def _reopen(
-    config: BuildConfig, plan: BuildPlan, item: StorePlan, store: ActivationStore
-) -> tuple[ActivationStore, Status]:
-    """An existing store, if it is the one that is to be built.
+def _check_existing(config: BuildConfig, plan: BuildPlan, item: StorePlan, store: ActivationStore) -> Status:
+    """What has to be done for an existing store, if it is the one that is to be built.
 
     Raises:
         StoreMismatchError: If it is not.
@@ -239,7 +231,7 @@ def _reopen(
         # A build that was killed at its very end may have left marks behind.
         remove_marks(store.storage)
         check_sizes(store, images)
-        return store, "already complete"
+        return "already complete"
     wanted = (min(config.shard_images, len(images)), config.compression, plan.device.type)
     found = (store.shard_images, store.compression, store.provenance.device)
     if wanted != found:
@@ -248,7 +240,7 @@ def _reopen(
             f"--device {found[2]}, now these are {wanted[0]}, {wanted[1]} and {wanted[2]}. Give the same values, or "
             "--overwrite"
         )
-    return store, "resumed"
+    return "resumed"
 
 
 def _fill(
@@ -300,7 +292,7 @@ def _missing_shards(writer: StoreWriter, config: BuildConfig, plan: BuildPlan, d
         except StoreMismatchError as error:
             if not config.overwrite:
                 raise
-            logger.info(f"beginning anew, as --overwrite says: {error}")
+            logger.info(f"starting again from scratch, as --overwrite asks: {error}")
             todo = list(range(writer.store.n_shards))
     writer.discard(todo)
     return set(todo)

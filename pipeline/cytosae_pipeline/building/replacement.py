@@ -2,7 +2,9 @@
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, TypeVar
 
 from cytosae_cache.errors import StoreCorruptError, StoreError, StoreNotFoundError
 from cytosae_cache.storage.base import Location
@@ -12,6 +14,9 @@ from cytosae_cache.store import ActivationStore
 from cytosae_cache.writer import clear_leftovers
 
 logger = logging.getLogger(__name__)
+
+Status = TypeVar("Status")
+"""What a verb calls what it had to do."""
 
 
 def choose_place(place: Location, *, overwrite: bool, delete_first: bool, chosen: bool) -> Location:
@@ -59,6 +64,36 @@ def choose_place(place: Location, *, overwrite: bool, delete_first: bool, chosen
     return place_beside(_real(place))
 
 
+def reopen(
+    where: Location, place: Location, check: Callable[[ActivationStore], Status], *, overwrite: bool
+) -> tuple[ActivationStore, Status | Literal["resumed"]] | None:
+    """The store that was begun, or finished, where `choose_place` said; None if there is none, or it was deleted.
+
+    Args:
+        where: What `choose_place` returned.
+        place: The store's place.
+        check: Says what has to be done for a store; raises `StoreError` if it is not the one that is to be made.
+        overwrite: Whether a store that does not fit is deleted.
+
+    Raises:
+        StoreError: If the store does not fit, unless it may be deleted.
+    """
+    storage = open_storage(where)
+    if storage.size("zarr.json") is None:
+        return None
+    try:
+        store = ActivationStore(where)
+        status = check(store)
+    except StoreError as error:
+        # What is replaced is complete: this was begun by another command, or from other images.
+        if not overwrite:
+            raise
+        logger.info(f"starting again from scratch, as --overwrite asks: {error}")
+        storage.delete()
+        return None
+    return store, status if where == place else "resumed"
+
+
 def put_in_place(store: ActivationStore, place: Location) -> ActivationStore:
     """A complete store in its place; where it was written beside an older one, that one is removed.
 
@@ -74,7 +109,7 @@ def put_in_place(store: ActivationStore, place: Location) -> ActivationStore:
 
 
 def _mention_unfinished(place: Location) -> None:
-    """Say that a replacement was begun, which only `--overwrite` goes on with."""
+    """Mention a replacement that an interrupted `--overwrite` left behind."""
     if isinstance(place, Path) and place_beside(_real(place)).exists():
         logger.info(
             f"'{place_beside(_real(place))}' is the unfinished replacement of this store: run the command with "

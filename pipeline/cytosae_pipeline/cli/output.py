@@ -35,7 +35,7 @@ def print_result(result: Any, text: str, as_json: bool) -> None:  # noqa: ANN401
         click.echo(text)
     except OSError as error:
         if error.errno == errno.EPIPE:
-            raise  # whoever read it has seen enough
+            raise  # the reader, such as head, has closed the pipe
         raise UserError(f"the result cannot be written to standard output: {error.strerror}") from error
 
 

@@ -1,5 +1,6 @@
 """`import`: embeddings of another program as an activation store, written shard by shard and resumable."""
 
+import functools
 import hashlib
 import itertools
 import json
@@ -14,7 +15,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from cytosae_cache.errors import StoreError, StoreMismatchError
+from cytosae_cache.errors import StoreMismatchError
 from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.format.marks import remove_marks
 from cytosae_cache.format.spec import StoreSpec, TokenLayout
@@ -22,7 +23,7 @@ from cytosae_cache.storage.base import Location, StorageBackend
 from cytosae_cache.storage.open import open_storage
 from cytosae_cache.store import ActivationStore, iter_stores
 from cytosae_cache.writer import ShardData, StoreWriter, create_store
-from cytosae_pipeline.building.replacement import choose_place, put_in_place
+from cytosae_pipeline.building.replacement import choose_place, put_in_place, reopen
 from cytosae_pipeline.building.store_place import disk_messages, make_provenance, require_space
 from cytosae_pipeline.config.imports import ImportConfig, parse_grid
 from cytosae_pipeline.errors import UserError, join_few, quote
@@ -268,28 +269,21 @@ def _open_or_create(
         digest.update(json.dumps(row).encode() + b"\n")
     chosen = config.store is not None
     where = choose_place(place.location, overwrite=config.overwrite, delete_first=config.delete_first, chosen=chosen)
-    storage = open_storage(where)
-    if storage.size("zarr.json") is not None:
-        try:
-            store, status = _reopen(ActivationStore(where), spec, digest.hexdigest(), config, shard_images)
-            return store, status if where == place.location else "resumed"
-        except StoreError as error:
-            # What is replaced is complete: this was begun by another command, or from other files.
-            if not config.overwrite:
-                raise
-            logger.info(f"beginning anew, as --overwrite says: {error}")
-            storage.delete()
-    _require_space(storage, len(table.path), spec, config)
+    check = functools.partial(_check_existing, spec, digest.hexdigest(), config, shard_images)
+    found = reopen(where, place.location, check, overwrite=config.overwrite)
+    if found is not None:
+        return found
+    _require_space(open_storage(where), len(table.path), spec, config)
     provenance = make_provenance(config.dataset_name, digest.hexdigest())
     return create_store(
         where, spec, table, provenance, shard_images=shard_images, compression=config.compression
     ), "imported"
 
 
-def _reopen(
-    store: ActivationStore, spec: StoreSpec, list_digest: str, config: ImportConfig, shard_images: int
-) -> tuple[ActivationStore, Status]:
-    """An existing store, if it is the one that is to be made.
+def _check_existing(
+    spec: StoreSpec, list_digest: str, config: ImportConfig, shard_images: int, store: ActivationStore
+) -> Status:
+    """What has to be done for an existing store, if it is the one that is to be made.
 
     Raises:
         StoreMismatchError: If it is not.
@@ -301,13 +295,13 @@ def _reopen(
         )
     if store.complete:
         remove_marks(store.storage)
-        return store, "already complete"
+        return "already complete"
     if (store.shard_images, store.compression) != (shard_images, config.compression):
         raise StoreMismatchError(
             f"the unfinished store '{store.path}' was started with --shard_images {store.shard_images} --compression "
             f"{store.compression}. Give the same values, or --overwrite"
         )
-    return store, "resumed"
+    return "resumed"
 
 
 def _require_space(place: StorageBackend, n_rows: int, spec: StoreSpec, config: ImportConfig) -> None:

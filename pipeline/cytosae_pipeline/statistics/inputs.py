@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cytosae.backbones.errors import shown
-from cytosae.formats.checkpoint import SaeNotFoundError, digest_tensors, load
+from cytosae.formats.checkpoint import SaeNotFoundError, digest_sae, load
 from cytosae.formats.readers import find_files
 from cytosae.sae.base import Sae
 from cytosae_cache.errors import StoreMismatchError
@@ -49,7 +49,7 @@ class Inputs:
     @cached_property
     def sae_sha256(self) -> str:
         """SHA-256 of the autoencoder's file, or of its tensors if it was made in memory."""
-        return digest_tensors(self.sae) if self.sae.source is None else self.sae.source.sha256
+        return digest_sae(self.sae) if self.sae.source is None else self.sae.source.sha256
 
     @property
     def n_latents(self) -> int:

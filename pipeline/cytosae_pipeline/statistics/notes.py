@@ -92,8 +92,8 @@ def _require_about(path: Path, about: object, subject: Subject) -> None:
     different = next((text for name, text in names.items() if found.get(name, now[name]) != now[name]), None)
     if different is not None:
         raise UserError(
-            f"the names and notes of latents in '{path}' were written about {different}. Move the file away to begin "
-            "anew, or give --keep_notes if they still hold"
+            f"the names and notes of latents in '{path}' were written about {different}. Move the file away to "
+            "start a new one, or give --keep_notes if they still apply"
         )
 
 

@@ -72,7 +72,7 @@ def is_finished(run: Run) -> bool:
     if not is_whole(path):
         raise TrainingError(
             f"'{path}' is no whole autoencoder: it was cut off or damaged after it was written. Restore a copy, or "
-            "move it away and run the command again to train it anew"
+            "move it away and run the command again to train from scratch"
         )
     return True
 

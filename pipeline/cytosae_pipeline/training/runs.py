@@ -189,7 +189,7 @@ def require_same_contents(run: Run, found: object) -> None:
     changed = next(store for store, contents in zip(run.stores, before, strict=True) if store.contents != contents)
     raise TrainingError(
         f"run '{run.folder.name}' was trained on other activations: store '{changed.path}' was made again since, with "
-        f"other contents. Choose another --run_name, or move '{run.folder}' away to train it anew"
+        f"other contents. Choose another --run_name, or move '{run.folder}' away to train from scratch"
     )
 
 

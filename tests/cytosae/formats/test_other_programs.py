@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cytosae.formats.checkpoint import SaeCheckpointError, digest_tensors, load_sae, save_sae
+from cytosae.formats.checkpoint import SaeCheckpointError, digest_sae, load_sae, save_sae
 from cytosae.formats.foreign import Activation
 from cytosae.formats.tensor_file import write_safetensors
 from cytosae.sae.registry import make_sae
@@ -632,4 +632,4 @@ def test_the_identity_does_not_depend_on_the_file(tmp_path):
     save_sae(tmp_path / "b.pt", sae, {"run_name": "b"})
     write_safetensors(tmp_path / "c.safetensors", sae, {"run_name": "a"})
     found = {identity(tmp_path / name) for name in ("a.pt", "b.pt", "c.safetensors")}
-    assert found == {digest_tensors(sae)}
+    assert found == {digest_sae(sae)}

@@ -76,7 +76,7 @@ def test_images_that_change_while_a_replacement_is_interrupted_begin_it_anew(wit
     kill(build_command(with_store, "--overwrite"), 3)
     change_pictures(with_store.images)
     output = with_store.build("--overwrite").output
-    assert "beginning anew, as --overwrite says" in output
+    assert "starting again from scratch, as --overwrite asks" in output
     new = files(with_store.store)
     shutil.rmtree(with_store.store)
     with_store.build()
@@ -86,7 +86,7 @@ def test_images_that_change_while_a_replacement_is_interrupted_begin_it_anew(wit
 def test_a_replacement_with_other_options_begins_anew(with_store):
     kill(build_command(with_store, "--overwrite"), 3)
     output = with_store.build("--overwrite", "--shard_images", 4).output
-    assert "beginning anew, as --overwrite says: the unfinished store" in output
+    assert "starting again from scratch, as --overwrite asks: the unfinished store" in output
     assert ActivationStore(with_store.store).shard_images == 4
 
 

@@ -674,7 +674,10 @@ def test_notes_belong_to_an_autoencoder_and_to_images(with_sae):
     write_notes(path, note, subject=about)
     assert read_notes(path, 96, subject=about) == note
     for wrong, text in (
-        (about._replace(sae_sha256="0"), "were written about another autoencoder. Move the file away to begin anew"),
+        (
+            about._replace(sae_sha256="0"),
+            "were written about another autoencoder. Move the file away to start a new one",
+        ),
         (about._replace(store_contents="0"), "were written about other images: the store was made again since"),
     ):
         before = path.read_bytes()
