@@ -8,9 +8,23 @@ from collections.abc import Callable
 
 
 def compare(
-    name: str, baseline: Callable[[], object], ours: Callable[[], object], *, rounds: int = 7, **sizes: object
+    name: str,
+    baseline: Callable[[], object],
+    ours: Callable[[], object],
+    *,
+    between: Callable[[], object] | None = None,
+    rounds: int = 7,
+    **sizes: object,
 ) -> dict[str, object]:
     """Time two functions alternately, A B A B ..., and print a JSON line.
+
+    Args:
+        name: Name of the line.
+        baseline: What ours is compared with.
+        ours: Ours.
+        between: Called after both in every round; not timed.
+        rounds: Rounds after the warm-up.
+        **sizes: Further entries of the line.
 
     Returns:
         The line. `ratio` is the baseline's median time over ours: 1 means equally fast, more means that we are faster.
@@ -23,6 +37,8 @@ def compare(
             function()
             if round_number:
                 kept.append(time.perf_counter() - start)
+        if between is not None:
+            between()
     baseline_s, ours_s = (statistics.median(kept) for kept in times)
     ratios = sorted(first / second for first, second in zip(*times, strict=True))
     line: dict[str, object] = {

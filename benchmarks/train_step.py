@@ -1,43 +1,88 @@
-"""The training step against a plain one: float32, autograd, default Adam. Prints JSON lines.
+"""The training step against a plain one and against its limit. Prints JSON lines.
 
-    python -m benchmarks.train_step --d-in 768 --latents 24576 --tokens 1024
+    python -m benchmarks.train_step --arch ALL --tokens 4112
 
-Baseline and ours take the same steps (docs/definitions.md, section 5) in turn. A density is the share of latents active
-on a token:
-0.5 is a new autoencoder, a trained one has 0.01 and less. `memory` is the peak of a step in a process of its own, above
-the interpreter with torch loaded: weights, gradients, Adam's moments and everything the step makes.
+Baseline and ours take the same steps (docs/definitions.md, section 5, and docs/training.md) in turn; the baseline is
+the architecture's own loss in float32 with autograd and default Adam. A density is the share of latents active on a
+token, for `relu` and `gated`: 0.5 is a new autoencoder, a trained one has 0.01 and less. The others have `--k`.
+
+`limit` is the time of the least products that the step needs (the encoder's of all latents once, everything else of
+active ones) at the fastest rate of products that was measured in the same rounds; `limit_share` is that time divided
+by ours. `memory` is the peak of a step in a process of its own, above the interpreter with torch loaded: weights,
+gradients, Adam's moments and everything the step makes.
 """
 
 import argparse
+import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
 
 from benchmarks.measure import compare, print_line
-from cytosae.sae.loss import LossWeights
-from cytosae.sae.relu import ReluSae
+from cytosae.sae.base import Sae
+from cytosae.sae.loss import LossInputs, LossWeights
+from cytosae.sae.registry import ARCHITECTURES, make_sae
+from cytosae.training.encoder_blocks import EncoderProduct
 from cytosae.training.matmul import MatmulConfig
 from cytosae.training.step import TrainStep
-from cytosae_pipeline.runtime.devices import choose_device
+from cytosae_pipeline.runtime.devices import DTYPES, choose_device
 from cytosae_pipeline.training.matmul import TrainingPrecision, choose_matmul, choose_training_precision
 
 DENSITIES = (0.5, 0.1, 0.01, 0.001)
 CROSSOVER = (0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.01)
+OF_DENSITY = ("relu", "gated")
+"""Architectures whose share of active latents nothing but the loss decides."""
+WEIGHTS = LossWeights(l1_coefficient=8e-5)
+N_PRODUCTS = {"gated": (6, 1), "jumprelu": (4, 1)}
+"""Products over active latents, and over all: of `gated` two are decoded and get gradients."""
+
+
+class PlainStep:
+    """The same step in float32, by autograd and default Adam.
+
+    Args:
+        sae: The autoencoder.
+        n_dead: Latents that are dead.
+    """
+
+    def __init__(self, sae: Sae, n_dead: int) -> None:
+        self.sae = sae
+        self._dead = torch.arange(len(sae.b_enc), device=sae.b_enc.device) < n_dead
+        self._optimizer = torch.optim.Adam(sae.parameters(), lr=0.0, betas=(0.9, 0.999))
+
+    def step(self, x: torch.Tensor) -> None:
+        """Take a step on activations of shape `(B, T, D)`."""
+        sae, tokens = self.sae, x.flatten(0, 1)
+        with torch.no_grad():
+            sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
+        variance = (tokens - tokens.mean(dim=0)).square().sum()
+        ghosts = bool(self._dead.any()) and sae.architecture == "relu"
+        inputs = LossInputs(variance, WEIGHTS, tokens.dtype, self._dead, use_ghost_grads=ghosts)
+        self._optimizer.zero_grad()
+        sae.training_loss(tokens, inputs).terms.loss.backward()
+        gradient = sae.W_dec.grad
+        with torch.no_grad():
+            gradient -= (gradient * sae.W_dec).sum(dim=1, keepdim=True) * sae.W_dec
+        self._optimizer.step()
 
 
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", nargs="+", default=["relu"], choices=(*ARCHITECTURES, "ALL"))
     parser.add_argument("--d-in", type=int, default=768)
     parser.add_argument("--latents", type=int, default=24_576)
     parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--density", type=float, action="append", help="share of active latents; repeatable")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--ghost-share", type=float, default=0.0, help="share of latents that get ghost gradients")
+    parser.add_argument("--ghost-share", type=float, default=0.0, help="share of latents that are dead")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-memory", action="store_true", help="leave out the peaks of memory")
     parser.add_argument("--crossover", action="store_true", help="dense products against sparse ones instead")
     parser.add_argument("--peak-of", choices=("plain", "ours"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -49,30 +94,77 @@ def main() -> None:
     if options.crossover:
         compare_products(options, device, precision)
         return
-    for density in options.density or DENSITIES:
-        sizes = {
-            "d_in": options.d_in, "latents": options.latents, "tokens": options.tokens, "density": density,
-            "precision": precision, "device": device.type, "threads": torch.get_num_threads(),
-            "ghost_share": options.ghost_share,
-        }  # fmt: skip
-        x = make_batch(options, device)
-        plain = make_step(options, device, density, None)
-        ours = make_step(options, device, density, choose_matmul(precision, device, None))
-        compare(
-            "train_step",
-            lambda: run_step(plain, x),  # noqa: B023 - called at once
-            lambda: run_step(ours, x),  # noqa: B023
-            rounds=options.rounds,
-            **sizes,
-        )
-        baseline, found = (run_peak(options, density, precision, which) for which in ("plain", "ours"))
-        state = 4 * 4 * 2 * options.d_in * options.latents
-        print_line(
-            {
-                "name": "memory", "ratio": round(baseline / found, 3), "baseline_bytes": baseline, "ours_bytes": found,
-                "ratio_beyond_state": round((baseline - state) / max(1, found - state), 3), **sizes,
-            }
-        )  # fmt: skip
+    for arch in ARCHITECTURES if "ALL" in options.arch else options.arch:
+        for density in (options.density or DENSITIES) if arch in OF_DENSITY else (options.k / options.latents,):
+            run(options, device, precision, arch, density)
+
+
+def run(
+    options: argparse.Namespace, device: torch.device, precision: TrainingPrecision, arch: str, density: float
+) -> None:
+    """Compare the steps of an architecture."""
+    sizes = {
+        "arch": arch, "d_in": options.d_in, "latents": options.latents, "tokens": options.tokens,
+        "density": round(density, 5), "precision": precision, "device": device.type,
+        "threads": torch.get_num_threads(), "ghost_share": options.ghost_share,
+    }  # fmt: skip
+    x = make_batch(options, device)
+    plain = make_step(options, device, arch, density, None)
+    ours = make_step(options, device, arch, density, choose_matmul(precision, device, None))
+    rates: dict[str, list[float]] = {name: [] for name in ("fp32", "bf16")}
+    times: list[float] = []
+
+    def run_ours() -> None:
+        start = time.perf_counter()
+        run_step(ours, x)
+        times.append(time.perf_counter() - start)
+
+    def measure_rates() -> None:
+        for name, found in rates.items():
+            found.append(product_rate(ours, x, DTYPES[name]))
+
+    compare("train_step", lambda: run_step(plain, x), run_ours, between=measure_rates, rounds=options.rounds, **sizes)
+    best = {name: statistics.median(found[1:]) for name, found in rates.items()}
+    limit = operations(options, arch, density) / max(best.values())
+    median = statistics.median(times[1:])
+    print_line(
+        {
+            "name": "limit", "limit_share": round(limit / median, 3), "limit_s": round(limit, 4),
+            "ours_s": round(median, 4), **{f"{name}_gflops": round(rate / 1e9) for name, rate in best.items()}, **sizes,
+        }
+    )  # fmt: skip
+    if options.no_memory:
+        return
+    baseline, found = (run_peak(options, arch, density, precision, which) for which in ("plain", "ours"))
+    state = 4 * 4 * 2 * options.d_in * options.latents
+    print_line(
+        {
+            "name": "memory", "ratio": round(baseline / found, 3), "baseline_bytes": baseline, "ours_bytes": found,
+            "ratio_beyond_state": round((baseline - state) / max(1, found - state), 3), **sizes,
+        }
+    )  # fmt: skip
+
+
+def operations(options: argparse.Namespace, arch: str, density: float) -> float:
+    """Floating-point operations of the least products that a step needs."""
+    n_active, n_all = N_PRODUCTS.get(arch, (4, 1))
+    return 2 * options.tokens * options.d_in * options.latents * (n_all + n_active * density)
+
+
+def product_rate(step: TrainStep | PlainStep, x: torch.Tensor, dtype: torch.dtype) -> float:
+    """Operations per second of the encoder's product, by whichever way is faster: whole, or in our blocks."""
+    sae, tokens = step.sae, x.flatten(0, 1).to(dtype)
+    weights, bias = sae.W_enc.detach().to(dtype), sae.b_enc.detach().to(dtype)
+    product = EncoderProduct(sae, tokens.to(weights.dtype), MatmulConfig(dtype))
+    out = torch.empty(len(tokens), len(bias), dtype=dtype, device=tokens.device)
+    spent = []
+    for way in (lambda: torch.addmm(bias, tokens, weights, out=out), lambda: [None for _ in product]):
+        start = time.perf_counter()
+        way()
+        if x.device.type == "cuda":
+            torch.cuda.synchronize()
+        spent.append(time.perf_counter() - start)
+    return 2 * len(tokens) * tokens.shape[1] * len(bias) / min(spent)
 
 
 def make_batch(options: argparse.Namespace, device: torch.device) -> torch.Tensor:
@@ -82,29 +174,34 @@ def make_batch(options: argparse.Namespace, device: torch.device) -> torch.Tenso
 
 
 def make_step(
-    options: argparse.Namespace, device: torch.device, density: float, matmul: MatmulConfig | None
-) -> TrainStep:
-    """A step whose latents are active as often as asked; the plain one with default Adam."""
-    sae = ReluSae(options.d_in, options.latents, device=device)
+    options: argparse.Namespace, device: torch.device, arch: str, density: float, matmul: MatmulConfig | None
+) -> TrainStep | PlainStep:
+    """A step whose latents are active as often as asked; the plain one without a configuration of products."""
+    sae = make_sae(arch, options.d_in, options.latents, device=device, k=options.k)
     x = make_batch(options, device)[0, :64]
-    with torch.no_grad():
-        pre = sae.pre_activations(x).flatten()
-        sae.b_enc.sub_(pre.float().sort().values[min(len(pre) - 1, int((1 - density) * len(pre)))])
-    step = TrainStep(
-        sae, lr=0.0, weights=LossWeights(l1_coefficient=8e-5), use_ghost_grads=options.ghost_share > 0,
-        dead_feature_window=1 << 40, matmul=matmul,
-    )  # fmt: skip
-    step.tracker.n_steps_since_fired[: int(options.ghost_share * options.latents)] = 1 << 60
+    sae.tie_()
+    sae.fit_to_tokens_(x)
+    if arch in OF_DENSITY:
+        with torch.no_grad():
+            pre = sae.pre_activations(x).flatten()
+            sae.b_enc.sub_(pre.float().sort().values[min(len(pre) - 1, int((1 - density) * len(pre)))])
+    n_dead = int(options.ghost_share * options.latents)
     if matmul is None:
-        step.optimizer = torch.optim.Adam(sae.parameters(), lr=0.0, betas=(0.9, 0.999))
+        return PlainStep(sae, n_dead)
+    step = TrainStep(
+        sae, lr=0.0, weights=WEIGHTS, use_ghost_grads=n_dead > 0 and arch == "relu", dead_feature_window=1 << 40,
+        matmul=matmul,
+    )  # fmt: skip
+    step.tracker.n_steps_since_fired[:n_dead] = 1 << 60
     return step
 
 
-def run_step(step: TrainStep, x: torch.Tensor) -> None:
+def run_step(step: TrainStep | PlainStep, x: torch.Tensor) -> None:
     """One step that changes nothing, so that the density stays."""
-    kept = step.tracker.n_steps_since_fired.clone()
+    kept = step.tracker.n_steps_since_fired.clone() if isinstance(step, TrainStep) else None
     step.step(x)
-    step.tracker.n_steps_since_fired.copy_(kept)
+    if isinstance(step, TrainStep) and kept is not None:
+        step.tracker.n_steps_since_fired.copy_(kept)
     if x.device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -114,8 +211,8 @@ def compare_products(options: argparse.Namespace, device: torch.device, precisio
     x = make_batch(options, device)
     dtype = choose_matmul(precision, device, None).dtype
     for density in options.density or CROSSOVER:
-        dense = make_step(options, device, density, MatmulConfig(dtype, sparse_below=0.0))
-        sparse = make_step(options, device, density, MatmulConfig(dtype, sparse_below=1.1))
+        dense = make_step(options, device, "relu", density, MatmulConfig(dtype, sparse_below=0.0))
+        sparse = make_step(options, device, "relu", density, MatmulConfig(dtype, sparse_below=1.1))
         compare(
             "crossover",
             lambda: run_step(dense, x),  # noqa: B023 - called at once
@@ -125,10 +222,11 @@ def compare_products(options: argparse.Namespace, device: torch.device, precisio
         )  # fmt: skip
 
 
-def run_peak(options: argparse.Namespace, density: float, precision: str, which: str) -> int:
+def run_peak(options: argparse.Namespace, arch: str, density: float, precision: str, which: str) -> int:
     """Peak memory of a step in a process of its own, in bytes."""
     command = [
-        sys.executable, "-m", "benchmarks.train_step", "--d-in", options.d_in, "--latents", options.latents,
+        sys.executable, "-m", "benchmarks.train_step", "--arch", arch, "--k", options.k,
+        "--d-in", options.d_in, "--latents", options.latents,
         "--tokens", options.tokens, "--density", density, "--precision", precision, "--device", options.device,
         "--ghost-share", options.ghost_share, "--peak-of", which,
     ]  # fmt: skip
@@ -139,10 +237,10 @@ def run_peak(options: argparse.Namespace, density: float, precision: str, which:
 def measure_peak(options: argparse.Namespace, device: torch.device, precision: TrainingPrecision) -> int:
     """Peak memory of this process's steps above what it had before, in bytes."""
     matmul = None if options.peak_of == "plain" else choose_matmul(precision, device, None)
-    (density,) = options.density
+    (arch,), (density,) = options.arch, options.density
     torch.ones(8, 8, device=device) @ torch.ones(8, 8, device=device)  # loads the libraries
     before = _resident() if device.type == "cpu" else torch.cuda.memory_allocated()
-    step, x = make_step(options, device, density, matmul), make_batch(options, device)
+    step, x = make_step(options, device, arch, density, matmul), make_batch(options, device)
     run_step(step, x)  # makes the moments
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -133,8 +133,7 @@ class Sae(nn.Module, ABC):
         """The training loss, differentiable by autograd.
 
         Args:
-            x: Tokens of a batch or of a part of it, shape `(N, D)`. Losses of parts add up, except where the
-                architecture compares the tokens of a part with each other.
+            x: Tokens of the whole batch, shape `(N, D)`.
             inputs: Everything else that the loss depends on.
         """
 
@@ -235,21 +234,6 @@ class Sae(nn.Module, ABC):
         """Scale every row of `W_dec` to unit norm, in place."""
         for rows in torch.split(self.W_dec, _ROWS_PER_BLOCK):
             rows.div_(rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny))
-
-    @torch.no_grad()
-    def remove_parallel_gradient_(self) -> None:
-        """Remove from the gradient of `W_dec` the component along each row, which the next normalisation would undo.
-
-        Assumes that rows have unit norm.
-
-        Raises:
-            RuntimeError: If `W_dec` has no gradient.
-        """
-        if self.W_dec.grad is None:
-            raise RuntimeError("W_dec has no gradient: call backward first")
-        grads = torch.split(self.W_dec.grad, _ROWS_PER_BLOCK)
-        for grad, rows in zip(grads, torch.split(self.W_dec, _ROWS_PER_BLOCK), strict=True):
-            grad.addcmul_((grad * rows).sum(dim=1, keepdim=True), rows, value=-1)
 
     @torch.no_grad()
     def tie_(self) -> None:

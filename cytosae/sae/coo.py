@@ -6,14 +6,10 @@ repeat to the last bit. In dense terms: `matmul(W)` is `A @ W`, `sampled_matmul(
 """
 
 import warnings
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-
-_ROWS_PER_BLOCK = 2048
-"""Rows whose product is small compared with a weight matrix."""
 
 
 class CooMatrix(NamedTuple):
@@ -58,31 +54,22 @@ class CooMatrix(NamedTuple):
         products: torch.Tensor = torch.sparse.sampled_addmm(pattern, left, right.t(), beta=0.0).values()
         return products
 
-    def iter_rows(self, n_rows: int = _ROWS_PER_BLOCK) -> Iterator[tuple[slice, "CooMatrix"]]:
-        """The matrix in blocks of rows, each with the slice of rows that it covers."""
-        for start in range(0, self.shape[0], n_rows):
-            end = min(start + n_rows, self.shape[0])
-            first, last = torch.searchsorted(self.rows, self.rows.new_tensor([start, end])).tolist()
-            rows, columns, values = self.rows[first:last] - start, self.columns[first:last], self.values[first:last]
-            yield slice(start, end), CooMatrix(rows, columns, values, (end - start, self.shape[1]))
+    def drop_zeros(self) -> "CooMatrix":
+        """The same matrix without entries of value 0."""
+        at = self.values.nonzero().squeeze(1)
+        return CooMatrix(self.rows[at], self.columns[at], self.values[at], self.shape)
 
-    def transposed_matmul(self, weights: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
-        """`(A @ weights).T`, shape `(D, N)`.
+    def row_range(self, start: int, end: int) -> "CooMatrix":
+        """The matrix of the rows from `start` to `end`."""
+        first, last = torch.searchsorted(self.rows, self.rows.new_tensor([start, end])).tolist()
+        rows, columns, values = self.rows[first:last] - start, self.columns[first:last], self.values[first:last]
+        return CooMatrix(rows, columns, values, (end - start, self.shape[1]))
 
-        Computed in blocks of rows: the product has the other orientation, and a whole one would double the memory.
-
-        Args:
-            weights: Shape `(S, D)`.
-            onto: Tensor that the result is added to, in place; shape `(D, N)`, of the same type.
-        """
-        out = weights.new_empty(weights.shape[1], self.shape[0]) if onto is None else onto
-        for rows, block in self.iter_rows():
-            product = block.matmul(weights).t()
-            if onto is None:
-                out[:, rows] = product
-            else:
-                out[:, rows] += product
-        return out
+    def column_range(self, start: int, end: int) -> "CooMatrix":
+        """The matrix of the columns from `start` to `end`."""
+        inside = ((self.columns >= start) & (self.columns < end)).nonzero().squeeze(1)
+        shape = self.shape[0], end - start
+        return CooMatrix(self.rows[inside], self.columns[inside] - start, self.values[inside], shape)
 
     def row_sums(self) -> torch.Tensor:
         """Sum of every row, in float64, shape `(N,)`."""

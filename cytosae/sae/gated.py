@@ -47,7 +47,7 @@ class GatedSae(Sae):
         W_dec = self.W_dec.to(inputs.dtype)
         reconstruction = (acts @ W_dec).to(x.dtype) + self.b_dec
         mse = (reconstruction - x).square().sum() / inputs.variance
-        l1 = inputs.weights.l1_coefficient * inputs.share * gate.sum(dim=1, dtype=x.dtype).mean()
+        l1 = inputs.weights.l1_coefficient * gate.sum(dim=1, dtype=x.dtype).mean()
         from_gate = (gate @ W_dec.detach()).to(x.dtype) + self.b_dec.detach()
         aux = (from_gate - x).square().sum() / inputs.variance
         n_fired = (acts.detach() > 0).to(x.dtype).sum(dim=0).round().to(torch.int64)

@@ -34,8 +34,6 @@ class LossInputs(NamedTuple):
 
     variance: torch.Tensor
     """Sum of `||x - mean||^2` over the whole batch, 0-dimensional."""
-    share: float
-    """Number of these tokens divided by the number of tokens in the batch."""
     weights: LossWeights
     """Coefficients of the terms."""
     dtype: torch.dtype

@@ -43,12 +43,12 @@ class ReluSae(Sae):
         ghost = x.new_zeros(())
         if inputs.use_ghost_grads and inputs.dead_mask is not None:
             residual = (x - reconstruction).detach()
-            ghost = inputs.share * self._ghost_term(pre, residual, error.detach(), inputs.dead_mask)
+            ghost = self._ghost_term(pre, residual, error.detach(), inputs.dead_mask)
         if inputs.token_weights is not None:
             error = error * inputs.token_weights[:, None]
-        mse = inputs.share * error.mean()
+        mse = error.mean()
         weighted = acts * self.W_dec.norm(dim=1) if inputs.norm_weighted_l1 else acts
-        l1 = inputs.weights.l1_coefficient * inputs.share * weighted.sum(dim=-1, dtype=x.dtype).mean()
+        l1 = inputs.weights.l1_coefficient * weighted.sum(dim=-1, dtype=x.dtype).mean()
         n_fired = (acts.detach() > 0).sum(dim=0)
         return SaeLoss(LossTerms(mse + l1 + ghost, mse, l1, ghost), n_fired, reconstruction)
 

@@ -1,17 +1,17 @@
 """One training step: decoder normalised, loss, gradients, Adam. Plain and fused losses behind one call."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from cytosae.sae.base import Sae
-from cytosae.sae.loss import LossInputs, LossTerms, LossWeights, SaeLoss
+from cytosae.sae.loss import LossInputs, LossWeights, SaeLoss
+from cytosae.training.adam import RowwiseAdam
 from cytosae.training.fused_loss import find_fused_loss
-from cytosae.training.matmul import MatmulConfig, iter_parts
-
-_FUSED_DEVICES = ("cpu", "cuda")
-"""Devices on which every supported torch has a fused Adam."""
+from cytosae.training.gradients import MATRICES, Gradients, RowGradient, StoredGradients
+from cytosae.training.matmul import MatmulConfig
 
 
 class DeadLatentTracker:
@@ -85,9 +85,9 @@ class TrainStep:
         self._max_gradient = max_gradient
         self._matmul = matmul or MatmulConfig(dtype=sae.W_enc.dtype)
         self._fused_loss = find_fused_loss(sae) if matmul else None
-        self.optimizer = torch.optim.Adam(
-            _parameter_groups(sae, lr), lr=lr, betas=(0.9, 0.999), fused=sae.b_enc.device.type in _FUSED_DEVICES
-        )
+        # A row for each latent, next to each other: gradients, moments and weights of a latent are updated together.
+        sae.W_enc.data = sae.W_enc.data.t().contiguous().t()
+        self.optimizer = RowwiseAdam(_parameter_groups(sae, lr), lr=lr, device=sae.b_enc.device)
         """Adam; its groups' `lr` are the rates of the next step, their `lr_factor` what schedules multiply rates by."""
 
     def step(self, x: torch.Tensor, *, sparsity: float = 1.0) -> SaeLoss:
@@ -109,17 +109,60 @@ class TrainStep:
         if not self._norm_weighted_l1:
             sae.normalise_decoder_()
         tokens, inputs = x.flatten(0, 1), self._loss_inputs(x, sparsity)
+        self.optimizer.zero_grad(set_to_none=True)
         if self._fused_loss is not None:
-            loss = self._fused_loss(sae, tokens, inputs, self._matmul)
+            loss, gradients = self._fused_loss(sae, tokens, inputs, self._matmul)
         else:
-            loss = self._loss_in_parts(tokens, inputs)
+            loss, gradients = self._plain_loss(tokens, inputs)
         self.tracker.update(loss.n_fired)
-        if not self._norm_weighted_l1:
-            sae.remove_parallel_gradient_()
-        if self._max_gradient is not None:
-            torch.nn.utils.clip_grad_norm_(sae.parameters(), self._max_gradient)
-        self.optimizer.step()
+        self._update(gradients)
         return loss._replace(reconstruction=loss.reconstruction.view(x.shape))
+
+    def _plain_loss(self, tokens: torch.Tensor, inputs: LossInputs) -> tuple[SaeLoss, Gradients]:
+        """Loss and gradients by autograd, of the whole batch at once."""
+        loss = self.sae.training_loss(tokens, inputs)
+        loss.terms.loss.backward()  # type: ignore[no-untyped-call]
+        terms = type(loss.terms)(*(term.detach() for term in loss.terms))
+        return SaeLoss(terms, loss.n_fired, loss.reconstruction.detach()), StoredGradients(self.sae)
+
+    @torch.no_grad()
+    def _update(self, gradients: Gradients) -> None:
+        """Take Adam's step. A block of a gradient is dropped as soon as its rows were updated."""
+        sae = self.sae
+        scale = None
+        if self._max_gradient is not None:
+            if not gradients.repeats_cheaply:
+                gradients.store_(sae)
+                gradients = StoredGradients(sae)
+            scale = self._clipping(gradients)
+        for gradient in self._along_the_sphere(gradients):
+            if scale is not None:
+                gradient.values.mul_(scale)
+            self.optimizer.update_rows(getattr(sae, gradient.name), gradient)
+        for matrix in (sae.W_enc, sae.W_dec):
+            self.optimizer.finish_rows(matrix)
+            matrix.grad = None
+        for parameter in sae.parameters():
+            if scale is not None and parameter.grad is not None:
+                parameter.grad.mul_(scale)
+        self.optimizer.step()
+
+    def _clipping(self, gradients: Gradients) -> torch.Tensor:
+        """The factor that clips the gradient of all parameters together, 0-dimensional, as torch computes it."""
+        squares = [gradient.values.square().sum(dtype=torch.float64) for gradient in self._along_the_sphere(gradients)]
+        vectors = [part.grad for name, part in self.sae.named_parameters() if name not in MATRICES]
+        squares += [grad.square().sum(dtype=torch.float64) for grad in vectors if grad is not None]
+        norm = torch.stack(squares).sum().sqrt().to(self.sae.b_enc.dtype)
+        assert self._max_gradient is not None
+        return (self._max_gradient / (norm + 1e-6)).clamp_max(1.0)
+
+    def _along_the_sphere(self, gradients: Gradients) -> Iterator[RowGradient]:
+        """Gradients without the component along each decoder row, which the next normalisation would undo."""
+        for gradient in gradients.rows():
+            if gradient.name == "W_dec" and not self._norm_weighted_l1:
+                rows = self.sae.W_dec[gradient.latents]
+                gradient.values.addcmul_((gradient.values * rows).sum(dim=1, keepdim=True), rows, value=-1)
+            yield gradient
 
     def _loss_inputs(self, x: torch.Tensor, sparsity: float) -> LossInputs:
         """Everything that the loss of a batch depends on, apart from the batch and the parameters."""
@@ -130,7 +173,6 @@ class TrainStep:
             token_weights[:, 0] = self._mse_cls_coefficient
         return LossInputs(
             variance=(tokens - tokens.mean(dim=0)).square().sum().clamp_min(torch.finfo(x.dtype).tiny),
-            share=1.0,
             weights=weights._replace(
                 l1_coefficient=weights.l1_coefficient * sparsity, l0_coefficient=weights.l0_coefficient * sparsity
             ),
@@ -141,26 +183,6 @@ class TrainStep:
             use_ghost_grads=self._use_ghost_grads,
             norm_weighted_l1=self._norm_weighted_l1,
         )
-
-    def _loss_in_parts(self, tokens: torch.Tensor, inputs: LossInputs) -> SaeLoss:
-        """Loss and gradients by autograd, summed over parts of the batch that fit the memory budget.
-
-        What an architecture computes from several tokens (the latents that BatchTopK keeps, JumpReLU's L0) is computed
-        per part.
-        """
-        self.optimizer.zero_grad(set_to_none=True)
-        reconstruction = torch.empty_like(tokens)
-        total = torch.zeros(len(LossTerms._fields), device=tokens.device, dtype=tokens.dtype)
-        n_fired = torch.zeros_like(self.tracker.n_steps_since_fired)
-        for part in iter_parts(len(tokens), self._matmul.n_tokens(len(n_fired))):
-            share = (part.stop - part.start) / len(tokens)
-            token_weights = None if inputs.token_weights is None else inputs.token_weights[part]
-            loss = self.sae.training_loss(tokens[part], inputs._replace(share=share, token_weights=token_weights))
-            loss.terms.loss.backward()  # type: ignore[no-untyped-call]
-            total += torch.stack([term.detach() for term in loss.terms])
-            n_fired += loss.n_fired
-            reconstruction[part] = loss.reconstruction.detach()
-        return SaeLoss(LossTerms(*total.unbind()), n_fired, reconstruction)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on: tensors and plain numbers."""

@@ -13,7 +13,7 @@ def make_inputs(x: torch.Tensor, *, mse_cls_coefficient: float = 1.0, dead_mask=
     token_weights[:, 0] = mse_cls_coefficient
     norm_weighted_l1 = more.pop("norm_weighted_l1", False)
     return LossInputs(
-        variance=(tokens - tokens.mean(dim=0)).square().sum(), share=1.0, weights=LossWeights(**more), dtype=x.dtype,
+        variance=(tokens - tokens.mean(dim=0)).square().sum(), weights=LossWeights(**more), dtype=x.dtype,
         dead_mask=dead_mask, token_weights=token_weights.flatten(), use_ghost_grads=dead_mask is not None,
         norm_weighted_l1=norm_weighted_l1,
     )  # fmt: skip

@@ -95,23 +95,6 @@ def test_normalise_decoder_keeps_directions_and_survives_a_zero_row():
     assert sae.W_dec.requires_grad
 
 
-def test_remove_parallel_gradient_keeps_the_orthogonal_part():
-    sae = make_random_sae()
-    sae.normalise_decoder_()
-    gradient = torch.randn(S, D, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    sae.W_dec.grad = gradient.clone()
-    sae.remove_parallel_gradient_()
-    for s in range(S):
-        row = sae.W_dec[s].detach()
-        torch.testing.assert_close(sae.W_dec.grad[s], gradient[s] - (gradient[s] @ row) * row)
-    assert (sae.W_dec.grad * sae.W_dec).sum(dim=1).abs().max() < 1e-12
-
-
-def test_remove_parallel_gradient_needs_a_gradient():
-    with pytest.raises(RuntimeError, match="call backward first"):
-        ReluSae(D, S).remove_parallel_gradient_()
-
-
 @pytest.mark.parametrize(("d_in", "n_latents"), [(0, 3), (3, 0), (-1, 3)])
 def test_sizes_below_one_are_refused(d_in, n_latents):
     with pytest.raises(ValueError, match=f"1 or more, found {d_in} and {n_latents}"):

@@ -28,14 +28,26 @@ def test_products_are_those_of_the_dense_matrix(density):
     torch.testing.assert_close(entries.row_sums(), matrix.sum(dim=1))
 
 
-@pytest.mark.parametrize("n_rows", [1, 7, 2048, 2049, 4100])
-def test_a_transposed_matmul_is_made_or_added_in_blocks(n_rows):
-    matrix = torch.randn(n_rows, S, dtype=torch.float64) * (torch.rand(n_rows, S) < 0.3)
-    right, before = torch.randn(S, D, dtype=torch.float64), torch.randn(D, n_rows, dtype=torch.float64)
-    entries, onto = CooMatrix.from_dense(matrix), before.clone()
-    torch.testing.assert_close(entries.transposed_matmul(right), (matrix @ right).T)
-    assert entries.transposed_matmul(right, onto) is onto
-    torch.testing.assert_close(onto, before + (matrix @ right).T)
+@pytest.mark.parametrize(("start", "end"), [(0, N), (0, 3), (2, 5), (N - 1, N), (4, 4)])
+def test_ranges_of_rows_and_columns(start, end):
+    matrix = make_matrix(0.5)
+    entries = CooMatrix.from_dense(matrix)
+    for found, wanted in (
+        (entries.row_range(start, end), matrix[start:end]),
+        (entries.column_range(start, end), matrix[:, start:end]),
+    ):
+        assert found.shape == wanted.shape
+        again = torch.zeros_like(wanted)
+        again[found.rows, found.columns] = found.values
+        assert torch.equal(again, wanted)
+
+
+def test_zeros_can_be_dropped():
+    matrix = make_matrix(0.5)
+    entries = CooMatrix.from_dense(matrix)
+    fewer = entries.with_values(torch.where(entries.values > 0, entries.values, 0.0)).drop_zeros()
+    assert torch.equal(fewer.rows, torch.relu(matrix).nonzero(as_tuple=True)[0])
+    assert (fewer.values > 0).all()
 
 
 def test_results_repeat_to_the_last_bit():

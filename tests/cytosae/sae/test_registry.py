@@ -49,7 +49,7 @@ class SquareSae(Sae):
         acts = self.activate(self.pre_activations(x))
         reconstruction = self.decode(acts)
         mse = (reconstruction - x).square().sum() / inputs.variance
-        l1 = inputs.weights.l1_coefficient * inputs.share * acts.sum(dim=1).mean()
+        l1 = inputs.weights.l1_coefficient * acts.sum(dim=1).mean()
         return SaeLoss(LossTerms(mse + l1, mse, l1, x.new_zeros(())), (acts > 0).sum(dim=0), reconstruction)
 
     @torch.no_grad()

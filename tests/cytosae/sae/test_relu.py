@@ -5,7 +5,7 @@ import torch
 
 from cytosae.sae.base import Sae
 from cytosae.sae.relu import ReluSae
-from tests.support.losses import make_inputs, plain_loss
+from tests.support.losses import plain_loss
 
 B, T, D, S = 2, 3, 4, 6
 NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -143,16 +143,3 @@ def test_a_zero_token_adds_nothing_and_the_others_are_unchanged():
     assert found.ghost.item() == pytest.approx(sum(part[3] for part in parts).item() / (B * T))
     found.loss.backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in sae.parameters())
-
-
-@pytest.mark.parametrize("n_parts", [2, 3])
-def test_losses_of_parts_add_up(n_parts):
-    sae, x, mask = make_sae(), make_x(), torch.arange(S) < 2
-    inputs = make_inputs(x, l1_coefficient=0.3, dead_mask=mask, mse_cls_coefficient=2.0)
-    whole = sae.training_loss(x.flatten(0, 1), inputs)
-    total = torch.zeros(4, dtype=x.dtype)
-    for tokens, weights in zip(x.flatten(0, 1).chunk(n_parts), inputs.token_weights.chunk(n_parts), strict=True):
-        part = inputs._replace(share=len(tokens) / (B * T), token_weights=weights)
-        total += torch.stack(sae.training_loss(tokens, part).terms)
-    torch.testing.assert_close(total, torch.stack(whole.terms))
-    assert whole.terms.ghost > 0

@@ -1,0 +1,273 @@
+"""The step of `jumprelu` and `gated` in closed form: their activation functions look at one latent of one token.
+
+Where few latents are active, everything but the encoder is computed from those alone; otherwise from all, in parts of
+the batch that fit the memory.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from cytosae.sae.base import Sae
+from cytosae.sae.coo import CooMatrix
+from cytosae.sae.gated import GatedSae
+from cytosae.sae.jumprelu import JumpReluSae
+from cytosae.sae.loss import LossInputs, LossTerms, SaeLoss
+from cytosae.training.encoder_blocks import EncoderProduct
+from cytosae.training.fused_loss import fused_loss_for
+from cytosae.training.gradients import Gradients, SparseGradients, SparsePiece, StoredGradients
+from cytosae.training.matmul import MatmulConfig, iter_parts
+
+Latents = slice | torch.Tensor
+SumTokens = Callable[[torch.Tensor], torch.Tensor]
+"""Sums over tokens: what belongs to each entry becomes a value for each latent."""
+
+
+class Backward(NamedTuple):
+    """Gradients of an activation function."""
+
+    pre: torch.Tensor
+    """Gradient before the nonlinearity, of the same shape as there."""
+    vectors: dict[str, torch.Tensor]
+    """Gradients of the parameters with one value for each latent, by name."""
+
+
+class Rule(ABC):
+    """An activation function, its loss terms and their gradients.
+
+    Args:
+        sae: The autoencoder.
+        inputs: What the loss depends on.
+        n_tokens: Tokens N of the batch.
+    """
+
+    def __init__(self, sae: Sae, inputs: LossInputs, n_tokens: int) -> None:
+        self.sae, self.inputs, self.n_tokens = sae, inputs, n_tokens
+
+    @property
+    @abstractmethod
+    def bound(self) -> torch.Tensor:
+        """Latents at or below it have neither an activation nor a gradient: 0-dimensional or of shape `(S,)`."""
+
+    @abstractmethod
+    def decoded(self, pre: torch.Tensor, latents: Latents) -> list[torch.Tensor]:
+        """What is decoded, the activations first.
+
+        Args:
+            pre: Latents before the nonlinearity, shape `(..., n)`.
+            latents: Which latents they are.
+        """
+
+    @abstractmethod
+    def sparsity(self, sums: list[torch.Tensor], n_active: torch.Tensor) -> torch.Tensor:
+        """The sparsity term, from sums of what is decoded over all entries, and the number of active ones."""
+
+    @abstractmethod
+    def backward(
+        self, pre: torch.Tensor, latents: Latents, products: list[torch.Tensor], sum_tokens: SumTokens
+    ) -> Backward:
+        """Gradients, after `sparsity`.
+
+        Args:
+            pre: Latents before the nonlinearity.
+            latents: Which latents they are.
+            products: Gradient of the squared error by what is decoded, of the same shape as `pre`, in the same order.
+            sum_tokens: Sums over tokens.
+        """
+
+
+class _JumpRelu(Rule):
+    """See `JumpReluSae`."""
+
+    sae: JumpReluSae
+
+    @property
+    def bound(self) -> torch.Tensor:
+        return torch.relu(self.sae.threshold.detach()) - self.sae.bandwidth / 2
+
+    def decoded(self, pre: torch.Tensor, latents: Latents) -> list[torch.Tensor]:
+        return [pre * (pre > torch.relu(self.sae.threshold[latents]))]
+
+    def sparsity(self, sums: list[torch.Tensor], n_active: torch.Tensor) -> torch.Tensor:
+        excess = n_active.to(self.sae.b_enc.dtype) / self.n_tokens / self.sae.k - 1
+        coefficient = self.inputs.weights.l0_coefficient
+        self._grad_active = 2 * coefficient * excess / self.sae.k / self.n_tokens
+        return coefficient * excess.square()
+
+    def backward(
+        self, pre: torch.Tensor, latents: Latents, products: list[torch.Tensor], sum_tokens: SumTokens
+    ) -> Backward:
+        threshold, bandwidth = torch.relu(self.sae.threshold), self.sae.bandwidth
+        (grad_acts,) = products
+        near = (pre - threshold[latents]).abs() < bandwidth / 2
+        grad_pre = grad_acts * (pre > threshold[latents])
+        kernel = threshold * sum_tokens(grad_acts * near) + self._grad_active * sum_tokens(near)
+        grad_threshold = kernel / -bandwidth * (self.sae.threshold > 0)
+        return Backward(grad_pre, {"b_enc": sum_tokens(grad_pre), "threshold": grad_threshold})
+
+
+class _Gated(Rule):
+    """See `GatedSae`."""
+
+    sae: GatedSae
+
+    @property
+    def bound(self) -> torch.Tensor:
+        return self.sae.b_enc.new_zeros(())
+
+    def decoded(self, pre: torch.Tensor, latents: Latents) -> list[torch.Tensor]:
+        return [self.sae.activate(pre, latents), torch.relu(pre)]
+
+    def sparsity(self, sums: list[torch.Tensor], n_active: torch.Tensor) -> torch.Tensor:
+        return self.inputs.weights.l1_coefficient * sums[1] / self.n_tokens
+
+    def backward(
+        self, pre: torch.Tensor, latents: Latents, products: list[torch.Tensor], sum_tokens: SumTokens
+    ) -> Backward:
+        scaled = (pre - self.sae.b_enc[latents]) * self.sae.r_mag[latents].exp()
+        is_open = pre > 0
+        grad_magnitude = products[0] * (is_open & (scaled + self.sae.b_mag[latents] > 0))
+        grad_gate = (products[1] + self.inputs.weights.l1_coefficient / self.n_tokens) * is_open
+        grad_pre = grad_magnitude * self.sae.r_mag[latents].exp() + grad_gate
+        # The magnitude is computed from `pre - b_enc`, so that its gradient does not reach `b_enc`.
+        vectors = {
+            "b_enc": sum_tokens(grad_gate),
+            "r_mag": sum_tokens(grad_magnitude * scaled),
+            "b_mag": sum_tokens(grad_magnitude),
+        }
+        return Backward(grad_pre, vectors)
+
+
+_RULES: dict[type[Sae], type[Rule]] = {JumpReluSae: _JumpRelu, GatedSae: _Gated}
+
+
+@fused_loss_for(*_RULES)
+@torch.no_grad()
+def fused_elementwise_loss(
+    sae: Sae, x: torch.Tensor, inputs: LossInputs, matmul: MatmulConfig
+) -> tuple[SaeLoss, Gradients]:
+    """`training_loss` of the architecture and its gradients.
+
+    Args:
+        sae: The autoencoder.
+        x: Tokens of the whole batch, shape `(N, D)`.
+        inputs: Everything else that the loss depends on; `matmul` decides on types.
+        matmul: How products are computed.
+    """
+    rule = _RULES[type(sae)](sae, inputs, len(x))
+    centred = x - sae.b_dec
+    most = int(matmul.sparse_below * len(x) * len(sae.b_enc))
+    product = EncoderProduct(sae, centred, matmul)
+    bound = rule.bound.to(matmul.dtype)
+    # Rounded down: an entry that is not needed does no harm.
+    bound = torch.nextafter(bound, torch.full_like(bound, -torch.inf)) if matmul.dtype != x.dtype else bound
+    entries = product.above_if_few(bound, most) if most else None
+    if entries is not None:
+        return _sparse_loss(rule, x, centred, entries)
+    return _DenseLoss(rule, x, centred, matmul).compute()
+
+
+def _sparse_loss(rule: Rule, x: torch.Tensor, centred: torch.Tensor, entries: CooMatrix) -> tuple[SaeLoss, Gradients]:
+    """The loss and its gradients from entries that have an activation or a gradient."""
+    sae, n_latents = rule.sae, entries.shape[1]
+    pre = entries.with_values(entries.values.to(x.dtype))
+    acts = rule.decoded(pre.values, pre.columns)
+    n_fired = torch.bincount(pre.columns[acts[0] > 0], minlength=n_latents)
+    by_latent = pre.transpose()
+    reconstructions = [pre.with_values(one).drop_zeros().matmul(sae.W_dec).add_(sae.b_dec) for one in acts]
+    errors = _errors(rule, x, reconstructions)
+    sparsity = rule.sparsity([one.sum() for one in acts], n_fired.sum())
+    gs = [reconstruction.sub(x).mul_(2 / rule.inputs.variance) for reconstruction in reconstructions]
+    products = [by_latent.sampled_matmul(sae.W_dec, g) for g in gs]
+
+    def sum_tokens(values: torch.Tensor) -> torch.Tensor:
+        return by_latent.with_values(values).row_sums().to(x.dtype)
+
+    backward = rule.backward(by_latent.values, by_latent.rows, products, sum_tokens)
+    for name, gradient in backward.vectors.items():
+        getattr(sae, name).grad = gradient
+    sae.b_dec.grad = gs[0].sum(dim=0) - sae.W_enc @ sum_tokens(backward.pre)
+    by_latent_acts = by_latent.with_values(rule.decoded(by_latent.values, by_latent.rows)[0])
+    piece = SparsePiece(0, by_latent_acts.drop_zeros(), by_latent.with_values(backward.pre).drop_zeros(), gs[0])
+    gradients = SparseGradients([piece], centred)
+    return SaeLoss(_terms(errors, sparsity), n_fired, reconstructions[0]), gradients
+
+
+class _DenseLoss:
+    """The loss and its gradients from all latents, in parts of the batch.
+
+    Args:
+        rule: The activation function.
+        x: Tokens, shape `(N, D)`.
+        centred: Tokens minus `b_dec`.
+        matmul: How products are computed.
+    """
+
+    def __init__(self, rule: Rule, x: torch.Tensor, centred: torch.Tensor, matmul: MatmulConfig) -> None:
+        sae = rule.sae
+        self._rule, self._sae, self._x, self._dtype = rule, sae, x, matmul.dtype
+        self._centred = centred.to(matmul.dtype)
+        self._weights = sae.W_enc.to(matmul.dtype), sae.b_enc.to(matmul.dtype), sae.W_dec.to(matmul.dtype)
+        self._parts = list(iter_parts(len(x), matmul.n_tokens(len(sae.b_enc))))
+
+    def compute(self) -> tuple[SaeLoss, Gradients]:
+        """The loss; gradients are added up in the parameters' `grad`."""
+        sae, rule, x = self._sae, self._rule, self._x
+        everything = slice(None)
+        n_fired = torch.zeros_like(sae.b_enc, dtype=torch.int64)
+        reconstructions: list[list[torch.Tensor]] = []
+        sums: list[torch.Tensor] = []
+        kept = None
+        for part in self._parts:
+            kept = self._encode(part)
+            acts = rule.decoded(kept, everything)
+            n_fired += (acts[0] > 0).sum(dim=0)
+            totals = [one.sum(dtype=x.dtype) for one in acts]
+            sums = [before + one for before, one in zip(sums, totals, strict=True)] if sums else totals
+            reconstructions.append([(one @ self._weights[2]).to(x.dtype).add_(sae.b_dec) for one in acts])
+        whole = [torch.cat(parts) for parts in zip(*reconstructions, strict=True)]
+        errors = _errors(rule, x, whole)
+        sparsity = rule.sparsity(sums, n_fired.sum())
+        gs = [reconstruction.sub(x).mul_(2 / rule.inputs.variance) for reconstruction in whole]
+        for parameter in sae.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        sum_pre = torch.zeros_like(sae.b_enc)
+        for part in self._parts:
+            # The second pass needs what the first one knew of all tokens; more than one part is encoded again.
+            pre = kept if kept is not None and len(self._parts) == 1 else self._encode(part)
+            sum_pre += self._add_gradients(pre, part, [g[part].to(self._dtype) for g in gs])
+        assert sae.b_dec.grad is not None
+        sae.b_dec.grad += gs[0].sum(dim=0) - sae.W_enc @ sum_pre
+        return SaeLoss(_terms(errors, sparsity), n_fired, whole[0]), StoredGradients(sae)
+
+    def _encode(self, part: slice) -> torch.Tensor:
+        """Latents before the nonlinearity, shape `(n, S)`."""
+        return torch.addmm(self._weights[1], self._centred[part], self._weights[0])
+
+    def _add_gradients(self, pre: torch.Tensor, part: slice, gs: list[torch.Tensor]) -> torch.Tensor:
+        """Add the gradients of a part; returns the sum over its tokens of the gradient before the nonlinearity."""
+        sae, wide = self._sae, self._x.dtype
+        acts = self._rule.decoded(pre, slice(None))[0]
+        products = [g @ self._weights[2].t() for g in gs]
+        backward = self._rule.backward(pre, slice(None), products, lambda one: one.sum(dim=0, dtype=wide))
+        grad_pre = backward.pre.to(self._dtype)
+        for name, gradient in backward.vectors.items():
+            getattr(sae, name).grad += gradient
+        assert sae.W_dec.grad is not None
+        assert sae.W_enc.grad is not None
+        sae.W_dec.grad += acts.to(self._dtype).t() @ gs[0]
+        sae.W_enc.grad += self._centred[part].t() @ grad_pre
+        return grad_pre.sum(dim=0, dtype=wide)
+
+
+def _errors(rule: Rule, x: torch.Tensor, reconstructions: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Unexplained share of the variance of every reconstruction."""
+    return [(reconstruction - x).square().sum() / rule.inputs.variance for reconstruction in reconstructions]
+
+
+def _terms(errors: list[torch.Tensor], sparsity: torch.Tensor) -> LossTerms:
+    """The loss and its parts; a second reconstruction is the gate's."""
+    aux = errors[1] if len(errors) > 1 else torch.zeros_like(errors[0])
+    return LossTerms(errors[0] + sparsity + aux, errors[0], sparsity, aux)

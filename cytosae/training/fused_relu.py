@@ -1,0 +1,306 @@
+"""The step of `relu`, the reference's architecture, in closed form.
+
+Pre-activations become activations in place, the ghost term is computed for dead latents alone, tokens are processed in
+parts that fit a memory budget, and where few latents are active all products except the encoder's are sparse.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from cytosae.sae.base import Sae
+from cytosae.sae.coo import CooMatrix
+from cytosae.sae.loss import LossInputs, LossTerms, SaeLoss
+from cytosae.sae.relu import EPSILON, ReluSae, norm_as_divisor
+from cytosae.training.fused_loss import fused_loss_for
+from cytosae.training.gradients import (
+    Gradients,
+    RowAddition,
+    RowGradient,
+    SparseGradients,
+    SparsePiece,
+    StoredGradients,
+    SumOfGradients,
+    blocks_of_latents,
+    by_latent,
+)
+from cytosae.training.matmul import MatmulConfig, iter_parts
+
+_ROWS_PER_BLOCK = 64
+"""Tokens counted together: a block stays in the processor's cache."""
+_SAMPLED_ROWS = 8
+"""One token in this many is checked to estimate the share of active latents."""
+
+
+@fused_loss_for(ReluSae)
+@torch.no_grad()
+def fused_relu_loss(sae: Sae, x: torch.Tensor, inputs: LossInputs, matmul: MatmulConfig) -> tuple[SaeLoss, Gradients]:
+    """`ReluSae.training_loss` and its gradients.
+
+    Args:
+        sae: The autoencoder, its decoder rows of unit norm unless `inputs.norm_weighted_l1`.
+        x: Tokens, shape `(N, D)`.
+        inputs: Everything else that the loss depends on, for the whole batch; `matmul` decides on types.
+        matmul: How products are computed.
+    """
+    sae.b_enc.grad, sae.b_dec.grad = torch.zeros_like(sae.b_enc), torch.zeros_like(sae.b_dec)
+    dead = None
+    if inputs.use_ghost_grads and inputs.dead_mask is not None:
+        # CPU-GPU sync point: the number of dead latents decides a shape.
+        dead = inputs.dead_mask.nonzero().squeeze(1)
+    norms = sae.W_dec.norm(dim=1) if inputs.norm_weighted_l1 else torch.ones_like(sae.b_enc)
+    l1 = norms * inputs.weights.l1_coefficient
+    sums = _Sums(sae, dead if dead is not None and len(dead) else None, l1, matmul)
+    weights = inputs.token_weights if inputs.token_weights is not None else x.new_ones(len(x))
+    reconstruction = torch.empty_like(x)
+    parts = list(iter_parts(len(x), matmul.n_tokens(sae.b_enc.shape[0])))
+    total = None if len(parts) == 1 else _GradientSum(sae)
+    gradients: Gradients
+    for part in parts:
+        reconstruction[part], gradients = sums.add(x[part], weights[part, None], len(x))
+        if total is not None:
+            total.add(gradients)
+    terms, gradients = sums.finish(gradients if total is None else StoredGradients(sae), inputs.norm_weighted_l1)
+    return SaeLoss(terms, sums.n_fired, reconstruction), gradients
+
+
+class _Sums:
+    """Sums the loss over parts of the tokens, and the gradients of everything but the matrices.
+
+    Args:
+        sae: The autoencoder; gradients of its biases are added to their `grad`.
+        dead: Latents that get ghost gradients, int64; None for none.
+        l1: Weight of each latent's activation, shape `(S,)`.
+        matmul: How products are computed.
+    """
+
+    def __init__(self, sae: Sae, dead: torch.Tensor | None, l1: torch.Tensor, matmul: MatmulConfig) -> None:
+        self._sae, self._dead, self._l1, self._matmul = sae, dead, l1, matmul
+        self._n_tokens = 0
+        dtype = matmul.dtype
+        self._W_enc, self._b_enc = sae.W_enc.to(dtype), sae.b_enc.to(dtype)
+        self._W_dec: torch.Tensor | None = None
+        wide = torch.float32 if sae.b_enc.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+        self._terms = torch.zeros(3, dtype=wide, device=sae.b_enc.device)
+        self._sums = torch.zeros_like(sae.b_enc, dtype=wide)
+        self.n_fired = torch.zeros_like(sae.b_enc, dtype=torch.int64)
+
+    def add(self, x: torch.Tensor, weights: torch.Tensor, n_all: int) -> tuple[torch.Tensor, Gradients]:
+        """Add tokens.
+
+        Args:
+            x: Shape `(n, D)`.
+            weights: Weight of each token's error, shape `(n, 1)`.
+            n_all: Number of tokens in the whole batch.
+
+        Returns:
+            Their reconstruction, shape `(n, D)`, and their gradients of the matrices.
+        """
+        sae, matmul = self._sae, self._matmul
+        centred = x - sae.b_dec
+        centred_cast = centred.to(matmul.dtype)
+        acts = torch.addmm(self._b_enc, centred_cast, self._W_enc)
+        exp_pre = acts[:, self._dead].exp() if self._dead is not None else None
+        acts.relu_()
+        # CPU-GPU sync point, only if sparse products are enabled.
+        sample = acts[::_SAMPLED_ROWS]
+        sparse = matmul.sparse_below > 0 and int(sample.count_nonzero()) < matmul.sparse_below * sample.numel()
+        part: _SparsePart | _DensePart
+        if sparse:
+            part = _SparsePart(sae, _positive_entries(acts), centred)
+        else:
+            part = _DensePart(sae, acts, centred_cast, self._decoder())
+        del acts, sample
+        self._n_tokens += len(x)
+        reconstruction = part.decode().add_(sae.b_dec)
+        residual = reconstruction - x
+        inverse_norm = 1 / norm_as_divisor(x)
+        error = residual.square().mul_(inverse_norm)
+        scale = n_all * x.shape[1]
+        self._terms[0] += (error * weights).sum(dtype=self._terms.dtype) / scale
+        g = residual * (inverse_norm * weights * (2 / scale))
+        part.count(self._sums, self.n_fired)
+        gradients: Gradients = part.gradients(g, self._l1 / n_all)
+        if exp_pre is not None:
+            gradients = SumOfGradients(
+                gradients, self._ghost_term(exp_pre, centred_cast, residual.neg_(), error, scale)
+            )
+        assert sae.b_dec.grad is not None
+        sae.b_dec.grad += g.sum(dim=0)
+        return reconstruction, gradients
+
+    def finish(self, gradients: Gradients, norm_weighted_l1: bool) -> tuple[LossTerms, Gradients]:
+        """The loss and the complete gradients, after all tokens were added."""
+        l1_terms = self._sums.to(self._l1.dtype) * self._l1 / self._n_tokens
+        self._terms[1] = l1_terms.sum()
+        if norm_weighted_l1:
+            squared_norms = self._sae.W_dec.square().sum(dim=1).clamp_min(torch.finfo(l1_terms.dtype).tiny)
+            gradients = _NormGradients(self._sae, gradients, l1_terms / squared_norms)
+        mse, l1, ghost = self._terms.to(self._sae.b_enc.dtype)
+        return LossTerms(mse + l1 + ghost, mse, l1, ghost), gradients
+
+    def _decoder(self) -> torch.Tensor:
+        """`W_dec` in the type of the products, converted on first use."""
+        if self._W_dec is None:
+            self._W_dec = self._sae.W_dec.to(self._matmul.dtype)
+        return self._W_dec
+
+    def _ghost_term(
+        self, exp_pre: torch.Tensor, centred_cast: torch.Tensor, residual: torch.Tensor, error: torch.Tensor, scale: int
+    ) -> RowAddition:
+        """The ghost term of `ReluSae` and its gradients, for dead latents alone."""
+        sae, dead, dtype = self._sae, self._dead, self._matmul.dtype
+        assert dead is not None
+        rows = sae.W_dec[dead].to(dtype)
+        ghost = (exp_pre @ rows).to(residual.dtype)
+        stretch = residual.norm(dim=-1, keepdim=True) / (EPSILON + 2 * ghost.norm(dim=-1, keepdim=True))
+        difference = ghost.mul_(stretch).sub_(residual)
+        inverse_norm = 1 / norm_as_divisor(residual)
+        ghost_error = difference.square().mul_(inverse_norm)
+        rescale = error / (ghost_error + EPSILON)
+        self._terms[2] += (rescale * ghost_error).sum(dtype=self._terms.dtype) / scale
+        g = difference.mul_(rescale).mul_(inverse_norm * stretch * (2 / scale)).to(dtype)
+        grad_pre = (g @ rows.t()).mul_(exp_pre)
+        _add_bias_gradients(sae, dead, grad_pre.sum(dim=0, dtype=residual.dtype))
+        W_enc, W_dec = (grad_pre.t() @ centred_cast), (exp_pre.t() @ g)
+        return RowAddition(dead, W_enc.to(residual.dtype), W_dec.to(residual.dtype))
+
+
+class _DensePart(Gradients):
+    """Products over all latents.
+
+    Args:
+        sae: The autoencoder; gradients of its biases are added to their `grad`.
+        acts: Activations, shape `(n, S)`.
+        centred_cast: Centred tokens in the type of the products, shape `(n, D)`.
+        W_dec: Decoder in the type of the products.
+    """
+
+    repeats_cheaply = False
+
+    def __init__(self, sae: Sae, acts: torch.Tensor, centred_cast: torch.Tensor, W_dec: torch.Tensor) -> None:
+        self._sae, self._acts, self._centred_cast, self._W_dec = sae, acts, centred_cast, W_dec
+
+    def decode(self) -> torch.Tensor:
+        """Reconstruction without `b_dec`, in the type of the weights, shape `(n, D)`."""
+        return (self._acts @ self._W_dec).to(self._sae.b_dec.dtype)
+
+    def gradients(self, g: torch.Tensor, l1: torch.Tensor) -> Gradients:
+        """The gradients of the matrices.
+
+        Args:
+            g: Gradient of the reconstruction, shape `(n, D)`.
+            l1: Gradient of the sparsity term where a latent is active, shape `(S,)`.
+        """
+        dtype = self._acts.dtype
+        self._g, self._l1 = g.to(dtype), l1.to(dtype)
+        return self
+
+    def rows(self) -> Iterator[RowGradient]:
+        """See `Gradients`; may be asked for once."""
+        wide = self._sae.b_enc.dtype
+        for latents in blocks_of_latents(len(self._l1)):
+            acts = self._acts[:, latents]
+            grad_pre = torch.addmm(self._l1[latents], self._g, self._W_dec[latents].t())
+            torch.ops.aten.threshold_backward.grad_input(grad_pre, acts, 0, grad_input=grad_pre)
+            yield RowGradient("W_dec", latents, (acts.t() @ self._g).to(wide))
+            _add_bias_gradients(self._sae, latents, grad_pre.sum(dim=0, dtype=wide))
+            yield RowGradient("W_enc", latents, (grad_pre.t() @ self._centred_cast).to(wide))
+
+    def count(self, sums: torch.Tensor, n_fired: torch.Tensor) -> None:
+        """Add each latent's activations and the number of tokens on which it is active, shape `(S,)` each."""
+        wide = self._sae.b_enc.dtype
+        for rows in torch.split(self._acts, _ROWS_PER_BLOCK):
+            sums += rows.sum(dim=0, dtype=wide)
+            n_fired += (rows > 0).to(wide).sum(dim=0).to(torch.int64)
+
+
+class _SparsePart:
+    """The same products over active latents alone, in the type of the weights.
+
+    Args:
+        sae: The autoencoder; gradients of its biases are added to their `grad`.
+        acts: Activations, shape `(n, S)`.
+        centred: Centred tokens, shape `(n, D)`.
+    """
+
+    def __init__(self, sae: Sae, acts: CooMatrix, centred: torch.Tensor) -> None:
+        self._sae, self._centred = sae, centred
+        self._acts = acts.with_values(acts.values.to(centred.dtype))
+
+    def decode(self) -> torch.Tensor:
+        """Reconstruction without `b_dec`, shape `(n, D)`."""
+        return self._acts.matmul(self._sae.W_dec)
+
+    def gradients(self, g: torch.Tensor, l1: torch.Tensor) -> Gradients:
+        """See `_DensePart.gradients`."""
+        sae, acts = self._sae, self._acts.transpose()
+        grad_pre = acts.with_values(acts.sampled_matmul(sae.W_dec, g) + l1[acts.rows])
+        _add_bias_gradients(sae, slice(None), grad_pre.row_sums().to(sae.b_enc.dtype))
+        return SparseGradients([SparsePiece(0, acts, grad_pre, g)], self._centred)
+
+    def count(self, sums: torch.Tensor, n_fired: torch.Tensor) -> None:
+        """See `_DensePart.count`."""
+        columns, n_latents = self._acts.columns, len(sums)
+        sums += torch.bincount(columns, self._acts.values.to(sums.dtype), minlength=n_latents)
+        n_fired += torch.bincount(columns, minlength=n_latents)
+
+
+class _NormGradients(Gradients):
+    """Gradients with those of an L1 that weighs activations by the norms of the decoder's rows.
+
+    Args:
+        sae: The autoencoder.
+        gradients: All others.
+        factors: Gradient of the term by each row, divided by the row, shape `(S,)`.
+    """
+
+    def __init__(self, sae: Sae, gradients: Gradients, factors: torch.Tensor) -> None:
+        self._W_dec, self._gradients, self._factors = sae.W_dec, gradients, factors
+        self.repeats_cheaply = gradients.repeats_cheaply
+
+    def rows(self) -> Iterator[RowGradient]:
+        """See `Gradients`."""
+        for gradient in self._gradients.rows():
+            if gradient.name == "W_dec":
+                here = gradient.latents
+                gradient.values.addcmul_(self._factors[here, None], self._W_dec[here])
+            yield gradient
+
+
+class _GradientSum:
+    """Adds the gradients of parts up in the parameters' `grad`."""
+
+    def __init__(self, sae: Sae) -> None:
+        self._sae = sae
+        for parameter in (sae.W_enc, sae.W_dec):
+            parameter.grad = torch.zeros_like(parameter)
+
+    def add(self, gradients: Gradients) -> None:
+        """Add a part's."""
+        for name, latents, values in gradients.rows():
+            by_latent(name, getattr(self._sae, name).grad)[latents] += values
+
+
+def _add_bias_gradients(sae: Sae, latents: slice | torch.Tensor, grad_b_enc: torch.Tensor) -> None:
+    """Add the gradients that some latents' pre-activations give to `b_enc` and `b_dec`.
+
+    Args:
+        sae: The autoencoder.
+        latents: Which latents.
+        grad_b_enc: Sum over tokens of the gradient before the nonlinearity, shape `(n,)`.
+    """
+    assert sae.b_enc.grad is not None
+    assert sae.b_dec.grad is not None
+    sae.b_enc.grad[latents] += grad_b_enc
+    sae.b_dec.grad -= sae.W_enc[:, latents] @ grad_b_enc
+
+
+def _positive_entries(acts: torch.Tensor) -> CooMatrix:
+    """The entries above 0 of activations, shape `(n, S)`."""
+    found = []
+    for number, rows in enumerate(torch.split(acts, _ROWS_PER_BLOCK)):
+        row, column = (rows > 0).nonzero(as_tuple=True)
+        found.append((row + number * _ROWS_PER_BLOCK, column, rows[row, column]))
+    rows, columns, values = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return CooMatrix(rows, columns, values, (acts.shape[0], acts.shape[1]))

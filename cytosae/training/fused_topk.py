@@ -1,0 +1,141 @@
+"""The step of `topk`, `batchtopk` and `matryoshka` in closed form: everything but the encoder over active latents."""
+
+import itertools
+
+import torch
+
+from cytosae.sae.coo import CooMatrix
+from cytosae.sae.loss import LossInputs, LossTerms, SaeLoss
+from cytosae.sae.topk import BatchTopKSae, MatryoshkaSae, TopKSae, keep_largest
+from cytosae.training.encoder_blocks import EncoderProduct
+from cytosae.training.fused_loss import fused_loss_for
+from cytosae.training.gradients import Gradients, RowAddition, SparseGradients, SparsePiece, SumOfGradients
+from cytosae.training.matmul import MatmulConfig, iter_parts
+
+_SCREENS = (0.9, 0.6, 0.3, 0.0)
+"""Shares of the running threshold, tried in turn, above which entries are candidates; the selection is the same."""
+_SAMPLED_TOKENS = 256
+"""Tokens from which a first threshold is estimated."""
+
+
+@fused_loss_for(TopKSae, BatchTopKSae, MatryoshkaSae)
+@torch.no_grad()
+def fused_topk_loss(
+    sae: TopKSae, x: torch.Tensor, inputs: LossInputs, matmul: MatmulConfig
+) -> tuple[SaeLoss, Gradients]:
+    """`TopKSae.training_loss` and its gradients.
+
+    Args:
+        sae: The autoencoder.
+        x: Tokens of the whole batch, shape `(N, D)`.
+        inputs: Everything else that the loss depends on; `matmul` decides on types.
+        matmul: How products are computed.
+    """
+    centred = x - sae.b_dec
+    active = _select(sae, centred, matmul)
+    acts = active.with_values(active.values.to(x.dtype))
+    by_latent = acts.transpose()
+    reconstruction, unexplained, pieces = _reconstruct(sae, x, acts, by_latent, inputs.variance)
+    sae.b_enc.grad = torch.cat([piece.grad_pre.row_sums() for piece in pieces]).to(x.dtype)
+    sae.b_dec.grad = pieces[0].g.sum(dim=0)
+    aux, addition = _revive(sae, x - reconstruction, centred, inputs, matmul)
+    sae.b_dec.grad -= sae.W_enc @ sae.b_enc.grad
+    n_fired = torch.bincount(by_latent.rows, minlength=len(sae.b_enc))
+    terms = LossTerms(unexplained + aux, unexplained, x.new_zeros(()), aux)
+    gradients: Gradients = SparseGradients(pieces, centred)
+    if addition is not None:
+        gradients = SumOfGradients(gradients, addition)
+    return SaeLoss(terms, n_fired, reconstruction), gradients
+
+
+def _select(sae: TopKSae, centred: torch.Tensor, matmul: MatmulConfig) -> CooMatrix:
+    """Latents that the step uses."""
+    product = EncoderProduct(sae, centred, matmul)
+    if not isinstance(sae, BatchTopKSae):
+        return product.largest(sae.k)
+    n_wanted = sae.k * len(centred)
+    threshold = sae.threshold if sae.threshold > 0 else _estimate_threshold(sae, centred)
+    for share in _SCREENS:
+        candidates = product.above((share * threshold).to(matmul.dtype))
+        if len(candidates.values) >= n_wanted:
+            break
+    kept = candidates if len(candidates.values) <= n_wanted else _keep_largest(candidates, n_wanted)
+    if len(kept.values):
+        sae.follow_threshold_(kept.values.min())
+    return kept
+
+
+def _keep_largest(entries: CooMatrix, n: int) -> CooMatrix:
+    """The n largest of more entries; ties go to the first tokens, then to the first latents."""
+    at = keep_largest(entries.values, n)
+    return CooMatrix(entries.rows[at], entries.columns[at], entries.values[at], entries.shape)
+
+
+def _estimate_threshold(sae: TopKSae, centred: torch.Tensor) -> torch.Tensor:
+    """The value at which k latents per token are active, from a few tokens; 0-dimensional, at least 0."""
+    sample = centred[:: max(1, len(centred) // _SAMPLED_TOKENS)]
+    pre = torch.addmm(sae.b_enc, sample, sae.W_enc).flatten()
+    return pre.topk(min(len(pre), sae.k * len(sample))).values[-1].clamp_min(0)
+
+
+def _reconstruct(
+    sae: TopKSae, x: torch.Tensor, acts: CooMatrix, by_latent: CooMatrix, variance: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, list[SparsePiece]]:
+    """Reconstruction, unexplained share of the variance, and the gradients of every nested dictionary's own latents.
+
+    Args:
+        sae: The autoencoder.
+        x: Tokens, shape `(N, D)`.
+        acts: Activations, by token.
+        by_latent: The same, transposed.
+        variance: Of all tokens.
+    """
+    bounds = [0, *sae.dictionaries]
+    n_dictionaries = len(bounds) - 1
+    reconstruction = sae.b_dec.expand_as(x)
+    unexplained, residuals = x.new_zeros(()), []
+    for start, end in itertools.pairwise(bounds):
+        inside = acts if n_dictionaries == 1 else acts.column_range(start, end)
+        reconstruction = inside.matmul(sae.W_dec[start:end]).add_(reconstruction)
+        residuals.append(reconstruction - x)
+        unexplained = unexplained + residuals[-1].square().sum() / variance
+    pieces: list[SparsePiece] = []
+    scale = 2 / n_dictionaries / variance
+    for (start, end), residual in reversed(list(zip(itertools.pairwise(bounds), residuals, strict=True))):
+        # A latent takes part in its own dictionary and in all larger ones.
+        g = residual.mul_(scale) if not pieces else residual.mul_(scale).add_(pieces[-1].g)
+        piece = by_latent.row_range(start, end)
+        grad_pre = piece.with_values(piece.sampled_matmul(sae.W_dec[start:end], g))
+        pieces.append(SparsePiece(start, piece, grad_pre, g))
+    return reconstruction, unexplained / n_dictionaries, pieces[::-1]
+
+
+def _revive(
+    sae: TopKSae, residual: torch.Tensor, centred: torch.Tensor, inputs: LossInputs, matmul: MatmulConfig
+) -> tuple[torch.Tensor, RowAddition | None]:
+    """The term AuxK, and its gradients for dead latents; adds to the gradient of `b_enc`."""
+    zero = residual.new_zeros(())
+    dead = sae.find_dead(inputs)
+    if not len(dead):
+        return zero, None
+    dtype, k_aux = matmul.dtype, sae.n_revived(len(dead))
+    W_enc, W_dec = sae.W_enc.t()[dead].to(dtype), sae.W_dec[dead].to(dtype)
+    grads = RowAddition(dead, torch.zeros_like(sae.W_dec[dead]), torch.zeros_like(sae.W_dec[dead]))
+    error = residual.square().sum().clamp_min(torch.finfo(residual.dtype).tiny)
+    scale = inputs.weights.aux_coefficient / error
+    total = zero
+    for part in iter_parts(len(residual), matmul.n_tokens(len(dead))):
+        tokens = centred[part].to(dtype)
+        acts = torch.addmm(sae.b_enc[dead].to(dtype), tokens, W_enc.t()).relu_()
+        if k_aux < len(dead):
+            kept = acts.topk(k_aux, dim=1, sorted=False)
+            acts = torch.zeros_like(acts).scatter_(1, kept.indices, kept.values)
+        difference = (acts @ W_dec).to(residual.dtype) - residual[part]
+        total = total + difference.square().sum() * scale
+        g = difference.mul_(2 * scale).to(dtype)
+        grads.W_dec.add_(acts.t() @ g)
+        grad_pre = (g @ W_dec.t()).mul_(acts > 0)
+        grads.W_enc.add_(grad_pre.t() @ tokens)
+        assert sae.b_enc.grad is not None
+        sae.b_enc.grad[dead] += grad_pre.sum(dim=0, dtype=residual.dtype)
+    return total, grads

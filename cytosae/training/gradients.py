@@ -1,0 +1,154 @@
+"""Gradients that are computed when the optimiser asks for them, one block of rows at a time."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from cytosae.sae.base import Sae
+from cytosae.sae.coo import CooMatrix
+
+ROWS_PER_BLOCK = 1024
+"""Latents whose weights, gradients and moments are updated together: they stay in the processor's cache."""
+
+
+MATRICES = ("W_enc", "W_dec")
+"""Names of the parameters with a row for each latent and a column for each channel, or the other way round."""
+
+
+class RowGradient(NamedTuple):
+    """The gradient of some latents' weights."""
+
+    name: str
+    """`W_enc` or `W_dec`."""
+    latents: slice
+    """Which latents."""
+    values: torch.Tensor
+    """Shape `(n, D)`, a row for each latent, also of `W_enc`; the receiver may overwrite it."""
+
+
+class Gradients(ABC):
+    """The gradients of a step. Those of vectors are in the parameters' `grad` once `rows` is exhausted."""
+
+    repeats_cheaply = True
+    """Whether asking for the rows twice costs less than keeping them."""
+
+    @abstractmethod
+    def rows(self) -> Iterator[RowGradient]:
+        """The gradients of both matrices. The weights of a block may be changed as soon as it was handed out.
+
+        Every latent occurs once in each matrix. May be called again as long as no weight was changed.
+        """
+
+    @torch.no_grad()
+    def store_(self, sae: Sae) -> None:
+        """Keep all rows in the parameters' `grad`, as autograd does."""
+        kept = {name: torch.empty_like(getattr(sae, name)) for name in MATRICES}
+        for name, latents, values in self.rows():
+            by_latent(name, kept[name])[latents] = values
+        for name, gradient in kept.items():
+            getattr(sae, name).grad = gradient
+
+
+def by_latent(name: str, matrix: torch.Tensor) -> torch.Tensor:
+    """A view of `W_enc` or `W_dec`, or of something of the same shape, with a row for each latent."""
+    return matrix.t() if name == "W_enc" else matrix
+
+
+class StoredGradients(Gradients):
+    """Gradients that are in the parameters' `grad` already.
+
+    Args:
+        sae: The autoencoder.
+    """
+
+    repeats_cheaply = False
+    """Rows are views, which the receiver may overwrite."""
+
+    def __init__(self, sae: Sae) -> None:
+        self._sae = sae
+
+    def rows(self) -> Iterator[RowGradient]:
+        """See `Gradients`."""
+        for name in MATRICES:
+            gradient = by_latent(name, getattr(self._sae, name).grad)
+            for latents in blocks_of_latents(len(gradient)):
+                yield RowGradient(name, latents, gradient[latents])
+
+    def store_(self, sae: Sae) -> None:
+        """See `Gradients`; they are there."""
+
+
+class SparsePiece(NamedTuple):
+    """Active entries of a range of latents, and what their gradients are made of."""
+
+    first: int
+    """First latent of the range."""
+    acts: CooMatrix
+    """Activations, a row for each latent of the range and a column for each token."""
+    grad_pre: CooMatrix
+    """Gradients before the nonlinearity, in the same shape; may have other entries."""
+    g: torch.Tensor
+    """Gradient of the reconstruction that these latents take part in, shape `(N, D)`."""
+
+
+class SparseGradients(Gradients):
+    """Gradients from active entries alone: `A.T @ g` and `P.T @ centred`, P being the gradient before the nonlinearity.
+
+    Args:
+        pieces: The entries; their ranges cover all latents in ascending order.
+        centred: Tokens minus `b_dec`, shape `(N, D)`.
+    """
+
+    def __init__(self, pieces: list[SparsePiece], centred: torch.Tensor) -> None:
+        self._pieces, self._centred = pieces, centred
+
+    def rows(self) -> Iterator[RowGradient]:
+        """See `Gradients`."""
+        for piece in self._pieces:
+            for here in blocks_of_latents(piece.acts.shape[0]):
+                latents = slice(piece.first + here.start, piece.first + here.stop)
+                acts, grad_pre = (part.row_range(here.start, here.stop) for part in (piece.acts, piece.grad_pre))
+                yield RowGradient("W_dec", latents, acts.matmul(piece.g))
+                yield RowGradient("W_enc", latents, grad_pre.matmul(self._centred))
+
+
+class RowAddition(NamedTuple):
+    """Further gradients of some latents, such as dead ones."""
+
+    latents: torch.Tensor
+    """Their numbers, ascending, int64, shape `(n,)`."""
+    W_enc: torch.Tensor
+    """Shape `(n, D)`."""
+    W_dec: torch.Tensor
+    """Shape `(n, D)`."""
+
+
+class SumOfGradients(Gradients):
+    """Gradients of all latents and further ones of some.
+
+    Args:
+        gradients: Those of all.
+        addition: Further ones.
+    """
+
+    def __init__(self, gradients: Gradients, addition: RowAddition) -> None:
+        self._gradients, self._addition = gradients, addition
+        self.repeats_cheaply = gradients.repeats_cheaply
+
+    def rows(self) -> Iterator[RowGradient]:
+        """See `Gradients`."""
+        latents = self._addition.latents
+        for gradient in self._gradients.rows():
+            bounds = latents.new_tensor([gradient.latents.start, gradient.latents.stop])
+            first, last = torch.searchsorted(latents, bounds).tolist()
+            if first < last:
+                further = getattr(self._addition, gradient.name)[first:last]
+                gradient.values.index_add_(0, latents[first:last] - gradient.latents.start, further)
+            yield gradient
+
+
+def blocks_of_latents(n_latents: int) -> Iterator[slice]:
+    """Consecutive blocks that cover all latents."""
+    return (slice(start, min(start + ROWS_PER_BLOCK, n_latents)) for start in range(0, n_latents, ROWS_PER_BLOCK))

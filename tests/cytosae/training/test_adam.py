@@ -1,0 +1,77 @@
+"""Adam by blocks of rows against torch's own; its state."""
+
+import copy
+
+import pytest
+import torch
+
+from cytosae.training.adam import RowwiseAdam
+from cytosae.training.gradients import MATRICES, RowGradient, StoredGradients, by_latent
+from tests.cytosae.training.test_fused_loss import make_case
+
+S, D = 160, 24
+
+
+def make_pair():
+    sae = make_case("relu", torch.float32)
+    sae.W_enc.data = sae.W_enc.data.t().contiguous().t()
+    other = copy.deepcopy(sae)
+    mine = RowwiseAdam([{"params": list(sae.parameters())}], lr=0.01, device=torch.device("cpu"))
+    theirs = torch.optim.Adam(other.parameters(), lr=0.01, betas=(0.9, 0.999), fused=True)
+    return sae, mine, other, theirs
+
+
+def take_step(seed, sae, mine, other, theirs):
+    generator = torch.Generator().manual_seed(seed)
+    for one, two in zip(sae.parameters(), other.parameters(), strict=True):
+        two.grad = torch.empty_like(two).copy_(torch.randn(one.shape, generator=generator))
+        one.grad = two.grad.clone()
+    for gradient in StoredGradients(sae).rows():
+        mine.update_rows(getattr(sae, gradient.name), gradient)
+    for name in MATRICES:
+        mine.finish_rows(getattr(sae, name))
+        getattr(sae, name).grad = None
+    mine.step()
+    theirs.step()
+
+
+def test_updates_by_rows_are_torchs_to_the_last_bit(monkeypatch):
+    for rows in (16, 64, 1024):
+        monkeypatch.setattr("cytosae.training.gradients.ROWS_PER_BLOCK", rows)
+        sae, mine, other, theirs = make_pair()
+        for seed in range(5):
+            take_step(seed, sae, mine, other, theirs)
+        for one, two in zip(sae.parameters(), other.parameters(), strict=True):
+            assert torch.equal(one, two)
+            assert mine.state[one]["step"] == theirs.state[two]["step"] == 5
+
+
+def test_a_state_in_another_layout_is_taken_over():
+    sae, mine, other, theirs = make_pair()
+    for seed in range(3):
+        take_step(seed, sae, mine, other, theirs)
+    state = copy.deepcopy(mine.state_dict())
+    for moments in state["state"].values():
+        for name in ("exp_avg", "exp_avg_sq"):
+            moments[name] = moments[name].contiguous()
+    again = copy.deepcopy(sae)
+    resumed = RowwiseAdam([{"params": list(again.parameters())}], lr=0.01, device=torch.device("cpu"))
+    resumed.load_state_dict(state)
+    assert resumed.state[again.W_enc]["exp_avg"].stride() == again.W_enc.stride()
+    take_step(9, sae, mine, other, theirs)
+    take_step(9, again, resumed, copy.deepcopy(other), theirs)
+    for one, two in zip(sae.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_weights_that_are_not_laid_out_by_latent_are_refused():
+    sae, mine, *_ = make_pair()
+    sae.W_enc.data = sae.W_enc.data.contiguous()
+    gradient = RowGradient("W_enc", slice(0, S), torch.ones(S, D))
+    with pytest.raises(ValueError, match="W_enc must have its latents' weights next to each other"):
+        mine.update_rows(sae.W_enc, gradient)
+
+
+def test_rows_of_both_matrices_are_latents():
+    sae = make_case("relu")
+    assert by_latent("W_enc", sae.W_enc).shape == by_latent("W_dec", sae.W_dec).shape == (S, D)
