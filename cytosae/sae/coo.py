@@ -54,6 +54,11 @@ class CooMatrix(NamedTuple):
         products: torch.Tensor = torch.sparse.sampled_addmm(pattern, left, right.t(), beta=0.0).values()
         return products
 
+    def sort(self) -> "CooMatrix":
+        """The same matrix from entries in any order."""
+        order = (self.rows * self.shape[1] + self.columns).argsort()
+        return CooMatrix(self.rows[order], self.columns[order], self.values[order], self.shape)
+
     def drop_zeros(self) -> "CooMatrix":
         """The same matrix without entries of value 0."""
         at = self.values.nonzero().squeeze(1)

@@ -136,8 +136,8 @@ class BatchTopKSae(TopKSae):
         values = torch.relu(pre).flatten()
         n_kept = min(self.k * len(pre), int((values > 0).sum()))
         kept = torch.zeros_like(values, dtype=torch.bool)
+        kept[keep_largest(values, n_kept)] = True
         if n_kept:
-            kept[keep_largest(values, n_kept)] = True
             self.follow_threshold_(values[kept].min())
         return kept.view(pre.shape)
 
@@ -208,6 +208,8 @@ class MatryoshkaSae(BatchTopKSae):
 
 def keep_largest(values: torch.Tensor, n: int) -> torch.Tensor:
     """Where the n largest of at least n values are, ascending, int64, shape `(n,)`; ties go to the first."""
+    if not n:
+        return torch.empty(0, dtype=torch.int64, device=values.device)
     smallest = values.kthvalue(len(values) - n + 1).values
     is_larger = values > smallest
     ties = (values == smallest).nonzero().squeeze(1)[: n - int(is_larger.sum())]

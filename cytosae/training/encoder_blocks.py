@@ -16,7 +16,12 @@ LATENTS_PER_BLOCK = 2048
 """Latents of a block on a CPU: their weights and a few thousand tokens stay in the processor's cache."""
 
 _SHORTEST_PART = 64
-_FEWEST_LATENTS_CHECKED = 2048
+_WORD = 8
+"""Elements of a mask that are looked at together."""
+_SPARE = 4
+"""Entries by which the k-th of a sample of latents is passed, so that a token seldom has too few candidates."""
+_INTEGERS = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
+"""Types whose bits compare in the same order as the numbers, above any bound that is not negative, and faster."""
 
 
 class EncoderBlock(NamedTuple):
@@ -25,7 +30,7 @@ class EncoderBlock(NamedTuple):
     tokens: slice
     """Which tokens."""
     latents: slice
-    """Which latents."""
+    """Which latents: every n-th, so that any block is a fair sample."""
     pre: torch.Tensor
     """Shape `(tokens, latents)`, in the type of the products; valid until the next block is asked for."""
 
@@ -43,72 +48,110 @@ class EncoderProduct:
         self._weights, self._bias = sae.W_enc.detach().t(), sae.b_enc.detach()
         self._centred, self._matmul = centred.to(matmul.dtype), matmul
         self.n_tokens, self.n_latents = len(centred), len(self._bias)
+        # A GPU waits for every block's entries: there, blocks are as large as the memory allows.
+        self._n_blocks = -(-self.n_latents // LATENTS_PER_BLOCK) if self._bias.device.type == "cpu" else 1
 
     def __iter__(self) -> Iterator[EncoderBlock]:
-        dtype, device = self._matmul.dtype, self._bias.device
-        # A GPU waits for every block's entries: there, blocks are as large as the memory allows.
-        width = LATENTS_PER_BLOCK if device.type == "cpu" else self.n_latents
-        width = min(width, self.n_latents)
-        longest = max(_SHORTEST_PART, self._matmul.n_tokens(width))
-        parts = list(iter_parts(self.n_tokens, longest))
-        buffer = torch.empty(max(part.stop - part.start for part in parts) * width, dtype=dtype, device=device)
-        for start in range(0, self.n_latents, width):
-            latents = slice(start, min(start + width, self.n_latents))
-            weights, bias = self._weights[latents].to(dtype).t(), self._bias[latents].to(dtype)
+        width = -(-self.n_latents // self._n_blocks)
+        parts = list(iter_parts(self.n_tokens, max(_SHORTEST_PART, self._matmul.n_tokens(width))))
+        longest = max(part.stop - part.start for part in parts)
+        buffer = torch.empty(longest * width, dtype=self._matmul.dtype, device=self._bias.device)
+        for number in range(self._n_blocks):
+            latents = slice(number, None, self._n_blocks)
+            weights, bias = self._weights_of(latents)
             for tokens in parts:
-                shape = tokens.stop - tokens.start, latents.stop - latents.start
+                shape = tokens.stop - tokens.start, len(bias)
                 pre = buffer[: shape[0] * shape[1]].view(shape)
                 yield EncoderBlock(tokens, latents, torch.addmm(bias, self._centred[tokens], weights, out=pre))
 
     def above(self, bound: torch.Tensor) -> CooMatrix:
-        """Entries above a bound, in the type of the product, ordered by token and then by latent.
+        """Entries above a bound, in the type of the product and in no particular order.
 
         Args:
-            bound: One for all latents, 0-dimensional, or one for each, shape `(S,)`.
+            bound: One for all entries, 0-dimensional, one for each latent, shape `(S,)`, or for each token, `(N, 1)`.
         """
-        entries = self.above_if_few(bound, self.n_tokens * self.n_latents)
+        entries = self.above_if_few(bound, 1.0)
         assert entries is not None
         return entries
 
-    def above_if_few(self, bound: torch.Tensor, most: int) -> CooMatrix | None:
-        """The same, unless there are more than `most`, or as it seems after a part of the latents."""
-        rows, columns, values = [], [], []
-        n_found = 0
-        for tokens, latents, pre in self:
-            mask = pre > (bound[latents] if bound.ndim else bound)
-            row, column = mask.nonzero(as_tuple=True)
-            n_found += len(row)
-            if n_found > most * self._share_done(tokens, latents):
+    def above_if_few(self, bound: torch.Tensor, most: float) -> CooMatrix | None:
+        """The same, unless they are more than a share of all, or of the first blocks."""
+        found: list[CooMatrix] = []
+        n_found = n_seen = 0
+        for block in self:
+            tokens, latents, pre = block
+            mask = self._find(pre, bound[tokens] if bound.ndim == 2 else bound[latents] if bound.ndim else bound)
+            n_found, n_seen = n_found + int(mask.count_nonzero()), n_seen + pre.numel()
+            if n_found > most * n_seen:
                 return None
-            values.append(pre[row, column])
-            rows.append(row.add_(tokens.start))
-            columns.append(column.add_(latents.start))
-        row, column = torch.cat(rows), torch.cat(columns)
-        order = (row * self.n_latents + column).argsort()
-        return CooMatrix(row[order], column[order], torch.cat(values)[order], (self.n_tokens, self.n_latents))
+            found.append(self._entries(block, mask))
+        rows, columns, values = (torch.cat(parts) for parts in zip(*(one[:3] for one in found), strict=True))
+        return CooMatrix(rows, columns, values, (self.n_tokens, self.n_latents))
 
     def largest(self, k: int) -> CooMatrix:
-        """The positive ones among the k largest of every token; in the type of the product."""
-        best: torch.Tensor | None = None
+        """The positive ones among the k largest of every token, by token and latent; in the type of the product."""
+        bound = self._bound_of_largest(k)
+        candidates = self.above(bound).sort()
+        counts = torch.bincount(candidates.rows, minlength=self.n_tokens)
+        # Every token's candidates in a row of their own; those with too few or too many are encoded again.
+        width = 8 * k + 8 * _SPARE
+        wrong = (counts > width) | ((counts < k) & (bound.squeeze(1) > 0))
+        slots = torch.arange(len(candidates.rows), device=counts.device)
+        slots -= (counts.cumsum(0) - counts)[candidates.rows]
+        kept = slots < width
+        values = candidates.values.new_full((self.n_tokens, width), -torch.inf)
+        columns = candidates.columns.new_zeros((self.n_tokens, width))
+        at = candidates.rows[kept], slots[kept]
+        values[at], columns[at] = candidates.values[kept], candidates.columns[kept]
+        values, chosen = values.topk(k, dim=1, sorted=False)
+        columns = columns.gather(1, chosen)
+        again = wrong.nonzero().squeeze(1)
+        weights, bias = self._weights_of(slice(None)) if len(again) else (None, None)
+        for rows in torch.split(again, max(1, self._matmul.n_tokens(self.n_latents))):
+            if weights is not None and bias is not None:
+                values[rows], columns[rows] = torch.addmm(bias, self._centred[rows], weights).topk(k, dim=1)
+        return _positive_entries(values, columns, self.n_latents)
+
+    def _bound_of_largest(self, k: int) -> torch.Tensor:
+        """For each token a value that about 2 k of its latents exceed, from the first block, shape `(N, 1)`."""
+        bound = self._centred.new_zeros((self.n_tokens, 1))
         for tokens, latents, pre in self:
-            values, columns = pre.topk(min(k, pre.shape[1]), dim=1, sorted=False)
-            columns += latents.start
-            if best is None:
-                best = values.new_full((self.n_tokens, k), -torch.inf)
-                at = columns.new_zeros((self.n_tokens, k))
-            values, columns = torch.cat([best[tokens], values], dim=1), torch.cat([at[tokens], columns], dim=1)
-            best[tokens], chosen = values.topk(k, dim=1, sorted=False)
-            at[tokens] = columns.gather(1, chosen)
-        assert best is not None
-        return positive_entries(best, at, self.n_latents)
+            if latents.start:
+                break
+            n = min(pre.shape[1], -(-2 * k // self._n_blocks) + _SPARE)
+            bound[tokens] = pre.topk(n, dim=1, sorted=False).values.amin(dim=1, keepdim=True).clamp_min_(0)
+        return bound
 
-    def _share_done(self, tokens: slice, latents: slice) -> float:
-        """The share of all entries up to a block, at least that of the latents after which it is believed."""
-        done: int = latents.start * self.n_tokens + tokens.stop * (latents.stop - latents.start)
-        return min(1.0, max(done, _FEWEST_LATENTS_CHECKED * self.n_tokens) / (self.n_tokens * self.n_latents))
+    def _find(self, pre: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
+        """Which elements of a block are above a bound that fits it, bool, flat, filled up to whole words with False."""
+        mask = torch.empty(-(-pre.numel() // _WORD) * _WORD, dtype=torch.bool, device=pre.device)
+        mask[pre.numel() :] = False
+        inside = mask[: pre.numel()].view(pre.shape)
+        integers = _INTEGERS.get(pre.dtype)
+        if integers is None or not bool((bound >= 0).all()):
+            torch.gt(pre, bound, out=inside)
+        else:
+            torch.gt(pre.view(integers), bound.view(integers), out=inside)
+        return mask
+
+    def _entries(self, block: EncoderBlock, mask: torch.Tensor) -> CooMatrix:
+        """The entries of a block that a flat mask shows."""
+        tokens, latents, pre = block
+        # Few are above: 8 elements at a time are looked at, and then the 8.
+        words = mask.view(torch.int64).nonzero().squeeze(1)
+        word, bit = mask.view(-1, _WORD)[words].nonzero(as_tuple=True)
+        at = words[word] * _WORD + bit
+        rows, columns = at // pre.shape[1], at % pre.shape[1]
+        shape = self.n_tokens, self.n_latents
+        return CooMatrix(rows + tokens.start, columns * self._n_blocks + latents.start, pre.flatten()[at], shape)
+
+    def _weights_of(self, latents: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights, shape `(D, n)`, and biases of some latents, in the type of the product."""
+        dtype = self._matmul.dtype
+        return self._weights[latents].to(dtype).t(), self._bias[latents].to(dtype)
 
 
-def positive_entries(values: torch.Tensor, columns: torch.Tensor, n_latents: int) -> CooMatrix:
+def _positive_entries(values: torch.Tensor, columns: torch.Tensor, n_latents: int) -> CooMatrix:
     """The positive entries among k values per row, shape `(N, k)`, with their columns."""
     columns, order = columns.sort(dim=1)
     values = values.gather(1, order)

@@ -158,14 +158,13 @@ def fused_elementwise_loss(
     """
     rule = _RULES[type(sae)](sae, inputs, len(x))
     centred = x - sae.b_dec
-    most = int(matmul.sparse_below * len(x) * len(sae.b_enc))
     product = EncoderProduct(sae, centred, matmul)
     bound = rule.bound.to(matmul.dtype)
     # Rounded down: an entry that is not needed does no harm.
     bound = torch.nextafter(bound, torch.full_like(bound, -torch.inf)) if matmul.dtype != x.dtype else bound
-    entries = product.above_if_few(bound, most) if most else None
+    entries = product.above_if_few(bound, matmul.sparse_below) if matmul.sparse_below else None
     if entries is not None:
-        return _sparse_loss(rule, x, centred, entries)
+        return _sparse_loss(rule, x, centred, entries.sort())
     return _DenseLoss(rule, x, centred, matmul).compute()
 
 

@@ -1,7 +1,7 @@
 """The step of `relu`, the reference's architecture, in closed form.
 
-Pre-activations become activations in place, the ghost term is computed for dead latents alone, tokens are processed in
-parts that fit a memory budget, and where few latents are active all products except the encoder's are sparse.
+The ghost term is computed for dead latents alone. Where few latents are active, all products except the encoder's are
+sparse; otherwise tokens are processed in parts that fit a memory budget.
 """
 
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from cytosae.sae.base import Sae
 from cytosae.sae.coo import CooMatrix
 from cytosae.sae.loss import LossInputs, LossTerms, SaeLoss
 from cytosae.sae.relu import EPSILON, ReluSae, norm_as_divisor
+from cytosae.training.encoder_blocks import EncoderProduct
 from cytosae.training.fused_loss import fused_loss_for
 from cytosae.training.gradients import (
     Gradients,
@@ -28,8 +29,6 @@ from cytosae.training.matmul import MatmulConfig, iter_parts
 
 _ROWS_PER_BLOCK = 64
 """Tokens counted together: a block stays in the processor's cache."""
-_SAMPLED_ROWS = 8
-"""One token in this many is checked to estimate the share of active latents."""
 
 
 @fused_loss_for(ReluSae)
@@ -53,11 +52,15 @@ def fused_relu_loss(sae: Sae, x: torch.Tensor, inputs: LossInputs, matmul: Matmu
     sums = _Sums(sae, dead if dead is not None and len(dead) else None, l1, matmul)
     weights = inputs.token_weights if inputs.token_weights is not None else x.new_ones(len(x))
     reconstruction = torch.empty_like(x)
-    parts = list(iter_parts(len(x), matmul.n_tokens(sae.b_enc.shape[0])))
+    product = EncoderProduct(sae, x - sae.b_dec, matmul)
+    active = (
+        product.above_if_few(x.new_zeros((), dtype=matmul.dtype), matmul.sparse_below) if matmul.sparse_below else None
+    )
+    parts = [slice(None)] if active is not None else list(iter_parts(len(x), matmul.n_tokens(len(sae.b_enc))))
     total = None if len(parts) == 1 else _GradientSum(sae)
     gradients: Gradients
     for part in parts:
-        reconstruction[part], gradients = sums.add(x[part], weights[part, None], len(x))
+        reconstruction[part], gradients = sums.add(x[part], weights[part, None], len(x), active)
         if total is not None:
             total.add(gradients)
     terms, gradients = sums.finish(gradients if total is None else StoredGradients(sae), inputs.norm_weighted_l1)
@@ -77,21 +80,23 @@ class _Sums:
     def __init__(self, sae: Sae, dead: torch.Tensor | None, l1: torch.Tensor, matmul: MatmulConfig) -> None:
         self._sae, self._dead, self._l1, self._matmul = sae, dead, l1, matmul
         self._n_tokens = 0
-        dtype = matmul.dtype
-        self._W_enc, self._b_enc = sae.W_enc.to(dtype), sae.b_enc.to(dtype)
+        self._W_enc: torch.Tensor | None = None
         self._W_dec: torch.Tensor | None = None
         wide = torch.float32 if sae.b_enc.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
         self._terms = torch.zeros(3, dtype=wide, device=sae.b_enc.device)
         self._sums = torch.zeros_like(sae.b_enc, dtype=wide)
         self.n_fired = torch.zeros_like(sae.b_enc, dtype=torch.int64)
 
-    def add(self, x: torch.Tensor, weights: torch.Tensor, n_all: int) -> tuple[torch.Tensor, Gradients]:
+    def add(
+        self, x: torch.Tensor, weights: torch.Tensor, n_all: int, active: CooMatrix | None
+    ) -> tuple[torch.Tensor, Gradients]:
         """Add tokens.
 
         Args:
             x: Shape `(n, D)`.
             weights: Weight of each token's error, shape `(n, 1)`.
             n_all: Number of tokens in the whole batch.
+            active: Their activations, in any order; None if too many are active.
 
         Returns:
             Their reconstruction, shape `(n, D)`, and their gradients of the matrices.
@@ -99,18 +104,13 @@ class _Sums:
         sae, matmul = self._sae, self._matmul
         centred = x - sae.b_dec
         centred_cast = centred.to(matmul.dtype)
-        acts = torch.addmm(self._b_enc, centred_cast, self._W_enc)
-        exp_pre = acts[:, self._dead].exp() if self._dead is not None else None
-        acts.relu_()
-        # CPU-GPU sync point, only if sparse products are enabled.
-        sample = acts[::_SAMPLED_ROWS]
-        sparse = matmul.sparse_below > 0 and int(sample.count_nonzero()) < matmul.sparse_below * sample.numel()
         part: _SparsePart | _DensePart
-        if sparse:
-            part = _SparsePart(sae, _positive_entries(acts), centred)
+        if active is not None:
+            part = _SparsePart(sae, active.sort(), centred)
         else:
+            acts = torch.addmm(sae.b_enc.to(matmul.dtype), centred_cast, self._encoder()).relu_()
             part = _DensePart(sae, acts, centred_cast, self._decoder())
-        del acts, sample
+            del acts
         self._n_tokens += len(x)
         reconstruction = part.decode().add_(sae.b_dec)
         residual = reconstruction - x
@@ -121,10 +121,8 @@ class _Sums:
         g = residual * (inverse_norm * weights * (2 / scale))
         part.count(self._sums, self.n_fired)
         gradients: Gradients = part.gradients(g, self._l1 / n_all)
-        if exp_pre is not None:
-            gradients = SumOfGradients(
-                gradients, self._ghost_term(exp_pre, centred_cast, residual.neg_(), error, scale)
-            )
+        if self._dead is not None:
+            gradients = SumOfGradients(gradients, self._ghost_term(centred_cast, residual.neg_(), error, scale))
         assert sae.b_dec.grad is not None
         sae.b_dec.grad += g.sum(dim=0)
         return reconstruction, gradients
@@ -139,6 +137,12 @@ class _Sums:
         mse, l1, ghost = self._terms.to(self._sae.b_enc.dtype)
         return LossTerms(mse + l1 + ghost, mse, l1, ghost), gradients
 
+    def _encoder(self) -> torch.Tensor:
+        """`W_enc` in the type of the products, converted on first use."""
+        if self._W_enc is None:
+            self._W_enc = self._sae.W_enc.to(self._matmul.dtype)
+        return self._W_enc
+
     def _decoder(self) -> torch.Tensor:
         """`W_dec` in the type of the products, converted on first use."""
         if self._W_dec is None:
@@ -146,12 +150,13 @@ class _Sums:
         return self._W_dec
 
     def _ghost_term(
-        self, exp_pre: torch.Tensor, centred_cast: torch.Tensor, residual: torch.Tensor, error: torch.Tensor, scale: int
+        self, centred_cast: torch.Tensor, residual: torch.Tensor, error: torch.Tensor, scale: int
     ) -> RowAddition:
         """The ghost term of `ReluSae` and its gradients, for dead latents alone."""
         sae, dead, dtype = self._sae, self._dead, self._matmul.dtype
         assert dead is not None
-        rows = sae.W_dec[dead].to(dtype)
+        W_enc, rows = sae.W_enc.t()[dead].to(dtype), sae.W_dec[dead].to(dtype)
+        exp_pre = torch.addmm(sae.b_enc[dead].to(dtype), centred_cast, W_enc.t()).exp_()
         ghost = (exp_pre @ rows).to(residual.dtype)
         stretch = residual.norm(dim=-1, keepdim=True) / (EPSILON + 2 * ghost.norm(dim=-1, keepdim=True))
         difference = ghost.mul_(stretch).sub_(residual)
@@ -162,8 +167,8 @@ class _Sums:
         g = difference.mul_(rescale).mul_(inverse_norm * stretch * (2 / scale)).to(dtype)
         grad_pre = (g @ rows.t()).mul_(exp_pre)
         _add_bias_gradients(sae, dead, grad_pre.sum(dim=0, dtype=residual.dtype))
-        W_enc, W_dec = (grad_pre.t() @ centred_cast), (exp_pre.t() @ g)
-        return RowAddition(dead, W_enc.to(residual.dtype), W_dec.to(residual.dtype))
+        grads = (grad_pre.t() @ centred_cast).to(residual.dtype), (exp_pre.t() @ g).to(residual.dtype)
+        return RowAddition(dead, *grads)
 
 
 class _DensePart(Gradients):
@@ -294,13 +299,3 @@ def _add_bias_gradients(sae: Sae, latents: slice | torch.Tensor, grad_b_enc: tor
     assert sae.b_dec.grad is not None
     sae.b_enc.grad[latents] += grad_b_enc
     sae.b_dec.grad -= sae.W_enc[:, latents] @ grad_b_enc
-
-
-def _positive_entries(acts: torch.Tensor) -> CooMatrix:
-    """The entries above 0 of activations, shape `(n, S)`."""
-    found = []
-    for number, rows in enumerate(torch.split(acts, _ROWS_PER_BLOCK)):
-        row, column = (rows > 0).nonzero(as_tuple=True)
-        found.append((row + number * _ROWS_PER_BLOCK, column, rows[row, column]))
-    rows, columns, values = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return CooMatrix(rows, columns, values, (acts.shape[0], acts.shape[1]))

@@ -59,15 +59,20 @@ def _select(sae: TopKSae, centred: torch.Tensor, matmul: MatmulConfig) -> CooMat
         candidates = product.above((share * threshold).to(matmul.dtype))
         if len(candidates.values) >= n_wanted:
             break
-    kept = candidates if len(candidates.values) <= n_wanted else _keep_largest(candidates, n_wanted)
+    kept = _keep_largest(candidates, n_wanted)
     if len(kept.values):
         sae.follow_threshold_(kept.values.min())
     return kept
 
 
 def _keep_largest(entries: CooMatrix, n: int) -> CooMatrix:
-    """The n largest of more entries; ties go to the first tokens, then to the first latents."""
-    at = keep_largest(entries.values, n)
+    """The n largest of entries in any order, all if there are fewer; ties as `keep_largest` breaks them."""
+    if len(entries.values) > n:
+        smallest = entries.values.kthvalue(len(entries.values) - n + 1).values
+        at = (entries.values >= smallest).nonzero().squeeze(1)
+        entries = CooMatrix(entries.rows[at], entries.columns[at], entries.values[at], entries.shape)
+    entries = entries.sort()
+    at = keep_largest(entries.values, min(n, len(entries.values)))
     return CooMatrix(entries.rows[at], entries.columns[at], entries.values[at], entries.shape)
 
 
