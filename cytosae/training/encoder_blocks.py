@@ -3,7 +3,7 @@
 No tensor of all tokens times all latents exists: a block is screened while it is in the processor's cache.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -68,7 +68,7 @@ class EncoderProduct:
         """Entries above a bound, in the type of the product and in no particular order.
 
         Args:
-            bound: One for all entries, 0-dimensional, one for each latent, shape `(S,)`, or for each token, `(N, 1)`.
+            bound: One for all latents, 0-dimensional, or one for each, shape `(S,)`.
         """
         entries = self.above_if_few(bound, 1.0)
         assert entries is not None
@@ -76,22 +76,37 @@ class EncoderProduct:
 
     def above_if_few(self, bound: torch.Tensor, most: float) -> CooMatrix | None:
         """The same, unless they are more than a share of all, or of the first blocks."""
+        return self._scan(lambda block: bound[block.latents] if bound.ndim else bound, most)
+
+    def _scan(self, bound_of: Callable[[EncoderBlock], torch.Tensor], most: float) -> CooMatrix | None:
+        """Entries of every block above a bound that is found when the block is there; see `above_if_few`."""
         found: list[CooMatrix] = []
         n_found = n_seen = 0
         for block in self:
-            tokens, latents, pre = block
-            mask = self._find(pre, bound[tokens] if bound.ndim == 2 else bound[latents] if bound.ndim else bound)
-            n_found, n_seen = n_found + int(mask.count_nonzero()), n_seen + pre.numel()
-            if n_found > most * n_seen:
-                return None
+            mask = self._find(block.pre, bound_of(block))
+            if most < 1:
+                n_found, n_seen = n_found + int(mask.count_nonzero()), n_seen + block.pre.numel()
+                if n_found > most * n_seen:
+                    return None
             found.append(self._entries(block, mask))
         rows, columns, values = (torch.cat(parts) for parts in zip(*(one[:3] for one in found), strict=True))
         return CooMatrix(rows, columns, values, (self.n_tokens, self.n_latents))
 
     def largest(self, k: int) -> CooMatrix:
         """The positive ones among the k largest of every token, by token and latent; in the type of the product."""
-        bound = self._bound_of_largest(k)
-        candidates = self.above(bound).sort()
+        # A value that about 2 k latents of a token exceed, from the first block.
+        bound = self._centred.new_zeros((self.n_tokens, 1))
+
+        def bound_of(block: EncoderBlock) -> torch.Tensor:
+            if not block.latents.start:
+                n = min(block.pre.shape[1], -(-2 * k // self._n_blocks) + _SPARE)
+                smallest = block.pre.topk(n, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+                bound[block.tokens] = smallest.clamp_min_(0)
+            return bound[block.tokens]
+
+        found = self._scan(bound_of, 1.0)
+        assert found is not None
+        candidates = found.sort()
         counts = torch.bincount(candidates.rows, minlength=self.n_tokens)
         # Every token's candidates in a row of their own; those with too few or too many are encoded again.
         width = 8 * k + 8 * _SPARE
@@ -111,16 +126,6 @@ class EncoderProduct:
             if weights is not None and bias is not None:
                 values[rows], columns[rows] = torch.addmm(bias, self._centred[rows], weights).topk(k, dim=1)
         return _positive_entries(values, columns, self.n_latents)
-
-    def _bound_of_largest(self, k: int) -> torch.Tensor:
-        """For each token a value that about 2 k of its latents exceed, from the first block, shape `(N, 1)`."""
-        bound = self._centred.new_zeros((self.n_tokens, 1))
-        for tokens, latents, pre in self:
-            if latents.start:
-                break
-            n = min(pre.shape[1], -(-2 * k // self._n_blocks) + _SPARE)
-            bound[tokens] = pre.topk(n, dim=1, sorted=False).values.amin(dim=1, keepdim=True).clamp_min_(0)
-        return bound
 
     def _find(self, pre: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
         """Which elements of a block are above a bound that fits it, bool, flat, filled up to whole words with False."""
