@@ -15,6 +15,8 @@ from cytosae.training.matmul import MatmulConfig, iter_parts
 LATENTS_PER_BLOCK = 2048
 """Latents of a block on a CPU: their weights and a few thousand tokens stay in the processor's cache."""
 
+_FEWEST_BLOCKS = 6
+"""Blocks from which a bound of every token's largest latents pays: it comes from one of them."""
 _SHORTEST_PART = 64
 _WORD = 8
 """Elements of a mask that are looked at together."""
@@ -94,6 +96,9 @@ class EncoderProduct:
 
     def largest(self, k: int) -> CooMatrix:
         """The positive ones among the k largest of every token, by token and latent; in the type of the product."""
+        if self._n_blocks < _FEWEST_BLOCKS:
+            values, columns = self._largest_of(torch.arange(self.n_tokens, device=self._bias.device), k)
+            return _positive_entries(values, columns, self.n_latents)
         # A value that about 2 k latents of a token exceed, from the first block.
         bound = self._centred.new_zeros((self.n_tokens, 1))
 
@@ -121,11 +126,18 @@ class EncoderProduct:
         values, chosen = values.topk(k, dim=1, sorted=False)
         columns = columns.gather(1, chosen)
         again = wrong.nonzero().squeeze(1)
-        weights, bias = self._weights_of(slice(None)) if len(again) else (None, None)
-        for rows in torch.split(again, max(1, self._matmul.n_tokens(self.n_latents))):
-            if weights is not None and bias is not None:
-                values[rows], columns[rows] = torch.addmm(bias, self._centred[rows], weights).topk(k, dim=1)
+        values[again], columns[again] = self._largest_of(again, k)
         return _positive_entries(values, columns, self.n_latents)
+
+    def _largest_of(self, tokens: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The k largest values of some tokens and their latents, shape `(n, k)`, from all latents at once."""
+        values = self._centred.new_empty((len(tokens), k))
+        columns = tokens.new_empty((len(tokens), k))
+        weights, bias = self._weights_of(slice(None))
+        for part in iter_parts(len(tokens), self._matmul.n_tokens(self.n_latents)) if len(tokens) else ():
+            pre = torch.addmm(bias, self._centred[tokens[part]], weights)
+            values[part], columns[part] = pre.topk(k, dim=1, sorted=False)
+        return values, columns
 
     def _find(self, pre: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
         """Which elements of a block are above a bound that fits it, bool, flat, filled up to whole words with False."""
