@@ -76,6 +76,8 @@ class Sae(nn.Module, ABC):
     """Whether a latent's activation depends on other latents of the same token."""
     fits_to_tokens: ClassVar[bool] = False
     """Whether `fit_to_tokens_` does anything, that is, whether training must read a sample of tokens first."""
+    calibrates: ClassVar[bool] = False
+    """Whether `calibrate_` does anything, that is, whether it must see a sample of tokens before it is saved."""
     lr_factors: ClassVar[Mapping[str, float]] = {}
     """Learning rate of a parameter divided by that of the others, for parameters that learn at another rate."""
     fits_reference: ClassVar[bool] = False
@@ -140,6 +142,10 @@ class Sae(nn.Module, ABC):
     @torch.no_grad()
     def fit_to_tokens_(self, tokens: torch.Tensor) -> None:
         """Initialise parameters from a sample of tokens, shape `(n, D)`, in place; does nothing by default."""
+
+    @torch.no_grad()
+    def calibrate_(self, tokens: torch.Tensor) -> None:
+        """Set what training does not use but inference does, from a sample of tokens, shape `(n, D)`, in place."""
 
     @property
     def settings(self) -> dict[str, Any]:

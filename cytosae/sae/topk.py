@@ -11,6 +11,9 @@ from cytosae.sae.loss import LossInputs, LossTerms, SaeLoss
 
 _THRESHOLD_DECAY = 0.95
 """Decay of the running threshold: one batch's threshold is accurate to a percent, and a slower decay would lag."""
+_CANDIDATES_ABOVE = (0.7, 0.3, 0.0)
+"""Shares of the running threshold, tried in turn, that the calibrated one must exceed; the result is the same."""
+_TOKENS_AT_ONCE = 512
 
 
 class TopKSae(Sae):
@@ -106,8 +109,9 @@ class TopKSae(Sae):
 class BatchTopKSae(TopKSae):
     """Keeps the k N largest positive latents of a batch of N tokens (Bussmann et al. 2024, arXiv:2412.06410).
 
-    Training keeps a running mean of the smallest activation that was kept. Afterwards this is the threshold below which
-    latents are inactive, so that a token's latents do not depend on its batch: a JumpReLU with one threshold for all.
+    Afterwards a threshold below which latents are inactive takes the place of the batch, so that a token's latents do
+    not depend on others: a JumpReLU with one threshold for all. Training keeps a running mean of the smallest
+    activation that was kept, and `calibrate_` sets the threshold at which k latents per token of a sample are active.
 
     Args:
         d_in: Width D of the activations.
@@ -119,6 +123,7 @@ class BatchTopKSae(TopKSae):
     architecture: ClassVar[str] = "batchtopk"
     needed_settings: ClassVar[frozenset[str]] = frozenset()
     needs_whole_rows: ClassVar[bool] = False
+    calibrates: ClassVar[bool] = True
     saelens_architecture: ClassVar[str | None] = "jumprelu"
     is_saelens_default: ClassVar[bool] = False
 
@@ -146,6 +151,26 @@ class BatchTopKSae(TopKSae):
         """Move the running threshold towards the smallest activation that a step kept, 0-dimensional."""
         decay = torch.where(self.threshold > 0, _THRESHOLD_DECAY, 0.0)
         self.threshold.copy_(decay * self.threshold + (1 - decay) * minimum.to(self.threshold.dtype))
+
+    @torch.no_grad()
+    def calibrate_(self, tokens: torch.Tensor) -> None:
+        """See `Sae`: k latents per token are active on the sample, fewer if fewer are positive."""
+        n_wanted = self.k * len(tokens)
+        for (
+            share
+        ) in _CANDIDATES_ABOVE:  # the running threshold tells nearly all entries that cannot be above the new one
+            found = torch.cat(
+                [self._above(part, share * self.threshold) for part in torch.split(tokens, _TOKENS_AT_ONCE)]
+            )
+            if len(found) > n_wanted:
+                self.threshold.copy_(found.kthvalue(len(found) - n_wanted).values)
+                return
+        self.threshold.zero_()
+
+    def _above(self, tokens: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
+        """Pre-activations above a bound, flat."""
+        pre = self.pre_activations(tokens)
+        return pre[pre > bound]
 
     def to_saelens(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """See `Sae`; becomes a JumpReLU with the same threshold for all latents, and one below 0 becomes 0."""

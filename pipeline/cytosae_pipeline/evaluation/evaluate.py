@@ -15,7 +15,8 @@ from cytosae_pipeline.runtime.memory import exceeds_page_cache
 from cytosae_pipeline.runtime.progress import Progress
 from cytosae_pipeline.statistics.inputs import Inputs, open_pair
 from cytosae_pipeline.statistics.label_index import LabelIndex
-from cytosae_pipeline.training.evaluation import Evaluation, explain_dense, measure
+from cytosae_pipeline.training.evaluation import Evaluation, measure
+from cytosae_pipeline.training.expectations import explain_dense
 from cytosae_pipeline.training.holdout import HeldOutBy, held_out
 from cytosae_pipeline.training.matmul import choose_matmul
 from cytosae_pipeline.workspace.runs import resolve_sae

@@ -9,7 +9,6 @@ import torch
 
 from cytosae.sae.base import Sae
 from cytosae.sae.coo import CooMatrix
-from cytosae.sae.registry import ARCHITECTURES
 from cytosae.statistics.fidelity import Fidelity, FidelityStatistics
 from cytosae.training.matmul import MatmulConfig, iter_parts
 from cytosae_cache.format.spec import TokenLayout
@@ -18,9 +17,6 @@ from cytosae_cache.reading.permutation import spread_rows
 from cytosae_pipeline.training.init import choose_tokens
 
 _IMAGES_AT_ONCE = 32
-_DENSE_SHARE = 1 / 3
-_SPARSER = {"k": "lower", "l1_coefficient": "raise", "l0_coefficient": "raise"}
-"""Which way an option of training must be changed for fewer active latents."""
 
 
 @dataclass(frozen=True)
@@ -49,26 +45,6 @@ class Evaluation:
     def metrics(self) -> dict[str, float]:
         """The same under the names that metric loggers get."""
         return {f"eval/{name}": value for name, value in asdict(self).items()}
-
-
-def explain_dense(architecture: str, l0: float | None, n_latents: int) -> str:
-    """What to do about an autoencoder with more than a third of its latents active; '' if there are fewer.
-
-    Args:
-        architecture: Name of its architecture.
-        l0: Mean number of active latents per token; None if it is not known.
-        n_latents: Latents S.
-    """
-    if l0 is None or l0 <= _DENSE_SHARE * n_latents:
-        return ""
-    kind = ARCHITECTURES[architecture]
-    advice = [
-        f"{way} --{name}" for name, way in _SPARSER.items() if name in {*kind.setting_names, *kind.training_options}
-    ]
-    return (
-        f"L0 is {l0:,.1f}: {l0 / n_latents:.0%} of the {n_latents:,} latents are active on a token, so a single latent "
-        "says little" + (f". To train a sparser one: {' or '.join(advice)}" if advice else "")
-    )
 
 
 def evaluate(

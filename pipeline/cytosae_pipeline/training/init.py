@@ -119,6 +119,12 @@ class DataInit:
             tokens = self.scaling.apply(tokens) if config.standardise else tokens
             sae.fit_to_tokens_(tokens.to(sae.b_dec.device))
 
+    def calibrate_(self, sae: Sae, *, standardise: bool) -> None:
+        """Set what inference alone uses, in place, if the architecture has such; the sample is always the same."""
+        if sae.calibrates:
+            tokens = self.scaling.apply(self._tokens) if standardise else self._tokens
+            sae.calibrate_(tokens.to(sae.b_dec.device))
+
     def _centre(self, method: str, *, standardise: bool) -> torch.Tensor:
         """Geometric median or mean of the sample, float32, shape `(D,)`."""
         key = method, standardise

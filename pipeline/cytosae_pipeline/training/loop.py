@@ -20,7 +20,7 @@ from cytosae_pipeline.runtime.memory import exceeds_page_cache
 from cytosae_pipeline.runtime.progress import Progress
 from cytosae_pipeline.training.batches import Batches, open_batches
 from cytosae_pipeline.training.claims import claimed, unfinished
-from cytosae_pipeline.training.evaluation import explain_dense
+from cytosae_pipeline.training.expectations import explain_dense
 from cytosae_pipeline.training.holdout import held_out
 from cytosae_pipeline.training.init import DataInit, choose_tokens
 from cytosae_pipeline.training.placement import choose_placement, find_free_memory, find_needs

@@ -25,6 +25,7 @@ from cytosae_cache.storage.atomic import replacing_path
 from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.runtime.shortage import is_shortage
 from cytosae_pipeline.training.evaluation import Evaluation, evaluate
+from cytosae_pipeline.training.expectations import Expectations
 from cytosae_pipeline.training.init import DataInit
 from cytosae_pipeline.training.loggers.base import MetricLogger, MetricLoggers, make_histogram
 from cytosae_pipeline.training.loggers.jsonl import JsonlLogger
@@ -57,7 +58,7 @@ class Trainer:
     """
 
     def __init__(self, run: Run, start: DataInit, held_out: ConcatReader | None) -> None:
-        self.run, self._held_out = run, held_out
+        self.run, self._start, self._held_out = run, start, held_out
         self.samples_seen = 0
         """Images trained on."""
         self.n_done = 0
@@ -95,6 +96,7 @@ class Trainer:
             n_cycles=config.lr_cycles,
             decay_share=config.lr_decay_share,
         )
+        self._expectations = Expectations(config, run.n_latents, run.n_steps)
         self._n_fired = torch.zeros(run.n_latents, dtype=torch.int64, device=run.device)
         self._n_tokens = 0
         self._evaluation: Evaluation | None = None
@@ -155,6 +157,9 @@ class Trainer:
                 metrics |= self._evaluation.metrics()
             histogram = make_histogram(torch.log10(frequency + _LEAST_FREQUENCY).numpy())
             self._loggers.log(self.n_done, metrics, {"plots/feature_density_line_chart": histogram})
+            dead_share = metrics["sparsity/n_passes_since_fired_over_threshold"] / self.run.n_latents
+            for text in self._expectations.check(self.n_done, metrics["metrics/l0"], dead_share):
+                logger.warning(f"run '{self.run.folder.name}', step {self.n_done:,} of {self.run.n_steps:,}: {text}")
             self.note = f"loss {metrics['losses/overall_loss']:.4g}, EV {metrics['metrics/explained_variance']:.3f}"
         if self.n_done % config.feature_sampling_window == 0:
             self._n_fired.zero_()
@@ -185,13 +190,15 @@ class Trainer:
             save_sae(temporary, self.finished_sae(), self._cfg())
 
     def finished_sae(self) -> Sae:
-        """A copy in the form that is saved: decoder rows of unit norm, for raw activations."""
+        """A copy in the form that is saved: decoder rows of unit norm, for raw activations, calibrated on a sample."""
         sae = copy.deepcopy(self.step.sae)
         if self.run.config.norm_weighted_l1:
             norms = sae.W_dec.detach().norm(dim=1)
             sae.rescale_latents_(norms.clamp_min(torch.finfo(norms.dtype).tiny))
         else:
             sae.normalise_decoder_()
+        self._start.calibrate_(sae, standardise=self.run.config.standardise)
+        sae.W_enc.data = sae.W_enc.data.contiguous()
         if self._scaling is not None:
             sae.fold_scaling_(self._scaling.mean.to(sae.b_dec.device), self._scaling.scale)
         return sae

@@ -265,6 +265,29 @@ def test_running_threshold_follows_the_smallest_kept_activation():
         assert sae.threshold.item() == pytest.approx(follows)
 
 
+@pytest.mark.parametrize("running", [0.0, 1e-3, 0.4, 100.0])
+@pytest.mark.parametrize("name", ["batchtopk", "matryoshka"])
+def test_calibration_leaves_k_active_latents_per_token_whatever_the_running_threshold(name, running):
+    sae, x = make_random(name), make_tokens(1500)
+    assert sae.calibrates
+    sae.threshold.fill_(running)
+    sae.calibrate_(x)
+    assert int((sae.encode(x) > 0).sum()) == K * 1500
+    with torch.no_grad():
+        sae.b_enc.fill_(-1e6)
+    sae.calibrate_(x)
+    assert sae.threshold == 0
+
+
+@pytest.mark.parametrize("name", ["relu", "topk", "jumprelu", "gated"])
+def test_other_architectures_have_nothing_to_calibrate(name):
+    sae, x = make_random(name), make_tokens()
+    before = sae.encode(x)
+    sae.calibrate_(x)
+    assert not sae.calibrates
+    assert torch.equal(sae.encode(x), before)
+
+
 # --- training
 
 
