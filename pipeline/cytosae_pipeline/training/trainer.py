@@ -31,7 +31,7 @@ from cytosae_pipeline.training.loggers.base import MetricLogger, MetricLoggers, 
 from cytosae_pipeline.training.loggers.jsonl import JsonlLogger
 from cytosae_pipeline.training.loggers.tensorboard import TensorboardLogger
 from cytosae_pipeline.training.loggers.weights_and_biases import WandbLogger
-from cytosae_pipeline.training.matmul import choose_matmul
+from cytosae_pipeline.training.matmul import fp32_matmul
 from cytosae_pipeline.training.runs import Run, TrainingError, differing_options, require_same_contents, sae_cfg
 from cytosae_pipeline.workspace.files import write_torch
 from cytosae_pipeline.workspace.runs import METRICS_NAME
@@ -285,7 +285,7 @@ class Trainer:
 
     def _evaluate(self, held_out: ConcatReader, *, limit: int | None) -> Evaluation:
         config, layout = self.run.config, self.run.store.spec.tokens
-        matmul = choose_matmul("fp32", self.run.device, config.max_memory)
+        matmul = fp32_matmul(self.run.device, config.max_memory)
         return evaluate(self.finished_sae(), held_out, layout, matmul=matmul, choice=config.trained_on, limit=limit)
 
     def _check_sound(self, result: SaeLoss) -> None:

@@ -180,18 +180,30 @@ def test_sparsity_warms_up(with_store):
 
 
 def test_gradients_are_clipped(with_store, monkeypatch):
-    norms = []
-    original = torch.nn.utils.clip_grad_norm_
+    from cytosae.training.adam import RowwiseAdam
 
-    def watched(parameters, max_norm):
-        parameters = list(parameters)
-        original(parameters, max_norm)
-        norms.append(math.sqrt(sum(part.grad.square().sum().item() for part in parameters)))
+    norms, squares = [], []
+    update_rows, step = RowwiseAdam.update_rows, RowwiseAdam.step
 
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", watched)
-    with_store.train("--run_name", "r", "--max_gradient_norm", 1e-3)
-    assert len(norms) == 15
-    assert max(norms) <= 1.001e-3
+    def watched_rows(self, parameter, gradient):
+        squares.append(gradient.values.square().sum().item())
+        update_rows(self, parameter, gradient)
+
+    def watched_step(self, closure=None):
+        given = (part.grad for group in self.param_groups for part in group["params"])
+        squares.extend(grad.square().sum().item() for grad in given if grad is not None)
+        norms.append(math.sqrt(sum(squares)))
+        squares.clear()
+        return step(self, closure)
+
+    monkeypatch.setattr(RowwiseAdam, "update_rows", watched_rows)
+    monkeypatch.setattr(RowwiseAdam, "step", watched_step)
+    with_store.train("--run_name", "free")
+    free = norms.copy()
+    with_store.train("--run_name", "clipped", "--max_gradient_norm", 1e-3)
+    clipped = norms[len(free) :]
+    assert len(clipped) == len(free) == 15
+    assert 0.999e-3 < max(clipped) <= 1.001e-3 < min(free)
 
 
 @pytest.mark.parametrize("choice", ["patches", "cls", "all"])
