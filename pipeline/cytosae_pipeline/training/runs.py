@@ -40,6 +40,9 @@ NOT_THE_RECIPE = {
 }  # fmt: skip
 """Options that do not change the numbers: they are not part of the run's identity nor of anything that is shared."""
 
+_PART_IF_GIVEN = ("lr_warm_up_share", "adam_beta2")
+"""Options of later versions: left out of the recipe where they are not given, so that older runs keep their names."""
+
 
 class TrainingError(UserError):
     """Training cannot start or continue; the message says what to do."""
@@ -192,7 +195,8 @@ def _make_recipe(config: TrainConfig, stores: tuple[ActivationStore, ...]) -> di
     """What determines a run's numbers, as plain JSON values."""
     store, further = stores[0], stores[1:]
     values = json.loads(json.dumps(asdict(config), default=str))
-    recipe = {name: value for name, value in values.items() if name not in NOT_THE_RECIPE}
+    left_out = {*NOT_THE_RECIPE, *(name for name in _PART_IF_GIVEN if values[name] is None)}
+    recipe = {name: value for name, value in values.items() if name not in left_out}
     # Defaults of other architectures as well: they are part of every run's hash.
     recipe |= {name: value for name, value in OF_ARCHITECTURES.items() if recipe[name] is None}
     recipe |= {

@@ -89,12 +89,13 @@ class Trainer:
             norm_weighted_l1=config.norm_weighted_l1,
             max_gradient=config.max_gradient_norm,
             matmul=run.matmul,
+            beta2=config.adam_beta2,
         )
         self._schedule = LearningRateSchedule(
             self.step.optimizer,
             config.lr_scheduler_name,
             n_steps=run.n_steps,
-            warm_up_steps=config.lr_warm_up_steps,
+            warm_up_steps=config.warm_up_steps(run.n_steps),
             n_cycles=config.lr_cycles,
             decay_share=config.lr_decay_share,
         )
