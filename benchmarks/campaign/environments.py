@@ -1,0 +1,85 @@
+"""Environments of other programs, made once in a folder: pinned versions, and the torch that our own tests use."""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+"""The repository."""
+
+
+class Rival(NamedTuple):
+    """A program that trains sparse autoencoders."""
+
+    package: str
+    """Its distribution in the package index."""
+    requirements: tuple[str, ...]
+    """What is installed beside torch."""
+    archs: tuple[str, ...]
+    """Architectures that it trains towards a given number of active latents."""
+    missing: str
+    """Why the others are left out."""
+    can_scale: bool = False
+    """Whether its trainer has an option that scales activations."""
+    removed: tuple[str, ...] = ()
+    """Distributions that are uninstalled again."""
+
+
+RIVALS = {
+    "saelens": Rival(
+        "sae-lens", ("sae-lens==6.54.12",), ("batchtopk", "topk", "jumprelu", "matryoshka"), "", can_scale=True
+    ),
+    "dictionary_learning": Rival(
+        "dictionary-learning",
+        ("dictionary-learning==0.1.0",),
+        ("batchtopk", "topk", "jumprelu", "matryoshka"),
+        "",
+        can_scale=True,
+        # It is for another build of torch, and transformers fails to import with it.
+        removed=("torchvision",),
+    ),
+}
+"""By the name of their adapter in `benchmarks/rivals`."""
+
+
+def default_folder() -> Path:
+    """Where environments are made unless told otherwise."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "cytosae-cache" / "peers"
+
+
+def torch_pin() -> str:
+    """The requirement of torch in constraints.txt."""
+    found = re.search(r"^torch==\S+$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert found is not None
+    return found[0]
+
+
+def make_environment(name: str, folder: Path) -> Path:
+    """The Python of a program's environment, which is made if it is not there.
+
+    Args:
+        name: The program, one of `RIVALS`.
+        folder: Folder of all environments.
+
+    Raises:
+        subprocess.CalledProcessError: If a package cannot be installed.
+    """
+    rival = RIVALS[name]
+    requirements = [torch_pin(), *rival.requirements]
+    digest = hashlib.sha256("\n".join([*requirements, *rival.removed]).encode()).hexdigest()[:8]
+    place = folder / f"{name}-{digest}"
+    python, made = place / "bin" / "python", place / "made"
+    if not made.exists():
+        print(f"make an environment of {', '.join(requirements)} in '{place}'", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", place], check=True)
+        pip = [python, "-m", "pip", "--disable-pip-version-check"]
+        subprocess.run([*pip, "install", "--quiet", *requirements], check=True, stdout=sys.stderr)
+        if rival.removed:
+            subprocess.run([*pip, "uninstall", "--quiet", "--yes", *rival.removed], check=True, stdout=sys.stderr)
+        made.touch()
+    return python

@@ -1,0 +1,126 @@
+"""Which autoencoders a campaign trains, which lines it has already, and which learning rate is best. No I/O."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from benchmarks.campaign.environments import RIVALS
+
+OURS = "cytosae-cache"
+"""Our name in a line."""
+
+ARCHS = ("batchtopk", "topk", "jumprelu", "matryoshka")
+"""Architectures that are compared."""
+
+Line = dict[str, Any]
+"""A measured line."""
+
+
+class Setting(NamedTuple):
+    """What can be chosen about a program's training."""
+
+    rate: float | None = None
+    """Learning rate; None for the program's default."""
+    scaled: bool = False
+    """Whether its option that scales activations is switched on."""
+
+
+class Run(NamedTuple):
+    """One autoencoder to train and evaluate; the names are those of a line."""
+
+    program: str
+    arch: str
+    k: int
+    seed: int
+    precision: str
+    asked_rate: float | None
+    scaled: bool
+    settings: str
+    """`default`, `tuning` (candidates) or `tuned` (the best of them)."""
+
+
+class Campaign(NamedTuple):
+    """What is compared."""
+
+    programs: tuple[str, ...]
+    archs: tuple[str, ...]
+    ks: tuple[int, ...]
+    seeds: tuple[int, ...]
+    rates: tuple[float, ...]
+    """Learning rates to try; empty to tune nothing."""
+    given: Mapping[tuple[str, str], float]
+    """Learning rates by program and architecture that need no tuning."""
+    tune_scaling: bool
+    """Whether tuning also tries the option that scales activations."""
+
+    def trained(self) -> list[tuple[str, str]]:
+        """Pairs of program and architecture."""
+        return [
+            (program, arch)
+            for arch in self.archs
+            for program in self.programs
+            if program == OURS or arch in RIVALS[program].archs
+        ]
+
+    def candidates(self, program: str, arch: str) -> list[Setting]:
+        """Settings among which the best is taken; empty if nothing is tuned, as for us."""
+        if program == OURS:
+            return []
+        if (rate := self.given.get((program, arch))) is not None:
+            return [Setting(rate)]
+        if not self.rates:
+            return []
+        scalings = [False, True] if self.tune_scaling and RIVALS[program].can_scale else [False]
+        return [Setting(rate, scaled) for scaled in scalings for rate in (None, *self.rates)]
+
+
+def tuning_runs(campaign: Campaign) -> list[Run]:
+    """Runs of all candidates, with the first k and the first seed."""
+    return [
+        Run(program, arch, campaign.ks[0], campaign.seeds[0], "fp32", *setting, "tuning")
+        for program, arch in campaign.trained()
+        if len(candidates := campaign.candidates(program, arch)) > 1
+        for setting in candidates
+    ]
+
+
+def best_setting(candidates: Sequence[Setting], lines: Iterable[Line]) -> Setting | None:
+    """The candidate with the highest explained variance; None if there is no candidate.
+
+    Args:
+        candidates: Settings of one program and architecture.
+        lines: Their lines.
+    """
+    if len(candidates) < 2:
+        return candidates[0] if candidates else None
+    found = {Setting(line["asked_rate"], line["scaled"]): line["explained_variance"] for line in lines}
+    # A run that diverged has no explained variance.
+    return max(candidates, key=lambda setting: value if (value := found.get(setting)) is not None else float("-inf"))
+
+
+def table_runs(campaign: Campaign, best: Mapping[tuple[str, str], Setting | None]) -> list[Run]:
+    """Runs of the table: every program with its defaults, and with its best setting.
+
+    Args:
+        campaign: What is compared.
+        best: Best setting by program and architecture.
+    """
+    runs = []
+    for program, arch in campaign.trained():
+        settings = [("default", Setting())] + ([("tuned", setting)] if (setting := best[program, arch]) else [])
+        runs += [
+            Run(program, arch, k, seed, precision, *setting, name)
+            for k in campaign.ks
+            for seed in campaign.seeds
+            for name, setting in settings
+            for precision in (("fp32", "auto") if program == OURS else ("fp32",))
+        ]
+    return runs
+
+
+def key_of(line: Mapping[str, Any]) -> tuple[object, ...]:
+    """What two lines of the same training have in common."""
+    names = (
+        "program", "arch", "k", "seed", "precision", "asked_rate", "scaled", "steps", "batch_images", "latents",
+        "held_out", "store",
+    )  # fmt: skip
+    return tuple(line[name] for name in names)
