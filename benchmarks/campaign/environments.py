@@ -42,6 +42,19 @@ RIVALS = {
         # It is for another build of torch, and transformers fails to import with it.
         removed=("torchvision",),
     ),
+    "sparsify": Rival(
+        "eai-sparsify",
+        ("eai-sparsify==1.3.3",),
+        ("topk",),
+        "its activations are topk and groupmax",
+    ),
+    "overcomplete": Rival(
+        "overcomplete",
+        # It calls matplotlib.cm.get_cmap, which 3.9 removed.
+        ("overcomplete==0.3.0", "matplotlib<3.9"),
+        ("batchtopk", "topk"),
+        "it has no matryoshka, and its jumprelu has no target for the number of active latents",
+    ),
 }
 """By the name of their adapter in `benchmarks/rivals`."""
 

@@ -18,7 +18,7 @@ import cytosae
 from benchmarks.campaign.data import Data
 from benchmarks.campaign.environments import ROOT
 from benchmarks.campaign.plan import OURS, Line, Run
-from benchmarks.rivals.job import FORWARD_NAME, Job
+from benchmarks.rivals.job import ANSWER_NAME, FORWARD_NAME, Job
 
 N_SCALING = 100
 """Batches that a program gets to measure the scale of activations, if it is asked to."""
@@ -129,11 +129,10 @@ def run_adapter(
     with (
         log_path.open("wb") as log,
         subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
+            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT
         ) as process,
     ):
         assert process.stdin is not None
-        assert process.stdout is not None
         try:
             # An adapter that ends early breaks the pipe; its exit code says so below.
             with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
@@ -143,17 +142,18 @@ def run_adapter(
                     for batch in data.iter_batches(run.seed, n_batches):
                         pipe.write(batch.data)
                 pipe.write(check.data)
-            answer = process.stdout.read()
+            process.wait()
         except BaseException:
             process.kill()
             raise
-    code = process.returncode
-    if code or not answer:
+    answer_path = Path(job.folder) / ANSWER_NAME
+    if process.returncode or not answer_path.exists():
         tail = log_path.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
         raise RunFailedError(
-            f"{run.program} failed to train {run.arch} (exit code {code}):\n" + "\n".join(f"  {line}" for line in tail)
+            f"{run.program} failed to train {run.arch} (exit code {process.returncode}):\n"
+            + "\n".join(f"  {line}" for line in tail)
         )
-    found: dict[str, Any] = json.loads(answer)
+    found: dict[str, Any] = json.loads(answer_path.read_text())
     return found
 
 

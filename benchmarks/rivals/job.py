@@ -1,12 +1,11 @@
 """What an adapter is sent and what it sends back, in any environment that has torch and numpy.
 
 On stdin: one line of JSON, a `Job`, and then float32 batches of shape `(n, d_in)`: `n_scaling` for the program's own
-measure of scale, `n_steps` to train on, and one on which the trained autoencoder's forward pass is written down. On
-stdout: one line of JSON. What the program itself prints goes to stderr.
+measure of scale, `n_steps` to train on, and one on which the trained autoencoder's forward pass is written down.
+Results are files in the job's folder; what a program prints is none of them.
 """
 
 import json
-import os
 import resource
 import sys
 import time
@@ -16,6 +15,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
+
+ANSWER_NAME = "answer.json"
+"""File with what was measured."""
 
 FORWARD_NAME = "forward.npy"
 """File with the reconstruction of the last batch, float32, shape `(n, d_in)`."""
@@ -126,8 +128,6 @@ def run(version: str, train: Callable[[Job, Batches], Trained]) -> None:
         version: Version of the program.
         train: Trains and saves.
     """
-    answer = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
     job = Job(**json.loads(sys.stdin.buffer.readline()))
     batches = Batches(sys.stdin.buffer, job)
     torch.manual_seed(job.seed)
@@ -139,11 +139,10 @@ def run(version: str, train: Callable[[Job, Batches], Trained]) -> None:
         forward = trained.forward(batches.read()).detach().float().numpy()
     is_finite = bool(np.isfinite(forward).all())
     np.save(Path(job.folder) / FORWARD_NAME, forward)
-    line = {
+    answer = {
         "path": str(trained.path.relative_to(job.folder)), "stated": trained.stated, "rate": trained.rate,
         "changed": trained.changed, "is_finite": is_finite, "version": version,
         "torch": torch.__version__, "cpu_s": cpu_s, "wall_s": wall_s, "waited_s": batches.waited_s,
         "peak_mb": peak / (1e6 if sys.platform == "darwin" else 1e3),
     }  # fmt: skip
-    answer.write(json.dumps(line) + "\n")
-    answer.close()
+    (Path(job.folder) / ANSWER_NAME).write_text(json.dumps(answer))
