@@ -11,10 +11,12 @@ docs/comparison.md says what is compared and how.
 import argparse
 import json
 import sys
+import tempfile
 from pathlib import Path
 
+from benchmarks.campaign.caching import measure_caches
 from benchmarks.campaign.data import Data
-from benchmarks.campaign.environments import RIVALS, default_folder, make_environment
+from benchmarks.campaign.environments import RIVALS, EnvironmentFailedError, default_folder, make_environment
 from benchmarks.campaign.plan import (
     ARCHS,
     OURS,
@@ -27,7 +29,7 @@ from benchmarks.campaign.plan import (
     table_runs,
     tuning_runs,
 )
-from benchmarks.campaign.table import make_table
+from benchmarks.campaign.table import make_cache_table, make_table
 from benchmarks.campaign.training import (
     RunFailedError,
     Sizes,
@@ -37,13 +39,25 @@ from benchmarks.campaign.training import (
     train_and_evaluate,
 )
 from benchmarks.measure import print_line
+from cytosae_cache.errors import StoreError
+from cytosae_pipeline.errors import UserError
 
 
 def main() -> None:
     """Run the benchmark."""
-    options = parse(sys.argv[1:])
+    try:
+        run(parse(sys.argv[1:]))
+    except (EnvironmentFailedError, RunFailedError, StoreError, UserError) as error:
+        sys.exit(str(error))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Do what the options ask for."""
     if options.table is not None:
         print(make_table(read_lines(options.table)))
+        return
+    if options.cache:
+        compare_caches(options)
         return
     campaign = make_campaign(options)
     sizes = Sizes(options.steps, options.batch_images, options.expansion, options.held_out, options.threads)
@@ -53,6 +67,18 @@ def main() -> None:
         session.run_all(table_runs(campaign, session.best_settings(campaign)))
     print(f"\n{make_table(session.lines)}")
     sys.exit(1 if session.n_failed else 0)
+
+
+def compare_caches(options: argparse.Namespace) -> None:
+    """Carry out `--cache`."""
+    with Data(options.store, options.held_out, options.batch_images) as data:
+        lines = measure_caches(
+            data, tuple(options.programs), options.environments, n_images=options.cache_images,
+            rounds=options.cache_rounds, n_threads=options.threads, folder=options.cache_folder,
+        )  # fmt: skip
+    for line in lines:
+        print_line(line)
+    print(f"\n{make_cache_table(lines)}")
 
 
 class Session:
@@ -150,6 +176,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--environments", type=Path, default=default_folder(), help="folder of the programs' environments")
     add("--out", type=Path, help="file that lines are appended to, and continued from")
     add("--table", type=Path, metavar="FILE", help="only print the table of these lines")
+    add("--cache", action="store_true", help="compare caches of activations instead: time to write and to read")
+    add("--cache-images", type=int, default=512)
+    add("--cache-rounds", type=int, default=5)
+    add("--cache-folder", type=Path, default=Path(tempfile.gettempdir()), help="where caches are written")
     options = parser.parse_args(arguments)
     if options.table is None and options.store is None:
         parser.error("give --store, or --table to print the table of measured lines")

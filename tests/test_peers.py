@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks import peers
+from benchmarks.campaign import caching
 from benchmarks.campaign.data import Data
 from benchmarks.campaign.environments import RIVALS, make_environment, torch_pin
 from benchmarks.campaign.plan import ARCHS, OURS, Campaign, Run, Setting, best_setting, table_runs, tuning_runs
@@ -169,6 +170,40 @@ def test_a_campaign_prints_lines_and_a_table_and_goes_on_where_it_stopped(store,
     assert done.stdout.strip() == table.strip()
 
 
+def test_caches_are_written_and_read_by_the_same_number_of_tokens(store, data, tmp_path, capsys):
+    arguments = ["--cache-images", "9", "--cache-rounds", "1", "--cache-folder", str(tmp_path)]
+    peers.run(
+        peers.parse(["--cache", "--store", str(store.path), "--batch-images", "4", "--programs", OURS, *arguments])
+    )
+    lines, table = capsys.readouterr().out.split("\n\n")
+    for line, dtype in zip(map(json.loads, lines.splitlines()), ("float16", "float32"), strict=True):
+        assert (line["dtype"], line["images"], line["tokens_read"]) == (dtype, 8, 80)
+        assert line["bytes"] > line["activation_bytes"] == 80 * 8 * np.dtype(dtype).itemsize
+        assert min(line["write_s"], line["read_s"]) >= 0
+    assert len(table.strip().splitlines()) == 4
+    assert [item.name for item in tmp_path.iterdir()] == ["s.zarr"]
+
+
+def test_a_cache_that_cannot_be_written_is_reported(data, tmp_path, monkeypatch):
+    monkeypatch.setitem(caching.CACHES, OURS, "no_such_adapter")
+    with pytest.raises(RunFailedError, match=r"cytosae-cache failed to write and read a cache \(exit code 1\):\n"):
+        caching.measure_caches(data, (OURS,), tmp_path, n_images=4, rounds=1, n_threads=1, folder=tmp_path)
+
+
+def test_an_environment_that_cannot_be_made_ends_the_program(store, tmp_path, monkeypatch):
+    monkeypatch.setitem(RIVALS, "saelens", RIVALS["saelens"]._replace(requirements=("./no-such-wheel.whl",)))
+    place = ["--environments", str(tmp_path / "environments")]
+    monkeypatch.setattr(sys, "argv", ["peers", "--store", str(store.path), "--programs", "saelens", *place])
+    with pytest.raises(SystemExit, match=r"cannot install saelens in '.*'; the reason is above"):
+        peers.main()
+
+
+def test_a_missing_store_is_one_message(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["peers", "--store", str(tmp_path / "none.zarr")])
+    with pytest.raises(SystemExit, match="none.zarr"):
+        peers.main()
+
+
 def _line(**changes):
     values = {
         **_run(program="saelens")._asdict(), "version": "6", "rate": 3e-4, "store": "ab", "latents": 32, "steps": 12,
@@ -211,4 +246,14 @@ def test_other_programs_train_and_are_read_as_they_compute(data, program, arch, 
     line = train_and_evaluate(_run(program=program, arch=arch, scaled=scaled), SIZES, data, command)
     assert line["forward_difference"] < 1e-5
     assert np.isfinite(line["explained_variance"])
+    assert line["rate"] > 0
     assert line["version"] in " ".join(RIVALS[program].requirements)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ENVIRONMENTS, reason="CYTOSAE_TEST_PEERS names no folder of environments")
+def test_other_programs_caches_are_written_and_read(data, tmp_path):
+    lines = caching.measure_caches(
+        data, ("saelens",), Path(ENVIRONMENTS), n_images=8, rounds=1, n_threads=1, folder=tmp_path
+    )
+    assert [(line["program"], line["tokens_read"]) for line in lines] == [("saelens", 80)] * 2

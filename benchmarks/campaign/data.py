@@ -28,7 +28,8 @@ class Data:
 
     def __init__(self, path: Path, share: float, batch_images: int) -> None:
         self.store = ActivationStore.open(path)
-        self._batch_images = batch_images
+        self.batch_images = batch_images
+        """Images of a batch."""
         self._stack = contextlib.ExitStack()
         reader = self._stack.enter_context(StoreReader(self.store))
         apart = held_out(self.store, share, "image")
@@ -43,7 +44,7 @@ class Data:
     def iter_batches(self, seed: int, n_batches: int) -> Iterator[np.ndarray]:
         """Batches of tokens in the order of our own training, float32, shape `(n, n_tokens, d_model)`."""
         loader = ShuffledLoader(
-            self.trained, batch_images=self._batch_images, seed=seed, stop=n_batches * self._batch_images,
+            self.trained, batch_images=self.batch_images, seed=seed, stop=n_batches * self.batch_images,
             batch_of="tokens",
         )  # fmt: skip
         for batch in loader:
@@ -52,7 +53,7 @@ class Data:
     def held_out_batch(self) -> np.ndarray:
         """As many held-out tokens as a batch has, float32, shape `(n, d_model)`; images repeat if there are too few."""
         n_images = len(self.evaluated)
-        chosen = np.resize(spread_rows(n_images, min(n_images, self._batch_images)), self._batch_images)
+        chosen = np.resize(spread_rows(n_images, min(n_images, self.batch_images)), self.batch_images)
         values = np.empty((len(chosen), *self.evaluated.image_shape), dtype=self.evaluated.dtype)
         self.evaluated.read(chosen.astype(np.int64), values)
         return values.astype(np.float32).reshape(-1, values.shape[-1])

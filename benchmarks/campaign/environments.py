@@ -59,6 +59,10 @@ RIVALS = {
 """By the name of their adapter in `benchmarks/rivals`."""
 
 
+class EnvironmentFailedError(RuntimeError):
+    """A program cannot be installed."""
+
+
 def default_folder() -> Path:
     """Where environments are made unless told otherwise."""
     cache = os.environ.get("XDG_CACHE_HOME")
@@ -80,7 +84,7 @@ def make_environment(name: str, folder: Path) -> Path:
         folder: Folder of all environments.
 
     Raises:
-        subprocess.CalledProcessError: If a package cannot be installed.
+        EnvironmentFailedError: If a package cannot be installed.
     """
     rival = RIVALS[name]
     requirements = [torch_pin(), *rival.requirements]
@@ -89,10 +93,15 @@ def make_environment(name: str, folder: Path) -> Path:
     python, made = place / "bin" / "python", place / "made"
     if not made.exists():
         print(f"make an environment of {', '.join(requirements)} in '{place}'", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", place], check=True)
         pip = [python, "-m", "pip", "--disable-pip-version-check"]
-        subprocess.run([*pip, "install", "--quiet", *requirements], check=True, stdout=sys.stderr)
+        steps = [[sys.executable, "-m", "venv", "--clear", place], [*pip, "install", "--quiet", *requirements]]
         if rival.removed:
-            subprocess.run([*pip, "uninstall", "--quiet", "--yes", *rival.removed], check=True, stdout=sys.stderr)
+            steps.append([*pip, "uninstall", "--quiet", "--yes", *rival.removed])
+        for step in steps:
+            if subprocess.run(step, check=False, stdout=sys.stderr).returncode:
+                raise EnvironmentFailedError(
+                    f"cannot install {name} in '{place}'; the reason is above. Leave it out with --programs, or give "
+                    "another folder with --environments"
+                )
         made.touch()
     return python

@@ -25,6 +25,17 @@ def make_table(lines: Iterable[Line]) -> str:
     return "\n\n".join(_part(groups[part]) for part in order)
 
 
+def make_cache_table(lines: Iterable[Line]) -> str:
+    """The table of lines of `--cache`."""
+    head = ("program", "type", "MB of activations", "MB on disk", "write s", "CPU s", "read s", "CPU s")
+    rows = []
+    for line in lines:
+        sizes = [f"{line[name] / 1e6:.1f}" for name in ("activation_bytes", "bytes")]
+        times = [f"{line[name]:.2f}" for name in ("write_s", "write_cpu_s", "read_s", "read_cpu_s")]
+        rows.append([f"{line['program']} {line['version']}", line["dtype"], *sizes, *times])
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
 def _part(rows: dict[tuple[Any, ...], list[Line]]) -> str:
     first = next(iter(rows.values()))[0]
     title = (

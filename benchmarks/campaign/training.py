@@ -19,6 +19,7 @@ from benchmarks.campaign.data import Data
 from benchmarks.campaign.environments import ROOT
 from benchmarks.campaign.plan import OURS, Line, Run
 from benchmarks.rivals.job import ANSWER_NAME, FORWARD_NAME, Job
+from cytosae.backbones.errors import shown
 
 N_SCALING = 100
 """Batches that a program gets to measure the scale of activations, if it is asked to."""
@@ -113,6 +114,19 @@ def adapter_command(program: str, python: Path) -> list[str | Path]:
     return [python, "-W", "ignore", "-m", f"benchmarks.rivals.{adapter}"]
 
 
+def adapter_environment(program: str, n_threads: int) -> dict[str, str]:
+    """The environment variables of an adapter.
+
+    Args:
+        program: The program, as in a line.
+        n_threads: Its threads.
+    """
+    # Of ours, other programs' environments get nothing but the adapters.
+    paths = [ROOT, ROOT / "cache", ROOT / "pipeline"] if program == OURS else [ROOT]
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(n_threads))
+    return {**os.environ, **threads, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+
+
 def run_adapter(
     run: Run, job: Job, data: Data, command: Sequence[str | Path], check: np.ndarray, n_threads: int
 ) -> dict[str, Any]:
@@ -121,15 +135,12 @@ def run_adapter(
     Raises:
         RunFailedError: If it ends without a result.
     """
-    # Other programs' environments get nothing of ours but the adapters.
-    paths = [".", "cache", "pipeline"] if run.program == OURS else ["."]
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(n_threads))
-    environment = {**os.environ, **threads, "PYTHONPATH": os.pathsep.join(paths)}
     log_path = Path(job.folder) / "log"
+    variables = adapter_environment(run.program, n_threads)
     with (
-        log_path.open("wb") as log,
+        log_path.open("wb") as output,
         subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT
+            command, cwd=ROOT, env=variables, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT
         ) as process,
     ):
         assert process.stdin is not None
@@ -148,13 +159,23 @@ def run_adapter(
             raise
     answer_path = Path(job.folder) / ANSWER_NAME
     if process.returncode or not answer_path.exists():
-        tail = log_path.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
-        raise RunFailedError(
-            f"{run.program} failed to train {run.arch} (exit code {process.returncode}):\n"
-            + "\n".join(f"  {line}" for line in tail)
-        )
+        log = log_path.read_text(errors="replace")
+        raise failure(run.program, f"train {run.arch}", process.returncode, log)
     found: dict[str, Any] = json.loads(answer_path.read_text())
     return found
+
+
+def failure(program: str, task: str, code: int, log: str) -> RunFailedError:
+    """What to raise after an adapter has failed.
+
+    Args:
+        program: The program, as in a line.
+        task: What it was to do.
+        code: Its exit code.
+        log: What it printed.
+    """
+    tail = [f"  {shown(line)}" for line in log.splitlines()[-_TAIL_LINES:]]
+    return RunFailedError("\n".join([f"{program} failed to {task} (exit code {code}):", *tail]))
 
 
 def own_python() -> Path:
