@@ -10,6 +10,7 @@ docs/comparison.md says what is compared and how.
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -143,13 +144,18 @@ def read_lines(path: Path) -> list[Line]:
 
 def make_campaign(options: argparse.Namespace) -> Campaign:
     """What the options ask for."""
-    given: dict[tuple[str, str], float] = {}
+    given: dict[tuple[str, str], Setting] = {}
     for text in options.rate:
-        name, _, rate = text.partition("=")
+        name, _, value = text.partition("=")
         program, _, arch = name.partition(":")
-        if program not in RIVALS or arch not in ("", *ARCHS):
-            raise SystemExit(f"--rate {text}: give a program ({', '.join(RIVALS)}), as in saelens=3e-4")
-        given |= {(program, one): float(rate) for one in ([arch] if arch else ARCHS)}
+        rate, comma, scaled = value.partition(",")
+        known = program in RIVALS and arch in ("", *ARCHS) and scaled == ("scaled" if comma else "")
+        if not known or re.fullmatch(r"[0-9.]+(e-?[0-9]+)?", rate) is None:
+            raise SystemExit(
+                f"--rate {text}: give a program ({', '.join(RIVALS)}) and a rate, as in saelens=3e-4 or "
+                "saelens:topk=3e-4,scaled"
+            )
+        given |= {(program, one): Setting(float(rate), bool(comma)) for one in ([arch] if arch else ARCHS)}
     return Campaign(
         tuple(options.programs), tuple(options.arch), tuple(options.k), tuple(options.seeds), tuple(options.rates),
         given, options.tune_scaling,
@@ -170,7 +176,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--batch-images", type=int, default=16, help="a batch has as many tokens as so many images")
     add("--held-out", type=float, default=0.1, help="share of the images to evaluate on, chosen by a hash")
     add("--rates", type=float, nargs="+", default=[], help="learning rates to try for every other program")
-    add("--rate", nargs="+", default=[], metavar="PROGRAM[:ARCH]=RATE", help="learning rates that need no tuning")
+    add(
+        "--rate",
+        nargs="+",
+        default=[],
+        metavar="PROGRAM[:ARCH]=RATE[,scaled]",
+        help="learning rates that need no tuning",
+    )
     add("--tune-scaling", action="store_true", help="try each program's option that scales activations, too")
     add("--threads", type=int, default=1, help="threads of every training process")
     add("--environments", type=Path, default=default_folder(), help="folder of the programs' environments")

@@ -87,17 +87,18 @@ def test_the_best_setting_is_the_one_that_explains_most_and_did_not_diverge():
 
 def test_a_given_rate_is_not_tuned():
     options = peers.parse(
-        ["--store", "s", "--rates", "1e-3", "--rate", "saelens:topk=3e-4", "dictionary_learning=1e-4"]
+        ["--store", "s", "--rates", "1e-3", "--rate", "saelens:topk=3e-4", "dictionary_learning=1e-4,scaled"]
     )
     campaign = peers.make_campaign(options)
     assert campaign.candidates("saelens", "topk") == [Setting(3e-4)]
     assert len(campaign.candidates("saelens", "jumprelu")) == 2
-    assert {len(campaign.candidates("dictionary_learning", arch)) for arch in ARCHS} == {1}
+    for arch in ARCHS:
+        assert campaign.candidates("dictionary_learning", arch) == [Setting(1e-4, scaled=True)]
 
 
-@pytest.mark.parametrize("text", ["nobody=1", "saelens:relu=1"])
+@pytest.mark.parametrize("text", ["nobody=1", "saelens:relu=1", "saelens=1,wider", "saelens=many"])
 def test_a_rate_of_an_unknown_program_is_refused(text):
-    with pytest.raises(SystemExit, match=r"give a program \(saelens, .*as in saelens=3e-4"):
+    with pytest.raises(SystemExit, match=r"give a program \(saelens, .*\) and a rate, as in saelens=3e-4 or"):
         peers.make_campaign(peers.parse(["--store", "s", "--rate", text]))
 
 

@@ -76,6 +76,18 @@ def torch_pin() -> str:
     return found[0]
 
 
+def environment_dir(name: str, folder: Path) -> Path:
+    """Where a program's environment is or will be: other requirements have another place.
+
+    Args:
+        name: The program, one of `RIVALS`.
+        folder: Folder of all environments.
+    """
+    rival = RIVALS[name]
+    digest = hashlib.sha256("\n".join([torch_pin(), *rival.requirements, *rival.removed]).encode()).hexdigest()[:8]
+    return folder / f"{name}-{digest}"
+
+
 def make_environment(name: str, folder: Path) -> Path:
     """The Python of a program's environment, which is made if it is not there.
 
@@ -88,8 +100,7 @@ def make_environment(name: str, folder: Path) -> Path:
     """
     rival = RIVALS[name]
     requirements = [torch_pin(), *rival.requirements]
-    digest = hashlib.sha256("\n".join([*requirements, *rival.removed]).encode()).hexdigest()[:8]
-    place = folder / f"{name}-{digest}"
+    place = environment_dir(name, folder)
     python, made = place / "bin" / "python", place / "made"
     if not made.exists():
         print(f"make an environment of {', '.join(requirements)} in '{place}'", file=sys.stderr)

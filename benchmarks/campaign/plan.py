@@ -47,8 +47,8 @@ class Campaign(NamedTuple):
     seeds: tuple[int, ...]
     rates: tuple[float, ...]
     """Learning rates to try; empty to tune nothing."""
-    given: Mapping[tuple[str, str], float]
-    """Learning rates by program and architecture that need no tuning."""
+    given: Mapping[tuple[str, str], Setting]
+    """Settings by program and architecture that need no tuning."""
     tune_scaling: bool
     """Whether tuning also tries the option that scales activations."""
 
@@ -65,8 +65,8 @@ class Campaign(NamedTuple):
         """Settings among which the best is taken; empty if nothing is tuned, as for us."""
         if program == OURS:
             return []
-        if (rate := self.given.get((program, arch))) is not None:
-            return [Setting(rate)]
+        if (setting := self.given.get((program, arch))) is not None:
+            return [setting]
         if not self.rates:
             return []
         scalings = [False, True] if self.tune_scaling and RIVALS[program].can_scale else [False]
