@@ -50,6 +50,8 @@ def main() -> None:
         run(parse(sys.argv[1:]))
     except (EnvironmentFailedError, RunFailedError, StoreError, UserError) as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("stopped; with --out, the same command goes on where it stopped")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -138,8 +140,20 @@ class Session:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of a file."""
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    """The lines of a file.
+
+    Raises:
+        UserError: If there is no such file, or a line is not JSON.
+    """
+    if not path.exists():
+        raise UserError(f"'{path}' does not exist: give --table the file that was given as --out")
+    lines = []
+    for number, text in enumerate(path.read_text().splitlines(), 1):
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise UserError(f"line {number} of '{path}' is not a whole line of JSON: delete it") from error
+    return lines
 
 
 def make_campaign(options: argparse.Namespace) -> Campaign:

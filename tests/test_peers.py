@@ -210,7 +210,7 @@ def _line(**changes):
         **_run(program="saelens")._asdict(), "version": "6", "rate": 3e-4, "store": "ab", "latents": 32, "steps": 12,
         "batch_images": 4, "encoder": "toy", "images_trained_on": 1000, "images_held_out": 100, "tokens_per_image": 10,
         "d_model": 8, "explained_variance": 0.5, "unexplained": 0.5, "l0": 3.0, "dead_share": 0.25, "cpu_s": 10.0,
-        "wall_s": 12.0, "peak_mb": 500.0,
+        "wall_s": 12.0, "peak_mb": 500.0, "forward_difference": 2e-7,
     }  # fmt: skip
     return {**values, **changes}
 
@@ -222,13 +222,52 @@ def test_the_table_shows_medians_their_spread_and_what_diverged():
         *(_line(settings="tuned", seed=seed, scaled=True, explained_variance=[0.8, None][seed]) for seed in range(2)),
         _line(program=OURS, version="1", precision="auto"),
     ]
-    rows = [line for line in make_table(lines).splitlines() if line.startswith("| ")][2:]
+    text = make_table(lines)
+    assert text.startswith(
+        "**topk, k = 3**: toy, 1,000 images of 10 x 8 to train on, 100 held out; 32 latents, 12 steps"
+    )
+    assert text.endswith("differs from what was read by at most 2.0e-07 of the largest value.")
+    rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
     assert rows == [
         "| saelens 6 | default | 0.0003 | 3 | 0.6000 (0.5000 to 0.7000) | 0.5000 | 3.0 | 25.0% | 10 | 12 | 500 |",
         "| saelens 6 | tuned, activations scaled | 0.0003 | 2 | 0.8000, 1 diverged | 0.5000 | 3.0 | 25.0% | 10 | 12 "
         "| 500 |",
         "| cytosae-cache 1 | default --precision auto | 0.0003 | 1 | 0.5000 | 0.5000 | 3.0 | 25.0% | 10 | 12 | 500 |",
     ]
+
+
+def test_the_table_names_programs_without_an_architecture():
+    text = make_table([_line(arch="jumprelu", explained_variance=None, forward_difference=None)])
+    assert "| 1 diverged | 0.5000 |" in text
+    assert (
+        "Not in the table: sparsify: its activations are topk and groupmax; overcomplete: it has no matryoshka" in text
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "does not exist: give --table the file"),
+        ('{"a": 1}\n{"a":', "line 2 of '.*' is not a whole line of JSON"),
+    ],
+)
+def test_lines_that_cannot_be_read_are_one_message(tmp_path, monkeypatch, text, message):
+    path = tmp_path / "lines.jsonl"
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setattr(sys, "argv", ["peers", "--table", str(path)])
+    with pytest.raises(SystemExit, match=message):
+        peers.main()
+
+
+def test_an_interrupted_campaign_says_how_to_go_on(monkeypatch):
+    def interrupt(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(peers, "run", interrupt)
+    monkeypatch.setattr(sys, "argv", ["peers", "--store", "s"])
+    with pytest.raises(SystemExit, match="with --out, the same command goes on where it stopped"):
+        peers.main()
 
 
 def test_environments_have_the_torch_of_our_own_tests():

@@ -46,8 +46,13 @@ def _part(rows: dict[tuple[Any, ...], list[Line]]) -> str:
     head = [f"| {' | '.join(_HEAD)} |", f"| {' | '.join('---' for _ in _HEAD)} |"]
     body = [f"| {' | '.join(_cells(lines))} |" for lines in sorted(rows.values(), key=_row_order)]
     missing = [f"{name}: {rival.missing}" for name, rival in RIVALS.items() if first["arch"] not in rival.archs]
-    notes = [f"Not in the table: {'; '.join(missing)}."] if missing else []
-    return "\n".join([title, "", *head, *body]) + "".join(f"\n\n{note}" for note in notes)
+    differences = [line["forward_difference"] for lines in rows.values() for line in lines]
+    largest = max((value for value in differences if value is not None), default=0.0)
+    notes = [
+        f"Each program's own forward pass differs from what was read by at most {largest:.1e} of the largest value."
+    ]
+    notes += [f"Not in the table: {'; '.join(missing)}."] if missing else []
+    return "\n".join([title, "", *head, *body, "", " ".join(notes)])
 
 
 def _row_order(lines: list[Line]) -> tuple[object, ...]:
