@@ -126,6 +126,16 @@ def test_ours_is_trained_and_evaluated_and_a_line_names_no_path(data, tmp_path):
     assert str(tmp_path) not in json.dumps(line)
 
 
+def test_peak_memory_is_that_of_the_process_alone():
+    big = np.ones(60_000_000)
+    program = "from benchmarks.rivals.job import measure_peak_mb; print(measure_peak_mb())"
+    alone = float(subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=True).stdout)
+    grown = "import numpy; x = numpy.ones(60_000_000); " + program
+    grown_mb = float(subprocess.run([sys.executable, "-c", grown], cwd=ROOT, capture_output=True, check=True).stdout)
+    assert 450 < grown_mb - alone < 520
+    assert big.nbytes == 480_000_000
+
+
 def test_an_adapter_that_fails_is_reported_with_its_last_lines(data):
     command = [sys.executable, "-c", "import sys; sys.exit('no such option: k')"]
     with pytest.raises(RunFailedError, match=r"saelens failed to train topk \(exit code 1\):\n  no such option: k"):

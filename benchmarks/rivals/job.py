@@ -134,7 +134,7 @@ def run(version: str, train: Callable[[Job, Batches], Trained]) -> None:
     cpu_s, wall_s = time.process_time(), time.perf_counter()
     trained = train(job, batches)
     cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak_mb = measure_peak_mb()
     with torch.no_grad():
         forward = trained.forward(batches.read()).detach().float().numpy()
     is_finite = bool(np.isfinite(forward).all())
@@ -143,6 +143,16 @@ def run(version: str, train: Callable[[Job, Batches], Trained]) -> None:
         "path": str(trained.path.relative_to(job.folder)), "stated": trained.stated, "rate": trained.rate,
         "changed": trained.changed, "is_finite": is_finite, "version": version,
         "torch": torch.__version__, "cpu_s": cpu_s, "wall_s": wall_s, "waited_s": batches.waited_s,
-        "peak_mb": peak / (1e6 if sys.platform == "darwin" else 1e3),
+        "peak_mb": peak_mb,
     }  # fmt: skip
     (Path(job.folder) / ANSWER_NAME).write_text(json.dumps(answer))
+
+
+def measure_peak_mb() -> float:
+    """Megabytes of resident memory that this process has used at most."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not ru_maxrss: on Linux it also counts the process that started this one.
+        (kilobytes,) = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        return int(kilobytes) * 1024 / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
