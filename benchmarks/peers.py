@@ -209,6 +209,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.table is None and options.store is None:
         parser.error("give --store, or --table to print the table of measured lines")
+    if not 0 < options.held_out < 1:
+        parser.error(
+            f"--held-out is the share of images to evaluate on, above 0 and below 1, found {options.held_out:g}"
+        )
+    if min(options.steps, options.batch_images, options.expansion, *options.k) < 1:
+        parser.error("--steps, --batch-images, --expansion and --k must be at least 1")
     return options
 
 

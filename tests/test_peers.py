@@ -102,10 +102,18 @@ def test_a_rate_of_an_unknown_program_is_refused(text):
         peers.make_campaign(peers.parse(["--store", "s", "--rate", text]))
 
 
-def test_the_store_or_lines_must_be_given(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give --store, or --table"),
+        (["--store", "s", "--held-out", "0"], "share of images to evaluate on, above 0 and below 1, found 0"),
+        (["--store", "s", "--k", "32", "0"], "--expansion and --k must be at least 1"),
+    ],
+)
+def test_options_that_nothing_can_be_done_with_are_refused(capsys, arguments, message):
     with pytest.raises(SystemExit):
-        peers.parse([])
-    assert "give --store, or --table" in capsys.readouterr().err
+        peers.parse(arguments)
+    assert message in capsys.readouterr().err
 
 
 def test_batches_are_those_of_our_own_training(store, data):
