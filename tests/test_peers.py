@@ -74,13 +74,25 @@ def test_rates_are_tuned_at_the_first_k_and_seed_for_other_programs_alone():
     ]
 
 
-def test_the_best_setting_is_the_one_that_explains_most_and_did_not_diverge():
+@pytest.mark.parametrize(
+    ("found", "best"),
+    [
+        ({None: (0.2, 30), 1e-3: (0.6, 33), 1e-2: (None, None)}, 1e-3),
+        # One that keeps too many latents explains more, and is no better for it.
+        ({None: (0.2, 30), 1e-3: (0.9, 700)}, None),
+        ({None: (0.9, 700), 1e-3: (0.6, 90), 1e-2: (0.7, 300)}, 1e-3),
+        ({None: (None, None), 1e-3: (None, None)}, None),
+    ],
+)
+def test_the_best_setting_explains_most_of_those_that_reach_k(found, best):
     lines = [
-        {"asked_rate": rate, "scaled": False, "explained_variance": value}
-        for rate, value in ((None, 0.2), (1e-3, 0.6), (1e-2, None))
+        {"asked_rate": rate, "scaled": False, "explained_variance": value, "l0": l0, "k": 32}
+        for rate, (value, l0) in found.items()
     ]
-    candidates = [Setting(), Setting(1e-3), Setting(1e-2), Setting(3e-3)]
-    assert best_setting(candidates, lines) == Setting(1e-3)
+    assert best_setting([Setting(), Setting(1e-3), Setting(1e-2)], lines) == Setting(best)
+
+
+def test_a_single_setting_needs_no_lines():
     assert best_setting([Setting(5e-3)], []) == Setting(5e-3)
     assert best_setting([], []) is None
 
@@ -251,6 +263,21 @@ def test_the_table_shows_medians_their_spread_and_what_diverged():
         "| saelens 6 | tuned, activations scaled | 0.0003 | 2 | 0.8000, 1 diverged | 0.5000 | 3.0 | 25.0% | 10 | 12 "
         "| 500 |",
         "| cytosae-cache 1 | default --precision auto | 0.0003 | 1 | 0.5000 | 0.5000 | 3.0 | 25.0% | 10 | 12 | 500 |",
+    ]
+
+
+def test_the_table_marks_autoencoders_that_are_not_as_sparse_as_asked():
+    text = make_table([_line(l0=3.7), _line(settings="tuned", l0=3.8)])
+    assert "| 3.7 | 25.0%" in text
+    assert "| 3.8 (\\*) | 25.0%" in text
+    assert "(\\*) More latents are active than asked for" in text
+
+
+def test_the_table_keeps_learning_rates_apart():
+    text = make_table([_line(settings="tuned", asked_rate=rate, rate=rate, seed=0) for rate in (1e-3, 1e-4)])
+    assert [line.split(" | ")[2:4] for line in text.splitlines() if "tuned" in line] == [
+        ["0.0001", "1"],
+        ["0.001", "1"],
     ]
 
 

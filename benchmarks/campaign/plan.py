@@ -11,6 +11,9 @@ OURS = "cytosae-cache"
 ARCHS = ("batchtopk", "topk", "jumprelu", "matryoshka")
 """Architectures that are compared."""
 
+_MOST_OF_K = 1.25
+"""Active latents, in terms of k, up to which explained variances are compared."""
+
 Line = dict[str, Any]
 """A measured line."""
 
@@ -83,18 +86,34 @@ def tuning_runs(campaign: Campaign) -> list[Run]:
     ]
 
 
+def reaches_k(line: Mapping[str, Any]) -> bool:
+    """Whether an autoencoder is about as sparse as asked: one with more active latents explains more."""
+    return line["l0"] is not None and bool(line["l0"] <= _MOST_OF_K * line["k"])
+
+
 def best_setting(candidates: Sequence[Setting], lines: Iterable[Line]) -> Setting | None:
-    """The candidate with the highest explained variance; None if there is no candidate.
+    """The candidate with the highest explained variance of those that reach k; if none does, the sparsest.
 
     Args:
-        candidates: Settings of one program and architecture.
+        candidates: Settings of one program and architecture; the only one if it needs no tuning.
         lines: Their lines.
+
+    Returns:
+        The candidate, or None if there is none.
     """
     if len(candidates) < 2:
         return candidates[0] if candidates else None
-    found = {Setting(line["asked_rate"], line["scaled"]): line["explained_variance"] for line in lines}
-    # A run that diverged has no explained variance.
-    return max(candidates, key=lambda setting: value if (value := found.get(setting)) is not None else float("-inf"))
+
+    def rank(line: Line) -> tuple[bool, float]:
+        reached = reaches_k(line)
+        return reached, line["explained_variance"] if reached else -line["l0"]
+
+    # A run that diverged has no metrics.
+    finished = [line for line in lines if line["l0"] is not None]
+    if not finished:
+        return candidates[0]
+    best = max(finished, key=rank)
+    return Setting(best["asked_rate"], best["scaled"])
 
 
 def table_runs(campaign: Campaign, best: Mapping[tuple[str, str], Setting | None]) -> list[Run]:

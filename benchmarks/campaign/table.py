@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from benchmarks.campaign.environments import RIVALS
-from benchmarks.campaign.plan import ARCHS, OURS, Line
+from benchmarks.campaign.plan import ARCHS, OURS, Line, reaches_k
 
 _HEAD = (
     "program", "settings", "rate", "seeds", "explained variance", "unexplained", "L0", "dead", "CPU s", "wall s",
@@ -19,7 +19,7 @@ def make_table(lines: Iterable[Line]) -> str:
     for line in lines:
         if line.get("settings") in ("default", "tuned"):
             part = tuple(line[name] for name in ("store", "latents", "steps", "batch_images", "arch", "k"))
-            row = tuple(line[name] for name in ("program", "version", "settings", "precision"))
+            row = tuple(line[name] for name in ("program", "version", "settings", "asked_rate", "scaled", "precision"))
             groups.setdefault(part, {}).setdefault(row, []).append(line)
     order = sorted(groups, key=lambda part: (*part[:4], ARCHS.index(part[4]), part[5]))
     return "\n\n".join(_part(groups[part]) for part in order)
@@ -51,6 +51,8 @@ def _part(rows: dict[tuple[Any, ...], list[Line]]) -> str:
     notes = [
         f"Each program's own forward pass differs from what was read by at most {largest:.1e} of the largest value."
     ]
+    if not all(reaches_k(line) for lines in rows.values() for line in lines if line["l0"] is not None):
+        notes.append("(\\*) More latents are active than asked for: its explained variance is not comparable.")
     notes += [f"Not in the table: {'; '.join(missing)}."] if missing else []
     return "\n".join([title, "", *head, *body, "", " ".join(notes)])
 
@@ -58,17 +60,25 @@ def _part(rows: dict[tuple[Any, ...], list[Line]]) -> str:
 def _row_order(lines: list[Line]) -> tuple[object, ...]:
     """Rivals by name, then ours."""
     line = lines[0]
-    return line["program"] == OURS, line["program"], line["version"], line["settings"], line["precision"] != "fp32"
+    return (
+        line["program"] == OURS,
+        line["program"],
+        line["version"],
+        line["settings"],
+        line["rate"],
+        line["precision"] != "fp32",
+    )
 
 
 def _cells(lines: Sequence[Line]) -> list[str]:
     first = lines[0]
     precision = "" if first["program"] != OURS else f" --precision {first['precision']}"
     scaled = ", activations scaled" if first["scaled"] else ""
+    dense = "" if all(reaches_k(line) for line in lines if line["l0"] is not None) else " (\\*)"
     return [
         f"{first['program']} {first['version']}", f"{first['settings']}{scaled}{precision}", f"{first['rate']:.2g}",
         str(len({line["seed"] for line in lines})), _spread(lines, "explained_variance", "{:.4f}".format),
-        _spread(lines, "unexplained", "{:.4f}".format), _spread(lines, "l0", "{:.1f}".format),
+        _spread(lines, "unexplained", "{:.4f}".format), _spread(lines, "l0", "{:.1f}".format) + dense,
         _spread(lines, "dead_share", "{:.1%}".format), _spread(lines, "cpu_s", "{:.0f}".format),
         _spread(lines, "wall_s", "{:.0f}".format), _spread(lines, "peak_mb", "{:.0f}".format),
     ]  # fmt: skip
