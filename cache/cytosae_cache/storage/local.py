@@ -13,6 +13,7 @@ from cytosae_cache.errors import StoreCorruptError
 from cytosae_cache.storage.atomic import TEMPORARY_SUFFIX, replacing, sync_folder, write_all
 from cytosae_cache.storage.base import StorageBackend, is_litter
 from cytosae_cache.storage.disk import reading
+from cytosae_cache.storage.inside import open_inside, resolve_inside
 from cytosae_cache.storage.lock import locked
 
 _DIRECT_ALIGNMENT = 512
@@ -78,7 +79,7 @@ class LocalStorage(StorageBackend):
 
     def open(self, name: str, *, direct: bool = False) -> "LocalFile":
         """Open a file for reads at any offset."""
-        return LocalFile(self._inside(name), direct=direct)
+        return LocalFile(self.path / name, open_inside(self.path, name), direct=direct)
 
     def write(self, name: str, parts: Sequence[memoryview | bytes], *, sync: bool = False) -> None:
         """Write a file atomically, replacing an existing one of the same name."""
@@ -128,36 +129,28 @@ class LocalStorage(StorageBackend):
 
     def _inside(self, name: str) -> Path:
         """Path of a file, checked to lie inside the folder."""
-        path = self.path / name
-        try:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                path.lstat()
-            inside = path.resolve().is_relative_to(self.path.resolve())
-        except (OSError, ValueError) as error:
-            raise StoreCorruptError(f"store '{self}' lists an invalid file name: {name[:99]!r}") from error
-        if not inside:
-            raise StoreCorruptError(f"'{path}' leads out of the store; it is not followed")
-        return path
+        resolve_inside(self.path, name)
+        return self.path / name
 
 
 class LocalFile:
     """An open file on this machine.
 
     Args:
-        path: The file.
+        path: The file, for messages.
+        file: Its descriptor, open for reading, which closes with this object.
         direct: Whether to bypass the page cache where the file system supports it and the request is aligned.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
     """
 
-    def __init__(self, path: Path, *, direct: bool = False) -> None:
-        self._path, self._direct = path, -1
-        self._file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        self.n_bytes = os.fstat(self._file).st_size
+    def __init__(self, path: Path, file: int, *, direct: bool = False) -> None:
+        self._path, self._file, self._direct = path, file, -1
+        status = os.fstat(file)
+        self.n_bytes, self.stamp = status.st_size, (status.st_size, status.st_mtime_ns)
         if direct and hasattr(os, "O_DIRECT"):
             with contextlib.suppress(OSError):  # not supported by the file system, such as tmpfs
-                self._direct = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+                # The same file again, whatever has its name by now.
+                self._direct = os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        self.n_descriptors = 1 if self._direct < 0 else 2
 
     def read_at(self, offset: int, view: memoryview) -> None:
         """Fill memory with the bytes that start at `offset`."""
