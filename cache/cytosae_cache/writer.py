@@ -36,6 +36,9 @@ from cytosae_cache.storage.open import open_storage
 from cytosae_cache.store import ActivationStore
 
 _QUEUED_SHARDS = 1
+_LOOK_S = 0.2
+"""How often a caller that waits looks whether writing has failed."""
+
 _OUR_FOLDERS = ("activations/", "channels/", "images/", "moments/", "shards/", f"{PROGRESS_FOLDER}/")
 
 
@@ -138,7 +141,11 @@ class StoreWriter:
         # Written before the first mark: without a mark they may be incomplete, and the first shard gives them again.
         self._channels = _read_channels(store) if store.n_finished_shards else None
         self._codec = make_codec(store.compression, np.dtype(store.spec.store_dtype).itemsize)
-        self._queue: queue.Queue[ShardData | None] = queue.Queue(maxsize=_QUEUED_SHARDS)
+        # Not `queue.Queue`: if Ctrl-C hits the caller while it wakes the thread, the next item wakes nobody.
+        self._queue: queue.SimpleQueue[ShardData | None] = queue.SimpleQueue()
+        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(_QUEUED_SHARDS):
+            self._room.put(None)
         self._failure: BaseException | None = None
         self._summing = ThreadPoolExecutor(1, thread_name_prefix="shard-sums")
         self._thread = threading.Thread(target=self._run, name="shard-writer", daemon=True)
@@ -180,9 +187,10 @@ class StoreWriter:
         """
         while True:
             self._raise_failure()
-            with contextlib.suppress(queue.Full):
-                self._queue.put(data, timeout=0.2)
-                return
+            with contextlib.suppress(queue.Empty):
+                self._room.get(timeout=_LOOK_S)
+                break
+        self._queue.put(data)
 
     def finish(self) -> ActivationStore:
         """Wait for the last shard, write the tables and mark the store complete.
@@ -238,10 +246,8 @@ class StoreWriter:
 
     def _stop(self) -> None:
         """Let the thread write what is queued, then end it."""
-        while self._thread.is_alive():
-            with contextlib.suppress(queue.Full):
-                self._queue.put(None, timeout=0.2)
-                self._thread.join()
+        self._queue.put(None)
+        self._thread.join()
         self._summing.shutdown()
 
     def _raise_failure(self) -> None:
@@ -251,6 +257,7 @@ class StoreWriter:
     def _run(self) -> None:
         """The writing thread."""
         while (data := self._queue.get()) is not None:
+            self._room.put(None)
             try:
                 self._write(data)
             except BaseException as error:  # noqa: BLE001 - raised at the caller's next call
