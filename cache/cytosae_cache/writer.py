@@ -29,7 +29,7 @@ from cytosae_cache.format.marks import (
 from cytosae_cache.format.metadata import Provenance, hash_tables, write_attributes
 from cytosae_cache.format.moments import Widen, image_sums, widen
 from cytosae_cache.format.quantize import Channels, dequantize, measure_channels, quantize
-from cytosae_cache.format.shard import as_bytes, checksum, digest_file, digest_parts, make_index, shard_name
+from cytosae_cache.format.shard import as_bytes, checksum, digest_file, digest_parts, digest_raw, make_index, shard_name
 from cytosae_cache.format.spec import Compression, StoreSpec
 from cytosae_cache.storage.base import Location, StorageBackend
 from cytosae_cache.storage.open import open_storage
@@ -270,11 +270,15 @@ class StoreWriter:
         records, values = self._make_records(data)
         summary = self._summing.submit(_summarise, data, records, values, self.store, self._widen)
         parts = self._encode(records)
-        digest = self._summing.submit(digest_parts, parts)
+        encoded = None if self._codec is None else self._summing.submit(digest_parts, parts)
         self._storage.write(shard_name(data.shard), parts, sync=True)
-        n_bytes, crc = digest.result()
-        fields = {**summary.result(), "channels": _digest_channels(self._channels)}
-        write_mark(self._storage, data.shard, ShardMark(n_bytes=n_bytes, crc32c=crc, **fields))
+        fields = summary.result()
+        if encoded is None:
+            digest = digest_raw(fields["image_crc32c"], self.store.spec.record_bytes, bytes(parts[-1]))
+        else:
+            digest = encoded.result()
+        mark = ShardMark(*digest, **fields, channels=_digest_channels(self._channels))
+        write_mark(self._storage, data.shard, mark)
 
     def _make_records(self, data: ShardData) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """The stored form of a shard, and the activations that readers will decode from it."""

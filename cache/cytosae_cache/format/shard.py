@@ -5,7 +5,8 @@ Uncompressed, image i starts at byte `i * image_bytes`; any Zarr reader finds it
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import crc32c as _crc32c
@@ -129,12 +130,52 @@ class ShardIndex:
         return None if offset == MISSING else (offset, length)
 
 
+def join_checksums(checksums: Iterable[int], n_bytes: int) -> int:
+    """CRC-32C of consecutive pieces of equal length, from those of the pieces, without reading them again.
+
+    Args:
+        checksums: Of the pieces, in order.
+        n_bytes: Bytes of each piece.
+    """
+    moved_bits = _move_bits(n_bytes)
+    joined = 0
+    for value in checksums:
+        moved, bit = 0, 0
+        while joined:
+            if joined & 1:
+                moved ^= moved_bits[bit]
+            joined >>= 1
+            bit += 1
+        joined = moved ^ value
+    return joined
+
+
+@lru_cache(maxsize=16)
+def _move_bits(n_bytes: int) -> tuple[int, ...]:
+    """What each bit of a checksum becomes if `n_bytes` zeros follow: a checksum is linear over the field of two."""
+    zeros = bytes(n_bytes)
+    return tuple(checksum(zeros, 1 << bit) ^ checksum(zeros) for bit in range(32))
+
+
 def digest_parts(parts: Sequence[memoryview | bytes]) -> ShardDigest:
     """Length and checksum of the file that consists of these parts."""
     crc = 0
     for part in parts:
         crc = checksum(part, crc)
     return ShardDigest(sum(len(part) for part in parts), crc)
+
+
+def digest_raw(checksums: Sequence[int], record_bytes: int, index: bytes) -> ShardDigest:
+    """Length and checksum of the file of raw images, from their checksums.
+
+    Args:
+        checksums: CRC-32C of each image.
+        record_bytes: Bytes of each image.
+        index: The index that follows them.
+    """
+    return ShardDigest(
+        len(checksums) * record_bytes + len(index), checksum(index, join_checksums(checksums, record_bytes))
+    )
 
 
 def digest_file(file: ReadableFile, buffer_bytes: int = 1 << 22) -> ShardDigest:
