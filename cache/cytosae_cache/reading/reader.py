@@ -3,7 +3,7 @@
 import math
 import shlex
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Any, Self
@@ -83,11 +83,13 @@ class StoreReader:
         if len(rows) and not 0 <= rows.min() <= rows.max() < store.n_images:
             raise ValueError(f"rows must lie in 0..{store.n_images - 1}, found {rows.min()}..{rows.max()}")
         reads = coalesce_reads(rows, store.shard_images, max_images=_MAX_READ_IMAGES)
-        # One task per thread, not per read: submitting a task costs as much as reading a small image.
-        shares = [reads[number :: self.n_threads] for number in range(min(self.n_threads, len(reads)))]
-        tasks = [self._pool.submit(self._read_share, share, out) for share in shares[1:]]
+        # One task per thread, not per read: submitting a task costs as much as reading a small image. The threads share
+        # one iterator, so that none is idle while another has several reads left.
+        pending = iter(reads)
+        n_others = min(self.n_threads, len(reads)) - 1
+        tasks = [self._pool.submit(self._read_pending, pending, out) for _ in range(n_others)]
         try:
-            self._read_share(shares[0] if shares else [], out)
+            self._read_pending(pending, out)
         finally:
             # Also after an error: no thread may write into the caller's memory once this has returned.
             wait(tasks)
@@ -114,8 +116,8 @@ class StoreReader:
     ) -> None:
         self.close()
 
-    def _read_share(self, reads: Sequence[ReadRange], out: npt.NDArray[Any]) -> None:
-        """Do one thread's share of the reads."""
+    def _read_pending(self, reads: Iterator[ReadRange], out: npt.NDArray[Any]) -> None:
+        """Take reads until none is left."""
         for read in reads:
             self._read_range(read, out)
 
