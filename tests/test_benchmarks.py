@@ -44,7 +44,21 @@ def test_stream_prints_a_line_a_kind(tmp_path):
         ("global", False), ("windowed", False), ("global", True)
     ]  # fmt: skip
     assert [line["codec"] for line in lines] == ["none"] * 6 + ["zstd"] * 6
-    assert all(line["ratio"] > 0 and line["images"] == 6 for line in lines)
+    assert all(line["ratio"] > 0 and line["ratio_cpu"] > 0 and line["images"] == 6 for line in lines)
+    assert not list(tmp_path.iterdir())
+
+
+def test_stream_measures_stores_of_several_numbers_of_shards(tmp_path):
+    lines = _run(
+        "stream", "--folder", tmp_path, "--shards", 2, 7, "--images", 12, "--d-model", 256, "--batch", 4,
+        "--rounds", 1, "--epochs", 1, "--caches", "warm", "direct", "--codecs", "none", "lz4",
+    )  # fmt: skip
+    assert [(line["shards"], line["shard_images"], line["codec"], line["cache"]) for line in lines] == [
+        (shards, shard_images, codec, cache)
+        for shards, shard_images in ((2, 6), (7, 1))
+        for codec, cache in [*[("none", "warm")] * 6, *[("none", "direct")] * 2, *[("lz4", "warm")] * 6]
+    ]
+    assert all(line["baseline_cpu_us"] > 0 and line["ours_cpu_us"] > 0 for line in lines)
     assert not list(tmp_path.iterdir())
 
 

@@ -126,15 +126,15 @@ class StoreReader:
         target = out[read.slot : read.slot + read.n_images]
         first = read.shard * self.store.shard_images + read.first
         records = target if self._channels is None else self._make_records(len(target))
-        present = self._files.read(read.shard, read.first, records)
+        missing = self._files.read(read.shard, read.first, records)
         if self._checksums is not None:
             self._check(first, records)
         if self._channels is not None:
-            for record, image, is_present in zip(records, target, present, strict=True):
-                if is_present:
-                    dequantize(record, self._channels, image, self._scratch.wide)
-                else:
+            for slot, (record, image) in enumerate(zip(records, target, strict=True)):
+                if slot in missing:
                     image[...] = np.nan
+                else:
+                    dequantize(record, self._channels, image, self._scratch.wide)
 
     def _make_records(self, n_images: int) -> npt.NDArray[np.int8]:
         """This thread's buffers: records, shape `(n_images, n_tokens, d_model + 4)`, and one image as float32."""
@@ -148,9 +148,12 @@ class StoreReader:
     def _check(self, first: int, records: npt.NDArray[Any]) -> None:
         """Compare the checksums of consecutive rows."""
         assert self._checksums is not None
-        for offset, image in enumerate(records):
-            if checksum(as_bytes(image)) != self._checksums[first + offset]:
-                row = first + offset
+        view = as_bytes(records)
+        size = len(view) // len(records)
+        expected = self._checksums[first : first + len(records)].tolist()
+        for number, value in enumerate(expected):
+            if checksum(view[number * size : (number + 1) * size]) != value:
+                row = first + number
                 raise ChecksumError(
                     f"row {row} ({self.store.images.path[row]!r}) of store '{self.store.path}' fails its checksum: "
                     "its bytes changed on disk. Find all damage with: cytosae-cache verify "

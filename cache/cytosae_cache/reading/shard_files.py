@@ -43,7 +43,7 @@ class ShardFiles:
         # Also without `close`: files must not stay open when nothing refers to the reader any more.
         self._release = weakref.finalize(self, lambda: get_open_files().release(number))
 
-    def read(self, shard: int, first: int, target: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    def read(self, shard: int, first: int, target: npt.NDArray[Any]) -> list[int]:
         """Fill consecutive images, with one read if they are raw and contiguous.
 
         Args:
@@ -52,7 +52,7 @@ class ShardFiles:
             target: C-contiguous memory of `n` stored images.
 
         Returns:
-            Which images are present, shape `(n,)`; the others are filled with the fill value.
+            Slots of `target` whose images are missing; they are filled with the fill value.
 
         Raises:
             StoreCorruptError: If the file is missing, truncated, changed, or an image cannot be decoded.
@@ -61,14 +61,15 @@ class ShardFiles:
         index = opened.index
         if index is None:
             index = opened.index = self._read_index(shard, opened.file)
-        present = np.ones(len(target), dtype=bool)
+        missing: list[int] = []
         if index.is_plain:
-            opened.file.read_at(first * target[0].nbytes, as_bytes(target))
-            return present
+            view = as_bytes(target)
+            opened.file.read_at(first * (len(view) // len(target)), view)
+            return missing
         for slot, image in enumerate(target):
             place = index.find(first + slot)
             if place is None:
-                present[slot] = False
+                missing.append(slot)
                 image[...] = _FILL.get(image.dtype.char, np.nan)
             elif self._codec is None:
                 opened.file.read_at(place[0], as_bytes(image))
@@ -76,7 +77,7 @@ class ShardFiles:
                 data = memoryview(bytearray(place[1]))
                 opened.file.read_at(place[0], data)
                 decode_into(self._codec, data, as_bytes(image), f"image {first + slot} of shard '{self._where(shard)}'")
-        return present
+        return missing
 
     def close(self) -> None:
         """Close the files."""

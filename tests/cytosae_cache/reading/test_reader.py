@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from cytosae_cache.errors import StoreCorruptError
 from cytosae_cache.format.codec import make_codec
 from cytosae_cache.format.shard import as_bytes, make_index, shard_name
+from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.reader import StoreReader, aligned_buffer
 from cytosae_cache.storage.local import is_aligned
+from cytosae_cache.store import ActivationStore
 from cytosae_cache.verify import verify_store
-from tests.support.stores import make_activations, make_int8_store, make_spec, make_store
+from tests.support.stores import make_activations, make_int8_store, make_spec, make_store, seal
 
 CODECS = ["none", "lz4", "zstd"]
 
@@ -199,3 +201,15 @@ def test_a_reader_that_nothing_refers_to_closes_its_files(tmp_path):
     del reader
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+@pytest.mark.parametrize("name", ["crc32c", "valid"])
+def test_a_table_with_too_few_rows_is_refused_before_anything_is_read(tmp_path, name):
+    store = make_store(tmp_path / "s.zarr", make_activations(6), shard_images=2)
+    values = store.column(f"images/{name}")[:3]  # as many as there are shards
+    group = zarr.open_group(store.path, mode="r+")
+    del group[f"images/{name}"]
+    group.create_array(f"images/{name}", data=values)
+    seal(store)
+    with pytest.raises(StoreCorruptError, match=rf"'images/{name}' .* has shape \(3,\)"):
+        ConcatReader([StoreReader(ActivationStore.open(store.path))])
