@@ -1,6 +1,7 @@
 """The shard files of a store: opened where needed, their indexes read once."""
 
 import itertools
+import shlex
 import weakref
 from typing import Any
 
@@ -99,7 +100,8 @@ class ShardFiles:
         if not self._verified:
             raise StoreCorruptError(
                 f"shard file '{self._where(shard)}' was changed or replaced while it was being read, and checksums are "
-                "not compared. Check the store with `cytosae-cache verify`, then run the command again"
+                f"not compared. Check the store with: cytosae-cache verify {shlex.quote(str(self._store.path))}; then "
+                "run the command again"
             )
         return _OpenShard(file, None)
 

@@ -111,7 +111,10 @@ def test_a_shard_that_is_replaced_is_refused_where_no_checksum_would_tell(tmp_pa
     with StoreReader(store, n_threads=1, verify=False) as reader:
         reader.read(np.array([4, 0]))
         rewrite(store.path / shard_name(1), bytes((store.path / shard_name(1)).stat().st_size))
-        with pytest.raises(StoreCorruptError, match=r"c/1/0/0' was changed or replaced .* `cytosae-cache verify`"):
+        with pytest.raises(
+            StoreCorruptError,
+            match=r"c/1/0/0' was changed or replaced .*: cytosae-cache verify .*s.zarr; then run the command again",
+        ):
             reader.read(np.array([5]))
 
 
