@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--shard-images", type=int, default=256, help="most images of a shard")
     parser.add_argument("--d-model", type=int, default=768)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--codecs", nargs="+", default=["none"])
     parser.add_argument("--caches", nargs="+", choices=list(KINDS), default=["warm"])
