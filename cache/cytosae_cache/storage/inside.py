@@ -12,7 +12,7 @@ from cytosae_cache.errors import StoreCorruptError
 _FOLDER = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_PATH", os.O_RDONLY) | getattr(os, "O_CLOEXEC", 0)
 _FILE = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
-_MAY_BE_LINKS = {errno.ELOOP, errno.EMLINK, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL}
+_MAY_BE_LINKS = {errno.ELOOP, errno.EMLINK, errno.ENOTDIR, errno.ENAMETOOLONG}
 """What systems answer if a part of a name is a link, or no name at all."""
 
 
@@ -34,27 +34,33 @@ def open_inside(root: Path, name: str) -> int:
         StoreCorruptError: If it is a link that leads out of the folder, neither a file nor a link, or not a valid name.
     """
     path, parts = root / name, name.split("/")
+    if not {"", ".", ".."}.isdisjoint(parts):
+        check_inside(root, name)
+        raise _invalid(root, name)
     try:
         if os.open not in os.supports_dir_fd:  # Windows
-            resolve_inside(root, name)
+            check_inside(root, name)
             return os.open(path, _FILE)
-        if not {"", ".", ".."}.isdisjoint(parts):
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         return _walk(root, parts)
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno not in _MAY_BE_LINKS:
             error.filename = str(path)  # only the last part so far
             raise
-    inside = resolve_inside(root, name).relative_to(root.resolve())
+    check_inside(root, name)
     try:
-        return _walk(root, inside.parts or (".",))
+        real, real_root = (Path(os.path.realpath(each, strict=True)) for each in (path, root))
+        if not real.is_relative_to(real_root):
+            raise _leads_out(path)
+        return _walk(root, real.relative_to(real_root).parts or (".",))
     except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK):
+            raise _invalid(root, name) from error
         error.filename = str(path)
         raise
 
 
-def resolve_inside(root: Path, name: str) -> Path:
-    """The path of a file with all links followed.
+def check_inside(root: Path, name: str) -> None:
+    """Check that a path lies inside the folder once all links are followed.
 
     Raises:
         StoreCorruptError: If it leads out of the folder, or is not a valid name.
@@ -63,13 +69,19 @@ def resolve_inside(root: Path, name: str) -> Path:
     try:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             path.lstat()
-        resolved = path.resolve()
-        is_inside = resolved.is_relative_to(root.resolve())
-    except (OSError, ValueError) as error:
-        raise StoreCorruptError(f"store '{root}' lists an invalid file name: {name[:99]!r}") from error
+        is_inside = path.resolve().is_relative_to(root.resolve())
+    except (OSError, ValueError, RuntimeError) as error:  # Python reports a loop of links as the last
+        raise _invalid(root, name) from error
     if not is_inside:
-        raise StoreCorruptError(f"'{path}' leads out of the store; it is not followed")
-    return resolved
+        raise _leads_out(path)
+
+
+def _invalid(root: Path, name: str) -> StoreCorruptError:
+    return StoreCorruptError(f"store '{root}' lists an invalid file name: {name[:99]!r}")
+
+
+def _leads_out(path: Path) -> StoreCorruptError:
+    return StoreCorruptError(f"'{path}' leads out of the store; it is not followed")
 
 
 def _walk(root: Path, parts: Sequence[str]) -> int:

@@ -21,7 +21,7 @@ from cytosae_cache.storage.atomic import (
 )
 from cytosae_cache.storage.base import StorageBackend, is_litter
 from cytosae_cache.storage.disk import reading
-from cytosae_cache.storage.inside import open_inside, resolve_inside
+from cytosae_cache.storage.inside import check_inside, open_inside
 from cytosae_cache.storage.lock import locked
 
 _DIRECT_ALIGNMENT = 512
@@ -148,7 +148,7 @@ class LocalStorage(StorageBackend):
 
     def _inside(self, name: str) -> Path:
         """Path of a file, checked to lie inside the folder."""
-        resolve_inside(self.path, name)
+        check_inside(self.path, name)
         return self.path / name
 
 
