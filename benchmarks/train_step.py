@@ -7,7 +7,7 @@ the architecture's own loss in float32 with autograd and default Adam. A density
 token, for `relu` and `gated`: 0.5 is a new autoencoder, a trained one has 0.01 and less. The others have `--k`.
 
 `limit` is the time of the least products that the step needs (the encoder's of all latents once, everything else of
-active ones) at the fastest rate of products that was measured in the same rounds; `limit_share` is that time divided
+active ones; of all latents at a density of 0.25 and more) at the fastest rate of products that was measured in the same rounds; `limit_share` is that time divided
 by ours. `memory` is the peak of a step in a process of its own, above the interpreter with torch loaded: weights,
 gradients, Adam's moments and everything the step makes.
 """
@@ -36,6 +36,8 @@ CROSSOVER = (0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.01)
 OF_DENSITY = ("relu", "gated")
 """Architectures whose share of active latents nothing but the loss decides."""
 WEIGHTS = LossWeights(l1_coefficient=8e-5)
+DENSE = 0.25
+"""Density from which the least products are those of all latents."""
 N_PRODUCTS = {"gated": (6, 1), "jumprelu": (4, 1)}
 """Products over active latents, and over all: of `gated` two are decoded and get gradients."""
 
@@ -146,6 +148,7 @@ def run(options: argparse.Namespace, device: torch.device, products: Products, a
 def operations(options: argparse.Namespace, arch: str, density: float) -> float:
     """Floating-point operations of the least products that a step needs."""
     n_active, n_all = N_PRODUCTS.get(arch, (4, 1))
+    density = 1.0 if density >= DENSE else density
     return 2 * options.tokens * options.d_in * options.latents * (n_all + n_active * density)
 
 

@@ -45,7 +45,21 @@ def test_stream_prints_a_line_a_kind(tmp_path):
         ("global", False), ("windowed", False), ("global", True)
     ]  # fmt: skip
     assert [line["codec"] for line in lines] == ["none"] * 6 + ["zstd"] * 6
-    assert all(line["ratio"] > 0 and line["images"] == 6 for line in lines)
+    assert all(line["ratio"] > 0 and line["ratio_cpu"] > 0 and line["images"] == 6 for line in lines)
+    assert not list(tmp_path.iterdir())
+
+
+def test_stream_measures_stores_of_several_numbers_of_shards(tmp_path):
+    lines = _run(
+        "stream", "--folder", tmp_path, "--shards", 2, 7, "--images", 12, "--d-model", 256, "--batch", 4,
+        "--rounds", 1, "--epochs", 1, "--caches", "warm", "direct", "--codecs", "none", "lz4",
+    )  # fmt: skip
+    assert [(line["shards"], line["shard_images"], line["codec"], line["cache"]) for line in lines] == [
+        (shards, shard_images, codec, cache)
+        for shards, shard_images in ((2, 6), (7, 1))
+        for codec, cache in [*[("none", "warm")] * 6, *[("none", "direct")] * 2, *[("lz4", "warm")] * 6]
+    ]
+    assert all(line["baseline_cpu_us"] > 0 and line["ours_cpu_us"] > 0 for line in lines)
     assert not list(tmp_path.iterdir())
 
 
@@ -140,9 +154,9 @@ def test_train_step_takes_every_architecture():
 def test_the_limit_counts_the_encoder_once_and_the_rest_by_density():
     options = argparse.Namespace(d_in=16, latents=64, tokens=40)
     encoder = 2 * 40 * 16 * 64
-    assert train_step.operations(options, "relu", 0.5) == encoder * 3
-    assert train_step.operations(options, "topk", 0.25) == encoder * 2
-    assert train_step.operations(options, "gated", 0.25) == encoder * 2.5
+    assert train_step.operations(options, "relu", 0.5) == encoder * 5
+    assert train_step.operations(options, "topk", 0.125) == encoder * 1.5
+    assert train_step.operations(options, "gated", 0.125) == encoder * 1.75
 
 
 def test_features_are_compared_with_products_and_a_plain_pass():

@@ -29,13 +29,16 @@ from cytosae_cache.format.marks import (
 from cytosae_cache.format.metadata import Provenance, hash_tables, write_attributes
 from cytosae_cache.format.moments import Widen, image_sums, widen
 from cytosae_cache.format.quantize import Channels, dequantize, measure_channels, quantize
-from cytosae_cache.format.shard import as_bytes, checksum, digest_file, digest_parts, make_index, shard_name
+from cytosae_cache.format.shard import as_bytes, checksum, digest_file, digest_parts, digest_raw, make_index, shard_name
 from cytosae_cache.format.spec import Compression, StoreSpec
 from cytosae_cache.storage.base import Location, StorageBackend
 from cytosae_cache.storage.open import open_storage
 from cytosae_cache.store import ActivationStore
 
 _QUEUED_SHARDS = 1
+_LOOK_S = 0.2
+"""How often a caller that waits looks whether writing has failed."""
+
 _OUR_FOLDERS = ("activations/", "channels/", "images/", "moments/", "shards/", f"{PROGRESS_FOLDER}/")
 
 
@@ -138,7 +141,11 @@ class StoreWriter:
         # Written before the first mark: without a mark they may be incomplete, and the first shard gives them again.
         self._channels = _read_channels(store) if store.n_finished_shards else None
         self._codec = make_codec(store.compression, np.dtype(store.spec.store_dtype).itemsize)
-        self._queue: queue.Queue[ShardData | None] = queue.Queue(maxsize=_QUEUED_SHARDS)
+        # Not `queue.Queue`: if Ctrl-C hits the caller while it wakes the thread, the next item wakes nobody.
+        self._queue: queue.SimpleQueue[ShardData | None] = queue.SimpleQueue()
+        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(_QUEUED_SHARDS):
+            self._room.put(None)
         self._failure: BaseException | None = None
         self._summing = ThreadPoolExecutor(1, thread_name_prefix="shard-sums")
         self._thread = threading.Thread(target=self._run, name="shard-writer", daemon=True)
@@ -180,9 +187,10 @@ class StoreWriter:
         """
         while True:
             self._raise_failure()
-            with contextlib.suppress(queue.Full):
-                self._queue.put(data, timeout=0.2)
-                return
+            with contextlib.suppress(queue.Empty):
+                self._room.get(timeout=_LOOK_S)
+                break
+        self._queue.put(data)
 
     def finish(self) -> ActivationStore:
         """Wait for the last shard, write the tables and mark the store complete.
@@ -238,10 +246,8 @@ class StoreWriter:
 
     def _stop(self) -> None:
         """Let the thread write what is queued, then end it."""
-        while self._thread.is_alive():
-            with contextlib.suppress(queue.Full):
-                self._queue.put(None, timeout=0.2)
-                self._thread.join()
+        self._queue.put(None)
+        self._thread.join()
         self._summing.shutdown()
 
     def _raise_failure(self) -> None:
@@ -251,6 +257,7 @@ class StoreWriter:
     def _run(self) -> None:
         """The writing thread."""
         while (data := self._queue.get()) is not None:
+            self._room.put(None)
             try:
                 self._write(data)
             except BaseException as error:  # noqa: BLE001 - raised at the caller's next call
@@ -263,11 +270,15 @@ class StoreWriter:
         records, values = self._make_records(data)
         summary = self._summing.submit(_summarise, data, records, values, self.store, self._widen)
         parts = self._encode(records)
-        digest = self._summing.submit(digest_parts, parts)
+        encoded = None if self._codec is None else self._summing.submit(digest_parts, parts)
         self._storage.write(shard_name(data.shard), parts, sync=True)
-        n_bytes, crc = digest.result()
-        fields = {**summary.result(), "channels": _digest_channels(self._channels)}
-        write_mark(self._storage, data.shard, ShardMark(n_bytes=n_bytes, crc32c=crc, **fields))
+        fields = summary.result()
+        if encoded is None:
+            digest = digest_raw(fields["image_crc32c"], self.store.spec.record_bytes, bytes(parts[-1]))
+        else:
+            digest = encoded.result()
+        mark = ShardMark(*digest, **fields, channels=_digest_channels(self._channels))
+        write_mark(self._storage, data.shard, mark)
 
     def _make_records(self, data: ShardData) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """The stored form of a shard, and the activations that readers will decode from it."""

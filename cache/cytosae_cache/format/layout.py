@@ -212,7 +212,7 @@ class StoreLayout:
     @cached_property
     def valid(self) -> npt.NDArray[np.bool_]:
         """Whether each image could be read, shape `(n_images,)`; the others never reach a batch or a statistic."""
-        return self.column("images/valid").astype(bool)
+        return self.column("images/valid", lengths=[self.n_images]).astype(bool)
 
     @cached_property
     def valid_rows(self) -> npt.NDArray[np.int64]:
@@ -222,7 +222,7 @@ class StoreLayout:
     @cached_property
     def image_checksums(self) -> npt.NDArray[np.uint32]:
         """CRC-32C of each image's stored bytes, shape `(n_images,)`."""
-        return self.column("images/crc32c").astype(np.uint32)
+        return self.column("images/crc32c", lengths=[self.n_images]).astype(np.uint32)
 
     @cached_property
     def channels(self) -> Channels | None:

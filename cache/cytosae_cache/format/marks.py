@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,9 @@ def read_mark(storage: StorageBackend, shard: int) -> ShardMark | None:
     """The mark of a shard; None if it is missing, unreadable or not as it was written."""
     try:
         record = json.loads(storage.read(mark_name(shard)))
-        if record.pop("digest") != _digest(shard, record) or set(record) != {field.name for field in fields(ShardMark)}:
+        if record.pop("digest") != _digest(shard, canonical_json(record)) or set(record) != {
+            field.name for field in fields(ShardMark)
+        }:
             return None
         return ShardMark(**record)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
@@ -62,14 +64,15 @@ def read_mark(storage: StorageBackend, shard: int) -> ShardMark | None:
 
 def write_mark(storage: StorageBackend, shard: int, mark: ShardMark) -> None:
     """Write the mark of a shard whose file is complete, with a digest of its own."""
-    record = asdict(mark)
+    record = canonical_json(vars(mark))
+    ending = canonical_json({"digest": _digest(shard, record)})[1:]
     # Not synced: if a power cut loses or truncates a mark, its shard merely counts as missing.
-    storage.write(mark_name(shard), [json.dumps({**record, "digest": _digest(shard, record)}).encode()])
+    storage.write(mark_name(shard), [record[:-1], b",", ending])
 
 
-def _digest(shard: int, record: Mapping[str, Any]) -> str:
-    """SHA-256 of a mark, so that no changed digit becomes part of a store."""
-    return hashlib.sha256(canonical_json([shard, record])).hexdigest()
+def _digest(shard: int, record: bytes) -> str:
+    """SHA-256 of a mark as canonical JSON, so that no changed digit becomes part of a store."""
+    return hashlib.sha256(b"[%d,%b]" % (shard, record)).hexdigest()
 
 
 def remove_marks(storage: StorageBackend) -> None:

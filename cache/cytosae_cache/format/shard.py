@@ -5,8 +5,9 @@ Uncompressed, image i starts at byte `i * image_bytes`; any Zarr reader finds it
 """
 
 import struct
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import crc32c as _crc32c
 import numpy as np
@@ -92,12 +93,89 @@ def read_index(file: ReadableFile, shard_images: int, where: str) -> npt.NDArray
     return index
 
 
+class ShardIndex:
+    """Where the images of a shard are, in as little memory as its layout allows.
+
+    Takes nothing per image if they are raw and in order, as we write them, 4 bytes if they are encoded and contiguous
+    (8 in files of 4 GB and more), and 16 otherwise.
+
+    Args:
+        index: Offsets and lengths of the images, shape `(n, 2)`.
+        record_bytes: Length of every image if they are raw; None if they are encoded.
+    """
+
+    __slots__ = ("_ends", "_table", "is_plain")
+
+    def __init__(self, index: npt.NDArray[np.uint64], record_bytes: int | None) -> None:
+        offsets, lengths = index[:, 0], index[:, 1]
+        ends = np.zeros(len(index) + 1, dtype=np.uint64)
+        np.cumsum(lengths, out=ends[1:])  # of missing images it is nonsense, and differs
+        contiguous = np.array_equal(offsets, ends[:-1])
+        self.is_plain = record_bytes is not None and contiguous and bool((lengths == record_bytes).all())
+        """Whether image i is at byte `i * record_bytes`, so that consecutive images are one read."""
+        self._ends: npt.NDArray[np.unsignedinteger[Any]] | None = None
+        self._table: npt.NDArray[np.uint64] | None = None
+        if contiguous and not self.is_plain:
+            self._ends = ends if ends[-1] >= 1 << 32 else ends.astype(np.uint32)
+        elif not contiguous:
+            self._table = index.copy()  # not a view: the rest of the index is not kept
+
+    def find(self, image: int) -> tuple[int, int] | None:
+        """Offset and length of an image of a shard that is not plain; None if it is missing."""
+        if self._ends is not None:
+            start, end = self._ends[image : image + 2].tolist()
+            return start, end - start
+        assert self._table is not None
+        offset, length = self._table[image].tolist()
+        return None if offset == MISSING else (offset, length)
+
+
+def join_checksums(checksums: Iterable[int], n_bytes: int) -> int:
+    """CRC-32C of consecutive pieces of equal length, from those of the pieces, without reading them again.
+
+    Args:
+        checksums: Of the pieces, in order.
+        n_bytes: Bytes of each piece.
+    """
+    moved_bits = _move_bits(n_bytes)
+    joined = 0
+    for value in checksums:
+        moved, bit = 0, 0
+        while joined:
+            if joined & 1:
+                moved ^= moved_bits[bit]
+            joined >>= 1
+            bit += 1
+        joined = moved ^ value
+    return joined
+
+
+@lru_cache(maxsize=16)
+def _move_bits(n_bytes: int) -> tuple[int, ...]:
+    """What each bit of a checksum becomes if `n_bytes` zeros follow: a checksum is linear over the field of two."""
+    zeros = bytes(n_bytes)
+    return tuple(checksum(zeros, 1 << bit) ^ checksum(zeros) for bit in range(32))
+
+
 def digest_parts(parts: Sequence[memoryview | bytes]) -> ShardDigest:
     """Length and checksum of the file that consists of these parts."""
     crc = 0
     for part in parts:
         crc = checksum(part, crc)
     return ShardDigest(sum(len(part) for part in parts), crc)
+
+
+def digest_raw(checksums: Sequence[int], record_bytes: int, index: bytes) -> ShardDigest:
+    """Length and checksum of the file of raw images, from their checksums.
+
+    Args:
+        checksums: CRC-32C of each image.
+        record_bytes: Bytes of each image.
+        index: The index that follows them.
+    """
+    return ShardDigest(
+        len(checksums) * record_bytes + len(index), checksum(index, join_checksums(checksums, record_bytes))
+    )
 
 
 def digest_file(file: ReadableFile, buffer_bytes: int = 1 << 22) -> ShardDigest:

@@ -40,8 +40,9 @@ class Prefetcher(Generic[Plan, Item]):
 
     def __iter__(self) -> Generator[Item, None, None]:
         """The item of each plan, in order; its buffer is reused once the next item is requested."""
-        free: queue.Queue[npt.NDArray[Any] | None] = queue.Queue()
-        ready: queue.Queue[tuple[Item, npt.NDArray[Any]] | BaseException | None] = queue.Queue()
+        # Not `queue.Queue`: if Ctrl-C hits the consumer while it wakes the thread, the next item wakes nobody.
+        free: queue.SimpleQueue[npt.NDArray[Any] | None] = queue.SimpleQueue()
+        ready: queue.SimpleQueue[tuple[Item, npt.NDArray[Any]] | BaseException | None] = queue.SimpleQueue()
         for _ in range(self._depth):
             free.put(self._make_buffer())
 
@@ -71,7 +72,7 @@ class Prefetcher(Generic[Plan, Item]):
             free.put(None)
             thread.join()
 
-    def _wait(self, ready: "queue.Queue[Any]") -> Any:  # noqa: ANN401 - any queued item
+    def _wait(self, ready: "queue.SimpleQueue[Any]") -> Any:  # noqa: ANN401 - any queued item
         start = time.perf_counter()
         filled = ready.get()
         self.waited_s += time.perf_counter() - start

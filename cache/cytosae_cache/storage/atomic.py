@@ -8,13 +8,14 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from cytosae_cache.storage.disk import writing
 
 TEMPORARY_SUFFIX = ".partial"
 """Suffix of a file that is still being written."""
 
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_AT_FDCWD, _RENAME_EXCHANGE, _SYNC_FILE_RANGE_WRITE = -100, 2, 2
 
 
 @contextlib.contextmanager
@@ -52,6 +53,16 @@ def write_all(file: int, data: memoryview | bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(file, view) :]
+
+
+def start_flush(file: int, offset: int, n_bytes: int) -> None:
+    """Let the disk begin with bytes that were just written, so that syncing them later takes less time.
+
+    Elsewhere than on Linux nothing happens. Not `posix_fadvise`, which begins, too, but then waits for all processors.
+    """
+    if (begin := _find_function("sync_file_range")) is not None:
+        range_and_flags = (ctypes.c_int64(offset), ctypes.c_int64(n_bytes), ctypes.c_uint(_SYNC_FILE_RANGE_WRITE))
+        begin(ctypes.c_int(file), *range_and_flags)  # an error of the disk is reported by the sync
 
 
 def write_file(path: Path, data: bytes, *, durable: bool = True) -> None:
@@ -115,7 +126,7 @@ def sync_folder(folder: Path) -> None:
     """Make renames inside a folder durable. Windows has no such call and does not need one."""
     if os.name == "nt":
         return
-    _sync(folder)
+    sync_file(folder)
 
 
 @contextlib.contextmanager
@@ -185,12 +196,15 @@ def keep_mode(path: Path, temporary: Path) -> None:
 
 def exchange(one: Path, other: Path) -> bool:
     """Exchange two names in one step; returns whether the system can."""
-    if sys.platform != "linux":
-        return False
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    rename = _find_function("renameat2")
     if rename is None:
         return False
     return bool(rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)
+
+
+def _find_function(name: str) -> Any:  # noqa: ANN401 - a function of the C library
+    """A function of the C library that Python does not offer; None elsewhere than on Linux, and where it is missing."""
+    return getattr(ctypes.CDLL(None, use_errno=True), name, None) if sys.platform == "linux" else None
 
 
 def temporary_name(path: Path, pid: int | None = None) -> Path:
@@ -234,11 +248,11 @@ def sync_tree(path: Path) -> None:
     """Flush a file, or all files and folders of a folder, to disk."""
     for item in [path] if path.is_file() else [*path.rglob("*"), path]:
         if item.is_file() or (item.is_dir() and os.name != "nt"):
-            _sync(item)
+            sync_file(item)
 
 
-def _sync(path: Path) -> None:
-    """Flush one file or folder."""
+def sync_file(path: Path) -> None:
+    """Flush one file or folder to disk."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)

@@ -36,8 +36,23 @@ def is_litter(name: str) -> bool:
 class ReadableFile(Protocol):
     """An open file of a store; its descriptor closes with the object."""
 
-    n_bytes: int
-    """Length."""
+    n_descriptors: int
+    """Descriptors of the operating system that it holds."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Length.
+
+        Raises:
+            FileNotFoundError: If the file does not exist.
+        """
+
+    @property
+    def stamp(self) -> tuple[int, int]:
+        """Length and time of the last change in nanoseconds: another file of the same name has other ones.
+
+        Zeros where only a request would tell.
+        """
 
     def read_at(self, offset: int, view: memoryview) -> None:
         """Fill memory with the bytes that start at `offset`.
@@ -92,14 +107,15 @@ class StorageBackend(ABC):
 
     @abstractmethod
     def open(self, name: str, *, direct: bool = False) -> ReadableFile:
-        """Open a file for reads at any offset.
+        """Open a file for reads at any offset; quick, so that readers may wait for each other.
 
         Args:
             name: The file.
             direct: Whether to bypass the page cache where the file system supports it.
 
         Raises:
-            FileNotFoundError: If the file does not exist.
+            FileNotFoundError: If the file does not exist; where only a request would tell, by the file's `n_bytes`.
+            StoreCorruptError: If it is a link that leads out of the store, or neither a file nor a link.
         """
 
     @abstractmethod

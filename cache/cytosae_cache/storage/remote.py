@@ -4,6 +4,7 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import TypeVar
 
 from cytosae_cache.errors import StoreCorruptError, StoreError, StoreUnreachableError
@@ -87,11 +88,8 @@ class RemoteStorage(StorageBackend):
         return sorted(name for name in files if name.startswith(prefix) and (with_litter or not is_litter(name)))
 
     def open(self, name: str, *, direct: bool = False) -> "RemoteFile":
-        """Open an object for reads at any offset; every read is one request."""
-        n_bytes = self.size(name)
-        if n_bytes is None:
-            raise FileNotFoundError(f"{self}/{name}")
-        return RemoteFile(self, name, n_bytes)
+        """Open an object for reads at any offset: nothing is requested, every read is one request."""
+        return RemoteFile(self, name)
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         """Read bytes `start` to `stop` of an object."""
@@ -174,11 +172,21 @@ class RemoteFile:
     Args:
         storage: Where it is stored.
         name: Its name.
-        n_bytes: Its length.
     """
 
-    def __init__(self, storage: RemoteStorage, name: str, n_bytes: int) -> None:
-        self._storage, self._name, self.n_bytes = storage, name, n_bytes
+    n_descriptors = 0
+    stamp = (0, 0)
+
+    def __init__(self, storage: RemoteStorage, name: str) -> None:
+        self._storage, self._name = storage, name
+
+    @cached_property
+    def n_bytes(self) -> int:
+        """Length, requested once."""
+        n_bytes = self._storage.size(self._name)
+        if n_bytes is None:
+            raise FileNotFoundError(f"{self._storage}/{self._name}")
+        return n_bytes
 
     def read_at(self, offset: int, view: memoryview) -> None:
         """Fill memory with the bytes that start at `offset`."""

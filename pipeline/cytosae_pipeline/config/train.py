@@ -250,9 +250,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "total_training_tokens": 1_000_000,
     },
     "modern": {
-        "arch": "batchtopk", "k": 32, "lr": 0.003, "standardise": True, "encoder_init": "decoder",
-        "b_dec_init_method": "mean", "batch_of": "tokens", "lr_decay_share": 0.2, "held_out": 0.05,
-        "max_gradient_norm": 1.0,
+        "arch": "batchtopk", "k": 32, "lr": 0.003, "adam_beta2": 0.99, "lr_warm_up_share": 0.02, "lr_decay_share": 0.4,
+        "dead_feature_window": 8, "standardise": True, "encoder_init": "decoder", "b_dec_init_method": "mean",
+        "batch_of": "tokens", "held_out": 0.05,
     },
 }  # fmt: skip
 """Values of options that are not given, by preset."""

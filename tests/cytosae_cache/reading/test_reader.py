@@ -1,10 +1,7 @@
 """Readers return exactly what was written, by our writer or by zarr-python, and never a damaged image."""
 
-import errno
 import gc
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,10 +12,12 @@ from hypothesis import strategies as st
 from cytosae_cache.errors import StoreCorruptError
 from cytosae_cache.format.codec import make_codec
 from cytosae_cache.format.shard import as_bytes, make_index, shard_name
-from cytosae_cache.reading.reader import OpenFiles, StoreReader, aligned_buffer
+from cytosae_cache.reading.concat import ConcatReader
+from cytosae_cache.reading.reader import StoreReader, aligned_buffer
 from cytosae_cache.storage.local import is_aligned
+from cytosae_cache.store import ActivationStore
 from cytosae_cache.verify import verify_store
-from tests.support.stores import make_activations, make_int8_store, make_spec, make_store
+from tests.support.stores import make_activations, make_int8_store, make_spec, make_store, seal
 
 CODECS = ["none", "lz4", "zstd"]
 
@@ -179,18 +178,6 @@ def test_a_damaged_shard_file_is_an_error(tmp_path, damage):
         reader.read(np.array([4]))
 
 
-def test_the_number_of_open_files_is_limited(tmp_path):
-    activations = make_activations(300)
-    store = make_store(tmp_path / "s.zarr", activations, shard_images=1)
-    before = len(os.listdir("/proc/self/fd"))
-    with StoreReader(store) as reader:
-        for _ in range(2):
-            assert np.array_equal(reader.read(np.arange(300)), activations)
-        assert len(os.listdir("/proc/self/fd")) - before < 150
-    del reader
-    assert len(os.listdir("/proc/self/fd")) - before < 10
-
-
 def test_a_link_that_leads_out_of_the_store_is_not_followed(tmp_path):
     store = make_store(tmp_path / "s.zarr", make_activations(6))
     outside = tmp_path / "outside"
@@ -205,62 +192,6 @@ def test_a_link_that_leads_out_of_the_store_is_not_followed(tmp_path):
     assert not verify_store(store).sound
 
 
-def test_files_are_closed_where_the_system_allows_few(tmp_path):
-    stores = [make_store(tmp_path / f"{n}.zarr", make_activations(60, seed=n), shard_images=1) for n in range(2)]
-    code = (
-        "import os, resource, sys, numpy as np\n"
-        "from cytosae_cache import ActivationStore\n"
-        "from cytosae_cache.reading.reader import StoreReader\n"
-        "stores = [ActivationStore.open(path) for path in sys.argv[1:]]\n"
-        "readers = [StoreReader(store, n_threads=2, direct=True) for store in stores]\n"
-        "limit = len(os.listdir('/proc/self/fd')) + 12\n"
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))\n"
-        "for _ in range(2):\n"
-        "    for reader in readers:\n"
-        "        for row in range(60):\n"
-        "            reader.read(np.array([row, (row + 7) % 60]))\n"
-        "print('read')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *(str(store.path) for store in stores)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout == "read\n", done.stderr
-
-
-def test_open_files_are_those_used_last_and_other_errors_pass():
-    made = []
-
-    def make(number):
-        def open_one():
-            made.append(number)
-            return str(number)
-
-        return open_one
-
-    files = OpenFiles(2)
-    for number in (0, 1, 0, 2, 0, 1):
-        assert files.get((0, number), make(number)) == str(number)
-    assert made == [0, 1, 2, 1]
-    files.release(0)
-    assert len(files) == 0
-
-    def fail():
-        raise OSError(errno.EIO, "broken")
-
-    with pytest.raises(OSError, match="broken"):
-        files.get((0, 9), fail)
-
-    def none_left():
-        raise OSError(errno.EMFILE, "too many open files")
-
-    files.get((1, 0), make(5))
-    with pytest.raises(OSError, match="too many"):
-        files.get((0, 9), none_left)
-
-
 def test_a_reader_that_nothing_refers_to_closes_its_files(tmp_path):
     store = make_store(tmp_path / "s.zarr", make_activations(6), shard_images=1)
     before = len(os.listdir("/proc/self/fd"))
@@ -270,3 +201,15 @@ def test_a_reader_that_nothing_refers_to_closes_its_files(tmp_path):
     del reader
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+@pytest.mark.parametrize("name", ["crc32c", "valid"])
+def test_a_table_with_too_few_rows_is_refused_before_anything_is_read(tmp_path, name):
+    store = make_store(tmp_path / "s.zarr", make_activations(6), shard_images=2)
+    values = store.column(f"images/{name}")[:3]  # as many as there are shards
+    group = zarr.open_group(store.path, mode="r+")
+    del group[f"images/{name}"]
+    group.create_array(f"images/{name}", data=values)
+    seal(store)
+    with pytest.raises(StoreCorruptError, match=rf"'images/{name}' .* has shape \(3,\)"):
+        ConcatReader([StoreReader(ActivationStore.open(store.path))])
