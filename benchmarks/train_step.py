@@ -7,9 +7,9 @@ the architecture's own loss in float32 with autograd and default Adam. A density
 token, for `relu` and `gated`: 0.5 is a new autoencoder, a trained one has 0.01 and less. The others have `--k`.
 
 `limit` is the time of the least products that the step needs (the encoder's of all latents once, everything else of
-active ones; of all latents at a density of 0.25 and more) at the fastest rate of products that was measured in the same rounds; `limit_share` is that time divided
-by ours. `memory` is the peak of a step in a process of its own, above the interpreter with torch loaded: weights,
-gradients, Adam's moments and everything the step makes.
+active ones; of all latents at a density of 0.25 and more) at the fastest rate of products that was measured in the
+same rounds; `limit_share` is that time divided by ours. `memory` is the peak of a step in a process of its own, above
+the interpreter with torch loaded: weights, gradients, Adam's moments and everything the step makes.
 """
 
 import argparse
