@@ -105,7 +105,7 @@ def _sum_segments(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         values: Shape `(n,)`.
         lengths: Length of each run, int64; they sum to n.
     """
-    return torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True, initial=0)  # type: ignore[no-any-return]
+    return torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True, initial=0)
 
 
 def _sum_rows(table: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:

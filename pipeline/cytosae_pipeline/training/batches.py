@@ -61,9 +61,9 @@ class HostBatches:
             if self._device.type != "cuda":
                 yield TensorBatch(self._choose(images), batch.samples_seen)
                 continue
-            copied = torch.cuda.Event()
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             values = copy_chosen(images, self._choose, self._device)
-            copied.record()
+            copied.record(torch.cuda.current_stream(self._device))
             try:
                 yield TensorBatch(values, batch.samples_seen)
             finally:
