@@ -51,7 +51,12 @@ class CooMatrix(NamedTuple):
         with warnings.catch_warnings():  # torch warns once per process that sparse CSR is in beta
             warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
             pattern = torch.sparse_csr_tensor(
-                ends, self.columns, left.new_zeros(len(self.rows)), self.shape, check_invariants=False
+                ends,
+                self.columns,
+                left.new_zeros(len(self.rows)),
+                self.shape,
+                device=left.device,
+                check_invariants=False,
             )
         products: torch.Tensor = torch.sparse.sampled_addmm(pattern, left, right.t(), beta=0.0).values()
         return products
