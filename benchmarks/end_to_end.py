@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.build import write_random
 from benchmarks.measure import print_line
 from cytosae.backbones.backbone import describe_backbone, load_backbone
+from cytosae.backbones.registry import ARCHITECTURES
 from cytosae.sae.base import Sae
 from cytosae.sae.loss import LossWeights
 from cytosae.sae.registry import make_sae
@@ -45,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images-path", type=Path, help="a data set with labels and patients; drawn cells by default")
     parser.add_argument("--model-path", type=Path, default=Path("embedded"))
+    parser.add_argument("--encoder", choices=list(ARCHITECTURES), help="a known encoder with random weights instead")
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--expansion", type=int, default=16)
@@ -52,6 +55,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
+        if options.encoder:
+            options.model_path = write_random(root, ARCHITECTURES[options.encoder])
         source = options.images_path or draw_cells(root / "cells", options.images)
         images = open_dataset(source).spread(options.images)
         started = time.perf_counter()
@@ -64,7 +69,8 @@ def main() -> None:
         {
             "name": "end_to_end", "ratio": round(baseline_s / ours_s, 2), "baseline_s": round(baseline_s, 1),
             "ours_s": round(ours_s, 1), "images": len(images), "epochs": options.epochs, "batch": _BATCH,
-            "expansion": options.expansion, "model": describe_backbone(_model(options), name=None, block=-2).name,
+            "expansion": options.expansion,
+            "model": describe_backbone(_model(options), name=options.encoder, block=-2).name,
             "stages_s": ours, "threads": torch.get_num_threads(), "device": choose_device(options.device).type,
         }
     )  # fmt: skip
@@ -74,7 +80,8 @@ def run_ours(root: Path, source: Path, options: argparse.Namespace) -> dict[str,
     """The four verbs; how long each took."""
     seconds = {}
     common = {
-        "root_dir": root, "dataset_name": "job", "model_path": options.model_path, "device": options.device
+        "root_dir": root, "dataset_name": "job", "model_path": options.model_path, "model_name": options.encoder,
+        "device": options.device,
     }  # fmt: skip
     started = time.perf_counter()
 
@@ -102,7 +109,7 @@ def run_ours(root: Path, source: Path, options: argparse.Namespace) -> dict[str,
 
 def run_reference(images: ImageList, options: argparse.Namespace) -> None:
     """The same work with the network at every step, everything in float32."""
-    info = describe_backbone(_model(options), name=None, block=-2)
+    info = describe_backbone(_model(options), name=options.encoder, block=-2)
     device = choose_device(options.device)
     backbone = load_backbone(_model(options), info, device=device)
     spec = make_spec(info, store_dtype="float32", precision="fp32")
