@@ -8,7 +8,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-_SIZES = ("arch", "encoder", "model", "latents", "tokens", "images", "epochs", "blocks", "density", "precision")
+_SIZES = (
+    "arch",
+    "encoder",
+    "model",
+    "latents",
+    "tokens",
+    "images",
+    "epochs",
+    "expansion",
+    "blocks",
+    "density",
+    "precision",
+)
 """Entries of a benchmark's line that say what was measured, in the order of the table."""
 
 

@@ -9,6 +9,7 @@ from cytosae.statistics.accumulators import BlockEncoder, FeatureStatistics, Gro
 from cytosae.statistics.fidelity import FidelityStatistics
 from cytosae.statistics.heatmaps import LatentEncoder
 from cytosae.statistics.label_activity import LabelActivity
+from cytosae.statistics.position import PositionMaps
 from cytosae.statistics.ties import _topk_by_keys, pack_keys, topk_with_ties, unpack_keys
 
 N, T, D, S, LABELS = 21, 5, 16, 96, 4
@@ -80,6 +81,17 @@ def test_ties_go_to_the_smaller_index(device):
     assert torch.equal(found.indices[positive], plain.indices[positive])
     unpacked = unpack_keys(pack_keys(values, torch.arange(60, device=device)))
     assert torch.equal(unpacked.values, values)
+
+
+def test_position_shares_are_those_of_the_cpu(device):
+    acts = torch.relu(torch.randn(12, 9, S, generator=torch.Generator().manual_seed(0)) + 2 * torch.eye(9, S))
+    expected, found, other = PositionMaps(S, 9), PositionMaps(S, 9, device=device), PositionMaps(S, 9)
+    expected.add(acts, slice(0, S))
+    found.add(acts[:7].to(device), slice(0, S))
+    other.add(acts[7:], slice(0, S))
+    found.merge(other)
+    assert found.result().device == CPU
+    torch.testing.assert_close(found.result(), expected.result(), rtol=1e-4, atol=1e-5)
 
 
 def test_chosen_latents_and_fidelity_are_those_of_the_cpu(device):
