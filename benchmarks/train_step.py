@@ -29,7 +29,7 @@ from cytosae.training.encoder_blocks import EncoderProduct
 from cytosae.training.matmul import MatmulConfig
 from cytosae.training.step import TrainStep
 from cytosae_pipeline.runtime.devices import DTYPES, choose_device
-from cytosae_pipeline.training.matmul import TrainingPrecision, choose_matmul, choose_training_precision
+from cytosae_pipeline.training.matmul import Products, choose_matmul, choose_products
 
 DENSITIES = (0.5, 0.1, 0.01, 0.001)
 CROSSOVER = (0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.01)
@@ -87,30 +87,28 @@ def main() -> None:
     parser.add_argument("--peak-of", choices=("plain", "ours"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     device = choose_device(options.device)
-    precision = choose_training_precision(options.precision, device)
+    products = choose_products(options.precision, device, options.d_in)
     if options.peak_of:
-        print(measure_peak(options, device, precision))
+        print(measure_peak(options, device, products))
         return
     if options.crossover:
-        compare_products(options, device, precision)
+        compare_products(options, device, products)
         return
     for arch in ARCHITECTURES if "ALL" in options.arch else options.arch:
         for density in (options.density or DENSITIES) if arch in OF_DENSITY else (options.k / options.latents,):
-            run(options, device, precision, arch, density)
+            run(options, device, products, arch, density)
 
 
-def run(
-    options: argparse.Namespace, device: torch.device, precision: TrainingPrecision, arch: str, density: float
-) -> None:
+def run(options: argparse.Namespace, device: torch.device, products: Products, arch: str, density: float) -> None:
     """Compare the steps of an architecture."""
     sizes = {
         "arch": arch, "d_in": options.d_in, "latents": options.latents, "tokens": options.tokens,
-        "density": round(density, 5), "precision": precision, "device": device.type,
+        "density": round(density, 5), "precision": products.precision, "device": device.type,
         "threads": torch.get_num_threads(), "ghost_share": options.ghost_share,
     }  # fmt: skip
     x = make_batch(options, device)
     plain = make_step(options, device, arch, density, None)
-    ours = make_step(options, device, arch, density, choose_matmul(precision, device, None))
+    ours = make_step(options, device, arch, density, choose_matmul(products, device, None))
     rates: dict[str, list[float]] = {name: [] for name in ("fp32", "bf16")}
     times: list[float] = []
 
@@ -135,7 +133,7 @@ def run(
     )  # fmt: skip
     if options.no_memory:
         return
-    baseline, found = (run_peak(options, arch, density, precision, which) for which in ("plain", "ours"))
+    baseline, found = (run_peak(options, arch, density, products.precision, which) for which in ("plain", "ours"))
     state = 4 * 4 * 2 * options.d_in * options.latents
     print_line(
         {
@@ -206,10 +204,10 @@ def run_step(step: TrainStep | PlainStep, x: torch.Tensor) -> None:
         torch.cuda.synchronize()
 
 
-def compare_products(options: argparse.Namespace, device: torch.device, precision: TrainingPrecision) -> None:
+def compare_products(options: argparse.Namespace, device: torch.device, products: Products) -> None:
     """Where sparse products become faster than dense ones: a ratio above 1 says that they are."""
     x = make_batch(options, device)
-    dtype = choose_matmul(precision, device, None).dtype
+    dtype = choose_matmul(products, device, None).dtype
     for density in options.density or CROSSOVER:
         dense = make_step(options, device, "relu", density, MatmulConfig(dtype, sparse_below=0.0))
         sparse = make_step(options, device, "relu", density, MatmulConfig(dtype, sparse_below=1.1))
@@ -218,7 +216,7 @@ def compare_products(options: argparse.Namespace, device: torch.device, precisio
             lambda: run_step(dense, x),  # noqa: B023 - called at once
             lambda: run_step(sparse, x),  # noqa: B023
             rounds=options.rounds, d_in=options.d_in, latents=options.latents, tokens=options.tokens, density=density,
-            precision=precision,
+            precision=products.precision,
         )  # fmt: skip
 
 
@@ -234,9 +232,9 @@ def run_peak(options: argparse.Namespace, arch: str, density: float, precision: 
     return int(done.stdout)
 
 
-def measure_peak(options: argparse.Namespace, device: torch.device, precision: TrainingPrecision) -> int:
+def measure_peak(options: argparse.Namespace, device: torch.device, products: Products) -> int:
     """Peak memory of this process's steps above what it had before, in bytes."""
-    matmul = None if options.peak_of == "plain" else choose_matmul(precision, device, None)
+    matmul = None if options.peak_of == "plain" else choose_matmul(products, device, None)
     (arch,), (density,) = options.arch, options.density
     torch.ones(8, 8, device=device) @ torch.ones(8, 8, device=device)  # loads the libraries
     before = _resident() if device.type == "cpu" else torch.cuda.memory_allocated()

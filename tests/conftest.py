@@ -1,6 +1,11 @@
 """Fixtures shared by all tests: everything is small, made on the spot and CPU only."""
 
 import os
+import tempfile
+
+# What is measured of the machine is remembered for this run of the tests alone, here and in child processes.
+_CACHE = tempfile.TemporaryDirectory(prefix="cytosae-cache-tests-")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 # Before torch is imported, here and in child processes: on tiny tensors threads only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

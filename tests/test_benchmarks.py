@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks import shuffle, train_step
+from cytosae.sae.registry import ARCHITECTURES
 from cytosae.training.matmul import MatmulConfig
 from tests.support.stores import make_activations, make_spec, make_store
 
@@ -121,12 +122,37 @@ SMALL_STEP = ["--d-in", 16, "--latents", 64, "--tokens", 40, "--rounds", 1]
 def test_train_step_prints_time_and_memory_for_every_density():
     lines = _run("train_step", *SMALL_STEP, "--density", 0.5, "--density", 0.05, "--precision", "fp32")
     assert [(line["name"], line["density"]) for line in lines] == [
-        (name, density) for density in (0.5, 0.05) for name in ("train_step", "memory")
+        (name, density) for density in (0.5, 0.05) for name in ("train_step", "limit", "memory")
     ]
     for line in lines:
-        assert line["ratio"] > 0
+        assert line["ratio" if line["name"] != "limit" else "limit_share"] > 0
         assert (line["d_in"], line["latents"], line["tokens"], line["precision"]) == (16, 64, 40, "fp32")
-    assert all(line["baseline_bytes"] > 0 and line["ours_bytes"] > 0 for line in lines[1::2])
+    assert all(line["fp32_gflops"] >= 0 and line["limit_s"] >= 0 for line in lines[1::3])
+    assert all(line["baseline_bytes"] > 0 and line["ours_bytes"] > 0 for line in lines[2::3])
+
+
+def test_train_step_takes_every_architecture():
+    lines = _run("train_step", *SMALL_STEP, "--arch", "ALL", "--density", 0.05, "--no-memory", "--k", 4)
+    found = [(line["arch"], line["name"]) for line in lines]
+    assert found == [(arch, name) for arch in ARCHITECTURES for name in ("train_step", "limit")]
+
+
+def test_the_limit_counts_the_encoder_once_and_the_rest_by_density():
+    options = argparse.Namespace(d_in=16, latents=64, tokens=40)
+    encoder = 2 * 40 * 16 * 64
+    assert train_step.operations(options, "relu", 0.5) == encoder * 3
+    assert train_step.operations(options, "topk", 0.25) == encoder * 2
+    assert train_step.operations(options, "gated", 0.25) == encoder * 2.5
+
+
+def test_features_are_compared_with_products_and_a_plain_pass():
+    lines = _run("features", "--arch", "relu", "topk", "--images", 4, "--d-in", 16, "--latents", 64, "--k", 4,
+                 "--rounds", 1)  # fmt: skip
+    kinds = [("product", "float32"), ("product", "bfloat16"), ("plain", None)]
+    assert [(line["arch"], line["against"], line.get("dtype")) for line in lines] == [
+        (arch, *kind) for arch in ("relu", "topk") for kind in kinds
+    ]
+    assert all(line["name"] == "features" and line["ratio"] > 0 for line in lines)
 
 
 def test_train_step_compares_dense_and_sparse_products():
@@ -135,17 +161,18 @@ def test_train_step_compares_dense_and_sparse_products():
 
 
 def test_the_benchmarks_densities_are_those_asked_for():
-    options = argparse.Namespace(d_in=32, latents=256, tokens=200, ghost_share=0.25)
+    options = argparse.Namespace(d_in=32, latents=256, tokens=200, ghost_share=0.25, k=8)
     cpu = torch.device("cpu")
     x = train_step.make_batch(options, cpu)
     for density in (0.5, 0.1, 0.01):
         for matmul in (None, MatmulConfig()):
-            step = train_step.make_step(options, cpu, density, matmul)
+            step = train_step.make_step(options, cpu, "relu", density, matmul)
             for _ in range(2):
                 train_step.run_step(step, x)
-            found = step.step(x)
-            assert found.n_fired.sum().item() / (200 * 256) == pytest.approx(density, rel=0.25)
-            assert found.terms.ghost > 0
+            acts = step.sae.encode(x)
+            assert (acts > 0).float().mean().item() == pytest.approx(density, rel=0.25)
+            if matmul is not None:
+                assert step.step(x).terms.ghost > 0
 
 
 @pytest.mark.slow

@@ -130,6 +130,14 @@ class Sae(nn.Module, ABC):
         """`activate`, which may overwrite `pre`; an architecture overrides it where that is faster."""
         return self.activate(pre, latents)
 
+    @property
+    def active_above(self) -> torch.Tensor | None:
+        """The value above which a latent's activation is its pre-activation, and else 0; None if that is not all.
+
+        One for all latents, 0-dimensional, or one for each, shape `(S,)`; at least 0.
+        """
+        return None
+
     @abstractmethod
     def training_loss(self, x: torch.Tensor, inputs: LossInputs) -> SaeLoss:
         """The training loss, differentiable by autograd.

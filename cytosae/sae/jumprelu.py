@@ -57,6 +57,11 @@ class JumpReluSae(Sae):
         """See `Sae`."""
         return torch.relu(pre) * (pre > self.threshold[latents].to(pre.dtype))
 
+    @property
+    def active_above(self) -> torch.Tensor | None:
+        """See `Sae`."""
+        return torch.relu(self.threshold.detach())
+
     @torch.no_grad()
     def fit_to_tokens_(self, tokens: torch.Tensor) -> None:
         """See `Sae`: sets all thresholds to the value at which k latents per token are active.

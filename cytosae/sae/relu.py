@@ -29,6 +29,11 @@ class ReluSae(Sae):
         """See `Sae`; overwrites `pre`."""
         return pre.relu_()
 
+    @property
+    def active_above(self) -> torch.Tensor | None:
+        """See `Sae`."""
+        return self.b_enc.new_zeros(())
+
     def training_loss(self, x: torch.Tensor, inputs: LossInputs) -> SaeLoss:
         """The loss of docs/definitions.md, section 5; see `Sae`. `cytosae.training.fused_loss` is its fast path.
 

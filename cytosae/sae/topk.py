@@ -136,6 +136,11 @@ class BatchTopKSae(TopKSae):
         """See `Sae`."""
         return torch.relu(pre) * (pre > self.threshold.to(pre.dtype))
 
+    @property
+    def active_above(self) -> torch.Tensor | None:
+        """See `Sae`."""
+        return torch.relu(self.threshold)
+
     def keep(self, pre: torch.Tensor) -> torch.Tensor:
         """See `TopKSae`; ties go to the first tokens, then to the first latents. Updates the running threshold."""
         values = torch.relu(pre).flatten()

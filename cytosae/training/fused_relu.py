@@ -109,6 +109,8 @@ class _Sums:
             part = _SparsePart(sae, active.sort(), centred)
         else:
             acts = torch.addmm(sae.b_enc.to(matmul.dtype), centred_cast, self._encoder()).relu_()
+            if len(x) == n_all:
+                self._W_enc = None  # nothing else is encoded
             part = _DensePart(sae, acts, centred_cast, self._decoder())
             del acts
         self._n_tokens += len(x)

@@ -13,6 +13,9 @@ from cytosae.training.fused_loss import find_fused_loss
 from cytosae.training.gradients import MATRICES, Gradients, RowGradient, StoredGradients
 from cytosae.training.matmul import MatmulConfig
 
+_BETA2 = 0.999
+"""Adam's decay of the mean squared gradient in the reference."""
+
 
 class DeadLatentTracker:
     """Counts the steps since each latent last fired.
@@ -49,6 +52,7 @@ class TrainStep:
             al., Anthropic circuits updates, April 2024); otherwise rows are normalised before every forward pass.
         max_gradient: Norm to which the gradient of all parameters together is clipped; None for no clipping.
         matmul: How products are computed, by a fused loss if there is one; None for plain autograd.
+        beta2: Adam's decay of the mean squared gradient; None for 0.999.
 
     Raises:
         ValueError: If the architecture does not use an option that was given.
@@ -66,6 +70,7 @@ class TrainStep:
         norm_weighted_l1: bool = False,
         max_gradient: float | None = None,
         matmul: MatmulConfig | None = None,
+        beta2: float | None = None,
     ) -> None:
         given = {
             "use_ghost_grads": use_ghost_grads,
@@ -87,7 +92,9 @@ class TrainStep:
         self._fused_loss = find_fused_loss(sae) if matmul else None
         # A row for each latent, next to each other: gradients, moments and weights of a latent are updated together.
         sae.W_enc.data = sae.W_enc.data.t().contiguous().t()
-        self.optimizer = RowwiseAdam(_parameter_groups(sae, lr), lr=lr, device=sae.b_enc.device)
+        self.optimizer = RowwiseAdam(
+            _parameter_groups(sae, lr), lr=lr, beta2=_BETA2 if beta2 is None else beta2, device=sae.b_enc.device
+        )
         """Adam; its groups' `lr` are the rates of the next step, their `lr_factor` what schedules multiply rates by."""
 
     def step(self, x: torch.Tensor, *, sparsity: float = 1.0) -> SaeLoss:

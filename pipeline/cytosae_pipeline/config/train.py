@@ -125,6 +125,15 @@ class TrainConfig(StoreSource):
         "cosineannealingwarmrestarts",
     ] = option("constantwithwarmup", "Learning-rate schedule.")  # fmt: skip
     lr_warm_up_steps: int = option(500, "Steps over which the learning rate rises.", minimum=0)
+    lr_warm_up_share: float | None = option(
+        None, "Share of the steps over which the learning rate rises, instead of --lr_warm_up_steps.", minimum=0,
+        maximum=1,
+    )  # fmt: skip
+    adam_beta2: float | None = option(
+        None,
+        "Adam's decay of the mean squared gradient; lower follows gradients of rare latents faster. [default: 0.999]",
+        minimum=0, maximum=0.999999,
+    )  # fmt: skip
     lr_decay_share: float = option(
         0.0, "Share of the steps, at the end, over which the rate falls to 0; often 0.2.", minimum=0, maximum=1
     )
@@ -181,6 +190,10 @@ class TrainConfig(StoreSource):
     def shuffle_seed(self) -> int:
         """Seed of the order."""
         return self.seed if self.order_seed is None else self.order_seed
+
+    def warm_up_steps(self, n_steps: int) -> int:
+        """Steps over which the learning rate rises, of `n_steps` in all."""
+        return self.lr_warm_up_steps if self.lr_warm_up_share is None else round(self.lr_warm_up_share * n_steps)
 
     @property
     def trained_on(self) -> Literal["all", "patches", "cls"]:

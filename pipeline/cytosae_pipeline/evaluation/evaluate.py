@@ -18,7 +18,7 @@ from cytosae_pipeline.statistics.label_index import LabelIndex
 from cytosae_pipeline.training.evaluation import Evaluation, measure
 from cytosae_pipeline.training.expectations import explain_dense
 from cytosae_pipeline.training.holdout import HeldOutBy, held_out
-from cytosae_pipeline.training.matmul import choose_matmul
+from cytosae_pipeline.training.matmul import fp32_matmul
 from cytosae_pipeline.workspace.runs import resolve_sae
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def evaluate_pair(inputs: Inputs, options: EvaluateOptions) -> SaeEvaluation:
         groups = labels.numbers[images.rows[chosen]]
         with Progress("evaluate", len(chosen), "images") as bar:
             found = measure(
-                sae, images, chosen, store.spec.tokens, matmul=choose_matmul("fp32", sae.b_enc.device, None),
+                sae, images, chosen, store.spec.tokens, matmul=fp32_matmul(sae.b_enc.device),
                 choice=tokens, groups=groups, n_groups=len(labels.names), advance=bar.advance,
             )  # fmt: skip
     n_images = np.bincount(groups[groups >= 0], minlength=len(labels.names)).tolist()

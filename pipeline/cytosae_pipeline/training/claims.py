@@ -161,5 +161,8 @@ def _recorded(run: Run) -> tuple[dict[str, Any], object] | None:
 def _write_config(run: Run) -> None:
     """Write the run's config."""
     options = json.loads(json.dumps(asdict(run.config), default=str))
-    record = {"package_version": __version__, "recipe": run.recipe, "contents": run.contents, "options": options}
+    record = {
+        "package_version": __version__, "recipe": run.recipe, "contents": run.contents, "options": options,
+        "products": run.products.to_json(),
+    }  # fmt: skip
     write_file(run.folder / CONFIG_NAME, (json.dumps(record, indent=1) + "\n").encode())

@@ -10,6 +10,7 @@ import torch
 from cytosae.sae.base import Sae
 from cytosae.sae.coo import CooMatrix
 from cytosae.statistics.fidelity import Fidelity, FidelityStatistics
+from cytosae.training.encoder_blocks import EncoderProduct
 from cytosae.training.matmul import MatmulConfig, iter_parts
 from cytosae_cache.format.spec import TokenLayout
 from cytosae_cache.reading.concat import ConcatReader
@@ -107,15 +108,29 @@ def measure(
         for group, members in _split(groups, first, len(here)):
             flat = tokens[members].flatten(0, 1).to(device).float()
             for part in iter_parts(len(flat), matmul.n_tokens(n_latents)):
-                x = flat[part]
-                acts = sae.encode(x)
-                n_fired = torch.count_nonzero(acts, dim=0)
-                sparse = int(n_fired.sum()) < matmul.sparse_below * acts.numel()
-                again = CooMatrix.from_dense(acts).matmul(sae.W_dec) + sae.b_dec if sparse else sae.decode(acts)
-                found.update(x, n_fired, again, group)
+                found.update(flat[part], *_reconstruct(sae, flat[part], matmul), group)
         if advance is not None:
             advance(len(here))
     return found
+
+
+def _reconstruct(sae: Sae, x: torch.Tensor, matmul: MatmulConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many tokens each latent is active on, int64, shape `(S,)`, and the reconstruction, as `encode` and `decode`.
+
+    Args:
+        sae: The autoencoder.
+        x: Tokens, shape `(n, D)`.
+        matmul: How products are computed, of type float32.
+    """
+    bound, active = sae.active_above, None
+    if bound is not None and matmul.sparse_below:
+        active = EncoderProduct(sae, x - sae.b_dec, matmul).above_if_few(bound, matmul.sparse_below)
+    if active is not None:
+        return torch.bincount(active.columns, minlength=len(sae.b_enc)), active.sort().matmul(sae.W_dec) + sae.b_dec
+    acts = sae.encode(x)
+    n_fired = torch.count_nonzero(acts, dim=0)
+    sparse = int(n_fired.sum()) < matmul.sparse_below * acts.numel()
+    return n_fired, CooMatrix.from_dense(acts).matmul(sae.W_dec) + sae.b_dec if sparse else sae.decode(acts)
 
 
 def _split(

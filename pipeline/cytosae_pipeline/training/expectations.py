@@ -26,7 +26,7 @@ class Expectations:
 
     def __init__(self, config: TrainConfig, n_latents: int, n_steps: int) -> None:
         self._config, self._n_latents = config, n_latents
-        warm_up = max(config.lr_warm_up_steps, config.l1_warm_up_steps, config.dead_feature_window)
+        warm_up = max(config.warm_up_steps(n_steps), config.l1_warm_up_steps, config.dead_feature_window)
         self._first = max(warm_up + 1, _FIRST_SHARE * n_steps)
         self._said: set[str] = set()
 

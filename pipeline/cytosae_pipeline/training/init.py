@@ -18,6 +18,7 @@ from cytosae_pipeline.config import TrainConfig
 _MEDIAN_IMAGES = 256
 _MEDIAN_TOKENS = 16_384
 _FITTED_TOKENS = 1024
+_CALIBRATED_TOKENS = 8192
 
 
 class Scaling(NamedTuple):
@@ -126,7 +127,8 @@ class DataInit:
     def calibrate_(self, sae: Sae, *, standardise: bool) -> None:
         """Set what inference alone uses, in place, if the architecture has such; the sample is always the same."""
         if sae.calibrates:
-            tokens = self.scaling.apply(self._tokens) if standardise else self._tokens
+            tokens = self._tokens[torch.from_numpy(spread_rows(len(self._tokens), _CALIBRATED_TOKENS))]
+            tokens = self.scaling.apply(tokens) if standardise else tokens
             sae.calibrate_(tokens.to(sae.b_dec.device))
 
     def _centre(self, method: str, *, standardise: bool) -> torch.Tensor:

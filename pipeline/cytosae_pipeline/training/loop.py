@@ -114,6 +114,7 @@ def require_room(runs: Sequence[Run]) -> None:
     """
     todo = unfinished(runs)
     if todo:
+        logger.info(todo[0].products.explain())
         require_training_memory(todo, find_free_memory(todo[0].device))
         logger.info(require_disk(todo))
 

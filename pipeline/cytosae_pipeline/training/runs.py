@@ -1,5 +1,6 @@
 """Training runs: what is fixed before the first step, where files go, and how a run is found again."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -22,7 +23,13 @@ from cytosae_pipeline.config.fields import suggest
 from cytosae_pipeline.config.train import OF_ARCHITECTURES, without_foreign
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.devices import choose_device
-from cytosae_pipeline.training.matmul import choose_matmul, choose_training_precision
+from cytosae_pipeline.training.matmul import (
+    TRAINING_PRECISIONS,
+    Products,
+    choose_matmul,
+    choose_products,
+    read_products,
+)
 from cytosae_pipeline.workspace.find import IMPORTED
 from cytosae_pipeline.workspace.paths import Workspace, checkpoint_name, file_part, final_name
 from cytosae_pipeline.workspace.runs import CONFIG_NAME, STATE_NAMES, read_config, run_folders
@@ -32,6 +39,9 @@ NOT_THE_RECIPE = {
     "resident", "log_to_wandb", "tensorboard", "wandb_project", "wandb_entity", "clip_dim", "preset",
 }  # fmt: skip
 """Options that do not change the numbers: they are not part of the run's identity nor of anything that is shared."""
+
+_PART_IF_GIVEN = ("lr_warm_up_share", "adam_beta2")
+"""Options of later versions: left out of the recipe where they are not given, so that older runs keep their names."""
 
 
 class TrainingError(UserError):
@@ -52,6 +62,8 @@ class Run:
     """What determines the numbers, as plain JSON values, without any path, label or patient."""
     device: torch.device
     """Device."""
+    products: Products
+    """How matrix products are computed; the same since its first step."""
 
     @property
     def store(self) -> ActivationStore:
@@ -81,9 +93,7 @@ class Run:
     @property
     def matmul(self) -> MatmulConfig:
         """How a step computes its matrix products."""
-        precision = self.config.precision
-        assert precision != "auto", "prepare_run resolves it"
-        return choose_matmul(precision, self.device, self.config.max_memory)
+        return choose_matmul(self.products, self.device, self.config.max_memory)
 
     @property
     def state_paths(self) -> tuple[Path, Path]:
@@ -125,9 +135,9 @@ def prepare_run(config: TrainConfig, stores: tuple[ActivationStore, ...] | None 
     if config.resume is not None:
         config = _resumed_config(config, workspace)
     device = choose_device(config.device)
-    config = replace(config.filled(), precision=choose_training_precision(config.precision, device))
+    config = config.filled()
     stores = stores or _find_stores(config)
-    store, further = stores[0], stores[1:]
+    store = stores[0]
     if config.clip_dim not in (None, store.d_model):
         raise TrainingError(
             f"--clip_dim {config.clip_dim} was given, but store '{store.path}' has activations of width "
@@ -147,8 +157,46 @@ def prepare_run(config: TrainConfig, stores: tuple[ActivationStore, ...] | None 
             f"{error}. --expansion_factor {config.expansion_factor} at width {store.d_model} gives {n_latents} "
             "latents: change --k or --expansion_factor"
         ) from error
+    return _with_products(config, stores, device)
+
+
+def _with_products(config: TrainConfig, stores: tuple[ActivationStore, ...], device: torch.device) -> Run:
+    """The run, with products as its folder says if it was begun before, or else as this machine computes them best."""
+    # What was measured may have changed since a run was begun; the run must be found all the same.
+    precisions = TRAINING_PRECISIONS if config.precision == "auto" else (config.precision,)
+    runs = [_make_run(replace(config, precision=precision), stores, device) for precision in precisions]
+    for run in runs:
+        kept = _kept_products(run)
+        if kept is not None:
+            return replace(run, products=kept)
+    chosen = choose_products(config.precision, device, stores[0].d_model)
+    return next(replace(run, products=chosen) for run in runs if run.products.precision == chosen.precision)
+
+
+def _make_run(config: TrainConfig, stores: tuple[ActivationStore, ...], device: torch.device) -> Run:
+    """The run of a precision, with products that nothing was measured for."""
+    recipe = _make_recipe(config, stores)
+    digest = hashlib.sha256(canonical_json(recipe)).hexdigest()[:8]
+    datasets = "+".join(file_part(store.provenance.dataset) for store in stores)
+    folder = Workspace(config.root_dir).run_dir(config.run_name or f"{datasets}-{digest}")
+    return Run(config, stores, folder, recipe, device, choose_products(config.precision, device, stores[0].d_model))
+
+
+def _kept_products(run: Run) -> Products | None:
+    """How the products of a run that was begun are computed; None if it was not, or with another precision."""
+    with contextlib.suppress(ValueError):  # what is damaged is reported where the run is claimed
+        record = read_config(run.folder) if (run.folder / CONFIG_NAME).exists() else {"recipe": {}}
+        if record["recipe"].get("precision") == run.products.precision:
+            return read_products(record.get("products"), run.products.precision)
+    return None
+
+
+def _make_recipe(config: TrainConfig, stores: tuple[ActivationStore, ...]) -> dict[str, Any]:
+    """What determines a run's numbers, as plain JSON values."""
+    store, further = stores[0], stores[1:]
     values = json.loads(json.dumps(asdict(config), default=str))
-    recipe = {name: value for name, value in values.items() if name not in NOT_THE_RECIPE}
+    left_out = {*NOT_THE_RECIPE, *(name for name in _PART_IF_GIVEN if values[name] is None)}
+    recipe = {name: value for name, value in values.items() if name not in left_out}
     # Defaults of other architectures as well: they are part of every run's hash.
     recipe |= {name: value for name, value in OF_ARCHITECTURES.items() if recipe[name] is None}
     recipe |= {
@@ -162,10 +210,7 @@ def prepare_run(config: TrainConfig, stores: tuple[ActivationStore, ...] | None 
         "with_dataset": [store.provenance.dataset for store in further],
         "with_list_digest": [store.provenance.list_digest for store in further],
     }
-    digest = hashlib.sha256(canonical_json(recipe)).hexdigest()[:8]
-    datasets = "+".join(file_part(store.provenance.dataset) for store in stores)
-    folder = workspace.run_dir(config.run_name or f"{datasets}-{digest}")
-    return Run(config, stores, folder, recipe, device)
+    return recipe
 
 
 def sae_cfg(run: Run) -> dict[str, Any]:

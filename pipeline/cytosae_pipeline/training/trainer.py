@@ -31,7 +31,7 @@ from cytosae_pipeline.training.loggers.base import MetricLogger, MetricLoggers, 
 from cytosae_pipeline.training.loggers.jsonl import JsonlLogger
 from cytosae_pipeline.training.loggers.tensorboard import TensorboardLogger
 from cytosae_pipeline.training.loggers.weights_and_biases import WandbLogger
-from cytosae_pipeline.training.matmul import choose_matmul
+from cytosae_pipeline.training.matmul import fp32_matmul
 from cytosae_pipeline.training.runs import Run, TrainingError, differing_options, require_same_contents, sae_cfg
 from cytosae_pipeline.workspace.files import write_torch
 from cytosae_pipeline.workspace.runs import METRICS_NAME
@@ -39,8 +39,10 @@ from cytosae_pipeline.workspace.runs import METRICS_NAME
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_SAVES = 300.0
-_IMAGES_ON_THE_WAY = 512
+_MOST_ON_THE_WAY, _FEWEST_ON_THE_WAY = 512, 16
 """Held-out images of an intermediate evaluation; the last one evaluates all."""
+_EVALUATED_SHARE = 0.1
+"""Images of all intermediate evaluations together, as a share of those trained on."""
 _DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)
 """What a state raises whose file is whole and whose contents are something else."""
 
@@ -87,12 +89,13 @@ class Trainer:
             norm_weighted_l1=config.norm_weighted_l1,
             max_gradient=config.max_gradient_norm,
             matmul=run.matmul,
+            beta2=config.adam_beta2,
         )
         self._schedule = LearningRateSchedule(
             self.step.optimizer,
             config.lr_scheduler_name,
             n_steps=run.n_steps,
-            warm_up_steps=config.lr_warm_up_steps,
+            warm_up_steps=config.warm_up_steps(run.n_steps),
             n_cycles=config.lr_cycles,
             decay_share=config.lr_decay_share,
         )
@@ -153,7 +156,8 @@ class Trainer:
             frequency = self._n_fired.cpu().double() / max(self._n_tokens, 1)
             metrics = {**self._measure(result, x, rate, frequency), **pace}
             if (due or last) and self._held_out is not None:
-                self._evaluation = self._evaluate(self._held_out, limit=None if last else _IMAGES_ON_THE_WAY)
+                limit = None if last else images_on_the_way(config)
+                self._evaluation = self._evaluate(self.finished_sae(), self._held_out, limit=limit)
                 metrics |= self._evaluation.metrics()
             histogram = make_histogram(torch.log10(frequency + _LEAST_FREQUENCY).numpy())
             self._loggers.log(self.n_done, metrics, {"plots/feature_density_line_chart": histogram})
@@ -190,14 +194,15 @@ class Trainer:
             save_sae(temporary, self.finished_sae(), self._cfg())
 
     def finished_sae(self) -> Sae:
-        """A copy in the form that is saved: decoder rows of unit norm, for raw activations, calibrated on a sample."""
+        """A copy as it is saved: decoder rows of unit norm, for raw activations; calibrated after the last step."""
         sae = copy.deepcopy(self.step.sae)
         if self.run.config.norm_weighted_l1:
             norms = sae.W_dec.detach().norm(dim=1)
             sae.rescale_latents_(norms.clamp_min(torch.finfo(norms.dtype).tiny))
         else:
             sae.normalise_decoder_()
-        self._start.calibrate_(sae, standardise=self.run.config.standardise)
+        if self.samples_seen >= self.run.config.total_training_tokens:
+            self._start.calibrate_(sae, standardise=self.run.config.standardise)
         sae.W_enc.data = sae.W_enc.data.contiguous()
         if self._scaling is not None:
             sae.fold_scaling_(self._scaling.mean.to(sae.b_dec.device), self._scaling.scale)
@@ -283,10 +288,10 @@ class Trainer:
         evaluation = asdict(self._evaluation) if self._evaluation else None
         return {**sae_cfg(self.run), "evaluation": evaluation}
 
-    def _evaluate(self, held_out: ConcatReader, *, limit: int | None) -> Evaluation:
+    def _evaluate(self, sae: Sae, held_out: ConcatReader, *, limit: int | None) -> Evaluation:
         config, layout = self.run.config, self.run.store.spec.tokens
-        matmul = choose_matmul("fp32", self.run.device, config.max_memory)
-        return evaluate(self.finished_sae(), held_out, layout, matmul=matmul, choice=config.trained_on, limit=limit)
+        matmul = fp32_matmul(self.run.device, config.max_memory)
+        return evaluate(sae, held_out, layout, matmul=matmul, choice=config.trained_on, limit=limit)
 
     def _check_sound(self, result: SaeLoss) -> None:
         """Refuse to save a state of NaN, which would replace the last good one.
@@ -344,6 +349,12 @@ class Trainer:
             "details/n_training_tokens": self.samples_seen,
             "details/current_learning_rate": rate,
         }
+
+
+def images_on_the_way(config: TrainConfig) -> int:
+    """Held-out images of an intermediate evaluation: few where a run is short, so that it does not wait for them."""
+    share = int(_EVALUATED_SHARE * config.total_training_tokens / max(1, config.n_checkpoints))
+    return min(_MOST_ON_THE_WAY, max(_FEWEST_ON_THE_WAY, share))
 
 
 def _checkpoint_positions(config: TrainConfig, *, after: int) -> Iterator[int]:

@@ -137,6 +137,17 @@ def test_settings_out_of_range_are_refused(kind, settings, message):
         kind(D, S, **settings)
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_value_above_which_latents_are_active(name):
+    sae, x = make_random(name), make_tokens()
+    bound = sae.active_above
+    assert (bound is None) == (name in ("topk", "gated"))
+    if bound is not None:
+        pre = sae.pre_activations(x)
+        assert torch.equal(sae.activate(pre), torch.where(pre > bound, pre, 0.0))
+        assert (bound >= 0).all()
+
+
 # --- training losses
 
 

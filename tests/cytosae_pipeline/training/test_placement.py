@@ -9,6 +9,7 @@ import torch
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.training.matmul import Products
 from cytosae_pipeline.training.placement import (
     FreeMemory,
     Needs,
@@ -79,7 +80,7 @@ def test_needs_are_those_of_all_stores(tmp_path):
     ]
     stores = tuple(ActivationStore.open(store.path) for store in stores)
     config = TrainConfig(batch_size=4, total_training_tokens=51, expansion_factor=4, precision="fp32")
-    run = Run(config, stores, tmp_path, {}, torch.device("cpu"))
+    run = Run(config, stores, tmp_path, {}, torch.device("cpu"), Products("fp32", 0.1))
     needs = find_needs([run], samples_seen=17)
     assert needs.store_bytes == 17 * 5 * 8 * 2
     assert needs.n_epochs == 2.0

@@ -179,19 +179,60 @@ def test_sparsity_warms_up(with_store):
     assert shares == pytest.approx([0.1, 0.5, 1.0, 1.0], rel=1e-5)
 
 
+def test_warm_up_by_share_and_adams_beta_reach_the_step(with_store, monkeypatch):
+    from cytosae_pipeline.training.trainer import Trainer
+
+    rates, betas = [], []
+    train_on = Trainer.train_on
+
+    def watched(self, *arguments):
+        rates.append(self.step.optimizer.param_groups[0]["lr"])
+        betas.append(self.step.optimizer.param_groups[0]["betas"])
+        return train_on(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "train_on", watched)
+    with_store.train("--run_name", "r", "--lr", 0.5, "--lr_warm_up_share", 0.4, "--adam_beta2", 0.9)
+    assert len(rates) == 15
+    assert rates[:7] == pytest.approx([0.5 * step / 6 for step in range(1, 7)] + [0.5])
+    assert set(betas) == {(0.9, 0.9)}
+    recipe = json.loads((with_store.root / "out/checkpoints/r/config.json").read_text())["recipe"]
+    assert (recipe["lr_warm_up_share"], recipe["adam_beta2"]) == (0.4, 0.9)
+
+
+def test_options_of_later_versions_leave_the_names_of_older_runs(with_store):
+
+    options = {"root_dir": with_store.root, "dataset_name": "toy", "model_path": with_store.vit, "precision": "fp32"}
+    plain = prepare_run(TrainConfig(**options))
+    assert not {"lr_warm_up_share", "adam_beta2"} & plain.recipe.keys()
+    other = prepare_run(TrainConfig(**options, adam_beta2=0.99))
+    assert other.folder != plain.folder
+
+
 def test_gradients_are_clipped(with_store, monkeypatch):
-    norms = []
-    original = torch.nn.utils.clip_grad_norm_
+    from cytosae.training.adam import RowwiseAdam
 
-    def watched(parameters, max_norm):
-        parameters = list(parameters)
-        original(parameters, max_norm)
-        norms.append(math.sqrt(sum(part.grad.square().sum().item() for part in parameters)))
+    norms, squares = [], []
+    update_rows, step = RowwiseAdam.update_rows, RowwiseAdam.step
 
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", watched)
-    with_store.train("--run_name", "r", "--max_gradient_norm", 1e-3)
-    assert len(norms) == 15
-    assert max(norms) <= 1.001e-3
+    def watched_rows(self, parameter, gradient):
+        squares.append(gradient.values.square().sum().item())
+        update_rows(self, parameter, gradient)
+
+    def watched_step(self, closure=None):
+        given = (part.grad for group in self.param_groups for part in group["params"])
+        squares.extend(grad.square().sum().item() for grad in given if grad is not None)
+        norms.append(math.sqrt(sum(squares)))
+        squares.clear()
+        return step(self, closure)
+
+    monkeypatch.setattr(RowwiseAdam, "update_rows", watched_rows)
+    monkeypatch.setattr(RowwiseAdam, "step", watched_step)
+    with_store.train("--run_name", "free")
+    free = norms.copy()
+    with_store.train("--run_name", "clipped", "--max_gradient_norm", 1e-3)
+    clipped = norms[len(free) :]
+    assert len(clipped) == len(free) == 15
+    assert 0.999e-3 < max(clipped) <= 1.001e-3 < min(free)
 
 
 @pytest.mark.parametrize("choice", ["patches", "cls", "all"])
