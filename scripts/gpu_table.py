@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 _SIZES = (
+    "against",
+    "dtype",
     "arch",
     "encoder",
     "model",

@@ -130,7 +130,7 @@ def test_adam_by_rows_is_torchs_to_the_last_bit(device, monkeypatch, rows):
     sae = make_case("relu", torch.float32).to(device)
     sae.W_enc.data = sae.W_enc.data.t().contiguous().t()
     other = copy.deepcopy(sae)
-    mine = RowwiseAdam([{"params": list(sae.parameters())}], lr=0.01, device=device)
+    mine = RowwiseAdam([{"params": list(sae.parameters())}], lr=0.01, beta2=0.999, device=device)
     theirs = torch.optim.Adam(other.parameters(), lr=0.01, betas=(0.9, 0.999), fused=True)
     for seed in range(5):
         generator = torch.Generator().manual_seed(seed)

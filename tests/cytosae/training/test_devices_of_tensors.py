@@ -16,6 +16,7 @@ from cytosae.statistics.fidelity import FidelityStatistics
 from cytosae.statistics.label_activity import LabelActivity
 from cytosae.training.fused_loss import find_fused_loss
 from cytosae.training.geometric_median import geometric_median
+from cytosae.training.gradients import blocks_of_latents
 from cytosae.training.matmul import MatmulConfig
 from cytosae.training.metrics import explained_variance
 from tests.cytosae.training.test_fused_loss import make_case, make_step, make_tokens
@@ -120,3 +121,14 @@ def test_closed_forms_of_all_latents_fit_together_at_full_size(arch, dtype):
     for parameter in sae.parameters():
         assert parameter.grad is not None
         assert (parameter.grad.shape, parameter.grad.dtype) == (parameter.shape, torch.float32)
+
+
+@pytest.mark.parametrize("n_latents", [1, 1024, 49_152, 50_001])
+def test_blocks_of_latents_cover_all_and_are_few_on_a_gpu(n_latents):
+    counts = []
+    for name in ("cpu", "cuda"):
+        blocks = list(blocks_of_latents(n_latents, torch.device(name)))
+        assert [at for block in blocks for at in range(block.start, block.stop)] == list(range(n_latents))
+        counts.append(len(blocks))
+    assert counts[1] <= 4
+    assert counts[1] <= counts[0]
