@@ -22,9 +22,11 @@ from cytosae.backbones.dinov2 import expected_shapes
 from cytosae.backbones.images import to_tensor
 from cytosae.backbones.registry import ARCHITECTURES, known_transform
 from cytosae.backbones.vit import Architecture
+from cytosae_cache.format.spec import Precision
 from cytosae_pipeline.building.build import build_stores
 from cytosae_pipeline.config import BuildConfig
 from cytosae_pipeline.demo.cohort import plan_cohort, write_cohort
+from cytosae_pipeline.runtime.devices import autocast, choose_device, choose_precision
 
 _BLOCKS = (-2, -4, -6)
 
@@ -39,11 +41,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=BuildConfig().batch_size)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         source = options.images_path or _draw_cells(root / "cells", options.images)
-        paths = [_write_random(root, ARCHITECTURES[encoder]) for encoder in options.encoders]
+        paths = [write_random(root, ARCHITECTURES[encoder]) for encoder in options.encoders]
         for path in [*options.model_path, *paths]:
             _measure(path, source, root, options)
 
@@ -52,15 +56,18 @@ def _measure(path: Path, source: Path, root: Path, options: argparse.Namespace) 
     """Both comparisons of one encoder."""
     name = path.stem if path.stem in ARCHITECTURES else None
     info = describe_backbone(path, name=name, block=-2)
-    backbone = load_backbone(path, info)
+    device = choose_device(options.device)
+    precision = choose_precision(options.precision, device)
+    backbone = load_backbone(path, info, device=device)
     size = info.image_size
     pixels = np.random.default_rng(0).integers(0, 256, (options.batch, size, size, 3), dtype=np.uint8)
-    tensor = to_tensor(pixels, mean=info.image_mean, std=info.image_std)
+    tensor = to_tensor(pixels, mean=info.image_mean, std=info.image_std, device=device)
 
     def build(*blocks: int) -> None:
         config = BuildConfig(
             root_dir=root / "work", dataset_name="benchmark", images=source, limit=options.images, model_path=path,
             model_name=name, block_layer=blocks, batch_size=options.batch, workers=options.workers,
+            device=options.device, precision=precision,
         )  # fmt: skip
         build_stores(config)
         shutil.rmtree(root / "work")
@@ -68,19 +75,23 @@ def _measure(path: Path, source: Path, root: Path, options: argparse.Namespace) 
     sizes = {
         "encoder": info.name, "images": options.images, "batch": options.batch, "tokens": info.n_tokens,
         "width": info.d_model, "threads": torch.get_num_threads(), "workers": options.workers,
+        "device": device.type, "precision": precision,
     }  # fmt: skip
     compare(
-        "build", lambda: _forward(backbone, tensor, options.images), lambda: build(-2), rounds=options.rounds, **sizes
-    )
+        "build", lambda: _forward(backbone, tensor, options.images, precision), lambda: build(-2),
+        rounds=options.rounds, **sizes,
+    )  # fmt: skip
     sizes["blocks"] = len(_BLOCKS)
     compare("build_blocks", lambda: build(-2), lambda: build(*_BLOCKS), rounds=options.rounds, **sizes)
 
 
-def _forward(backbone: Backbone, tensor: torch.Tensor, n_images: int) -> None:
+def _forward(backbone: Backbone, tensor: torch.Tensor, n_images: int, precision: Precision) -> None:
     """The network alone."""
-    with torch.inference_mode():
+    with torch.inference_mode(), autocast(precision, tensor.device):
         for start in range(0, n_images, len(tensor)):
             backbone(tensor[: n_images - start])
+    if tensor.device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def _draw_cells(folder: Path, n_images: int) -> Path:
@@ -89,7 +100,7 @@ def _draw_cells(folder: Path, n_images: int) -> Path:
     return write_cohort(folder, cells)
 
 
-def _write_random(root: Path, architecture: Architecture) -> Path:
+def write_random(root: Path, architecture: Architecture) -> Path:
     """A checkpoint of a known encoder with random weights."""
     transform, rotary = known_transform(architecture.name), architecture.rope_theta is not None
     generator = torch.Generator().manual_seed(0)

@@ -24,6 +24,7 @@ from cytosae.training.encoder_blocks import EncoderProduct
 from cytosae.training.matmul import MatmulConfig
 from cytosae_cache.reading.loader import iter_row_blocks
 from cytosae_cache.reading.reader import StoreReader
+from cytosae_pipeline.runtime.devices import choose_device
 
 _BATCH = 64
 _TOP_K = 10
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--latents", type=int, default=24_576)
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--folder", type=Path, help="where the store is written; default a temporary folder")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -55,9 +57,9 @@ def main() -> None:
 
 def make_trained(arch: str, options: argparse.Namespace) -> Sae:
     """An autoencoder of which about k latents of a token are active."""
-    sae = make_sae(arch, options.d_in, options.latents, k=options.k)
+    sae = make_sae(arch, options.d_in, options.latents, k=options.k, device=choose_device(options.device))
     sae.tie_()
-    x = torch.randn(64, options.d_in, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(64, options.d_in, generator=torch.Generator().manual_seed(1)).to(sae.b_dec.device)
     sae.fit_to_tokens_(x)
     sae.calibrate_(x)
     if arch in ("relu", "gated"):
@@ -68,10 +70,11 @@ def make_trained(arch: str, options: argparse.Namespace) -> Sae:
 
 def run(reader: StoreReader, sae: Sae, options: argparse.Namespace) -> None:
     """Compare a pass over the store with both baselines."""
-    tokens = torch.from_numpy(reader.read(np.arange(reader.store.n_images))).float()
+    device = sae.b_dec.device
+    tokens = torch.from_numpy(reader.read(np.arange(reader.store.n_images))).to(device).float()
     sizes = {
         "arch": sae.architecture, "images": len(tokens), "tokens": tokens.shape[1], "d_in": options.d_in,
-        "latents": options.latents, "threads": torch.get_num_threads(),
+        "latents": options.latents, "threads": torch.get_num_threads(), "device": device.type,
     }  # fmt: skip
     with torch.inference_mode():
         for dtype in (torch.float32, torch.bfloat16):
@@ -91,12 +94,14 @@ def multiply(products: list[EncoderProduct]) -> None:
     for product in products:
         for _ in product:
             pass
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def make_features(reader: StoreReader, sae: Sae) -> None:
     """Feature data from the store, as `features` computes it."""
     encoder = BlockEncoder(sae, [0.2])
-    statistics = FeatureStatistics(encoder.n_latents, _TOP_K)
+    statistics = FeatureStatistics(encoder.n_latents, _TOP_K, device=sae.b_dec.device)
     for block in iter_row_blocks(reader, block_rows=_BATCH):
         pooled = encoder.reduce(torch.from_numpy(block.activations), block.first)
         statistics.update(torch.arange(block.first, block.first + len(block.valid)), pooled.scores)
@@ -107,7 +112,7 @@ def pass_plainly(sae: Sae, tokens: torch.Tensor) -> None:
     """Feature data from whole forward passes."""
     scores = torch.cat([sae(part).acts.mean(dim=1) for part in tokens.split(16)])
     scores.topk(min(_TOP_K, len(scores)), dim=0)
-    scores.sum(dim=0) / (scores > 0).sum(dim=0).clamp(min=1)
+    (scores.sum(dim=0) / (scores > 0).sum(dim=0).clamp(min=1)).cpu()
 
 
 if __name__ == "__main__":

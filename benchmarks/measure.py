@@ -53,8 +53,8 @@ def compare(
         "ratio_best": round(min(times[0]) / min(times[1]), 3),
         "ratio_min": round(ratios[0], 3),
         "ratio_max": round(ratios[-1], 3),
-        "baseline_s": round(baseline_s, 4),
-        "ours_s": round(ours_s, 4),
+        "baseline_s": round(baseline_s, 6),
+        "ours_s": round(ours_s, 6),
         "ratio_cpu": round(baseline_cpu_s / ours_cpu_s, 3),
         **(
             {}

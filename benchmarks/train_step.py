@@ -129,8 +129,8 @@ def run(options: argparse.Namespace, device: torch.device, products: Products, a
     median = statistics.median(times[1:])
     print_line(
         {
-            "name": "limit", "limit_share": round(limit / median, 3), "limit_s": round(limit, 4),
-            "ours_s": round(median, 4), **{f"{name}_gflops": round(rate / 1e9) for name, rate in best.items()}, **sizes,
+            "name": "limit", "limit_share": round(limit / median, 3), "limit_s": round(limit, 6),
+            "ours_s": round(median, 6), **{f"{name}_gflops": round(rate / 1e9) for name, rate in best.items()}, **sizes,
         }
     )  # fmt: skip
     if options.no_memory:

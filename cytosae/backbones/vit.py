@@ -130,7 +130,7 @@ class VisionTransformer(nn.Module):
         Returns:
             All tokens of each wanted block in the order CLS, registers, patches row by row, shape `(B, T, D)`.
         """
-        patches = self.patch_embed(pixels).flatten(2).transpose(1, 2)
+        patches = _embed(self.patch_embed, pixels)
         if self.positions is not None:
             patches = patches + self.positions
         prefix = self.prefix.expand(len(patches), -1, -1)
@@ -195,6 +195,20 @@ class _Mlp(nn.Module):
             gate, up = x.chunk(2, dim=-1)
             return self.fc2(self._activation(gate) * up)  # type: ignore[no-any-return]
         return self.fc2(self._activation(x))  # type: ignore[no-any-return]
+
+
+def _embed(convolution: nn.Conv2d, pixels: torch.Tensor) -> torch.Tensor:
+    """Embeddings of the patches row by row, shape `(B, P, D)`, of images of shape `(B, 3, H, W)`."""
+    if pixels.device.type == "cpu":
+        return convolution(pixels).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+    return _embed_by_product(convolution, pixels)
+
+
+def _embed_by_product(convolution: nn.Conv2d, pixels: torch.Tensor) -> torch.Tensor:
+    """The same as a matrix product: by default torch rounds float32 to TF32 in a GPU's convolutions, but not here."""
+    side = convolution.stride[0]
+    patches = pixels.unfold(2, side, side).unfold(3, side, side).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+    return functional.linear(patches, convolution.weight.flatten(1), convolution.bias)
 
 
 def _add(x: torch.Tensor, change: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:

@@ -45,11 +45,18 @@ class CooMatrix(NamedTuple):
             left: Shape `(N, D)`.
             right: Shape `(S, D)`, of the same type.
         """
+        if not len(self.rows):  # cuSPARSE takes no matrix without entries
+            return left.new_zeros(0)
         ends = torch.cat([_offsets(self.rows, self.shape[0]), self.rows.new_tensor([len(self.rows)])])
         with warnings.catch_warnings():  # torch warns once per process that sparse CSR is in beta
             warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
             pattern = torch.sparse_csr_tensor(
-                ends, self.columns, left.new_zeros(len(self.rows)), self.shape, check_invariants=False
+                ends,
+                self.columns,
+                left.new_zeros(len(self.rows)),
+                self.shape,
+                device=left.device,
+                check_invariants=False,
             )
         products: torch.Tensor = torch.sparse.sampled_addmm(pattern, left, right.t(), beta=0.0).values()
         return products
@@ -78,8 +85,11 @@ class CooMatrix(NamedTuple):
 
     def row_sums(self) -> torch.Tensor:
         """Sum of every row, in float64, shape `(N,)`."""
-        sums = torch.bincount(self.rows, self.values.double(), minlength=self.shape[0])
-        return sums.double()  # bincount returns integers if there are no entries
+        values = self.values.double()
+        if values.device.type == "cpu":
+            sums = torch.bincount(self.rows, values, minlength=self.shape[0])
+            return sums.double()  # bincount returns integers if there are no entries
+        return _sum_segments(values, torch.bincount(self.rows, minlength=self.shape[0]))
 
     def transpose(self) -> "CooMatrix":
         """The transposed matrix, shape `(S, N)`."""
@@ -91,6 +101,16 @@ def _offsets(rows: torch.Tensor, n_rows: int) -> torch.Tensor:
     """Index of each row's first entry, int64, shape `(n_rows,)`."""
     counts = torch.bincount(rows, minlength=n_rows)
     return counts.cumsum(0) - counts
+
+
+def _sum_segments(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Sums of consecutive runs of values, in a fixed order on a GPU, too, where `bincount` adds in any order.
+
+    Args:
+        values: Shape `(n,)`.
+        lengths: Length of each run, int64; they sum to n.
+    """
+    return torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True, initial=0)
 
 
 def _sum_rows(table: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:

@@ -87,6 +87,8 @@ class BlockEncoder:
         """
         n, n_tokens, width = activations.shape
         device = self._bias.device
+        # CPU-GPU sync point, once for all blocks.
+        activations = activations.to(device)
         scores = torch.empty(n, self.n_latents, device=device)
         counts = torch.empty(len(self._thresholds), n, self.n_latents, dtype=torch.int32, device=device)
         size = self._n_at_once
@@ -94,7 +96,7 @@ class BlockEncoder:
             low, high = max(start, 0), min(start + size, n)
             block = torch.zeros(size, n_tokens, width, device=device)
             inside = slice(low - start, high - start)
-            block[inside] = activations[low:high].to(device=device, dtype=torch.float32)
+            block[inside] = activations[low:high].float()
             centred = (block - self._b_dec).to(self._dtype).view(-1, width)
             at = 0
             for chunk in self._chunks:

@@ -47,7 +47,8 @@ class LabelActivity:
         scores = scores[known.to(scores.device)].to(self._sums.device)
         self._n_images += torch.bincount(labels, minlength=len(self._n_images))
         self._n_active.index_add_(0, labels, (scores > 0).to(torch.int64))
-        self._sums.index_add_(0, labels, scores.double())
+        # Not `index_add_`, which adds in any order on a GPU.
+        self._sums.index_put_((labels,), scores.double(), accumulate=True)
 
     def merge(self, other: "LabelActivity") -> None:
         """Add another accumulator's state for other images."""

@@ -12,11 +12,12 @@ class PositionMaps:
     Args:
         n_latents: Latents S.
         n_patches: Patches P of an image.
+        device: Device of the state.
     """
 
-    def __init__(self, n_latents: int, n_patches: int) -> None:
-        self._sums = torch.zeros(n_patches, n_latents)
-        self._n_images = torch.zeros(n_latents, dtype=torch.int64)
+    def __init__(self, n_latents: int, n_patches: int, *, device: torch.device | str = "cpu") -> None:
+        self._sums = torch.zeros(n_patches, n_latents, device=device)
+        self._n_images = torch.zeros(n_latents, dtype=torch.int64, device=device)
 
     def add(self, acts: torch.Tensor, latents: slice) -> None:
         """Add images.
@@ -42,18 +43,18 @@ class PositionMaps:
 
     def merge(self, other: "PositionMaps") -> None:
         """Add another accumulator's state for other images."""
-        self._sums += other._sums
-        self._n_images += other._n_images
+        self._sums += other._sums.to(self._sums.device)
+        self._n_images += other._n_images.to(self._n_images.device)
 
     def result(self) -> torch.Tensor:
-        """Mean correlation of a latent's maps on two different images, float32, shape `(S,)`, at most 1.
+        """Mean correlation of a latent's maps on two different images, float32, shape `(S,)`, at most 1, on the CPU.
 
         -1 where fewer than `MIN_IMAGES` images have a map that varies.
         """
-        n = self._n_images.double()
-        if not len(self._sums):
+        n, sums = self._n_images.cpu().double(), self._sums.cpu()
+        if not len(sums):
             return torch.full((len(n),), -1.0)
         # The sum over all pairs of images, each with itself included, is the squared length of the sum of the maps.
-        pairs = self._sums.double().square().mean(dim=0)
+        pairs = sums.double().square().mean(dim=0)
         share = (pairs - n) / (n * (n - 1)).clamp(min=1)
         return torch.where(n >= MIN_IMAGES, share.clamp(-0.99, 1.0), -1.0).float()

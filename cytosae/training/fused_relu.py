@@ -27,8 +27,8 @@ from cytosae.training.gradients import (
 )
 from cytosae.training.matmul import MatmulConfig, iter_parts
 
-_ROWS_PER_BLOCK = 64
-"""Tokens counted together: a block stays in the processor's cache."""
+_ROWS_PER_BLOCK, _ROWS_PER_BLOCK_GPU = 64, 2048
+"""Tokens counted together on a CPU, where a block stays in the processor's cache, and on a GPU."""
 
 
 @fused_loss_for(ReluSae)
@@ -206,7 +206,7 @@ class _DensePart(Gradients):
     def rows(self) -> Iterator[RowGradient]:
         """See `Gradients`; may be asked for once."""
         wide = self._sae.b_enc.dtype
-        for latents in blocks_of_latents(len(self._l1)):
+        for latents in blocks_of_latents(len(self._l1), self._l1.device):
             acts = self._acts[:, latents]
             grad_pre = torch.addmm(self._l1[latents], self._g, self._W_dec[latents].t())
             torch.ops.aten.threshold_backward.grad_input(grad_pre, acts, 0, grad_input=grad_pre)
@@ -217,7 +217,8 @@ class _DensePart(Gradients):
     def count(self, sums: torch.Tensor, n_fired: torch.Tensor) -> None:
         """Add each latent's activations and the number of tokens on which it is active, shape `(S,)` each."""
         wide = self._sae.b_enc.dtype
-        for rows in torch.split(self._acts, _ROWS_PER_BLOCK):
+        n_rows = _ROWS_PER_BLOCK if self._acts.device.type == "cpu" else _ROWS_PER_BLOCK_GPU
+        for rows in torch.split(self._acts, n_rows):
             sums += rows.sum(dim=0, dtype=wide)
             n_fired += (rows > 0).to(wide).sum(dim=0).to(torch.int64)
 
@@ -234,6 +235,7 @@ class _SparsePart:
     def __init__(self, sae: Sae, acts: CooMatrix, centred: torch.Tensor) -> None:
         self._sae, self._centred = sae, centred
         self._acts = acts.with_values(acts.values.to(centred.dtype))
+        self._by_latent = self._acts.transpose()
 
     def decode(self) -> torch.Tensor:
         """Reconstruction without `b_dec`, shape `(n, D)`."""
@@ -241,16 +243,15 @@ class _SparsePart:
 
     def gradients(self, g: torch.Tensor, l1: torch.Tensor) -> Gradients:
         """See `_DensePart.gradients`."""
-        sae, acts = self._sae, self._acts.transpose()
+        sae, acts = self._sae, self._by_latent
         grad_pre = acts.with_values(acts.sampled_matmul(sae.W_dec, g) + l1[acts.rows])
         _add_bias_gradients(sae, slice(None), grad_pre.row_sums().to(sae.b_enc.dtype))
         return SparseGradients([SparsePiece(0, acts, grad_pre, g)], self._centred)
 
     def count(self, sums: torch.Tensor, n_fired: torch.Tensor) -> None:
         """See `_DensePart.count`."""
-        columns, n_latents = self._acts.columns, len(sums)
-        sums += torch.bincount(columns, self._acts.values.to(sums.dtype), minlength=n_latents)
-        n_fired += torch.bincount(columns, minlength=n_latents)
+        sums += self._by_latent.row_sums().to(sums.dtype)
+        n_fired += torch.bincount(self._by_latent.rows, minlength=len(sums))
 
 
 class _NormGradients(Gradients):

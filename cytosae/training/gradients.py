@@ -10,8 +10,10 @@ from cytosae.sae.base import Sae
 from cytosae.sae.coo import CooMatrix
 
 ROWS_PER_BLOCK = 1024
-"""Latents whose weights, gradients and moments are updated together: they stay in the processor's cache."""
+"""Latents whose weights, gradients and moments are updated together on a CPU: they stay in the processor's cache."""
 
+ROWS_PER_BLOCK_GPU = 16_384
+"""The same on a GPU, where every block costs launches and CPU-GPU sync points: few blocks of tens of MB."""
 
 MATRICES = ("W_enc", "W_dec")
 """Names of the parameters with a row for each latent and a column for each channel, or the other way round."""
@@ -73,7 +75,7 @@ class StoredGradients(Gradients):
         """See `Gradients`."""
         for name in MATRICES:
             gradient = by_latent(name, getattr(self._sae, name).grad)
-            for latents in blocks_of_latents(len(gradient)):
+            for latents in blocks_of_latents(len(gradient), gradient.device):
                 yield RowGradient(name, latents, gradient[latents])
 
     def store_(self, sae: Sae) -> None:
@@ -107,7 +109,7 @@ class SparseGradients(Gradients):
     def rows(self) -> Iterator[RowGradient]:
         """See `Gradients`."""
         for piece in self._pieces:
-            for here in blocks_of_latents(piece.acts.shape[0]):
+            for here in blocks_of_latents(piece.acts.shape[0], piece.g.device):
                 latents = slice(piece.first + here.start, piece.first + here.stop)
                 acts, grad_pre = (part.row_range(here.start, here.stop) for part in (piece.acts, piece.grad_pre))
                 yield RowGradient("W_dec", latents, acts.matmul(piece.g))
@@ -142,13 +144,14 @@ class SumOfGradients(Gradients):
         latents = self._addition.latents
         for gradient in self._gradients.rows():
             bounds = latents.new_tensor([gradient.latents.start, gradient.latents.stop])
-            first, last = torch.searchsorted(latents, bounds).tolist()
+            first, last = torch.searchsorted(latents, bounds).tolist()  # CPU-GPU sync point
             if first < last:
                 further = getattr(self._addition, gradient.name)[first:last]
                 gradient.values.index_add_(0, latents[first:last] - gradient.latents.start, further)
             yield gradient
 
 
-def blocks_of_latents(n_latents: int) -> Iterator[slice]:
-    """Consecutive blocks that cover all latents."""
-    return (slice(start, min(start + ROWS_PER_BLOCK, n_latents)) for start in range(0, n_latents, ROWS_PER_BLOCK))
+def blocks_of_latents(n_latents: int, device: torch.device) -> Iterator[slice]:
+    """Consecutive blocks that cover all latents, as large as suits the device."""
+    size = ROWS_PER_BLOCK if device.type == "cpu" else ROWS_PER_BLOCK_GPU
+    return (slice(start, min(start + size, n_latents)) for start in range(0, n_latents, size))

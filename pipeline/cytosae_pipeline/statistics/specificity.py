@@ -74,7 +74,7 @@ class SpecificityAccumulator:
             logger.info(f"position shares are not computed: {n_patches:,} patches x {inputs.n_latents:,} latents")
             n_patches = 0
         self._n_patches = n_patches
-        self._maps = PositionMaps(inputs.n_latents, n_patches)
+        self._maps = PositionMaps(inputs.n_latents, n_patches, device=device)
         self.wanted = torch.zeros(store.n_images, dtype=torch.bool)
         """Images whose activations `add` takes, shape `(n_images,)`."""
         if n_patches:

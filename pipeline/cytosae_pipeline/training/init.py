@@ -29,6 +29,10 @@ class Scaling(NamedTuple):
     scale: float
     """Root of the mean of the channels' variances."""
 
+    def to(self, device: torch.device) -> "Scaling":
+        """The same on a device."""
+        return Scaling(self.mean.to(device), self.scale)
+
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """Activations of shape `(..., D)`, centred and scaled."""
         return (x - self.mean.to(x.device)) / self.scale

@@ -1,6 +1,7 @@
 """Training: one or several autoencoders on one stream of a store's activations."""
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Sequence
@@ -168,7 +169,10 @@ class TrainingLoop:
         needs = find_needs([trainer.run for trainer in trainers], samples_seen=samples_seen)
         placement = choose_placement(config.resident, needs, find_free_memory(run.device))
         logger.info(placement.text)
-        batches = open_batches(images, config, samples_seen=samples_seen, device=run.device, place=placement.place)
+        choose = functools.partial(choose_tokens, choice=config.trained_on, layout=run.store.spec.tokens)
+        batches = open_batches(
+            images, config, choose, samples_seen=samples_seen, device=run.device, place=placement.place
+        )
         progress = Progress("train", config.total_training_tokens, "images", done=samples_seen)
         with HeldInterrupts() as interrupts:
             try:
@@ -193,12 +197,11 @@ class TrainingLoop:
     ) -> dict[Trainer, TrainingError | None]:
         """Take every trainer's step on every batch; returns the errors of those that failed."""
         run = trainers[0].run
-        layout, choice = run.store.spec.tokens, run.config.trained_on
         failures: dict[Trainer, TrainingError | None] = dict.fromkeys(trainers)
         whole, interval = WaitingTime(batches), WaitingTime(batches)
         for batch in batches:
             # Two calls: in a single one torch would convert on the host and then copy twice the bytes.
-            x = choose_tokens(batch.activations, choice, layout).to(run.device).float()
+            x = batch.activations.to(run.device).float()
             pace = {"details/images_per_s": progress.rate, "details/data_wait_share": interval.share()}
             logged = False
             for trainer in trainers:

@@ -65,18 +65,22 @@ def choose_products(asked: Literal["auto", "fp32", "bf16"], device: torch.device
     return Products(precision, rates.crossover(precision), rates)
 
 
-def read_products(value: object, precision: TrainingPrecision) -> Products:
+def read_products(value: object, unmeasured: Products) -> Products:
     """What a run recorded of its products; earlier versions recorded nothing and measured nothing.
+
+    Args:
+        value: What was recorded; None for nothing.
+        unmeasured: The products of a run on this device that nothing was measured for.
 
     Raises:
         ValueError: If it is something else.
     """
     if value is None:
-        return Products(precision, _SPARSE_BELOW[precision])
+        return unmeasured
     below = value.get("sparse_below") if isinstance(value, dict) else None
     if not isinstance(below, int | float) or isinstance(below, bool) or not 0 <= below <= 1 or math.isnan(below):
         raise ValueError(f"products.sparse_below must be a number from 0 to 1, found {below!r:.80}")
-    return Products(precision, float(below))
+    return Products(unmeasured.precision, float(below))
 
 
 def choose_training_precision(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> TrainingPrecision:

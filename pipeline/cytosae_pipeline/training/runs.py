@@ -187,7 +187,7 @@ def _kept_products(run: Run) -> Products | None:
     with contextlib.suppress(ValueError):  # what is damaged is reported where the run is claimed
         record = read_config(run.folder) if (run.folder / CONFIG_NAME).exists() else {"recipe": {}}
         if record["recipe"].get("precision") == run.products.precision:
-            return read_products(record.get("products"), run.products.precision)
+            return read_products(record.get("products"), run.products)
     return None
 
 

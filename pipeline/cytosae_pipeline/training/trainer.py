@@ -74,7 +74,7 @@ class Trainer:
         self.has_unrecorded_step = False
         """Whether log line or checkpoint of the last step could not be written: a run resumed after it never would."""
         config, layout = run.config, run.store.spec.tokens
-        self._scaling = start.scaling if config.standardise else None
+        self._scaling = start.scaling.to(run.device) if config.standardise else None
         sae = make_sae(
             config.arch, run.store.d_model, run.n_latents, seed=config.seed, device=run.device, k=config.k,
             bandwidth=config.bandwidth,

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cytosae.sae import coo
 from cytosae.sae.coo import CooMatrix
 
 N, S, D = 7, 11, 5
@@ -61,3 +62,10 @@ def test_values_can_be_replaced():
     doubled = entries.with_values(entries.values * 2)
     right = torch.randn(S, D, dtype=torch.float64)
     torch.testing.assert_close(doubled.matmul(right), 2 * entries.matmul(right))
+
+
+@pytest.mark.parametrize("density", [0.0, 0.3])
+def test_sums_of_segments_are_those_of_bincount(density):
+    entries = CooMatrix.from_dense(make_matrix(density))
+    lengths = torch.bincount(entries.rows, minlength=N)
+    assert torch.equal(coo._sum_segments(entries.values, lengths), entries.row_sums())

@@ -8,10 +8,22 @@ from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.reading.sampler import Sampler
 from cytosae_pipeline.config import TrainConfig
-from cytosae_pipeline.training.batches import DeviceBatches, open_batches
+from cytosae_pipeline.training.batches import DeviceBatches, copy_chosen, open_batches
 from tests.support.stores import make_activations, make_store
 
 CPU = torch.device("cpu")
+
+
+def every_token(x):
+    return x
+
+
+def patches(x):
+    return x[:, 1:]
+
+
+def cls(x):
+    return x[:, :1]
 
 
 @pytest.fixture
@@ -33,7 +45,9 @@ def test_every_place_gives_the_same_batches(readers, shuffle, batch_of, samples_
     config = TrainConfig(batch_size=4, total_training_tokens=70, seed=3, shuffle=shuffle, batch_of=batch_of)
     # The place called gpu is a tensor on any device; here it lies on the CPU.
     found = [
-        _collect(open_batches(ConcatReader(readers), config, samples_seen=samples_seen, device=CPU, place=place))
+        _collect(
+            open_batches(ConcatReader(readers), config, every_token, samples_seen=samples_seen, device=CPU, place=place)
+        )
         for place in ("none", "ram", "gpu")
     ]
     assert len(found[0]) == -(-(70 - samples_seen) // 4)
@@ -49,18 +63,24 @@ def test_a_tensor_on_the_device_is_filled_block_by_block(readers, monkeypatch):
     monkeypatch.setattr("cytosae_cache.reading.concat._BLOCK_IMAGES", 7)
     images = ConcatReader(readers)
     sampling = Sampler(images.layout, 5, 30, 0)
-    (batch,) = DeviceBatches(images, sampling, samples_seen=0, stop=30, device=CPU)
+    (batch,) = DeviceBatches(images, sampling, every_token, samples_seen=0, stop=30, device=CPU)
     (order,) = sampling.iter_batches(samples_seen=0, stop=30)
     assert np.array_equal(batch.activations.numpy(), images.read_all()[order])
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("place", ["none", "gpu"])
-def test_a_gpu_sees_the_same_batches(readers, place):
-    config = TrainConfig(batch_size=4, total_training_tokens=70, seed=3)
-    device = torch.device("cuda")
-    expected = _collect(open_batches(ConcatReader(readers), config, samples_seen=0, device=CPU, place="none"))
-    found = _collect(open_batches(ConcatReader(readers), config, samples_seen=0, device=device, place=place))
-    for (values, _), (plain, _) in zip(found, expected, strict=True):
-        assert torch.equal(values.cpu(), plain)
+@pytest.mark.parametrize("place", ["none", "ram", "gpu"])
+@pytest.mark.parametrize("choose", [patches, cls])
+def test_batches_are_of_the_chosen_tokens(readers, place, choose):
+    config = TrainConfig(batch_size=4, total_training_tokens=30, seed=3)
+    whole, chosen = (
+        _collect(open_batches(ConcatReader(readers), config, which, samples_seen=0, device=CPU, place=place))
+        for which in (every_token, choose)
+    )
+    for (values, _), (expected, _) in zip(chosen, whole, strict=True):
+        assert torch.equal(values, choose(expected))
+
+
+@pytest.mark.parametrize("choose", [every_token, patches, cls])
+def test_tokens_are_chosen_before_or_after_the_copy(choose):
+    images = torch.randn(3, 5, 2)
+    assert torch.equal(copy_chosen(images, choose, CPU), choose(images))

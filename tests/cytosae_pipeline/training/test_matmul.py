@@ -80,7 +80,13 @@ def test_configurations_follow_products_device_and_budget():
                                    {"sparse_below": float("nan")}])  # fmt: skip
 def test_a_record_of_something_else_is_refused(value):
     with pytest.raises(ValueError, match=r"products\.sparse_below must be a number from 0 to 1, found"):
-        read_products(value, "fp32")
+        read_products(value, Products("fp32", 0.12))
+
+
+@pytest.mark.parametrize("unmeasured", [Products("bf16", 0.04), Products("fp32", 0.0)])
+def test_what_an_older_version_began_goes_on_as_its_device_does(unmeasured):
+    assert read_products(None, unmeasured) == unmeasured
+    assert read_products({"sparse_below": 0.3}, unmeasured) == Products(unmeasured.precision, 0.3)
 
 
 def make_config(with_store, **more) -> TrainConfig:
