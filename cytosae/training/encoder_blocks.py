@@ -145,6 +145,7 @@ class EncoderProduct:
         mask[pre.numel() :] = False
         inside = mask[: pre.numel()].view(pre.shape)
         integers = _INTEGERS.get(pre.dtype)
+        bound = bound + 0.0  # no negative zero, whose bits are smaller than those of all other numbers
         if integers is None or not bool((bound >= 0).all()):
             torch.gt(pre, bound, out=inside)
         else:

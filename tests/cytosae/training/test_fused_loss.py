@@ -189,6 +189,21 @@ def test_equal_values_go_to_the_first_tokens_and_latents_in_bfloat16():
     assert (one.values == last).sum() > 1, "no tie at the threshold"
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_entries_above_a_bound_are_those_of_a_comparison(dtype):
+    sae, x = make_case("relu", torch.float32), make_tokens(dtype=torch.float32)[0]
+    product = encoder_blocks.EncoderProduct(sae, (x - sae.b_dec).detach(), MatmulConfig(dtype))
+    dense = torch.cat([block.pre.clone() for block in product], dim=1)
+    assert dense.shape == (N, S)
+    for bound in (0.0, -0.0, 0.25, -0.25, 1e-30):
+        found = product.above(torch.tensor(bound, dtype=dtype)).sort()
+        assert torch.equal(torch.stack([found.rows, found.columns], dim=1), (dense > bound).nonzero())
+        assert torch.equal(found.values, dense[dense > bound])
+    few = product.above(torch.full((S,), 0.25, dtype=dtype))
+    assert product.above_if_few(torch.zeros((), dtype=dtype), 0.01) is None
+    assert len(few.values) == (dense > 0.25).sum()
+
+
 def test_many_active_latents_of_gated_and_jumprelu_take_the_dense_form():
     x = make_tokens()[0]
     inputs = LossInputs((x - x.mean(dim=0)).square().sum(), WEIGHTS, x.dtype)
