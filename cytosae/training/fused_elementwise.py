@@ -6,7 +6,7 @@ the batch that fit the memory.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 
@@ -17,7 +17,14 @@ from cytosae.sae.jumprelu import JumpReluSae
 from cytosae.sae.loss import LossInputs, LossTerms, SaeLoss
 from cytosae.training.encoder_blocks import EncoderProduct
 from cytosae.training.fused_loss import fused_loss_for
-from cytosae.training.gradients import Gradients, SparseGradients, SparsePiece, StoredGradients
+from cytosae.training.gradients import (
+    Gradients,
+    SparseGradients,
+    SparsePiece,
+    StoredGradients,
+    blocks_of_latents,
+    by_latent,
+)
 from cytosae.training.matmul import MatmulConfig, iter_parts
 
 Latents = slice | torch.Tensor
@@ -45,6 +52,9 @@ class Rule(ABC):
 
     def __init__(self, sae: Sae, inputs: LossInputs, n_tokens: int) -> None:
         self.sae, self.inputs, self.n_tokens = sae, inputs, n_tokens
+
+    n_decoded: ClassVar[int] = 1
+    """Number of matrices that are decoded."""
 
     @property
     @abstractmethod
@@ -103,14 +113,16 @@ class _JumpRelu(Rule):
         (grad_acts,) = products
         near = (pre - threshold[latents]).abs() < bandwidth / 2
         grad_pre = grad_acts * (pre > threshold[latents])
-        kernel = threshold * sum_tokens(grad_acts * near) + self._grad_active * sum_tokens(near)
-        grad_threshold = kernel / -bandwidth * (self.sae.threshold > 0)
+        summed = latents if isinstance(latents, slice) else slice(None)  # one value for each latent
+        kernel = threshold[summed] * sum_tokens(grad_acts * near) + self._grad_active * sum_tokens(near)
+        grad_threshold = kernel / -bandwidth * (self.sae.threshold[summed] > 0)
         return Backward(grad_pre, {"b_enc": sum_tokens(grad_pre), "threshold": grad_threshold})
 
 
 class _Gated(Rule):
     """See `GatedSae`."""
 
+    n_decoded: ClassVar[int] = 2
     sae: GatedSae
 
     @property
@@ -174,22 +186,22 @@ def _sparse_loss(rule: Rule, x: torch.Tensor, centred: torch.Tensor, entries: Co
     pre = entries.with_values(entries.values.to(x.dtype))
     acts = rule.decoded(pre.values, pre.columns)
     n_fired = torch.bincount(pre.columns[acts[0] > 0], minlength=n_latents)
-    by_latent = pre.transpose()
+    transposed = pre.transpose()
     reconstructions = [pre.with_values(one).drop_zeros().matmul(sae.W_dec).add_(sae.b_dec) for one in acts]
     errors = _errors(rule, x, reconstructions)
     sparsity = rule.sparsity([one.sum() for one in acts], n_fired.sum())
     gs = [reconstruction.sub(x).mul_(2 / rule.inputs.variance) for reconstruction in reconstructions]
-    products = [by_latent.sampled_matmul(sae.W_dec, g) for g in gs]
+    products = [transposed.sampled_matmul(sae.W_dec, g) for g in gs]
 
     def sum_tokens(values: torch.Tensor) -> torch.Tensor:
-        return by_latent.with_values(values).row_sums().to(x.dtype)
+        return transposed.with_values(values).row_sums().to(x.dtype)
 
-    backward = rule.backward(by_latent.values, by_latent.rows, products, sum_tokens)
+    backward = rule.backward(transposed.values, transposed.rows, products, sum_tokens)
     for name, gradient in backward.vectors.items():
         getattr(sae, name).grad = gradient
     sae.b_dec.grad = gs[0].sum(dim=0) - sae.W_enc @ sum_tokens(backward.pre)
-    by_latent_acts = by_latent.with_values(rule.decoded(by_latent.values, by_latent.rows)[0])
-    piece = SparsePiece(0, by_latent_acts.drop_zeros(), by_latent.with_values(backward.pre).drop_zeros(), gs[0])
+    transposed_acts = transposed.with_values(rule.decoded(transposed.values, transposed.rows)[0])
+    piece = SparsePiece(0, transposed_acts.drop_zeros(), transposed.with_values(backward.pre).drop_zeros(), gs[0])
     gradients = SparseGradients([piece], centred)
     return SaeLoss(_terms(errors, sparsity), n_fired, reconstructions[0]), gradients
 
@@ -208,57 +220,57 @@ class _DenseLoss:
         sae = rule.sae
         self._rule, self._sae, self._x, self._dtype = rule, sae, x, matmul.dtype
         self._centred = centred.to(matmul.dtype)
-        self._weights = sae.W_enc.to(matmul.dtype), sae.b_enc.to(matmul.dtype), sae.W_dec.to(matmul.dtype)
+        self._W_enc, self._W_dec = sae.W_enc.to(matmul.dtype), sae.W_dec.to(matmul.dtype)
+        # A block's matrices of tokens and latents stay in the processor's cache.
+        self._blocks = list(blocks_of_latents(len(sae.b_enc), x.device))
         self._parts = list(iter_parts(len(x), matmul.n_tokens(len(sae.b_enc))))
 
     def compute(self) -> tuple[SaeLoss, Gradients]:
         """The loss; gradients are added up in the parameters' `grad`."""
         sae, rule, x = self._sae, self._rule, self._x
-        everything = slice(None)
         n_fired = torch.zeros_like(sae.b_enc, dtype=torch.int64)
-        reconstructions: list[list[torch.Tensor]] = []
-        sums: list[torch.Tensor] = []
-        kept = None
+        reconstructions = [sae.b_dec.detach().repeat(len(x), 1) for _ in range(rule.n_decoded)]
+        sums = [x.new_zeros(()) for _ in range(rule.n_decoded)]
         for part in self._parts:
-            kept = self._encode(part)
-            acts = rule.decoded(kept, everything)
-            n_fired += (acts[0] > 0).sum(dim=0)
-            totals = [one.sum(dtype=x.dtype) for one in acts]
-            sums = [before + one for before, one in zip(sums, totals, strict=True)] if sums else totals
-            reconstructions.append([(one @ self._weights[2]).to(x.dtype).add_(sae.b_dec) for one in acts])
-        whole = [torch.cat(parts) for parts in zip(*reconstructions, strict=True)]
-        errors = _errors(rule, x, whole)
+            pre = self._encode(part)
+            for latents in self._blocks:
+                acts = rule.decoded(pre[:, latents], latents)
+                n_fired[latents] += (acts[0] > 0).sum(dim=0)
+                for total, reconstruction, one in zip(sums, reconstructions, acts, strict=True):
+                    total += one.sum(dtype=x.dtype)
+                    reconstruction[part] += one @ self._W_dec[latents]
+        errors = _errors(rule, x, reconstructions)
         sparsity = rule.sparsity(sums, n_fired.sum())
-        gs = [reconstruction.sub(x).mul_(2 / rule.inputs.variance) for reconstruction in whole]
+        gs = [reconstruction.sub(x).mul_(2 / rule.inputs.variance) for reconstruction in reconstructions]
         for parameter in sae.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        sum_pre = torch.zeros_like(sae.b_enc)
+        assert sae.b_dec.grad is not None
+        sae.b_dec.grad += gs[0].sum(dim=0)
         for part in self._parts:
             # The second pass needs what the first one knew of all tokens; more than one part is encoded again.
-            pre = kept if kept is not None and len(self._parts) == 1 else self._encode(part)
-            sum_pre += self._add_gradients(pre, part, [g[part].to(self._dtype) for g in gs])
-        assert sae.b_dec.grad is not None
-        sae.b_dec.grad += gs[0].sum(dim=0) - sae.W_enc @ sum_pre
-        return SaeLoss(_terms(errors, sparsity), n_fired, whole[0]), StoredGradients(sae)
+            pre = pre if len(self._parts) == 1 else self._encode(part)
+            for latents in self._blocks:
+                self._add_gradients(pre[:, latents], part, latents, [g[part].to(self._dtype) for g in gs])
+        return SaeLoss(_terms(errors, sparsity), n_fired, reconstructions[0]), StoredGradients(sae)
 
     def _encode(self, part: slice) -> torch.Tensor:
         """Latents before the nonlinearity, shape `(n, S)`."""
-        return torch.addmm(self._weights[1], self._centred[part], self._weights[0])
+        return torch.addmm(self._sae.b_enc.to(self._dtype), self._centred[part], self._W_enc)
 
-    def _add_gradients(self, pre: torch.Tensor, part: slice, gs: list[torch.Tensor]) -> torch.Tensor:
-        """Add the gradients of a part; returns the sum over its tokens of the gradient before the nonlinearity."""
+    def _add_gradients(self, pre: torch.Tensor, part: slice, latents: slice, gs: list[torch.Tensor]) -> None:
+        """Add the gradients of some tokens and latents."""
         sae, wide = self._sae, self._x.dtype
-        acts = self._rule.decoded(pre, slice(None))[0]
-        products = [g @ self._weights[2].t() for g in gs]
-        backward = self._rule.backward(pre, slice(None), products, lambda one: one.sum(dim=0, dtype=wide))
+        acts = self._rule.decoded(pre, latents)[0].to(self._dtype)
+        products = [g @ self._W_dec[latents].t() for g in gs]
+        backward = self._rule.backward(pre, latents, products, lambda one: one.sum(dim=0, dtype=wide))
         grad_pre = backward.pre.to(self._dtype)
         for name, gradient in backward.vectors.items():
-            getattr(sae, name).grad += gradient
-        assert sae.W_dec.grad is not None
-        assert sae.W_enc.grad is not None
-        sae.W_dec.grad += acts.to(self._dtype).t() @ gs[0]
-        sae.W_enc.grad += self._centred[part].t() @ grad_pre
-        return grad_pre.sum(dim=0, dtype=wide)
+            getattr(sae, name).grad[latents] += gradient
+        assert sae.b_dec.grad is not None
+        sae.b_dec.grad -= sae.W_enc[:, latents] @ grad_pre.sum(dim=0, dtype=wide)
+        further = {"W_dec": acts.t() @ gs[0], "W_enc": grad_pre.t() @ self._centred[part]}
+        for name, gradient in further.items():
+            by_latent(name, getattr(sae, name).grad)[latents] += gradient
 
 
 def _errors(rule: Rule, x: torch.Tensor, reconstructions: list[torch.Tensor]) -> list[torch.Tensor]:
