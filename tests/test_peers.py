@@ -132,7 +132,7 @@ def test_batches_are_those_of_our_own_training(store, data):
     config = TrainConfig(
         store=str(store.path), batch_size=4, total_training_tokens=48, batch_of="tokens", seed=7, held_out=0.2
     )
-    ours = open_batches(data.trained, config, samples_seen=0, device=torch.device("cpu"), place="none")
+    ours = open_batches(data.trained, config, lambda x: x, samples_seen=0, device=torch.device("cpu"), place="none")
     for sent, batch in zip(data.iter_batches(7, 12), ours, strict=True):
         np.testing.assert_array_equal(sent, batch.activations.float().numpy())
 

@@ -14,7 +14,7 @@ from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.training.evaluation import Evaluation, evaluate
 from cytosae_pipeline.training.holdout import held_out
-from cytosae_pipeline.training.matmul import choose_matmul
+from cytosae_pipeline.training.matmul import fp32_matmul
 
 
 class Data:
@@ -60,5 +60,5 @@ class Data:
 
     def evaluate(self, sae: Sae) -> Evaluation:
         """Metrics of the held-out images, by the formulas of `evaluate`."""
-        matmul = choose_matmul("fp32", sae.b_enc.device, None)
+        matmul = fp32_matmul(sae.b_enc.device)
         return evaluate(sae, self.evaluated, self.store.spec.tokens, matmul=matmul)

@@ -103,7 +103,7 @@ def _complete(*words: str) -> list[str]:
     [
         (("ev",), ["evaluate"]),
         (("train", "--root"), ["--root-dir"]),
-        (("train", "--lr_w"), ["--lr_warm_up_steps"]),
+        (("train", "--lr_w"), ["--lr_warm_up_steps", "--lr_warm_up_share"]),
         (("train", "--arch", "ju"), ["jumprelu"]),
         (("build", "--store-d"), ["--store-dtype"]),
     ],
