@@ -161,12 +161,10 @@ class BatchTopKSae(TopKSae):
     def calibrate_(self, tokens: torch.Tensor) -> None:
         """See `Sae`: k latents per token are active on the sample, fewer if fewer are positive."""
         n_wanted = self.k * len(tokens)
-        for (
-            share
-        ) in _CANDIDATES_ABOVE:  # the running threshold tells nearly all entries that cannot be above the new one
-            found = torch.cat(
-                [self._above(part, share * self.threshold) for part in torch.split(tokens, _TOKENS_AT_ONCE)]
-            )
+        # The running threshold tells of nearly all entries that they cannot be above the new one.
+        for share in _CANDIDATES_ABOVE:
+            parts = torch.split(tokens, _TOKENS_AT_ONCE)
+            found = torch.cat([self._above(part, share * self.threshold) for part in parts])
             if len(found) > n_wanted:
                 self.threshold.copy_(found.kthvalue(len(found) - n_wanted).values)
                 return

@@ -23,7 +23,7 @@ _WORD = 8
 _SPARE = 4
 """Entries by which the k-th of a sample of latents is passed, so that a token seldom has too few candidates."""
 _INTEGERS = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
-"""Types whose bits compare in the same order as the numbers, above any bound that is not negative, and faster."""
+"""Types whose bits, read as integers, compare with a bound of at least 0 like the numbers, and faster."""
 
 
 class EncoderBlock(NamedTuple):

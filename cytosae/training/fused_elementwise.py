@@ -50,11 +50,11 @@ class Rule(ABC):
         n_tokens: Tokens N of the batch.
     """
 
-    def __init__(self, sae: Sae, inputs: LossInputs, n_tokens: int) -> None:
-        self.sae, self.inputs, self.n_tokens = sae, inputs, n_tokens
-
     n_decoded: ClassVar[int] = 1
     """Number of matrices that are decoded."""
+
+    def __init__(self, sae: Sae, inputs: LossInputs, n_tokens: int) -> None:
+        self.sae, self.inputs, self.n_tokens = sae, inputs, n_tokens
 
     @property
     @abstractmethod

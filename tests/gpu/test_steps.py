@@ -8,11 +8,10 @@ import torch
 from cytosae.sae.base import Sae
 from cytosae.sae.loss import LossInputs, LossWeights
 from cytosae.sae.registry import ARCHITECTURES, make_sae
-from cytosae.training.adam import RowwiseAdam
 from cytosae.training.fused_loss import find_fused_loss
-from cytosae.training.gradients import MATRICES, StoredGradients
 from cytosae.training.matmul import MatmulConfig
 from cytosae.training.step import TrainStep
+from tests.cytosae.training.test_adam import make_pair, take_step
 from tests.cytosae.training.test_fused_loss import DEAD, SMALL, WEIGHTS, S, largest_difference, make_case
 from tests.cytosae.training.test_fused_loss import make_tokens as make_host_tokens
 
@@ -127,23 +126,9 @@ def test_steps_repeat_and_resume_to_the_last_bit(device, arch, dtype, sparse_bel
 def test_adam_by_rows_is_torchs_to_the_last_bit(device, monkeypatch, rows):
     for name in ("ROWS_PER_BLOCK", "ROWS_PER_BLOCK_GPU"):
         monkeypatch.setattr(f"cytosae.training.gradients.{name}", rows)
-    sae = make_case("relu", torch.float32).to(device)
-    sae.W_enc.data = sae.W_enc.data.t().contiguous().t()
-    other = copy.deepcopy(sae)
-    mine = RowwiseAdam([{"params": list(sae.parameters())}], lr=0.01, beta2=0.999, device=device)
-    theirs = torch.optim.Adam(other.parameters(), lr=0.01, betas=(0.9, 0.999), fused=True)
+    sae, mine, other, theirs = make_pair(device)
     for seed in range(5):
-        generator = torch.Generator().manual_seed(seed)
-        for one, two in zip(sae.parameters(), other.parameters(), strict=True):
-            two.grad = torch.empty_like(two).copy_(torch.randn(one.shape, generator=generator))
-            one.grad = two.grad.clone()
-        for gradient in StoredGradients(sae).rows():
-            mine.update_rows(getattr(sae, gradient.name), gradient)
-        for name in MATRICES:
-            mine.finish_rows(getattr(sae, name))
-            getattr(sae, name).grad = None
-        mine.step()
-        theirs.step()
+        take_step(seed, sae, mine, other, theirs)
     for one, two in zip(sae.parameters(), other.parameters(), strict=True):
         assert torch.equal(one, two)
         assert mine.state[one]["step"] == theirs.state[two]["step"] == 5

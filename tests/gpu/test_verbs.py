@@ -16,6 +16,7 @@ from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.training.batches import open_batches
+from tests.support.interruptions import interrupted_at_step
 from tests.support.pictures import LAYOUT
 from tests.support.stores import make_activations, make_spec, make_store
 
@@ -52,22 +53,13 @@ def test_no_buffer_is_filled_before_its_copy_ended(device, store, place, choice)
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_runs_repeat_and_resume_to_the_last_bit(device, with_store, monkeypatch, arch, precision):
+def test_runs_repeat_and_resume_to_the_last_bit(device, with_store, arch, precision):
     options = ["--arch", arch, "--held_out", 0.2, "--standardise", "--max_gradient_norm", 1, "--device", device.type]
     options += ["--precision", precision, *([] if arch in ("relu", "gated") else ["--k", 5])]
     for name in ("r", "again"):
         with_store.train("--run_name", name, *options)
-    original, calls = TrainStep.step, []
-
-    def interrupted(self, *arguments, **more):
-        calls.append(1)
-        if len(calls) == 9:
-            raise KeyboardInterrupt
-        return original(self, *arguments, **more)
-
-    monkeypatch.setattr(TrainStep, "step", interrupted)
-    with_store.train("--run_name", "broken", *options, code=130)
-    monkeypatch.setattr(TrainStep, "step", original)
+    with interrupted_at_step(9):
+        with_store.train("--run_name", "broken", *options, code=130)
     assert "(resumed, 15 steps" in with_store.run("train", "--resume", "broken").output
     unbroken = load_sae(with_store.sae()).sae.state_dict()
     for name in ("again", "broken"):

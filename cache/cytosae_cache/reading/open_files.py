@@ -98,14 +98,20 @@ def _cost(file: HoldsDescriptors) -> int:
     return max(1, file.n_descriptors)
 
 
-def _allowed_descriptors() -> int:
-    """Descriptors that readers may hold: half of what the system allows this process now."""
+def descriptor_limit() -> int | None:
+    """Descriptors that the system allows this process now; None if it sets or tells no limit."""
     try:
         import resource
     except ImportError:  # Windows
-        return _MOST_DESCRIPTORS
+        return None
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if allowed == resource.RLIM_INFINITY:
+    return None if allowed == resource.RLIM_INFINITY else allowed
+
+
+def _allowed_descriptors() -> int:
+    """Descriptors that readers may hold: half of what the system allows this process now."""
+    allowed = descriptor_limit()
+    if allowed is None:
         return _MOST_DESCRIPTORS
     return max(_LEAST_DESCRIPTORS, min(_MOST_DESCRIPTORS, (allowed - _RESERVED_DESCRIPTORS) // 2))
 

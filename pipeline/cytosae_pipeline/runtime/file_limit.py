@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from cytosae_cache.reading.open_files import descriptor_limit
+
 _WANTED_FILES = 8192
 _RESERVED_FILES = 24
 """Descriptors for the store, the images, libraries and the terminal."""
@@ -33,12 +35,8 @@ def affordable_workers(n_workers: int) -> int:
 
 def free_files() -> int:
     """Files that this process can open, beside a reserve for the store, libraries and the terminal."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return _WANTED_FILES
-    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if allowed == resource.RLIM_INFINITY:
+    allowed = descriptor_limit()
+    if allowed is None:
         return _WANTED_FILES
     folder = Path("/dev/fd")
     n_open = sum(1 for _ in folder.iterdir()) if folder.is_dir() else _RESERVED_FILES

@@ -22,7 +22,7 @@ _WORTHWHILE = 1.15
 
 @dataclass(frozen=True)
 class Products:
-    """How the products of a run are computed; kept when it is resumed, so that it goes on to the last bit."""
+    """How the products of a run are computed. A resumed run keeps them, so that its numbers are the same to the bit."""
 
     precision: TrainingPrecision
     """Type of their factors."""

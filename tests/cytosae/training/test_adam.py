@@ -12,11 +12,14 @@ from tests.cytosae.training.test_fused_loss import make_case
 S, D = 160, 24
 
 
-def make_pair():
-    sae = make_case("relu", torch.float32)
+CPU = torch.device("cpu")
+
+
+def make_pair(device=CPU):
+    sae = make_case("relu", torch.float32).to(device)
     sae.W_enc.data = sae.W_enc.data.t().contiguous().t()
     other = copy.deepcopy(sae)
-    mine = RowwiseAdam([{"params": list(sae.parameters())}], lr=0.01, beta2=0.999, device=torch.device("cpu"))
+    mine = RowwiseAdam([{"params": list(sae.parameters())}], lr=0.01, beta2=0.999, device=device)
     theirs = torch.optim.Adam(other.parameters(), lr=0.01, betas=(0.9, 0.999), fused=True)
     return sae, mine, other, theirs
 

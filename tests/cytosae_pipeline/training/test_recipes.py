@@ -16,6 +16,7 @@ from cytosae_pipeline.config import PRESETS, TrainConfig
 from cytosae_pipeline.training.holdout import held_out
 from cytosae_pipeline.training.init import choose_tokens, find_scaling
 from cytosae_pipeline.training.runs import TrainingError, prepare_run
+from tests.support.interruptions import interrupted_at_step
 from tests.support.stores import make_activations, make_store
 
 ARCHITECTURES = ("relu", "topk", "batchtopk", "jumprelu", "gated", "matryoshka")
@@ -76,23 +77,12 @@ def test_a_run_that_an_older_version_began_is_resumed(with_store, monkeypatch):
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_every_architecture_trains_resumes_and_is_read(with_store, monkeypatch, arch):
-    from cytosae.training.step import TrainStep
-
+def test_every_architecture_trains_resumes_and_is_read(with_store, arch):
     options = ["--arch", arch, "--lr_decay_share", 0.2, "--held_out", 0.2, "--standardise"]
     options += [] if arch in ("relu", "gated") else ["--k", 5]
     with_store.train("--run_name", "r", *options)
-    original, calls = TrainStep.step, []
-
-    def interrupted(self, *arguments, **more):
-        calls.append(1)
-        if len(calls) == 9:
-            raise KeyboardInterrupt
-        return original(self, *arguments, **more)
-
-    monkeypatch.setattr(TrainStep, "step", interrupted)
-    with_store.train("--run_name", "broken", *options, code=130)
-    monkeypatch.setattr(TrainStep, "step", original)
+    with interrupted_at_step(9):
+        with_store.train("--run_name", "broken", *options, code=130)
     assert "(resumed, 15 steps" in with_store.run("train", "--resume", "broken").output
     assert _same(with_store.sae("r"), with_store.sae("broken"))
     loaded = load_sae(with_store.sae())

@@ -11,6 +11,7 @@ import torch
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.training.pareto import Point, draw_pareto, pareto_front
 from cytosae_pipeline.training.sweep import read_grid
+from tests.support.interruptions import interrupted_at_step
 
 
 def write(folder, text: str):
@@ -118,22 +119,11 @@ def test_each_run_is_what_it_would_be_on_its_own(with_store, monkeypatch):
         with_store.sae("own").unlink()
 
 
-def test_the_same_sweep_again_resumes_where_it_stopped(with_store, monkeypatch):
-    from cytosae.training.step import TrainStep
-
+def test_the_same_sweep_again_resumes_where_it_stopped(with_store):
     grid = write(with_store.root, GRID)
     with_store.train("--sweep", grid, "--run_name", "whole")
-    original, calls = TrainStep.step, []
-
-    def interrupted(self, *arguments, **more):
-        calls.append(1)
-        if len(calls) == 30:
-            raise KeyboardInterrupt
-        return original(self, *arguments, **more)
-
-    monkeypatch.setattr(TrainStep, "step", interrupted)
-    with_store.train("--sweep", grid, "--run_name", "broken", code=130)
-    monkeypatch.setattr(TrainStep, "step", original)
+    with interrupted_at_step(30):
+        with_store.train("--sweep", grid, "--run_name", "broken", code=130)
     output = with_store.train("--sweep", grid, "--run_name", "broken").output
     # The interrupt came in the middle of a batch: two runs are a step ahead of the others.
     assert "resuming run 'broken-arch_relu-use_ghost_grads_True-seed_42' after 32 images" in output
