@@ -11,7 +11,8 @@ from torch.overrides import TorchFunctionMode
 from cytosae.sae.coo import CooMatrix
 from cytosae.sae.loss import LossInputs, LossWeights
 from cytosae.sae.registry import ARCHITECTURES, make_sae
-from cytosae.statistics.accumulators import BlockEncoder, FeatureStatistics, GroupCounts
+from cytosae.statistics.accumulators import FeatureStatistics, GroupCounts
+from cytosae.statistics.block_encoder import BlockEncoder
 from cytosae.statistics.fidelity import FidelityStatistics
 from cytosae.statistics.label_activity import LabelActivity
 from cytosae.training.fused_loss import find_fused_loss
