@@ -42,6 +42,8 @@ def save_sparse_sae(place, name="batchtopk"):
         sae.b_dec.copy_(tokens.mean(dim=0))
     sae.tie_()
     sae.calibrate_(tokens)
+    if name == "batchtopk":
+        sae.threshold.mul_(1.001)  # it was one of these tokens' activations, which rounding puts on either side
     path = place.root / "sparse.pt"
     save_sae(path, sae, {})
     return path
