@@ -27,7 +27,7 @@ class PassOptions(ReadOptions):
     batch_size: int = option(64, "Images read at once; results do not depend on it.", minimum=1)
     precision: PrecisionChoice = option(
         "auto",
-        "Type of the encoder's product. auto: fp32, without latents that cannot be active where finding them saves time.",
+        "Type of the encoder's product. auto: fp32, without latents that cannot be active where that saves time.",
     )
 
 
