@@ -40,7 +40,7 @@ def fused_topk_loss(
     sae.b_dec.grad = pieces[0].g.sum(dim=0)
     aux, addition = _revive(sae, x - reconstruction, centred, inputs, matmul)
     sae.b_dec.grad -= sae.W_enc @ sae.b_enc.grad
-    n_fired = torch.bincount(by_latent.rows, minlength=len(sae.b_enc))
+    n_fired = by_latent.row_lengths()
     terms = LossTerms(unexplained + aux, unexplained, x.new_zeros(()), aux)
     gradients: Gradients = SparseGradients(pieces, centred)
     if addition is not None:
@@ -96,20 +96,19 @@ def _reconstruct(
         variance: Of all tokens.
     """
     bounds = [0, *sae.dictionaries]
-    n_dictionaries = len(bounds) - 1
+    n_dictionaries, by_token = len(bounds) - 1, acts.split_columns(bounds)
     reconstruction = sae.b_dec.expand_as(x)
     unexplained, residuals = x.new_zeros(()), []
-    for start, end in itertools.pairwise(bounds):
-        inside = acts if n_dictionaries == 1 else acts.column_range(start, end)
+    for (start, end), inside in zip(itertools.pairwise(bounds), by_token, strict=True):
         reconstruction = inside.matmul(sae.W_dec[start:end]).add_(reconstruction)
         residuals.append(reconstruction - x)
         unexplained = unexplained + residuals[-1].square().sum() / variance
     pieces: list[SparsePiece] = []
     scale = 2 / n_dictionaries / variance
-    for (start, end), residual in reversed(list(zip(itertools.pairwise(bounds), residuals, strict=True))):
+    own = zip(itertools.pairwise(bounds), residuals, by_latent.split_rows(bounds), strict=True)
+    for (start, end), residual, piece in reversed(list(own)):
         # A latent takes part in its own dictionary and in all larger ones.
         g = residual.mul_(scale) if not pieces else residual.mul_(scale).add_(pieces[-1].g)
-        piece = by_latent.row_range(start, end)
         grad_pre = piece.with_values(piece.sampled_matmul(sae.W_dec[start:end], g))
         pieces.append(SparsePiece(start, piece, grad_pre, g))
     return reconstruction, unexplained / n_dictionaries, pieces[::-1]

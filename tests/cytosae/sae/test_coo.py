@@ -1,5 +1,7 @@
 """Products of sparse matrices against dense ones."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -29,18 +31,21 @@ def test_products_are_those_of_the_dense_matrix(density):
     torch.testing.assert_close(entries.row_sums(), matrix.sum(dim=1))
 
 
-@pytest.mark.parametrize(("start", "end"), [(0, N), (0, 3), (2, 5), (N - 1, N), (4, 4)])
-def test_ranges_of_rows_and_columns(start, end):
-    matrix = make_matrix(0.5)
-    entries = CooMatrix.from_dense(matrix)
-    for found, wanted in (
-        (entries.row_range(start, end), matrix[start:end]),
-        (entries.column_range(start, end), matrix[:, start:end]),
-    ):
+@pytest.mark.parametrize("density", [0.0, 0.5])
+@pytest.mark.parametrize("bounds", [[0, N], [0, 3, N], [2, 5], [0, 0, 4, 4, N, N], [3], [0, *range(1, N), N]])
+def test_matrices_are_split_by_rows_and_columns(bounds, density):
+    matrix = make_matrix(density)
+    rows, columns = CooMatrix.from_dense(matrix), CooMatrix.from_dense(matrix.T)
+    parts = [matrix[start:end] for start, end in itertools.pairwise(bounds)]
+    cases = list(zip(rows.split_rows(bounds), parts, strict=True))
+    if bounds[0] == 0:
+        cases += zip(columns.split_columns(bounds), [part.T for part in parts], strict=True)
+    for found, wanted in cases:
         assert found.shape == wanted.shape
         again = torch.zeros_like(wanted)
         again[found.rows, found.columns] = found.values
         assert torch.equal(again, wanted)
+        assert torch.equal(found.row_lengths(), (wanted != 0).sum(dim=1))
 
 
 def test_zeros_can_be_dropped():
