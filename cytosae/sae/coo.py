@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from cytosae.sae.devices import widest_type
 from cytosae.sae.kernels import find_kernels
-from cytosae.sae.precision import widest_type
 
 
 class CooMatrix(NamedTuple):
@@ -80,13 +80,16 @@ class CooMatrix(NamedTuple):
 
     def sort(self) -> "CooMatrix":
         """The same matrix from entries in any order."""
-        order = (self.rows * self.shape[1] + self.columns).argsort()
-        return CooMatrix(self.rows[order], self.columns[order], self.values[order], self.shape)
+        return self.take((self.rows * self.shape[1] + self.columns).argsort())
+
+    def take(self, at: torch.Tensor) -> "CooMatrix":
+        """Some of the entries, in the order of their indices, int64."""
+        return self._replace(rows=self.rows[at], columns=self.columns[at], values=self.values[at])
 
     def drop_zeros(self) -> "CooMatrix":
         """The same matrix without entries of value 0."""
-        at = self.values.nonzero().squeeze(1)
-        return CooMatrix(self.rows[at], self.columns[at], self.values[at], self.shape)
+        # CPU-GPU sync point: their number decides a shape.
+        return self.take(self.values.nonzero().squeeze(1))
 
     def split_rows(self, bounds: Sequence[int]) -> "list[CooMatrix]":
         """The matrices of the rows between consecutive bounds, which ascend."""

@@ -4,7 +4,7 @@ from typing import NamedTuple, Self
 
 import torch
 
-from cytosae.sae.precision import widest_type
+from cytosae.sae.devices import widest_type
 
 
 class Fidelity(NamedTuple):

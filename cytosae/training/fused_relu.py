@@ -10,8 +10,8 @@ import torch
 
 from cytosae.sae.base import Sae
 from cytosae.sae.coo import CooMatrix
+from cytosae.sae.devices import widest_type
 from cytosae.sae.loss import LossInputs, LossTerms, SaeLoss
-from cytosae.sae.precision import widest_type
 from cytosae.sae.relu import EPSILON, ReluSae, norm_as_divisor
 from cytosae.training.encoder_blocks import EncoderProduct
 from cytosae.training.fused_loss import fused_loss_for

@@ -5,6 +5,7 @@ import itertools
 import torch
 
 from cytosae.sae.coo import CooMatrix
+from cytosae.sae.devices import runs_ahead
 from cytosae.sae.loss import LossInputs, LossTerms, SaeLoss
 from cytosae.sae.topk import BatchTopKSae, MatryoshkaSae, TopKSae, keep_largest
 from cytosae.training.encoder_blocks import EncoderProduct
@@ -54,6 +55,7 @@ def _select(sae: TopKSae, centred: torch.Tensor, matmul: MatmulConfig) -> CooMat
     if not isinstance(sae, BatchTopKSae):
         return product.largest(sae.k)
     n_wanted = sae.k * len(centred)
+    # CPU-GPU sync point, as in the loop: what is encoded depends on what was found.
     threshold = sae.threshold if sae.threshold > 0 else _estimate_threshold(sae, centred)
     for share in _SCREENS:
         candidates = product.above((share * threshold).to(matmul.dtype))
@@ -67,13 +69,15 @@ def _select(sae: TopKSae, centred: torch.Tensor, matmul: MatmulConfig) -> CooMat
 
 def _keep_largest(entries: CooMatrix, n: int) -> CooMatrix:
     """The n largest of entries in any order, all if there are fewer; ties as `keep_largest` breaks them."""
-    if len(entries.values) > n:
-        smallest = entries.values.kthvalue(len(entries.values) - n + 1).values
-        at = (entries.values >= smallest).nonzero().squeeze(1)
-        entries = CooMatrix(entries.rows[at], entries.columns[at], entries.values[at], entries.shape)
-    entries = entries.sort()
-    at = keep_largest(entries.values, min(n, len(entries.values)))
-    return CooMatrix(entries.rows[at], entries.columns[at], entries.values[at], entries.shape)
+    if len(entries.values) <= n:
+        return entries.sort()
+    if runs_ahead(entries.values.device):
+        # A GPU sorts with all of its cores, without a sync point, and looks for the n-th value with a few.
+        entries = entries.sort()
+        return entries.take(entries.values.sort(descending=True, stable=True).indices[:n].sort().values)
+    smallest = entries.values.kthvalue(len(entries.values) - n + 1).values
+    entries = entries.take((entries.values >= smallest).nonzero().squeeze(1)).sort()
+    return entries.take(keep_largest(entries.values, n))
 
 
 def _estimate_threshold(sae: TopKSae, centred: torch.Tensor) -> torch.Tensor:

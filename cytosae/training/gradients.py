@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from cytosae.sae.base import Sae
@@ -144,10 +145,9 @@ class SumOfGradients(Gradients):
     def rows(self) -> Iterator[RowGradient]:
         """See `Gradients`."""
         latents = self._addition.latents
-        numbers = latents.cpu()  # CPU-GPU sync point, one for all blocks: what is added to which decides shapes
+        numbers = latents.cpu().numpy()  # CPU-GPU sync point, one for all blocks: they decide shapes
         for gradient in self._gradients.rows():
-            bounds = numbers.new_tensor([gradient.latents.start, gradient.latents.stop])
-            first, last = torch.searchsorted(numbers, bounds).tolist()
+            first, last = map(int, np.searchsorted(numbers, [gradient.latents.start, gradient.latents.stop]))
             if first < last:
                 further = getattr(self._addition, gradient.name)[first:last]
                 gradient.values.index_add_(0, latents[first:last] - gradient.latents.start, further)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from cytosae.sae.precision import widest_type
+from cytosae.sae.devices import widest_type
 
 
 class ExplainedVariance(NamedTuple):

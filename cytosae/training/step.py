@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from cytosae.sae.base import Sae
+from cytosae.sae.devices import widest_type
 from cytosae.sae.loss import LossInputs, LossWeights, SaeLoss
-from cytosae.sae.precision import widest_type
 from cytosae.training.adam import RowwiseAdam
 from cytosae.training.fused_loss import find_fused_loss
 from cytosae.training.gradients import MATRICES, Gradients, RowGradient, StoredGradients
