@@ -65,7 +65,7 @@ def driver(request, tmp_path, monkeypatch) -> AbsentDriver:
     gc.collect()
 
 
-@pytest.mark.parametrize("width", [768, 100])
+@pytest.mark.parametrize("width", [768, 100, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_kernels_compile_to_machine_code_without_a_gpu(driver, tmp_path, dtype, width):
     from cytosae.sae import triton_kernels
