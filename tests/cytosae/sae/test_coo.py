@@ -7,6 +7,7 @@ import torch
 
 from cytosae.sae import coo
 from cytosae.sae.coo import CooMatrix
+from cytosae.sae.devices import runs_ahead, widest_type
 
 N, S, D = 7, 11, 5
 
@@ -67,6 +68,22 @@ def test_values_can_be_replaced():
     doubled = entries.with_values(entries.values * 2)
     right = torch.randn(S, D, dtype=torch.float64)
     torch.testing.assert_close(doubled.matmul(right), 2 * entries.matmul(right))
+
+
+def test_sums_are_in_float32_where_a_device_has_no_float64(monkeypatch):
+    entries = CooMatrix.from_dense(make_matrix(0.5).float())
+    wide = entries.row_sums()
+    assert wide.dtype == torch.float64
+    monkeypatch.setattr(coo, "widest_type", lambda device: torch.float32)
+    assert torch.equal(entries.row_sums(), wide.float())
+
+
+def test_what_devices_have():
+    assert widest_type(None) == widest_type("cpu") == widest_type(torch.device("cuda", 1)) == torch.float64
+    assert widest_type("mps") == widest_type(torch.device("mps")) == torch.float32
+    assert not runs_ahead(torch.device("cpu"))
+    assert runs_ahead(torch.device("cuda"))
+    assert runs_ahead(torch.device("mps"))
 
 
 @pytest.mark.parametrize("density", [0.0, 0.3])

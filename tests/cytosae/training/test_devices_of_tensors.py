@@ -1,7 +1,8 @@
 """Every tensor is made on a device that the code names, which shows without a GPU.
 
-On `meta` tensors the closed forms also run at full size, in no time. Those of architectures that choose latents cannot:
-how many are chosen depends on numbers, which `meta` tensors do not have.
+On `meta` tensors the closed forms also run at full size, in no time. Those of architectures that choose latents cannot,
+nor the others where few are active: how many depends on numbers, which `meta` tensors do not have. Of the sparse
+products, torch has none at given entries for `meta`.
 """
 
 import pytest
@@ -121,6 +122,16 @@ def test_closed_forms_of_all_latents_fit_together_at_full_size(arch, dtype):
     for parameter in sae.parameters():
         assert parameter.grad is not None
         assert (parameter.grad.shape, parameter.grad.dtype) == (parameter.shape, torch.float32)
+
+
+def test_sparse_products_have_their_shapes_at_full_size():
+    n, d, s, n_active = 4112, 768, 49_152, 32 * 4112
+    at = torch.empty(n_active, dtype=torch.int64, device="meta")
+    left, right = torch.empty(n, d, device="meta"), torch.empty(s, d, device="meta")
+    entries = CooMatrix(at, at, torch.empty(n_active, device="meta"), (n, s)).sort()
+    assert entries.matmul(right).shape == (n, d)
+    assert entries.transpose().matmul(left).shape == (s, d)
+    assert entries.row_lengths().shape == (n,)
 
 
 @pytest.mark.parametrize("n_latents", [1, 1024, 49_152, 50_001])
