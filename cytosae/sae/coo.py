@@ -96,7 +96,7 @@ class CooMatrix(NamedTuple):
         if list(bounds) == [0, self.shape[0]]:
             return [self]
         # CPU-GPU sync point, one for all parts: the numbers of entries decide shapes.
-        ends = torch.searchsorted(self.rows, torch.tensor(bounds, device=self.rows.device)).tolist()
+        ends = torch.searchsorted(self.rows.contiguous(), self.rows.new_tensor(bounds)).tolist()
         return [
             CooMatrix(self.rows[at] - start, self.columns[at], self.values[at], (end - start, self.shape[1]))
             for (start, end), at in zip(itertools.pairwise(bounds), _slices(ends), strict=True)
@@ -106,7 +106,7 @@ class CooMatrix(NamedTuple):
         """The matrices of the columns between consecutive bounds, which ascend from 0 to S."""
         if len(bounds) == 2:
             return [self]
-        part = torch.bucketize(self.columns, torch.tensor(bounds[1:-1], device=self.columns.device), right=True)
+        part = torch.bucketize(self.columns.contiguous(), self.columns.new_tensor(bounds[1:-1]), right=True)
         part, order = part.sort(stable=True)
         # CPU-GPU sync point, one for all parts: the numbers of entries decide shapes.
         ends = torch.searchsorted(part, torch.arange(len(bounds), device=part.device)).tolist()
@@ -137,7 +137,7 @@ class CooMatrix(NamedTuple):
 
         They are searched for, not counted: `bincount` makes a GPU wait.
         """
-        return torch.searchsorted(self.rows, torch.arange(self.shape[0] + 1, device=self.rows.device))
+        return torch.searchsorted(self.rows.contiguous(), torch.arange(self.shape[0] + 1, device=self.rows.device))
 
 
 def _slices(ends: Sequence[int]) -> Iterator[slice]:

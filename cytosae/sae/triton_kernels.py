@@ -110,7 +110,7 @@ def sum_rows(
     n_blocks = triton.cdiv(width, _CHANNELS)
     _launch(
         sum_pieces, (n_rows + n_marks, n_blocks),
-        rows, columns, values, bounds, table.contiguous(), out, n_rows, width,
+        rows, columns, values, bounds, table, out, n_rows, width,
         LONGEST=_LONGEST, ENTRIES=_ENTRIES, CHANNELS=_CHANNELS,
     )  # fmt: skip
     _launch(join_pieces, (n_marks, n_blocks), rows, bounds, out, n_rows, width, LONGEST=_LONGEST, CHANNELS=_CHANNELS)
@@ -134,7 +134,7 @@ def multiply_sampled(
     out = left.new_empty(len(rows))
     _launch(
         sample_products, (triton.cdiv(len(rows), _ENTRIES),),
-        rows, columns, left.contiguous(), right.contiguous(), out, len(rows), left.shape[1],
+        rows, columns, left, right, out, len(rows), left.shape[1],
         ENTRIES=_ENTRIES, CHANNELS=_CHANNELS,
     )  # fmt: skip
     return out
@@ -143,12 +143,14 @@ def multiply_sampled(
 def _launch(
     kernel: Any,  # noqa: ANN401 - Triton has no types
     grid: tuple[int, ...],
-    rows: torch.Tensor,
     *arguments: torch.Tensor | int,
     **sizes: int,
 ) -> None:
     """Start a kernel on the device of its first argument, unless it has nothing to do."""
-    if all(grid):
-        with torch.cuda.device_of(rows):  # type: ignore[no-untyped-call]
-            # By default, one version of Triton fuses products and sums and the next does not.
-            kernel[grid](rows, *arguments, **sizes, enable_fp_fusion=True)
+    if not all(grid):
+        return
+    # A kernel computes addresses from the sizes alone; what it writes to is new, and so contiguous.
+    contiguous = [one.contiguous() if isinstance(one, torch.Tensor) else one for one in arguments]
+    with torch.cuda.device_of(contiguous[0]):  # type: ignore[no-untyped-call]
+        # By default, one version of Triton fuses products and sums and the next does not.
+        kernel[grid](*contiguous, **sizes, enable_fp_fusion=True)

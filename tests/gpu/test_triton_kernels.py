@@ -111,6 +111,26 @@ def test_a_matrix_without_entries(device, shape):
     assert matrix.sampled_matmul(one, other).shape == (0,)
 
 
+def test_factors_and_entries_may_lie_apart_in_memory(device):
+    matrix, table, left = make_matrix(9, 4, 0.5, device), random(12, 4).to(device).t(), random(9, 24).to(device)[:, ::2]
+    pairs = torch.stack([matrix.rows, matrix.columns], dim=1)
+    apart = CooMatrix(pairs[:, 0], pairs[:, 1], matrix.values.repeat_interleave(2)[::2], matrix.shape)
+    assert not any(part.is_contiguous() for part in (*apart[:3], table, left))
+    check_products(apart, table, left)
+
+
+@pytest.mark.gpu
+def test_addresses_have_64_bits():
+    if not torch.cuda.is_available() or torch.cuda.mem_get_info()[0] < 12 << 30:
+        pytest.skip("needs a CUDA device with 12 GiB of free memory")
+    table = torch.zeros(2**31 // 768 + 9, 768, dtype=torch.bfloat16, device="cuda")
+    table[-2:] = torch.tensor([[3.0], [5.0]], device="cuda")
+    at, last = torch.tensor([0, 1], device="cuda"), len(table) - 1
+    matrix = CooMatrix(at, at + last - 1, torch.tensor([1.0, 2.0], device="cuda"), (2, len(table)))
+    assert matrix.matmul(table)[:, 0].tolist() == [3, 10]
+    assert matrix.sampled_matmul(torch.ones_like(table[:2]), table).tolist() == [3 * 768, 5 * 768]
+
+
 def make_case(arch: str, device: torch.device) -> Sae:
     """An autoencoder in which few latents are active, one of them on all tokens, and thresholds on both sides of 0."""
     sae = make_sae(arch, D, S, k=3, bandwidth=0.3)
