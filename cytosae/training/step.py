@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from cytosae.sae.base import Sae
+from cytosae.sae.devices import widest_type
 from cytosae.sae.loss import LossInputs, LossWeights, SaeLoss
 from cytosae.training.adam import RowwiseAdam
 from cytosae.training.fused_loss import find_fused_loss
@@ -156,9 +157,10 @@ class TrainStep:
 
     def _clipping(self, gradients: Gradients) -> torch.Tensor:
         """The factor that clips the gradient of all parameters together, 0-dimensional, as torch computes it."""
-        squares = [gradient.values.square().sum(dtype=torch.float64) for gradient in self._along_the_sphere(gradients)]
+        wide = widest_type(self.sae.b_enc.device)
+        squares = [gradient.values.square().sum(dtype=wide) for gradient in self._along_the_sphere(gradients)]
         vectors = [part.grad for name, part in self.sae.named_parameters() if name not in MATRICES]
-        squares += [grad.square().sum(dtype=torch.float64) for grad in vectors if grad is not None]
+        squares += [grad.square().sum(dtype=wide) for grad in vectors if grad is not None]
         norm = torch.stack(squares).sum().sqrt().to(self.sae.b_enc.dtype)
         assert self._max_gradient is not None
         return (self._max_gradient / (norm + 1e-6)).clamp_max(1.0)
