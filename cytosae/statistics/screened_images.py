@@ -1,6 +1,6 @@
 """The encoder of the statistics for autoencoders of which few latents are active, which a screen finds."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -38,10 +38,11 @@ class ScreenedImageEncoder(ImageEncoder):
                 scores[images, latents] = here.scores()
                 for number, threshold in enumerate(self._thresholds):
                     counts[number, images, latents] = here.counts_above(threshold)
-                for part in range(0, acts.shape[0] if on_acts is not None else 0, LATENT_CHUNK):
-                    dense = here.dense(part, min(part + LATENT_CHUNK, acts.shape[0]))
+                end = first
+                for dense in here.dense(LATENT_CHUNK) if on_acts is not None else ():
+                    start, end = end, end + dense.shape[2]
                     assert on_acts is not None
-                    on_acts(images, slice(first + part, first + part + dense.shape[2]), dense)
+                    on_acts(images, slice(start, end), dense)
         return PooledActs(scores, counts)
 
 
@@ -69,12 +70,12 @@ class _Images:
             return torch.full((self._n_images, self._n_latents), self._n_tokens)
         return self._count(self._places[self._acts.values > threshold])
 
-    def dense(self, start: int, end: int) -> torch.Tensor:
-        """Activations of some of the latents, zeros included, shape `(n_images, T, end - start)`."""
-        part = self._acts.row_range(start, end)
-        dense = torch.zeros(self._acts.shape[1], end - start)
-        dense[part.columns, part.rows] = part.values
-        return dense.view(self._n_images, self._n_tokens, end - start)
+    def dense(self, at_once: int) -> Iterator[torch.Tensor]:
+        """Activations with zeros, some latents at a time in order, shape `(n_images, T, at most at_once)`."""
+        for part in self._acts.split_rows([*range(0, self._n_latents, at_once), self._n_latents]):
+            dense = torch.zeros(part.shape[1], part.shape[0])
+            dense[part.columns, part.rows] = part.values
+            yield dense.view(self._n_images, self._n_tokens, part.shape[0])
 
     def _count(self, places: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
         counts = torch.bincount(places, weights, minlength=self._n_images * self._n_latents)
