@@ -129,6 +129,15 @@ class TrainConfig(StoreSource):
         None, "Share of the steps over which the learning rate rises, instead of --lr_warm_up_steps.", minimum=0,
         maximum=1,
     )  # fmt: skip
+    encoder_lr_factor: float | None = option(
+        None,
+        "Learning rate of the encoder's weights, in terms of --lr; below 1, fewer latents die at a high rate. "
+        "[default: 1]",
+        above=0,
+    )
+    adam_beta1: float | None = option(
+        None, "Adam's decay of the mean gradient. [default: 0.9]", minimum=0, maximum=0.999999
+    )
     adam_beta2: float | None = option(
         None,
         "Adam's decay of the mean squared gradient; lower follows gradients of rare latents faster. [default: 0.999]",

@@ -169,33 +169,44 @@ def test_sparsity_warms_up(with_store):
     assert shares == pytest.approx([0.1, 0.5, 1.0, 1.0], rel=1e-5)
 
 
-def test_warm_up_by_share_and_adams_beta_reach_the_step(with_store, monkeypatch):
+def test_warm_up_by_share_and_options_of_adam_reach_the_step(with_store, monkeypatch):
     from cytosae_pipeline.training.trainer import Trainer
 
-    rates, betas = [], []
+    rates, encoder_rates, betas = [], [], []
     train_on = Trainer.train_on
 
     def watched(self, *arguments):
         rates.append(self.step.optimizer.param_groups[0]["lr"])
-        betas.append(self.step.optimizer.param_groups[0]["betas"])
+        common, encoder = self.step.optimizer.param_groups
+        assert encoder["params"] == [self.step.sae.W_enc]
+        encoder_rates.append(encoder["lr"])
+        betas.append(common["betas"])
+        assert encoder["betas"] == betas[-1]
         return train_on(self, *arguments)
 
     monkeypatch.setattr(Trainer, "train_on", watched)
-    with_store.train("--run_name", "r", "--lr", 0.5, "--lr_warm_up_share", 0.4, "--adam_beta2", 0.9)
+    with_store.train(
+        "--run_name", "r", "--lr", 0.5, "--lr_warm_up_share", 0.4, "--adam_beta1", 0.8,
+        "--adam_beta2", 0.9, "--encoder_lr_factor", 0.25,
+    )  # fmt: skip
     assert len(rates) == 15
     assert rates[:7] == pytest.approx([0.5 * step / 6 for step in range(1, 7)] + [0.5])
-    assert set(betas) == {(0.9, 0.9)}
+    assert encoder_rates == pytest.approx([rate / 4 for rate in rates])
+    assert set(betas) == {(0.8, 0.9)}
     recipe = json.loads((with_store.root / "out/checkpoints/r/config.json").read_text())["recipe"]
-    assert (recipe["lr_warm_up_share"], recipe["adam_beta2"]) == (0.4, 0.9)
+    given = {"lr_warm_up_share": 0.4, "adam_beta1": 0.8, "adam_beta2": 0.9, "encoder_lr_factor": 0.25}
+    assert given.items() <= recipe.items()
 
 
 def test_options_of_later_versions_leave_the_names_of_older_runs(with_store):
 
     options = {"root_dir": with_store.root, "dataset_name": "toy", "model_path": with_store.vit, "precision": "fp32"}
     plain = prepare_run(TrainConfig(**options))
-    assert not {"lr_warm_up_share", "adam_beta2"} & plain.recipe.keys()
-    other = prepare_run(TrainConfig(**options, adam_beta2=0.99))
-    assert other.folder != plain.folder
+    later = {"lr_warm_up_share": 0.1, "adam_beta1": 0.8, "adam_beta2": 0.99, "encoder_lr_factor": 0.5}
+    assert not later.keys() & plain.recipe.keys()
+    for name, value in later.items():
+        other = prepare_run(TrainConfig(**options, **{name: value}))
+        assert other.folder != plain.folder
 
 
 def test_gradients_are_clipped(with_store, monkeypatch):
