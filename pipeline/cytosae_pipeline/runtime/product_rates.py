@@ -38,7 +38,7 @@ class ProductRates:
     """Bfloat16 products."""
     sparse: float
     """Float32 products over active latents alone; operations per second, counted over those."""
-    int8: float
+    int8: float = 0.0
     """Products of 8-bit numbers; 0 if this machine has none that are exact."""
 
     def rate(self, precision: str) -> float:

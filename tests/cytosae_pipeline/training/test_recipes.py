@@ -15,6 +15,7 @@ from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import PRESETS, TrainConfig
 from cytosae_pipeline.training.holdout import held_out
 from cytosae_pipeline.training.init import choose_tokens, find_scaling
+from cytosae_pipeline.training.loop import train
 from cytosae_pipeline.training.runs import TrainingError, prepare_run
 from tests.support.interruptions import interrupted_at_step
 from tests.support.stores import make_activations, make_store
@@ -334,7 +335,7 @@ def test_presets_fill_in_what_the_command_line_leaves_out(with_store):
 
 def test_presets_fill_in_what_python_leaves_out():
     config = TrainConfig(preset="modern", k=5, encoder_init="kaiming")
-    assert (config.arch, config.lr, config.standardise) == ("batchtopk", 0.003, True)
+    assert (config.arch, config.lr, config.standardise) == ("batchtopk", 0.006, True)
     assert (config.k, config.encoder_init) == (5, "kaiming")
     assert replace(config, lr=0.0004).lr == 0.0004
     assert replace(config, arch="topk") == replace(config, arch="topk", preset="modern")
@@ -470,3 +471,36 @@ def test_parameters_that_are_no_numbers_are_never_saved(with_store, monkeypatch)
 
 def test_training_error_is_one_that_users_can_put_right():
     assert issubclass(TrainingError, ValueError)
+
+
+@pytest.mark.parametrize("arch", ["batchtopk", "matryoshka"])
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_images_that_were_not_trained_on_set_the_threshold(tmp_path, arch, share):
+    """Few directions explain an image, and others explain the next one: unseen images have more active latents."""
+    rng = np.random.default_rng(0)
+    directions = rng.normal(size=(200, 16))
+    parts = rng.exponential(size=(200, 5, 200)) * (rng.random((200, 5, 200)) < 0.02)
+    activations = (parts @ directions + 0.1 * rng.normal(size=(200, 5, 16))).astype(np.float32)
+    store = make_store(tmp_path / "s.zarr", activations.astype(np.float16), shard_images=50)
+    result = train(
+        TrainConfig(
+            root_dir=tmp_path,
+            store=store.path,
+            run_name="r",
+            preset="modern",
+            arch=arch,
+            k=3,
+            expansion_factor=8,
+            batch_size=32,
+            total_training_tokens=200 * 32,
+            held_out=share,
+            device="cpu",
+            precision="fp32",
+        )
+    )
+    apart = held_out(store, share, "image")
+    acts = result.load().encode(torch.from_numpy(activations.astype(np.float16)).float())
+    l0 = (acts > 0).sum(dim=2).float().mean(dim=1)
+    assert (apart.sum() >= 32) == (share == 0.3)
+    calibrated = l0[torch.from_numpy(apart if share == 0.3 else ~apart)]
+    assert calibrated.mean() == pytest.approx(3, rel=0.03)
