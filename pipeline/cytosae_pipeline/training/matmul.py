@@ -42,7 +42,7 @@ class Products:
         """The choice and its reason, as one line."""
         if self.rates is None:
             return f"matrix products in {self.precision}"
-        rates = ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in asdict(self.rates).items())
+        rates = ", ".join(f"{name} {getattr(self.rates, name) / 1e9:,.0f}" for name in ("fp32", "bf16", "sparse"))
         return (
             f"matrix products in {self.precision}, over active latents alone below {self.sparse_below:.1%}: measured "
             f"here in GFLOP/s: {rates}"
