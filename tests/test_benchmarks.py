@@ -208,6 +208,12 @@ def test_the_benchmarks_densities_are_those_asked_for():
 
 
 @pytest.mark.slow
+def test_end_to_end_takes_known_encoders_with_random_weights():
+    (line,) = _run("end_to_end", "--images", 2, "--epochs", 1, "--expansion", 2, "--encoder", "dino_vitt16")
+    assert (line["model"], line["images"]) == ("dino_vitt16", 2)
+
+
+@pytest.mark.slow
 def test_end_to_end_times_every_stage():
     (line,) = _run("end_to_end", "--images", 24, "--epochs", 1, "--expansion", 2)
     assert line["name"] == "end_to_end"
