@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from cytosae.sae.base import Sae
 from cytosae.sae.coo import CooMatrix
 from cytosae.sae.int8_weights import LARGEST, Int8Weights
+from cytosae.sae.masks import WORD, find_set
 
 LATENTS_AT_ONCE = 4096
 """Latents whose candidates are computed together."""
@@ -23,8 +24,6 @@ _GROUP_TOKENS = 256
 _ROUNDING = 1e-4
 """Share of the product of norms that covers the float32 rounding of sums of up to 1,600 channels."""
 _BIAS_ROUNDING = 1e-6
-_WORD = 8
-"""Elements of a mask that are looked at together."""
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -146,12 +145,7 @@ def _find(groups: list[_Group], margins: list[torch.Tensor], weights: Int8Weight
             mask = weights.above_zero(group.tokens, group.step, margin).flatten()
         else:  # nothing is known of NaN and infinity
             mask = torch.ones(len(group.members) * len(margin), dtype=torch.uint8)
-        if len(mask) % _WORD:
-            mask = F.pad(mask, (0, -len(mask) % _WORD))
-        # Few are above: 8 elements at a time are looked at, and then the 8.
-        words = mask.view(torch.int64).nonzero().squeeze(1)
-        word, byte = mask.view(-1, _WORD)[words].nonzero(as_tuple=True)
-        at = words[word] * _WORD + byte
+        at = find_set(F.pad(mask, (0, -len(mask) % WORD)) if len(mask) % WORD else mask)
         rows.append(at % len(margin))
         columns.append(group.members[at // len(margin)])
     row, column = torch.cat(rows), torch.cat(columns)

@@ -96,19 +96,17 @@ class LargestEncoder(ScreenedEncoder):
         bound = bound[screened]
         found = _join(self._screen.above(tokens[screened], bound))
         above = (found.values > bound.squeeze(1)[found.columns]).nonzero().squeeze(1)
-        by_token = CooMatrix(found.rows[above], found.columns[above], found.values[above], found.shape).transpose()
+        by_token = found.take(above).transpose()
         # Falling values within every token: the k-th of at least k that are above the bound is its k-th largest.
         order = by_token.values.argsort(descending=True, stable=True)
         order = order[by_token.rows[order].argsort(stable=True)]
-        rows, values = by_token.rows[order], by_token.values[order]
-        counts = torch.bincount(rows, minlength=len(screened))
+        values = by_token.values[order]
+        counts = by_token.row_lengths()
         enough = counts >= k
         smallest = values.new_full((len(screened),), torch.inf)
         smallest[enough] = values[(counts.cumsum(0) - counts)[enough] + k - 1]
-        kept = (by_token.values >= smallest[by_token.rows]).nonzero().squeeze(1)
-        largest = CooMatrix(
-            by_token.columns[kept], screened[by_token.rows[kept]], by_token.values[kept], (n_latents, len(tokens))
-        )
+        kept = by_token.take((by_token.values >= smallest[by_token.rows]).nonzero().squeeze(1))
+        largest = CooMatrix(kept.columns, screened[kept.rows], kept.values, (n_latents, len(tokens)))
         again = torch.ones(len(tokens), dtype=torch.bool)
         again[screened[enough]] = False
         yield LatentActs(0, self._with_dense(largest, tokens, again.nonzero().squeeze(1)))

@@ -11,6 +11,7 @@ import torch
 from cytosae.sae.base import Sae
 from cytosae.sae.coo import CooMatrix
 from cytosae.sae.devices import runs_ahead
+from cytosae.sae.masks import WORD, find_set
 from cytosae.training.matmul import MatmulConfig, iter_parts
 
 LATENTS_PER_BLOCK = 2048
@@ -21,8 +22,6 @@ _FEWEST_BLOCKS = 6
 _SHORTEST_PART = 64
 _TOKENS_AHEAD = 256
 """Tokens of a first block on a GPU that shows whether few latents are active, before all of them are encoded."""
-_WORD = 8
-"""Elements of a mask that are looked at together."""
 _SPARE = 4
 """Entries by which the k-th of a sample of latents is passed, so that a token seldom has too few candidates."""
 _INTEGERS = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
@@ -156,7 +155,7 @@ class EncoderProduct:
 
     def _find(self, pre: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
         """Which elements of a block are above a bound that fits it, bool, flat, filled up to whole words with False."""
-        mask = torch.empty(-(-pre.numel() // _WORD) * _WORD, dtype=torch.bool, device=pre.device)
+        mask = torch.empty(-(-pre.numel() // WORD) * WORD, dtype=torch.bool, device=pre.device)
         mask[pre.numel() :] = False
         inside = mask[: pre.numel()].view(pre.shape)
         integers = None if self._runs_ahead else _INTEGERS.get(pre.dtype)
@@ -170,14 +169,7 @@ class EncoderProduct:
     def _entries(self, block: EncoderBlock, mask: torch.Tensor) -> CooMatrix:
         """The entries of a block that a flat mask shows."""
         tokens, latents, pre = block
-        # CPU-GPU sync point: the number of entries decides a shape.
-        if self._runs_ahead:
-            at = mask.nonzero().squeeze(1)
-        else:
-            # Few are above: 8 elements at a time are looked at, and then the 8.
-            words = mask.view(torch.int64).nonzero().squeeze(1)
-            word, bit = mask.view(-1, _WORD)[words].nonzero(as_tuple=True)
-            at = words[word] * _WORD + bit
+        at = find_set(mask)
         rows, columns = at // pre.shape[1], at % pre.shape[1]
         shape = self.n_tokens, self.n_latents
         return CooMatrix(rows + tokens.start, columns * self._n_blocks + latents.start, pre.flatten()[at], shape)

@@ -28,8 +28,8 @@ _SAMPLED_IMAGES, _SAMPLED_TOKENS = 8, 256
 """Images, and tokens of them, on which latents that can be active are counted."""
 _SCREENING, _EXACT, _MOST_COST = 1.35, 10.0, 0.8
 """Time of a screened product in terms of the dense one: of the 8-bit product with everything around it, in terms of the
-product alone; of computing all activations by the screen; and up to which the screen is used. Measured by
-`benchmarks.features`."""
+product alone; of computing all activations by the screen; and up to which the screen is used. Fitted to a few
+autoencoders on one machine: a guess decides about time, not about results."""
 
 PooledConsumer = Callable[[torch.Tensor, PooledActs], None]
 """Takes row numbers, int64, shape `(n,)`, and what was pooled of each."""

@@ -138,9 +138,10 @@ class DataInit:
     @cached_property
     def _calibration_tokens(self) -> torch.Tensor:
         """Tokens of images that were not trained on, on which another number of latents is active, if there are any."""
+        if self._unseen is None:
+            return self._tokens[torch.from_numpy(spread_rows(len(self._tokens), _CALIBRATED_TOKENS))]
         layout = self._stores[0].spec.tokens
-        images = self._images if self._unseen is None else self._unseen
-        return sample_tokens(images, layout, choice=self._choice, n_tokens=_CALIBRATED_TOKENS)
+        return sample_tokens(self._unseen, layout, choice=self._choice, n_tokens=_CALIBRATED_TOKENS)
 
     def calibrate_(self, sae: Sae, *, standardise: bool) -> None:
         """Set what inference alone uses, in place, if the architecture has such; the sample is always the same."""

@@ -1,5 +1,7 @@
 """The screened encoder against the dense one: the same latents are active, whatever is hard about weights or tokens."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -193,6 +195,15 @@ def test_fast_products_equal_plain_ones(shape):
     assert torch.equal(found[decided], (plain.above_zero(tokens, 0.01, bias) > 0)[decided])
 
 
+@pytest.fixture
+def forgotten() -> Iterator[None]:
+    """What was found out about this processor is forgotten, before the test and after it."""
+    has_int8_products.cache_clear()
+    yield
+    has_int8_products.cache_clear()
+
+
+@pytest.mark.usefixtures("forgotten")
 def test_a_processor_whose_products_overflow_is_noticed(monkeypatch):
     """Instructions that add pairs of products in 16 bits, as processors without others do."""
 
@@ -203,20 +214,13 @@ def test_a_processor_whose_products_overflow_is_noticed(monkeypatch):
 
     monkeypatch.setattr(torch.ops.onednn, "qlinear_prepack", lambda weight, shape: weight)
     monkeypatch.setattr(torch.ops.onednn, "qlinear_pointwise", overflow)
-    has_int8_products.cache_clear()
-    try:
-        assert not has_int8_products()
-    finally:
-        has_int8_products.cache_clear()
+    assert not has_int8_products()
 
 
+@pytest.mark.usefixtures("forgotten")
 def test_a_torch_without_the_operators_is_noticed(monkeypatch):
     def refuse(*arguments):
         raise RuntimeError("no such operator")
 
     monkeypatch.setattr(torch.ops.onednn, "qlinear_prepack", refuse)
-    has_int8_products.cache_clear()
-    try:
-        assert not has_int8_products()
-    finally:
-        has_int8_products.cache_clear()
+    assert not has_int8_products()
