@@ -18,7 +18,7 @@ PACKAGES = {"saelens": "sae_lens"}
 
 
 def _table(heading: str) -> list[list[str]]:
-    lines = TEXT[TEXT.index(heading) :].split("\n\n")[0].splitlines()[2:]
+    lines = TEXT[TEXT.index(f"\n{heading}") + 1 :].split("\n\n")[0].splitlines()[2:]
     return [[cell.strip().replace(r"\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
 
 

@@ -38,9 +38,9 @@ class RowwiseAdam(torch.optim.Adam):
         _plain["add_param_group"](self, param_group)
 
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:  # noqa: ANN401 - as torch
         """See torch."""
-        _plain["step"](self)
+        return _plain["step"](self, closure)
 
     def state_dict(self) -> dict[str, Any]:
         """See torch."""
