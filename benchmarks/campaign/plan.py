@@ -128,9 +128,8 @@ def table_runs(campaign: Campaign, best: Mapping[tuple[str, str], Setting | None
     runs = []
     for program, arch in campaign.trained():
         setting = best[program, arch]
-        settings = [("tuned", setting)] if setting else []
-        if not (setting and campaign.tuned_only):
-            settings = [("default", Setting()), *settings]
+        settings = [] if setting and campaign.tuned_only else [("default", Setting())]
+        settings += [("tuned", setting)] if setting else []
         runs += [
             Run(program, arch, k, seed, precision, *setting, name)
             for k in campaign.ks

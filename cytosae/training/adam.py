@@ -11,7 +11,7 @@ from cytosae.training.gradients import RowGradient, by_latent
 _FUSED_DEVICES = ("cpu", "cuda")
 """Devices on which every supported torch has a fused Adam."""
 
-_plain = {
+_UNWRAPPED = {
     name: inspect.unwrap(getattr(torch.optim.Adam, name))
     for name in ("add_param_group", "step", "state_dict", "load_state_dict")
 }
@@ -35,16 +35,16 @@ class RowwiseAdam(torch.optim.Adam):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """See torch."""
-        _plain["add_param_group"](self, param_group)
+        _UNWRAPPED["add_param_group"](self, param_group)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:  # noqa: ANN401 - as torch
         """See torch."""
-        return _plain["step"](self, closure)
+        return _UNWRAPPED["step"](self, closure)
 
     def state_dict(self) -> dict[str, Any]:
         """See torch."""
-        state: dict[str, Any] = _plain["state_dict"](self)
+        state: dict[str, Any] = _UNWRAPPED["state_dict"](self)
         return state
 
     @torch.no_grad()
@@ -84,7 +84,7 @@ class RowwiseAdam(torch.optim.Adam):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See torch; moments take the layout of their parameters."""
-        _plain["load_state_dict"](self, state_dict)
+        _UNWRAPPED["load_state_dict"](self, state_dict)
         for parameter, state in self.state.items():
             for name in ("exp_avg", "exp_avg_sq"):
                 state[name] = torch.empty_like(parameter).copy_(state[name])

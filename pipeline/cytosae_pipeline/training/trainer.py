@@ -216,6 +216,7 @@ class Trainer:
         if self._calibrated is None:
             self._start.calibrate_(sae, standardise=self.run.config.standardise)
             self._calibrated = {name: values.clone() for name, values in sae.named_buffers()}
+            return
         for name, values in sae.named_buffers():
             values.copy_(self._calibrated[name])
 
