@@ -74,9 +74,10 @@ def open_group(path: Path, container: Container) -> Iterator[tuple[Any, Callable
         with open_hdf5(path) as opened:
             yield opened
     else:
-        import zarr
+        from cytosae_pipeline.export.zarr_folders import open_folder
 
-        yield zarr.open_group(path, mode="w", zarr_format=2), bool
+        with open_folder(path) as opened:
+            yield opened
 
 
 def make_patients(tables: Tables) -> "AnnData":

@@ -1,20 +1,24 @@
 """Exports that are killed, fail, meet another process or a link: whole or as before; the same command works again."""
 
+import asyncio
 import os
 import re
 import resource
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
+from zarr.storage import LocalStore
 
 from cytosae.formats.checkpoint import SaeCheckpointError, load, save_sae
 from cytosae.sae.relu import ReluSae
 from cytosae_cache.storage.lock import locked
 from cytosae_pipeline.export.hdf5_files import open_hdf5
+from cytosae_pipeline.export.zarr_folders import open_folder
 
 ROOT = Path(__file__).parents[3]
 
@@ -200,3 +204,48 @@ def test_hdf5_files_that_fail_say_so_early_and_at_the_end(tmp_path):
             fill()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+
+@pytest.fixture
+def underway(monkeypatch):
+    """Files that zarr's threads are writing, slowly; chunk 0 fails."""
+    underway, real = [], LocalStore.set
+
+    async def write(self, key, value):
+        if key == "x/0":
+            raise OSError("the disk is full")
+        underway.append(key)
+        await asyncio.sleep(0.01)
+        await real(self, key, value)
+        underway.remove(key)
+
+    monkeypatch.setattr(LocalStore, "set", write)
+    return underway
+
+
+def test_zarr_writes_nothing_once_its_error_is_out(tmp_path, underway):
+    """zarr raises the first error of several chunks while the others are still being written."""
+
+    def fill():
+        with open_folder(tmp_path / "x.zarr") as (group, check):
+            group.create_array("x", shape=(50,), chunks=(1,), dtype="f4")[:] = range(1, 51)
+            with pytest.raises(OSError, match="full"):
+                check()
+
+    with pytest.raises(OSError, match="full"):
+        fill()
+    assert underway == []
+
+
+def test_zarr_writes_nothing_once_it_was_interrupted(tmp_path, underway):
+    """Ctrl-C reaches the thread that waits for zarr while zarr's own threads go on."""
+    with open_folder(tmp_path / "x.zarr") as (group, _):
+        array = group.create_array("x", shape=(50,), chunks=(1,), dtype="f4")
+        thread = threading.Thread(target=array.__setitem__, args=(slice(1, 50), range(1, 50)))
+        thread.start()
+        while not underway and thread.is_alive():
+            pass
+    written = names(tmp_path / "x.zarr" / "x")
+    assert underway == []
+    thread.join()
+    assert names(tmp_path / "x.zarr" / "x") == written
