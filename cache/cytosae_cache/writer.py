@@ -133,9 +133,13 @@ class StoreWriter:
     Args:
         store: The unfinished store.
         widen: Converts numbers to float64; any exact conversion gives the same store, a faster one sooner.
+
+    Raises:
+        StoreCorruptError: If a link leads out of the store.
     """
 
     def __init__(self, store: StoreLayout, *, widen: Widen = widen) -> None:
+        store.storage.check_links()
         self.store = store
         self._storage, self._widen = store.storage, widen
         # Written before the first mark: without a mark they may be incomplete, and the first shard gives them again.

@@ -21,6 +21,7 @@ from cytosae_cache.format.metadata import (
 )
 from cytosae_cache.format.moments import Moments
 from cytosae_cache.format.quantize import Channels
+from cytosae_cache.format.shard import index_bytes, shard_name
 from cytosae_cache.format.spec import FORMAT_VERSION, StoreSpec
 from cytosae_cache.storage.base import Location
 from cytosae_cache.storage.open import open_storage
@@ -33,6 +34,9 @@ NAMES_FILE = f"{COLUMNS_FOLDER}/names/zarr.json"
 
 MAX_COLUMNS = 64
 """Most further columns."""
+
+_LOOKED_SHARDS = 8
+"""Most shard files that opening looks at."""
 
 
 class ImageTable(NamedTuple):
@@ -54,7 +58,8 @@ class ImageTable(NamedTuple):
 class StoreLayout:
     """The description of an existing store, finished or not, as it was when this object was made.
 
-    Opening reads the metadata; tables are read on first access. Pickles as its location, so unpickling opens the store
+    Opening reads the metadata and looks at one shard file, however many there are; tables are read on first access, and
+    each shard is checked when it is first read. Pickles as its location, so unpickling opens the store
     again.
 
     Args:
@@ -70,7 +75,6 @@ class StoreLayout:
         self.path = self.storage.location
         """Where the store is: a path, or the URL of a remote one."""
         attributes = read_attributes(self.storage)
-        n_bytes = self.storage.scan()
         self.spec = StoreSpec.from_json(attributes.get("spec"))
         self.complete = attributes.get("complete") is True
         self.provenance = read_provenance(attributes)
@@ -80,12 +84,8 @@ class StoreLayout:
         name = "activations/zarr.json"
         array = parse_json(self.read_file(name, max_bytes=MAX_METADATA_BYTES), f"{self.path}/{name}")
         self.n_images, self.shard_images, self.compression = check_activations(array, self.spec, str(self.path))
-        # Every image has 16 bytes in its shard's index, so this refuses a shape that fits into no memory.
-        if self.complete and n_bytes < 16 * self.n_images:
-            raise StoreCorruptError(
-                f"the metadata of store '{self.path}' promises {self.n_images:,} images, but its shard files have only "
-                f"{n_bytes:,} bytes in total: files are missing or the shape is wrong"
-            )
+        if self.complete and self.n_images:
+            self._require_shards()
 
     @classmethod
     def open(cls, location: Location) -> Self:
@@ -116,6 +116,25 @@ class StoreLayout:
                 "again"
             )
 
+    def _require_shards(self) -> None:
+        """Refuse a shape that no shard file has room for, before memory is taken for it.
+
+        Looks at one file, or at a few spread over the store if that is missing: the time does not grow with the shards.
+
+        Raises:
+            StoreCorruptError: If none of them is there and large enough.
+        """
+        n_looked, n_bytes = min(self.n_shards, _LOOKED_SHARDS), 0
+        for number in range(n_looked):
+            size = self.storage.size(shard_name((2 * number + 1) * self.n_shards // (2 * n_looked))) or 0
+            if size >= index_bytes(self.shard_images):
+                return
+            n_bytes += size
+        raise StoreCorruptError(
+            f"the metadata of store '{self.path}' promises {self.n_images:,} images, but its shard files have only "
+            f"{n_bytes:,} bytes ({n_looked:,} of {self.n_shards:,} looked at): files are missing or the shape is wrong"
+        )
+
     def read_file(self, name: str, *, max_bytes: int | None = None) -> bytes:
         """Read a small file of the store and compare it with its recorded digest; shards have checksums of their own.
 
@@ -145,7 +164,9 @@ class StoreLayout:
             StoreCorruptError: If it is missing, was changed or cannot be decoded.
         """
         names = self.files if self.complete else self.storage.names(f"{place}/")
-        files = {name: self.read_file(name) for name in names if name.startswith(f"{place}/")}
+        # Its metadata in any case, so that a missing one is an error that names the file.
+        ours = dict.fromkeys([f"{place}/zarr.json", *(name for name in names if name.startswith(f"{place}/"))])
+        files = {name: self.read_file(name) for name in ours}
         lengths = lengths or (self.n_images, self.n_shards, self.d_model)
         return read_table(files, place, lengths=lengths, widths=(32, self.d_model), where=str(self.path))
 

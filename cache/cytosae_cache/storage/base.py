@@ -76,8 +76,10 @@ class StorageBackend(ABC):
         return str(self.location)
 
     @abstractmethod
-    def scan(self) -> int:
-        """Check that no link leads out of the store; return the total bytes of the files below `activations`.
+    def check_links(self) -> None:
+        """Check that no link leads out of the store; looks at every file.
+
+        Reading, writing and removing a file check its own links. This is for what hands over the whole store.
 
         Raises:
             StoreCorruptError: If a link leads out of the store, or an entry is neither a file nor a folder.
@@ -130,11 +132,16 @@ class StorageBackend(ABC):
 
         Raises:
             OSError: If the disk is full or the store is not writable; no partial file remains.
+            StoreCorruptError: If a link leads out of the store.
         """
 
     @abstractmethod
     def remove(self, names: Iterable[str]) -> None:
-        """Remove files; missing ones are ignored."""
+        """Remove files; missing ones are ignored.
+
+        Raises:
+            StoreCorruptError: If a folder is a link that leads out of the store.
+        """
 
     @abstractmethod
     def sync(self) -> None:

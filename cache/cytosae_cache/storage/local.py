@@ -47,14 +47,12 @@ class LocalStorage(StorageBackend):
     def __init__(self, path: Path) -> None:
         self.location = self.path = path
 
-    def scan(self) -> int:
-        """Check that no link leads out of the folder; return the total bytes of the files below `activations`."""
-        root, n_bytes, folders = os.path.realpath(self.path), 0, [self.path]
+    def check_links(self) -> None:
+        """Check that no link leads out of the folder; looks at every file."""
+        root, folders = os.path.realpath(self.path), [os.fspath(self.path)]
         while folders:
-            folder = folders.pop()
-            counted = folder.is_relative_to(self.path / "activations")
             # A build may be running: files that it renames or removes between listing and looking are not an error.
-            with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+            with contextlib.suppress(FileNotFoundError), os.scandir(folders.pop()) as entries:
                 for entry in entries:
                     if entry.is_symlink():
                         if not Path(os.path.realpath(entry.path)).is_relative_to(root):
@@ -62,18 +60,16 @@ class LocalStorage(StorageBackend):
                                 f"'{entry.path}' is a link that leads out of the store; it is not followed"
                             )
                     elif entry.is_dir():
-                        folders.append(Path(entry.path))
+                        folders.append(entry.path)
                     elif not entry.is_file() and os.path.lexists(entry.path):
                         raise StoreCorruptError(f"'{entry.path}' is neither a file nor a folder")
-                    elif counted:
-                        with contextlib.suppress(FileNotFoundError):
-                            n_bytes += entry.stat().st_size
-        return n_bytes
 
     def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
         """Read a whole file."""
         path = self._inside(name)
         if not path.is_file():  # opening a pipe would block forever
+            if path.exists() and not path.is_dir():
+                raise StoreCorruptError(f"'{path}' is neither a file nor a folder")
             raise FileNotFoundError(path)
         if max_bytes is not None and path.stat().st_size > max_bytes:
             raise StoreCorruptError(f"'{path}' is larger than any metadata of this format may be ({max_bytes:,} bytes)")
@@ -97,7 +93,7 @@ class LocalStorage(StorageBackend):
 
     def write(self, name: str, parts: Sequence[memoryview | bytes], *, sync: bool = False) -> None:
         """Write a file atomically, replacing an existing one of the same name."""
-        path = self.path / name
+        path = self._inside(name, folder=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, sync=sync) as file:
             written = flushed = 0
@@ -110,11 +106,16 @@ class LocalStorage(StorageBackend):
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove files, and folders that become empty."""
+        folders: set[Path] = set()
         for name in names:
             path = self.path / name
+            if path.parent not in folders:
+                self._inside(name, folder=True)
+                folders.add(path.parent)
             path.unlink(missing_ok=True)
+        for folder in sorted(folders, reverse=True):  # those inside others first
             with contextlib.suppress(OSError):  # not empty
-                path.parent.rmdir()
+                folder.rmdir()
 
     def sync(self) -> None:
         """Sync the small files and all folders; shards are synced when they are written."""
@@ -146,9 +147,9 @@ class LocalStorage(StorageBackend):
         with locked(self.path.with_name(f"{self.path.name}.lock"), str(self)):
             yield
 
-    def _inside(self, name: str) -> Path:
-        """Path of a file, checked to lie inside the folder."""
-        check_inside(self.path, name)
+    def _inside(self, name: str, *, folder: bool = False) -> Path:
+        """Path of a file, checked to lie inside the folder; if `folder`, only its folder is: the file may be new."""
+        check_inside(self.path, name.rpartition("/")[0] if folder else name)
         return self.path / name
 
 

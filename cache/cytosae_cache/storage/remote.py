@@ -55,11 +55,8 @@ class RemoteStorage(StorageBackend):
         self._root = str(root).rstrip("/")
         self._uploads = UnfinishedUploads(self._system)
 
-    def scan(self) -> int:
-        """Total bytes of the objects below `activations`; object storage has no links to check."""
-        start = self._path("activations")
-        found = self._try("list", "activations", lambda: self._system.find(start, detail=True))
-        return sum(int(entry["size"]) for entry in found.values())
+    def check_links(self) -> None:
+        """Nothing to do: object storage has no links."""
 
     def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
         """Read a whole object."""
