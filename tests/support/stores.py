@@ -111,9 +111,9 @@ def record_opens(store: ActivationStore, monkeypatch: pytest.MonkeyPatch) -> lis
     opened: list[str] = []
     open_file = store.storage.open
 
-    def record(name: str, *, direct: bool = False) -> ReadableFile:
+    def record(name: str, *, direct: bool = False, n_bytes: int | None = None) -> ReadableFile:
         opened.append(name)
-        return open_file(name, direct=direct)
+        return open_file(name, direct=direct, n_bytes=n_bytes)
 
     monkeypatch.setattr(store.storage, "open", record)
     return opened

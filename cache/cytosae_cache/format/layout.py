@@ -246,6 +246,11 @@ class StoreLayout:
         return self.column("images/crc32c", lengths=[self.n_images]).astype(np.uint32)
 
     @cached_property
+    def shard_bytes(self) -> npt.NDArray[np.uint64]:
+        """Recorded length of each shard file, shape `(n_shards,)`."""
+        return self.column("shards/n_bytes", lengths=[self.n_shards]).astype(np.uint64)
+
+    @cached_property
     def channels(self) -> Channels | None:
         """Decoding parameters of an int8 store; None for other stores, and before the first shard is written.
 

@@ -2,11 +2,12 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -30,8 +31,8 @@ _DIRECT_ALIGNMENT = 512
 _FLUSH_BYTES = 32 << 20
 """The disk begins with a file that will be synced whenever so many bytes were written."""
 
-_SYNC_THREADS = 8
-"""Small files that are synced at once."""
+_SYNC_THREADS, _SYNCED_TOGETHER = 8, 4096
+"""Files that are synced at once, and those whose folders are gathered first."""
 
 
 class LocalStorage(StorageBackend):
@@ -42,6 +43,7 @@ class LocalStorage(StorageBackend):
     """
 
     n_threads = 4
+    is_remote = False
     checks_content = True
 
     def __init__(self, path: Path) -> None:
@@ -87,8 +89,8 @@ class LocalStorage(StorageBackend):
         files = (path.relative_to(self.path).as_posix() for path in start.rglob("*") if not path.is_dir())
         return sorted(name for name in files if name.startswith(prefix) and (with_litter or not is_litter(name)))
 
-    def open(self, name: str, *, direct: bool = False) -> "LocalFile":
-        """Open a file for reads at any offset."""
+    def open(self, name: str, *, direct: bool = False, n_bytes: int | None = None) -> "LocalFile":
+        """Open a file for reads at any offset; its length is that of the open file."""
         return LocalFile(self.path / name, open_inside(self.path, name), direct=direct)
 
     def write(self, name: str, parts: Sequence[memoryview | bytes], *, sync: bool = False) -> None:
@@ -117,17 +119,17 @@ class LocalStorage(StorageBackend):
             with contextlib.suppress(OSError):  # not empty
                 folder.rmdir()
 
-    def sync(self) -> None:
-        """Sync the small files and all folders; shards are synced when they are written."""
-        files, folders = [], [self.path.parent]
-        for folder, _, names in os.walk(self.path):
-            folders.append(Path(folder))
-            if "/activations/c/" not in f"{Path(folder).as_posix()}/":
-                files += [Path(folder) / name for name in names if not is_litter(name)]
+    def sync(self, names: Iterable[str], *, contents: bool = True) -> None:
+        """Sync files and the folders that they are in, up to the one that contains this folder."""
+        left = iter(names)
         # At once: the disk carries out requests that arrive together with one flush.
         with ThreadPoolExecutor(_SYNC_THREADS, thread_name_prefix="sync") as pool:
-            for done in [pool.map(sync_file, files), pool.map(sync_folder, folders)]:
-                list(done)
+            while some := list(itertools.islice(left, _SYNCED_TOGETHER)):
+                if contents:
+                    list(pool.map(sync_file, (self.path / name for name in some)))
+                folders = {folder for name in some for folder in PurePosixPath(name).parents}
+                list(pool.map(sync_folder, (self.path / folder for folder in folders)))
+        sync_folder(self.path.parent)
 
     def remove_partials(self) -> None:
         """Remove the partial files that a killed writer left."""
