@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -59,7 +60,7 @@ class StoreLayout:
     """The description of an existing store, finished or not, as it was when this object was made.
 
     Opening reads the metadata and looks at one shard file, however many there are; tables are read on first access, and
-    each shard is checked when it is first read. Pickles as its location, so unpickling opens the store
+    each shard is checked when it is first read. Pickles as its absolute location, so unpickling opens the store
     again.
 
     Args:
@@ -101,7 +102,12 @@ class StoreLayout:
         return store
 
     def __reduce__(self) -> tuple[type[Self], tuple[Location]]:
-        return type(self), (self.path,)
+        return type(self), (self.absolute_location,)
+
+    @property
+    def absolute_location(self) -> Location:
+        """The store's path from the root of this machine, or its URL: what another process can open."""
+        return self.path.absolute() if isinstance(self.path, Path) else self.path
 
     def require_complete(self) -> None:
         """Refuse an unfinished store.
