@@ -31,6 +31,7 @@ from cytosae_cache.format.moments import Widen, image_sums, widen
 from cytosae_cache.format.quantize import Channels, dequantize, measure_channels, quantize
 from cytosae_cache.format.shard import as_bytes, checksum, digest_file, digest_parts, digest_raw, make_index, shard_name
 from cytosae_cache.format.spec import Compression, StoreSpec
+from cytosae_cache.format.texts import to_texts
 from cytosae_cache.storage.base import Location, StorageBackend, map_requests
 from cytosae_cache.storage.open import open_storage
 from cytosae_cache.store import ActivationStore
@@ -77,11 +78,10 @@ def create_store(
     storage = open_storage(location)
     clear_leftovers(storage)
     tables: dict[str, npt.NDArray[Any]] = {
-        f"images/{name}": np.array(list(column), dtype=np.dtypes.StringDType())
-        for name, column in zip(images._fields, images, strict=True)
+        f"images/{name}": to_texts(column) for name, column in zip(images._fields, images, strict=True)
     }
     if columns:
-        tables[f"{COLUMNS_FOLDER}/names"] = np.array(list(columns), dtype=np.dtypes.StringDType())
+        tables[f"{COLUMNS_FOLDER}/names"] = to_texts(columns)
         tables |= {f"{COLUMNS_FOLDER}/{number}": column for number, column in enumerate(columns.values())}
     activations = (spec, len(images.path), shard_images, compression)
     files = encode_hierarchy(tables, activations=activations)

@@ -24,6 +24,7 @@ from cytosae_cache.format.moments import Moments
 from cytosae_cache.format.quantize import Channels
 from cytosae_cache.format.shard import index_bytes, shard_name
 from cytosae_cache.format.spec import FORMAT_VERSION, StoreSpec
+from cytosae_cache.format.texts import Names, Texts, to_texts
 from cytosae_cache.storage.base import Location
 from cytosae_cache.storage.open import open_storage
 
@@ -52,8 +53,8 @@ class ImageTable(NamedTuple):
 
     def take(self, rows: npt.NDArray[np.integer]) -> "ImageTable":
         """The table of the given rows only, in their order."""
-        wanted = rows.tolist()
-        return ImageTable(*([column[row] for row in wanted] for column in self))
+        columns = (column if isinstance(column, Texts) else Texts(to_texts(column)) for column in self)
+        return ImageTable(*(column.take(rows) for column in columns))
 
 
 class StoreLayout:
@@ -214,8 +215,19 @@ class StoreLayout:
 
     @cached_property
     def images(self) -> ImageTable:
-        """Path, label and patient of every row."""
-        return ImageTable(*([str(item) for item in self.column(f"images/{name}")] for name in ImageTable._fields))
+        """Path, label and patient of every row, kept as arrays.
+
+        Raises:
+            StoreCorruptError: If they cannot be read, or are not texts.
+        """
+        columns = [self.column(f"images/{name}", lengths=[self.n_images]) for name in ImageTable._fields]
+        if any(column.dtype.kind != "T" or column.ndim != 1 for column in columns):
+            raise StoreCorruptError(
+                f"path, label and patient of store '{self.path}' must be texts, one for each image, found "
+                f"{', '.join(f'{column.dtype} {column.shape}' for column in columns)}"
+            )
+        path, label, patient = map(Texts, columns)
+        return ImageTable(path, Names.of(label), Names.of(patient))
 
     @cached_property
     def image_columns(self) -> dict[str, npt.NDArray[Any]]:
