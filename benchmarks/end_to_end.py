@@ -53,8 +53,8 @@ def main() -> None:
     parser.add_argument("--expansion", type=int, default=16)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
         if options.encoder:
             options.model_path = write_random(root, ARCHITECTURES[options.encoder])
         source = options.images_path or draw_cells(root / "cells", options.images)
@@ -65,13 +65,13 @@ def main() -> None:
         started = time.perf_counter()
         run_reference(images, options)
         baseline_s = time.perf_counter() - started
+        name = describe_backbone(_model(options), name=options.encoder, block=-2).name
     print_line(
         {
             "name": "end_to_end", "ratio": round(baseline_s / ours_s, 2), "baseline_s": round(baseline_s, 1),
             "ours_s": round(ours_s, 1), "images": len(images), "epochs": options.epochs, "batch": _BATCH,
-            "expansion": options.expansion,
-            "model": describe_backbone(_model(options), name=options.encoder, block=-2).name,
-            "stages_s": ours, "threads": torch.get_num_threads(), "device": choose_device(options.device).type,
+            "expansion": options.expansion, "model": name, "stages_s": ours,
+            "threads": torch.get_num_threads(), "device": choose_device(options.device).type,
         }
     )  # fmt: skip
 

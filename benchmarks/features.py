@@ -3,9 +3,10 @@
     python -m benchmarks.features --images 256
 
 Ours reads a store from the page cache, checks every image's checksum, encodes in float32 and keeps scores, top images,
-means, sparsity and counts. It is compared with the encoder's product of the same tokens, already in memory, in float32
-and in bfloat16 (`against` is `product`), and with a plain pass (`plain`): float32 forward passes with the decoder of
-the same images, all latents of a batch kept, as in the reference.
+means, sparsity and counts; where the machine has products of 8 bits, only latents that can be active are computed
+(`screened`), unless `--dense` is given. It is compared with the encoder's product of the same tokens, already in
+memory, in float32 and in bfloat16 (`against` is `product`), and with a plain pass (`plain`): float32 forward passes
+with the decoder of the same images, all latents of a batch kept, as in the reference.
 """
 
 import argparse
@@ -18,8 +19,12 @@ import torch
 from benchmarks.measure import compare
 from benchmarks.storage import make_spec, write_store
 from cytosae.sae.base import Sae
+from cytosae.sae.int8_weights import has_int8_products
 from cytosae.sae.registry import ARCHITECTURES, make_sae
-from cytosae.statistics.accumulators import BlockEncoder, FeatureStatistics
+from cytosae.statistics.accumulators import FeatureStatistics
+from cytosae.statistics.block_encoder import BlockEncoder, ImageEncoder
+from cytosae.statistics.screened_encoder import make_screened_encoder
+from cytosae.statistics.screened_images import ScreenedImageEncoder
 from cytosae.training.encoder_blocks import EncoderProduct
 from cytosae.training.matmul import MatmulConfig
 from cytosae_cache.reading.loader import iter_row_blocks
@@ -39,6 +44,7 @@ def main() -> None:
     parser.add_argument("--latents", type=int, default=24_576)
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dense", action="store_true", help="compute all latents")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--folder", type=Path, help="where the store is written; default a temporary folder")
     options = parser.parse_args()
@@ -72,19 +78,21 @@ def run(reader: StoreReader, sae: Sae, options: argparse.Namespace) -> None:
     """Compare a pass over the store with both baselines."""
     device = sae.b_dec.device
     tokens = torch.from_numpy(reader.read(np.arange(reader.store.n_images))).to(device).float()
+    encoder = make_encoder(sae, screened=not options.dense and device.type == "cpu" and has_int8_products())
     sizes = {
-        "arch": sae.architecture, "images": len(tokens), "tokens": tokens.shape[1], "d_in": options.d_in,
+        "arch": sae.architecture, "screened": isinstance(encoder, ScreenedImageEncoder),
+        "images": len(tokens), "tokens": tokens.shape[1], "d_in": options.d_in,
         "latents": options.latents, "threads": torch.get_num_threads(), "device": device.type,
     }  # fmt: skip
     with torch.inference_mode():
         for dtype in (torch.float32, torch.bfloat16):
             products = [EncoderProduct(sae, part.flatten(0, 1), MatmulConfig(dtype)) for part in tokens.split(16)]
             compare(
-                "features", lambda: multiply(products), lambda: make_features(reader, sae),  # noqa: B023 - called at once
+                "features", lambda: multiply(products), lambda: make_features(reader, encoder),  # noqa: B023 - called at once
                 against="product", dtype=str(dtype).removeprefix("torch."), rounds=options.rounds, **sizes,
             )  # fmt: skip
         compare(
-            "features", lambda: pass_plainly(sae, tokens), lambda: make_features(reader, sae), against="plain",
+            "features", lambda: pass_plainly(sae, tokens), lambda: make_features(reader, encoder), against="plain",
             rounds=options.rounds, **sizes,
         )  # fmt: skip
 
@@ -98,10 +106,16 @@ def multiply(products: list[EncoderProduct]) -> None:
         torch.cuda.synchronize()
 
 
-def make_features(reader: StoreReader, sae: Sae) -> None:
+def make_encoder(sae: Sae, *, screened: bool) -> ImageEncoder:
+    """The encoder of `features`."""
+    if screened and (encoder := make_screened_encoder(sae)) is not None:
+        return ScreenedImageEncoder(sae, encoder, [0.2])
+    return BlockEncoder(sae, [0.2])
+
+
+def make_features(reader: StoreReader, encoder: ImageEncoder) -> None:
     """Feature data from the store, as `features` computes it."""
-    encoder = BlockEncoder(sae, [0.2])
-    statistics = FeatureStatistics(encoder.n_latents, _TOP_K, device=sae.b_dec.device)
+    statistics = FeatureStatistics(encoder.n_latents, _TOP_K, device=encoder.device)
     for block in iter_row_blocks(reader, block_rows=_BATCH):
         pooled = encoder.reduce(torch.from_numpy(block.activations), block.first)
         statistics.update(torch.arange(block.first, block.first + len(block.valid)), pooled.scores)

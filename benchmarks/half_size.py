@@ -17,7 +17,8 @@ import torch
 from cytosae.sae.base import Sae
 from cytosae.sae.loss import LossWeights
 from cytosae.sae.registry import make_sae
-from cytosae.statistics.accumulators import BlockEncoder, FeatureStatistics
+from cytosae.statistics.accumulators import FeatureStatistics
+from cytosae.statistics.block_encoder import BlockEncoder
 from cytosae.training.geometric_median import geometric_median
 from cytosae.training.lr_schedule import LearningRateSchedule
 from cytosae.training.matmul import MatmulConfig

@@ -172,7 +172,7 @@ def make_campaign(options: argparse.Namespace) -> Campaign:
         given |= {(program, one): Setting(float(rate), bool(comma)) for one in ([arch] if arch else ARCHS)}
     return Campaign(
         tuple(options.programs), tuple(options.arch), tuple(options.k), tuple(options.seeds), tuple(options.rates),
-        given, options.tune_scaling,
+        given, options.tune_scaling, options.tuned_only,
     )  # fmt: skip
 
 
@@ -198,6 +198,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="learning rates that need no tuning",
     )
     add("--tune-scaling", action="store_true", help="try each program's option that scales activations, too")
+    add("--tuned-only", action="store_true", help="leave out default settings of programs with --rates or --rate")
     add("--threads", type=int, default=1, help="threads of every training process")
     add("--environments", type=Path, default=default_folder(), help="folder of the programs' environments")
     add("--out", type=Path, help="file that lines are appended to, and continued from")

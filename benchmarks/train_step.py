@@ -10,9 +10,12 @@ token, for `relu` and `gated`: 0.5 is a new autoencoder, a trained one has 0.01 
 active ones; of all latents at a density of 0.25 and more) at the fastest rate of products that was measured in the
 same rounds; `limit_share` is that time divided by ours. `memory` is the peak of a step in a process of its own, above
 the interpreter with torch loaded: weights, gradients, Adam's moments and everything the step makes.
+
+`kernels` says whether sparse products ran as kernels of our own, on a GPU; `--no-kernels` measures without them.
 """
 
 import argparse
+import contextlib
 import statistics
 import subprocess
 import sys
@@ -23,6 +26,7 @@ import torch
 
 from benchmarks.measure import compare, print_line
 from cytosae.sae.base import Sae
+from cytosae.sae.kernels import has_kernels, without_kernels
 from cytosae.sae.loss import LossInputs, LossWeights
 from cytosae.sae.registry import ARCHITECTURES, make_sae
 from cytosae.training.encoder_blocks import EncoderProduct
@@ -85,9 +89,16 @@ def main() -> None:
     parser.add_argument("--ghost-share", type=float, default=0.0, help="share of latents that are dead")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-memory", action="store_true", help="leave out the peaks of memory")
+    parser.add_argument("--no-kernels", action="store_true", help="torch's own sparse products on a GPU, too")
     parser.add_argument("--crossover", action="store_true", help="dense products against sparse ones instead")
     parser.add_argument("--peak-of", choices=("plain", "ours"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    with without_kernels() if options.no_kernels else contextlib.nullcontext():
+        measure(options)
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Measure what was asked for."""
     device = choose_device(options.device)
     products = choose_products(options.precision, device, options.d_in)
     if options.peak_of:
@@ -106,7 +117,7 @@ def run(options: argparse.Namespace, device: torch.device, products: Products, a
     sizes = {
         "arch": arch, "d_in": options.d_in, "latents": options.latents, "tokens": options.tokens,
         "density": round(density, 5), "precision": products.precision, "device": device.type,
-        "threads": torch.get_num_threads(), "ghost_share": options.ghost_share,
+        "threads": torch.get_num_threads(), "ghost_share": options.ghost_share, "kernels": has_kernels(device),
     }  # fmt: skip
     x = make_batch(options, device)
     plain = make_step(options, device, arch, density, None)
@@ -219,7 +230,7 @@ def compare_products(options: argparse.Namespace, device: torch.device, products
             lambda: run_step(dense, x),  # noqa: B023 - called at once
             lambda: run_step(sparse, x),  # noqa: B023
             rounds=options.rounds, d_in=options.d_in, latents=options.latents, tokens=options.tokens, density=density,
-            precision=products.precision,
+            precision=products.precision, kernels=has_kernels(device),
         )  # fmt: skip
 
 
@@ -229,7 +240,7 @@ def run_peak(options: argparse.Namespace, arch: str, density: float, precision: 
         sys.executable, "-m", "benchmarks.train_step", "--arch", arch, "--k", options.k,
         "--d-in", options.d_in, "--latents", options.latents,
         "--tokens", options.tokens, "--density", density, "--precision", precision, "--device", options.device,
-        "--ghost-share", options.ghost_share, "--peak-of", which,
+        "--ghost-share", options.ghost_share, "--peak-of", which, *(["--no-kernels"] if options.no_kernels else []),
     ]  # fmt: skip
     done = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True)
     return int(done.stdout)

@@ -166,12 +166,13 @@ def install(wheels: list[Path], site: Path) -> Ended:
 def describe_machine(environment: dict[str, str]) -> dict[str, Any]:
     """Device, driver and versions, asked for in a process of its own."""
     code = (
-        "import json, numpy, torch\n"
+        "import importlib.util, json, numpy, torch\n"
         "there = torch.cuda.is_available()\n"
         "properties = torch.cuda.get_device_properties(0) if there else None\n"
         "print(json.dumps({'device': properties.name if there else 'cpu',"
         " 'device_bytes': properties.total_memory if there else 0, 'n_devices': torch.cuda.device_count(),"
         " 'capability': list(torch.cuda.get_device_capability(0)) if there else None,"
+        " 'triton': __import__('triton').__version__ if importlib.util.find_spec('triton') else None,"
         " 'torch': torch.__version__, 'cuda': torch.version.cuda, 'numpy': numpy.__version__,"
         " 'tf32_products': torch.backends.cuda.matmul.allow_tf32}))"
     )

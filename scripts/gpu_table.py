@@ -35,9 +35,10 @@ def main() -> None:
 def make_table(result: dict[str, Any]) -> str:
     """The section's text: the machine, a row for each line, the tests, and what was left out."""
     driver = f"driver {result['driver']}, " if result.get("driver") else ""
+    triton = f"Triton {result['triton']}, " if result.get("triton") else ""
     text = [
-        f"{result['device']}, {driver}torch {result.get('torch')} with CUDA {result.get('cuda')}, Python "
-        f"{result['python']}, {result['cores']} cores.",
+        f"{result['device']}, {driver}torch {result.get('torch')} with CUDA {result.get('cuda')}, {triton}Python "
+        f"{result['python']}, {result['cores']} cores.{describe_kernels(result)}",
         "",
         "| what | of | ratio | best | rounds | baseline | ours |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -52,6 +53,13 @@ def make_table(result: dict[str, Any]) -> str:
             text.append(f"- `{part['command']}` failed: {(part.get('tail') or ['it printed nothing'])[-1]}")
     text += [f"- Left out: {one['name']}: {one['why']}." for one in result["left_out"]]
     return "\n".join(text)
+
+
+def describe_kernels(result: dict[str, Any]) -> str:
+    """A sentence on whether the steps' sparse products ran as kernels of our own; empty if there were no steps."""
+    used = {line["kernels"] for part in result["parts"] for line in part["lines"] if "kernels" in line}
+    answer = {(True,): "as our kernels", (False,): "as torch's own"}.get(tuple(used), "partly as our kernels")
+    return f" Sparse products ran {answer}." if used else ""
 
 
 def make_row(line: dict[str, Any]) -> str:

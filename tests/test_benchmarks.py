@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from benchmarks import shuffle, train_step
+from benchmarks import patches, shuffle, train_step
 from cytosae.sae.registry import ARCHITECTURES
 from cytosae.training.matmul import MatmulConfig
 from tests.support.stores import make_activations, make_spec, make_store
@@ -33,6 +34,23 @@ def test_build_prints_both_comparisons_of_an_encoder():
     assert [line["name"] for line in lines] == ["build", "build_blocks"]
     assert all(line["ratio"] > 0 and line["encoder"] == "cytosae_tiny14" and line["images"] == 3 for line in lines)
     assert lines[1]["blocks"] == 3
+
+
+def test_patches_cover_pictures_without_overlap(tmp_path, capsys, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 100, 3), dtype=np.uint8)
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "pictures" / "street.png")
+    Image.fromarray(pixels[:20]).save(tmp_path / "pictures" / "strip.png")
+    out = tmp_path / "out"
+    arguments = ["patches", "--pictures", str(tmp_path / "pictures"), "--out", str(out), "--side", "32"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    patches.main()
+    assert capsys.readouterr().out == f"6 patches of 2 pictures in '{out}'\n"
+    found = [np.asarray(Image.open(path)) for path in sorted((out / "street").iterdir())]
+    joined = np.concatenate([np.concatenate(found[:3], axis=1), np.concatenate(found[3:], axis=1)])
+    assert np.array_equal(joined, pixels[:64, :96])
+    with pytest.raises(FileExistsError):
+        patches.main()
 
 
 def test_stream_prints_a_line_a_kind(tmp_path):
@@ -187,6 +205,12 @@ def test_the_benchmarks_densities_are_those_asked_for():
             assert (acts > 0).float().mean().item() == pytest.approx(density, rel=0.25)
             if matmul is not None:
                 assert step.step(x).terms.ghost > 0
+
+
+@pytest.mark.slow
+def test_end_to_end_takes_known_encoders_with_random_weights():
+    (line,) = _run("end_to_end", "--images", 2, "--epochs", 1, "--expansion", 2, "--encoder", "dino_vitt16")
+    assert (line["model"], line["images"]) == ("dino_vitt16", 2)
 
 
 @pytest.mark.slow

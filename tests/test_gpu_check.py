@@ -137,3 +137,15 @@ def test_a_table_of_a_run_that_failed_says_what_failed():
     assert "A GPU, driver 1.2, torch 2.6 with CUDA 12.4, Python 3.12, 4 cores." in table
     assert "- `python -m benchmarks.build` failed: RuntimeError: no kernel" in table
     assert "- Left out: features: there is no benchmarks.features." in table
+
+
+@pytest.mark.parametrize(
+    ("used", "text"),
+    [([True, True], "as our kernels"), ([False], "as torch's own"), ([True, False], "partly as our kernels")],
+)
+def test_a_table_says_whether_our_kernels_were_used(used, text):
+    lines = [{"name": "train_step", "ratio": 2.0, "kernels": one} for one in used]
+    part = {"name": "train_step", "command": "", "ended": "done", "lines": lines}
+    result = {"device": "A GPU", "triton": "3.7", "python": "3.12", "cores": 4, "parts": [part], "left_out": []}
+    table = gpu_table.make_table(result)
+    assert f", Triton 3.7, Python 3.12, 4 cores. Sparse products ran {text}." in table

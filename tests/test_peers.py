@@ -65,6 +65,12 @@ def test_without_rates_only_the_defaults_are_run():
     assert {run.precision for run in runs if run.program == OURS} == {"fp32", "auto"}
 
 
+def test_tuned_settings_alone_leave_out_the_defaults_of_programs_that_have_them():
+    campaign = _campaign(tuned_only=True, rates=(1e-3,))
+    runs = table_runs(campaign, {pair: Setting(1e-3) if pair[0] == "saelens" else None for pair in campaign.trained()})
+    assert {(run.program, run.settings) for run in runs} == {("saelens", "tuned"), (OURS, "default")}
+
+
 def test_rates_are_tuned_at_the_first_k_and_seed_for_other_programs_alone():
     runs = tuning_runs(_campaign(rates=(1e-4, 1e-3), tune_scaling=True))
     assert {(run.program, run.k, run.seed) for run in runs} == {("saelens", 32, 0)}

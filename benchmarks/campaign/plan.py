@@ -54,6 +54,8 @@ class Campaign(NamedTuple):
     """Settings by program and architecture that need no tuning."""
     tune_scaling: bool
     """Whether tuning also tries the option that scales activations."""
+    tuned_only: bool = False
+    """Whether a program that has a best setting is not trained with its defaults, too."""
 
     def trained(self) -> list[tuple[str, str]]:
         """Pairs of program and architecture."""
@@ -125,7 +127,10 @@ def table_runs(campaign: Campaign, best: Mapping[tuple[str, str], Setting | None
     """
     runs = []
     for program, arch in campaign.trained():
-        settings = [("default", Setting())] + ([("tuned", setting)] if (setting := best[program, arch]) else [])
+        setting = best[program, arch]
+        settings = [("tuned", setting)] if setting else []
+        if not (setting and campaign.tuned_only):
+            settings = [("default", Setting()), *settings]
         runs += [
             Run(program, arch, k, seed, precision, *setting, name)
             for k in campaign.ks

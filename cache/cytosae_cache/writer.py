@@ -146,7 +146,7 @@ class StoreWriter:
         # Written before the first mark: without a mark they may be incomplete, and the first shard gives them again.
         self._channels = _read_channels(store) if store.n_finished_shards else None
         self._codec = make_codec(store.compression, np.dtype(store.spec.store_dtype).itemsize)
-        # Not `queue.Queue`: if Ctrl-C hits the caller while it wakes the thread, the next item wakes nobody.
+        # Not `queue.Queue`: Ctrl-C while the caller notifies the thread would lose the notification.
         self._queue: queue.SimpleQueue[ShardData | None] = queue.SimpleQueue()
         self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
         for _ in range(_QUEUED_SHARDS):

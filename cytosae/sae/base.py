@@ -138,6 +138,11 @@ class Sae(nn.Module, ABC):
         """
         return None
 
+    @property
+    def inactive_below(self) -> torch.Tensor | None:
+        """The value up to which a latent is not active, in the shapes of `active_above`; None if latents compete."""
+        return self.active_above
+
     @abstractmethod
     def training_loss(self, x: torch.Tensor, inputs: LossInputs) -> SaeLoss:
         """The training loss, differentiable by autograd.

@@ -5,11 +5,16 @@ repeat to the last bit. In dense terms: `matmul(W)` is `A @ W`, `sampled_matmul(
 `transpose().matmul(g)` is `A.T @ g`.
 """
 
+import itertools
 import warnings
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+
+from cytosae.sae.devices import widest_type
+from cytosae.sae.kernels import find_kernels
 
 
 class CooMatrix(NamedTuple):
@@ -36,7 +41,15 @@ class CooMatrix(NamedTuple):
 
     def matmul(self, weights: torch.Tensor) -> torch.Tensor:
         """`A @ weights`, shape `(N, D)`, for weights of shape `(S, D)`."""
-        return _sum_rows(weights, self.columns, self.values, _offsets(self.rows, self.shape[0]))
+        bounds = self._bounds()
+        kernels = find_kernels(weights, self.values)
+        if kernels is not None:
+            sums: torch.Tensor = kernels.sum_rows(self.rows, self.columns, self.values, bounds, weights)
+            return sums
+        return F.embedding_bag(
+            self.columns, weights, bounds, mode="sum", per_sample_weights=self.values.to(weights.dtype),
+            include_last_offset=True,
+        )  # fmt: skip
 
     def sampled_matmul(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         """`left @ right.T` at the entries alone, shape `(n,)`: `left[row] . right[column]` for each.
@@ -47,60 +60,89 @@ class CooMatrix(NamedTuple):
         """
         if not len(self.rows):  # cuSPARSE takes no matrix without entries
             return left.new_zeros(0)
-        ends = torch.cat([_offsets(self.rows, self.shape[0]), self.rows.new_tensor([len(self.rows)])])
+        products: torch.Tensor
+        kernels = find_kernels(left, right)
+        if kernels is not None:
+            products = kernels.multiply_sampled(self.rows, self.columns, left, right)
+            return products
         with warnings.catch_warnings():  # torch warns once per process that sparse CSR is in beta
             warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
             pattern = torch.sparse_csr_tensor(
-                ends,
+                self._bounds(),
                 self.columns,
                 left.new_zeros(len(self.rows)),
                 self.shape,
                 device=left.device,
                 check_invariants=False,
             )
-        products: torch.Tensor = torch.sparse.sampled_addmm(pattern, left, right.t(), beta=0.0).values()
+        products = torch.sparse.sampled_addmm(pattern, left, right.t(), beta=0.0).values()
         return products
 
     def sort(self) -> "CooMatrix":
         """The same matrix from entries in any order."""
-        order = (self.rows * self.shape[1] + self.columns).argsort()
-        return CooMatrix(self.rows[order], self.columns[order], self.values[order], self.shape)
+        return self.take((self.rows * self.shape[1] + self.columns).argsort())
+
+    def take(self, at: torch.Tensor) -> "CooMatrix":
+        """Some of the entries, in the order of their indices, int64."""
+        return self._replace(rows=self.rows[at], columns=self.columns[at], values=self.values[at])
 
     def drop_zeros(self) -> "CooMatrix":
         """The same matrix without entries of value 0."""
-        at = self.values.nonzero().squeeze(1)
-        return CooMatrix(self.rows[at], self.columns[at], self.values[at], self.shape)
+        # CPU-GPU sync point: their number decides a shape.
+        return self.take(self.values.nonzero().squeeze(1))
 
-    def row_range(self, start: int, end: int) -> "CooMatrix":
-        """The matrix of the rows from `start` to `end`."""
-        first, last = torch.searchsorted(self.rows, self.rows.new_tensor([start, end])).tolist()
-        rows, columns, values = self.rows[first:last] - start, self.columns[first:last], self.values[first:last]
-        return CooMatrix(rows, columns, values, (end - start, self.shape[1]))
+    def split_rows(self, bounds: Sequence[int]) -> "list[CooMatrix]":
+        """The matrices of the rows between consecutive bounds, which ascend."""
+        if list(bounds) == [0, self.shape[0]]:
+            return [self]
+        # CPU-GPU sync point, one for all parts: the numbers of entries decide shapes.
+        ends = torch.searchsorted(self.rows.contiguous(), self.rows.new_tensor(bounds)).tolist()
+        return [
+            CooMatrix(self.rows[at] - start, self.columns[at], self.values[at], (end - start, self.shape[1]))
+            for (start, end), at in zip(itertools.pairwise(bounds), _slices(ends), strict=True)
+        ]
 
-    def column_range(self, start: int, end: int) -> "CooMatrix":
-        """The matrix of the columns from `start` to `end`."""
-        inside = ((self.columns >= start) & (self.columns < end)).nonzero().squeeze(1)
-        shape = self.shape[0], end - start
-        return CooMatrix(self.rows[inside], self.columns[inside] - start, self.values[inside], shape)
+    def split_columns(self, bounds: Sequence[int]) -> "list[CooMatrix]":
+        """The matrices of the columns between consecutive bounds, which ascend from 0 to S."""
+        if len(bounds) == 2:
+            return [self]
+        part = torch.bucketize(self.columns.contiguous(), self.columns.new_tensor(bounds[1:-1]), right=True)
+        part, order = part.sort(stable=True)
+        # CPU-GPU sync point, one for all parts: the numbers of entries decide shapes.
+        ends = torch.searchsorted(part, torch.arange(len(bounds), device=part.device)).tolist()
+        return [
+            CooMatrix(self.rows[at], self.columns[at] - start, self.values[at], (self.shape[0], end - start))
+            for (start, end), at in zip(itertools.pairwise(bounds), (order[one] for one in _slices(ends)), strict=True)
+        ]
+
+    def row_lengths(self) -> torch.Tensor:
+        """Number of entries of every row, int64, shape `(N,)`."""
+        return self._bounds().diff()
 
     def row_sums(self) -> torch.Tensor:
-        """Sum of every row, in float64, shape `(N,)`."""
-        values = self.values.double()
-        if values.device.type == "cpu":
-            sums = torch.bincount(self.rows, values, minlength=self.shape[0])
-            return sums.double()  # bincount returns integers if there are no entries
-        return _sum_segments(values, torch.bincount(self.rows, minlength=self.shape[0]))
+        """Sum of every row, in float64 where the device has it, shape `(N,)`."""
+        if self.values.device.type == "cuda":
+            return _sum_segments(self.values.double(), self.row_lengths())
+        sums = torch.bincount(self.rows.cpu(), self.values.cpu().double(), minlength=self.shape[0])
+        # bincount returns integers if there are no entries.
+        return sums.to(widest_type(self.values.device)).to(self.values.device)
 
     def transpose(self) -> "CooMatrix":
         """The transposed matrix, shape `(S, N)`."""
         order = self.columns.argsort(stable=True)
         return CooMatrix(self.columns[order], self.rows[order], self.values[order], (self.shape[1], self.shape[0]))
 
+    def _bounds(self) -> torch.Tensor:
+        """Index of each row's first entry, and the number of entries, int64, shape `(N + 1,)`.
 
-def _offsets(rows: torch.Tensor, n_rows: int) -> torch.Tensor:
-    """Index of each row's first entry, int64, shape `(n_rows,)`."""
-    counts = torch.bincount(rows, minlength=n_rows)
-    return counts.cumsum(0) - counts
+        They are searched for, not counted: `bincount` makes a GPU wait.
+        """
+        return torch.searchsorted(self.rows.contiguous(), torch.arange(self.shape[0] + 1, device=self.rows.device))
+
+
+def _slices(ends: Sequence[int]) -> Iterator[slice]:
+    """Slices between consecutive numbers."""
+    return itertools.starmap(slice, itertools.pairwise(ends))
 
 
 def _sum_segments(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -111,8 +153,3 @@ def _sum_segments(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         lengths: Length of each run, int64; they sum to n.
     """
     return torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True, initial=0)
-
-
-def _sum_rows(table: torch.Tensor, indices: torch.Tensor, weights: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    """Weighted sums of rows of a table, one sum per run of indices."""
-    return F.embedding_bag(indices, table, offsets, mode="sum", per_sample_weights=weights.to(table.dtype))

@@ -40,6 +40,11 @@ class GatedSae(Sae):
         b_enc, r_mag, b_mag = (part[latents].to(pre.dtype) for part in (self.b_enc, self.r_mag, self.b_mag))
         return torch.relu((pre - b_enc) * r_mag.exp() + b_mag) * (pre > 0)
 
+    @property
+    def inactive_below(self) -> torch.Tensor | None:
+        """See `Sae`: the gate is closed."""
+        return self.b_enc.new_zeros(())
+
     def training_loss(self, x: torch.Tensor, inputs: LossInputs) -> SaeLoss:
         """Unexplained share of the variance, L1 of the gate, and the error of decoding the gate; see `Sae`."""
         pre = self.pre_activations_in(x, inputs.dtype)

@@ -4,6 +4,8 @@ from typing import NamedTuple, Self
 
 import torch
 
+from cytosae.sae.devices import widest_type
+
 
 class Fidelity(NamedTuple):
     """How well an autoencoder reconstructs some tokens (docs/definitions.md, section 9)."""
@@ -33,8 +35,7 @@ class FidelityStatistics:
     def __init__(
         self, d_in: int, n_latents: int, n_groups: int = 0, *, device: torch.device | str | None = None
     ) -> None:
-        kind = torch.device(device).type if device is not None else "cpu"
-        self._wide = torch.float32 if kind == "mps" else torch.float64  # Apple's GPUs have no float64
+        self._wide = widest_type(device)
         # The last row is of tokens without a group.
         self._error, self._squares, self._cosine, self._n_active = (
             torch.zeros(n_groups + 1, dtype=self._wide, device=device) for _ in range(4)

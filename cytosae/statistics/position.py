@@ -23,7 +23,7 @@ class PositionMaps:
         """Add images.
 
         Args:
-            acts: Activations of some of the latents on the patches, float32, shape `(n, P, m)`.
+            acts: Activations of some of the latents on the patches, float32, shape `(n, P, m)`, all at least 0.
             latents: Which m of the S latents these are.
 
         Raises:
@@ -34,12 +34,16 @@ class PositionMaps:
             raise ValueError(f"acts must be (n, {len(sums)}, {sums.shape[1]}), found {tuple(acts.shape)}")
         if not acts.shape[1]:
             return
-        spread, mean = torch.std_mean(acts, dim=1, correction=0, keepdim=True)
-        # A map that is the same everywhere has no position; rounding alone gives it a tiny spread.
-        varies = spread > 1e-6 * mean.abs()
-        scale = torch.where(varies, spread, torch.inf)
-        sums += ((acts - mean) / scale).sum(dim=0).to(sums.device)
-        n_images += varies[:, 0].sum(dim=0).to(n_images.device)
+        # One image at a time, in the same two buffers: they stay in the processor's cache.
+        centred, squares = torch.empty(2, *sums.shape, device=sums.device)
+        for image in acts.to(sums.device):
+            mean = image.mean(dim=0)
+            torch.sub(image, mean, out=centred)
+            spread = torch.mul(centred, centred, out=squares).mean(dim=0).sqrt_()
+            # A map that is the same everywhere has no position; rounding alone gives it a tiny spread.
+            varies = spread > 1e-6 * mean
+            sums.addcmul_(centred, torch.where(varies, spread.reciprocal(), 0))
+            n_images += varies
 
     def merge(self, other: "PositionMaps") -> None:
         """Add another accumulator's state for other images."""

@@ -17,12 +17,14 @@ class RowwiseAdam(torch.optim.Adam):
     Args:
         groups: Parameter groups.
         lr: Learning rate of groups without one of their own.
-        beta2: Decay of the mean squared gradient.
+        betas: Decay of the mean gradient, and of the mean squared gradient.
         device: Device of the parameters.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], *, lr: float, beta2: float, device: torch.device) -> None:
-        super().__init__(groups, lr=lr, betas=(0.9, beta2), fused=device.type in _FUSED_DEVICES)
+    def __init__(
+        self, groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], device: torch.device
+    ) -> None:
+        super().__init__(groups, lr=lr, betas=betas, fused=device.type in _FUSED_DEVICES)
 
     @torch.no_grad()
     def update_rows(self, parameter: torch.nn.Parameter, gradient: RowGradient) -> None:

@@ -10,6 +10,8 @@ import torch
 
 from cytosae.sae.base import Sae
 from cytosae.sae.coo import CooMatrix
+from cytosae.sae.devices import runs_ahead
+from cytosae.sae.masks import WORD, find_set
 from cytosae.training.matmul import MatmulConfig, iter_parts
 
 LATENTS_PER_BLOCK = 2048
@@ -18,8 +20,8 @@ LATENTS_PER_BLOCK = 2048
 _FEWEST_BLOCKS = 6
 """Blocks from which a bound of every token's largest latents pays: it comes from one of them."""
 _SHORTEST_PART = 64
-_WORD = 8
-"""Elements of a mask that are looked at together."""
+_TOKENS_AHEAD = 256
+"""Tokens of a first block on a GPU that shows whether few latents are active, before all of them are encoded."""
 _SPARE = 4
 """Entries by which the k-th of a sample of latents is passed, so that a token seldom has too few candidates."""
 _INTEGERS = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
@@ -50,12 +52,23 @@ class EncoderProduct:
         self._weights, self._bias = sae.W_enc.detach().t(), sae.b_enc.detach()
         self._centred, self._matmul = centred.to(matmul.dtype), matmul
         self.n_tokens, self.n_latents = len(centred), len(self._bias)
-        # A GPU waits for every block's entries: there, blocks are as large as the memory allows.
-        self._n_blocks = -(-self.n_latents // LATENTS_PER_BLOCK) if self._bias.device.type == "cpu" else 1
+        # The host waits for the entries of every block on a GPU: there, blocks are as large as the memory allows.
+        self._runs_ahead = runs_ahead(self._bias.device)
+        self._n_blocks = 1 if self._runs_ahead else -(-self.n_latents // LATENTS_PER_BLOCK)
 
     def __iter__(self) -> Iterator[EncoderBlock]:
+        return self._blocks(0)
+
+    def _blocks(self, n_ahead: int) -> Iterator[EncoderBlock]:
+        """All blocks; the first tokens, if any, are in blocks of their own."""
         width = -(-self.n_latents // self._n_blocks)
-        parts = list(iter_parts(self.n_tokens, max(_SHORTEST_PART, self._matmul.n_tokens(width))))
+        longest = max(_SHORTEST_PART, self._matmul.n_tokens(width))
+        bounds = [(0, n_ahead), (n_ahead, self.n_tokens)] if 0 < n_ahead < self.n_tokens else [(0, self.n_tokens)]
+        parts = [
+            slice(start + part.start, start + part.stop)
+            for start, end in bounds
+            for part in iter_parts(end - start, longest)
+        ]
         longest = max(part.stop - part.start for part in parts)
         buffer = torch.empty(longest * width, dtype=self._matmul.dtype, device=self._bias.device)
         for number in range(self._n_blocks):
@@ -84,9 +97,10 @@ class EncoderProduct:
         """Entries of every block above a bound that is found when the block is there; see `above_if_few`."""
         found: list[CooMatrix] = []
         n_found = n_seen = 0
-        for block in self:
+        for block in self._blocks(_TOKENS_AHEAD if self._runs_ahead and most < 1 else 0):
             mask = self._find(block.pre, bound_of(block))
             if most < 1:
+                # CPU-GPU sync point: whether to go on.
                 n_found, n_seen = n_found + int(mask.count_nonzero()), n_seen + block.pre.numel()
                 if n_found > most * n_seen:
                     return None
@@ -141,10 +155,10 @@ class EncoderProduct:
 
     def _find(self, pre: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
         """Which elements of a block are above a bound that fits it, bool, flat, filled up to whole words with False."""
-        mask = torch.empty(-(-pre.numel() // _WORD) * _WORD, dtype=torch.bool, device=pre.device)
+        mask = torch.empty(-(-pre.numel() // WORD) * WORD, dtype=torch.bool, device=pre.device)
         mask[pre.numel() :] = False
         inside = mask[: pre.numel()].view(pre.shape)
-        integers = _INTEGERS.get(pre.dtype)
+        integers = None if self._runs_ahead else _INTEGERS.get(pre.dtype)
         bound = bound + 0.0  # no negative zero, whose bits are smaller than those of all other numbers
         if integers is None or not bool((bound >= 0).all()):
             torch.gt(pre, bound, out=inside)
@@ -155,10 +169,7 @@ class EncoderProduct:
     def _entries(self, block: EncoderBlock, mask: torch.Tensor) -> CooMatrix:
         """The entries of a block that a flat mask shows."""
         tokens, latents, pre = block
-        # Few are above: 8 elements at a time are looked at, and then the 8.
-        words = mask.view(torch.int64).nonzero().squeeze(1)
-        word, bit = mask.view(-1, _WORD)[words].nonzero(as_tuple=True)
-        at = words[word] * _WORD + bit
+        at = find_set(mask)
         rows, columns = at // pre.shape[1], at % pre.shape[1]
         shape = self.n_tokens, self.n_latents
         return CooMatrix(rows + tokens.start, columns * self._n_blocks + latents.start, pre.flatten()[at], shape)
@@ -173,5 +184,6 @@ def _positive_entries(values: torch.Tensor, columns: torch.Tensor, n_latents: in
     """The positive entries among k values per row, shape `(N, k)`, with their columns."""
     columns, order = columns.sort(dim=1)
     values = values.gather(1, order)
+    # CPU-GPU sync point: the number of positive ones decides a shape.
     rows, at = (values > 0).nonzero(as_tuple=True)
     return CooMatrix(rows, columns[rows, at], values[rows, at], (len(values), n_latents))

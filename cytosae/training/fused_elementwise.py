@@ -182,11 +182,12 @@ def fused_elementwise_loss(
 
 def _sparse_loss(rule: Rule, x: torch.Tensor, centred: torch.Tensor, entries: CooMatrix) -> tuple[SaeLoss, Gradients]:
     """The loss and its gradients from entries that have an activation or a gradient."""
-    sae, n_latents = rule.sae, entries.shape[1]
+    sae = rule.sae
     pre = entries.with_values(entries.values.to(x.dtype))
     acts = rule.decoded(pre.values, pre.columns)
-    n_fired = torch.bincount(pre.columns[acts[0] > 0], minlength=n_latents)
     transposed = pre.transpose()
+    transposed_acts = transposed.with_values(rule.decoded(transposed.values, transposed.rows)[0]).drop_zeros()
+    n_fired = transposed_acts.row_lengths()
     reconstructions = [pre.with_values(one).drop_zeros().matmul(sae.W_dec).add_(sae.b_dec) for one in acts]
     errors = _errors(rule, x, reconstructions)
     sparsity = rule.sparsity([one.sum() for one in acts], n_fired.sum())
@@ -200,8 +201,7 @@ def _sparse_loss(rule: Rule, x: torch.Tensor, centred: torch.Tensor, entries: Co
     for name, gradient in backward.vectors.items():
         getattr(sae, name).grad = gradient
     sae.b_dec.grad = gs[0].sum(dim=0) - sae.W_enc @ sum_tokens(backward.pre)
-    transposed_acts = transposed.with_values(rule.decoded(transposed.values, transposed.rows)[0])
-    piece = SparsePiece(0, transposed_acts.drop_zeros(), transposed.with_values(backward.pre).drop_zeros(), gs[0])
+    piece = SparsePiece(0, transposed_acts, transposed.with_values(backward.pre).drop_zeros(), gs[0])
     gradients = SparseGradients([piece], centred)
     return SaeLoss(_terms(errors, sparsity), n_fired, reconstructions[0]), gradients
 

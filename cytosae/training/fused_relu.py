@@ -10,6 +10,7 @@ import torch
 
 from cytosae.sae.base import Sae
 from cytosae.sae.coo import CooMatrix
+from cytosae.sae.devices import widest_type
 from cytosae.sae.loss import LossInputs, LossTerms, SaeLoss
 from cytosae.sae.relu import EPSILON, ReluSae, norm_as_divisor
 from cytosae.training.encoder_blocks import EncoderProduct
@@ -82,7 +83,7 @@ class _Sums:
         self._n_tokens = 0
         self._W_enc: torch.Tensor | None = None
         self._W_dec: torch.Tensor | None = None
-        wide = torch.float32 if sae.b_enc.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+        wide = widest_type(sae.b_enc.device)
         self._terms = torch.zeros(3, dtype=wide, device=sae.b_enc.device)
         self._sums = torch.zeros_like(sae.b_enc, dtype=wide)
         self.n_fired = torch.zeros_like(sae.b_enc, dtype=torch.int64)
@@ -251,7 +252,7 @@ class _SparsePart:
     def count(self, sums: torch.Tensor, n_fired: torch.Tensor) -> None:
         """See `_DensePart.count`."""
         sums += self._by_latent.row_sums().to(sums.dtype)
-        n_fired += torch.bincount(self._by_latent.rows, minlength=len(sums))
+        n_fired += self._by_latent.row_lengths()
 
 
 class _NormGradients(Gradients):

@@ -5,6 +5,7 @@ import itertools
 import torch
 
 from cytosae.sae.coo import CooMatrix
+from cytosae.sae.devices import runs_ahead
 from cytosae.sae.loss import LossInputs, LossTerms, SaeLoss
 from cytosae.sae.topk import BatchTopKSae, MatryoshkaSae, TopKSae, keep_largest
 from cytosae.training.encoder_blocks import EncoderProduct
@@ -40,7 +41,7 @@ def fused_topk_loss(
     sae.b_dec.grad = pieces[0].g.sum(dim=0)
     aux, addition = _revive(sae, x - reconstruction, centred, inputs, matmul)
     sae.b_dec.grad -= sae.W_enc @ sae.b_enc.grad
-    n_fired = torch.bincount(by_latent.rows, minlength=len(sae.b_enc))
+    n_fired = by_latent.row_lengths()
     terms = LossTerms(unexplained + aux, unexplained, x.new_zeros(()), aux)
     gradients: Gradients = SparseGradients(pieces, centred)
     if addition is not None:
@@ -54,6 +55,7 @@ def _select(sae: TopKSae, centred: torch.Tensor, matmul: MatmulConfig) -> CooMat
     if not isinstance(sae, BatchTopKSae):
         return product.largest(sae.k)
     n_wanted = sae.k * len(centred)
+    # CPU-GPU sync point, as in the loop: what is encoded depends on what was found.
     threshold = sae.threshold if sae.threshold > 0 else _estimate_threshold(sae, centred)
     for share in _SCREENS:
         candidates = product.above((share * threshold).to(matmul.dtype))
@@ -67,13 +69,15 @@ def _select(sae: TopKSae, centred: torch.Tensor, matmul: MatmulConfig) -> CooMat
 
 def _keep_largest(entries: CooMatrix, n: int) -> CooMatrix:
     """The n largest of entries in any order, all if there are fewer; ties as `keep_largest` breaks them."""
-    if len(entries.values) > n:
-        smallest = entries.values.kthvalue(len(entries.values) - n + 1).values
-        at = (entries.values >= smallest).nonzero().squeeze(1)
-        entries = CooMatrix(entries.rows[at], entries.columns[at], entries.values[at], entries.shape)
-    entries = entries.sort()
-    at = keep_largest(entries.values, min(n, len(entries.values)))
-    return CooMatrix(entries.rows[at], entries.columns[at], entries.values[at], entries.shape)
+    if len(entries.values) <= n:
+        return entries.sort()
+    if runs_ahead(entries.values.device):
+        # A GPU sorts with all of its cores, without a sync point, and looks for the n-th value with a few.
+        entries = entries.sort()
+        return entries.take(entries.values.sort(descending=True, stable=True).indices[:n].sort().values)
+    smallest = entries.values.kthvalue(len(entries.values) - n + 1).values
+    entries = entries.take((entries.values >= smallest).nonzero().squeeze(1)).sort()
+    return entries.take(keep_largest(entries.values, n))
 
 
 def _estimate_threshold(sae: TopKSae, centred: torch.Tensor) -> torch.Tensor:
@@ -96,20 +100,19 @@ def _reconstruct(
         variance: Of all tokens.
     """
     bounds = [0, *sae.dictionaries]
-    n_dictionaries = len(bounds) - 1
+    n_dictionaries, by_token = len(bounds) - 1, acts.split_columns(bounds)
     reconstruction = sae.b_dec.expand_as(x)
     unexplained, residuals = x.new_zeros(()), []
-    for start, end in itertools.pairwise(bounds):
-        inside = acts if n_dictionaries == 1 else acts.column_range(start, end)
+    for (start, end), inside in zip(itertools.pairwise(bounds), by_token, strict=True):
         reconstruction = inside.matmul(sae.W_dec[start:end]).add_(reconstruction)
         residuals.append(reconstruction - x)
         unexplained = unexplained + residuals[-1].square().sum() / variance
     pieces: list[SparsePiece] = []
     scale = 2 / n_dictionaries / variance
-    for (start, end), residual in reversed(list(zip(itertools.pairwise(bounds), residuals, strict=True))):
+    own = zip(itertools.pairwise(bounds), residuals, by_latent.split_rows(bounds), strict=True)
+    for (start, end), residual, piece in reversed(list(own)):
         # A latent takes part in its own dictionary and in all larger ones.
         g = residual.mul_(scale) if not pieces else residual.mul_(scale).add_(pieces[-1].g)
-        piece = by_latent.row_range(start, end)
         grad_pre = piece.with_values(piece.sampled_matmul(sae.W_dec[start:end], g))
         pieces.append(SparsePiece(start, piece, grad_pre, g))
     return reconstruction, unexplained / n_dictionaries, pieces[::-1]

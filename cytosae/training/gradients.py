@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from cytosae.sae.base import Sae
@@ -109,9 +110,11 @@ class SparseGradients(Gradients):
     def rows(self) -> Iterator[RowGradient]:
         """See `Gradients`."""
         for piece in self._pieces:
-            for here in blocks_of_latents(piece.acts.shape[0], piece.g.device):
+            blocks = list(blocks_of_latents(piece.acts.shape[0], piece.g.device))
+            bounds = [0, *(here.stop for here in blocks)]
+            parts = zip(blocks, piece.acts.split_rows(bounds), piece.grad_pre.split_rows(bounds), strict=True)
+            for here, acts, grad_pre in parts:
                 latents = slice(piece.first + here.start, piece.first + here.stop)
-                acts, grad_pre = (part.row_range(here.start, here.stop) for part in (piece.acts, piece.grad_pre))
                 yield RowGradient("W_dec", latents, acts.matmul(piece.g))
                 yield RowGradient("W_enc", latents, grad_pre.matmul(self._centred))
 
@@ -142,9 +145,9 @@ class SumOfGradients(Gradients):
     def rows(self) -> Iterator[RowGradient]:
         """See `Gradients`."""
         latents = self._addition.latents
+        numbers = latents.cpu().numpy()  # CPU-GPU sync point, one for all blocks: they decide shapes
         for gradient in self._gradients.rows():
-            bounds = latents.new_tensor([gradient.latents.start, gradient.latents.stop])
-            first, last = torch.searchsorted(latents, bounds).tolist()  # CPU-GPU sync point
+            first, last = map(int, np.searchsorted(numbers, [gradient.latents.start, gradient.latents.stop]))
             if first < last:
                 further = getattr(self._addition, gradient.name)[first:last]
                 gradient.values.index_add_(0, latents[first:last] - gradient.latents.start, further)

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import torch
 
+from cytosae.sae.devices import widest_type
+
 
 class ExplainedVariance(NamedTuple):
     """Share of the activations' variance that a reconstruction explains, 0-dimensional."""
@@ -18,7 +20,7 @@ class ExplainedVariance(NamedTuple):
 def explained_variance(x: torch.Tensor, reconstruction: torch.Tensor) -> ExplainedVariance:
     """Share of the variance of `x`, shape `(..., D)`, that the reconstruction of the same shape explains."""
     x, reconstruction = x.flatten(0, -2), reconstruction.detach().flatten(0, -2)
-    wide = torch.float32 if x.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    wide = widest_type(x.device)
     error = (x - reconstruction).square().sum(dim=-1, dtype=wide)
     variance = (x - x.mean(dim=0)).square().sum(dim=-1, dtype=wide)
     tiny = torch.finfo(wide).tiny

@@ -7,14 +7,15 @@ from typing import Any
 import torch
 
 from cytosae.sae.base import Sae
+from cytosae.sae.devices import widest_type
 from cytosae.sae.loss import LossInputs, LossWeights, SaeLoss
 from cytosae.training.adam import RowwiseAdam
 from cytosae.training.fused_loss import find_fused_loss
 from cytosae.training.gradients import MATRICES, Gradients, RowGradient, StoredGradients
 from cytosae.training.matmul import MatmulConfig
 
-_BETA2 = 0.999
-"""Adam's decay of the mean squared gradient in the reference."""
+_BETA1, _BETA2 = 0.9, 0.999
+"""Adam's decays of the mean gradient and of the mean squared gradient in the reference."""
 
 
 class DeadLatentTracker:
@@ -52,7 +53,9 @@ class TrainStep:
             al., Anthropic circuits updates, April 2024); otherwise rows are normalised before every forward pass.
         max_gradient: Norm to which the gradient of all parameters together is clipped; None for no clipping.
         matmul: How products are computed, by a fused loss if there is one; None for plain autograd.
+        beta1: Adam's decay of the mean gradient; None for 0.9.
         beta2: Adam's decay of the mean squared gradient; None for 0.999.
+        encoder_lr_factor: Learning rate of `W_enc` in terms of `lr`; None for 1.
 
     Raises:
         ValueError: If the architecture does not use an option that was given.
@@ -70,7 +73,9 @@ class TrainStep:
         norm_weighted_l1: bool = False,
         max_gradient: float | None = None,
         matmul: MatmulConfig | None = None,
+        beta1: float | None = None,
         beta2: float | None = None,
+        encoder_lr_factor: float | None = None,
     ) -> None:
         given = {
             "use_ghost_grads": use_ghost_grads,
@@ -93,7 +98,10 @@ class TrainStep:
         # A row for each latent, next to each other: gradients, moments and weights of a latent are updated together.
         sae.W_enc.data = sae.W_enc.data.t().contiguous().t()
         self.optimizer = RowwiseAdam(
-            _parameter_groups(sae, lr), lr=lr, beta2=_BETA2 if beta2 is None else beta2, device=sae.b_enc.device
+            _parameter_groups(sae, lr, encoder_lr_factor),
+            lr=lr,
+            betas=(_BETA1 if beta1 is None else beta1, _BETA2 if beta2 is None else beta2),
+            device=sae.b_enc.device,
         )
         """Adam; its groups' `lr` are the rates of the next step, their `lr_factor` what schedules multiply rates by."""
 
@@ -156,9 +164,10 @@ class TrainStep:
 
     def _clipping(self, gradients: Gradients) -> torch.Tensor:
         """The factor that clips the gradient of all parameters together, 0-dimensional, as torch computes it."""
-        squares = [gradient.values.square().sum(dtype=torch.float64) for gradient in self._along_the_sphere(gradients)]
+        wide = widest_type(self.sae.b_enc.device)
+        squares = [gradient.values.square().sum(dtype=wide) for gradient in self._along_the_sphere(gradients)]
         vectors = [part.grad for name, part in self.sae.named_parameters() if name not in MATRICES]
-        squares += [grad.square().sum(dtype=torch.float64) for grad in vectors if grad is not None]
+        squares += [grad.square().sum(dtype=wide) for grad in vectors if grad is not None]
         norm = torch.stack(squares).sum().sqrt().to(self.sae.b_enc.dtype)
         assert self._max_gradient is not None
         return (self._max_gradient / (norm + 1e-6)).clamp_max(1.0)
@@ -207,12 +216,13 @@ class TrainStep:
         self.tracker.n_steps_since_fired.copy_(state["n_steps_since_fired"])
 
 
-def _parameter_groups(sae: Sae, lr: float) -> list[dict[str, Any]]:
+def _parameter_groups(sae: Sae, lr: float, encoder_lr_factor: float | None) -> list[dict[str, Any]]:
     """Adam's parameter groups: one with the common rate, and one per parameter with a rate of its own."""
     named = dict(sae.named_parameters())
-    common = [part for name, part in named.items() if name not in sae.lr_factors]
+    factors = dict(sae.lr_factors)
+    if encoder_lr_factor is not None:
+        factors["W_enc"] = encoder_lr_factor
+    common = [part for name, part in named.items() if name not in factors]
     groups: list[dict[str, Any]] = [{"params": common}]
-    groups += [
-        {"params": [named[name]], "lr": lr * factor, "lr_factor": factor} for name, factor in sae.lr_factors.items()
-    ]
+    groups += [{"params": [named[name]], "lr": lr * factor, "lr_factor": factor} for name, factor in factors.items()]
     return groups

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from cytosae.sae.registry import make_sae
-from cytosae.statistics.accumulators import BlockEncoder, FeatureStatistics, GroupCounts
+from cytosae.statistics.accumulators import FeatureStatistics, GroupCounts
+from cytosae.statistics.block_encoder import BlockEncoder
 from cytosae.statistics.fidelity import FidelityStatistics
 from cytosae.statistics.heatmaps import LatentEncoder
 from cytosae.statistics.label_activity import LabelActivity

@@ -94,7 +94,7 @@ class OpenFiles:
 
 
 def _cost(file: HoldsDescriptors) -> int:
-    """What a file counts; one that holds no descriptor, such as a remote one, takes memory, too."""
+    """Descriptors that a file counts as; a remote one has none, but takes memory, and counts, too."""
     return max(1, file.n_descriptors)
 
 

@@ -40,7 +40,7 @@ class Prefetcher(Generic[Plan, Item]):
 
     def __iter__(self) -> Generator[Item, None, None]:
         """The item of each plan, in order; its buffer is reused once the next item is requested."""
-        # Not `queue.Queue`: if Ctrl-C hits the consumer while it wakes the thread, the next item wakes nobody.
+        # Not `queue.Queue`: Ctrl-C while the consumer notifies the thread would lose the notification.
         free: queue.SimpleQueue[npt.NDArray[Any] | None] = queue.SimpleQueue()
         ready: queue.SimpleQueue[tuple[Item, npt.NDArray[Any]] | BaseException | None] = queue.SimpleQueue()
         for _ in range(self._depth):

@@ -1,4 +1,4 @@
-"""Files inside a folder: opened without following a link out of it, whoever changes links meanwhile."""
+"""Opens files inside a folder without following a link out of it, even if links change in the meantime."""
 
 import contextlib
 import errno

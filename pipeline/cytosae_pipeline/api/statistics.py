@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from cytosae.statistics.accumulators import PooledActs
+from cytosae.statistics.block_encoder import PooledActs
 from cytosae_pipeline.api.options import takes_options, takes_pair
 from cytosae_pipeline.config import ExportConfig, StatisticsOptions
 from cytosae_pipeline.export.anndata_files import latent_frame, make_groups, make_images

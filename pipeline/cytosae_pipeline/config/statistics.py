@@ -25,7 +25,10 @@ class PassOptions(ReadOptions):
     """Options of everything that encodes a store: how it is read and computed."""
 
     batch_size: int = option(64, "Images read at once; results do not depend on it.", minimum=1)
-    precision: PrecisionChoice = option("auto", "Type of the encoder's product. auto: fp32.")
+    precision: PrecisionChoice = option(
+        "auto",
+        "Type of the encoder's product. auto: fp32, without latents that cannot be active where that saves time.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

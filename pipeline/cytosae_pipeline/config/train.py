@@ -129,6 +129,15 @@ class TrainConfig(StoreSource):
         None, "Share of the steps over which the learning rate rises, instead of --lr_warm_up_steps.", minimum=0,
         maximum=1,
     )  # fmt: skip
+    encoder_lr_factor: float | None = option(
+        None,
+        "Learning rate of the encoder's weights, in terms of --lr; below 1, fewer latents die at a high rate. "
+        "[default: 1]",
+        above=0,
+    )
+    adam_beta1: float | None = option(
+        None, "Adam's decay of the mean gradient. [default: 0.9]", minimum=0, maximum=0.999999
+    )
     adam_beta2: float | None = option(
         None,
         "Adam's decay of the mean squared gradient; lower follows gradients of rare latents faster. [default: 0.999]",
@@ -250,9 +259,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "total_training_tokens": 1_000_000,
     },
     "modern": {
-        "arch": "batchtopk", "k": 32, "lr": 0.003, "adam_beta2": 0.99, "lr_warm_up_share": 0.02, "lr_decay_share": 0.4,
-        "dead_feature_window": 8, "standardise": True, "encoder_init": "decoder", "b_dec_init_method": "mean",
-        "batch_of": "tokens", "held_out": 0.05,
+        "arch": "batchtopk", "k": 32, "lr": 0.006, "encoder_lr_factor": 0.5, "adam_beta1": 0.8, "adam_beta2": 0.98,
+        "lr_warm_up_share": 0.02, "lr_decay_share": 0.6, "dead_feature_window": 8, "standardise": True,
+        "encoder_init": "decoder", "b_dec_init_method": "mean", "batch_of": "tokens", "held_out": 0.05,
     },
 }  # fmt: skip
 """Values of options that are not given, by preset."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cytosae.statistics.accumulators import PooledActs
+from cytosae.statistics.block_encoder import PooledActs
 from cytosae_cache.storage.file_set import replacing_set, undo_set
 from cytosae_cache.storage.lock import locked
 from cytosae_cache.store import ActivationStore

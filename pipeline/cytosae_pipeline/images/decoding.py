@@ -108,6 +108,9 @@ class ImageDecoder:
         resample: Filter of the resize, one of `cytosae.backbones.images.FILTERS`.
         white_level: Value that stands for white in greyscale of more than 8 bits; None: the largest of its bits.
         limits: What decoding one picture may cost; it holds in worker processes.
+
+    Raises:
+        DecodingError: If a worker was killed while it started.
     """
 
     def __init__(
@@ -127,7 +130,10 @@ class ImageDecoder:
         self._wanted = Wanted(image_size, resample, white_level, shared_bytes(available_ram(), n_workers))
         self._limits = limits or Limits()
         self._alone = Isolation(self._limits)
-        self._pool = WorkerPool(n_workers) if n_workers else None
+        try:
+            self._pool = WorkerPool(n_workers) if n_workers else None
+        except WorkerDiedError as error:
+            raise self._killed() from error
 
     def iter_rows(self, rows: Iterable[int]) -> Iterator[Decoded]:
         """Decode rows in the order given.
@@ -212,7 +218,11 @@ class ImageDecoder:
         except WorkerDiedError as error:
             if recovered := recover(task, error):
                 return recovered
-            raise DecodingError(killed_message(max(0, self._n_workers // 2))) from error
+            raise self._killed() from error
+
+    def _killed(self) -> DecodingError:
+        """The error of a worker that was killed."""
+        return DecodingError(killed_message(max(0, self._n_workers // 2)))
 
 
 def shared_bytes(free: int | None, n_workers: int) -> int:

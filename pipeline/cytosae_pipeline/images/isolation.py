@@ -70,9 +70,9 @@ class Isolation:
         """
         reason = ""
         for _ in range(_N_TRIALS):
-            if self._pool is None:
-                self._pool = WorkerPool(1)
             try:
+                if self._pool is None:
+                    self._pool = WorkerPool(1)
                 return self._pool.submit(function, *arguments).result()
             except MemoryError as error:
                 limit = f"{self.limits.n_bytes / 1e9:.1f} GB of memory"

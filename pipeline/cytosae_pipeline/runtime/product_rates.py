@@ -14,11 +14,14 @@ from pathlib import Path
 import torch
 
 from cytosae.sae.coo import CooMatrix
+from cytosae.sae.int8_weights import LARGEST, Int8Weights, has_int8_products
 from cytosae_cache.storage.atomic import write_file
 
 _ROUNDS = 3
 _TOKENS, _LATENTS = 1024, 4096
 """A fraction of a run's sizes, large enough for the rates of whole ones."""
+_FEW_TOKENS, _FEW_LATENTS = 64, 256
+"""Sizes of a first product of 8-bit numbers: some kernels take a thousand times as long as others."""
 _ENTRIES_PER_TOKEN = 32
 _MAX_BYTES = 1 << 20
 _N_SPARSE = 4
@@ -35,6 +38,8 @@ class ProductRates:
     """Bfloat16 products."""
     sparse: float
     """Float32 products over active latents alone; operations per second, counted over those."""
+    int8: float = 0.0
+    """Products of 8-bit numbers; 0 if this machine has none that are exact."""
 
     def rate(self, precision: str) -> float:
         """Dense products of a precision, in operations per second."""
@@ -96,7 +101,28 @@ def measure_rates(d_in: int, *, n_tokens: int = _TOKENS, n_latents: int = _LATEN
                 multiply()
                 if number:  # the first round loads libraries and fills caches
                     best[name] = min(best[name], time.perf_counter() - start)
-    return ProductRates(**{name: trials[name][1] / max(best[name], 1e-9) for name in trials})
+    rates = {name: trials[name][1] / max(best[name], 1e-9) for name in trials}
+    return ProductRates(**rates, int8=_measure_int8(x, weights, rates["fp32"]))
+
+
+def _measure_int8(x: torch.Tensor, weights: torch.Tensor, enough: float) -> float:
+    """Rate of 8-bit products, or that of small ones if it is below another rate."""
+    if not has_int8_products():
+        return 0.0
+    rate = 0.0
+    for tokens, rows in ((x[:_FEW_TOKENS], weights[:_FEW_LATENTS]), (x, weights)):
+        step = float(tokens.abs().amax()) / LARGEST
+        rounded, bias = (tokens / step).round_().to(torch.int8), torch.full((len(rows),), -torch.inf)
+        packed = Int8Weights(rows, fast=True)
+        best = math.inf
+        for _ in range(_ROUNDS + 1):
+            start = time.perf_counter()
+            packed.above_zero(rounded, step, bias)
+            best = min(best, time.perf_counter() - start)
+        rate = 2 * tokens.numel() * len(rows) / max(best, 1e-9)
+        if rate < enough / 2:
+            return rate
+    return rate
 
 
 def rates_path() -> Path:
@@ -117,7 +143,7 @@ def _read() -> dict[str, ProductRates]:
     return {
         key: ProductRates(**item)
         for key, item in values.items()
-        if all(math.isfinite(rate) and rate > 0 for rate in item.values())
+        if all(math.isfinite(rate) and (rate > 0 or (name == "int8" and rate == 0)) for name, rate in item.items())
     }
 
 

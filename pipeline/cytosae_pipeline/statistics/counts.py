@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cytosae.statistics.accumulators import GroupCounts, PooledActs, normalise_counts
+from cytosae.statistics.accumulators import GroupCounts, normalise_counts
+from cytosae.statistics.block_encoder import PooledActs
 from cytosae_cache.format.layout import ImageTable
 from cytosae_pipeline.config import StatisticsOptions
 from cytosae_pipeline.errors import UserError

@@ -13,7 +13,8 @@ import torch
 from cytosae.analysis.latents import best_latents, label_entropy
 from cytosae.analysis.specificity import first_latents
 from cytosae.pickles import load_torch
-from cytosae.statistics.accumulators import FeatureStatistics, PooledActs
+from cytosae.statistics.accumulators import FeatureStatistics
+from cytosae.statistics.block_encoder import PooledActs
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import StatisticsOptions
 from cytosae_pipeline.images.image_list import join_lines

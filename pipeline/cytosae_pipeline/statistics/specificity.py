@@ -12,7 +12,7 @@ import torch
 
 from cytosae.analysis.specificity import label_lift
 from cytosae.pickles import load_torch
-from cytosae.statistics.accumulators import PooledActs
+from cytosae.statistics.block_encoder import PooledActs
 from cytosae.statistics.label_activity import LabelActivity
 from cytosae.statistics.position import PositionMaps
 from cytosae_cache.reading.permutation import spread_rows

@@ -19,6 +19,8 @@ _MEDIAN_IMAGES = 256
 _MEDIAN_TOKENS = 16_384
 _FITTED_TOKENS = 1024
 _CALIBRATED_TOKENS = 8192
+_FEWEST_UNSEEN = 32
+"""Images that were not trained on, from which they serve for calibration: fewer differ too much from others."""
 
 
 class Scaling(NamedTuple):
@@ -92,10 +94,19 @@ class DataInit:
         images: Training images.
         stores: The stores that contain them.
         choice: Which tokens.
+        unseen: Images that are not trained on; None if there are none.
     """
 
-    def __init__(self, images: ConcatReader, stores: Sequence[ActivationStore], *, choice: str) -> None:
+    def __init__(
+        self,
+        images: ConcatReader,
+        stores: Sequence[ActivationStore],
+        *,
+        choice: str,
+        unseen: ConcatReader | None = None,
+    ) -> None:
         self._images, self._stores, self._choice = images, stores, choice
+        self._unseen = unseen if unseen is not None and len(unseen) >= _FEWEST_UNSEEN else None
         self._centres: dict[tuple[str, bool], torch.Tensor] = {}
 
     @cached_property
@@ -124,10 +135,18 @@ class DataInit:
             tokens = self.scaling.apply(tokens) if config.standardise else tokens
             sae.fit_to_tokens_(tokens.to(sae.b_dec.device))
 
+    @cached_property
+    def _calibration_tokens(self) -> torch.Tensor:
+        """Tokens of images that were not trained on, on which another number of latents is active, if there are any."""
+        if self._unseen is None:
+            return self._tokens[torch.from_numpy(spread_rows(len(self._tokens), _CALIBRATED_TOKENS))]
+        layout = self._stores[0].spec.tokens
+        return sample_tokens(self._unseen, layout, choice=self._choice, n_tokens=_CALIBRATED_TOKENS)
+
     def calibrate_(self, sae: Sae, *, standardise: bool) -> None:
         """Set what inference alone uses, in place, if the architecture has such; the sample is always the same."""
         if sae.calibrates:
-            tokens = self._tokens[torch.from_numpy(spread_rows(len(self._tokens), _CALIBRATED_TOKENS))]
+            tokens = self._calibration_tokens
             tokens = self.scaling.apply(tokens) if standardise else tokens
             sae.calibrate_(tokens.to(sae.b_dec.device))
 

@@ -153,7 +153,7 @@ class TrainingLoop:
             apart = [held_out(store, config.held_out, config.held_out_by) for store in run.stores]
             images = ConcatReader(readers, [~mask for mask in apart])
             evaluated = ConcatReader(readers, apart) if config.held_out else None
-            start = DataInit(images, run.stores, choice=config.trained_on)
+            start = DataInit(images, run.stores, choice=config.trained_on, unseen=evaluated)
             trainers = [Trainer(one, start, evaluated) for one in self._runs]
             return self._train(trainers, images)
 

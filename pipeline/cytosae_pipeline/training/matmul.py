@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 
+from cytosae.sae.kernels import has_kernels
 from cytosae.training.matmul import MatmulConfig
 from cytosae_pipeline.runtime.devices import DTYPES
 from cytosae_pipeline.runtime.product_rates import ProductRates, find_rates
@@ -16,6 +17,8 @@ TRAINING_PRECISIONS: tuple[TrainingPrecision, ...] = ("fp32", "bf16")
 _MAX_GIB_CPU, _MAX_GIB_GPU = 0.5, 4.0
 _SPARSE_BELOW: dict[TrainingPrecision, float] = {"fp32": 0.12, "bf16": 0.04}
 """Share of active latents below which products over those alone are faster on a CPU, where nothing was measured."""
+_SPARSE_BELOW_GPU: dict[TrainingPrecision, float] = {"fp32": 0.02, "bf16": 0.002}
+"""The same on a GPU with kernels of our own, estimated: they wait for memory, and dense products for tensor cores."""
 _WORTHWHILE = 1.15
 """How many times as fast bf16 must be: it rounds."""
 
@@ -39,7 +42,7 @@ class Products:
         """The choice and its reason, as one line."""
         if self.rates is None:
             return f"matrix products in {self.precision}"
-        rates = ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in asdict(self.rates).items())
+        rates = ", ".join(f"{name} {getattr(self.rates, name) / 1e9:,.0f}" for name in ("fp32", "bf16", "sparse"))
         return (
             f"matrix products in {self.precision}, over active latents alone below {self.sparse_below:.1%}: measured "
             f"here in GFLOP/s: {rates}"
@@ -55,10 +58,8 @@ def choose_products(asked: Literal["auto", "fp32", "bf16"], device: torch.device
         d_in: Width D of the activations.
     """
     precision = choose_training_precision(asked, device)
-    if device.type != "cpu":
-        return Products(precision, 0.0)
-    if asked != "auto":
-        return Products(precision, _SPARSE_BELOW[precision])
+    if device.type != "cpu" or asked != "auto":
+        return Products(precision, _unmeasured_share(precision, device))
     rates = find_rates(d_in)
     if precision == "bf16" and rates.bf16 < _WORTHWHILE * rates.fp32:
         precision = "fp32"
@@ -104,8 +105,14 @@ def choose_matmul(products: Products, device: torch.device, max_gib: float | Non
 
 def fp32_matmul(device: torch.device, max_gib: float | None = None) -> MatmulConfig:
     """The configuration of products in float32 that nothing was measured for, as in evaluation."""
-    sparse_below = _SPARSE_BELOW["fp32"] if device.type == "cpu" else 0.0
-    return choose_matmul(Products("fp32", sparse_below), device, max_gib)
+    return choose_matmul(Products("fp32", _unmeasured_share("fp32", device)), device, max_gib)
+
+
+def _unmeasured_share(precision: TrainingPrecision, device: torch.device) -> float:
+    """Share of active latents below which products use those alone where nothing was measured; 0 for never."""
+    if device.type == "cpu":
+        return _SPARSE_BELOW[precision]
+    return _SPARSE_BELOW_GPU[precision] if has_kernels(device) else 0.0
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

@@ -89,7 +89,9 @@ class Trainer:
             norm_weighted_l1=config.norm_weighted_l1,
             max_gradient=config.max_gradient_norm,
             matmul=run.matmul,
+            beta1=config.adam_beta1,
             beta2=config.adam_beta2,
+            encoder_lr_factor=config.encoder_lr_factor,
         )
         self._schedule = LearningRateSchedule(
             self.step.optimizer,

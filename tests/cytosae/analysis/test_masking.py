@@ -9,7 +9,7 @@ import torch
 from cytosae.analysis.masking import MASKINGS, ClassScores, MaskingExperiment
 from cytosae.analysis.probe import LinearProbe
 from cytosae.sae.registry import ARCHITECTURES, make_sae
-from cytosae.statistics.accumulators import BlockEncoder
+from cytosae.statistics.block_encoder import BlockEncoder
 
 N, T, D, S, C = 150, 5, 6, 20, 3
 KS = (1, 2, 5, 12, 99)

@@ -10,7 +10,7 @@ from cytosae.sae.jumprelu import JumpReluSae
 from cytosae.sae.loss import LossInputs, LossWeights
 from cytosae.sae.registry import ARCHITECTURES, make_sae
 from cytosae.sae.topk import BatchTopKSae, MatryoshkaSae, TopKSae
-from cytosae.statistics.accumulators import BlockEncoder
+from cytosae.statistics.block_encoder import BlockEncoder
 from cytosae.training.lr_schedule import LearningRateSchedule
 from cytosae.training.matmul import MatmulConfig
 from cytosae.training.step import TrainStep

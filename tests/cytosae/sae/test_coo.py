@@ -1,10 +1,13 @@
 """Products of sparse matrices against dense ones."""
 
+import itertools
+
 import pytest
 import torch
 
 from cytosae.sae import coo
 from cytosae.sae.coo import CooMatrix
+from cytosae.sae.devices import runs_ahead, widest_type
 
 N, S, D = 7, 11, 5
 
@@ -29,18 +32,21 @@ def test_products_are_those_of_the_dense_matrix(density):
     torch.testing.assert_close(entries.row_sums(), matrix.sum(dim=1))
 
 
-@pytest.mark.parametrize(("start", "end"), [(0, N), (0, 3), (2, 5), (N - 1, N), (4, 4)])
-def test_ranges_of_rows_and_columns(start, end):
-    matrix = make_matrix(0.5)
-    entries = CooMatrix.from_dense(matrix)
-    for found, wanted in (
-        (entries.row_range(start, end), matrix[start:end]),
-        (entries.column_range(start, end), matrix[:, start:end]),
-    ):
+@pytest.mark.parametrize("density", [0.0, 0.5])
+@pytest.mark.parametrize("bounds", [[0, N], [0, 3, N], [2, 5], [0, 0, 4, 4, N, N], [3], [0, *range(1, N), N]])
+def test_matrices_are_split_by_rows_and_columns(bounds, density):
+    matrix = make_matrix(density)
+    rows, columns = CooMatrix.from_dense(matrix), CooMatrix.from_dense(matrix.T)
+    parts = [matrix[start:end] for start, end in itertools.pairwise(bounds)]
+    cases = list(zip(rows.split_rows(bounds), parts, strict=True))
+    if bounds[0] == 0:
+        cases += zip(columns.split_columns(bounds), [part.T for part in parts], strict=True)
+    for found, wanted in cases:
         assert found.shape == wanted.shape
         again = torch.zeros_like(wanted)
         again[found.rows, found.columns] = found.values
         assert torch.equal(again, wanted)
+        assert torch.equal(found.row_lengths(), (wanted != 0).sum(dim=1))
 
 
 def test_zeros_can_be_dropped():
@@ -62,6 +68,22 @@ def test_values_can_be_replaced():
     doubled = entries.with_values(entries.values * 2)
     right = torch.randn(S, D, dtype=torch.float64)
     torch.testing.assert_close(doubled.matmul(right), 2 * entries.matmul(right))
+
+
+def test_sums_are_in_float32_where_a_device_has_no_float64(monkeypatch):
+    entries = CooMatrix.from_dense(make_matrix(0.5).float())
+    wide = entries.row_sums()
+    assert wide.dtype == torch.float64
+    monkeypatch.setattr(coo, "widest_type", lambda device: torch.float32)
+    assert torch.equal(entries.row_sums(), wide.float())
+
+
+def test_what_devices_have():
+    assert widest_type(None) == widest_type("cpu") == widest_type(torch.device("cuda", 1)) == torch.float64
+    assert widest_type("mps") == widest_type(torch.device("mps")) == torch.float32
+    assert not runs_ahead(torch.device("cpu"))
+    assert runs_ahead(torch.device("cuda"))
+    assert runs_ahead(torch.device("mps"))
 
 
 @pytest.mark.parametrize("density", [0.0, 0.3])

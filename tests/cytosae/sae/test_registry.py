@@ -17,7 +17,7 @@ from cytosae.sae import registry
 from cytosae.sae.base import Sae
 from cytosae.sae.loss import LossInputs, LossTerms, LossWeights, SaeLoss
 from cytosae.sae.registry import ARCHITECTURES, make_sae, register
-from cytosae.statistics.accumulators import BlockEncoder
+from cytosae.statistics.block_encoder import BlockEncoder
 from cytosae.statistics.heatmaps import LatentEncoder
 from cytosae.training.lr_schedule import LearningRateSchedule
 from cytosae.training.matmul import MatmulConfig

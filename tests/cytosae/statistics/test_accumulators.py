@@ -8,7 +8,8 @@ import torch
 
 from cytosae.sae.base import Sae
 from cytosae.sae.relu import ReluSae
-from cytosae.statistics.accumulators import BlockEncoder, FeatureStatistics, GroupCounts, normalise_counts
+from cytosae.statistics.accumulators import FeatureStatistics, GroupCounts, normalise_counts
+from cytosae.statistics.block_encoder import BlockEncoder
 from cytosae_cache.reading.loader import iter_row_blocks
 from cytosae_cache.reading.reader import StoreReader
 from tests.support.stores import make_activations, make_store
@@ -213,7 +214,7 @@ def test_encoding_latents_in_chunks_gives_the_same_bits(tmp_path, monkeypatch):
     sae = make_exact_sae()
     activations = torch.from_numpy(make_exact_activations(8))
     whole = BlockEncoder(sae, (0.2,)).reduce(activations, 0)
-    monkeypatch.setattr("cytosae.statistics.accumulators.LATENT_CHUNK", 7)
+    monkeypatch.setattr("cytosae.statistics.block_encoder.LATENT_CHUNK", 7)
     parts = BlockEncoder(sae, (0.2,)).reduce(activations, 0)
     assert torch.equal(whole.scores, parts.scores)
     assert torch.equal(whole.counts, parts.counts)

@@ -19,7 +19,7 @@ def make_pair(device=CPU):
     sae = make_case("relu", torch.float32).to(device)
     sae.W_enc.data = sae.W_enc.data.t().contiguous().t()
     other = copy.deepcopy(sae)
-    mine = RowwiseAdam([{"params": list(sae.parameters())}], lr=0.01, beta2=0.999, device=device)
+    mine = RowwiseAdam([{"params": list(sae.parameters())}], lr=0.01, betas=(0.9, 0.999), device=device)
     theirs = torch.optim.Adam(other.parameters(), lr=0.01, betas=(0.9, 0.999), fused=True)
     return sae, mine, other, theirs
 
@@ -58,7 +58,9 @@ def test_a_state_in_another_layout_is_taken_over():
         for name in ("exp_avg", "exp_avg_sq"):
             moments[name] = moments[name].contiguous()
     again = copy.deepcopy(sae)
-    resumed = RowwiseAdam([{"params": list(again.parameters())}], lr=0.01, beta2=0.999, device=torch.device("cpu"))
+    resumed = RowwiseAdam(
+        [{"params": list(again.parameters())}], lr=0.01, betas=(0.9, 0.999), device=torch.device("cpu")
+    )
     resumed.load_state_dict(state)
     assert resumed.state[again.W_enc]["exp_avg"].stride() == again.W_enc.stride()
     take_step(9, sae, mine, other, theirs)

@@ -1,7 +1,8 @@
 """Every tensor is made on a device that the code names, which shows without a GPU.
 
-On `meta` tensors the closed forms also run at full size, in no time. Those of architectures that choose latents cannot:
-how many are chosen depends on numbers, which `meta` tensors do not have.
+On `meta` tensors the closed forms also run at full size, in no time. Those of architectures that choose latents cannot,
+nor the others where few are active: how many depends on numbers, which `meta` tensors do not have. Of the sparse
+products, torch has none at given entries for `meta`.
 """
 
 import pytest
@@ -11,7 +12,8 @@ from torch.overrides import TorchFunctionMode
 from cytosae.sae.coo import CooMatrix
 from cytosae.sae.loss import LossInputs, LossWeights
 from cytosae.sae.registry import ARCHITECTURES, make_sae
-from cytosae.statistics.accumulators import BlockEncoder, FeatureStatistics, GroupCounts
+from cytosae.statistics.accumulators import FeatureStatistics, GroupCounts
+from cytosae.statistics.block_encoder import BlockEncoder
 from cytosae.statistics.fidelity import FidelityStatistics
 from cytosae.statistics.label_activity import LabelActivity
 from cytosae.training.fused_loss import find_fused_loss
@@ -101,7 +103,7 @@ def test_sparse_matrices_name_the_device_of_every_tensor():
         entries = CooMatrix.from_dense(matrix).sort().drop_zeros()
         results = [
             entries.matmul(right), entries.transpose().matmul(left), entries.sampled_matmul(left, right),
-            entries.row_sums(), entries.row_range(2, 9).values, entries.column_range(2, 9).values,
+            entries.row_sums(), entries.split_rows([2, 9])[0].values, entries.split_columns([0, 2, 30])[1].values,
         ]  # fmt: skip
     torch.testing.assert_close(results[0], matrix @ right)
     assert {part.device.type for part in results} == {"cpu"}
@@ -121,6 +123,16 @@ def test_closed_forms_of_all_latents_fit_together_at_full_size(arch, dtype):
     for parameter in sae.parameters():
         assert parameter.grad is not None
         assert (parameter.grad.shape, parameter.grad.dtype) == (parameter.shape, torch.float32)
+
+
+def test_sparse_products_have_their_shapes_at_full_size():
+    n, d, s, n_active = 4112, 768, 49_152, 32 * 4112
+    at = torch.empty(n_active, dtype=torch.int64, device="meta")
+    left, right = torch.empty(n, d, device="meta"), torch.empty(s, d, device="meta")
+    entries = CooMatrix(at, at, torch.empty(n_active, device="meta"), (n, s)).sort()
+    assert entries.matmul(right).shape == (n, d)
+    assert entries.transpose().matmul(left).shape == (s, d)
+    assert entries.row_lengths().shape == (n,)
 
 
 @pytest.mark.parametrize("n_latents", [1, 1024, 49_152, 50_001])

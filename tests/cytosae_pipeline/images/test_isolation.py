@@ -3,8 +3,11 @@
 import io
 import os
 import resource
+import shutil
 import signal
+import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from cytosae_pipeline.images.decoding import ImageDecoder, decode_files, shared_
 from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.images.isolation import DecodingError, Isolation, Limits, describe_end, limit_process
 from cytosae_pipeline.images.listing import open_dataset
+from cytosae_pipeline.runtime import workers
 from cytosae_pipeline.runtime.workers import WorkerDiedError
 
 SIZE = 8
@@ -133,6 +137,27 @@ def test_a_process_that_was_killed_is_no_fault_of_the_picture():
         alone.run(_end, signal.SIGKILL)
     assert describe_end(WorkerDiedError(1), Limits()) == "", "nor is one that could not start"
     assert describe_end(WorkerDiedError(None), Limits()) == ""
+
+
+@pytest.fixture
+def stillborn(monkeypatch):
+    """Child processes end before they are sent anything."""
+
+    def start(*arguments, **options):
+        process = subprocess.Popen(*arguments, **options)
+        process.wait()
+        return process
+
+    monkeypatch.setattr(workers.spawn, "get_executable", lambda: os.fsencode(shutil.which("false")))
+    monkeypatch.setattr(workers, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": start}))
+
+
+@pytest.mark.usefixtures("stillborn")
+def test_a_process_that_ends_while_it_starts_is_named(folder):
+    with pytest.raises(DecodingError, match=r"a decoding process was killed.*--workers 2"):
+        ImageDecoder(folder, n_workers=4, image_size=SIZE)
+    with Isolation(Limits()) as alone, pytest.raises(DecodingError, match=r"a decoding process was killed"):
+        alone.run(divmod, 9, 7)
 
 
 def _limits_now(limits: Limits) -> list[tuple[int, int]]:

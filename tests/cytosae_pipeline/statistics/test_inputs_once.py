@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cytosae.backbones import backbone as backbone_module
-from cytosae.statistics.accumulators import BlockEncoder
+from cytosae.statistics.block_encoder import BlockEncoder
 from cytosae.statistics.histograms import LatentProfiles
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore

@@ -62,12 +62,23 @@ def test_the_faster_type_is_taken_and_the_crossover_is_its_own(rates):
 
 def test_nothing_is_measured_where_the_precision_is_given_or_on_a_gpu(monkeypatch):
     monkeypatch.setattr(matmul, "find_rates", lambda d_in: pytest.fail("measured"))
+    monkeypatch.setattr(matmul, "has_kernels", lambda device: False)
     assert choose_products("bf16", CPU, 24).precision == "bf16"
     assert choose_products("fp32", CPU, 24).explain() == "matrix products in fp32"
     assert choose_products("fp32", torch.device("cuda"), 24) == Products("fp32", 0.0)
 
 
-def test_configurations_follow_products_device_and_budget():
+def test_a_gpu_uses_active_latents_alone_where_it_has_kernels(monkeypatch):
+    monkeypatch.setattr(matmul, "has_kernels", lambda device: device.type == "cuda")
+    gpu = torch.device("cuda")
+    shares = [choose_products(precision, gpu, 24).sparse_below for precision in ("fp32", "bf16")]
+    assert 0 < shares[1] < shares[0] < choose_products("fp32", CPU, 24).sparse_below
+    assert fp32_matmul(gpu).sparse_below == shares[0]
+    assert choose_products("fp32", torch.device("mps"), 24) == Products("fp32", 0.0)
+
+
+def test_configurations_follow_products_device_and_budget(monkeypatch):
+    monkeypatch.setattr(matmul, "has_kernels", lambda device: False)
     cpu = choose_matmul(Products("bf16", 0.03), CPU, None)
     assert (cpu.dtype, cpu.max_bytes, cpu.sparse_below) == (torch.bfloat16, 1 << 29, 0.03)
     gpu = fp32_matmul(torch.device("cuda"))

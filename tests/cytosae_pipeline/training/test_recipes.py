@@ -15,6 +15,7 @@ from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import PRESETS, TrainConfig
 from cytosae_pipeline.training.holdout import held_out
 from cytosae_pipeline.training.init import choose_tokens, find_scaling
+from cytosae_pipeline.training.loop import train
 from cytosae_pipeline.training.runs import TrainingError, prepare_run
 from tests.support.interruptions import interrupted_at_step
 from tests.support.stores import make_activations, make_store
@@ -169,33 +170,44 @@ def test_sparsity_warms_up(with_store):
     assert shares == pytest.approx([0.1, 0.5, 1.0, 1.0], rel=1e-5)
 
 
-def test_warm_up_by_share_and_adams_beta_reach_the_step(with_store, monkeypatch):
+def test_warm_up_by_share_and_options_of_adam_reach_the_step(with_store, monkeypatch):
     from cytosae_pipeline.training.trainer import Trainer
 
-    rates, betas = [], []
+    rates, encoder_rates, betas = [], [], []
     train_on = Trainer.train_on
 
     def watched(self, *arguments):
         rates.append(self.step.optimizer.param_groups[0]["lr"])
-        betas.append(self.step.optimizer.param_groups[0]["betas"])
+        common, encoder = self.step.optimizer.param_groups
+        assert encoder["params"] == [self.step.sae.W_enc]
+        encoder_rates.append(encoder["lr"])
+        betas.append(common["betas"])
+        assert encoder["betas"] == betas[-1]
         return train_on(self, *arguments)
 
     monkeypatch.setattr(Trainer, "train_on", watched)
-    with_store.train("--run_name", "r", "--lr", 0.5, "--lr_warm_up_share", 0.4, "--adam_beta2", 0.9)
+    with_store.train(
+        "--run_name", "r", "--lr", 0.5, "--lr_warm_up_share", 0.4, "--adam_beta1", 0.8,
+        "--adam_beta2", 0.9, "--encoder_lr_factor", 0.25,
+    )  # fmt: skip
     assert len(rates) == 15
     assert rates[:7] == pytest.approx([0.5 * step / 6 for step in range(1, 7)] + [0.5])
-    assert set(betas) == {(0.9, 0.9)}
+    assert encoder_rates == pytest.approx([rate / 4 for rate in rates])
+    assert set(betas) == {(0.8, 0.9)}
     recipe = json.loads((with_store.root / "out/checkpoints/r/config.json").read_text())["recipe"]
-    assert (recipe["lr_warm_up_share"], recipe["adam_beta2"]) == (0.4, 0.9)
+    given = {"lr_warm_up_share": 0.4, "adam_beta1": 0.8, "adam_beta2": 0.9, "encoder_lr_factor": 0.25}
+    assert given.items() <= recipe.items()
 
 
 def test_options_of_later_versions_leave_the_names_of_older_runs(with_store):
 
     options = {"root_dir": with_store.root, "dataset_name": "toy", "model_path": with_store.vit, "precision": "fp32"}
     plain = prepare_run(TrainConfig(**options))
-    assert not {"lr_warm_up_share", "adam_beta2"} & plain.recipe.keys()
-    other = prepare_run(TrainConfig(**options, adam_beta2=0.99))
-    assert other.folder != plain.folder
+    later = {"lr_warm_up_share": 0.1, "adam_beta1": 0.8, "adam_beta2": 0.99, "encoder_lr_factor": 0.5}
+    assert not later.keys() & plain.recipe.keys()
+    for name, value in later.items():
+        other = prepare_run(TrainConfig(**options, **{name: value}))
+        assert other.folder != plain.folder
 
 
 def test_gradients_are_clipped(with_store, monkeypatch):
@@ -323,7 +335,7 @@ def test_presets_fill_in_what_the_command_line_leaves_out(with_store):
 
 def test_presets_fill_in_what_python_leaves_out():
     config = TrainConfig(preset="modern", k=5, encoder_init="kaiming")
-    assert (config.arch, config.lr, config.standardise) == ("batchtopk", 0.003, True)
+    assert (config.arch, config.lr, config.standardise) == ("batchtopk", 0.006, True)
     assert (config.k, config.encoder_init) == (5, "kaiming")
     assert replace(config, lr=0.0004).lr == 0.0004
     assert replace(config, arch="topk") == replace(config, arch="topk", preset="modern")
@@ -459,3 +471,36 @@ def test_parameters_that_are_no_numbers_are_never_saved(with_store, monkeypatch)
 
 def test_training_error_is_one_that_users_can_put_right():
     assert issubclass(TrainingError, ValueError)
+
+
+@pytest.mark.parametrize("arch", ["batchtopk", "matryoshka"])
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_images_that_were_not_trained_on_set_the_threshold(tmp_path, arch, share):
+    """Few directions explain an image, and others explain the next one: unseen images have more active latents."""
+    rng = np.random.default_rng(0)
+    directions = rng.normal(size=(200, 16))
+    parts = rng.exponential(size=(200, 5, 200)) * (rng.random((200, 5, 200)) < 0.02)
+    activations = (parts @ directions + 0.1 * rng.normal(size=(200, 5, 16))).astype(np.float32)
+    store = make_store(tmp_path / "s.zarr", activations.astype(np.float16), shard_images=50)
+    result = train(
+        TrainConfig(
+            root_dir=tmp_path,
+            store=store.path,
+            run_name="r",
+            preset="modern",
+            arch=arch,
+            k=3,
+            expansion_factor=8,
+            batch_size=32,
+            total_training_tokens=200 * 32,
+            held_out=share,
+            device="cpu",
+            precision="fp32",
+        )
+    )
+    apart = held_out(store, share, "image")
+    acts = result.load().encode(torch.from_numpy(activations.astype(np.float16)).float())
+    l0 = (acts > 0).sum(dim=2).float().mean(dim=1)
+    assert (apart.sum() >= 32) == (share == 0.3)
+    calibrated = l0[torch.from_numpy(apart if share == 0.3 else ~apart)]
+    assert calibrated.mean() == pytest.approx(3, rel=0.03)

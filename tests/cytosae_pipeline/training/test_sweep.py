@@ -54,7 +54,10 @@ def test_lists_make_all_combinations_and_run_tables_single_ones(tmp_path):
     ("text", "message"),
     [
         ("k = ", "cannot be read: "),
-        ("kk = 3", "has 'kk', which cannot vary between runs. Allowed are: adam_beta2, arch, aux_coefficient"),
+        (
+            "kk = 3",
+            "has 'kk', which cannot vary between runs. Allowed are: adam_beta1, adam_beta2, arch, aux_coefficient",
+        ),
         ("root_dir = '/'", "has 'root_dir', which cannot vary between runs"),
         ("batch_size = [1, 2]", "'batch_size' in .* determines the batches, which all runs of a sweep share"),
         ("order_seed = 1", "'order_seed' in .* determines the batches"),

@@ -1,0 +1,156 @@
+"""Products of sparse matrices as Triton kernels; `cytosae.sae.kernels` decides where they are used.
+
+Nothing is added atomically, so results repeat to the last bit, and all sums are in float32, whatever the type of the
+factors. No product uses tensor cores, so float32 is never rounded to TF32.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+_LONGEST = 1024
+"""Entries that one program adds up; longer rows, such as a latent active on all tokens, are divided at multiples."""
+_ENTRIES, _CHANNELS = 16, 128
+"""Entries and channels that a program looks at together; the usual widths are multiples of 128."""
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def sum_pieces(
+    rows: tl.tensor, columns: tl.tensor, values: tl.tensor, bounds: tl.tensor, table: tl.tensor,
+    out: tl.tensor, n_rows: tl.tensor, width: tl.tensor,
+    LONGEST: tl.constexpr, ENTRIES: tl.constexpr, CHANNELS: tl.constexpr,
+) -> None:  # fmt: skip
+    """The first kernel of `sum_rows`: each program adds up a part of a row.
+
+    The first programs begin the rows, the others continue one at every multiple of LONGEST.
+    """
+    program = tl.program_id(0).to(tl.int64)
+    continues = program >= n_rows
+    mark = (program - n_rows + 1) * LONGEST
+    row = tl.load(rows + mark, mask=continues, other=program)
+    first, last = tl.load(bounds + row), tl.load(bounds + row + 1)
+    start = tl.where(continues, mark, first)
+    end = tl.minimum(last, (start // LONGEST + 1) * LONGEST)
+    channels = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    total = tl.zeros((ENTRIES, CHANNELS), tl.float32)
+    for block in range(start, end, ENTRIES):
+        entries = block + tl.arange(0, ENTRIES)
+        there = entries < end
+        column = tl.load(columns + entries, mask=there, other=0)
+        value = tl.load(values + entries, mask=there, other=0.0).to(tl.float32)
+        mask = there[:, None] & (channels < width)[None, :]
+        found = tl.load(table + column[:, None] * width + channels[None, :], mask=mask, other=0.0)
+        total += value[:, None] * found.to(tl.float32)
+    tl.store(out + program * width + channels, tl.sum(total, axis=0), mask=channels < width)
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def join_pieces(
+    rows: tl.tensor, bounds: tl.tensor, out: tl.tensor, n_rows: tl.tensor, width: tl.tensor,
+    LONGEST: tl.constexpr, CHANNELS: tl.constexpr,
+) -> None:  # fmt: skip
+    """The second kernel of `sum_rows`: what continues a row is added to its beginning."""
+    mark = (tl.program_id(0).to(tl.int64) + 1) * LONGEST
+    row = tl.load(rows + mark)
+    first, last = tl.load(bounds + row), tl.load(bounds + row + 1)
+    # The program of a row's first continuation adds all of them, in their order.
+    if (first < mark) & (mark - LONGEST <= first):
+        channels = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+        inside = channels < width
+        total = tl.load(out + row * width + channels, mask=inside, other=0.0)
+        for number in range(mark // LONGEST, (last - 1) // LONGEST + 1):
+            total += tl.load(out + (n_rows + number - 1) * width + channels, mask=inside, other=0.0)
+        tl.store(out + row * width + channels, total, mask=inside)
+
+
+@triton.jit(do_not_specialize=["n"])
+def sample_products(
+    rows: tl.tensor, columns: tl.tensor, left: tl.tensor, right: tl.tensor, out: tl.tensor,
+    n: tl.tensor, width: tl.tensor,
+    ENTRIES: tl.constexpr, CHANNELS: tl.constexpr,
+) -> None:  # fmt: skip
+    """The kernel of `multiply_sampled`: each program multiplies a few entries."""
+    entries = tl.program_id(0).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)
+    there = entries < n
+    row = tl.load(rows + entries, mask=there, other=0)
+    column = tl.load(columns + entries, mask=there, other=0)
+    total = tl.zeros((ENTRIES, CHANNELS), tl.float32)
+    for start in range(0, width, CHANNELS):
+        channels = start + tl.arange(0, CHANNELS)
+        mask = there[:, None] & (channels < width)[None, :]
+        one = tl.load(left + row[:, None] * width + channels[None, :], mask=mask, other=0.0).to(tl.float32)
+        other = tl.load(right + column[:, None] * width + channels[None, :], mask=mask, other=0.0).to(tl.float32)
+        total += one * other
+    tl.store(out + entries, tl.sum(total, axis=1), mask=there)
+
+
+def sum_rows(
+    rows: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, bounds: torch.Tensor, table: torch.Tensor
+) -> torch.Tensor:
+    """For every row of a sparse matrix, the sum of its values times the rows of a table: `A @ table`.
+
+    A program adds up a row's entries as far as the next multiple of `_LONGEST`; another one continues there and writes
+    below the result; a second kernel joins the two.
+
+    Args:
+        rows: Row of each entry, ascending, int64, shape `(n,)`.
+        columns: Column of each entry, int64, shape `(n,)`.
+        values: Value of each entry, shape `(n,)`.
+        bounds: Index of each row's first entry, and n, int64, shape `(N + 1,)`.
+        table: Shape `(S, D)`, float32 or bfloat16.
+
+    Returns:
+        Shape `(N, D)`, in the type of the table.
+    """
+    n_rows, width = len(bounds) - 1, table.shape[1]
+    n_marks = max(0, len(rows) - 1) // _LONGEST
+    out = table.new_empty((n_rows + n_marks, width), dtype=torch.float32)
+    n_blocks = triton.cdiv(width, _CHANNELS)
+    _launch(
+        sum_pieces, (n_rows + n_marks, n_blocks),
+        rows, columns, values, bounds, table, out, n_rows, width,
+        LONGEST=_LONGEST, ENTRIES=_ENTRIES, CHANNELS=_CHANNELS,
+    )  # fmt: skip
+    _launch(join_pieces, (n_marks, n_blocks), rows, bounds, out, n_rows, width, LONGEST=_LONGEST, CHANNELS=_CHANNELS)
+    return out[:n_rows].to(table.dtype)
+
+
+def multiply_sampled(
+    rows: torch.Tensor, columns: torch.Tensor, left: torch.Tensor, right: torch.Tensor
+) -> torch.Tensor:
+    """`left[row] . right[column]` for every entry of a sparse matrix.
+
+    Args:
+        rows: Row of each entry, int64, shape `(n,)`.
+        columns: Column of each entry, int64, shape `(n,)`.
+        left: Shape `(N, D)`, float32 or bfloat16.
+        right: Shape `(S, D)`, of the same type.
+
+    Returns:
+        Shape `(n,)`, in the type of the factors.
+    """
+    out = left.new_empty(len(rows))
+    _launch(
+        sample_products, (triton.cdiv(len(rows), _ENTRIES),),
+        rows, columns, left, right, out, len(rows), left.shape[1],
+        ENTRIES=_ENTRIES, CHANNELS=_CHANNELS,
+    )  # fmt: skip
+    return out
+
+
+def _launch(
+    kernel: Any,  # noqa: ANN401 - Triton has no types
+    grid: tuple[int, ...],
+    *arguments: torch.Tensor | int,
+    **sizes: int,
+) -> None:
+    """Start a kernel on the device of its first argument, unless it has nothing to do."""
+    if not all(grid):
+        return
+    # A kernel computes addresses from the sizes alone; what it writes to is new, and so contiguous.
+    contiguous = [one.contiguous() if isinstance(one, torch.Tensor) else one for one in arguments]
+    with torch.cuda.device_of(contiguous[0]):  # type: ignore[no-untyped-call]
+        # By default, one version of Triton fuses products and sums and the next does not.
+        kernel[grid](*contiguous, **sizes, enable_fp_fusion=True)

@@ -1,0 +1,214 @@
+"""Where our kernels are used, and what of them can be tested without a GPU: numbers, machine code and launches."""
+
+import gc
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from cytosae.sae import kernels
+from cytosae.sae.coo import CooMatrix
+
+ROOT = Path(__file__).parents[3]
+NO_TRITON = "needs Triton: pip install -e '.[gpu-tests]'"
+N_ROWS, N = 9, 5000
+
+
+class AbsentDriver:
+    """Takes the place of a GPU's driver: kernels are compiled for it, and their launches are recorded."""
+
+    def __init__(self, capability: int) -> None:
+        self.launched: list[tuple[str, tuple[int, ...], Any]] = []
+        self._capability = capability
+        self.utils = SimpleNamespace(
+            get_device_properties=lambda device: {"max_shared_mem": 101_376},
+            load_binary=lambda *arguments: (1, 2, 32, 0, 1024),
+            unload_module=lambda module: None,
+        )
+
+    def get_current_device(self) -> int:
+        return self._capability  # Triton keeps what it compiled by device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self._capability, 32)
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Any:
+        return lambda *arguments: self.launched.append((metadata.name, arguments[:3], metadata))
+
+
+@pytest.fixture(params=[80, 90])
+def driver(request, tmp_path, monkeypatch) -> AbsentDriver:
+    pytest.importorskip("triton", reason=NO_TRITON)
+    from triton.runtime.driver import driver as drivers
+
+    from cytosae.sae import triton_kernels
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    absent = AbsentDriver(request.param)
+    monkeypatch.setattr(drivers, "_active", absent)
+    yield absent
+    # What was compiled goes with the driver that it was compiled for.
+    for kernel in (triton_kernels.sum_pieces, triton_kernels.join_pieces, triton_kernels.sample_products):
+        kernel.device_caches.clear()
+    absent.launched.clear()
+    gc.collect()
+
+
+@pytest.mark.parametrize("width", [768, 100, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_compile_to_machine_code_without_a_gpu(driver, tmp_path, dtype, width):
+    from cytosae.sae import triton_kernels
+
+    at, table = torch.zeros(N, dtype=torch.int64), torch.zeros(N_ROWS - 1, width, dtype=dtype)
+    assert triton_kernels.sum_rows(at, at, torch.zeros(N), at[:N_ROWS], table).shape == (N_ROWS - 1, width)
+    assert triton_kernels.multiply_sampled(at, at, table, table).shape == (N,)
+    n_blocks, n_marks = -(-width // 128), 4
+    assert [launched[:2] for launched in driver.launched] == [
+        ("sum_pieces", (N_ROWS - 1 + n_marks, n_blocks, 1)),
+        ("join_pieces", (n_marks, n_blocks, 1)),
+        ("sample_products", (313, 1, 1)),
+    ]
+    assert all(launched[2].enable_fp_fusion for launched in driver.launched)
+    code = {path.stem: path.read_text() for path in tmp_path.rglob("*.ptx")}
+    assert (
+        code.keys() == {"sum_pieces", "join_pieces", "sample_products"} == {p.stem for p in tmp_path.rglob("*.cubin")}
+    )
+    for name, text in code.items():
+        assert not re.search(r"\b(mma|wgmma|atom|red)\b|tf32", text), f"{name} is not plain float32 in a fixed order"
+        assert "fma.rn.f32" in text or name == "join_pieces"
+        wide = "ld.global.v4.b32" if dtype == torch.float32 else r"ld\.global\.v[24]\.b32"
+        assert name == "join_pieces" or width % 16 or re.search(wide, text), f"{name} reads one number at a time"
+
+
+@pytest.mark.slow
+def test_numbers_are_right_in_tritons_interpreter():
+    pytest.importorskip("triton", reason=NO_TRITON)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not gpu"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    environment.pop("PYTEST_XDIST_WORKER", None)
+    done = subprocess.run(
+        [*command, "tests/gpu/test_triton_kernels.py"], cwd=ROOT, env=environment, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"\d\d passed", done.stdout), done.stdout
+    assert "skipped" not in done.stdout, done.stdout
+
+
+def test_no_kernel_is_used_or_imported_on_a_cpu():
+    matrix = CooMatrix.from_dense(torch.eye(3))
+    assert kernels.find_kernels(torch.ones(3, 2), matrix.values) is None
+    assert not kernels.has_kernels(torch.device("cpu"))
+    assert not kernels.has_kernels(torch.device("mps"))
+    code = (
+        "import sys, torch\n"
+        "from cytosae.sae.loss import LossWeights\n"
+        "from cytosae.sae.registry import make_sae\n"
+        "from cytosae.training.matmul import MatmulConfig\n"
+        "from cytosae.training.step import TrainStep\n"
+        "options = dict(lr=1e-3, weights=LossWeights(), use_ghost_grads=False, dead_feature_window=1)\n"
+        "TrainStep(make_sae('topk', 8, 32, k=3), matmul=MatmulConfig(), **options).step(torch.randn(1, 9, 8))\n"
+        "assert 'cytosae.sae.kernels' in sys.modules\n"
+        "assert 'cytosae.sae.triton_kernels' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_no_kernel_is_used_without_a_gpu():
+    assert not kernels.has_kernels(torch.device("cuda"))
+
+
+def fake_tensor(dtype: torch.dtype = torch.float32, requires_grad: bool = False) -> Any:
+    """As much of a tensor on a GPU as a choice of kernels looks at."""
+    return SimpleNamespace(device=torch.device("cuda", 0), dtype=dtype, requires_grad=requires_grad)
+
+
+def test_kernels_are_for_float32_and_bfloat16_without_autograd(monkeypatch):
+    mine = ModuleType("mine")
+    monkeypatch.setattr(kernels, "_load", lambda number: mine)
+    plain, wide = fake_tensor(), fake_tensor(torch.float64)
+    assert kernels.find_kernels(plain, fake_tensor(torch.bfloat16)) is mine
+    assert kernels.find_kernels(wide, plain) is None
+    assert kernels.find_kernels(plain, wide) is None
+    learned = fake_tensor(requires_grad=True)
+    for pair in ((learned, plain), (plain, learned)):
+        assert kernels.find_kernels(*pair) is None
+        with torch.no_grad():
+            assert kernels.find_kernels(*pair) is mine
+    with kernels.without_kernels():
+        assert kernels.find_kernels(plain, plain) is None
+        assert not kernels.has_kernels(torch.device("cuda", 0))
+    assert kernels.find_kernels(plain, plain) is mine
+
+
+@pytest.fixture
+def new_gpu(monkeypatch) -> None:
+    """This machine seems to have a GPU that Triton supports."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: (9, 0))
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: object())
+
+
+def test_a_triton_that_does_not_work_is_one_warning(new_gpu, monkeypatch, caplog):
+    def fail(name: str) -> None:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC")
+
+    monkeypatch.setattr(kernels.importlib, "import_module", fail)
+    assert kernels._load.__wrapped__(0) is None
+    assert caplog.messages == [
+        "Triton does not work here, so its kernels are not used: RuntimeError: Failed to find C compiler."
+    ]
+
+
+def test_kernels_that_compute_something_else_are_not_used(new_gpu, monkeypatch, caplog):
+    def sum_rows(rows, columns, values, bounds, table):
+        return CooMatrix(rows, columns, values, (40, 40)).matmul(table)
+
+    wrong = SimpleNamespace(
+        sum_rows=lambda *parts: 1.001 * sum_rows(*parts),
+        multiply_sampled=lambda rows, columns, left, right: (left[rows] * right[columns]).sum(1),
+    )
+    monkeypatch.setattr(kernels.importlib, "import_module", lambda name: wrong)
+    monkeypatch.setattr(torch, "device", lambda *name: "cpu")
+    assert kernels._load.__wrapped__(0) is None
+    assert caplog.messages == [
+        "Triton does not work here, so its kernels are not used: its matrix product differs from torch's by 1.0e-03, "
+        "more than 1e-05"
+    ]
+    wrong.sum_rows = sum_rows
+    assert kernels._load.__wrapped__(0) is wrong
+    wrong.multiply_sampled = lambda *parts: torch.full((len(parts[0]),), torch.nan)
+    assert kernels._load.__wrapped__(0) is None
+    assert "its sampled product differs from torch's by nan" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize(("name", "value"), [("capability", (7, 5)), ("hip", "6.2"), ("triton", None)])
+def test_old_gpus_and_those_of_others_keep_torchs_products(new_gpu, monkeypatch, caplog, name, value):
+    monkeypatch.setattr(kernels.importlib, "import_module", lambda name: pytest.fail("imported"))
+    if name == "capability":
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: value)
+    elif name == "hip":
+        monkeypatch.setattr(torch.version, "hip", value)
+    else:
+        monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: value)
+    assert kernels._load.__wrapped__(0) is None
+    assert not caplog.messages
+
+
+def test_nothing_is_handed_to_torchs_compiler():
+    sources = [path for folder in ("cytosae", "cache", "pipeline") for path in (ROOT / folder).rglob("*.py")]
+    assert len(sources) > 200
+    for path in sources:
+        assert not re.search(r"torch\s*\.\s*(compile|_dynamo|_inductor)\b|import compile\b", path.read_text()), path
