@@ -32,8 +32,8 @@ class GatedSae(Sae):
 
     def __init__(self, d_in: int, n_latents: int, **more: Any) -> None:  # noqa: ANN401
         super().__init__(d_in, n_latents, **more)
-        self.r_mag = nn.Parameter(torch.zeros_like(self.b_enc))
-        self.b_mag = nn.Parameter(torch.zeros_like(self.b_enc))
+        self.r_mag = nn.Parameter(self.b_enc.new_zeros(self.b_enc.shape))
+        self.b_mag = nn.Parameter(self.b_enc.new_zeros(self.b_enc.shape))
 
     def activate(self, pre: torch.Tensor, latents: slice | torch.Tensor = slice(None)) -> torch.Tensor:
         """See `Sae`."""

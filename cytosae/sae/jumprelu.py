@@ -51,7 +51,7 @@ class JumpReluSae(Sae):
         if not (0 < k < torch.inf and 0 < bandwidth < torch.inf):
             raise ValueError(f"k and bandwidth must be above 0, found {k!r} and {bandwidth!r}")
         self.k, self.bandwidth = k, bandwidth
-        self.threshold = nn.Parameter(torch.full_like(self.b_enc, _INITIAL_THRESHOLD))
+        self.threshold = nn.Parameter(self.b_enc.new_full(self.b_enc.shape, _INITIAL_THRESHOLD))
 
     def activate(self, pre: torch.Tensor, latents: slice | torch.Tensor = slice(None)) -> torch.Tensor:
         """See `Sae`."""

@@ -130,7 +130,7 @@ class BatchTopKSae(TopKSae):
     def __init__(self, d_in: int, n_latents: int, *, k: int = 32, **more: Any) -> None:  # noqa: ANN401
         super().__init__(d_in, n_latents, k=k, **more)
         self.threshold: torch.Tensor
-        self.register_buffer("threshold", torch.zeros_like(self.b_dec[0]))
+        self.register_buffer("threshold", self.b_dec.new_zeros(()))
 
     def activate(self, pre: torch.Tensor, latents: slice | torch.Tensor = slice(None)) -> torch.Tensor:
         """See `Sae`."""

@@ -18,7 +18,8 @@ LATENT_CHUNK = 4096
 """Latents computed together: bounds memory to 8 x 257 x 4096 numbers for any width of the autoencoder."""
 
 ActsHook = Callable[[slice, slice, torch.Tensor], None]
-"""Takes a range of images, a range of latents, and their activations, float32, shape `(n, T, n_latents)`."""
+"""Takes a range of images, a range of latents, and their activations, float32, shape `(n, T, n_latents)`, which are
+valid until it returns."""
 
 
 class PooledActs(NamedTuple):

@@ -22,6 +22,7 @@ class ScreenedImageEncoder(ImageEncoder):
     def __init__(self, sae: Sae, encoder: ScreenedEncoder, thresholds: Sequence[float] = ()) -> None:
         super().__init__(sae, thresholds)
         self._encoder = encoder
+        self._zeros = torch.empty(0)
 
     @torch.no_grad()
     def reduce(self, activations: torch.Tensor, first_row: int, *, on_acts: ActsHook | None = None) -> PooledActs:
@@ -39,11 +40,18 @@ class ScreenedImageEncoder(ImageEncoder):
                 for number, threshold in enumerate(self._thresholds):
                     counts[number, images, latents] = here.counts_above(threshold)
                 end = first
-                for dense in here.dense(LATENT_CHUNK) if on_acts is not None else ():
+                for dense in self._dense(here) if on_acts is not None else ():
                     start, end = end, end + dense.shape[2]
                     assert on_acts is not None
                     on_acts(images, slice(start, end), dense)
         return PooledActs(scores, counts)
+
+    def _dense(self, images: "_Images") -> Iterator[torch.Tensor]:
+        """Activations with zeros, in memory that the next images use again."""
+        n_tokens = images.n_images * images.n_tokens
+        if len(self._zeros) < n_tokens:
+            self._zeros = torch.zeros(n_tokens, LATENT_CHUNK)
+        return images.dense(self._zeros[:n_tokens])
 
 
 class _Images:
@@ -55,28 +63,34 @@ class _Images:
     """
 
     def __init__(self, acts: CooMatrix, n_tokens: int) -> None:
-        self._acts, self._n_tokens = acts, n_tokens
-        self._n_latents, self._n_images = acts.shape[0], acts.shape[1] // n_tokens
+        self._acts, self.n_tokens = acts, n_tokens
+        self._n_latents, self.n_images = acts.shape[0], acts.shape[1] // n_tokens
         self._places = acts.columns // n_tokens * self._n_latents + acts.rows
 
     def scores(self) -> torch.Tensor:
         """Mean over all tokens, float32, shape `(n_images, n)`."""
         sums = self._count(self._places, self._acts.values.double())
-        return (sums / self._n_tokens).float()
+        return (sums / self.n_tokens).float()
 
     def counts_above(self, threshold: float) -> torch.Tensor:
         """Tokens above a threshold, int64, shape `(n_images, n)`."""
         if threshold < 0:
-            return torch.full((self._n_images, self._n_latents), self._n_tokens)
+            return torch.full((self.n_images, self._n_latents), self.n_tokens)
         return self._count(self._places[self._acts.values > threshold])
 
-    def dense(self, at_once: int) -> Iterator[torch.Tensor]:
-        """Activations with zeros, some latents at a time in order, shape `(n_images, T, at most at_once)`."""
-        for part in self._acts.split_rows([*range(0, self._n_latents, at_once), self._n_latents]):
-            dense = torch.zeros(part.shape[1], part.shape[0])
+    def dense(self, zeros: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Activations with zeros, some latents at a time in order, shape `(n_images, T, at most m)`.
+
+        Args:
+            zeros: What they are put into, shape `(n_images T, m)`; zero again when the next ones are asked for.
+        """
+        width = zeros.shape[1]
+        for part in self._acts.split_rows([*range(0, self._n_latents, width), self._n_latents]):
+            dense = zeros[:, : part.shape[0]]
             dense[part.columns, part.rows] = part.values
-            yield dense.view(self._n_images, self._n_tokens, part.shape[0])
+            yield dense.view(self.n_images, self.n_tokens, part.shape[0])
+            dense[part.columns, part.rows] = 0
 
     def _count(self, places: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-        counts = torch.bincount(places, weights, minlength=self._n_images * self._n_latents)
-        return counts.view(self._n_images, self._n_latents)
+        counts = torch.bincount(places, weights, minlength=self.n_images * self._n_latents)
+        return counts.view(self.n_images, self._n_latents)

@@ -35,7 +35,8 @@ PooledConsumer = Callable[[torch.Tensor, PooledActs], None]
 """Takes row numbers, int64, shape `(n,)`, and what was pooled of each."""
 
 ActsConsumer = Callable[[torch.Tensor, slice, torch.Tensor], None]
-"""Takes row numbers, shape `(n,)`, a range of latents, and their activations, float32, shape `(n, T, n_latents)`."""
+"""Takes row numbers, shape `(n,)`, a range of latents, and their activations, float32, shape `(n, T, n_latents)`, which
+are valid until it returns."""
 
 
 def make_encoder(inputs: Inputs, config: PassOptions, thresholds: Sequence[float] = ()) -> ImageEncoder:

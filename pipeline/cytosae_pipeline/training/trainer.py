@@ -39,7 +39,7 @@ from cytosae_pipeline.workspace.runs import METRICS_NAME
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_SAVES = 300.0
-_MOST_ON_THE_WAY, _FEWEST_ON_THE_WAY = 512, 16
+_MOST_ON_THE_WAY, _FEWEST_ON_THE_WAY = 512, 4
 """Held-out images of an intermediate evaluation; the last one evaluates all."""
 _EVALUATED_SHARE = 0.1
 """Images of all intermediate evaluations together, as a share of those trained on."""
@@ -105,6 +105,7 @@ class Trainer:
         self._n_fired = torch.zeros(run.n_latents, dtype=torch.int64, device=run.device)
         self._n_tokens = 0
         self._evaluation: Evaluation | None = None
+        self._calibrated: dict[str, torch.Tensor] | None = None
         self._last_save = time.monotonic()
         self._loggers = MetricLoggers()
         if not self._load_state():
@@ -204,11 +205,19 @@ class Trainer:
         else:
             sae.normalise_decoder_()
         if self.samples_seen >= self.run.config.total_training_tokens:
-            self._start.calibrate_(sae, standardise=self.run.config.standardise)
+            self._calibrate_(sae)
         sae.W_enc.data = sae.W_enc.data.contiguous()
         if self._scaling is not None:
             sae.fold_scaling_(self._scaling.mean.to(sae.b_dec.device), self._scaling.scale)
         return sae
+
+    def _calibrate_(self, sae: Sae) -> None:
+        """Set what inference alone uses. Found once: evaluation and file need the same."""
+        if self._calibrated is None:
+            self._start.calibrate_(sae, standardise=self.run.config.standardise)
+            self._calibrated = {name: values.clone() for name, values in sae.named_buffers()}
+        for name, values in sae.named_buffers():
+            values.copy_(self._calibrated[name])
 
     def save_state(self) -> None:
         """Save the state, from which training resumes exactly here; the state before it is kept."""

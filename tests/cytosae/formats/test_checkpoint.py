@@ -3,6 +3,7 @@
 import collections
 import json
 import pickle
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -359,3 +360,14 @@ def test_keys_that_are_not_strings_are_shown_by_type(tmp_path):
     torch.save({1 << 20000: 1, (1, 2): 2, "x" * 1000: 3}, tmp_path / "sae.pt")
     with pytest.raises(SaeCheckpointError, match=r"found \['<int>', '<tuple>', 'x{40}'\]"):
         load_sae(tmp_path / "sae.pt")
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_reading_a_file_imports_no_symbolic_mathematics(tmp_path, name):
+    """Some operations on the meta device import sympy, which takes as long as torch itself."""
+    save_sae(tmp_path / "sae.pt", make_sae(name, 4, 8, k=2), {})
+    code = (
+        "import sys; from pathlib import Path; from cytosae.formats.checkpoint import load_sae; "
+        f"load_sae(Path({str(tmp_path / 'sae.pt')!r})); assert 'sympy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

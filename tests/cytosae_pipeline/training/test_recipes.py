@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cytosae.formats.checkpoint import load_sae
+from cytosae.sae.topk import BatchTopKSae
 from cytosae_cache.format.spec import TokenLayout
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
@@ -471,6 +472,22 @@ def test_parameters_that_are_no_numbers_are_never_saved(with_store, monkeypatch)
 
 def test_training_error_is_one_that_users_can_put_right():
     assert issubclass(TrainingError, ValueError)
+
+
+def test_the_threshold_is_found_once_for_evaluation_and_file(tmp_path, monkeypatch):
+    activations = make_activations(40)
+    store = make_store(tmp_path / "s.zarr", activations)
+    calls, plain = [], BatchTopKSae.calibrate_
+    monkeypatch.setattr(BatchTopKSae, "calibrate_", lambda sae, tokens: [calls.append(1), plain(sae, tokens)])
+    config = {
+        "root_dir": tmp_path, "store": store.path, "run_name": "r", "preset": "modern", "k": 3, "batch_size": 8,
+        "total_training_tokens": 32, "held_out": 0.2, "device": "cpu",
+    }  # fmt: skip
+    result = train(TrainConfig(**config))
+    assert calls == [1]
+    apart = torch.from_numpy(activations[held_out(store, 0.2, "image")]).float()
+    n_active = (result.load().encode(apart) > 0).sum(dim=2).double().mean()
+    assert result.metrics["eval/l0"] == pytest.approx(float(n_active), rel=1e-3)
 
 
 @pytest.mark.parametrize("arch", ["batchtopk", "matryoshka"])
