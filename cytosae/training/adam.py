@@ -1,5 +1,6 @@
 """Adam that can be given a matrix's gradient a block of rows at a time."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -9,6 +10,12 @@ from cytosae.training.gradients import RowGradient, by_latent
 
 _FUSED_DEVICES = ("cpu", "cuda")
 """Devices on which every supported torch has a fused Adam."""
+
+_plain = {
+    name: inspect.unwrap(getattr(torch.optim.Adam, name))
+    for name in ("add_param_group", "step", "state_dict", "load_state_dict")
+}
+"""torch's methods without their wrappers, which import its compiler: that takes as long as importing torch."""
 
 
 class RowwiseAdam(torch.optim.Adam):
@@ -25,6 +32,20 @@ class RowwiseAdam(torch.optim.Adam):
         self, groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], device: torch.device
     ) -> None:
         super().__init__(groups, lr=lr, betas=betas, fused=device.type in _FUSED_DEVICES)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """See torch."""
+        _plain["add_param_group"](self, param_group)
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """See torch."""
+        _plain["step"](self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See torch."""
+        state: dict[str, Any] = _plain["state_dict"](self)
+        return state
 
     @torch.no_grad()
     def update_rows(self, parameter: torch.nn.Parameter, gradient: RowGradient) -> None:
@@ -63,7 +84,7 @@ class RowwiseAdam(torch.optim.Adam):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See torch; moments take the layout of their parameters."""
-        super().load_state_dict(state_dict)
+        _plain["load_state_dict"](self, state_dict)
         for parameter, state in self.state.items():
             for name in ("exp_avg", "exp_avg_sq"):
                 state[name] = torch.empty_like(parameter).copy_(state[name])

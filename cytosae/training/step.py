@@ -124,7 +124,7 @@ class TrainStep:
         if not self._norm_weighted_l1:
             sae.normalise_decoder_()
         tokens, inputs = x.flatten(0, 1), self._loss_inputs(x, sparsity)
-        self.optimizer.zero_grad(set_to_none=True)
+        sae.zero_grad(set_to_none=True)
         if self._fused_loss is not None:
             loss, gradients = self._fused_loss(sae, tokens, inputs, self._matmul)
         else:

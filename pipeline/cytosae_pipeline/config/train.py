@@ -260,7 +260,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "modern": {
         "arch": "batchtopk", "k": 32, "lr": 0.006, "encoder_lr_factor": 0.5, "adam_beta1": 0.8, "adam_beta2": 0.98,
-        "lr_warm_up_share": 0.02, "lr_decay_share": 0.6, "dead_feature_window": 8, "standardise": True,
+        "lr_warm_up_share": 0.02, "lr_decay_share": 0.6, "dead_feature_window": 4, "standardise": True,
         "encoder_init": "decoder", "b_dec_init_method": "mean", "batch_of": "tokens", "held_out": 0.05,
     },
 }  # fmt: skip

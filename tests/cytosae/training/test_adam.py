@@ -1,6 +1,8 @@
 """Adam by blocks of rows against torch's own; its state."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -80,3 +82,28 @@ def test_weights_that_are_not_laid_out_by_latent_are_refused():
 def test_rows_of_both_matrices_are_latents():
     sae = make_case("relu")
     assert by_latent("W_enc", sae.W_enc).shape == by_latent("W_dec", sae.W_dec).shape == (S, D)
+
+
+def test_a_step_imports_no_compiler():
+    """torch's own methods of an optimiser import `torch._dynamo`, which takes as long as torch itself."""
+    code = """
+import sys, torch
+from cytosae.sae.loss import LossWeights
+from cytosae.sae.registry import make_sae
+from cytosae.training.lr_schedule import LearningRateSchedule
+from cytosae.training.step import TrainStep
+
+step = TrainStep(
+    make_sae("batchtopk", 8, 16, k=2), lr=1e-3, weights=LossWeights(), use_ghost_grads=False, dead_feature_window=2
+)
+schedule = LearningRateSchedule(
+    step.optimizer, "constantwithwarmup", n_steps=4, warm_up_steps=1, n_cycles=1, decay_share=0.5
+)
+for _ in range(2):
+    step.step(torch.randn(2, 4, 8))
+    schedule.step()
+step.load_state_dict(step.state_dict())
+step.step(torch.randn(2, 4, 8))
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
