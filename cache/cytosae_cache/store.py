@@ -92,11 +92,14 @@ class ActivationStore(StoreLayout):
     def zarr_array(self) -> "zarr.Array[Any]":
         """The stored numbers as zarr-python sees them, shape `(n_images, n_tokens, d_model)`; records if int8.
 
+        Looks for links in the whole store first, because zarr-python follows them.
+
         Raises:
-            StoreCorruptError: If zarr-python cannot interpret the metadata.
+            StoreCorruptError: If zarr-python cannot interpret the metadata, or a link leads out of the store.
         """
         import zarr
 
+        self.storage.check_links()
         try:
             return zarr.open_array(str(self.path), path="activations", mode="r", zarr_format=3)
         except BAD_METADATA as error:

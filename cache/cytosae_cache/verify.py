@@ -70,6 +70,7 @@ def verify_store(store: StoreLayout, *, on_shard: Callable[[int], None] = lambda
     """
     report = VerifyReport()
     try:
+        store.storage.check_links()
         for name in store.files:
             if not is_litter(name):
                 store.read_file(name)

@@ -1,18 +1,26 @@
 """Views of a store for other tools and for notebooks; nothing is read until it is needed."""
 
 import html
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from cytosae_cache.errors import StoreError
+from cytosae_cache.errors import StoreError, StoreMismatchError
 from cytosae_cache.format.layout import StoreLayout
 from cytosae_cache.reading.reader import StoreReader
+from cytosae_cache.storage.base import Location
 
 if TYPE_CHECKING:
     import dask.array
     import xarray
+
+_MOST_STORES = 8
+"""Stores that the tasks of a process keep open."""
 
 
 def dask_view(store: StoreLayout) -> "dask.array.Array":
@@ -35,9 +43,10 @@ def dask_view(store: StoreLayout) -> "dask.array.Array":
     if not store.n_shards:
         return da.zeros((0, *shape), dtype=np.float32)
     read = delayed(read_shard, pure=True)
-    # Tasks get the path, not the store: it is all that another process needs.
+    # Tasks get what another process needs to open the same store, wherever it runs, and to notice another one there.
+    place = (store.absolute_location, store.spec.hash, store.contents)
     shards = [
-        da.from_delayed(read(str(store.path), shard), (len(store.shard_rows(shard)), *shape), dtype=np.float32)
+        da.from_delayed(read(*place, shard), (len(store.shard_rows(shard)), *shape), dtype=np.float32)
         for shard in range(store.n_shards)
     ]
     return da.concatenate(shards)
@@ -107,9 +116,65 @@ def html_table(facts: dict[str, str]) -> str:
     return f"<table>{''.join(rows)}</table>"
 
 
-def read_shard(path: str, shard: int) -> npt.NDArray[np.float32]:
-    """Read and verify one shard of the store at `path`, float32, shape `(n, n_tokens, d_model)`."""
-    store = StoreLayout.open(path)
+def read_shard(location: Location, spec_hash: str, contents: str, shard: int) -> npt.NDArray[np.float32]:
+    """Read and verify one shard of a store; a process opens the store once.
+
+    Args:
+        location: Absolute path or URL of the store.
+        spec_hash: Hash of its spec.
+        contents: Identity of its contents.
+        shard: Number of the shard.
+
+    Returns:
+        Float32, shape `(n, n_tokens, d_model)`.
+
+    Raises:
+        StoreMismatchError: If there is another store by now.
+        StoreError: If it cannot be opened or read.
+    """
+    store = _stores.get((str(location), spec_hash, contents), lambda: _open_same(location, spec_hash, contents))
     rows = store.shard_rows(shard)
+    # Tasks already run in parallel. The file closes with the task.
     with StoreReader(store, n_threads=1) as reader:
         return reader.read(np.arange(rows.start, rows.stop)).astype(np.float32, copy=False)
+
+
+def _open_same(location: Location, spec_hash: str, contents: str) -> StoreLayout:
+    """The store that a view was made of."""
+    store = StoreLayout.open(location)
+    if (store.spec.hash, store.contents) != (spec_hash, contents):
+        raise StoreMismatchError(
+            f"store '{store.path}' is not the one that this view was made of: it was built again meanwhile. Open it "
+            "again and make a new view"
+        )
+    return store
+
+
+class _Stores:
+    """The stores that tasks of this process share, with the tables that they have read; the latest ones are kept."""
+
+    def __init__(self) -> None:
+        self._stores: OrderedDict[tuple[str, ...], StoreLayout] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[str, ...], open_store: Callable[[], StoreLayout]) -> StoreLayout:
+        """A store, opened if it is not open yet."""
+        with self._lock:
+            store = self._stores.pop(key, None)
+            self._stores[key] = store = open_store() if store is None else store
+            while len(self._stores) > _MOST_STORES:
+                self._stores.popitem(last=False)
+            return store
+
+
+_stores = _Stores()
+
+
+def _start_afresh() -> None:
+    """In a forked child: let go of the lock, which another thread may have held."""
+    global _stores
+    _stores = _Stores()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_afresh)

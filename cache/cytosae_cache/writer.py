@@ -3,7 +3,7 @@
 import contextlib
 import queue
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
@@ -31,7 +31,8 @@ from cytosae_cache.format.moments import Widen, image_sums, widen
 from cytosae_cache.format.quantize import Channels, dequantize, measure_channels, quantize
 from cytosae_cache.format.shard import as_bytes, checksum, digest_file, digest_parts, digest_raw, make_index, shard_name
 from cytosae_cache.format.spec import Compression, StoreSpec
-from cytosae_cache.storage.base import Location, StorageBackend
+from cytosae_cache.format.texts import to_texts
+from cytosae_cache.storage.base import Location, StorageBackend, map_requests
 from cytosae_cache.storage.open import open_storage
 from cytosae_cache.store import ActivationStore
 
@@ -77,16 +78,16 @@ def create_store(
     storage = open_storage(location)
     clear_leftovers(storage)
     tables: dict[str, npt.NDArray[Any]] = {
-        f"images/{name}": np.array(list(column), dtype=np.dtypes.StringDType())
-        for name, column in zip(images._fields, images, strict=True)
+        f"images/{name}": to_texts(column) for name, column in zip(images._fields, images, strict=True)
     }
     if columns:
-        tables[f"{COLUMNS_FOLDER}/names"] = np.array(list(columns), dtype=np.dtypes.StringDType())
+        tables[f"{COLUMNS_FOLDER}/names"] = to_texts(columns)
         tables |= {f"{COLUMNS_FOLDER}/{number}": column for number, column in enumerate(columns.values())}
     activations = (spec, len(images.path), shard_images, compression)
-    for name, data in encode_hierarchy(tables, activations=activations).items():
+    files = encode_hierarchy(tables, activations=activations)
+    for name, data in files.items():
         storage.write(name, [data])
-    storage.sync()
+    storage.sync(files)
     # Written last: without it the folder is not a store, so a build that was killed before starts from scratch.
     write_attributes(storage, spec, provenance, complete=False, files=hash_tables(storage))
     return ActivationStore(location)
@@ -133,9 +134,13 @@ class StoreWriter:
     Args:
         store: The unfinished store.
         widen: Converts numbers to float64; any exact conversion gives the same store, a faster one sooner.
+
+    Raises:
+        StoreCorruptError: If a link leads out of the store.
     """
 
     def __init__(self, store: StoreLayout, *, widen: Widen = widen) -> None:
+        store.storage.check_links()
         self.store = store
         self._storage, self._widen = store.storage, widen
         # Written before the first mark: without a mark they may be incomplete, and the first shard gives them again.
@@ -153,7 +158,8 @@ class StoreWriter:
 
     def missing_shards(self) -> list[int]:
         """Shards without a mark, or whose file does not match it, in order."""
-        return [shard for shard in range(self.store.n_shards) if not self._is_finished(shard)]
+        shards = range(self.store.n_shards)
+        return [n for n, done in enumerate(map_requests(self._storage, self._is_finished, shards)) if not done]
 
     def discard(self, shards: Iterable[int]) -> None:
         """Make shards missing: remove their marks. Also removes the partial files that killed builds left.
@@ -205,13 +211,18 @@ class StoreWriter:
         self._stop()
         self._raise_failure()
         store, storage = self.store, self._storage
-        marks = [read_mark(storage, shard) for shard in range(store.n_shards)]
-        if None in marks:
-            raise StoreError(f"shard {marks.index(None)} of store '{store.path}' was never written")
-        tables = make_tables([mark for mark in marks if mark is not None], store.d_model)
-        for name, data in encode_hierarchy(tables).items():
-            storage.write(name, [data])
-        storage.sync()
+        tables = make_tables(
+            self._iter_marks(), n_images=store.n_images, shard_images=store.shard_images, d_model=store.d_model
+        )
+        written: set[str] = set()
+        for place, values in tables.items():
+            # One after another: encoded, they take as much memory again.
+            for name, data in encode_hierarchy({place: values}).items():
+                if name not in written:
+                    storage.write(name, [data])
+                    written.add(name)
+        storage.sync(written)
+        storage.sync(map(shard_name, range(store.n_shards)), contents=False)  # their bytes were synced one by one
         files = hash_tables(storage)
         self._require_unchanged(files)
         channels = {} if self._channels is None else _channel_columns(self._channels)
@@ -230,6 +241,18 @@ class StoreWriter:
         self._stop()
         if kind is None:
             self._raise_failure()
+
+    def _iter_marks(self) -> Iterator[ShardMark]:
+        """The marks of all shards, in order.
+
+        Raises:
+            StoreError: If one is missing.
+        """
+        shards = range(self.store.n_shards)
+        for shard, mark in enumerate(map_requests(self._storage, lambda n: read_mark(self._storage, n), shards)):
+            if mark is None:
+                raise StoreError(f"shard {shard} of store '{self.store.path}' was never written")
+            yield mark
 
     def _require_unchanged(self, files: Mapping[str, str]) -> None:
         """Refuse to complete a store whose table of images was damaged since it was created.
@@ -302,9 +325,10 @@ class StoreWriter:
 
     def _write_channels(self, channels: Channels) -> None:
         """Make the decoding parameters of an int8 store durable, before its first shard is written."""
-        for name, data in encode_hierarchy(_channel_columns(channels)).items():
-            self._storage.write(name, [data], sync=True)
-        self._storage.sync()
+        files = encode_hierarchy(_channel_columns(channels))
+        for name, data in files.items():
+            self._storage.write(name, [data])
+        self._storage.sync(files)
 
     def _encode(self, records: npt.NDArray[Any]) -> list[memoryview | bytes]:
         """The bytes of a shard file, in parts."""

@@ -99,14 +99,31 @@ class GroupCounts:
         n_groups: Groups G.
         n_latents: Latents S.
         n_thresholds: Thresholds.
+        occurring: Group of each image that may come, int64, in any order and repeated; -1 is passed over. Only these
+            groups take memory. Default all.
         device: Device of the state.
     """
 
-    def __init__(self, n_groups: int, n_latents: int, n_thresholds: int, *, device: torch.device | str = "cpu") -> None:
-        self.counts = torch.zeros(n_thresholds, n_groups, n_latents, dtype=torch.int64, device=device)
-        """Counts so far, int64, shape `(n_thresholds, G, S)`."""
+    def __init__(
+        self,
+        n_groups: int,
+        n_latents: int,
+        n_thresholds: int,
+        *,
+        occurring: torch.Tensor | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        every = torch.arange(n_groups, device=device)
+        self._occurring = every if occurring is None else torch.unique(occurring[occurring >= 0].to(device))
+        shape = n_thresholds, len(self._occurring), n_latents
+        self._counts = torch.zeros(shape, dtype=torch.int64, device=device)
         self.n_images = torch.zeros(n_groups, dtype=torch.int64, device=device)
         """Images of each group so far, int64, shape `(G,)`."""
+
+    @property
+    def counts(self) -> torch.Tensor:
+        """Counts so far of all groups, int64, shape `(n_thresholds, G, S)`."""
+        return self._counts_of(torch.arange(len(self.n_images), device=self._occurring.device))
 
     def update(self, groups: torch.Tensor, counts: torch.Tensor) -> None:
         """Add images.
@@ -116,20 +133,39 @@ class GroupCounts:
             counts: Tokens above each threshold, integer, shape `(n_thresholds, n, S)`.
 
         Raises:
-            ValueError: If the shapes do not fit.
+            ValueError: If the shapes do not fit, or a group is not one of those that may occur.
         """
-        expected = (self.counts.shape[0], len(groups), self.counts.shape[2])
+        expected = (self._counts.shape[0], len(groups), self._counts.shape[2])
         if counts.shape != expected:
             raise ValueError(f"counts must be {expected}, found {tuple(counts.shape)}")
-        groups = groups.to(self.counts.device)
+        groups = groups.to(self._counts.device)
         known = groups >= 0
-        self.counts.index_add_(1, groups[known], counts.to(self.counts.device)[:, known].to(torch.int64))
+        slots = torch.searchsorted(self._occurring, groups[known])
+        if len(self._occurring) < len(self.n_images):  # otherwise a group is its own slot
+            last = len(self._occurring) - 1
+            if len(slots) and (last < 0 or not torch.equal(self._occurring[slots.clamp(max=last)], groups[known])):
+                raise ValueError("an image belongs to a group that was not among `occurring`")
+        self._counts.index_add_(1, slots, counts.to(self._counts.device)[:, known].to(torch.int64))
         self.n_images += torch.bincount(groups[known], minlength=len(self.n_images))
 
     def merge(self, other: "GroupCounts") -> None:
         """Add another accumulator's state for other rows."""
-        self.counts += other.counts.to(self.counts.device)
+        theirs = other._occurring.to(self._occurring.device)
+        if not torch.equal(self._occurring, theirs):
+            both = torch.unique(torch.cat([self._occurring, theirs]))
+            self._counts, self._occurring = self._counts_of(both), both
+        slots = torch.searchsorted(self._occurring, theirs)
+        self._counts.index_add_(1, slots, other._counts.to(self._counts.device))
         self.n_images += other.n_images.to(self.n_images.device)
+
+    def _counts_of(self, groups: torch.Tensor) -> torch.Tensor:
+        """Counts of some groups, increasing and with all that occurred among them; 0 for those that did not."""
+        if len(groups) == len(self._occurring):
+            return self._counts
+        n_thresholds, _, n_latents = self._counts.shape
+        counts = self._counts.new_zeros(n_thresholds, len(groups), n_latents)
+        counts[:, torch.searchsorted(groups, self._occurring)] = self._counts
+        return counts
 
 
 def normalise_counts(counts: torch.Tensor, n_images: torch.Tensor, n_tokens: int, how: Normalization) -> torch.Tensor:

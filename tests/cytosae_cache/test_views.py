@@ -1,13 +1,16 @@
 """Views for other tools are lazy, one task per shard, and give the same numbers."""
 
 import json
+import pickle
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cytosae_cache.errors import StoreCorruptError, StoreError
+from cytosae_cache import views as views_module
+from cytosae_cache.errors import StoreCorruptError, StoreError, StoreMismatchError
+from cytosae_cache.format.layout import StoreLayout
 from cytosae_cache.format.shard import shard_name
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.writer import create_store
@@ -59,6 +62,58 @@ def test_a_slice_reads_only_its_shards(tmp_path):
     store = make_store(tmp_path / "s.zarr", activations)
     (store.path / shard_name(2)).unlink()
     assert np.array_equal(store.dask()[:8].compute(scheduler="threads"), activations[:8])
+
+
+def _count_opened(monkeypatch) -> list[str]:
+    opened: list[str] = []
+    init = StoreLayout.__init__
+
+    def record(self, location):
+        opened.append(str(location))
+        init(self, location)
+
+    monkeypatch.setattr(StoreLayout, "__init__", record)
+    return opened
+
+
+def test_tasks_open_the_store_once(tmp_path, monkeypatch):
+    activations = make_activations(40)
+    view = make_store(tmp_path / "s.zarr", activations, shard_images=1).dask()
+    opened = _count_opened(monkeypatch)
+    for _ in range(2):
+        assert np.array_equal(view.compute(scheduler="threads", num_workers=4), activations)
+    assert opened == [str(tmp_path / "s.zarr")]
+
+
+def test_a_view_is_read_from_another_working_directory(tmp_path, monkeypatch):
+    activations = make_activations(11)
+    make_store(tmp_path / "s.zarr", activations)
+    monkeypatch.chdir(tmp_path)
+    store = ActivationStore.open("s.zarr")
+    view, pickled = store.dask(), pickle.dumps(store)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert np.array_equal(view.compute(scheduler="processes", num_workers=1), activations)
+    assert np.array_equal(pickle.loads(pickled)[:], activations)
+
+
+def test_a_view_of_a_store_that_was_built_again_is_refused(tmp_path):
+    store = make_store(tmp_path / "s.zarr", make_activations(11))
+    views = [store.dask(), store.dask()]
+    assert np.array_equal(views[0].compute(scheduler="threads"), make_activations(11))
+    store.storage.delete()
+    other = make_store(tmp_path / "s.zarr", make_activations(11, seed=1))
+    assert np.array_equal(other.dask().compute(scheduler="threads"), make_activations(11, seed=1))
+    views_module._start_afresh()
+    with pytest.raises(StoreMismatchError, match="built again meanwhile. Open it again and make a new view"):
+        views[1].compute(scheduler="threads")
+
+
+def test_tasks_keep_few_stores_open(tmp_path):
+    for number in range(views_module._MOST_STORES + 2):
+        store = make_store(tmp_path / f"{number}.zarr", make_activations(3, seed=number))
+        assert np.array_equal(store.dask().compute(scheduler="threads"), make_activations(3, seed=number))
+    assert len(views_module._stores._stores) == views_module._MOST_STORES
 
 
 def test_the_view_of_an_empty_store(tmp_path):

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,8 @@ class Faults:
     """Methods of the requests that fail."""
     n_requests: int = 0
     """Requests seen."""
+    seen: Counter[str] = field(default_factory=Counter)
+    """Requests by method, and by method and query for those that a query distinguishes, such as `GET list-type`."""
     n_failed: int = 0
     """Requests failed."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -28,6 +31,7 @@ class Faults:
         def answer(environment: dict[str, Any], start: Callable[..., Any]) -> Any:
             with self.lock:
                 self.n_requests += 1
+                self.seen[_describe(environment)] += 1
                 fail = self.remaining > 0 and environment["REQUEST_METHOD"] in self.methods
                 self.remaining -= fail
                 self.n_failed += fail
@@ -37,6 +41,12 @@ class Faults:
             return application(environment, start)
 
         return answer
+
+
+def _describe(environment: dict[str, Any]) -> str:
+    """The method of a request, and the first name in its query."""
+    query = environment.get("QUERY_STRING", "").partition("&")[0].partition("=")[0]
+    return f"{environment['REQUEST_METHOD']} {query}".strip()
 
 
 @contextlib.contextmanager

@@ -1,13 +1,19 @@
 """Small real stores for tests."""
 
-from collections.abc import Sequence
+import contextlib
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from cytosae_cache.format.columns import encode_hierarchy
 from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.format.metadata import Provenance, hash_tables, write_attributes
+from cytosae_cache.format.shard import index_bytes, shard_name
 from cytosae_cache.format.spec import StoreSpec, TokenLayout
 from cytosae_cache.storage.base import ReadableFile
 from cytosae_cache.store import ActivationStore
@@ -105,9 +111,50 @@ def record_opens(store: ActivationStore, monkeypatch: pytest.MonkeyPatch) -> lis
     opened: list[str] = []
     open_file = store.storage.open
 
-    def record(name: str, *, direct: bool = False) -> ReadableFile:
+    def record(name: str, *, direct: bool = False, n_bytes: int | None = None) -> ReadableFile:
         opened.append(name)
-        return open_file(name, direct=direct)
+        return open_file(name, direct=direct, n_bytes=n_bytes)
 
     monkeypatch.setattr(store.storage, "open", record)
     return opened
+
+
+def make_hollow_store(path: Path, n_images: int, *, shard_images=1, d_model=1) -> ActivationStore:
+    """A complete store whose metadata and tables are real, and whose only shard file, the one looked at, is sparse."""
+    spec = make_spec(d_model=d_model, grid=(0, 0))
+    table = make_table(n_images)
+    store = create_store(path, spec, table._replace(path=sorted(table.path)), PROVENANCE, shard_images=shard_images)
+    tables = {
+        "images/valid": np.ones(n_images, dtype=bool),
+        "images/crc32c": np.arange(n_images, dtype=np.uint32),
+        "shards/n_bytes": np.full(store.n_shards, 100, dtype=np.uint64),
+    }
+    for name, data in encode_hierarchy(tables).items():
+        store.storage.write(name, [data])
+    shard = path / shard_name(store.n_shards // 16)
+    shard.parent.mkdir(parents=True)
+    with shard.open("wb") as file:
+        file.truncate(index_bytes(shard_images) + shard_images * spec.record_bytes)
+    seal(store)
+    return ActivationStore.open(path)
+
+
+@contextlib.contextmanager
+def count_system_calls() -> Iterator[Counter[str]]:
+    """Count the calls of this thread to the operating system by name, such as `open` and `stat`."""
+    calls: Counter[str] = Counter()
+
+    def count(frame: Any, event: str, called: Any) -> None:
+        name = called.__name__ if event == "c_call" else ""
+        if getattr(called, "__module__", None) in ("posix", "nt", "io") and name not in (
+            "",
+            "fspath",
+            "_path_normpath",
+        ):
+            calls[name] += 1
+
+    sys.setprofile(count)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(None)

@@ -19,7 +19,8 @@ from cytosae_cache.format.spec import Compression, StoreSpec
 BAD_METADATA = (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, OSError, ValueError)
 """What zarr-python raises for metadata that no Zarr writer would write."""
 
-_ROWS_PER_CHUNK = 1 << 16
+_LEAST_CHUNK_ROWS, _MOST_CHUNKS = 1 << 16, 64
+"""A table has at most so many chunks, whose digests the group's metadata lists, and chunks of at least so many rows."""
 
 _MOST_TEXT_BYTES = 1024
 """Most bytes of a text, on average over a chunk."""
@@ -65,7 +66,7 @@ def encode_hierarchy(
         )
     for place, values in tables.items():
         folder, _, name = place.rpartition("/")
-        chunks = tuple(max(1, min(size, _ROWS_PER_CHUNK)) for size in values.shape)
+        chunks = tuple(map(_chunk_rows, values.shape))
         dtype: Any = str if values.dtype.kind == "T" else values.dtype
         array = root.require_group(folder).create_array(
             name, shape=values.shape, chunks=chunks, dtype=dtype, dimension_names=_dimensions(place, values.ndim)
@@ -73,6 +74,11 @@ def encode_hierarchy(
         if values.size:
             array[...] = values
     return {name: data.to_bytes() for name, data in files.items() if name != "zarr.json"}
+
+
+def _chunk_rows(size: int) -> int:
+    """Length of a table's chunks along an axis."""
+    return max(1, min(size, max(_LEAST_CHUNK_ROWS, -(-size // _MOST_CHUNKS))))
 
 
 def _dimensions(place: str, n: int) -> tuple[str, ...]:

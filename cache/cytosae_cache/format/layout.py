@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -21,7 +22,9 @@ from cytosae_cache.format.metadata import (
 )
 from cytosae_cache.format.moments import Moments
 from cytosae_cache.format.quantize import Channels
+from cytosae_cache.format.shard import index_bytes, shard_name
 from cytosae_cache.format.spec import FORMAT_VERSION, StoreSpec
+from cytosae_cache.format.texts import Names, Texts, to_texts
 from cytosae_cache.storage.base import Location
 from cytosae_cache.storage.open import open_storage
 
@@ -33,6 +36,9 @@ NAMES_FILE = f"{COLUMNS_FOLDER}/names/zarr.json"
 
 MAX_COLUMNS = 64
 """Most further columns."""
+
+_LOOKED_SHARDS = 8
+"""Most shard files that opening looks at."""
 
 
 class ImageTable(NamedTuple):
@@ -47,14 +53,15 @@ class ImageTable(NamedTuple):
 
     def take(self, rows: npt.NDArray[np.integer]) -> "ImageTable":
         """The table of the given rows only, in their order."""
-        wanted = rows.tolist()
-        return ImageTable(*([column[row] for row in wanted] for column in self))
+        columns = (column if isinstance(column, Texts) else Texts(to_texts(column)) for column in self)
+        return ImageTable(*(column.take(rows) for column in columns))
 
 
 class StoreLayout:
     """The description of an existing store, finished or not, as it was when this object was made.
 
-    Opening reads the metadata; tables are read on first access. Pickles as its location, so unpickling opens the store
+    Opening reads the metadata and looks at one shard file, however many there are; tables are read on first access, and
+    each shard is checked when it is first read. Pickles as its absolute location, so unpickling opens the store
     again.
 
     Args:
@@ -70,7 +77,6 @@ class StoreLayout:
         self.path = self.storage.location
         """Where the store is: a path, or the URL of a remote one."""
         attributes = read_attributes(self.storage)
-        n_bytes = self.storage.scan()
         self.spec = StoreSpec.from_json(attributes.get("spec"))
         self.complete = attributes.get("complete") is True
         self.provenance = read_provenance(attributes)
@@ -80,12 +86,8 @@ class StoreLayout:
         name = "activations/zarr.json"
         array = parse_json(self.read_file(name, max_bytes=MAX_METADATA_BYTES), f"{self.path}/{name}")
         self.n_images, self.shard_images, self.compression = check_activations(array, self.spec, str(self.path))
-        # Every image has 16 bytes in its shard's index, so this refuses a shape that fits into no memory.
-        if self.complete and n_bytes < 16 * self.n_images:
-            raise StoreCorruptError(
-                f"the metadata of store '{self.path}' promises {self.n_images:,} images, but its shard files have only "
-                f"{n_bytes:,} bytes in total: files are missing or the shape is wrong"
-            )
+        if self.complete and self.n_images:
+            self._require_shards()
 
     @classmethod
     def open(cls, location: Location) -> Self:
@@ -101,7 +103,12 @@ class StoreLayout:
         return store
 
     def __reduce__(self) -> tuple[type[Self], tuple[Location]]:
-        return type(self), (self.path,)
+        return type(self), (self.absolute_location,)
+
+    @property
+    def absolute_location(self) -> Location:
+        """The store's path from the root of this machine, or its URL: what another process can open."""
+        return self.path.absolute() if isinstance(self.path, Path) else self.path
 
     def require_complete(self) -> None:
         """Refuse an unfinished store.
@@ -115,6 +122,25 @@ class StoreLayout:
                 f"Finish it by running the same `cytosae-cache build` command of data set '{self.provenance.dataset}' "
                 "again"
             )
+
+    def _require_shards(self) -> None:
+        """Refuse a shape that no shard file has room for, before memory is taken for it.
+
+        Looks at one file, or at a few spread over the store if that is missing: the time does not grow with the shards.
+
+        Raises:
+            StoreCorruptError: If none of them is there and large enough.
+        """
+        n_looked, n_bytes = min(self.n_shards, _LOOKED_SHARDS), 0
+        for number in range(n_looked):
+            size = self.storage.size(shard_name((2 * number + 1) * self.n_shards // (2 * n_looked))) or 0
+            if size >= index_bytes(self.shard_images):
+                return
+            n_bytes += size
+        raise StoreCorruptError(
+            f"the metadata of store '{self.path}' promises {self.n_images:,} images, but its shard files have only "
+            f"{n_bytes:,} bytes ({n_looked:,} of {self.n_shards:,} looked at): files are missing or the shape is wrong"
+        )
 
     def read_file(self, name: str, *, max_bytes: int | None = None) -> bytes:
         """Read a small file of the store and compare it with its recorded digest; shards have checksums of their own.
@@ -145,7 +171,9 @@ class StoreLayout:
             StoreCorruptError: If it is missing, was changed or cannot be decoded.
         """
         names = self.files if self.complete else self.storage.names(f"{place}/")
-        files = {name: self.read_file(name) for name in names if name.startswith(f"{place}/")}
+        # Its metadata in any case, so that a missing one is an error that names the file.
+        ours = dict.fromkeys([f"{place}/zarr.json", *(name for name in names if name.startswith(f"{place}/"))])
+        files = {name: self.read_file(name) for name in ours}
         lengths = lengths or (self.n_images, self.n_shards, self.d_model)
         return read_table(files, place, lengths=lengths, widths=(32, self.d_model), where=str(self.path))
 
@@ -187,8 +215,19 @@ class StoreLayout:
 
     @cached_property
     def images(self) -> ImageTable:
-        """Path, label and patient of every row."""
-        return ImageTable(*([str(item) for item in self.column(f"images/{name}")] for name in ImageTable._fields))
+        """Path, label and patient of every row, kept as arrays.
+
+        Raises:
+            StoreCorruptError: If they cannot be read, or are not texts.
+        """
+        columns = [self.column(f"images/{name}", lengths=[self.n_images]) for name in ImageTable._fields]
+        if any(column.dtype.kind != "T" or column.ndim != 1 for column in columns):
+            raise StoreCorruptError(
+                f"path, label and patient of store '{self.path}' must be texts, one for each image, found "
+                f"{', '.join(f'{column.dtype} {column.shape}' for column in columns)}"
+            )
+        path, label, patient = map(Texts, columns)
+        return ImageTable(path, Names.of(label), Names.of(patient))
 
     @cached_property
     def image_columns(self) -> dict[str, npt.NDArray[Any]]:
@@ -223,6 +262,11 @@ class StoreLayout:
     def image_checksums(self) -> npt.NDArray[np.uint32]:
         """CRC-32C of each image's stored bytes, shape `(n_images,)`."""
         return self.column("images/crc32c", lengths=[self.n_images]).astype(np.uint32)
+
+    @cached_property
+    def shard_bytes(self) -> npt.NDArray[np.uint64]:
+        """Recorded length of each shard file, shape `(n_shards,)`."""
+        return self.column("shards/n_bytes", lengths=[self.n_shards]).astype(np.uint64)
 
     @cached_property
     def channels(self) -> Channels | None:

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cytosae_cache.errors import StoreCorruptError
 from cytosae_cache.format.spec import canonical_json
 from cytosae_cache.storage.base import StorageBackend
 
@@ -80,24 +81,53 @@ def remove_marks(storage: StorageBackend) -> None:
     storage.remove(storage.names(f"{PROGRESS_FOLDER}/"))
 
 
-def make_tables(marks: Sequence[ShardMark], d_model: int) -> dict[str, npt.NDArray[Any]]:
+def make_tables(
+    marks: Iterable[ShardMark], *, n_images: int, shard_images: int, d_model: int
+) -> dict[str, npt.NDArray[Any]]:
     """The arrays that are known only after the build, by their place in the store.
+
+    Each mark is copied into them and let go, so memory is that of the arrays.
 
     Args:
         marks: The marks of all shards, in order.
+        n_images: Images of all shards.
+        shard_images: Images of a full shard.
         d_model: Channels.
+
+    Raises:
+        StoreCorruptError: If a mark does not describe as many images and channels as its shard has.
     """
-    reasons = [reason for mark in marks for reason in mark.reason]
-    digests = b"".join(bytes.fromhex(digest or "00" * 32) for mark in marks for digest in mark.sha256)
-    return {
-        "images/valid": np.array([not reason for reason in reasons], dtype=bool),
-        "images/reason": np.array(reasons, dtype=np.dtypes.StringDType()),
-        "images/sha256": np.frombuffer(digests, dtype=np.uint8).reshape(-1, 32),
-        "images/n_bytes": np.array([value for mark in marks for value in mark.source_bytes], dtype=np.uint64),
-        "images/crc32c": np.array([value for mark in marks for value in mark.image_crc32c], dtype=np.uint32),
-        "moments/count": np.array([mark.count for mark in marks], dtype=np.int64),
-        "moments/sum": np.array([mark.sum for mark in marks], dtype=np.float64).reshape(-1, d_model),
-        "moments/sum_sq": np.array([mark.sum_sq for mark in marks], dtype=np.float64).reshape(-1, d_model),
-        "shards/n_bytes": np.array([mark.n_bytes for mark in marks], dtype=np.uint64),
-        "shards/crc32c": np.array([mark.crc32c for mark in marks], dtype=np.uint32),
+    n_shards = -(-n_images // shard_images)
+    tables: dict[str, npt.NDArray[Any]] = {
+        "images/valid": np.empty(n_images, dtype=bool),
+        "images/reason": np.empty(n_images, dtype=np.dtypes.StringDType()),
+        "images/sha256": np.zeros((n_images, 32), dtype=np.uint8),
+        "images/n_bytes": np.empty(n_images, dtype=np.uint64),
+        "images/crc32c": np.empty(n_images, dtype=np.uint32),
+        "moments/count": np.empty(n_shards, dtype=np.int64),
+        "moments/sum": np.empty((n_shards, d_model)),
+        "moments/sum_sq": np.empty((n_shards, d_model)),
+        "shards/n_bytes": np.empty(n_shards, dtype=np.uint64),
+        "shards/crc32c": np.empty(n_shards, dtype=np.uint32),
     }
+    for shard, mark in enumerate(marks):
+        rows = slice(shard * shard_images, min((shard + 1) * shard_images, n_images))
+        columns: list[list[Any]] = [mark.reason, mark.sha256, mark.source_bytes, mark.image_crc32c]
+        lengths = {len(column) for column in columns}, {len(mark.sum), len(mark.sum_sq)}
+        if lengths != ({rows.stop - rows.start}, {d_model}):
+            raise StoreCorruptError(
+                f"'{mark_name(shard)}' describes {len(mark.reason):,} images and {len(mark.sum):,} channels, expected "
+                f"{rows.stop - rows.start:,} and {d_model:,}. Delete it and run the command again"
+            )
+        digests = b"".join(bytes.fromhex(digest or "00" * 32) for digest in mark.sha256)
+        tables["images/valid"][rows] = [not reason for reason in mark.reason]
+        tables["images/reason"][rows] = mark.reason
+        tables["images/sha256"][rows] = np.frombuffer(digests, dtype=np.uint8).reshape(-1, 32)
+        tables["images/n_bytes"][rows] = mark.source_bytes
+        tables["images/crc32c"][rows] = mark.image_crc32c
+        tables["moments/count"][shard] = mark.count
+        tables["moments/sum"][shard] = mark.sum
+        tables["moments/sum_sq"][shard] = mark.sum_sq
+        tables["shards/n_bytes"][shard] = mark.n_bytes
+        tables["shards/crc32c"][shard] = mark.crc32c
+    return tables

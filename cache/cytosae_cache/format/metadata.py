@@ -62,7 +62,7 @@ def write_attributes(
     ours["digest"] = _digest(ours)
     metadata = {"zarr_format": 3, "node_type": "group", "attributes": {ATTRIBUTES_KEY: ours}}
     storage.write("zarr.json", [(json.dumps(metadata, indent=1, ensure_ascii=False) + "\n").encode()], sync=True)
-    storage.sync()
+    storage.sync(["zarr.json"], contents=False)
 
 
 def parse_json(data: bytes, where: str) -> dict[str, Any]:

@@ -46,6 +46,11 @@ def shard_name(shard: int) -> str:
     return f"activations/c/{shard}/0/0"
 
 
+def index_bytes(shard_images: int) -> int:
+    """Length of the index of a shard, which has an entry for every image of a full one."""
+    return 16 * shard_images + _CHECKSUM_BYTES
+
+
 def make_index(lengths: Sequence[int], shard_images: int) -> bytes:
     """The index at the end of a shard whose images are contiguous.
 
@@ -78,7 +83,7 @@ def read_index(file: ReadableFile, shard_images: int, where: str) -> npt.NDArray
     Raises:
         StoreCorruptError: If the file is too short, or the index fails its checksum or points outside the file.
     """
-    size, n_bytes = 16 * shard_images + _CHECKSUM_BYTES, file.n_bytes
+    size, n_bytes = index_bytes(shard_images), file.n_bytes
     if n_bytes < size:
         raise StoreCorruptError(f"shard '{where}' has {n_bytes} bytes, too few for its index of {size}")
     raw = bytearray(size)

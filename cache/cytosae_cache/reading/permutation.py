@@ -1,13 +1,20 @@
 """Which rows, in which order, from which files: pure functions on integers, no I/O."""
 
 import itertools
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from cytosae_cache.reading.keyed_order import KeyedOrder
+
 IntArray = npt.NDArray[np.int64]
+
+KEYED_ROWS = 1 << 24
+"""Rows from which on an epoch's order takes no memory. Part of the order: another number gives other orders."""
+
+_PART_ROWS = 1 << 16
 
 
 class ReadRange(NamedTuple):
@@ -23,26 +30,49 @@ class ReadRange(NamedTuple):
     """Slot of the first image in the batch."""
 
 
-def epoch_order(n_rows: int, *, seed: int, epoch: int) -> IntArray:
-    """Order in which one epoch visits the rows: a uniform permutation, the same on every machine.
+class EpochOrder:
+    """Order in which one epoch visits the rows, any slice of it alone; the same on every machine.
 
-    Sorting raw 64-bit Philox numbers makes the order independent of numpy's version, which `Generator.permutation`
-    does not guarantee (NEP 19 freezes bit streams, not distributions).
+    Below `KEYED_ROWS` rows, a uniform permutation: sorting raw 64-bit Philox numbers makes it independent of numpy's
+    version, which `Generator.permutation` does not guarantee (NEP 19 freezes bit streams, not distributions). From
+    there on that would take gigabytes, so the order is computed where it is asked for (`KeyedOrder`).
 
     Args:
         n_rows: Rows to visit; 0 or more.
         seed: Fixed for the whole run; 0 or more.
         epoch: Counted from 0; each epoch has its own order.
 
-    Returns:
-        A permutation of `range(n_rows)`, shape `(n_rows,)`.
-
     Raises:
         ValueError: If an argument is negative.
     """
-    if min(n_rows, seed, epoch) < 0:
-        raise ValueError(f"n_rows, seed and epoch must be 0 or more, found {n_rows}, {seed} and {epoch}")
-    return _permutation(n_rows, seed, epoch)
+
+    def __init__(self, n_rows: int, *, seed: int, epoch: int) -> None:
+        if min(n_rows, seed, epoch) < 0:
+            raise ValueError(f"n_rows, seed and epoch must be 0 or more, found {n_rows}, {seed} and {epoch}")
+        self._n_rows = n_rows
+        if n_rows < KEYED_ROWS:
+            self._rows: IntArray | KeyedOrder = _permutation(n_rows, seed, epoch)
+        else:
+            self._rows = KeyedOrder(n_rows, seed, epoch)
+
+    def __len__(self) -> int:
+        return self._n_rows
+
+    def part(self, start: int, stop: int) -> IntArray:
+        """The rows visited from position `start` to `stop`, or the end of the epoch."""
+        if isinstance(self._rows, KeyedOrder):
+            return self._rows(start, min(stop, self._n_rows))
+        return self._rows[start:stop]
+
+    def iter_parts(self, start: int, stop: int) -> Iterator[IntArray]:
+        """The same in parts of a size that memory does not notice."""
+        for at in range(start, min(stop, self._n_rows), _PART_ROWS):
+            yield self.part(at, min(at + _PART_ROWS, stop))
+
+
+def epoch_order(n_rows: int, *, seed: int, epoch: int) -> IntArray:
+    """The whole order of an epoch at once (`EpochOrder`), shape `(n_rows,)`."""
+    return EpochOrder(n_rows, seed=seed, epoch=epoch).part(0, n_rows)
 
 
 def group_order(n_parts: int, *, seed: int, epoch: int, group: int) -> IntArray:
@@ -61,7 +91,34 @@ def group_order(n_parts: int, *, seed: int, epoch: int, group: int) -> IntArray:
     return _permutation(n_parts, seed, epoch, group + 1)
 
 
-def epoch_windows(shard_bounds: IntArray, *, window_shards: int, seed: int, epoch: int) -> list[IntArray]:
+class RowGroups(Sequence[IntArray]):
+    """Row groups of one epoch; the rows of each are computed when it is asked for.
+
+    Args:
+        starts: Position in the epoch at which each group starts, then the number of rows, shape `(n_groups + 1,)`.
+        get_rows: Increasing rows of a group, by its number.
+    """
+
+    def __init__(self, starts: IntArray, get_rows: Callable[[int], IntArray]) -> None:
+        self.starts, self._get_rows = starts, get_rows
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @overload
+    def __getitem__(self, number: int) -> IntArray: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[IntArray]: ...
+    def __getitem__(self, number: int | slice) -> IntArray | list[IntArray]:
+        numbers = range(len(self))[number]
+        return self._get_rows(numbers) if isinstance(numbers, int) else [self._get_rows(each) for each in numbers]
+
+    def number_at(self, position: int) -> int:
+        """Number of the group that serves a position of the epoch."""
+        return int(np.searchsorted(self.starts, position, side="right")) - 1
+
+
+def epoch_windows(shard_bounds: IntArray, *, window_shards: int, seed: int, epoch: int) -> RowGroups:
     """Windows of one epoch: whole shards in uniform random order, several per window.
 
     Args:
@@ -79,16 +136,41 @@ def epoch_windows(shard_bounds: IntArray, *, window_shards: int, seed: int, epoc
     if window_shards < 1:
         raise ValueError(f"window_shards must be 1 or more, found {window_shards}")
     shards = epoch_order(len(shard_bounds) - 1, seed=seed, epoch=epoch)
-    return [
-        np.concatenate([np.arange(shard_bounds[shard], shard_bounds[shard + 1]) for shard in np.sort(window)])
-        for window in split_evenly(shards, window_shards)
-    ]
+    bounds = split_evenly(len(shards), window_shards)
+    sizes = np.concatenate([[0], np.diff(shard_bounds)[shards]])
+
+    def get_rows(number: int) -> IntArray:
+        window = np.sort(shards[bounds[number] : bounds[number + 1]])
+        return np.concatenate([np.arange(shard_bounds[shard], shard_bounds[shard + 1]) for shard in window])
+
+    return RowGroups(np.cumsum(sizes)[bounds], get_rows)
 
 
-def split_evenly(rows: IntArray, max_length: int) -> list[IntArray]:
-    """Split into as few pieces of at most `max_length` entries as possible; their lengths differ by at most one."""
-    n_parts = -(-len(rows) // max_length)
-    return np.array_split(rows, n_parts) if n_parts else []
+def epoch_groups(n_rows: int, *, max_rows: int, seed: int, epoch: int) -> RowGroups:
+    """Consecutive parts of the order of an epoch, as few as possible; their lengths differ by at most one.
+
+    Args:
+        n_rows: Rows of the epoch.
+        max_rows: Most rows of a group; at least 1.
+        seed: Fixed for the whole run; 0 or more.
+        epoch: Counted from 0.
+    """
+    order, bounds = EpochOrder(n_rows, seed=seed, epoch=epoch), split_evenly(n_rows, max_rows)
+    return RowGroups(bounds, lambda number: np.sort(order.part(int(bounds[number]), int(bounds[number + 1]))))
+
+
+def split_evenly(n: int, max_length: int) -> IntArray:
+    """Bounds of as few pieces of at most `max_length` entries as possible; their lengths differ by at most one.
+
+    Returns:
+        Start of every piece, then `n`, shape `(n_pieces + 1,)`.
+    """
+    n_pieces = -(-n // max_length)
+    if not n_pieces:
+        return np.zeros(1, dtype=np.int64)
+    length, n_longer = divmod(n, n_pieces)
+    numbers = np.arange(n_pieces + 1, dtype=np.int64)
+    return numbers * length + np.minimum(numbers, n_longer)
 
 
 def rebatch(pieces: Iterable[IntArray], length: int) -> Iterator[IntArray]:
@@ -136,9 +218,8 @@ def _epochs(n_rows: int, *, seed: int, samples_seen: int, stop: int) -> Iterator
     """The orders of the epochs between two positions, the first and last one cut."""
     while samples_seen < stop:
         epoch, at = divmod(samples_seen, n_rows)
-        order = epoch_order(n_rows, seed=seed, epoch=epoch)[at : at + stop - samples_seen]
-        yield order
-        samples_seen += len(order)
+        yield from EpochOrder(n_rows, seed=seed, epoch=epoch).iter_parts(at, at + stop - samples_seen)
+        samples_seen += n_rows - at
 
 
 def _permutation(n: int, *words: int) -> IntArray:

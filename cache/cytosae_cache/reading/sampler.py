@@ -8,12 +8,12 @@ import numpy as np
 
 from cytosae_cache.reading.permutation import (
     IntArray,
-    epoch_order,
+    RowGroups,
+    epoch_groups,
     epoch_windows,
     group_order,
     iter_batches,
     rebatch,
-    split_evenly,
 )
 
 Shuffle = Literal["global", "windowed"]
@@ -107,13 +107,12 @@ class Sampler:
             return int(np.sort(np.diff(self.layout.shard_bounds))[-self.window_shards :].sum())
         return min(self.n_rows, GROUP_BATCHES * self.batch_images)
 
-    def epoch_groups(self, epoch: int) -> list[IntArray]:
+    def epoch_groups(self, epoch: int) -> RowGroups:
         """Increasing rows of each row group of an epoch; all groups together contain every row once."""
         if self.shuffle == "windowed":
             bounds, window = self.layout.shard_bounds, self.window_shards
             return epoch_windows(bounds, window_shards=window, seed=self.seed, epoch=epoch)
-        order = epoch_order(self.n_rows, seed=self.seed, epoch=epoch)
-        return [np.sort(rows) for rows in split_evenly(order, self.max_group_rows)]
+        return epoch_groups(self.n_rows, max_rows=self.max_group_rows, seed=self.seed, epoch=epoch)
 
     def iter_groups(self, *, samples_seen: int, stop: int) -> Iterator[RowGroup]:
         """Row groups between two positions; the first and last one serve only the parts between them.
@@ -125,13 +124,12 @@ class Sampler:
         parts = self.parts_per_row
         while samples_seen < stop:
             epoch, at = divmod(samples_seen, self.n_rows)
-            first = 0
-            for number, rows in enumerate(self.epoch_groups(epoch)):
-                start, end = max(at - first, 0), min(len(rows), at - first + stop - samples_seen)
-                first += len(rows)
-                if start < end:
-                    order = group_order(len(rows) * parts, seed=self.seed, epoch=epoch, group=number)
-                    yield RowGroup(rows, order[start * parts : end * parts])
+            last, groups = min(at + stop - samples_seen, self.n_rows), self.epoch_groups(epoch)
+            for number in range(groups.number_at(at), groups.number_at(last - 1) + 1):
+                rows, first = groups[number], int(groups.starts[number])
+                start, end = max(at - first, 0), min(len(rows), last - first)
+                order = group_order(len(rows) * parts, seed=self.seed, epoch=epoch, group=number)
+                yield RowGroup(rows, order[start * parts : end * parts])
             samples_seen += self.n_rows - at
 
     def iter_batches(self, *, samples_seen: int, stop: int) -> Iterator[IntArray]:

@@ -2,6 +2,7 @@
 
 import itertools
 import shlex
+import threading
 import weakref
 from typing import Any
 
@@ -37,6 +38,8 @@ class ShardFiles:
     def __init__(self, store: StoreLayout, *, direct: bool, verified: bool) -> None:
         self._store, self._direct, self._verified = store, direct, verified
         self._codec = make_codec(store.compression, np.dtype(store.spec.store_dtype).itemsize)
+        # Where each request takes its time, recorded lengths say where the indexes are; checksums prove it.
+        self._n_bytes = store.shard_bytes if store.storage.is_remote else None
         self._is_known = np.zeros(store.n_shards, dtype=bool)
         self._stamps = np.zeros((store.n_shards, 2), dtype=np.int64)
         self._indexes: dict[int, ShardIndex] = {}  # of shards that are not plain
@@ -61,7 +64,8 @@ class ShardFiles:
         opened = get_open_files().get((self._number, shard), lambda: self._open(shard))
         index = opened.index
         if index is None:
-            index = opened.index = self._read_index(shard, opened.file)
+            with opened.lock:  # once, however many threads read from the shard
+                index = opened.index = opened.index or self._read_index(shard, opened.file)
         missing: list[int] = []
         if index.is_plain:
             view = as_bytes(target)
@@ -90,7 +94,8 @@ class ShardFiles:
     def _open(self, shard: int) -> "_OpenShard":
         """Open a shard's file, with its index if that is known and the file is still the same."""
         try:
-            file = self._store.storage.open(shard_name(shard), direct=self._direct)
+            n_bytes = None if self._n_bytes is None else int(self._n_bytes[shard])
+            file = self._store.storage.open(shard_name(shard), direct=self._direct, n_bytes=n_bytes)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise self._missing(shard) from error
         if not self._is_known[shard]:
@@ -135,10 +140,11 @@ class ShardFiles:
 class _OpenShard:
     """An open shard file, and the index that was read from it or from the same file before."""
 
-    __slots__ = ("file", "index", "n_descriptors")
+    __slots__ = ("file", "index", "lock", "n_descriptors")
 
     def __init__(self, file: ReadableFile, index: ShardIndex | None) -> None:
         self.file, self.index, self.n_descriptors = file, index, file.n_descriptors
+        self.lock = threading.Lock()
 
 
 _PLAIN = ShardIndex(np.empty((0, 2), dtype=np.uint64), 0)

@@ -4,10 +4,17 @@ Names are POSIX paths relative to the store's root. Writing is atomic: a file ap
 """
 
 import contextlib
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_REQUESTED_TOGETHER = 1000
 
 Location = Path | str
 """A path on this machine, or a URL that fsspec knows, such as `s3://bucket/store.zarr`."""
@@ -69,6 +76,8 @@ class StorageBackend(ABC):
     """Where the files are: for messages, and for opening the same storage again."""
     n_threads: int
     """Number of concurrent reads that gives the best throughput."""
+    is_remote: bool
+    """Whether every question is a request over a network."""
     checks_content: bool
     """Whether a resumed build reads finished shards again; if not, it compares only their length."""
 
@@ -76,8 +85,10 @@ class StorageBackend(ABC):
         return str(self.location)
 
     @abstractmethod
-    def scan(self) -> int:
-        """Check that no link leads out of the store; return the total bytes of the files below `activations`.
+    def check_links(self) -> None:
+        """Check that no link leads out of the store; looks at every file.
+
+        Reading, writing and removing a file check its own links. This is for what hands over the whole store.
 
         Raises:
             StoreCorruptError: If a link leads out of the store, or an entry is neither a file nor a folder.
@@ -106,12 +117,13 @@ class StorageBackend(ABC):
         """
 
     @abstractmethod
-    def open(self, name: str, *, direct: bool = False) -> ReadableFile:
+    def open(self, name: str, *, direct: bool = False, n_bytes: int | None = None) -> ReadableFile:
         """Open a file for reads at any offset; quick, so that readers may wait for each other.
 
         Args:
             name: The file.
             direct: Whether to bypass the page cache where the file system supports it.
+            n_bytes: Its length where that is known, which saves a request where only a request would tell.
 
         Raises:
             FileNotFoundError: If the file does not exist; where only a request would tell, by the file's `n_bytes`.
@@ -130,15 +142,25 @@ class StorageBackend(ABC):
 
         Raises:
             OSError: If the disk is full or the store is not writable; no partial file remains.
+            StoreCorruptError: If a link leads out of the store.
         """
 
     @abstractmethod
     def remove(self, names: Iterable[str]) -> None:
-        """Remove files; missing ones are ignored."""
+        """Remove files; missing ones are ignored.
+
+        Raises:
+            StoreCorruptError: If a folder is a link that leads out of the store.
+        """
 
     @abstractmethod
-    def sync(self) -> None:
-        """Return once everything written so far would survive a power cut."""
+    def sync(self, names: Iterable[str], *, contents: bool = True) -> None:
+        """Return once these files and their names would survive a power cut.
+
+        Args:
+            names: Files that were written.
+            contents: Whether to flush their bytes, too; not needed for those that were written with `sync`.
+        """
 
     @abstractmethod
     def remove_partials(self) -> None:
@@ -155,3 +177,25 @@ class StorageBackend(ABC):
         Raises:
             StoreBusyError: If another process holds the lock.
         """
+
+
+def map_requests(
+    storage: StorageBackend, function: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[Result]:
+    """`function` of every item, in order; several at once where each is a request.
+
+    Args:
+        storage: What the function asks.
+        function: The function; may be called by other threads.
+        items: Its arguments.
+
+    Yields:
+        Its results; no more of them are in memory than one thousand.
+    """
+    if not storage.is_remote:
+        yield from map(function, items)
+        return
+    left = iter(items)
+    with ThreadPoolExecutor(storage.n_threads, thread_name_prefix="requests") as pool:
+        while some := list(itertools.islice(left, _REQUESTED_TOGETHER)):
+            yield from pool.map(function, some)

@@ -50,7 +50,7 @@ def open_inside(root: Path, name: str) -> int:
     try:
         real, real_root = (Path(os.path.realpath(each, strict=True)) for each in (path, root))
         if not real.is_relative_to(real_root):
-            raise _leads_out(path)
+            raise _leads_out(root, name)
         return _walk(root, real.relative_to(real_root).parts or (".",))
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EMLINK):
@@ -73,15 +73,20 @@ def check_inside(root: Path, name: str) -> None:
     except (OSError, ValueError, RuntimeError) as error:  # Python reports a loop of links as the last
         raise _invalid(root, name) from error
     if not is_inside:
-        raise _leads_out(path)
+        raise _leads_out(root, name)
 
 
 def _invalid(root: Path, name: str) -> StoreCorruptError:
     return StoreCorruptError(f"store '{root}' lists an invalid file name: {name[:99]!r}")
 
 
-def _leads_out(path: Path) -> StoreCorruptError:
-    return StoreCorruptError(f"'{path}' leads out of the store; it is not followed")
+def _leads_out(root: Path, name: str) -> StoreCorruptError:
+    """The error that names the link, if it still is one."""
+    inside = os.path.realpath(root)
+    for path in [*reversed((root / name).parents), root / name]:
+        if path.is_relative_to(root) and path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
+            return StoreCorruptError(f"'{path}' is a link that leads out of the store; it is not followed")
+    return StoreCorruptError(f"'{root / name}' leads out of the store; it is not followed")
 
 
 def _walk(root: Path, parts: Sequence[str]) -> int:

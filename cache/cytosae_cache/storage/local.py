@@ -2,11 +2,12 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -30,8 +31,8 @@ _DIRECT_ALIGNMENT = 512
 _FLUSH_BYTES = 32 << 20
 """The disk begins with a file that will be synced whenever so many bytes were written."""
 
-_SYNC_THREADS = 8
-"""Small files that are synced at once."""
+_SYNC_THREADS, _SYNCED_TOGETHER = 8, 4096
+"""Files that are synced at once, and those whose folders are gathered first."""
 
 
 class LocalStorage(StorageBackend):
@@ -42,19 +43,18 @@ class LocalStorage(StorageBackend):
     """
 
     n_threads = 4
+    is_remote = False
     checks_content = True
 
     def __init__(self, path: Path) -> None:
         self.location = self.path = path
 
-    def scan(self) -> int:
-        """Check that no link leads out of the folder; return the total bytes of the files below `activations`."""
-        root, n_bytes, folders = os.path.realpath(self.path), 0, [self.path]
+    def check_links(self) -> None:
+        """Check that no link leads out of the folder; looks at every file."""
+        root, folders = os.path.realpath(self.path), [os.fspath(self.path)]
         while folders:
-            folder = folders.pop()
-            counted = folder.is_relative_to(self.path / "activations")
             # A build may be running: files that it renames or removes between listing and looking are not an error.
-            with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+            with contextlib.suppress(FileNotFoundError), os.scandir(folders.pop()) as entries:
                 for entry in entries:
                     if entry.is_symlink():
                         if not Path(os.path.realpath(entry.path)).is_relative_to(root):
@@ -62,18 +62,16 @@ class LocalStorage(StorageBackend):
                                 f"'{entry.path}' is a link that leads out of the store; it is not followed"
                             )
                     elif entry.is_dir():
-                        folders.append(Path(entry.path))
+                        folders.append(entry.path)
                     elif not entry.is_file() and os.path.lexists(entry.path):
                         raise StoreCorruptError(f"'{entry.path}' is neither a file nor a folder")
-                    elif counted:
-                        with contextlib.suppress(FileNotFoundError):
-                            n_bytes += entry.stat().st_size
-        return n_bytes
 
     def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
         """Read a whole file."""
         path = self._inside(name)
         if not path.is_file():  # opening a pipe would block forever
+            if path.exists() and not path.is_dir():
+                raise StoreCorruptError(f"'{path}' is neither a file nor a folder")
             raise FileNotFoundError(path)
         if max_bytes is not None and path.stat().st_size > max_bytes:
             raise StoreCorruptError(f"'{path}' is larger than any metadata of this format may be ({max_bytes:,} bytes)")
@@ -91,13 +89,13 @@ class LocalStorage(StorageBackend):
         files = (path.relative_to(self.path).as_posix() for path in start.rglob("*") if not path.is_dir())
         return sorted(name for name in files if name.startswith(prefix) and (with_litter or not is_litter(name)))
 
-    def open(self, name: str, *, direct: bool = False) -> "LocalFile":
-        """Open a file for reads at any offset."""
+    def open(self, name: str, *, direct: bool = False, n_bytes: int | None = None) -> "LocalFile":
+        """Open a file for reads at any offset; its length is that of the open file."""
         return LocalFile(self.path / name, open_inside(self.path, name), direct=direct)
 
     def write(self, name: str, parts: Sequence[memoryview | bytes], *, sync: bool = False) -> None:
         """Write a file atomically, replacing an existing one of the same name."""
-        path = self.path / name
+        path = self._inside(name, folder=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, sync=sync) as file:
             written = flushed = 0
@@ -110,23 +108,28 @@ class LocalStorage(StorageBackend):
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove files, and folders that become empty."""
+        folders: set[Path] = set()
         for name in names:
             path = self.path / name
+            if path.parent not in folders:
+                self._inside(name, folder=True)
+                folders.add(path.parent)
             path.unlink(missing_ok=True)
+        for folder in sorted(folders, reverse=True):  # those inside others first
             with contextlib.suppress(OSError):  # not empty
-                path.parent.rmdir()
+                folder.rmdir()
 
-    def sync(self) -> None:
-        """Sync the small files and all folders; shards are synced when they are written."""
-        files, folders = [], [self.path.parent]
-        for folder, _, names in os.walk(self.path):
-            folders.append(Path(folder))
-            if "/activations/c/" not in f"{Path(folder).as_posix()}/":
-                files += [Path(folder) / name for name in names if not is_litter(name)]
+    def sync(self, names: Iterable[str], *, contents: bool = True) -> None:
+        """Sync files and the folders that they are in, up to the one that contains this folder."""
+        left = iter(names)
         # At once: the disk carries out requests that arrive together with one flush.
         with ThreadPoolExecutor(_SYNC_THREADS, thread_name_prefix="sync") as pool:
-            for done in [pool.map(sync_file, files), pool.map(sync_folder, folders)]:
-                list(done)
+            while some := list(itertools.islice(left, _SYNCED_TOGETHER)):
+                if contents:
+                    list(pool.map(sync_file, (self.path / name for name in some)))
+                folders = {folder for name in some for folder in PurePosixPath(name).parents}
+                list(pool.map(sync_folder, (self.path / folder for folder in folders)))
+        sync_folder(self.path.parent)
 
     def remove_partials(self) -> None:
         """Remove the partial files that a killed writer left."""
@@ -146,9 +149,9 @@ class LocalStorage(StorageBackend):
         with locked(self.path.with_name(f"{self.path.name}.lock"), str(self)):
             yield
 
-    def _inside(self, name: str) -> Path:
-        """Path of a file, checked to lie inside the folder."""
-        check_inside(self.path, name)
+    def _inside(self, name: str, *, folder: bool = False) -> Path:
+        """Path of a file, checked to lie inside the folder; if `folder`, only its folder is: the file may be new."""
+        check_inside(self.path, name.rpartition("/")[0] if folder else name)
         return self.path / name
 
 

@@ -1,14 +1,14 @@
 """A store's files on object storage, or on any other file system that fsspec can write to: `s3://`, `gs://` ..."""
 
 import contextlib
+import errno
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
 from typing import TypeVar
 
 from cytosae_cache.errors import StoreCorruptError, StoreError, StoreUnreachableError
-from cytosae_cache.storage.base import StorageBackend, is_litter
+from cytosae_cache.storage.base import StorageBackend, is_litter, map_requests
 from cytosae_cache.storage.s3_uploads import UnfinishedUploads
 
 N_ATTEMPTS = 5
@@ -16,6 +16,9 @@ N_ATTEMPTS = 5
 
 PART_BYTES = 50 << 20
 """Objects of two parts and more are uploaded to S3 in parts of so many bytes."""
+
+_DELETED_AT_ONCE = 1000
+"""Most objects that S3 deletes with one request."""
 
 _FIRST_PAUSE_S = 0.2
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
@@ -38,6 +41,7 @@ class RemoteStorage(StorageBackend):
     """
 
     n_threads = 16
+    is_remote = True
     checks_content = False
 
     def __init__(self, url: str) -> None:
@@ -54,20 +58,20 @@ class RemoteStorage(StorageBackend):
             raise StoreError(f"'{url}' is neither a path nor a URL that fsspec knows: {error}") from error
         self._root = str(root).rstrip("/")
         self._uploads = UnfinishedUploads(self._system)
+        self._is_s3 = self._uploads.exist
 
-    def scan(self) -> int:
-        """Total bytes of the objects below `activations`; object storage has no links to check."""
-        start = self._path("activations")
-        found = self._try("list", "activations", lambda: self._system.find(start, detail=True))
-        return sum(int(entry["size"]) for entry in found.values())
+    def check_links(self) -> None:
+        """Nothing to do: object storage has no links."""
 
     def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
-        """Read a whole object."""
-        if max_bytes is not None and (self.size(name) or 0) > max_bytes:
+        """Read a whole object, with one request."""
+        # From byte 0: without a range, s3fs asks for the length first.
+        data = self.read_range(name, 0, None if max_bytes is None else max_bytes + 1)
+        if max_bytes is not None and len(data) > max_bytes:
             raise StoreCorruptError(
                 f"'{self}/{name}' is larger than any metadata of this format may be ({max_bytes:,} bytes)"
             )
-        return bytes(self._try("read", name, lambda: self._system.cat_file(self._path(name))))
+        return data
 
     def size(self, name: str) -> int | None:
         """Length of an object in bytes; None if it does not exist."""
@@ -87,19 +91,28 @@ class RemoteStorage(StorageBackend):
         files = (str(path).removeprefix(self._root).lstrip("/") for path in found)
         return sorted(name for name in files if name.startswith(prefix) and (with_litter or not is_litter(name)))
 
-    def open(self, name: str, *, direct: bool = False) -> "RemoteFile":
+    def open(self, name: str, *, direct: bool = False, n_bytes: int | None = None) -> "RemoteFile":
         """Open an object for reads at any offset: nothing is requested, every read is one request."""
-        return RemoteFile(self, name)
+        return RemoteFile(self, name, n_bytes)
 
-    def read_range(self, name: str, start: int, stop: int) -> bytes:
-        """Read bytes `start` to `stop` of an object."""
-        return bytes(self._try("read", name, lambda: self._system.cat_file(self._path(name), start=start, end=stop)))
+    def read_range(self, name: str, start: int, stop: int | None) -> bytes:
+        """Read bytes `start` to `stop` of an object, to its end if `stop` is None or beyond it."""
+
+        def request() -> bytes:
+            try:
+                return bytes(self._system.cat_file(self._path(name), start=start, end=stop))
+            except OSError as error:
+                if error.errno == errno.EINVAL and "range" in str(error).lower():  # it ends before `start`
+                    return b""
+                raise
+
+        return self._try("read", name, request)
 
     def write(self, name: str, parts: Sequence[memoryview | bytes], *, sync: bool = False) -> None:
         """Write an object in one request, or as a multi-part upload that appears only once it is complete."""
         data = bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
         path = self._path(name)
-        if not self._uploads.exist or len(data) < 2 * PART_BYTES:
+        if not self._is_s3 or len(data) < 2 * PART_BYTES:
             self._try("write", name, lambda: self._system.pipe_file(path, data))
             return
         known = self._uploads.abort(path)
@@ -121,12 +134,36 @@ class RemoteStorage(StorageBackend):
             raise TimeoutError(f"the upload is gone: {error}") from error
 
     def remove(self, names: Iterable[str]) -> None:
-        """Remove objects; missing ones are ignored."""
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                self._try("remove", name, lambda name=name: self._system.rm_file(self._path(name)))  # type: ignore[misc]
+        """Remove objects; missing ones are ignored. On S3 a thousand with a request, elsewhere several at once."""
+        left = list(names)
+        if self._is_s3:
+            left = [
+                name
+                for start in range(0, len(left), _DELETED_AT_ONCE)
+                for name in self._delete_some(left[start : start + _DELETED_AT_ONCE])
+            ]
+        if left:
+            for _ in map_requests(self, self._remove_one, left):
+                pass
 
-    def sync(self) -> None:
+    def _delete_some(self, names: Sequence[str]) -> Sequence[str]:
+        """Delete objects of S3 with one request; returns those that have to be deleted one by one."""
+        paths = [self._path(name).partition("/") for name in names]
+        objects = {"Objects": [{"Key": key} for _, _, key in paths], "Quiet": True}
+        try:
+            answer = self._system.call_s3("delete_objects", Bucket=paths[0][0], Delete=objects)
+        except (
+            OSError
+        ):  # not every server that speaks S3 knows this request; single ones are retried, and say what is wrong
+            return names
+        failed = {error.get("Key") for error in answer.get("Errors", [])}
+        return [name for name, (_, _, key) in zip(names, paths, strict=True) if key in failed]
+
+    def _remove_one(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._try("remove", name, lambda: self._system.rm_file(self._path(name)))
+
+    def sync(self, names: Iterable[str], *, contents: bool = True) -> None:
         """Nothing to do: an acknowledged request is durable."""
 
     def remove_partials(self) -> None:
@@ -172,21 +209,23 @@ class RemoteFile:
     Args:
         storage: Where it is stored.
         name: Its name.
+        n_bytes: Its length, if it is known.
     """
 
     n_descriptors = 0
     stamp = (0, 0)
 
-    def __init__(self, storage: RemoteStorage, name: str) -> None:
-        self._storage, self._name = storage, name
+    def __init__(self, storage: RemoteStorage, name: str, n_bytes: int | None) -> None:
+        self._storage, self._name, self._n_bytes = storage, name, n_bytes
 
-    @cached_property
+    @property
     def n_bytes(self) -> int:
-        """Length, requested once."""
-        n_bytes = self._storage.size(self._name)
-        if n_bytes is None:
+        """Length, requested once if it is not known."""
+        if self._n_bytes is None:
+            self._n_bytes = self._storage.size(self._name)
+        if self._n_bytes is None:
             raise FileNotFoundError(f"{self._storage}/{self._name}")
-        return n_bytes
+        return self._n_bytes
 
     def read_at(self, offset: int, view: memoryview) -> None:
         """Fill memory with the bytes that start at `offset`."""

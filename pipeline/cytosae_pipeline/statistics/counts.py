@@ -97,7 +97,8 @@ class CountsAccumulator:
         self._numbers = torch.from_numpy(self._groups.numbers)
         device = accumulator_device(inputs.sae.W_enc.device)
         n_groups, n_thresholds = len(self._groups.names), len(config.threshold)
-        self._counts = GroupCounts(n_groups, inputs.n_latents, n_thresholds, device=device)
+        occurring = self._numbers[torch.from_numpy(inputs.store.valid)]
+        self._counts = GroupCounts(n_groups, inputs.n_latents, n_thresholds, occurring=occurring, device=device)
 
     def update(self, rows: torch.Tensor, pooled: PooledActs) -> None:
         """Count images; the thresholds of the counts are those of the options."""

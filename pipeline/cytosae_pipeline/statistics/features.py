@@ -39,7 +39,7 @@ from cytosae_pipeline.statistics.specificity import (
     read_specificity,
     save_specificity,
 )
-from cytosae_pipeline.workspace.csv_files import to_csv
+from cytosae_pipeline.workspace.csv_files import write_csv
 from cytosae_pipeline.workspace.files import save_torch
 
 VERB = "features"
@@ -195,7 +195,7 @@ def save_features(
         for name, (stem, _) in TENSORS.items():
             save_torch(places[f"{stem}.pt"], torch.from_numpy(getattr(features, name)).contiguous().clone())
         save_torch(places[ENTROPY], torch.from_numpy(features.label_entropy.astype(np.float32)))
-        places["images.csv"].write_bytes(_images_csv(store))
+        _write_images(places["images.csv"], store)
         # One line per label: a store made from elsewhere may have names of several lines.
         places["labels.txt"].write_bytes("".join(f"{join_lines(name)}\n" for name in features.labels).encode())
         if features.specificity is not None:
@@ -236,11 +236,11 @@ def read_features(folder: Path) -> Features:
     return found
 
 
-def _images_csv(store: ActivationStore) -> bytes:
-    """Row by row: path, label, patient, and whether the image could be read."""
+def _write_images(path: Path, store: ActivationStore) -> None:
+    """Write images.csv, row by row: path, label, patient, and whether the image could be read."""
     rows = zip(*store.images, store.valid, strict=True)
     lines = ([row, *names, int(valid)] for row, (*names, valid) in enumerate(rows))
-    return to_csv(["row", "path", "label", "patient", "valid"], lines)
+    write_csv(path, ["row", "path", "label", "patient", "valid"], lines)
 
 
 def _read_tensor(path: Path, dtype: torch.dtype) -> npt.NDArray[Any]:
@@ -257,7 +257,10 @@ def _read_labels(path: Path) -> tuple[int, tuple[str, ...]]:
 
     def load(path: Path) -> tuple[int, tuple[str, ...]]:
         with path.open(newline="", encoding="utf-8") as file:
-            column = [row["label"] for row in csv.DictReader(file, strict=True)]
-        return len(column), sorted_names(column)
+            n_rows, labels = 0, set()
+            for row in csv.DictReader(file, strict=True):
+                n_rows += 1
+                labels.add(row["label"])
+        return n_rows, sorted_names(labels)
 
     return read_result(path, load, VERB)

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TextIO
 
 
@@ -44,3 +45,15 @@ def to_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
     text = io.StringIO()
     CsvWriter(text, header).write(rows)
     return text.getvalue().encode()
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV row by row; memory does not grow with the rows.
+
+    Args:
+        path: The file.
+        header: Names of the columns.
+        rows: Cells of each row.
+    """
+    with path.open("w", newline="", encoding="utf-8") as file:
+        CsvWriter(file, header).write(rows)

@@ -145,6 +145,41 @@ def test_no_bit_depends_on_batches_shards_or_merge_order(tmp_path):
         assert torch.equal(counts.n_images, reference_counts.n_images)
 
 
+def test_ranges_keep_only_the_groups_that_occur_in_them_and_merge_to_the_same_counts():
+    rng = np.random.default_rng(0)
+    groups = torch.from_numpy(np.sort(rng.integers(-1, 1000, size=400)))
+    counts = torch.from_numpy(rng.integers(0, 9, size=(2, 400, S)).astype(np.int32))
+    whole = GroupCounts(1000, S, 2)
+    whole.update(groups, counts)
+    bounds = [0, 1, 90, 90, 250, 400]
+    parts = []
+    for start, stop in itertools.pairwise(bounds):
+        part = GroupCounts(1000, S, 2, occurring=groups[start:stop])
+        for at in range(start, stop, 16):
+            end = min(at + 16, stop)
+            part.update(groups[at:end], counts[:, at:end])
+        assert part._counts.shape[1] == len({group for group in groups[start:stop].tolist() if group >= 0})
+        parts.append(part)
+    for order in itertools.permutations(range(5)):
+        merged = GroupCounts(1000, S, 2, occurring=groups[:0])
+        for number in order:
+            merged.merge(parts[number])
+        assert torch.equal(merged.counts, whole.counts)
+        assert torch.equal(merged.n_images, whole.n_images)
+    whole.merge(parts[0])
+    assert whole.counts.sum() == counts[:, groups >= 0].sum() + parts[0].counts.sum()
+
+
+@pytest.mark.parametrize("occurring", [[], [1], [0, 2]])
+def test_an_image_of_a_group_that_was_not_announced_is_refused(occurring):
+    counts = GroupCounts(9, S, 1, occurring=torch.tensor(occurring, dtype=torch.int64))
+    for group in (5, 3):
+        with pytest.raises(ValueError, match="not among `occurring`"):
+            counts.update(torch.tensor([group]), torch.ones(1, 1, S))
+    counts.update(torch.tensor([-1]), torch.ones(1, 1, S))
+    assert not counts.counts.any()
+
+
 def _assert_same(found, expected):
     assert torch.equal(found.indices, expected.indices)
     assert torch.equal(found.values, expected.values)

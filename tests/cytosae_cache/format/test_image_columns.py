@@ -75,5 +75,5 @@ def test_a_missing_column_is_named(tmp_path):
     store = _with_columns(tmp_path / "s.zarr")
     shutil.rmtree(store.path / "images" / "columns" / "2")
     seal(store)
-    with pytest.raises(StoreCorruptError, match="'images/columns/2'"):
+    with pytest.raises(StoreCorruptError, match="images/columns/2/zarr.json' is missing"):
         _ = ActivationStore.open(store.path).image_columns

@@ -111,7 +111,10 @@ def test_rebatching_keeps_the_numbers(lengths, length):
 
 @given(st.integers(0, 50), st.integers(1, 12))
 def test_an_even_split_is_even(n, max_length):
-    lengths = [len(part) for part in split_evenly(np.arange(n), max_length)]
+    bounds = split_evenly(n, max_length)
+    lengths = np.diff(bounds).tolist()
+    assert (bounds[0], bounds[-1]) == (0, n)
+    assert lengths == [len(part) for part in np.array_split(np.arange(n), max(len(lengths), 1))] or not n
     assert sum(lengths) == n
     assert len(lengths) == -(-n // max_length)
     assert not lengths or max_length >= max(lengths) >= min(lengths) >= max(lengths) - 1

@@ -73,19 +73,20 @@ def test_the_advice_to_begin_with_a_file_keeps_its_bytes(tmp_path):
     start_flush(10**6, 0, 1)  # an error is left to the sync
 
 
-def test_everything_small_and_every_folder_is_synced(tmp_path, monkeypatch):
+@pytest.mark.parametrize("contents", [True, False])
+def test_only_what_is_named_is_synced_with_the_folders_above_it(tmp_path, monkeypatch, contents):
     root = tmp_path / "s.zarr"
     storage = LocalStorage(root)
     names = ["zarr.json", "images/path/c/0", "activations/c/0/0/0", "activations/c/1/0/0", "activations/zarr.json"]
-    for name in [*names, "images/.DS_Store"]:
+    for name in [*names, "progress/0.json"]:
         storage.write(name, [b"x"])
     synced = []
     for name in ("sync_file", "sync_folder"):
         monkeypatch.setattr(local, name, synced.append)
-    storage.sync()
-    small = {root / name for name in names if "activations/c/" not in name}
-    folders = {tmp_path, root, *(path for path in root.rglob("*") if path.is_dir())}
-    assert sorted(synced) == sorted(small | folders)
+    storage.sync(names, contents=contents)
+    files = {root / name for name in names} if contents else set()
+    folders = {tmp_path, root, *(path for path in root.rglob("*") if path.is_dir() and path.name != "progress")}
+    assert sorted(synced) == sorted(files | folders)
 
 
 def test_a_disk_that_fails_to_sync_one_file_is_an_error(tmp_path, monkeypatch):
@@ -99,4 +100,4 @@ def test_a_disk_that_fails_to_sync_one_file_is_an_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(local, "sync_file", fail)
     with pytest.raises(OSError, match="broken"):
-        storage.sync()
+        storage.sync(map(str, range(20)))

@@ -386,3 +386,63 @@ def test_uploads_are_listed_page_by_page(s3, small_parts):
 
 def _upload(name: str) -> dict[str, object]:
     return {"Key": f"store/{name}", "UploadId": name, "Initiated": datetime(2010, 1, 1, tzinfo=UTC)}
+
+
+# Requests, counted
+
+
+def test_opening_takes_three_requests_and_lists_nothing(s3):
+    make_store(URL, make_activations(12), shard_images=1)
+    s3.seen.clear()
+    ActivationStore.open(URL)
+    assert s3.seen == {"GET": 2, "HEAD": 1}
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_a_random_read_is_one_get_an_image_and_one_index_a_shard(s3, compression):
+    activations = make_activations(60)
+    make_store(URL, activations, shard_images=2, compression=compression)
+    store = ActivationStore.open(URL)
+    rows = np.random.default_rng(0).permutation(60)[::2]
+    with StoreReader(store) as reader:
+        shards = len(set((rows // 2).tolist()))
+        for expected in (shards + len(rows), len(rows)):
+            s3.seen.clear()
+            assert np.array_equal(reader.read(rows), activations[rows])
+            assert s3.seen == {"GET": expected}
+
+
+def test_a_shard_that_is_shorter_than_recorded_or_missing_is_said_so_at_once(s3):
+    store = make_store(URL, make_activations(12))
+    for name, data in ((shard_name(0), b"short"), (shard_name(1), store.storage.read(shard_name(1))[:-1])):
+        store.storage.write(name, [data])
+    store.storage.remove([shard_name(2)])
+    store = ActivationStore.open(URL)
+    with StoreReader(store) as reader:
+        for row, message in ((0, "it was truncated"), (4, "it was truncated"), (8, "is missing. Repair it")):
+            s3.n_requests = 0
+            with pytest.raises(StoreCorruptError, match=message):
+                reader.read(np.array([row]))
+            assert s3.n_requests <= 3, "nothing is retried"
+
+
+def test_marks_are_removed_with_one_request_for_a_thousand(s3):
+    storage = open_storage(URL)
+    names = [f"progress/{number}.json" for number in range(1200)]
+    for name in names[:5] + names[-5:]:
+        storage.write(name, [b"x"])
+    s3.seen.clear()
+    storage.remove(names)
+    assert s3.seen == {"POST delete": 2}
+    assert not storage.names()
+
+
+def test_objects_are_removed_one_by_one_where_the_server_knows_no_other_way(s3):
+    storage = open_storage(URL)
+    names = [f"progress/{number}.json" for number in range(5)]
+    for name in names:
+        storage.write(name, [b"x"])
+    s3.remaining, s3.methods = 99, ("POST",)
+    storage.remove([*names, "progress/none.json"])
+    assert s3.seen["DELETE"] == 6
+    assert not storage.names()
