@@ -146,6 +146,23 @@ class StorageBackend(ABC):
         """
 
     @abstractmethod
+    def create(self, name: str, parts: Sequence[memoryview | bytes], *, sync: bool = False) -> bool:
+        """Write a file atomically unless there is one of that name; of several writers, one wins.
+
+        Args:
+            name: The file; missing folders are created.
+            parts: Its bytes in order.
+            sync: As for `write`.
+
+        Returns:
+            Whether it was written.
+
+        Raises:
+            OSError: As `write`.
+            StoreCorruptError: As `write`.
+        """
+
+    @abstractmethod
     def remove(self, names: Iterable[str]) -> None:
         """Remove files; missing ones are ignored.
 
@@ -163,8 +180,12 @@ class StorageBackend(ABC):
         """
 
     @abstractmethod
-    def remove_partials(self) -> None:
-        """Remove the partial files that a killed writer left."""
+    def remove_partials(self, *, of_everyone: bool = False) -> None:
+        """Remove the partial files that killed writers left.
+
+        Args:
+            of_everyone: Remove those of writers that may be at work, too: nothing that they write is needed any more.
+        """
 
     @abstractmethod
     def delete(self) -> None:
