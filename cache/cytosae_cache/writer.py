@@ -32,7 +32,7 @@ from cytosae_cache.format.quantize import Channels, dequantize, measure_channels
 from cytosae_cache.format.shard import as_bytes, checksum, digest_file, digest_parts, digest_raw, make_index, shard_name
 from cytosae_cache.format.spec import Compression, StoreSpec
 from cytosae_cache.format.texts import to_texts
-from cytosae_cache.storage.base import Location, StorageBackend, map_requests
+from cytosae_cache.storage.base import Location, StorageBackend, map_requests, waiting_for_lock
 from cytosae_cache.storage.open import open_storage
 from cytosae_cache.store import ActivationStore
 
@@ -131,17 +131,22 @@ class StoreWriter:
     A shard's file is complete before its mark is written. A killed build therefore leaves complete shards, and
     `missing_shards` tells the next build which ones are still to do.
 
+    The caller holds the storage's lock, or is one of several writers, which share the store: a shard then belongs to
+    whoever creates its file first, and the others drop theirs. A file without a mark, which a killed writer left, is
+    replaced under the lock, with its mark: a writer that is alive after all finds that mark and leaves it.
+
     Args:
         store: The unfinished store.
         widen: Converts numbers to float64; any exact conversion gives the same store, a faster one sooner.
+        shared: Whether there may be other writers at the same time.
 
     Raises:
         StoreCorruptError: If a link leads out of the store.
     """
 
-    def __init__(self, store: StoreLayout, *, widen: Widen = widen) -> None:
+    def __init__(self, store: StoreLayout, *, widen: Widen = widen, shared: bool = False) -> None:
         store.storage.check_links()
-        self.store = store
+        self.store, self._shared = store, shared
         self._storage, self._widen = store.storage, widen
         # Written before the first mark: without a mark they may be incomplete, and the first shard gives them again.
         self._channels = _read_channels(store) if store.n_finished_shards else None
@@ -156,10 +161,15 @@ class StoreWriter:
         self._thread = threading.Thread(target=self._run, name="shard-writer", daemon=True)
         self._thread.start()
 
-    def missing_shards(self) -> list[int]:
-        """Shards without a mark, or whose file does not match it, in order."""
-        shards = range(self.store.n_shards)
-        return [n for n, done in enumerate(map_requests(self._storage, self._is_finished, shards)) if not done]
+    def missing_shards(self, among: Sequence[int] | None = None) -> list[int]:
+        """Shards without a mark, or whose file does not match it, in order.
+
+        Args:
+            among: Shards to look at; all by default.
+        """
+        shards = range(self.store.n_shards) if among is None else among
+        finished = map_requests(self._storage, self._is_finished, shards)
+        return [shard for shard, done in zip(shards, finished, strict=True) if not done]
 
     def discard(self, shards: Iterable[int]) -> None:
         """Make shards missing: remove their marks. Also removes the partial files that killed builds left.
@@ -167,6 +177,11 @@ class StoreWriter:
         Call it for all missing shards before the first is submitted: a mark of an earlier build must never meet the new
         file of its shard.
         """
+        if self._shared:
+            with waiting_for_lock(self._storage):
+                damaged = [n for n in shards if read_mark(self._storage, n) is not None and not self._is_finished(n)]
+                self._storage.remove(map(mark_name, damaged))
+            return
         names = {mark_name(shard) for shard in shards}
         if len(names) == self.store.n_shards:
             self._channels = None  # the first shard gives them again
@@ -231,6 +246,33 @@ class StoreWriter:
         remove_marks(storage)
         return ActivationStore.open(store.path)
 
+    def finish_if_last(self) -> ActivationStore | None:
+        """Wait for the last shard of this writer; if no other writer's is missing, complete the store, exactly once.
+
+        Returns:
+            The complete store, or None if shards of other writers are missing.
+
+        Raises:
+            OSError: As for `finish`.
+            StoreError: As for `finish`.
+        """
+        self._stop()
+        self._raise_failure()
+        if not self._has_all_marks() and not StoreLayout(self.store.path).complete:
+            return None
+        with waiting_for_lock(self._storage):
+            if StoreLayout(self.store.path).complete:
+                return ActivationStore.open(self.store.path)
+            if not self._has_all_marks():
+                return None
+            self._channels = _read_channels(StoreLayout(self.store.path))
+            finished = self.finish()
+            self._storage.remove_partials(of_everyone=True)
+            return finished
+
+    def _has_all_marks(self) -> bool:
+        return len(self._storage.names(f"{PROGRESS_FOLDER}/")) >= self.store.n_shards
+
     def __enter__(self) -> Self:
         return self
 
@@ -294,14 +336,26 @@ class StoreWriter:
         summary = self._summing.submit(_summarise, data, records, values, self.store, self._widen)
         parts = self._encode(records)
         encoded = None if self._codec is None else self._summing.submit(digest_parts, parts)
-        self._storage.write(shard_name(data.shard), parts, sync=True)
+        write = self._storage.create if self._shared else self._storage.write
+        is_ours = write(shard_name(data.shard), parts, sync=True) is not False
         fields = summary.result()
         if encoded is None:
             digest = digest_raw(fields["image_crc32c"], self.store.spec.record_bytes, bytes(parts[-1]))
         else:
             digest = encoded.result()
         mark = ShardMark(*digest, **fields, channels=_digest_channels(self._channels))
-        write_mark(self._storage, data.shard, mark)
+        if is_ours:
+            write_mark(self._storage, data.shard, mark, only_new=self._shared)
+        elif not self._is_marked(data.shard):
+            with waiting_for_lock(self._storage):
+                if not self._is_marked(data.shard) and not StoreLayout(self.store.path).complete:
+                    self._storage.write(shard_name(data.shard), parts, sync=True)
+                    write_mark(self._storage, data.shard, mark)
+
+    def _is_marked(self, shard: int) -> bool:
+        """Whether a writer has finished a shard."""
+        mark = read_mark(self._storage, shard)
+        return mark is not None and self._storage.size(shard_name(shard)) == mark.n_bytes
 
     def _make_records(self, data: ShardData) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """The stored form of a shard, and the activations that readers will decode from it."""
@@ -309,12 +363,10 @@ class StoreWriter:
         if spec.store_dtype != "int8":
             return images, images
         if self._channels is None:
-            # Always the first shard: a resumed build without channels does not have a finished shard either.
             sample = images[[not reason for reason in data.reason]]
             if not np.isfinite(sample).all():
                 return images, images  # the summary will name the image
-            self._channels = measure_channels(sample)
-            self._write_channels(self._channels)
+            self._channels = self._make_channels(data.shard, sample)
         records = np.empty((len(images), *spec.record_shape), dtype=np.int8)
         wide = np.empty(spec.image_shape, dtype=np.float32)
         for image, record in zip(images, records, strict=True):
@@ -322,6 +374,24 @@ class StoreWriter:
             # In place: the caller has given the array away, and sums must be those of what readers decode.
             dequantize(record, self._channels, image, wide)
         return records, images
+
+    def _make_channels(self, shard: int, sample: npt.NDArray[Any]) -> Channels:
+        """The decoding parameters of an int8 store: those of its first shard, whoever computed it first.
+
+        A resumed build without them does not have a finished shard either.
+
+        Raises:
+            StoreError: If another writer should have computed the first shard before, and did not.
+        """
+        with waiting_for_lock(self._storage) if self._shared else contextlib.nullcontext():
+            found = _read_channels(StoreLayout(self.store.path)) if self._shared else None
+            if found is not None:
+                return found
+            if shard:
+                raise StoreError(f"shard {shard} of int8 store '{self.store.path}' came before shard 0")
+            channels = measure_channels(sample)
+            self._write_channels(channels)
+            return channels
 
     def _write_channels(self, channels: Channels) -> None:
         """Make the decoding parameters of an int8 store durable, before its first shard is written."""

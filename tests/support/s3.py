@@ -25,6 +25,8 @@ class Faults:
     """Requests by method, and by method and query for those that a query distinguishes, such as `GET list-type`."""
     n_failed: int = 0
     """Requests failed."""
+    ignores_conditions: bool = False
+    """Whether the server takes no notice of `If-Match` and `If-None-Match`, as older ones do."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def wrap(self, application: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,6 +37,9 @@ class Faults:
                 fail = self.remaining > 0 and environment["REQUEST_METHOD"] in self.methods
                 self.remaining -= fail
                 self.n_failed += fail
+            if self.ignores_conditions:
+                environment.pop("HTTP_IF_NONE_MATCH", None)
+                environment.pop("HTTP_IF_MATCH", None)
             if fail:
                 start("503 Slow Down", [("Content-Type", "application/xml")])
                 return [b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"]

@@ -63,12 +63,20 @@ def read_mark(storage: StorageBackend, shard: int) -> ShardMark | None:
         return None
 
 
-def write_mark(storage: StorageBackend, shard: int, mark: ShardMark) -> None:
-    """Write the mark of a shard whose file is complete, with a digest of its own."""
+def write_mark(storage: StorageBackend, shard: int, mark: ShardMark, *, only_new: bool = False) -> None:
+    """Write the mark of a shard whose file is complete, with a digest of its own.
+
+    Args:
+        storage: Where it goes.
+        shard: Number of the shard.
+        mark: The mark.
+        only_new: Leave the mark that is there, if there is one.
+    """
     record = canonical_json(vars(mark))
     ending = canonical_json({"digest": _digest(shard, record)})[1:]
     # Not synced: if a power cut loses or truncates a mark, its shard merely counts as missing.
-    storage.write(mark_name(shard), [record[:-1], b",", ending])
+    write = storage.create if only_new else storage.write
+    write(mark_name(shard), [record[:-1], b",", ending])
 
 
 def _digest(shard: int, record: bytes) -> str:

@@ -3,10 +3,13 @@
 import contextlib
 import ctypes
 import glob
+import hashlib
 import os
+import platform
+import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +22,20 @@ _AT_FDCWD, _RENAME_EXCHANGE, _SYNC_FILE_RANGE_WRITE = -100, 2, 2
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, sync: bool = True) -> Iterator[int]:
+def replacing(
+    path: Path,
+    *,
+    sync: bool = True,
+    temporary: Path | None = None,
+    put: Callable[[Path, Path], object] = Path.replace,
+) -> Iterator[int]:
     """Open a temporary file that atomically replaces `path` at the end of the `with` block.
 
     Args:
         path: The file.
         sync: Whether to flush the bytes to disk before the file gets its name. Only `sync_folder` makes that durable.
+        temporary: The temporary file, by default one that is named after this process.
+        put: Gives the temporary file its name.
 
     Yields:
         File descriptor, open for writing.
@@ -32,7 +43,7 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[int]:
     Raises:
         WriteError: If the disk is full, read-only or fails; the file is unchanged.
     """
-    temporary = temporary_name(path)
+    temporary = temporary or temporary_name(path)
     with writing(path):
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
         try:
@@ -42,10 +53,33 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[int]:
                     os.fsync(file)
             finally:
                 os.close(file)
-            temporary.replace(path)
+            put(temporary, path)
         except BaseException:
             discard(temporary)
             raise
+
+
+def put_if_new(temporary: Path, path: Path) -> bool:
+    """Give a temporary file its name, unless there is something of that name; of several processes, one succeeds.
+
+    Returns:
+        Whether it has the name now; if not, it is gone.
+    """
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        discard(temporary)
+        return False
+    except OSError:  # no hard links, or the file was swept away: then all is done, and the name is taken
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        except FileExistsError:
+            discard(temporary)
+            return False
+        temporary.replace(path)
+        return True
+    discard(temporary)
+    return True
 
 
 def write_all(file: int, data: memoryview | bytes) -> None:
@@ -98,14 +132,8 @@ def create_file(path: Path, data: bytes, *, mode: int = 0o666) -> bool:
                 os.fsync(file)
             finally:
                 os.close(file)
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
+            if not put_if_new(temporary, path):
                 return False
-            except OSError:  # a file system without hard links
-                if os.path.lexists(path):
-                    return False
-                temporary.rename(path)
         finally:
             discard(temporary)
         sync_folder(path.parent)
@@ -210,6 +238,25 @@ def _find_function(name: str) -> Any:  # noqa: ANN401 - a function of the C libr
 def temporary_name(path: Path, pid: int | None = None) -> Path:
     """Where a process, by default this one, writes what will replace `path`."""
     return path.with_name(f"{path.name}.{os.getpid() if pid is None else pid}{TEMPORARY_SUFFIX}")
+
+
+def writer_name(path: Path) -> Path:
+    """A name that no other process, on this or another machine, uses to write what will be `path`."""
+    return path.with_name(f"{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+
+
+def may_be_written(temporary: Path) -> bool:
+    """Whether a file that `writer_name` named may belong to a process that is still there, on whatever machine."""
+    host, _, rest = temporary.name.removesuffix(TEMPORARY_SUFFIX).rpartition(".")[2].partition("-")
+    number = rest.partition("-")[0]
+    if not number.isdecimal():  # of another kind
+        return False
+    return host != _host() or int(number) == os.getpid() or _is_another_process(int(number))
+
+
+def _host() -> str:
+    """This machine, in eight characters that any file system takes."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 def aside_name(path: Path, pid: int | None = None) -> Path:

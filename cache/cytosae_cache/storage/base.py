@@ -5,16 +5,21 @@ Names are POSIX paths relative to the store's root. Writing is atomic: a file ap
 
 import contextlib
 import itertools
+import random
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from cytosae_cache.errors import StoreBusyError
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _REQUESTED_TOGETHER = 1000
+_PAUSES_S = 0.05, 0.5
 
 Location = Path | str
 """A path on this machine, or a URL that fsspec knows, such as `s3://bucket/store.zarr`."""
@@ -146,6 +151,23 @@ class StorageBackend(ABC):
         """
 
     @abstractmethod
+    def create(self, name: str, parts: Sequence[memoryview | bytes], *, sync: bool = False) -> bool:
+        """Write a file atomically unless there is one of that name; of several writers, one wins.
+
+        Args:
+            name: The file; missing folders are created.
+            parts: Its bytes in order.
+            sync: As for `write`.
+
+        Returns:
+            Whether it was written.
+
+        Raises:
+            OSError: As `write`.
+            StoreCorruptError: As `write`.
+        """
+
+    @abstractmethod
     def remove(self, names: Iterable[str]) -> None:
         """Remove files; missing ones are ignored.
 
@@ -163,8 +185,12 @@ class StorageBackend(ABC):
         """
 
     @abstractmethod
-    def remove_partials(self) -> None:
-        """Remove the partial files that a killed writer left."""
+    def remove_partials(self, *, of_everyone: bool = False) -> None:
+        """Remove the partial files that killed writers left.
+
+        Args:
+            of_everyone: Remove those of writers that may be at work, too: nothing that they write is needed any more.
+        """
 
     @abstractmethod
     def delete(self) -> None:
@@ -177,6 +203,30 @@ class StorageBackend(ABC):
         Raises:
             StoreBusyError: If another process holds the lock.
         """
+
+
+@contextlib.contextmanager
+def waiting_for_lock(storage: StorageBackend, patience_s: float = 600.0) -> Iterator[None]:
+    """Hold the storage's lock, which others hold for a moment only.
+
+    Args:
+        storage: The storage.
+        patience_s: How long to wait for them.
+
+    Raises:
+        StoreBusyError: If another process holds it for longer.
+    """
+    end = time.monotonic() + patience_s
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(storage.lock())
+                break
+            except StoreBusyError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(random.uniform(*_PAUSES_S))  # noqa: S311 - not cryptographic
+        yield
 
 
 def map_requests(

@@ -5,7 +5,7 @@ import errno
 import itertools
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
@@ -14,11 +14,14 @@ import numpy as np
 from cytosae_cache.errors import StoreCorruptError
 from cytosae_cache.storage.atomic import (
     TEMPORARY_SUFFIX,
+    may_be_written,
+    put_if_new,
     replacing,
     start_flush,
     sync_file,
     sync_folder,
     write_all,
+    writer_name,
 )
 from cytosae_cache.storage.base import StorageBackend, is_litter
 from cytosae_cache.storage.disk import reading
@@ -95,9 +98,21 @@ class LocalStorage(StorageBackend):
 
     def write(self, name: str, parts: Sequence[memoryview | bytes], *, sync: bool = False) -> None:
         """Write a file atomically, replacing an existing one of the same name."""
+        self._put(name, parts, sync=sync, put=Path.replace)
+
+    def create(self, name: str, parts: Sequence[memoryview | bytes], *, sync: bool = False) -> bool:
+        """Write a file atomically unless there is one of that name; returns whether it was written."""
+        done: list[bool] = []
+        self._put(name, parts, sync=sync, put=lambda temporary, path: done.append(put_if_new(temporary, path)))
+        return done[0]
+
+    def _put(
+        self, name: str, parts: Sequence[memoryview | bytes], *, sync: bool, put: Callable[[Path, Path], object]
+    ) -> None:
+        """Write a file under a name of this writer's own, and give it its name."""
         path = self._inside(name, folder=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path, sync=sync) as file:
+        with replacing(path, sync=sync, temporary=writer_name(path), put=put) as file:
             written = flushed = 0
             for piece in _iter_pieces(parts):
                 write_all(file, piece)
@@ -131,10 +146,11 @@ class LocalStorage(StorageBackend):
                 list(pool.map(sync_folder, (self.path / folder for folder in folders)))
         sync_folder(self.path.parent)
 
-    def remove_partials(self) -> None:
-        """Remove the partial files that a killed writer left."""
+    def remove_partials(self, *, of_everyone: bool = False) -> None:
+        """Remove the partial files that killed writers left."""
         for stray in self.path.rglob(f"*{TEMPORARY_SUFFIX}"):
-            stray.unlink(missing_ok=True)
+            if of_everyone or not may_be_written(stray):
+                stray.unlink(missing_ok=True)
 
     def delete(self) -> None:
         """Delete the folder with everything in it, its metadata first: half of it never passes for a store."""

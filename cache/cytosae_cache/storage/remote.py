@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,6 +10,7 @@ from typing import TypeVar
 
 from cytosae_cache.errors import StoreCorruptError, StoreError, StoreUnreachableError
 from cytosae_cache.storage.base import StorageBackend, is_litter, map_requests
+from cytosae_cache.storage.lease import Lease
 from cytosae_cache.storage.s3_uploads import UnfinishedUploads
 
 N_ATTEMPTS = 5
@@ -23,14 +25,19 @@ _DELETED_AT_ONCE = 1000
 _FIRST_PAUSE_S = 0.2
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
+_leases: dict[str, Lease] = {}
+"""Those that this process holds, by the store that they protect: its writers look here."""
+
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 class RemoteStorage(StorageBackend):
     """The objects below a URL.
 
-    An object appears only once it is complete, so writing needs no renaming. There is no lock: if two builds run at
-    once, the last writer of each object wins, and every reader refuses bytes that do not match their checksums.
+    An object appears only once it is complete, so writing needs no renaming. On S3 an object beside the store is the
+    lock (`Lease`); elsewhere there is none.
 
     Args:
         url: Such as `s3://bucket/folder`. Credentials and endpoint come from where the protocol's library looks for
@@ -110,26 +117,46 @@ class RemoteStorage(StorageBackend):
 
     def write(self, name: str, parts: Sequence[memoryview | bytes], *, sync: bool = False) -> None:
         """Write an object in one request, or as a multi-part upload that appears only once it is complete."""
+        self._put(name, parts, "overwrite")
+
+    def create(self, name: str, parts: Sequence[memoryview | bytes], *, sync: bool = False) -> bool:
+        """Write an object unless there is one of that name; returns whether it was written.
+
+        If the answer to a request that succeeded was lost, the object counts as somebody else's.
+        """
+        try:
+            self._put(name, parts, "create")
+        except FileExistsError:
+            return False
+        return True
+
+    def _put(self, name: str, parts: Sequence[memoryview | bytes], mode: str) -> None:
+        """Write an object in one of fsspec's modes."""
+        if (lease := _leases.get(self._root)) is not None:
+            lease.require()
         data = bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
         path = self._path(name)
         if not self._is_s3 or len(data) < 2 * PART_BYTES:
-            self._try("write", name, lambda: self._system.pipe_file(path, data))
+            self._try("write", name, lambda: self._system.pipe_file(path, data, mode=mode))
             return
-        known = self._uploads.abort(path)
+        # Whoever creates an object may be one of several: their uploads stay.
+        known = self._uploads.abort(path) if mode == "overwrite" else self._uploads.find(path)
         try:
-            self._try("write", name, lambda: self._upload(path, data))
+            self._try("write", name, lambda: self._upload(path, data, mode))
+        except FileExistsError:
+            raise
         except BaseException:  # Ctrl-C too, which leaves the library's own upload running
             self._uploads.abort(path, known=known)
             raise
 
-    def _upload(self, path: str, data: bytes) -> None:
+    def _upload(self, path: str, data: bytes, mode: str) -> None:
         """Upload a large object in parts.
 
         Raises:
             TimeoutError: If another writer of the same object aborted the upload; it may be sent again.
         """
         try:
-            self._system.pipe_file(path, data, chunksize=PART_BYTES)
+            self._system.pipe_file(path, data, chunksize=PART_BYTES, mode=mode)
         except FileNotFoundError as error:
             raise TimeoutError(f"the upload is gone: {error}") from error
 
@@ -166,7 +193,7 @@ class RemoteStorage(StorageBackend):
     def sync(self, names: Iterable[str], *, contents: bool = True) -> None:
         """Nothing to do: an acknowledged request is durable."""
 
-    def remove_partials(self) -> None:
+    def remove_partials(self, *, of_everyone: bool = False) -> None:
         """Abort the uploads that a killed writer left; incomplete objects themselves never appear."""
         self._uploads.abort(self._root, below=True)
 
@@ -178,8 +205,23 @@ class RemoteStorage(StorageBackend):
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """No lock: see the class."""
-        yield
+        """Hold the exclusive right to write here, by an object beside the store; only S3 has such a lock."""
+        if not self._is_s3:
+            yield
+            return
+        lease = self._try("lock", "", lambda: Lease(self._system, f"{self._root}.lock", str(self)))
+        if not lease.is_exclusive:
+            logger.warning(
+                f"the server of '{self}' does not honour the condition `If-None-Match`, so nothing keeps another build "
+                "from writing to the same store: make sure that there is none"
+            )
+        _leases[self._root] = lease
+        try:
+            yield
+            lease.require()
+        finally:
+            del _leases[self._root]
+            lease.release()
 
     def _path(self, name: str) -> str:
         if ".." in name.split("/") or name.startswith("/"):

@@ -63,6 +63,16 @@ class UnfinishedUploads:
             logger.info(f"aborted {n_aborted:,} unfinished upload{'s' * (n_aborted > 1)} below 's3://{path}'")
         return frozenset(left)
 
+    def find(self, path: str) -> frozenset[str]:
+        """Identifiers of the unfinished uploads of one key; none where they cannot be listed."""
+        if self._system is None:
+            return frozenset()
+        bucket, _, key = path.partition("/")
+        try:
+            return frozenset(each["UploadId"] for each in self._iter_uploads(bucket, key) if each["Key"] == key)
+        except OSError:
+            return frozenset()
+
     def _iter_uploads(self, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
         """All unfinished uploads of keys that start with a prefix."""
         assert self._system is not None
