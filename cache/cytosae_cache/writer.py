@@ -171,22 +171,33 @@ class StoreWriter:
         finished = map_requests(self._storage, self._is_finished, shards)
         return [shard for shard, done in zip(shards, finished, strict=True) if not done]
 
-    def discard(self, shards: Iterable[int]) -> None:
+    def discard(self, missing: Iterable[int], finished: Iterable[int] = ()) -> None:
         """Make shards missing: remove their marks. Also removes the partial files that killed builds left.
 
         Call it for all missing shards before the first is submitted: a mark of an earlier build must never meet the new
         file of its shard.
+
+        Args:
+            missing: What `missing_shards` returned; another writer may have finished some of them since, and they stay.
+            finished: Finished shards that are to be written again.
         """
         if self._shared:
             with waiting_for_lock(self._storage):
-                damaged = [n for n in shards if read_mark(self._storage, n) is not None and not self._is_finished(n)]
-                self._storage.remove(map(mark_name, damaged))
+                damaged = [n for n in missing if read_mark(self._storage, n) is not None and not self._is_finished(n)]
+                self._storage.remove(map(mark_name, [*damaged, *finished]))
             return
-        names = {mark_name(shard) for shard in shards}
+        names = {mark_name(shard) for shard in (*missing, *finished)}
         if len(names) == self.store.n_shards:
             self._channels = None  # the first shard gives them again
         self._storage.remove(sorted(names))
         self._storage.remove_partials()
+
+    @property
+    def needs_channels(self) -> bool:
+        """Whether this is an int8 store whose first shard, which gives the decoding parameters, was not written yet."""
+        if self.store.spec.store_dtype != "int8" or self._channels is not None:
+            return False
+        return _read_channels(StoreLayout(self.store.path)) is None
 
     def recorded_sources(self, shard: int) -> list[bytes | None]:
         """SHA-256 of the image files that a finished shard was made from; None for those that could not be read.

@@ -1,5 +1,6 @@
 """What a build found out about its images: unreadable ones, odd ones, and pictures that occur more than once."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -27,10 +28,14 @@ class Remarks:
     def __init__(self, images: ImageList) -> None:
         self._images = images
         self._found: dict[str, tuple[int, str]] = {}
+        self.skipped: Counter[str] = Counter()
+        """Images that were set aside, by the kind of reason."""
 
     def watch(self, decoded: Iterable[Decoded]) -> Iterator[Decoded]:
         """The same images, whose remarks are counted."""
         for image in decoded:
+            if image.reason:
+                self.skipped[image.reason.partition(":")[0]] += 1
             for remark in image.remarks:
                 kind = remark.partition(":")[0]
                 n, first = self._found.get(kind, (0, f"{quote(self._images.rows[image.row].path)} is {remark}"))

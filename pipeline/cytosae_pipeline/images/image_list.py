@@ -14,6 +14,9 @@ from typing import Any
 from cytosae_pipeline.errors import UserError, quote
 from cytosae_pipeline.images.files import FileStamp
 
+STORED = "store"
+"""Layout of a list that was taken from a store."""
+
 _NAMED = 5  # names that look alike
 
 
@@ -53,7 +56,7 @@ class ImageList:
     rows: tuple[ImageRow, ...]
     """The images."""
     layout: str
-    """Where labels and patients come from: `manifest`, `flat`, or a layout of folders."""
+    """Where labels and patients come from: `manifest`, `flat`, `STORED`, or a layout of folders."""
     notes: tuple[str, ...] = field(default=(), compare=False)
     """What was left out or read in a way worth checking, as messages."""
     columns: tuple[str, ...] = ()
