@@ -9,7 +9,7 @@ from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import StoreSource
 from cytosae_pipeline.config.fields import suggest
 from cytosae_pipeline.images.folders import resolve, scan_folder
-from cytosae_pipeline.images.image_list import STORED, DatasetError, DatasetNotFoundError, ImageList, ImageRow
+from cytosae_pipeline.images.image_list import STORED, DatasetError, DatasetNotFoundError, ImageList, StoredRows
 from cytosae_pipeline.images.manifest import read_manifest
 from cytosae_pipeline.workspace.build_record import find_images
 
@@ -79,8 +79,7 @@ def list_images_of(store: ActivationStore, root: Path) -> ImageList:
         store: The store, finished or not.
         root: The folder or CSV that it was built from, as it is called now.
     """
-    table = tuple(ImageRow(*names) for names in zip(*store.images, strict=True))
-    return ImageList(root.parent if root.is_file() else root, table, STORED)
+    return ImageList(root.parent if root.is_file() else root, StoredRows(store.images), STORED)
 
 
 def resolve_inside(root: Path, relative: str) -> Path:
