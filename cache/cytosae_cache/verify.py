@@ -1,5 +1,6 @@
 """Checking a store against its own metadata, checksums and sums."""
 
+import itertools
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -111,10 +112,10 @@ def _check_tables(store: StoreLayout, report: VerifyReport) -> None:
         return
     if store.contents != store.compute_contents():
         report.problems.append("contents: the stated identity does not match the images and shards")
-    paths = [path.encode() for path in store.images.path]
-    if paths != sorted(set(paths)):
+    paths = map(str.encode, store.images.path)
+    if not all(one < following for one, following in itertools.pairwise(paths)):
         report.problems.append("images/path: rows are not sorted by path, or a path occurs twice")
-    skipped = np.array([bool(str(reason)) for reason in store.column("images/reason")], dtype=bool)
+    skipped = store.column("images/reason") != ""
     if not np.array_equal(~store.valid, skipped):
         report.problems.append("images/valid: disagrees with images/reason")
     n_tokens = [
