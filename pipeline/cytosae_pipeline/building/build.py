@@ -7,16 +7,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from cytosae_cache.errors import StoreError, StoreMismatchError
 from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.format.marks import remove_marks
+from cytosae_cache.format.spec import StoreSpec
 from cytosae_cache.storage.base import Location, waiting_for_lock
 from cytosae_cache.storage.open import open_storage
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.writer import create_store
-from cytosae_pipeline.building.fill import fill_stores
+from cytosae_pipeline.building.cluster_fill import fill_on_cluster, find_device
+from cytosae_pipeline.building.fill import fill_range, open_writers, shards_to_fill
 from cytosae_pipeline.building.findings import Remarks, require_readable, write_duplicates, write_skipped
 from cytosae_pipeline.building.plan import BuildPlan, StorePlan, plan_build, require_shard_memory
 from cytosae_pipeline.building.replacement import choose_place, put_in_place, reopen
@@ -30,10 +32,14 @@ from cytosae_pipeline.config import BuildConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.columns import type_columns
 from cytosae_pipeline.images.image_list import STORED, DatasetError, ImageList
+from cytosae_pipeline.runtime.cluster import connect
 from cytosae_pipeline.runtime.progress import format_seconds
 from cytosae_pipeline.workspace.build_record import record_build
 from cytosae_pipeline.workspace.find import require_dataset, training_command
 from cytosae_pipeline.workspace.paths import Workspace
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 logger = logging.getLogger(__name__)
 
@@ -115,22 +121,24 @@ def build_and_open(config: BuildConfig, *, weights_digest: str | None = None) ->
 def _build(config: BuildConfig, weights_digest: str | None) -> list[tuple[ActivationStore, BuildResult]]:
     """Build the stores of all blocks, with their results."""
     started = time.monotonic()
-    plan = plan_build(config, weights_digest=weights_digest)
-    logger.info(plan.describe())
-    remarks = Remarks(plan.images)
     with contextlib.ExitStack() as stack:
+        client = None if config.dask is None else stack.enter_context(connect(config.dask))
+        device = None if client is None else find_device(client, config)
+        plan = plan_build(config, weights_digest=weights_digest, device=device)
+        logger.info(plan.describe())
+        remarks = Remarks()
         locks = stack.enter_context(contextlib.ExitStack())
         for item in sorted(plan.stores, key=lambda item: str(item.store)):
             stack.enter_context(disk_messages(item.store))
             storage = open_storage(item.store)
-            locks.enter_context(storage.lock() if config.part is None else waiting_for_lock(storage))
+            locks.enter_context(waiting_for_lock(storage) if config.is_shared else storage.lock())
         opened = []
         for item in plan.stores:
             opened.append(_open_or_create(config, plan, item))
             record_build(opened[-1][0], config)
-        if config.part is not None:
-            locks.close()  # the store is shared with the builds of the other parts
-        filled = fill_stores([store for store, _ in opened if not store.complete], config, plan, remarks)
+        if config.is_shared:
+            locks.close()
+        filled = _fill([store for store, _ in opened if not store.complete], config, plan, remarks, client)
         notes = [*plan.images.notes, *remarks.describe()]
         results = []
         for item, (store, status) in zip(plan.stores, opened, strict=True):
@@ -145,6 +153,26 @@ def _build(config: BuildConfig, weights_digest: str | None) -> list[tuple[Activa
     for note in results[0][1].notes[len(plan.images.notes) :]:
         logger.warning(note)
     return results
+
+
+def _fill(
+    stores: Sequence[ActivationStore], config: BuildConfig, plan: BuildPlan, remarks: Remarks, client: "Client | None"
+) -> dict[StoreSpec, ActivationStore]:
+    """Compute and write the missing shards, here or on a cluster; returns the stores that are complete, by their spec.
+
+    Raises:
+        StoreMismatchError: As for `fill_range`.
+        StoreError: As for `fill_range`.
+    """
+    if not stores:
+        return {}
+    with open_writers(stores, shared=config.is_shared) as writers:
+        if client is None:
+            fill_range(writers, shards_to_fill(stores[0], config), config, plan, remarks)
+        else:
+            fill_on_cluster(client, stores, config, plan, remarks)
+        finished = [writer.finish_if_last() if config.is_shared else writer.finish() for writer in writers]
+    return {store.spec: store for store in finished if store is not None}
 
 
 def _accept(store: ActivationStore, item: StorePlan, config: BuildConfig) -> tuple[ActivationStore, Path | None]:

@@ -10,7 +10,6 @@ import numpy as np
 from cytosae.backbones.backbone import Backbone, load_backbone
 from cytosae_cache.errors import StoreError, StoreMismatchError
 from cytosae_cache.format.layout import StoreLayout
-from cytosae_cache.format.spec import StoreSpec
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.writer import ShardData, StoreWriter
 from cytosae_pipeline.building.activations import compute_activations, widen_with_torch
@@ -28,39 +27,32 @@ logger = logging.getLogger(__name__)
 _MOST_WORKERS = 8
 
 
-def fill_stores(
-    stores: Sequence[ActivationStore], config: BuildConfig, plan: BuildPlan, remarks: Remarks
-) -> dict[StoreSpec, ActivationStore]:
-    """Compute and write the missing shards of unfinished stores, all or those of one part.
+@contextlib.contextmanager
+def open_writers(stores: Sequence[ActivationStore], *, shared: bool) -> Iterator[list[StoreWriter]]:
+    """Writers of unfinished stores; what they have at the end of the block is written, even after an error.
 
     Args:
-        stores: The stores, one for each block; may be none.
-        config: Options of the build.
-        plan: What it does.
-        remarks: Collects what is to be said of images.
-
-    Returns:
-        By their spec, those that are complete now.
-
-    Raises:
-        StoreMismatchError: If images changed since the build was interrupted.
-        StoreError: If an image cannot be read and the options say to stop, or images vanish in a row.
+        stores: The stores.
+        shared: Whether there may be other writers of them.
     """
-    if not stores:
-        return {}
-    shards = range(stores[0].n_shards) if config.part is None else config.part.of(stores[0].n_shards)
-    is_shared = config.part is not None
     with contextlib.ExitStack() as stack:
-        writers = [
-            stack.enter_context(StoreWriter(store, widen=widen_with_torch, shared=is_shared)) for store in stores
-        ]
-        fill_range(writers, shards, config, plan, remarks)
-        finished = [writer.finish_if_last() if is_shared else writer.finish() for writer in writers]
-    return {store.spec: store for store in finished if store is not None}
+        opened = (StoreWriter(store, widen=widen_with_torch, shared=shared) for store in stores)
+        yield [stack.enter_context(writer) for writer in opened]
+
+
+def shards_to_fill(store: ActivationStore, config: BuildConfig) -> range:
+    """All shards of a store, or those of one part."""
+    return range(store.n_shards) if config.part is None else config.part.of(store.n_shards)
 
 
 def fill_range(
-    writers: Sequence[StoreWriter], shards: Sequence[int], config: BuildConfig, plan: BuildPlan, remarks: Remarks
+    writers: Sequence[StoreWriter],
+    shards: Sequence[int],
+    config: BuildConfig,
+    plan: BuildPlan,
+    remarks: Remarks,
+    *,
+    backbone: Backbone | None = None,
 ) -> None:
     """Compute the missing shards of a range and give them to the stores' writers.
 
@@ -70,10 +62,11 @@ def fill_range(
         config: Options of the build.
         plan: What it does.
         remarks: Collects what is to be said of images.
+        backbone: The network, if it was loaded before, for these blocks at least.
 
     Raises:
-        StoreMismatchError: As for `fill_stores`.
-        StoreError: As for `fill_stores`.
+        StoreMismatchError: If images changed since the build was interrupted.
+        StoreError: If an image cannot be read and the options say to stop, or images vanish in a row.
     """
     first, info = writers[0].store, plan.info
     if first.spec.store_dtype == "int8" and any(writer.needs_channels for writer in writers):
@@ -96,14 +89,14 @@ def fill_range(
         if not rows:
             return
         blocks = [writer.store.spec.block for writer in writers]
-        backbone = load_backbone(plan.model_path, info, blocks=blocks, device=plan.device)
+        backbone = backbone or load_backbone(plan.model_path, info, blocks=blocks, device=plan.device)
         with Progress("build", n_rows, "images", done=done) as progress:
-            decoded = remarks.watch(decoder.iter_rows(rows))
+            decoded = remarks.watch(decoder.iter_rows(rows), plan.images)
             for shard in todo:
                 computed = _compute_shard(first, shard, decoded, backbone, config, plan, progress)
-                for writer, wanted, data in zip(writers, missing, computed, strict=True):
+                for writer, wanted in zip(writers, missing, strict=True):
                     if shard in wanted:
-                        writer.submit(data)
+                        writer.submit(computed[writer.store.spec.block])
 
 
 def _missing_shards(
@@ -133,8 +126,8 @@ def _compute_shard(
     config: BuildConfig,
     plan: BuildPlan,
     progress: Progress,
-) -> list[ShardData]:
-    """Run the network on one shard's images, in batches that begin at the shard's first row; one result per block."""
+) -> dict[int, ShardData]:
+    """Run the network on one shard's images, in batches that begin at the shard's first row; results by block."""
     rows = store.shard_rows(shard)
     activations = [np.empty((len(rows), *store.spec.image_shape), dtype=store.dtype) for _ in backbone.blocks]
     digests: list[bytes | None] = []
@@ -162,4 +155,7 @@ def _compute_shard(
             f"'{escape(plan.images.rows[rows[0]].path)}' in '{plan.images.root}': was a disk unmounted? Finished "
             "work is kept: run the command again to resume"
         )
-    return [ShardData(shard, part, digests, reasons, sizes) for part in activations]
+    return {
+        block: ShardData(shard, part, digests, reasons, sizes)
+        for block, part in zip(backbone.blocks, activations, strict=True)
+    }

@@ -97,12 +97,15 @@ class BuildPlan:
         ]
 
 
-def plan_build(config: BuildConfig, *, weights_digest: str | None = None) -> BuildPlan:
+def plan_build(
+    config: BuildConfig, *, weights_digest: str | None = None, device: torch.device | None = None
+) -> BuildPlan:
     """Decide everything about a build without reading an image or running the network.
 
     Args:
         config: Options.
         weights_digest: `weights_sha256` of the checkpoint, if it is known already.
+        device: Device of the network, if another machine computes.
 
     Raises:
         ValueError: If the data set or checkpoint is missing or wrong; the message says what to do.
@@ -117,7 +120,7 @@ def plan_build(config: BuildConfig, *, weights_digest: str | None = None) -> Bui
         )
     root = config.images or workspace.dataset_dir(name)
     images = None if config.part is not None else _list_images(config, root)
-    device = choose_device(config.device)
+    device = device or choose_device(config.device)
     precision = choose_precision(config.precision, device)
     places: dict[Location, tuple[BackboneInfo, StoreSpec]] = {}
     for info in _describe_blocks(config, model_path, weights_digest):

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from cytosae_pipeline.config.cluster import ClusterChoice
 from cytosae_pipeline.config.fields import option
 from cytosae_pipeline.config.store import ImageSource, PrecisionChoice, StorePlace
 from cytosae_pipeline.errors import UserError
@@ -24,7 +25,7 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildConfig(ImageSource, StorePlace):
+class BuildConfig(ClusterChoice, ImageSource, StorePlace):
     """Options of `build`, and of verbs that build a missing store first."""
 
     block_layer: tuple[int, ...] = option(
@@ -63,10 +64,10 @@ class BuildConfig(ImageSource, StorePlace):
         super().__post_init__()
         if self.delete_first and not self.overwrite:
             raise UserError("delete_first says how an existing store is replaced: give overwrite as well")
-        if self.part is not None and self.overwrite:
+        if self.is_shared and self.overwrite:
             raise UserError(
-                "shards says that other builds fill the same store, which overwrite would delete: delete the old store "
-                "first, or omit one of the two"
+                f"{'dask' if self.part is None else 'shards'} has several processes fill the same store, which "
+                "overwrite would delete: delete the old store first, or omit one of the two"
             )
         if not self.block_layer or len(set(self.block_layer)) < len(self.block_layer):
             raise UserError(f"block_layer must be one or more different blocks, found {list(self.block_layer)}")
@@ -89,3 +90,8 @@ class BuildConfig(ImageSource, StorePlace):
         if part is None or not 1 <= part.number <= part.n_parts:
             raise UserError(f"shards must be I/N with I from 1 to N, such as 3/16, found {self.shards!r}")
         return part
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes may write to the same store."""
+        return self.part is not None or self.dask is not None
