@@ -1,6 +1,7 @@
 """A CSV that lists images, with label, patient and whatever else is known about each."""
 
 import itertools
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -141,7 +142,8 @@ def _read_row(cells: Sequence[str], columns: _Columns, n_columns: int, root: Pat
         raise DatasetError(f"{where}: the path {quote(path)} goes over several lines; close its double quote")
     spelt = "/".join(parts) if path.isascii() else _find_spelling(root, parts)
     further = tuple(padded[place] for place in columns.further.values())
-    return ImageRow(spelt, names.get("label", ""), names.get("patient", ""), cells=further)
+    label, patient = (sys.intern(names.get(role, "")) for role in ("label", "patient"))  # each name once in memory
+    return ImageRow(spelt, label, patient, cells=further)
 
 
 def _clean_names(rows: Sequence[ImageRow]) -> tuple[list[ImageRow], list[str]]:
