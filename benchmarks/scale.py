@@ -4,6 +4,10 @@ Stores of real metadata, tables and shards, but of tiny images (2 tokens x 4 num
 image or a shard that does not depend on the network. Every stage runs in a process of its own, and one line says its
 CPU seconds (all threads, starting Python and importing included, as `start` measures them alone) and peak memory.
 
+`--requests` counts the requests to a bucket instead (moto's server on this machine, which speaks S3): `resume` (open an
+unfinished store and look for missing shards), `write` (all shards and tables), `open`, `table` (the names of all
+images), and `read` and `read_again` (256 random images; the second time, the indices of their shards are known).
+
 Names: `start` (import everything, do nothing), `list` (read a manifest of as many images as `--most-files` allows, hard
 links to one file), `create` (write a store of so many images, its table first), `fill` (all shards, then the tables),
 `open`, `batch` (open, order an epoch, and serve its first batch), `order` (all of an epoch's order), `epoch` (serve all
@@ -11,6 +15,7 @@ images), `verify`, and the verbs `train` (one step), `features`, `patients`, `ex
 """
 
 import argparse
+import contextlib
 import itertools
 import os
 import subprocess
@@ -18,6 +23,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +65,7 @@ def list_images(folder: Path, n: int) -> None:
         raise SystemExit("the manifest lists other images")
 
 
-def create(folder: Path, n: int, shard_images: int) -> None:
+def create(folder: Path | str, n: int, shard_images: int) -> None:
     from cytosae_cache.format.layout import ImageTable
     from cytosae_cache.format.metadata import Provenance
     from cytosae_cache.format.spec import StoreSpec, TokenLayout
@@ -68,15 +74,15 @@ def create(folder: Path, n: int, shard_images: int) -> None:
     names = (list(column) for column in zip(*itertools.islice(_name_images(), n), strict=True))
     spec = StoreSpec("bench", "0" * 64, 10, 12, 4, TokenLayout(1, 0, (1, 1)))
     provenance = Provenance("scale", "0" * 64, "0", "now")
-    create_store(folder / f"{n}.zarr", spec, ImageTable(*names), provenance, shard_images=shard_images)
+    create_store(f"{folder}/{n}.zarr", spec, ImageTable(*names), provenance, shard_images=shard_images)
 
 
-def fill(folder: Path, n: int) -> None:
+def fill(folder: Path | str, n: int) -> None:
     from cytosae_cache.store import ActivationStore
     from cytosae_cache.writer import ShardData, StoreWriter
 
     rng = np.random.default_rng(0)
-    store = ActivationStore(folder / f"{n}.zarr")
+    store = ActivationStore(f"{folder}/{n}.zarr")
     with StoreWriter(store) as writer:
         for shard in range(store.n_shards):
             rows = store.shard_rows(shard)
@@ -156,6 +162,34 @@ def measure(name: str, n: int, command: list[str], **sizes: object) -> None:
     print_line({"name": name, "images": n, **sizes, "cpu_s": round(cpu_s, 2), "peak_mb": round(peak / 1e6, 1)})
 
 
+def count_requests(n: int, shard_images: int) -> None:
+    """Print the requests of each kind that work on a store in a bucket makes."""
+    import pytest
+
+    from cytosae_cache.reading.reader import StoreReader
+    from cytosae_cache.store import ActivationStore
+    from cytosae_cache.writer import StoreWriter
+    from tests.support.s3 import serve_s3
+
+    with pytest.MonkeyPatch.context() as patch, serve_s3(patch) as server, contextlib.ExitStack() as stack:
+        rows = np.random.default_rng(0).permutation(n)[:256]
+
+        def report(name: str, work: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever the work returns
+            before = server.seen.copy()
+            result = work()
+            print_line({"name": name, "images": n, "shards": -(-n // shard_images), **(server.seen - before)})
+            return result
+
+        create("s3://cells", n, shard_images)
+        report("resume", lambda: StoreWriter(ActivationStore(f"s3://cells/{n}.zarr")).missing_shards())
+        report("write", lambda: fill("s3://cells", n))
+        store = report("open", lambda: ActivationStore.open(f"s3://cells/{n}.zarr"))
+        report("table", lambda: store.images)
+        reader = stack.enter_context(StoreReader(store))
+        report("read", lambda: reader.read(rows))
+        report("read_again", lambda: reader.read(rows))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
@@ -165,6 +199,7 @@ def main() -> None:
     )
     parser.add_argument("--stages", nargs="+", default=[*STAGES, "verify", *_VERBS], help="only these, in this order")
     parser.add_argument("--folder", type=Path, help="where to write files; default a temporary folder")
+    parser.add_argument("--requests", action="store_true", help="count the requests to a bucket instead")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -173,6 +208,10 @@ def main() -> None:
             write_manifest(Path(folder) / f"{n}-files", int(n))
         else:
             STAGES[stage](Path(folder), int(n), options.shard_images)
+        return
+    if options.requests:
+        for n in options.images:
+            count_requests(n, options.shard_images)
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         for n in options.images:

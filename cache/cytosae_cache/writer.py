@@ -168,8 +168,10 @@ class StoreWriter:
             among: Shards to look at; all by default.
         """
         shards = range(self.store.n_shards) if among is None else among
-        finished = map_requests(self._storage, self._is_finished, shards)
-        return [shard for shard, done in zip(shards, finished, strict=True) if not done]
+        names = set(self._storage.names(f"{PROGRESS_FOLDER}/"))
+        marked = [shard for shard in shards if mark_name(shard) in names]
+        finished = zip(marked, map_requests(self._storage, self._is_finished, marked), strict=True)
+        return sorted(set(shards) - {shard for shard, done in finished if done})
 
     def discard(self, missing: Iterable[int], finished: Iterable[int] = ()) -> None:
         """Make shards missing: remove their marks. Also removes the partial files that killed builds left.
@@ -274,12 +276,20 @@ class StoreWriter:
         with waiting_for_lock(self._storage):
             if StoreLayout(self.store.path).complete:
                 return ActivationStore.open(self.store.path)
-            if not self._has_all_marks():
+            if not self._has_all_marks() or self._unmark_damaged():
                 return None
             self._channels = _read_channels(StoreLayout(self.store.path))
             finished = self.finish()
             self._storage.remove_partials(of_everyone=True)
             return finished
+
+    def _unmark_damaged(self) -> bool:
+        """Remove marks whose file was damaged or removed since, as far as its length shows; whether there were any."""
+        shards = range(self.store.n_shards)
+        sound = map_requests(self._storage, self._is_marked, shards)
+        damaged = [shard for shard, is_sound in zip(shards, sound, strict=True) if not is_sound]
+        self._storage.remove(map(mark_name, damaged))
+        return bool(damaged)
 
     def _has_all_marks(self) -> bool:
         return len(self._storage.names(f"{PROGRESS_FOLDER}/")) >= self.store.n_shards
