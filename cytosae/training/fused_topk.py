@@ -7,7 +7,7 @@ import torch
 from cytosae.sae.coo import CooMatrix
 from cytosae.sae.devices import runs_ahead
 from cytosae.sae.loss import LossInputs, LossTerms, SaeLoss
-from cytosae.sae.topk import BatchTopKSae, MatryoshkaSae, TopKSae, keep_largest
+from cytosae.sae.topk import BatchTopKSae, MatryoshkaSae, TopKSae, keep_largest, n_among_largest
 from cytosae.training.encoder_blocks import EncoderProduct
 from cytosae.training.fused_loss import fused_loss_for
 from cytosae.training.gradients import Gradients, RowAddition, SparseGradients, SparsePiece, SumOfGradients
@@ -33,10 +33,10 @@ def fused_topk_loss(
         matmul: How products are computed.
     """
     centred = x - sae.b_dec
-    active = _select(sae, centred, matmul)
+    active = _select(sae, centred, inputs, matmul)
     acts = active.with_values(active.values.to(x.dtype))
     by_latent = acts.transpose()
-    reconstruction, unexplained, pieces = _reconstruct(sae, x, acts, by_latent, inputs.variance)
+    reconstruction, unexplained, pieces = _reconstruct(sae, x, acts, by_latent, inputs)
     sae.b_enc.grad = torch.cat([piece.grad_pre.row_sums() for piece in pieces]).to(x.dtype)
     sae.b_dec.grad = pieces[0].g.sum(dim=0)
     aux, addition = _revive(sae, x - reconstruction, centred, inputs, matmul)
@@ -49,21 +49,21 @@ def fused_topk_loss(
     return SaeLoss(terms, n_fired, reconstruction), gradients
 
 
-def _select(sae: TopKSae, centred: torch.Tensor, matmul: MatmulConfig) -> CooMatrix:
+def _select(sae: TopKSae, centred: torch.Tensor, inputs: LossInputs, matmul: MatmulConfig) -> CooMatrix:
     """Latents that the step uses."""
     product = EncoderProduct(sae, centred, matmul)
     if not isinstance(sae, BatchTopKSae):
         return product.largest(sae.k)
-    n_wanted = sae.k * len(centred)
+    ranks = inputs.token_ranks
+    n_wanted = sae.k * inputs.count(centred)
     # CPU-GPU sync point, as in the loop: what is encoded depends on what was found.
-    threshold = sae.threshold if sae.threshold > 0 else _estimate_threshold(sae, centred)
+    threshold = sae.threshold if sae.threshold > 0 else _estimate_threshold(sae, centred, inputs)
     for share in _SCREENS:
         candidates = product.above((share * threshold).to(matmul.dtype))
-        if len(candidates.values) >= n_wanted:
+        if ranks.add(len(candidates.values)) >= n_wanted:
             break
-    kept = _keep_largest(candidates, n_wanted)
-    if len(kept.values):
-        sae.follow_threshold_(kept.values.min())
+    kept = _keep_largest(candidates, n_among_largest(candidates.values, n_wanted, ranks))
+    sae.follow_kept_(kept.values, ranks)
     return kept
 
 
@@ -80,15 +80,19 @@ def _keep_largest(entries: CooMatrix, n: int) -> CooMatrix:
     return entries.take(keep_largest(entries.values, n))
 
 
-def _estimate_threshold(sae: TopKSae, centred: torch.Tensor) -> torch.Tensor:
-    """The value at which k latents per token are active, from a few tokens; 0-dimensional, at least 0."""
+def _estimate_threshold(sae: TopKSae, centred: torch.Tensor, inputs: LossInputs) -> torch.Tensor:
+    """The value at which k latents per token are active, from a few tokens; 0-dimensional, at least 0.
+
+    It is the mean of all ranks, each of which counts by its tokens.
+    """
     sample = centred[:: max(1, len(centred) // _SAMPLED_TOKENS)]
     pre = torch.addmm(sae.b_enc, sample, sae.W_enc).flatten()
-    return pre.topk(min(len(pre), sae.k * len(sample))).values[-1].clamp_min(0)
+    own = pre.topk(min(len(pre), sae.k * len(sample))).values[-1:].clamp_min(0)
+    return inputs.token_ranks.sum(own.sum() * (len(centred) / inputs.count(centred)))
 
 
 def _reconstruct(
-    sae: TopKSae, x: torch.Tensor, acts: CooMatrix, by_latent: CooMatrix, variance: torch.Tensor
+    sae: TopKSae, x: torch.Tensor, acts: CooMatrix, by_latent: CooMatrix, inputs: LossInputs
 ) -> tuple[torch.Tensor, torch.Tensor, list[SparsePiece]]:
     """Reconstruction, unexplained share of the variance, and the gradients of every nested dictionary's own latents.
 
@@ -97,10 +101,11 @@ def _reconstruct(
         x: Tokens, shape `(N, D)`.
         acts: Activations, by token.
         by_latent: The same, transposed.
-        variance: Of all tokens.
+        inputs: What the loss depends on.
     """
     bounds = [0, *sae.dictionaries]
     n_dictionaries, by_token = len(bounds) - 1, acts.split_columns(bounds)
+    variance = inputs.variance
     reconstruction = sae.b_dec.expand_as(x)
     unexplained, residuals = x.new_zeros(()), []
     for (start, end), inside in zip(itertools.pairwise(bounds), by_token, strict=True):
@@ -115,7 +120,7 @@ def _reconstruct(
         g = residual.mul_(scale) if not pieces else residual.mul_(scale).add_(pieces[-1].g)
         grad_pre = piece.with_values(piece.sampled_matmul(sae.W_dec[start:end], g))
         pieces.append(SparsePiece(start, piece, grad_pre, g))
-    return reconstruction, unexplained / n_dictionaries, pieces[::-1]
+    return reconstruction, inputs.token_ranks.sum(unexplained) / n_dictionaries, pieces[::-1]
 
 
 def _revive(
@@ -129,7 +134,7 @@ def _revive(
     dtype, k_aux = matmul.dtype, sae.n_revived(len(dead))
     W_enc, W_dec = sae.W_enc.t()[dead].to(dtype), sae.W_dec[dead].to(dtype)
     grads = RowAddition(dead, torch.zeros_like(sae.W_dec[dead]), torch.zeros_like(sae.W_dec[dead]))
-    error = residual.square().sum().clamp_min(torch.finfo(residual.dtype).tiny)
+    error = inputs.token_ranks.sum(residual.square().sum()).clamp_min(torch.finfo(residual.dtype).tiny)
     scale = inputs.weights.aux_coefficient / error
     total = zero
     for part in iter_parts(len(residual), matmul.n_tokens(len(dead))):
@@ -146,4 +151,4 @@ def _revive(
         grads.W_enc.add_(grad_pre.t() @ tokens)
         assert sae.b_enc.grad is not None
         sae.b_enc.grad[dead] += grad_pre.sum(dim=0, dtype=residual.dtype)
-    return total, grads
+    return inputs.token_ranks.sum(total), grads

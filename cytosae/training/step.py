@@ -9,9 +9,10 @@ import torch
 from cytosae.sae.base import Sae
 from cytosae.sae.devices import widest_type
 from cytosae.sae.loss import LossInputs, LossWeights, SaeLoss
+from cytosae.sae.world import ALONE, World
 from cytosae.training.adam import RowwiseAdam
 from cytosae.training.fused_loss import find_fused_loss
-from cytosae.training.gradients import MATRICES, Gradients, RowGradient, StoredGradients
+from cytosae.training.gradients import MATRICES, Gradients, GradientsOfRanks, RowGradient, StoredGradients
 from cytosae.training.matmul import MatmulConfig
 
 _BETA1, _BETA2 = 0.9, 0.999
@@ -56,6 +57,7 @@ class TrainStep:
         beta1: Adam's decay of the mean gradient; None for 0.9.
         beta2: Adam's decay of the mean squared gradient; None for 0.999.
         encoder_lr_factor: Learning rate of `W_enc` in terms of `lr`; None for 1.
+        token_ranks: Processes that train the same autoencoder on other tokens of every batch.
 
     Raises:
         ValueError: If the architecture does not use an option that was given.
@@ -76,6 +78,7 @@ class TrainStep:
         beta1: float | None = None,
         beta2: float | None = None,
         encoder_lr_factor: float | None = None,
+        token_ranks: World = ALONE,
     ) -> None:
         given = {
             "use_ghost_grads": use_ghost_grads,
@@ -86,6 +89,7 @@ class TrainStep:
             if is_given and name not in sae.training_options:
                 raise ValueError(f"architecture {sae.architecture} has no option {name}: leave it out")
         self.sae = sae
+        self._token_ranks = token_ranks
         self.tracker = DeadLatentTracker(sae.b_enc.shape[0], device=sae.b_enc.device)
         self._weights = weights
         self._use_ghost_grads = use_ghost_grads
@@ -109,11 +113,13 @@ class TrainStep:
         """Train on one batch with the optimiser's current learning rate.
 
         Args:
-            x: Activations, float32, shape `(B, T, D)`, on the autoencoder's device.
+            x: Activations, float32, shape `(B, T, D)`, on the autoencoder's device: this rank's part of the batch, of
+                which it may have none.
             sparsity: Factor of the sparsity term's coefficient in this step.
 
         Returns:
-            The loss before the update, without a graph; its reconstruction has shape `(B, T, D)`.
+            The loss of the whole batch before the update, without a graph; its reconstruction is of `x`, shape
+            `(B, T, D)`.
 
         Raises:
             ValueError: If `x` is not of shape `(B, T, D)`.
@@ -129,9 +135,12 @@ class TrainStep:
             loss, gradients = self._fused_loss(sae, tokens, inputs, self._matmul)
         else:
             loss, gradients = self._plain_loss(tokens, inputs)
-        self.tracker.update(loss.n_fired)
+        n_fired = self._token_ranks.sum(loss.n_fired)
+        self.tracker.update(n_fired)
+        if self._token_ranks.size > 1:
+            gradients = GradientsOfRanks(sae, gradients, self._token_ranks, inputs.latent_ranks)
         self._update(gradients)
-        return loss._replace(reconstruction=loss.reconstruction.view(x.shape))
+        return loss._replace(n_fired=n_fired, reconstruction=loss.reconstruction.view(x.shape))
 
     def _plain_loss(self, tokens: torch.Tensor, inputs: LossInputs) -> tuple[SaeLoss, Gradients]:
         """Loss and gradients by autograd, of the whole batch at once."""
@@ -187,8 +196,12 @@ class TrainStep:
         if self._mse_cls_coefficient != 1:
             token_weights = x.new_ones(x.shape[:2])
             token_weights[:, 0] = self._mse_cls_coefficient
+        ranks, n_all = self._token_ranks, self._token_ranks.add(len(tokens))
+        own_mean = tokens.mean(dim=0) if len(tokens) else tokens.new_zeros(x.shape[2])
+        mean = ranks.sum(own_mean * (len(tokens) / n_all))
+        variance = ranks.sum((tokens - mean).square().sum())
         return LossInputs(
-            variance=(tokens - tokens.mean(dim=0)).square().sum().clamp_min(torch.finfo(x.dtype).tiny),
+            variance=variance.clamp_min(torch.finfo(x.dtype).tiny),
             weights=weights._replace(
                 l1_coefficient=weights.l1_coefficient * sparsity, l0_coefficient=weights.l0_coefficient * sparsity
             ),
@@ -198,6 +211,8 @@ class TrainStep:
             token_weights=None if token_weights is None else token_weights.flatten(),
             use_ghost_grads=self._use_ghost_grads,
             norm_weighted_l1=self._norm_weighted_l1,
+            n_tokens=n_all,
+            token_ranks=ranks,
         )
 
     def state_dict(self) -> dict[str, Any]:
