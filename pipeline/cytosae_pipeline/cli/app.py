@@ -89,7 +89,7 @@ class _TrainCommand(GroupedCommand):
     }  # fmt: skip
 
 
-@functools.partial(verb, kind=_TrainCommand)
+@functools.partial(verb, kind=_TrainCommand, in_ranks=True)
 @click.option(
     "--sweep",
     type=click.Path(path_type=Path),

@@ -169,6 +169,11 @@ class TrainConfig(StoreSource):
     resident: Resident = option(
         "auto", "Keep all activations in memory (ram) or on the GPU (gpu); batches are the same. auto: where it pays."
     )
+    split: Literal["data", "latents"] = option(
+        "data",
+        "What processes that torchrun starts share: data = the images of every batch, latents = the latents of the "
+        "autoencoder (docs/clusters.md).",
+    )
     mse_cls_coefficient: float = option(1.0, "Weight of the CLS token's reconstruction error (relu).", minimum=0)
     use_ghost_grads: bool = option(False, "Revive dead latents with ghost gradients (relu).")
     feature_sampling_window: int = option(64, "Steps over which firing rates are measured.", minimum=1)

@@ -10,6 +10,7 @@ from cytosae_pipeline.config.train import Resident
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.memory import available_ram
 from cytosae_pipeline.runtime.progress import format_bytes
+from cytosae_pipeline.runtime.ranks import n_processes_here
 from cytosae_pipeline.training.runs import Run
 
 Place = Literal["none", "ram", "gpu"]
@@ -130,6 +131,7 @@ def _step_bytes(run: Run) -> int:
 
 
 def find_free_memory(device: torch.device) -> FreeMemory:
-    """Free memory of the machine and of the device."""
+    """Free memory of the machine, of which every process of a training has its part, and of the device."""
     gpu = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-    return FreeMemory(available_ram(), gpu)
+    ram = available_ram()
+    return FreeMemory(None if ram is None else ram // n_processes_here(), gpu)
