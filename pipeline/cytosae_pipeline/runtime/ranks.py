@@ -96,9 +96,11 @@ def speaks() -> bool:
         return True
     if place is None:
         return True
-    if _store is not None:
-        with contextlib.suppress(RuntimeError):
-            return bool(_store.add(f"cytosae_cache/spoken/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1)
+    with contextlib.suppress(RuntimeError, ValueError):
+        # torchrun keeps the store itself: it outlives rank 0, and may be asked before the ranks have joined.
+        if _store is not None or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            return bool(_open_store().add(f"cytosae_cache/spoken/{start}", 1) == 1)
     return not place.rank
 
 
@@ -153,18 +155,28 @@ def _meet(*, on_gpus: bool) -> None:
     """
     import torch
     import torch.distributed as dist
-    from torch.distributed.rendezvous import rendezvous
 
-    global _store
+    place = launched()
+    assert place is not None
     on_gpus = on_gpus and torch.cuda.is_available() and dist.is_nccl_available()
     try:
-        _store, rank, size = next(rendezvous("env://"))
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if on_gpus else "gloo", store=_store, rank=rank, world_size=size, timeout=_LONGEST
-        )
+            "cpu:gloo,cuda:nccl" if on_gpus else "gloo", store=_open_store(), rank=place.rank, world_size=place.size,
+            timeout=_LONGEST,
+        )  # fmt: skip
     except (RuntimeError, ValueError) as error:
         at = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise UserError(
             f"the processes of this training cannot meet at {at} (from {platform.node()}): {str(error)[:200]}. Start "
             f"them with: {_LAUNCH}"
         ) from error
+
+
+def _open_store() -> Any:  # noqa: ANN401 - torch's
+    """The store through which the processes meet."""
+    from torch.distributed.rendezvous import rendezvous
+
+    global _store
+    if _store is None:
+        _store, _, _ = next(rendezvous("env://"))
+    return _store
