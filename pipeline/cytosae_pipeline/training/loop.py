@@ -19,7 +19,7 @@ from cytosae_pipeline.config.commands import command
 from cytosae_pipeline.runtime.interrupts import HeldInterrupts
 from cytosae_pipeline.runtime.memory import exceeds_page_cache
 from cytosae_pipeline.runtime.progress import Progress
-from cytosae_pipeline.runtime.ranks import RankStoppedError, joined
+from cytosae_pipeline.runtime.ranks import RankStoppedError, joined, launched
 from cytosae_pipeline.training.batches import Batches, TensorBatch, open_batches
 from cytosae_pipeline.training.claims import claimed, claimed_together, unfinished
 from cytosae_pipeline.training.expectations import explain_dense
@@ -185,7 +185,7 @@ class TrainingLoop:
             world=run.world,
         )
         progress = Progress("train", config.total_training_tokens, "images", done=samples_seen)
-        with HeldInterrupts(repeated=run.world.size > 1) as interrupts:
+        with HeldInterrupts(repeated=launched() is not None) as interrupts:
             try:
                 with contextlib.ExitStack() as loggers, progress:
                     for trainer in trainers:

@@ -131,3 +131,20 @@ def test_a_message_of_all_ranks_is_printed_once(with_store):
     assert code != 0
     assert output.count("Error: k must be a whole number from 1 to the 96 latents") == 1
     assert output.count("Error: ") == 1
+
+
+def test_a_sweep_is_dealt_out_to_the_ranks(with_store):
+    grid = with_store.root / "grid.toml"
+    grid.write_text('arch = "topk"\nk = [2, 3, 4]\n')
+    code, output = Torchrun(*_options(with_store, "s", "--sweep", grid)).finish()
+    assert code == 0, output
+    rows = (_folder(with_store, "s") / "sweep.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows[1:]] == ["s-k_2", "s-k_3", "s-k_4"]
+    assert all(",trained," in row for row in rows[1:])
+    assert output.count("table: ") == 1
+    again = with_store.run_plain(*_options(with_store, "s", "--sweep", grid)).output
+    assert again.count("already trained") == 3
+    with_store.run_plain(*_options(with_store, "t", "--sweep", grid))
+    for run in ("k_2", "k_3", "k_4"):
+        dealt, alone = (load_sae(with_store.sae(f"{name}-{run}")).sae.W_dec for name in ("s", "t"))
+        assert torch.equal(dealt, alone)
