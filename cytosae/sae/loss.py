@@ -55,6 +55,11 @@ class LossInputs(NamedTuple):
     latent_ranks: World = ALONE
     """Processes that have the same tokens and other latents of the autoencoder."""
 
+    @property
+    def ranks(self) -> World:
+        """Processes that have other activations of the batch: of other tokens, or of other latents."""
+        return self.latent_ranks if self.token_ranks.size == 1 else self.token_ranks
+
     def count(self, tokens: torch.Tensor) -> int:
         """Tokens of the whole batch, of which `tokens` are this rank's, shape `(n, ...)`."""
         return len(tokens) if self.n_tokens is None else self.n_tokens

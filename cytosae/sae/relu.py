@@ -19,6 +19,7 @@ class ReluSae(Sae):
         {"l1_coefficient", "use_ghost_grads", "norm_weighted_l1", "mse_cls_coefficient"}
     )
     fits_reference: ClassVar[bool] = True
+    splits_latents: ClassVar[bool] = True
     saelens_architecture: ClassVar[str | None] = "standard"
 
     def activate(self, pre: torch.Tensor, latents: slice | torch.Tensor = slice(None)) -> torch.Tensor:

@@ -38,6 +38,7 @@ class TopKSae(Sae):
     training_options: ClassVar[frozenset[str]] = frozenset({"aux_coefficient"})
     saelens_architecture: ClassVar[str | None] = "topk"
     needs_whole_rows: ClassVar[bool] = True
+    splits_latents: ClassVar[bool] = True
 
     def __init__(self, d_in: int, n_latents: int, *, k: int = 32, **more: Any) -> None:  # noqa: ANN401
         super().__init__(d_in, n_latents, **more)
@@ -227,6 +228,8 @@ class MatryoshkaSae(BatchTopKSae):
     """
 
     architecture: ClassVar[str] = "matryoshka"
+    # Its nested dictionaries are ranges of latents, of which a process may have none.
+    splits_latents: ClassVar[bool] = False
     setting_names: ClassVar[tuple[str, ...]] = ("k", "prefixes")
 
     def __init__(

@@ -30,8 +30,13 @@ class World:
         """The sum over all ranks of a term of the loss, whose gradient reaches this rank's own part."""
         return term
 
-    def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        """Every rank's tensor, in the order of their numbers; the first dimension may differ between ranks."""
+    def gather(self, tensor: torch.Tensor, *, only_first: bool = False) -> list[torch.Tensor]:
+        """Every rank's tensor, in the order of their numbers; the first dimension may differ between ranks.
+
+        Args:
+            tensor: This rank's.
+            only_first: Whether rank 0 alone gets them, and others an empty list.
+        """
         return [tensor]
 
     def broadcast_(self, tensor: torch.Tensor) -> None:
@@ -96,7 +101,7 @@ class RankWorld(World):
         summed: torch.Tensor = _Total.apply(term, self)  # type: ignore[no-untyped-call]
         return summed
 
-    def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+    def gather(self, tensor: torch.Tensor, *, only_first: bool = False) -> list[torch.Tensor]:
         """See `World`."""
         lengths = [length for (length,) in self.gather_numbers([len(tensor)])]
         longest = max(lengths)
@@ -104,10 +109,14 @@ class RankWorld(World):
             return [tensor] * self.size
         own = tensor.new_zeros((longest, *tensor.shape[1:]))
         own[: len(tensor)] = tensor.detach()
-        parts = [torch.empty_like(own) for _ in lengths]
+        gets = not (only_first and self.rank)
+        parts = [torch.empty_like(own) for _ in lengths] if gets else []
         with _peers():
-            self._dist.all_gather(parts, own)
-        return [part[:length] for part, length in zip(parts, lengths, strict=True)]
+            if only_first:
+                self._dist.gather(own, parts or None, dst=0)
+            else:
+                self._dist.all_gather(parts, own)
+        return [part[:length] for part, length in zip(parts, lengths, strict=True)] if gets else []
 
     def broadcast_(self, tensor: torch.Tensor) -> None:
         """See `World`."""

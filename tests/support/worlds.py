@@ -41,8 +41,9 @@ class ThreadWorld(World):
     def total(self, term: torch.Tensor) -> torch.Tensor:
         return _Total.apply(term, self)
 
-    def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        return self._exchange(tensor.detach().clone())
+    def gather(self, tensor: torch.Tensor, *, only_first: bool = False) -> list[torch.Tensor]:
+        found = self._exchange(tensor.detach().clone())
+        return [] if only_first and self.rank else found
 
     def gather_numbers(self, numbers: Sequence[int]) -> list[list[int]]:
         return self._exchange(list(numbers))
