@@ -239,6 +239,9 @@ class TrainConfig(StoreSource):
 
     def _check_architecture(self) -> None:
         """Raise for options that the architecture does not have."""
+        if self.split == "latents" and not ARCHITECTURES[self.arch].splits_latents:
+            able = ", ".join(arch for arch, kind in ARCHITECTURES.items() if kind.splits_latents)
+            raise UserError(f"split latents is for arch {able}, found arch {self.arch}: give split data")
         of_some = {name: getattr(self, name) is not None for name in OF_ARCHITECTURES} | {
             "use_ghost_grads": self.use_ghost_grads,
             "norm_weighted_l1": self.norm_weighted_l1,

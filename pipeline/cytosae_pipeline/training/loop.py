@@ -137,6 +137,8 @@ class TrainingLoop:
         """Whether any run had been started before."""
         self.step_s: dict[Path, float | None] = {}
         """Mean time per step of every run, by its folder."""
+        self._stopped_together = False
+        """Whether all ranks have left the loop at the same step."""
 
     def run(self) -> list[TrainingError | None]:
         """Run all remaining steps. On Ctrl-C or an error of disk or store the states are saved first.
@@ -182,7 +184,7 @@ class TrainingLoop:
             samples_seen=samples_seen,
             device=run.device,
             place=placement.place,
-            world=run.world,
+            world=run.token_ranks,
         )
         progress = Progress("train", config.total_training_tokens, "images", done=samples_seen)
         with HeldInterrupts(repeated=launched() is not None) as interrupts:
@@ -193,7 +195,9 @@ class TrainingLoop:
                     failures = self._steps(trainers, batches, progress, interrupts)
             except (KeyboardInterrupt, OSError, StoreError, RankStoppedError):
                 # After a second Ctrl-C the parameters may be half-way through a step: the last saved state stays.
-                for trainer in trainers if not interrupts.torn else ():
+                # Parts of the latents are saved by all ranks together, or not at all.
+                can_save = not interrupts.torn and (self._stopped_together or run.latent_ranks.size == 1)
+                for trainer in trainers if can_save else ():
                     if not trainer.has_unrecorded_step:
                         trainer.save_state()
                 raise
@@ -251,6 +255,7 @@ class TrainingLoop:
             own = [failure is not None, interrupts.pending, any(trainer.is_save_due for trainer in trainers)]
             signs = world.gather_numbers(list(map(int, own)))
             failed, interrupted, is_save_due = (any(column) for column in zip(*signs, strict=True))
+            self._stopped_together = failed or interrupted
             if failure is not None:
                 raise failure
             if failed:

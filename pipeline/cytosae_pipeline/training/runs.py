@@ -89,9 +89,19 @@ class Run:
         return -(-self.config.total_training_tokens // self.config.batch_size)
 
     @property
+    def token_ranks(self) -> World:
+        """Processes that have other images of every batch."""
+        return self.world if self.config.split == "data" else ALONE
+
+    @property
+    def latent_ranks(self) -> World:
+        """Processes that hold other latents."""
+        return self.world if self.config.split == "latents" else ALONE
+
+    @property
     def batch_images(self) -> int:
         """Images of this process' largest batch: there may be fewer than the batch size."""
-        return -(-min(self.config.batch_size, self.config.total_training_tokens) // self.world.size)
+        return -(-min(self.config.batch_size, self.config.total_training_tokens) // self.token_ranks.size)
 
     @property
     def matmul(self) -> MatmulConfig:
@@ -186,6 +196,12 @@ def prepare_together(config: TrainConfig, world: World, stores: tuple[Activation
     if run is None:
         value = json.loads(chosen)
         run = prepare_run(config, stores, read_products(value, Products(value["precision"], 0.0)))
+    k, n_own = run.config.k or 1, run.n_latents // world.size
+    if run.config.split == "latents" and k > n_own:
+        raise TrainingError(
+            f"--split latents gives each of {world.size} processes {n_own:,} of {run.n_latents:,} latents, fewer than "
+            f"--k {k}. Start fewer processes, or give --split data"
+        )
     found = [json.loads(text) for text in world.gather_texts(json.dumps([run.recipe, run.contents]))]
     if found[0] != found[world.rank]:
         raise TrainingError(
@@ -327,7 +343,7 @@ def _resumed_config(config: TrainConfig, workspace: Workspace) -> TrainConfig:
         options["with_dataset"] = tuple(options.get("with_dataset", ()))
         # Another machine may have another device and less memory; the numbers must stay the same.
         options["precision"] = record["recipe"].get("precision", "fp32")
-        options |= {"device": config.device, "resident": config.resident}
+        options |= {"device": config.device, "resident": config.resident, "split": config.split}
         options |= {"root_dir": config.root_dir, "run_name": config.resume, "resume": None}
         return TrainConfig(**without_foreign(options["arch"], options))
     except (KeyError, TypeError, ValueError, AttributeError) as error:

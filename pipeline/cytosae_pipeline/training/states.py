@@ -30,7 +30,8 @@ def load_state(run: Run, restore: Callable[[Mapping[str, Any]], None]) -> bool:
         if not path.exists():
             continue
         try:
-            state = read_torch(path, device=run.device)
+            # Of a part, the whole is read into the host's memory.
+            state = read_torch(path, device="cpu" if run.latent_ranks.size > 1 else run.device)
             _check_state(run, path, state)
             restore(state)
             return True

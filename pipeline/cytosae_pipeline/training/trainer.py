@@ -1,6 +1,5 @@
 """Training of one autoencoder: step, schedule, metrics, checkpoints and state; `loop` feeds it."""
 
-import copy
 import hashlib
 import logging
 import math
@@ -16,6 +15,7 @@ from cytosae.formats.checkpoint import save_sae
 from cytosae.sae.base import Sae
 from cytosae.sae.loss import LossWeights, SaeLoss
 from cytosae.sae.registry import make_sae
+from cytosae.training.latent_parts import LatentParts
 from cytosae.training.lr_schedule import LearningRateSchedule
 from cytosae.training.metrics import explained_variance
 from cytosae.training.step import TrainStep
@@ -72,10 +72,12 @@ class Trainer:
         """Whether log line or checkpoint of the last step could not be written: a run resumed after it never would."""
         config, layout = run.config, run.store.spec.tokens
         self._scaling = start.scaling.to(run.device) if config.standardise else None
-        sae = make_sae(
-            config.arch, run.store.d_model, run.n_latents, seed=config.seed, device=run.device, k=config.k,
-            bandwidth=config.bandwidth,
+        self._parts = LatentParts(run.latent_ranks, run.n_latents)
+        whole = make_sae(
+            config.arch, run.store.d_model, run.n_latents, seed=config.seed,
+            device="cpu" if self._parts.is_cut else run.device, k=config.k, bandwidth=config.bandwidth,
         )  # fmt: skip
+        sae = self._parts.cut_sae(whole, run.device)
         self.step = TrainStep(
             sae,
             lr=config.lr,
@@ -89,7 +91,9 @@ class Trainer:
             beta1=config.adam_beta1,
             beta2=config.adam_beta2,
             encoder_lr_factor=config.encoder_lr_factor,
-            token_ranks=run.world,
+            token_ranks=run.token_ranks,
+            latent_ranks=run.latent_ranks,
+            parts=self._parts,
         )
         self._schedule = LearningRateSchedule(
             self.step.optimizer,
@@ -100,14 +104,15 @@ class Trainer:
             decay_share=config.lr_decay_share,
         )
         self._expectations = Expectations(config, run.n_latents, run.n_steps)
-        self._n_fired = torch.zeros(run.n_latents, dtype=torch.int64, device=run.device)
+        self._n_fired = torch.zeros_like(sae.b_enc, dtype=torch.int64)
         self._n_tokens = 0
         self._evaluation: Evaluation | None = None
         self._calibrated: dict[str, torch.Tensor] | None = None
         self._last_save = time.monotonic()
         self._loggers = MetricLoggers()
         if not load_state(run, self._restore):
-            start.initialise_(sae, config)
+            start.initialise_(whole, config)
+            self._parts.copy_sae_(sae, whole)
         self._start_together(sae)
         self._due = _checkpoint_positions(config, after=self.samples_seen)
         self._upcoming = next(self._due, None)
@@ -126,7 +131,7 @@ class Trainer:
                 f"{first[0]:,}: all processes must see the same folder '{self.run.folder}'"
             )
         for values in sae.state_dict().values():
-            world.broadcast_(values)
+            self.run.token_ranks.broadcast_(values)
 
     def open_loggers(self) -> MetricLoggers:
         """Open the destinations of the metrics, of rank 0 alone; the caller closes them."""
@@ -180,12 +185,12 @@ class Trainer:
         self.has_unrecorded_step = logs or due
         if logs:
             # CPU-GPU sync point.
-            frequency = self._n_fired.cpu().double() / max(self._n_tokens, 1)
+            frequency = self._parts.join_counts(self._n_fired).cpu().double() / max(self._n_tokens, 1)
             metrics = {**self._measure(result, x, n_tokens, rate, frequency), **pace}
             if (due or last) and self._held_out is not None:
                 limit = None if last else images_on_the_way(config)
                 self._evaluation = self._evaluate(self.finished_sae(), self._held_out, limit=limit)
-                metrics |= self._evaluation.metrics()
+                metrics |= self._evaluation.metrics() if self._evaluation else {}
             histogram = make_histogram(torch.log10(frequency + _LEAST_FREQUENCY).numpy())
             self._loggers.log(self.n_done, metrics, {"plots/feature_density_line_chart": histogram})
             dead_share = metrics["sparsity/n_passes_since_fired_over_threshold"] / self.run.n_latents
@@ -219,14 +224,20 @@ class Trainer:
 
     def _save_sae(self, path: Path) -> None:
         """Write the autoencoder as it is now, atomically and durably; rank 0 does."""
-        if self.run.world.rank:
+        sae = self.finished_sae() if self._parts.is_cut or not self.run.world.rank else None
+        if sae is None or self.run.world.rank:
             return
         with replacing_path(path) as temporary:
-            save_sae(temporary, self.finished_sae(), self._cfg())
+            save_sae(temporary, sae, self._cfg())
 
-    def finished_sae(self) -> Sae:
-        """A copy as it is saved: decoder rows of unit norm, for raw activations; calibrated after the last step."""
-        sae = copy.deepcopy(self.step.sae)
+    def finished_sae(self) -> Sae | None:
+        """A copy as it is saved: decoder rows of unit norm, for raw activations; calibrated after the last step.
+
+        Of an autoencoder that is cut, rank 0 has it, and the others None.
+        """
+        sae = self._parts.join_sae(self.step.sae)
+        if sae is None:
+            return None
         if self.run.config.norm_weighted_l1:
             norms = sae.W_dec.detach().norm(dim=1)
             sae.rescale_latents_(norms.clamp_min(torch.finfo(norms.dtype).tiny))
@@ -250,29 +261,32 @@ class Trainer:
 
     def save_state(self) -> None:
         """Save the state, from which training resumes exactly here; the state before it is kept. Rank 0 does."""
-        if self.run.world.rank:
+        if self.run.world.rank and not self._parts.is_cut:
             return
         state = {
             "recipe": self.run.recipe,
             "contents": self.run.contents,
             "samples_seen": self.samples_seen,
             "n_done": self.n_done,
-            "n_fired": self._n_fired,
+            "n_fired": self._parts.join("n_fired", self._n_fired),
             "n_tokens": self._n_tokens,
             "schedule": self._schedule.state_dict(),
             "step": self.step.state_dict(),
             "evaluation": asdict(self._evaluation) if self._evaluation else None,
         }
+        self._last_save = time.monotonic()
+        if self.run.world.rank:
+            return
         newest, before = self.run.state_paths
         if newest.exists():
             newest.replace(before)
         write_torch(newest, state)
-        self._last_save = time.monotonic()
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a state."""
         self.samples_seen, self.n_done = state["samples_seen"], state["n_done"]
-        self._n_fired, self._n_tokens = state["n_fired"], state["n_tokens"]
+        self._n_fired.copy_(self._parts.cut("n_fired", state["n_fired"]))
+        self._n_tokens = state["n_tokens"]
         self._evaluation = Evaluation(**state["evaluation"]) if state["evaluation"] else None
         self._schedule.load_state_dict(state["schedule"])
         self.step.load_state_dict(state["step"])
@@ -282,11 +296,14 @@ class Trainer:
         evaluation = asdict(self._evaluation) if self._evaluation else None
         return {**sae_cfg(self.run), "evaluation": evaluation}
 
-    def _evaluate(self, sae: Sae, held_out: ConcatReader, *, limit: int | None) -> Evaluation:
+    def _evaluate(self, sae: Sae | None, held_out: ConcatReader, *, limit: int | None) -> Evaluation | None:
+        """Evaluate the autoencoder, where it is; several processes that have it share the images."""
+        if sae is None:
+            return None
         config, layout = self.run.config, self.run.store.spec.tokens
         matmul = fp32_matmul(self.run.device, config.max_memory)
         return evaluate(
-            sae, held_out, layout, matmul=matmul, choice=config.trained_on, limit=limit, ranks=self.run.world
+            sae, held_out, layout, matmul=matmul, choice=config.trained_on, limit=limit, ranks=self.run.token_ranks
         )
 
     def _check_sound(self, result: SaeLoss) -> None:
@@ -296,7 +313,8 @@ class Trainer:
             TrainingError: If the loss or a parameter is not finite.
         """
         parameters = self.step.sae.parameters()
-        if math.isfinite(result.terms.loss) and all(bool(torch.isfinite(part).all()) for part in parameters):
+        is_sound = math.isfinite(result.terms.loss) and all(bool(torch.isfinite(part).all()) for part in parameters)
+        if not self.run.world.add(int(not is_sound)):
             return
         raise self._failure(float(result.terms.loss))
 
@@ -325,12 +343,12 @@ class Trainer:
             rate: Its learning rate.
             frequency: Firing rates in the sampling window, float64 on the host, shape `(S,)`.
         """
-        variance = explained_variance(x, result.reconstruction, self.run.world)
+        variance = explained_variance(x, result.reconstruction, self.run.token_ranks)
         config = self.run.config
         loss = float(result.terms.loss)
         if not math.isfinite(loss):
             raise self._failure(loss)
-        since = self.step.tracker.n_steps_since_fired.cpu()
+        since = self._parts.join_counts(self.step.tracker.n_steps_since_fired).cpu()
         return {
             "losses/overall_loss": loss,
             "losses/mse_loss": float(result.terms.mse),
@@ -338,7 +356,7 @@ class Trainer:
             "losses/ghost_grad_loss": float(result.terms.ghost),
             "metrics/explained_variance": float(variance.total),
             "metrics/explained_variance_std": float(variance.per_token_std),
-            "metrics/l0": float(result.n_fired.sum()) / n_tokens,
+            "metrics/l0": float(self.run.latent_ranks.sum(result.n_fired.sum())) / n_tokens,
             "metrics/mean_log10_feature_sparsity": float(torch.log10(frequency + _LEAST_FREQUENCY).mean()),
             "sparsity/mean_passes_since_fired": float(since.double().mean()),
             "sparsity/n_passes_since_fired_over_threshold": int((since > config.dead_feature_window).sum()),

@@ -52,6 +52,8 @@ def _assert_alike(place, one, other, tolerance=1e-4):
     [
         ("--use_ghost_grads", "--dead_feature_window", 0, "--max_gradient_norm", 0.5, "--held_out", 0.3),
         ("--arch", "batchtopk", "--k", 5, "--batch_of", "tokens", "--dead_feature_window", 1, "--held_out", 0.3),
+        ("--split", "latents", "--arch", "relu", "--max_gradient_norm", 0.5, "--held_out", 0.3),
+        ("--split", "latents", "--arch", "batchtopk", "--k", 5, "--dead_feature_window", 1, "--held_out", 0.3),
         ("--arch", "jumprelu", "--k", 5, "--resident", "ram", "--shuffle", "windowed", "--tokens", "patches"),
     ],
 )
@@ -67,8 +69,9 @@ def test_two_processes_give_the_run_of_one(with_store, more):
     torch.testing.assert_close(two.W_dec, one.W_dec, rtol=0, atol=2e-3)
 
 
-def test_ctrl_c_stops_all_ranks_at_one_step_and_three_resume(with_store):
-    run = Torchrun(*_options(with_store, "r", images=100_000))
+@pytest.mark.parametrize(("first", "then"), [("data", "latents"), ("latents", "data")])
+def test_ctrl_c_stops_all_ranks_at_one_step_and_three_resume(with_store, first, then):
+    run = Torchrun(*_options(with_store, "r", "--split", first, images=100_000))
     run.wait_for(_folder(with_store, "r") / "metrics.jsonl")
     run.interrupt()
     code, output = run.finish()
@@ -76,7 +79,7 @@ def test_ctrl_c_stops_all_ranks_at_one_step_and_three_resume(with_store):
     assert output.count("interrupted; finished work is kept. Run the same torchrun command again") == 1
     state = torch.load(_folder(with_store, "r") / "training_state.pt", weights_only=True)
     assert state["samples_seen"] == 4 * state["n_done"] < 100_000
-    again = Torchrun(*_options(with_store, "r", images=100_000), n_ranks=3)
+    again = Torchrun(*_options(with_store, "r", "--split", then, images=100_000), n_ranks=3)
     wanted = state["n_done"] // 5 + 3
     path = _folder(with_store, "r") / "metrics.jsonl"
     wait_until(lambda: len(path.read_text().splitlines()) >= wanted or again.process.poll() is not None)
