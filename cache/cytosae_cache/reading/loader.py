@@ -228,7 +228,7 @@ def gather(images: npt.NDArray[Any], parts: IntArray, out: npt.NDArray[Any], par
     """
     source = images.reshape(len(images) * parts_per_row, -1)
     # Not the default mode, which makes a second copy so that `out` is unchanged if an index is out of range.
-    np.take(source, parts, axis=0, out=out.reshape(len(parts), -1), mode="clip")
+    np.take(source, parts, axis=0, out=out.reshape(len(parts), source.shape[1]), mode="clip")
 
 
 def iter_row_blocks(

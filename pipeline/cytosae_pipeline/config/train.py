@@ -172,7 +172,7 @@ class TrainConfig(StoreSource):
     split: Literal["data", "latents"] = option(
         "data",
         "What processes that torchrun starts share: data = the images of every batch, latents = the latents of the "
-        "autoencoder (docs/clusters.md).",
+        "autoencoder (docs/training.md).",
     )
     mse_cls_coefficient: float = option(1.0, "Weight of the CLS token's reconstruction error (relu).", minimum=0)
     use_ghost_grads: bool = option(False, "Revive dead latents with ghost gradients (relu).")

@@ -135,7 +135,7 @@ class DeviceBatches:
             parts = parts[own.start * n_parts : own.stop * n_parts]
             # Without waiting for the last step; the driver has read ordinary memory before the call returns.
             at = torch.from_numpy(parts).to(self._device, non_blocking=True)
-            batch = parts_nd.index_select(0, at).view(-1, *self._image_shape)
+            batch = parts_nd.index_select(0, at).view(own.stop - own.start, *self._image_shape)
             yield TensorBatch(self._choose(batch), samples_seen)
 
 
