@@ -78,6 +78,8 @@ class Sae(nn.Module, ABC):
     """Whether `fit_to_tokens_` does anything, that is, whether training must read a sample of tokens first."""
     calibrates: ClassVar[bool] = False
     """Whether `calibrate_` does anything, that is, whether it must see a sample of tokens before it is saved."""
+    splits_latents: ClassVar[bool] = False
+    """Whether its fused loss adds up what processes computed that hold different latents."""
     lr_factors: ClassVar[Mapping[str, float]] = {}
     """Learning rate of a parameter divided by that of the others, for parameters that learn at another rate."""
     fits_reference: ClassVar[bool] = False

@@ -51,10 +51,10 @@ class GatedSae(Sae):
         acts, gate = self.activate(pre), torch.relu(pre)
         W_dec = self.W_dec.to(inputs.dtype)
         reconstruction = (acts @ W_dec).to(x.dtype) + self.b_dec
-        mse = (reconstruction - x).square().sum() / inputs.variance
-        l1 = inputs.weights.l1_coefficient * gate.sum(dim=1, dtype=x.dtype).mean()
+        mse = inputs.token_ranks.total((reconstruction - x).square().sum()) / inputs.variance
+        l1 = inputs.weights.l1_coefficient * inputs.mean(gate.sum(dim=1, dtype=x.dtype))
         from_gate = (gate @ W_dec.detach()).to(x.dtype) + self.b_dec.detach()
-        aux = (from_gate - x).square().sum() / inputs.variance
+        aux = inputs.token_ranks.total((from_gate - x).square().sum()) / inputs.variance
         n_fired = (acts.detach() > 0).to(x.dtype).sum(dim=0).round().to(torch.int64)
         return SaeLoss(LossTerms(mse + l1 + aux, mse, l1, aux), n_fired, reconstruction)
 

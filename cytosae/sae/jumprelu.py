@@ -79,8 +79,8 @@ class JumpReluSae(Sae):
         threshold = torch.relu(self.threshold)
         acts, active = _Jump.apply(pre, threshold, self.bandwidth)  # type: ignore[no-untyped-call]
         reconstruction = (acts @ self.W_dec.to(inputs.dtype)).to(x.dtype) + self.b_dec
-        mse = (reconstruction - x).square().sum() / inputs.variance
-        l0 = active.sum(dim=1, dtype=x.dtype).mean()
+        mse = inputs.token_ranks.total((reconstruction - x).square().sum()) / inputs.variance
+        l0 = inputs.mean(active.sum(dim=1, dtype=x.dtype))
         sparsity = inputs.weights.l0_coefficient * (l0 / self.k - 1).square()
         n_fired = active.detach().sum(dim=0, dtype=x.dtype).round().to(torch.int64)
         return SaeLoss(LossTerms(mse + sparsity, mse, sparsity, x.new_zeros(())), n_fired, reconstruction)

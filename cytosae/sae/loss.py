@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import torch
 
+from cytosae.sae.world import ALONE, World
+
 
 class LossTerms(NamedTuple):
     """A loss and its parts, 0-dimensional."""
@@ -33,7 +35,7 @@ class LossInputs(NamedTuple):
     """Everything that the loss of some tokens depends on, apart from the tokens and the parameters."""
 
     variance: torch.Tensor
-    """Sum of `||x - mean||^2` over the whole batch, 0-dimensional."""
+    """Sum of `||x - mean||^2` over the whole batch, on all ranks, 0-dimensional."""
     weights: LossWeights
     """Coefficients of the terms."""
     dtype: torch.dtype
@@ -46,6 +48,26 @@ class LossInputs(NamedTuple):
     """Whether dead latents get ghost gradients (`relu`)."""
     norm_weighted_l1: bool = False
     """Whether L1 weighs each activation by the norm of its decoder row (`relu`)."""
+    n_tokens: int | None = None
+    """Tokens of the whole batch, on all ranks; None if this rank has all of them."""
+    token_ranks: World = ALONE
+    """Processes that have other tokens of the batch. Terms of a loss are those of all, gradients those of its own."""
+    latent_ranks: World = ALONE
+    """Processes that have the same tokens and other latents of the autoencoder."""
+
+    @property
+    def ranks(self) -> World:
+        """Processes that have other activations of the batch: of other tokens, or of other latents."""
+        return self.latent_ranks if self.token_ranks.size == 1 else self.token_ranks
+
+    def count(self, tokens: torch.Tensor) -> int:
+        """Tokens of the whole batch, of which `tokens` are this rank's, shape `(n, ...)`."""
+        return len(tokens) if self.n_tokens is None else self.n_tokens
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """The mean over the whole batch, 0-dimensional, of values of this rank's tokens, shape `(n, ...)`."""
+        own = values.mean() if len(values) else values.sum()
+        return self.token_ranks.total(own * (len(values) / self.count(values)))
 
 
 class SaeLoss(NamedTuple):

@@ -19,6 +19,7 @@ class ReluSae(Sae):
         {"l1_coefficient", "use_ghost_grads", "norm_weighted_l1", "mse_cls_coefficient"}
     )
     fits_reference: ClassVar[bool] = True
+    splits_latents: ClassVar[bool] = True
     saelens_architecture: ClassVar[str | None] = "standard"
 
     def activate(self, pre: torch.Tensor, latents: slice | torch.Tensor = slice(None)) -> torch.Tensor:
@@ -48,17 +49,17 @@ class ReluSae(Sae):
         ghost = x.new_zeros(())
         if inputs.use_ghost_grads and inputs.dead_mask is not None:
             residual = (x - reconstruction).detach()
-            ghost = self._ghost_term(pre, residual, error.detach(), inputs.dead_mask)
+            ghost = self._ghost_term(pre, residual, error.detach(), inputs)
         if inputs.token_weights is not None:
             error = error * inputs.token_weights[:, None]
-        mse = error.mean()
+        mse = inputs.mean(error)
         weighted = acts * self.W_dec.norm(dim=1) if inputs.norm_weighted_l1 else acts
-        l1 = inputs.weights.l1_coefficient * weighted.sum(dim=-1, dtype=x.dtype).mean()
+        l1 = inputs.weights.l1_coefficient * inputs.mean(weighted.sum(dim=-1, dtype=x.dtype))
         n_fired = (acts.detach() > 0).sum(dim=0)
         return SaeLoss(LossTerms(mse + l1 + ghost, mse, l1, ghost), n_fired, reconstruction)
 
     def _ghost_term(
-        self, pre: torch.Tensor, residual: torch.Tensor, error: torch.Tensor, dead_mask: torch.Tensor
+        self, pre: torch.Tensor, residual: torch.Tensor, error: torch.Tensor, inputs: LossInputs
     ) -> torch.Tensor:
         """The ghost-gradient term of docs/definitions.md, section 5: dead latents learn to explain the residual.
 
@@ -68,21 +69,21 @@ class ReluSae(Sae):
             pre: Latents before the nonlinearity, shape `(N, S)`.
             residual: Tokens minus their reconstruction, shape `(N, D)`, without a graph.
             error: Squared error over the token's norm, shape `(N, D)`, before any weighting, without a graph.
-            dead_mask: Dead latents, bool, shape `(S,)`.
+            inputs: What the loss depends on.
 
         Returns:
             0-dimensional.
         """
         # CPU-GPU sync point: the number of dead latents decides a shape.
-        dead = dead_mask.nonzero().squeeze(1)
+        assert inputs.dead_mask is not None
+        dead = inputs.dead_mask.nonzero().squeeze(1)
         if not len(dead):
             return residual.new_zeros(())
         ghost = (torch.exp(pre[:, dead]) @ self.W_dec[dead].to(pre.dtype)).to(residual.dtype)
         scale = residual.norm(dim=-1, keepdim=True) / (EPSILON + 2 * ghost.norm(dim=-1, keepdim=True))
         ghost_error = (ghost * scale.detach() - residual).square() / norm_as_divisor(residual)
         rescale = error / (ghost_error.detach() + EPSILON)
-        ghost_loss: torch.Tensor = (rescale * ghost_error).mean()
-        return ghost_loss
+        return inputs.mean(rescale * ghost_error)
 
 
 def norm_as_divisor(x: torch.Tensor) -> torch.Tensor:

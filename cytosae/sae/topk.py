@@ -8,6 +8,7 @@ import torch
 
 from cytosae.sae.base import Sae
 from cytosae.sae.loss import LossInputs, LossTerms, SaeLoss
+from cytosae.sae.world import ALONE, World
 
 _THRESHOLD_DECAY = 0.95
 """Decay of the running threshold: one batch's threshold is accurate to a percent, and a slower decay would lag."""
@@ -37,6 +38,7 @@ class TopKSae(Sae):
     training_options: ClassVar[frozenset[str]] = frozenset({"aux_coefficient"})
     saelens_architecture: ClassVar[str | None] = "topk"
     needs_whole_rows: ClassVar[bool] = True
+    splits_latents: ClassVar[bool] = True
 
     def __init__(self, d_in: int, n_latents: int, *, k: int = 32, **more: Any) -> None:  # noqa: ANN401
         super().__init__(d_in, n_latents, **more)
@@ -54,8 +56,13 @@ class TopKSae(Sae):
         """Sizes of the nested dictionaries that must each reconstruct, ascending to S."""
         return [len(self.b_enc)]
 
-    def keep(self, pre: torch.Tensor) -> torch.Tensor:
-        """Which latents a training step keeps, bool, from pre-activations of the whole batch, shape `(N, S)`."""
+    def keep(self, pre: torch.Tensor, ranks: World = ALONE) -> torch.Tensor:
+        """Which latents a training step keeps, bool.
+
+        Args:
+            pre: Pre-activations of the batch, shape `(N, S)`.
+            ranks: Processes that have other tokens of the batch.
+        """
         at = pre.topk(self.k, dim=1, sorted=False).indices
         return torch.zeros_like(pre, dtype=torch.bool).scatter_(1, at, True) & (pre > 0)
 
@@ -78,20 +85,20 @@ class TopKSae(Sae):
         `cytosae.training.fused_topk` is its fast path.
         """
         pre, W_dec = self.pre_activations_in(x, inputs.dtype), self.W_dec.to(inputs.dtype)
-        acts = torch.relu(pre) * self.keep(pre.detach())
+        acts = torch.relu(pre) * self.keep(pre.detach(), inputs.token_ranks)
         mse = x.new_zeros(())
         for end in self.dictionaries:
             reconstruction = (acts[:, :end] @ W_dec[:end]).to(x.dtype) + self.b_dec
             mse = mse + (reconstruction - x).square().sum() / inputs.variance / len(self.dictionaries)
-        aux = x.new_zeros(())
+        mse, aux = inputs.token_ranks.total(mse), x.new_zeros(())
         if len(dead := self.find_dead(inputs)):
             residual = (x - reconstruction).detach()
             revived = torch.relu(pre[:, dead])
             kept = revived.topk(self.n_revived(len(dead)), dim=1, sorted=False)
             revived = torch.zeros_like(revived).scatter(1, kept.indices, kept.values)
             difference = (revived @ W_dec[dead]).to(x.dtype) - residual
-            error = residual.square().sum().clamp_min(torch.finfo(x.dtype).tiny)
-            aux = inputs.weights.aux_coefficient * difference.square().sum() / error
+            error = inputs.token_ranks.sum(residual.square().sum()).clamp_min(torch.finfo(x.dtype).tiny)
+            aux = inputs.weights.aux_coefficient * inputs.token_ranks.total(difference.square().sum()) / error
         n_fired = (acts.detach() > 0).sum(dim=0)
         return SaeLoss(LossTerms(mse + aux, mse, x.new_zeros(()), aux), n_fired, reconstruction)
 
@@ -141,15 +148,25 @@ class BatchTopKSae(TopKSae):
         """See `Sae`."""
         return torch.relu(self.threshold)
 
-    def keep(self, pre: torch.Tensor) -> torch.Tensor:
+    def keep(self, pre: torch.Tensor, ranks: World = ALONE) -> torch.Tensor:
         """See `TopKSae`; ties go to the first tokens, then to the first latents. Updates the running threshold."""
         values = torch.relu(pre).flatten()
-        n_kept = min(self.k * len(pre), int((values > 0).sum()))
+        n_kept = n_among_largest(values[values > 0], self.k * ranks.add(len(pre)), ranks)
         kept = torch.zeros_like(values, dtype=torch.bool)
         kept[keep_largest(values, n_kept)] = True
-        if n_kept:
-            self.follow_threshold_(values[kept].min())
+        self.follow_kept_(values[kept], ranks)
         return kept.view(pre.shape)
+
+    def follow_kept_(self, values: torch.Tensor, ranks: World = ALONE) -> None:
+        """Move the running threshold towards the smallest activation that a step kept on any rank.
+
+        Args:
+            values: This rank's kept activations, flat.
+            ranks: Processes that have other ones.
+        """
+        smallest = torch.cat(ranks.gather(values.min().reshape(1) if len(values) else values))
+        if len(smallest):
+            self.follow_threshold_(smallest.min())
 
     @torch.no_grad()
     def follow_threshold_(self, minimum: torch.Tensor) -> None:
@@ -211,6 +228,8 @@ class MatryoshkaSae(BatchTopKSae):
     """
 
     architecture: ClassVar[str] = "matryoshka"
+    # Its nested dictionaries are ranges of latents, of which a process may have none.
+    splits_latents: ClassVar[bool] = False
     setting_names: ClassVar[tuple[str, ...]] = ("k", "prefixes")
 
     def __init__(
@@ -232,6 +251,26 @@ class MatryoshkaSae(BatchTopKSae):
     def dictionaries(self) -> list[int]:
         """See `TopKSae`."""
         return [max(1, round(share * len(self.b_enc))) for share in self.prefixes]
+
+
+def n_among_largest(values: torch.Tensor, n: int, ranks: World = ALONE) -> int:
+    """How many of the `n` largest values of all ranks are this rank's; ties go to the first ranks.
+
+    Args:
+        values: This rank's, flat; ranks may have different numbers of them.
+        n: How many are wanted; all are taken if there are fewer.
+        ranks: The processes.
+    """
+    parts = ranks.gather(values)
+    n_all = sum(map(len, parts))
+    if len(parts) == 1 or n_all <= n or not n:
+        return min(n, len(values))
+    smallest = torch.cat(parts).kthvalue(n_all - n + 1).values
+    # CPU-GPU sync point: the numbers decide shapes.
+    n_larger = [int((part > smallest).sum()) for part in parts]
+    n_ties = [int((part == smallest).sum()) for part in parts]
+    left = n - sum(n_larger) - sum(n_ties[: ranks.rank])
+    return n_larger[ranks.rank] + max(0, min(n_ties[ranks.rank], left))
 
 
 def keep_largest(values: torch.Tensor, n: int) -> torch.Tensor:

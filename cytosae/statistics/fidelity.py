@@ -5,6 +5,7 @@ from typing import NamedTuple, Self
 import torch
 
 from cytosae.sae.devices import widest_type
+from cytosae.sae.world import World
 
 
 class Fidelity(NamedTuple):
@@ -75,6 +76,12 @@ class FidelityStatistics:
         self._fired |= other._fired
         for name in ("_n_active", "_error", "_squares", "_total", "_cosine", "_n_tokens"):
             getattr(self, name).add_(getattr(other, name))
+
+    def gather(self, ranks: World) -> None:
+        """Add what all ranks have counted, in place."""
+        self._fired = ranks.sum(self._fired.to(torch.int32)) > 0
+        for name in ("_n_active", "_error", "_squares", "_total", "_cosine", "_n_tokens"):
+            setattr(self, name, ranks.sum(getattr(self, name)))
 
     def overall(self) -> Fidelity:
         """Of all tokens."""

@@ -47,7 +47,7 @@ class Rule(ABC):
     Args:
         sae: The autoencoder.
         inputs: What the loss depends on.
-        n_tokens: Tokens N of the batch.
+        n_tokens: Tokens N of the whole batch.
     """
 
     n_decoded: ClassVar[int] = 1
@@ -72,7 +72,7 @@ class Rule(ABC):
 
     @abstractmethod
     def sparsity(self, sums: list[torch.Tensor], n_active: torch.Tensor) -> torch.Tensor:
-        """The sparsity term, from sums of what is decoded over all entries, and the number of active ones."""
+        """The sparsity term, from sums over the whole batch of what is decoded, and the number of active entries."""
 
     @abstractmethod
     def backward(
@@ -168,7 +168,7 @@ def fused_elementwise_loss(
         inputs: Everything else that the loss depends on; `matmul` decides on types.
         matmul: How products are computed.
     """
-    rule = _RULES[type(sae)](sae, inputs, len(x))
+    rule = _RULES[type(sae)](sae, inputs, inputs.count(x))
     centred = x - sae.b_dec
     product = EncoderProduct(sae, centred, matmul)
     bound = rule.bound.to(matmul.dtype)
@@ -190,7 +190,7 @@ def _sparse_loss(rule: Rule, x: torch.Tensor, centred: torch.Tensor, entries: Co
     n_fired = transposed_acts.row_lengths()
     reconstructions = [pre.with_values(one).drop_zeros().matmul(sae.W_dec).add_(sae.b_dec) for one in acts]
     errors = _errors(rule, x, reconstructions)
-    sparsity = rule.sparsity([one.sum() for one in acts], n_fired.sum())
+    sparsity = _sparsity(rule, [one.sum() for one in acts], n_fired.sum())
     gs = [reconstruction.sub(x).mul_(2 / rule.inputs.variance) for reconstruction in reconstructions]
     products = [transposed.sampled_matmul(sae.W_dec, g) for g in gs]
 
@@ -240,7 +240,7 @@ class _DenseLoss:
                     total += one.sum(dtype=x.dtype)
                     reconstruction[part] += one @ self._W_dec[latents]
         errors = _errors(rule, x, reconstructions)
-        sparsity = rule.sparsity(sums, n_fired.sum())
+        sparsity = _sparsity(rule, sums, n_fired.sum())
         gs = [reconstruction.sub(x).mul_(2 / rule.inputs.variance) for reconstruction in reconstructions]
         for parameter in sae.parameters():
             parameter.grad = torch.zeros_like(parameter)
@@ -275,7 +275,14 @@ class _DenseLoss:
 
 def _errors(rule: Rule, x: torch.Tensor, reconstructions: list[torch.Tensor]) -> list[torch.Tensor]:
     """Unexplained share of the variance of every reconstruction."""
-    return [(reconstruction - x).square().sum() / rule.inputs.variance for reconstruction in reconstructions]
+    errors = [(reconstruction - x).square().sum() / rule.inputs.variance for reconstruction in reconstructions]
+    return list(rule.inputs.token_ranks.sum(torch.stack(errors)))
+
+
+def _sparsity(rule: Rule, sums: list[torch.Tensor], n_active: torch.Tensor) -> torch.Tensor:
+    """The sparsity term of the whole batch, from this rank's sums."""
+    ranks = rule.inputs.token_ranks
+    return rule.sparsity(list(ranks.sum(torch.stack(sums))), ranks.sum(n_active))
 
 
 def _terms(errors: list[torch.Tensor], sparsity: torch.Tensor) -> LossTerms:

@@ -48,9 +48,11 @@ def fused_relu_loss(sae: Sae, x: torch.Tensor, inputs: LossInputs, matmul: Matmu
     if inputs.use_ghost_grads and inputs.dead_mask is not None:
         # CPU-GPU sync point: the number of dead latents decides a shape.
         dead = inputs.dead_mask.nonzero().squeeze(1)
+        # Ranks without dead latents of their own take part in the others' ghost term.
+        dead = dead if inputs.latent_ranks.add(len(dead)) else None
     norms = sae.W_dec.norm(dim=1) if inputs.norm_weighted_l1 else torch.ones_like(sae.b_enc)
     l1 = norms * inputs.weights.l1_coefficient
-    sums = _Sums(sae, dead if dead is not None and len(dead) else None, l1, matmul)
+    sums = _Sums(sae, dead, l1, inputs, matmul, n_own=len(x), n_all=inputs.count(x))
     weights = inputs.token_weights if inputs.token_weights is not None else x.new_ones(len(x))
     reconstruction = torch.empty_like(x)
     product = EncoderProduct(sae, x - sae.b_dec, matmul)
@@ -61,10 +63,10 @@ def fused_relu_loss(sae: Sae, x: torch.Tensor, inputs: LossInputs, matmul: Matmu
     total = None if len(parts) == 1 else _GradientSum(sae)
     gradients: Gradients
     for part in parts:
-        reconstruction[part], gradients = sums.add(x[part], weights[part, None], len(x), active)
+        reconstruction[part], gradients = sums.add(x[part], weights[part, None], active)
         if total is not None:
             total.add(gradients)
-    terms, gradients = sums.finish(gradients if total is None else StoredGradients(sae), inputs.norm_weighted_l1)
+    terms, gradients = sums.finish(gradients if total is None else StoredGradients(sae))
     return SaeLoss(terms, sums.n_fired, reconstruction), gradients
 
 
@@ -75,12 +77,25 @@ class _Sums:
         sae: The autoencoder; gradients of its biases are added to their `grad`.
         dead: Latents that get ghost gradients, int64; None for none.
         l1: Weight of each latent's activation, shape `(S,)`.
+        inputs: What the loss depends on.
         matmul: How products are computed.
+        n_own: Tokens of this rank.
+        n_all: Tokens of the whole batch.
     """
 
-    def __init__(self, sae: Sae, dead: torch.Tensor | None, l1: torch.Tensor, matmul: MatmulConfig) -> None:
-        self._sae, self._dead, self._l1, self._matmul = sae, dead, l1, matmul
-        self._n_tokens = 0
+    def __init__(
+        self,
+        sae: Sae,
+        dead: torch.Tensor | None,
+        l1: torch.Tensor,
+        inputs: LossInputs,
+        matmul: MatmulConfig,
+        *,
+        n_own: int,
+        n_all: int,
+    ) -> None:
+        self._sae, self._dead, self._l1, self._inputs, self._matmul = sae, dead, l1, inputs, matmul
+        self._n_own, self._n_all = n_own, n_all
         self._W_enc: torch.Tensor | None = None
         self._W_dec: torch.Tensor | None = None
         wide = widest_type(sae.b_enc.device)
@@ -88,15 +103,12 @@ class _Sums:
         self._sums = torch.zeros_like(sae.b_enc, dtype=wide)
         self.n_fired = torch.zeros_like(sae.b_enc, dtype=torch.int64)
 
-    def add(
-        self, x: torch.Tensor, weights: torch.Tensor, n_all: int, active: CooMatrix | None
-    ) -> tuple[torch.Tensor, Gradients]:
+    def add(self, x: torch.Tensor, weights: torch.Tensor, active: CooMatrix | None) -> tuple[torch.Tensor, Gradients]:
         """Add tokens.
 
         Args:
             x: Shape `(n, D)`.
             weights: Weight of each token's error, shape `(n, 1)`.
-            n_all: Number of tokens in the whole batch.
             active: Their activations, in any order; None if too many are active.
 
         Returns:
@@ -110,34 +122,36 @@ class _Sums:
             part = _SparsePart(sae, active.sort(), centred)
         else:
             acts = torch.addmm(sae.b_enc.to(matmul.dtype), centred_cast, self._encoder()).relu_()
-            if len(x) == n_all:
+            if len(x) == self._n_own:
                 self._W_enc = None  # nothing else is encoded
             part = _DensePart(sae, acts, centred_cast, self._decoder())
             del acts
-        self._n_tokens += len(x)
-        reconstruction = part.decode().add_(sae.b_dec)
+        latent_ranks = self._inputs.latent_ranks
+        reconstruction = latent_ranks.sum(part.decode()).add_(sae.b_dec)
         residual = reconstruction - x
         inverse_norm = 1 / norm_as_divisor(x)
         error = residual.square().mul_(inverse_norm)
-        scale = n_all * x.shape[1]
+        scale = self._n_all * x.shape[1]
         self._terms[0] += (error * weights).sum(dtype=self._terms.dtype) / scale
         g = residual * (inverse_norm * weights * (2 / scale))
         part.count(self._sums, self.n_fired)
-        gradients: Gradients = part.gradients(g, self._l1 / n_all)
+        gradients: Gradients = part.gradients(g, self._l1 / self._n_all)
         if self._dead is not None:
             gradients = SumOfGradients(gradients, self._ghost_term(centred_cast, residual.neg_(), error, scale))
-        assert sae.b_dec.grad is not None
-        sae.b_dec.grad += g.sum(dim=0)
+        if not latent_ranks.rank:  # the same on all of them, which add theirs up
+            assert sae.b_dec.grad is not None
+            sae.b_dec.grad += g.sum(dim=0)
         return reconstruction, gradients
 
-    def finish(self, gradients: Gradients, norm_weighted_l1: bool) -> tuple[LossTerms, Gradients]:
+    def finish(self, gradients: Gradients) -> tuple[LossTerms, Gradients]:
         """The loss and the complete gradients, after all tokens were added."""
-        l1_terms = self._sums.to(self._l1.dtype) * self._l1 / self._n_tokens
-        self._terms[1] = l1_terms.sum()
-        if norm_weighted_l1:
+        inputs = self._inputs
+        l1_terms = self._sums.to(self._l1.dtype) * self._l1 / self._n_all
+        self._terms[1] = inputs.latent_ranks.sum(l1_terms.sum())
+        if inputs.norm_weighted_l1:
             squared_norms = self._sae.W_dec.square().sum(dim=1).clamp_min(torch.finfo(l1_terms.dtype).tiny)
             gradients = _NormGradients(self._sae, gradients, l1_terms / squared_norms)
-        mse, l1, ghost = self._terms.to(self._sae.b_enc.dtype)
+        mse, l1, ghost = inputs.token_ranks.sum(self._terms).to(self._sae.b_enc.dtype)
         return LossTerms(mse + l1 + ghost, mse, l1, ghost), gradients
 
     def _encoder(self) -> torch.Tensor:
@@ -160,7 +174,7 @@ class _Sums:
         assert dead is not None
         W_enc, rows = sae.W_enc.t()[dead].to(dtype), sae.W_dec[dead].to(dtype)
         exp_pre = torch.addmm(sae.b_enc[dead].to(dtype), centred_cast, W_enc.t()).exp_()
-        ghost = (exp_pre @ rows).to(residual.dtype)
+        ghost = self._inputs.latent_ranks.sum((exp_pre @ rows).to(residual.dtype))
         stretch = residual.norm(dim=-1, keepdim=True) / (EPSILON + 2 * ghost.norm(dim=-1, keepdim=True))
         difference = ghost.mul_(stretch).sub_(residual)
         inverse_norm = 1 / norm_as_divisor(residual)

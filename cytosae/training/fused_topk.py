@@ -7,7 +7,8 @@ import torch
 from cytosae.sae.coo import CooMatrix
 from cytosae.sae.devices import runs_ahead
 from cytosae.sae.loss import LossInputs, LossTerms, SaeLoss
-from cytosae.sae.topk import BatchTopKSae, MatryoshkaSae, TopKSae, keep_largest
+from cytosae.sae.topk import BatchTopKSae, MatryoshkaSae, TopKSae, keep_largest, n_among_largest
+from cytosae.sae.world import World
 from cytosae.training.encoder_blocks import EncoderProduct
 from cytosae.training.fused_loss import fused_loss_for
 from cytosae.training.gradients import Gradients, RowAddition, SparseGradients, SparsePiece, SumOfGradients
@@ -33,12 +34,14 @@ def fused_topk_loss(
         matmul: How products are computed.
     """
     centred = x - sae.b_dec
-    active = _select(sae, centred, matmul)
+    active = _select(sae, centred, inputs, matmul)
     acts = active.with_values(active.values.to(x.dtype))
     by_latent = acts.transpose()
-    reconstruction, unexplained, pieces = _reconstruct(sae, x, acts, by_latent, inputs.variance)
+    reconstruction, unexplained, pieces = _reconstruct(sae, x, acts, by_latent, inputs)
     sae.b_enc.grad = torch.cat([piece.grad_pre.row_sums() for piece in pieces]).to(x.dtype)
     sae.b_dec.grad = pieces[0].g.sum(dim=0)
+    if inputs.latent_ranks.rank:  # the same on all of them, which add theirs up
+        sae.b_dec.grad.zero_()
     aux, addition = _revive(sae, x - reconstruction, centred, inputs, matmul)
     sae.b_dec.grad -= sae.W_enc @ sae.b_enc.grad
     n_fired = by_latent.row_lengths()
@@ -49,22 +52,44 @@ def fused_topk_loss(
     return SaeLoss(terms, n_fired, reconstruction), gradients
 
 
-def _select(sae: TopKSae, centred: torch.Tensor, matmul: MatmulConfig) -> CooMatrix:
+def _select(sae: TopKSae, centred: torch.Tensor, inputs: LossInputs, matmul: MatmulConfig) -> CooMatrix:
     """Latents that the step uses."""
     product = EncoderProduct(sae, centred, matmul)
     if not isinstance(sae, BatchTopKSae):
-        return product.largest(sae.k)
-    n_wanted = sae.k * len(centred)
+        return _keep_largest_of_ranks(product.largest(sae.k), sae.k, inputs.latent_ranks)
+    ranks = inputs.ranks
+    n_wanted = sae.k * inputs.count(centred)
     # CPU-GPU sync point, as in the loop: what is encoded depends on what was found.
-    threshold = sae.threshold if sae.threshold > 0 else _estimate_threshold(sae, centred)
+    threshold = sae.threshold if sae.threshold > 0 else _estimate_threshold(sae, centred, inputs)
     for share in _SCREENS:
         candidates = product.above((share * threshold).to(matmul.dtype))
-        if len(candidates.values) >= n_wanted:
+        if ranks.add(len(candidates.values)) >= n_wanted:
             break
-    kept = _keep_largest(candidates, n_wanted)
-    if len(kept.values):
-        sae.follow_threshold_(kept.values.min())
+    kept = _keep_largest(candidates, n_among_largest(candidates.values, n_wanted, ranks))
+    sae.follow_kept_(kept.values, ranks)
     return kept
+
+
+def _keep_largest_of_ranks(entries: CooMatrix, k: int, ranks: World) -> CooMatrix:
+    """Those of the entries that are among the k largest of their token on all ranks, each of which has other latents.
+
+    Args:
+        entries: The k largest of every token on this rank, by token; fewer if fewer are positive.
+        k: How many are kept.
+        ranks: The processes.
+    """
+    if ranks.size == 1:
+        return entries
+    lengths = entries.row_lengths()
+    slots = torch.arange(len(entries.rows), device=lengths.device) - (lengths.cumsum(0) - lengths)[entries.rows]
+    values = entries.values.new_full((entries.shape[0], k), -torch.inf)
+    values[entries.rows, slots] = entries.values
+    everything = torch.cat(ranks.gather(values), dim=1)
+    kept = torch.zeros_like(everything, dtype=torch.bool)
+    kept.scatter_(1, everything.topk(k, dim=1, sorted=False).indices, True)
+    own = kept[:, ranks.rank * k : (ranks.rank + 1) * k]
+    # CPU-GPU sync point: the number of entries decides a shape.
+    return entries.take(own[entries.rows, slots].nonzero().squeeze(1))
 
 
 def _keep_largest(entries: CooMatrix, n: int) -> CooMatrix:
@@ -80,15 +105,20 @@ def _keep_largest(entries: CooMatrix, n: int) -> CooMatrix:
     return entries.take(keep_largest(entries.values, n))
 
 
-def _estimate_threshold(sae: TopKSae, centred: torch.Tensor) -> torch.Tensor:
-    """The value at which k latents per token are active, from a few tokens; 0-dimensional, at least 0."""
+def _estimate_threshold(sae: TopKSae, centred: torch.Tensor, inputs: LossInputs) -> torch.Tensor:
+    """The value at which k latents per token are active, from a few tokens; 0-dimensional, at least 0.
+
+    It is the mean of all ranks, each of which counts by its tokens: any value that is the same on all of them will do.
+    """
     sample = centred[:: max(1, len(centred) // _SAMPLED_TOKENS)]
     pre = torch.addmm(sae.b_enc, sample, sae.W_enc).flatten()
-    return pre.topk(min(len(pre), sae.k * len(sample))).values[-1].clamp_min(0)
+    own = pre.topk(min(len(pre), sae.k * len(sample))).values[-1:].clamp_min(0)
+    mean = inputs.token_ranks.sum(own.sum() * (len(centred) / inputs.count(centred)))
+    return inputs.latent_ranks.sum(mean) / inputs.latent_ranks.size
 
 
 def _reconstruct(
-    sae: TopKSae, x: torch.Tensor, acts: CooMatrix, by_latent: CooMatrix, variance: torch.Tensor
+    sae: TopKSae, x: torch.Tensor, acts: CooMatrix, by_latent: CooMatrix, inputs: LossInputs
 ) -> tuple[torch.Tensor, torch.Tensor, list[SparsePiece]]:
     """Reconstruction, unexplained share of the variance, and the gradients of every nested dictionary's own latents.
 
@@ -97,14 +127,15 @@ def _reconstruct(
         x: Tokens, shape `(N, D)`.
         acts: Activations, by token.
         by_latent: The same, transposed.
-        variance: Of all tokens.
+        inputs: What the loss depends on.
     """
     bounds = [0, *sae.dictionaries]
     n_dictionaries, by_token = len(bounds) - 1, acts.split_columns(bounds)
+    variance = inputs.variance
     reconstruction = sae.b_dec.expand_as(x)
     unexplained, residuals = x.new_zeros(()), []
     for (start, end), inside in zip(itertools.pairwise(bounds), by_token, strict=True):
-        reconstruction = inside.matmul(sae.W_dec[start:end]).add_(reconstruction)
+        reconstruction = inputs.latent_ranks.sum(inside.matmul(sae.W_dec[start:end])).add_(reconstruction)
         residuals.append(reconstruction - x)
         unexplained = unexplained + residuals[-1].square().sum() / variance
     pieces: list[SparsePiece] = []
@@ -115,7 +146,7 @@ def _reconstruct(
         g = residual.mul_(scale) if not pieces else residual.mul_(scale).add_(pieces[-1].g)
         grad_pre = piece.with_values(piece.sampled_matmul(sae.W_dec[start:end], g))
         pieces.append(SparsePiece(start, piece, grad_pre, g))
-    return reconstruction, unexplained / n_dictionaries, pieces[::-1]
+    return reconstruction, inputs.token_ranks.sum(unexplained) / n_dictionaries, pieces[::-1]
 
 
 def _revive(
@@ -124,21 +155,21 @@ def _revive(
     """The term AuxK, and its gradients for dead latents; adds to the gradient of `b_enc`."""
     zero = residual.new_zeros(())
     dead = sae.find_dead(inputs)
-    if not len(dead):
+    n_dead = inputs.latent_ranks.add(len(dead))
+    if not n_dead:
         return zero, None
-    dtype, k_aux = matmul.dtype, sae.n_revived(len(dead))
+    dtype, k_aux = matmul.dtype, sae.n_revived(n_dead)
     W_enc, W_dec = sae.W_enc.t()[dead].to(dtype), sae.W_dec[dead].to(dtype)
     grads = RowAddition(dead, torch.zeros_like(sae.W_dec[dead]), torch.zeros_like(sae.W_dec[dead]))
-    error = residual.square().sum().clamp_min(torch.finfo(residual.dtype).tiny)
+    error = inputs.token_ranks.sum(residual.square().sum()).clamp_min(torch.finfo(residual.dtype).tiny)
     scale = inputs.weights.aux_coefficient / error
     total = zero
-    for part in iter_parts(len(residual), matmul.n_tokens(len(dead))):
+    for part in iter_parts(len(residual), matmul.n_tokens(n_dead)):
         tokens = centred[part].to(dtype)
         acts = torch.addmm(sae.b_enc[dead].to(dtype), tokens, W_enc.t()).relu_()
-        if k_aux < len(dead):
-            kept = acts.topk(k_aux, dim=1, sorted=False)
-            acts = torch.zeros_like(acts).scatter_(1, kept.indices, kept.values)
-        difference = (acts @ W_dec).to(residual.dtype) - residual[part]
+        if k_aux < n_dead:
+            acts = _keep_revived(acts, k_aux, inputs.latent_ranks)
+        difference = inputs.latent_ranks.sum((acts @ W_dec).to(residual.dtype)) - residual[part]
         total = total + difference.square().sum() * scale
         g = difference.mul_(2 * scale).to(dtype)
         grads.W_dec.add_(acts.t() @ g)
@@ -146,4 +177,18 @@ def _revive(
         grads.W_enc.add_(grad_pre.t() @ tokens)
         assert sae.b_enc.grad is not None
         sae.b_enc.grad[dead] += grad_pre.sum(dim=0, dtype=residual.dtype)
-    return total, grads
+    return inputs.token_ranks.sum(total), grads
+
+
+def _keep_revived(acts: torch.Tensor, k: int, ranks: World) -> torch.Tensor:
+    """Activations of dead latents, shape `(n, dead)`, of which the k largest of a token on all ranks are kept."""
+    kept = acts.topk(min(k, acts.shape[1]), dim=1, sorted=False)
+    values = kept.values
+    if ranks.size > 1:
+        parts = ranks.gather(values.t().contiguous())
+        first = sum(len(part) for part in parts[: ranks.rank])
+        everything = torch.cat(parts)
+        among = torch.zeros_like(everything, dtype=torch.bool)
+        among.scatter_(0, everything.topk(k, dim=0, sorted=False).indices, True)
+        values = values * among[first : first + values.shape[1]].t()
+    return torch.zeros_like(acts).scatter_(1, kept.indices, values)

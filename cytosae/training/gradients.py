@@ -9,6 +9,7 @@ import torch
 
 from cytosae.sae.base import Sae
 from cytosae.sae.coo import CooMatrix
+from cytosae.sae.world import World
 
 ROWS_PER_BLOCK = 1024
 """Latents whose weights, gradients and moments are updated together on a CPU: they stay in the processor's cache."""
@@ -74,9 +75,10 @@ class StoredGradients(Gradients):
 
     def rows(self) -> Iterator[RowGradient]:
         """See `Gradients`."""
-        for name in MATRICES:
-            gradient = by_latent(name, getattr(self._sae, name).grad)
-            for latents in blocks_of_latents(len(gradient), gradient.device):
+        # Block by block in the order of all other gradients: ranks that computed theirs in different ways add them up.
+        gradients = {name: by_latent(name, getattr(self._sae, name).grad) for name in ("W_dec", "W_enc")}
+        for latents in blocks_of_latents(len(self._sae.b_enc), self._sae.b_enc.device):
+            for name, gradient in gradients.items():
                 yield RowGradient(name, latents, gradient[latents])
 
     def store_(self, sae: Sae) -> None:
@@ -152,6 +154,36 @@ class SumOfGradients(Gradients):
                 further = getattr(self._addition, gradient.name)[first:last]
                 gradient.values.index_add_(0, latents[first:last] - gradient.latents.start, further)
             yield gradient
+
+
+class GradientsOfRanks(Gradients):
+    """Gradients summed over processes that computed them from different tokens, or from different latents.
+
+    Args:
+        sae: The autoencoder, or this rank's latents of it.
+        gradients: This rank's gradients.
+        token_ranks: Processes that have other tokens of the batch.
+        latent_ranks: Processes that have other latents; they share the gradient of `b_dec` alone.
+    """
+
+    repeats_cheaply = False
+
+    def __init__(self, sae: Sae, gradients: Gradients, token_ranks: World, latent_ranks: World) -> None:
+        self._sae, self._gradients = sae, gradients
+        self._token_ranks, self._latent_ranks = token_ranks, latent_ranks
+
+    def rows(self) -> Iterator[RowGradient]:
+        """See `Gradients`; may be asked for once."""
+        for gradient in self._gradients.rows():
+            yield gradient._replace(values=self._token_ranks.sum(gradient.values))
+        vectors = [part for name, part in self._sae.named_parameters() if name not in MATRICES]
+        own = [vector.grad for vector in vectors if vector.grad is not None]
+        assert len(own) == len(vectors)
+        summed = torch.split(self._token_ranks.sum(torch.cat(own)), [len(part) for part in own])
+        for vector, values in zip(vectors, summed, strict=True):
+            vector.grad = values.clone()
+        assert self._sae.b_dec.grad is not None
+        self._sae.b_dec.grad = self._latent_ranks.sum(self._sae.b_dec.grad)
 
 
 def blocks_of_latents(n_latents: int, device: torch.device) -> Iterator[slice]:

@@ -9,9 +9,11 @@ import torch
 from cytosae.sae.base import Sae
 from cytosae.sae.devices import widest_type
 from cytosae.sae.loss import LossInputs, LossWeights, SaeLoss
+from cytosae.sae.world import ALONE, World
 from cytosae.training.adam import RowwiseAdam
 from cytosae.training.fused_loss import find_fused_loss
-from cytosae.training.gradients import MATRICES, Gradients, RowGradient, StoredGradients
+from cytosae.training.gradients import MATRICES, Gradients, GradientsOfRanks, RowGradient, StoredGradients
+from cytosae.training.latent_parts import LatentParts
 from cytosae.training.matmul import MatmulConfig
 
 _BETA1, _BETA2 = 0.9, 0.999
@@ -56,9 +58,12 @@ class TrainStep:
         beta1: Adam's decay of the mean gradient; None for 0.9.
         beta2: Adam's decay of the mean squared gradient; None for 0.999.
         encoder_lr_factor: Learning rate of `W_enc` in terms of `lr`; None for 1.
+        token_ranks: Processes that train the same autoencoder on other tokens of every batch.
+        parts: How the autoencoder is cut, if `sae` is this process' part of one.
+        latent_ranks: Processes that hold its other parts, and train on the same tokens.
 
     Raises:
-        ValueError: If the architecture does not use an option that was given.
+        ValueError: If the architecture does not use an option that was given, or cannot be split.
     """
 
     def __init__(
@@ -76,6 +81,9 @@ class TrainStep:
         beta1: float | None = None,
         beta2: float | None = None,
         encoder_lr_factor: float | None = None,
+        token_ranks: World = ALONE,
+        latent_ranks: World = ALONE,
+        parts: LatentParts | None = None,
     ) -> None:
         given = {
             "use_ghost_grads": use_ghost_grads,
@@ -86,6 +94,8 @@ class TrainStep:
             if is_given and name not in sae.training_options:
                 raise ValueError(f"architecture {sae.architecture} has no option {name}: leave it out")
         self.sae = sae
+        self._token_ranks, self._latent_ranks = token_ranks, latent_ranks
+        self._parts = parts or LatentParts(ALONE, len(sae.b_enc))
         self.tracker = DeadLatentTracker(sae.b_enc.shape[0], device=sae.b_enc.device)
         self._weights = weights
         self._use_ghost_grads = use_ghost_grads
@@ -95,6 +105,8 @@ class TrainStep:
         self._max_gradient = max_gradient
         self._matmul = matmul or MatmulConfig(dtype=sae.W_enc.dtype)
         self._fused_loss = find_fused_loss(sae) if matmul else None
+        if latent_ranks.size > 1 and not (self._fused_loss and sae.splits_latents):
+            raise ValueError(f"architecture {sae.architecture} cannot be split by latents: split the data")
         # A row for each latent, next to each other: gradients, moments and weights of a latent are updated together.
         sae.W_enc.data = sae.W_enc.data.t().contiguous().t()
         self.optimizer = RowwiseAdam(
@@ -109,11 +121,13 @@ class TrainStep:
         """Train on one batch with the optimiser's current learning rate.
 
         Args:
-            x: Activations, float32, shape `(B, T, D)`, on the autoencoder's device.
+            x: Activations, float32, shape `(B, T, D)`, on the autoencoder's device: this rank's part of the batch, of
+                which it may have none.
             sparsity: Factor of the sparsity term's coefficient in this step.
 
         Returns:
-            The loss before the update, without a graph; its reconstruction has shape `(B, T, D)`.
+            The loss of the whole batch before the update, without a graph; its reconstruction is of `x`, shape
+            `(B, T, D)`.
 
         Raises:
             ValueError: If `x` is not of shape `(B, T, D)`.
@@ -129,9 +143,12 @@ class TrainStep:
             loss, gradients = self._fused_loss(sae, tokens, inputs, self._matmul)
         else:
             loss, gradients = self._plain_loss(tokens, inputs)
-        self.tracker.update(loss.n_fired)
+        n_fired = self._token_ranks.sum(loss.n_fired)
+        self.tracker.update(n_fired)
+        if inputs.ranks.size > 1:
+            gradients = GradientsOfRanks(sae, gradients, inputs.token_ranks, inputs.latent_ranks)
         self._update(gradients)
-        return loss._replace(reconstruction=loss.reconstruction.view(x.shape))
+        return loss._replace(n_fired=n_fired, reconstruction=loss.reconstruction.view(x.shape))
 
     def _plain_loss(self, tokens: torch.Tensor, inputs: LossInputs) -> tuple[SaeLoss, Gradients]:
         """Loss and gradients by autograd, of the whole batch at once."""
@@ -166,9 +183,11 @@ class TrainStep:
         """The factor that clips the gradient of all parameters together, 0-dimensional, as torch computes it."""
         wide = widest_type(self.sae.b_enc.device)
         squares = [gradient.values.square().sum(dtype=wide) for gradient in self._along_the_sphere(gradients)]
-        vectors = [part.grad for name, part in self.sae.named_parameters() if name not in MATRICES]
-        squares += [grad.square().sum(dtype=wide) for grad in vectors if grad is not None]
-        norm = torch.stack(squares).sum().sqrt().to(self.sae.b_enc.dtype)
+        vectors = {name: part.grad for name, part in self.sae.named_parameters() if name not in MATRICES}
+        if self._latent_ranks.rank:
+            del vectors["b_dec"]  # the same on all of them
+        squares += [grad.square().sum(dtype=wide) for grad in vectors.values() if grad is not None]
+        norm = self._latent_ranks.sum(torch.stack(squares).sum()).sqrt().to(self.sae.b_enc.dtype)
         assert self._max_gradient is not None
         return (self._max_gradient / (norm + 1e-6)).clamp_max(1.0)
 
@@ -187,8 +206,12 @@ class TrainStep:
         if self._mse_cls_coefficient != 1:
             token_weights = x.new_ones(x.shape[:2])
             token_weights[:, 0] = self._mse_cls_coefficient
+        ranks, n_all = self._token_ranks, self._token_ranks.add(len(tokens))
+        own_mean = tokens.mean(dim=0) if len(tokens) else tokens.new_zeros(x.shape[2])
+        mean = ranks.sum(own_mean * (len(tokens) / n_all))
+        variance = ranks.sum((tokens - mean).square().sum())
         return LossInputs(
-            variance=(tokens - tokens.mean(dim=0)).square().sum().clamp_min(torch.finfo(x.dtype).tiny),
+            variance=variance.clamp_min(torch.finfo(x.dtype).tiny),
             weights=weights._replace(
                 l1_coefficient=weights.l1_coefficient * sparsity, l0_coefficient=weights.l0_coefficient * sparsity
             ),
@@ -198,22 +221,33 @@ class TrainStep:
             token_weights=None if token_weights is None else token_weights.flatten(),
             use_ghost_grads=self._use_ghost_grads,
             norm_weighted_l1=self._norm_weighted_l1,
+            n_tokens=n_all,
+            token_ranks=ranks,
+            latent_ranks=self._latent_ranks,
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on: tensors and plain numbers."""
+        """Everything that the next step depends on: tensors and plain numbers, of all parts on rank 0."""
+        join = self._parts.join
         return {
-            "sae": self.sae.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "n_steps_since_fired": self.tracker.n_steps_since_fired,
+            "sae": {name: join(name, values) for name, values in self.sae.state_dict().items()},
+            "optimizer": self._parts.map_optimizer(self.optimizer.state_dict(), self._names(), join),
+            "n_steps_since_fired": join("n_steps_since_fired", self.tracker.n_steps_since_fired),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume exactly where `state_dict` was taken."""
-        self.sae.load_state_dict(state["sae"])
+        """Resume exactly where `state_dict` was taken, also by another number of parts."""
+        cut = self._parts.cut
+        self.sae.load_state_dict({name: cut(name, values) for name, values in state["sae"].items()})
         # Copied: torch keeps the tensors that it is given, and two steps would train on the same moments.
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-        self.tracker.n_steps_since_fired.copy_(state["n_steps_since_fired"])
+        moments = self._parts.map_optimizer(state["optimizer"], self._names(), cut)
+        self.optimizer.load_state_dict(copy.deepcopy(moments))
+        self.tracker.n_steps_since_fired.copy_(cut("n_steps_since_fired", state["n_steps_since_fired"]))
+
+    def _names(self) -> list[str]:
+        """Names of the optimiser's parameters, in its order."""
+        names = {id(part): name for name, part in self.sae.named_parameters()}
+        return [names[id(part)] for group in self.optimizer.param_groups for part in group["params"]]
 
 
 def _parameter_groups(sae: Sae, lr: float, encoder_lr_factor: float | None) -> list[dict[str, Any]]:

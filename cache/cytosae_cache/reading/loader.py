@@ -59,6 +59,8 @@ class ShuffledLoader:
         batch_of: `images` for whole images, `tokens` for tokens drawn from many images.
         in_memory: Whether to read all images now, and serve the same batches from memory.
         make_buffer: Makes the memory of a batch from its shape and dtype, for example pinned memory.
+        part: Which part of every batch to serve, and into how many equal parts it is cut, for several processes that
+            train together: part 0 of 1 is all of it. Sizes and positions are those of the whole batches.
 
     Raises:
         ValueError: If `batch_images` is below 1, or `shuffle` or `batch_of` is unknown.
@@ -76,8 +78,9 @@ class ShuffledLoader:
         batch_of: BatchOf = "images",
         in_memory: bool = False,
         make_buffer: MakeBuffer = aligned_buffer,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
-        self._images = images
+        self._images, self._part = images, part
         n_tokens = images.image_shape[0]
         self._sampler = Sampler(images.layout, n_tokens, batch_images, seed, shuffle, batch_of)
         self._samples_seen, self._stop, self._make_buffer = samples_seen, stop, make_buffer
@@ -105,25 +108,34 @@ class ShuffledLoader:
     def _prefetch(
         self, plans: Iterable[tuple[int, Plan]], fill: Callable[[Plan, npt.NDArray[Any]], IntArray]
     ) -> Generator[Batch, None, None]:
-        """Prefetch one batch per pair `(n_images, plan)`; `fill` carries out a plan and returns its row numbers."""
+        """Prefetch one batch per pair `(n_images, plan)`; `fill` carries out the plan and returns the row numbers."""
         samples_seen = self._samples_seen
 
         def fill_batch(plan: tuple[int, Plan], buffer: npt.NDArray[Any]) -> Batch:
             nonlocal samples_seen
             n_images, content = plan
-            rows = fill(content, buffer[:n_images])
+            own = buffer[: len(range(n_images)[self._own(n_images)])]
+            rows = fill(content, own)
             samples_seen += n_images
-            return Batch(rows, buffer[:n_images], samples_seen)
+            return Batch(rows, own, samples_seen)
 
         most = min(self._sampler.batch_images, max(self._stop - self._samples_seen, 1))
-        shape = (most, *self._images.image_shape)
+        shape = (-(-most // self._part[1]), *self._images.image_shape)
         self._prefetcher = Prefetcher(plans, fill_batch, lambda: self._make_buffer(shape, self._images.dtype))
         return iter(self._prefetcher)
 
     def _iter_plans(self) -> Iterator[tuple[int, IntArray]]:
-        """The pairs `(n_images, part numbers)` of all batches."""
+        """The pairs `(n_images, own part numbers)` of all batches."""
+        n_parts = self._sampler.parts_per_row
         for parts in self._sampler.iter_batches(samples_seen=self._samples_seen, stop=self._stop):
-            yield len(parts) // self._sampler.parts_per_row, parts
+            n_images = len(parts) // n_parts
+            own = self._own(n_images)
+            yield n_images, parts[own.start * n_parts : own.stop * n_parts]
+
+    def _own(self, n_images: int) -> slice:
+        """Which images of a batch are served."""
+        number, n = self._part
+        return slice(n_images * number // n, n_images * (number + 1) // n)
 
     def _read(self, images: IntArray, out: npt.NDArray[Any]) -> IntArray:
         """Read whole images straight into their slots."""
@@ -152,7 +164,11 @@ class ShuffledLoader:
         mixer = _Mixer(groups, sampler.parts_per_row)
 
         def fill(n_images: int, out: npt.NDArray[Any]) -> IntArray:
-            return images.rows[mixer.fill(out)]
+            own = self._own(n_images)
+            mixer.skip(own.start)
+            rows = images.rows[mixer.fill(out)]
+            mixer.skip(n_images - own.stop)
+            return rows
 
         size = sampler.batch_images
         sizes = (min(size, self._stop - at) for at in range(self._samples_seen, self._stop, size))
@@ -171,6 +187,20 @@ class _Mixer:
         self._buffer: npt.NDArray[Any] = np.empty(0)
         self._served = 0
 
+    def skip(self, n_images: int) -> None:
+        """Leave out the parts of as many images as other processes serve."""
+        left = n_images * self._parts_per_row
+        while left:
+            self._next_group_if_served()
+            n = min(left, len(self._group.order) - self._served)
+            self._served += n
+            left -= n
+
+    def _next_group_if_served(self) -> None:
+        if self._served == len(self._group.order):
+            self._group, self._buffer = next(self._groups)
+            self._served = 0
+
     def fill(self, out: npt.NDArray[Any]) -> IntArray:
         """Fill a batch with the next parts; returns the image number of each, shape `(n,)` or `(n, n_tokens)`."""
         n_parts = self._parts_per_row
@@ -178,9 +208,7 @@ class _Mixer:
         rows = np.empty(len(slots), dtype=np.int64)
         filled = 0
         while filled < len(slots):
-            if self._served == len(self._group.order):
-                self._group, self._buffer = next(self._groups)
-                self._served = 0
+            self._next_group_if_served()
             parts = self._group.order[self._served :][: len(slots) - filled]
             gather(self._buffer, parts, slots[filled : filled + len(parts)], n_parts)
             rows[filled : filled + len(parts)] = self._group.rows[parts // n_parts]
@@ -200,7 +228,7 @@ def gather(images: npt.NDArray[Any], parts: IntArray, out: npt.NDArray[Any], par
     """
     source = images.reshape(len(images) * parts_per_row, -1)
     # Not the default mode, which makes a second copy so that `out` is unchanged if an index is out of range.
-    np.take(source, parts, axis=0, out=out.reshape(len(parts), -1), mode="clip")
+    np.take(source, parts, axis=0, out=out.reshape(len(parts), source.shape[1]), mode="clip")
 
 
 def iter_row_blocks(

@@ -96,7 +96,7 @@ class _TrainCommand(GroupedCommand):
     }  # fmt: skip
 
 
-@functools.partial(verb, kind=_TrainCommand)
+@functools.partial(verb, kind=_TrainCommand, in_ranks=True)
 @click.option(
     "--sweep",
     type=click.Path(path_type=Path),
@@ -113,6 +113,7 @@ def train(sweep: Path | None, as_json: bool, **values: Any) -> None:
     cytosae-cache train --dataset_name mll23 --preset cytosae
     cytosae-cache train --dataset_name mll23 --preset modern --k 64
     cytosae-cache train --dataset_name mll23 --sweep grid.toml      (grid.toml: k = [16, 32, 64])
+    torchrun --nproc-per-node 8 -m cytosae_pipeline train --dataset_name mll23      (a run, or a sweep, on 8 GPUs)
     """
     given = given_options()
     config = make_config(TrainConfig, {name: value for name, value in values.items() if name in given})

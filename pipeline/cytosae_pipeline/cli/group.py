@@ -9,6 +9,7 @@ import click
 from cytosae_pipeline import __version__
 from cytosae_pipeline.cli.options import CONTEXT_SETTINGS, VerbCommand
 from cytosae_pipeline.cli.output import log_to_stderr, messages
+from cytosae_pipeline.runtime.ranks import require_one_process
 from cytosae_pipeline.runtime.shortage import explained_shortage
 
 _ORDER = (
@@ -54,18 +55,23 @@ json_option = click.option(
 )
 
 
-def verb(function: Callable[..., Any], kind: type[VerbCommand] = VerbCommand) -> click.Command:
+def verb(
+    function: Callable[..., Any], kind: type[VerbCommand] = VerbCommand, *, in_ranks: bool = False
+) -> click.Command:
     """Register a verb: `--json`, and errors as messages. A trailing _ of the function's name is left out.
 
     Args:
         function: What the verb does.
         kind: Class of the command, which writes its help.
+        in_ranks: Whether several processes that torchrun starts do it together; otherwise they are refused.
     """
+    name = function.__name__.rstrip("_")
 
     @functools.wraps(function)
     def run(**values: Any) -> None:
         with messages(), log_to_stderr(), explained_shortage(values):
+            if not in_ranks:
+                require_one_process(name)
             function(**values)
 
-    name = function.__name__.rstrip("_")
     return cli.command(name, cls=kind, context_settings=CONTEXT_SETTINGS)(json_option(run))

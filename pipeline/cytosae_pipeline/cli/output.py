@@ -15,17 +15,20 @@ from typing import Any
 import click
 
 from cytosae_pipeline.errors import UserError, escape
+from cytosae_pipeline.runtime.ranks import RankStoppedError, end_quietly, is_first, launched, speaks
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM, as shells expect it."""
 
 
 def print_result(result: Any, text: str, as_json: bool) -> None:  # noqa: ANN401 - a record or a dict
-    """Print a result on stdout: the text, or the values as JSON.
+    """Print a result on stdout: the text, or the values as JSON. Of several processes, rank 0 does.
 
     Raises:
         UserError: If stdout is a file on a full disk.
     """
+    if not is_first():
+        return
     if as_json:
         values = dataclasses.asdict(result) if dataclasses.is_dataclass(result) else result  # type: ignore[arg-type]
         text = json.dumps(values, default=str)
@@ -65,16 +68,26 @@ class _StderrHandler(logging.Handler):
 
 @contextmanager
 def messages() -> Iterator[None]:
-    """Turn expected errors into one message and an exit code; bugs keep their traceback."""
+    """Turn expected errors into one message and an exit code; bugs keep their traceback.
+
+    Of several processes that end for one reason, one prints the message.
+    """
     try:
         yield
     except KeyboardInterrupt:
-        command = shlex.join(["cytosae-cache", *sys.argv[1:]])
-        click.echo(f"\ninterrupted; finished work is kept. Resume with:\n  {command}", err=True)
+        end_quietly()
+        if launched() is not None:
+            text = "Run the same torchrun command again to resume, also with another number of processes"
+        else:
+            text = f"Resume with:\n  {shlex.join(['cytosae-cache', *sys.argv[1:]])}"
+        if speaks():
+            click.echo(f"\ninterrupted; finished work is kept. {text}", err=True)
         raise SystemExit(INTERRUPTED) from None
     except (ValueError, OSError, RuntimeError) as error:
         if not _is_expected(error):
             raise
+        if isinstance(error, RankStoppedError) or not speaks():
+            raise SystemExit(1) from None
         raise click.ClickException(_printable(_describe(error))) from error
 
 
@@ -106,5 +119,6 @@ def _is_expected(error: Exception) -> bool:
     from cytosae.backbones.errors import BackboneError
     from cytosae.formats.checkpoint import SaeCheckpointError
     from cytosae.formats.foreign import InteropError
+    from cytosae.sae.world import RankLostError
 
-    return isinstance(error, SaeCheckpointError | InteropError | BackboneError)
+    return isinstance(error, SaeCheckpointError | InteropError | BackboneError | RankLostError)

@@ -169,6 +169,11 @@ class TrainConfig(StoreSource):
     resident: Resident = option(
         "auto", "Keep all activations in memory (ram) or on the GPU (gpu); batches are the same. auto: where it pays."
     )
+    split: Literal["data", "latents"] = option(
+        "data",
+        "What processes that torchrun starts share: data = the images of every batch, latents = the latents of the "
+        "autoencoder (docs/training.md).",
+    )
     mse_cls_coefficient: float = option(1.0, "Weight of the CLS token's reconstruction error (relu).", minimum=0)
     use_ghost_grads: bool = option(False, "Revive dead latents with ghost gradients (relu).")
     feature_sampling_window: int = option(64, "Steps over which firing rates are measured.", minimum=1)
@@ -234,6 +239,9 @@ class TrainConfig(StoreSource):
 
     def _check_architecture(self) -> None:
         """Raise for options that the architecture does not have."""
+        if self.split == "latents" and not ARCHITECTURES[self.arch].splits_latents:
+            able = ", ".join(arch for arch, kind in ARCHITECTURES.items() if kind.splits_latents)
+            raise UserError(f"split latents is for arch {able}, found arch {self.arch}: give split data")
         of_some = {name: getattr(self, name) is not None for name in OF_ARCHITECTURES} | {
             "use_ghost_grads": self.use_ghost_grads,
             "norm_weighted_l1": self.norm_weighted_l1,

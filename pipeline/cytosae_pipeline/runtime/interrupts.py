@@ -14,10 +14,16 @@ class HeldInterrupts:
     An update of parameters that is interrupted half-way could not be resumed exactly. A signal that is ignored, as
     Ctrl-C is by a background job of a script, stays ignored. Outside the main thread, where Python allows no signal
     handlers, nothing is deferred.
+
+    Args:
+        repeated: Whether signals come more than once, as torchrun sends on what the terminal has sent to all processes
+            already: then a second one changes nothing, and after the end all are ignored if one came.
     """
 
-    def __init__(self) -> None:
-        self._pending = False
+    def __init__(self, *, repeated: bool = False) -> None:
+        self.pending = False
+        """Whether an interrupt was recorded."""
+        self._repeated = repeated
         self._previous: dict[signal.Signals, Any] = {}
         self.torn = False
         """Whether an interrupt was raised at an arbitrary point, perhaps in the middle of a step."""
@@ -32,7 +38,7 @@ class HeldInterrupts:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if self._repeated and self.pending else handler)
 
     def check(self) -> None:
         """Raise a recorded interrupt.
@@ -40,11 +46,11 @@ class HeldInterrupts:
         Raises:
             KeyboardInterrupt: If one came.
         """
-        if self._pending:
+        if self.pending:
             raise KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._pending:
+        if self.pending and not self._repeated:
             self.torn = True
             raise KeyboardInterrupt
-        self._pending = True
+        self.pending = True

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cytosae.sae.world import ALONE, World
 from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.loader import ShuffledLoader
 from cytosae_cache.reading.reader import aligned_buffer
@@ -24,7 +25,8 @@ class TensorBatch(NamedTuple):
     activations: torch.Tensor
     """Of the chosen tokens, shape `(n, T, D)`, of the store's dtype; valid until the next batch is asked for."""
     samples_seen: int
-    """Images served after this batch, over all epochs: where to resume. Mixed tokens count as fractions of images."""
+    """Images served after this batch by all processes, over all epochs: where to resume. Mixed tokens count as
+    fractions of images."""
 
 
 class Batches(Protocol):
@@ -94,6 +96,7 @@ class DeviceBatches:
         samples_seen: Images already served, over all epochs.
         stop: Number of images after which to stop.
         device: Device of the tensor.
+        world: The processes, each of which is served its part of every batch.
     """
 
     waited_s = 0.0
@@ -108,8 +111,10 @@ class DeviceBatches:
         samples_seen: int,
         stop: int,
         device: torch.device,
+        world: World = ALONE,
     ) -> None:
         self._sampling, self._samples_seen, self._stop, self._device = sampling, samples_seen, stop, device
+        self._world = world
         self._choose = choose
         self._image_shape = images.image_shape
         self._values = torch.empty((len(images), *images.image_shape), dtype=_torch_dtype(images.dtype), device=device)
@@ -126,9 +131,11 @@ class DeviceBatches:
         parts_nd = self._values.flatten(0, 1) if n_parts > 1 else self._values
         for parts in self._sampling.iter_batches(samples_seen=samples_seen, stop=self._stop):
             samples_seen += len(parts) // n_parts
+            own = self._world.share(len(parts) // n_parts)
+            parts = parts[own.start * n_parts : own.stop * n_parts]
             # Without waiting for the last step; the driver has read ordinary memory before the call returns.
             at = torch.from_numpy(parts).to(self._device, non_blocking=True)
-            batch = parts_nd.index_select(0, at).view(-1, *self._image_shape)
+            batch = parts_nd.index_select(0, at).view(own.stop - own.start, *self._image_shape)
             yield TensorBatch(self._choose(batch), samples_seen)
 
 
@@ -140,6 +147,7 @@ def open_batches(
     samples_seen: int,
     device: torch.device,
     place: Place,
+    world: World = ALONE,
 ) -> Batches:
     """A run's remaining batches; they are the same wherever the activations are kept.
 
@@ -150,6 +158,7 @@ def open_batches(
         samples_seen: Images already trained on.
         device: Device of the training.
         place: Where the activations are kept.
+        world: The processes that share every batch.
     """
     stop = config.total_training_tokens
     if place == "gpu":
@@ -161,11 +170,12 @@ def open_batches(
             config.shuffle,
             config.batch_of,
         )
-        return DeviceBatches(images, sampling, choose, samples_seen=samples_seen, stop=stop, device=device)
+        return DeviceBatches(images, sampling, choose, samples_seen=samples_seen, stop=stop, device=device, world=world)
     make_buffer = _make_pinned if device.type == "cuda" else aligned_buffer
     stream = ShuffledLoader(
         images, batch_images=config.batch_size, seed=config.shuffle_seed, samples_seen=samples_seen, stop=stop,
         shuffle=config.shuffle, batch_of=config.batch_of, in_memory=place == "ram", make_buffer=make_buffer,
+        part=(world.rank, world.size),
     )  # fmt: skip
     return HostBatches(stream, choose, device)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cytosae.formats.checkpoint import SaeCheckpointError, read_torch
+from cytosae.sae.world import World
 from cytosae_cache.errors import StoreBusyError
 from cytosae_cache.storage.atomic import TEMPORARY_SUFFIX, write_file
 from cytosae_cache.storage.lock import locked
@@ -49,6 +50,23 @@ def claimed(runs: Sequence[Run]) -> Iterator[list[Run]]:
                 _write_config(run)
             _remove_partial_files(run)
         yield unfinished(runs)
+
+
+@contextlib.contextmanager
+def claimed_together(runs: Sequence[Run], world: World) -> Iterator[list[Run]]:
+    """`claimed` by several processes: rank 0 holds the locks of all.
+
+    Args:
+        runs: The runs, the same on every rank.
+        world: The processes.
+
+    Yields:
+        Those that are not finished.
+    """
+    with contextlib.ExitStack() as locks:
+        todo = list(runs) if world.rank else locks.enter_context(claimed(runs))
+        names = json.loads(world.gather_texts(json.dumps([run.folder.name for run in todo]))[0])
+        yield [run for run in runs if run.folder.name in names]
 
 
 def unfinished(runs: Sequence[Run]) -> list[Run]:

@@ -9,6 +9,7 @@ import torch
 
 from cytosae.sae.base import Sae
 from cytosae.sae.coo import CooMatrix
+from cytosae.sae.world import ALONE, World
 from cytosae.statistics.fidelity import Fidelity, FidelityStatistics
 from cytosae.training.encoder_blocks import EncoderProduct
 from cytosae.training.matmul import MatmulConfig, iter_parts
@@ -56,6 +57,7 @@ def evaluate(
     matmul: MatmulConfig,
     choice: str = "all",
     limit: int | None = None,
+    ranks: World = ALONE,
 ) -> Evaluation:
     """Evaluate an autoencoder of raw activations, in float32.
 
@@ -66,9 +68,11 @@ def evaluate(
         matmul: How products are computed, of type float32.
         choice: Which tokens.
         limit: Images to evaluate, spread evenly; all by default.
+        ranks: Processes that evaluate the same autoencoder, each on its part of the images.
     """
     chosen = spread_rows(len(images), limit or len(images))
-    found = measure(sae, images, chosen, layout, matmul=matmul, choice=choice)
+    found = measure(sae, images, chosen[ranks.share(len(chosen))], layout, matmul=matmul, choice=choice)
+    found.gather(ranks)
     return Evaluation.of(found.overall(), len(chosen))
 
 

@@ -4,8 +4,8 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,14 +19,15 @@ from cytosae_pipeline.config.commands import command
 from cytosae_pipeline.runtime.interrupts import HeldInterrupts
 from cytosae_pipeline.runtime.memory import exceeds_page_cache
 from cytosae_pipeline.runtime.progress import Progress
-from cytosae_pipeline.training.batches import Batches, open_batches
-from cytosae_pipeline.training.claims import claimed, unfinished
+from cytosae_pipeline.runtime.ranks import RankStoppedError, joined, launched
+from cytosae_pipeline.training.batches import Batches, TensorBatch, open_batches
+from cytosae_pipeline.training.claims import claimed, claimed_together, unfinished
 from cytosae_pipeline.training.expectations import explain_dense
 from cytosae_pipeline.training.holdout import held_out
 from cytosae_pipeline.training.init import DataInit, choose_tokens
 from cytosae_pipeline.training.placement import choose_placement, find_free_memory, find_needs
 from cytosae_pipeline.training.requirements import require_disk, require_training_memory
-from cytosae_pipeline.training.runs import Run, TrainingError, prepare_run
+from cytosae_pipeline.training.runs import Run, TrainingError, prepare_together
 from cytosae_pipeline.training.trainer import Trainer
 from cytosae_pipeline.workspace.runs import RunFolder
 
@@ -64,23 +65,27 @@ class TrainResult:
 def train(config: TrainConfig) -> TrainResult:
     """Train an autoencoder, resume an interrupted run, or do nothing if the run is finished.
 
+    Processes that torchrun started train it together: rank 0 writes all files.
+
     Raises:
         ValueError: If the store is missing or does not fit the options; the message says what to do.
         StoreBusyError: If another process trains the same run.
         UserError: If it does not fit into memory or on the disk.
         TrainingError: If the loss is no longer finite; checkpoints are kept, and no final file is written.
     """
-    run = prepare_run(config)
-    require_room([run])
-    with claimed([run]) as todo:
-        if not todo:
-            logger.info(f"run '{run.folder.name}' is already trained: nothing to do")
-            return _result(run, "already trained", None)
-        loop = TrainingLoop(todo)
-        (failure,) = loop.run()
-    if failure is not None:
-        raise failure
-    return _result(run, "resumed" if loop.resumed else "trained", loop.step_s[run.folder])
+    with joined(on_gpus=config.device in ("auto", "cuda")) as world:
+        run = replace(prepare_together(config, world), world=world)
+        require_room([run])
+        with claimed_together([run], world) as todo:
+            if not todo:
+                logger.info(f"run '{run.folder.name}' is already trained: nothing to do")
+                return _result(run, "already trained", None)
+            loop = TrainingLoop(todo)
+            (failure,) = loop.run()
+        if failure is not None:
+            raise failure
+        world.add(0)  # rank 0 has written everything
+        return _result(run, "resumed" if loop.resumed else "trained", loop.step_s[run.folder])
 
 
 def train_together(runs: Sequence[Run]) -> list[TrainResult]:
@@ -132,6 +137,8 @@ class TrainingLoop:
         """Whether any run had been started before."""
         self.step_s: dict[Path, float | None] = {}
         """Mean time per step of every run, by its folder."""
+        self._stopped_together = False
+        """Whether all ranks have left the loop at the same step."""
 
     def run(self) -> list[TrainingError | None]:
         """Run all remaining steps. On Ctrl-C or an error of disk or store the states are saved first.
@@ -171,18 +178,26 @@ class TrainingLoop:
         logger.info(placement.text)
         choose = functools.partial(choose_tokens, choice=config.trained_on, layout=run.store.spec.tokens)
         batches = open_batches(
-            images, config, choose, samples_seen=samples_seen, device=run.device, place=placement.place
+            images,
+            config,
+            choose,
+            samples_seen=samples_seen,
+            device=run.device,
+            place=placement.place,
+            world=run.token_ranks,
         )
         progress = Progress("train", config.total_training_tokens, "images", done=samples_seen)
-        with HeldInterrupts() as interrupts:
+        with HeldInterrupts(repeated=launched() is not None) as interrupts:
             try:
                 with contextlib.ExitStack() as loggers, progress:
                     for trainer in trainers:
                         loggers.enter_context(trainer.open_loggers())
                     failures = self._steps(trainers, batches, progress, interrupts)
-            except (KeyboardInterrupt, OSError, StoreError):
+            except (KeyboardInterrupt, OSError, StoreError, RankStoppedError):
                 # After a second Ctrl-C the parameters may be half-way through a step: the last saved state stays.
-                for trainer in trainers if not interrupts.torn else ():
+                # Parts of the latents are saved by all ranks together, or not at all.
+                can_save = not interrupts.torn and (self._stopped_together or run.latent_ranks.size == 1)
+                for trainer in trainers if can_save else ():
                     if not trainer.has_unrecorded_step:
                         trainer.save_state()
                 raise
@@ -199,7 +214,7 @@ class TrainingLoop:
         run = trainers[0].run
         failures: dict[Trainer, TrainingError | None] = dict.fromkeys(trainers)
         whole, interval = WaitingTime(batches), WaitingTime(batches)
-        for batch in batches:
+        for batch, is_save_due in self._agreed(trainers, batches, interrupts):
             # Two calls: in a single one torch would convert on the host and then copy twice the bytes.
             x = batch.activations.to(run.device).float()
             pace = {"details/images_per_s": progress.rate, "details/data_wait_share": interval.share()}
@@ -208,17 +223,48 @@ class TrainingLoop:
                 if failures[trainer] is not None or trainer.samples_seen >= batch.samples_seen:
                     continue
                 try:
-                    logged |= trainer.train_on(x, batch.samples_seen, pace)
+                    logged |= trainer.train_on(x, batch.samples_seen, pace, is_save_due)
                 except TrainingError as error:
                     failures[trainer] = error
             if logged:
                 interval = WaitingTime(batches)
-            progress.advance(len(batch.activations), trainers[0].note)
+            progress.advance(batch.samples_seen - progress.done, trainers[0].note)
             if all(failures.values()):
                 break
-            interrupts.check()
+            if run.world.size == 1:  # else all ranks stop at one step, before the next one
+                interrupts.check()
         logger.info(f"waited for data during {whole.share():.1%} of the time")
         return failures
+
+    def _agreed(
+        self, trainers: list[Trainer], batches: Batches, interrupts: HeldInterrupts
+    ) -> Iterator[tuple[TensorBatch, bool]]:
+        """The batches, and whether to save after the step on it: all ranks take a step, or none.
+
+        Raises:
+            KeyboardInterrupt: If any rank was interrupted.
+            RankStoppedError: If another rank could not read its part of a batch.
+        """
+        world, remaining = trainers[0].run.world, iter(batches)
+        while True:
+            batch, failure = None, None
+            try:
+                batch = next(remaining, None)
+            except (OSError, StoreError) as error:
+                failure = error
+            own = [failure is not None, interrupts.pending, any(trainer.is_save_due for trainer in trainers)]
+            signs = world.gather_numbers(list(map(int, own)))
+            failed, interrupted, is_save_due = (any(column) for column in zip(*signs, strict=True))
+            self._stopped_together = failed or interrupted
+            if failure is not None:
+                raise failure
+            if failed:
+                raise RankStoppedError("another process could not read its part of a batch")
+            if interrupted:
+                raise KeyboardInterrupt
+            if batch is None:
+                return
+            yield batch, is_save_due
 
 
 class WaitingTime:

@@ -10,6 +10,7 @@ from cytosae_pipeline.config.train import Resident
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.memory import available_ram
 from cytosae_pipeline.runtime.progress import format_bytes
+from cytosae_pipeline.runtime.ranks import n_processes_here
 from cytosae_pipeline.training.runs import Run
 
 Place = Literal["none", "ram", "gpu"]
@@ -43,6 +44,8 @@ class FreeMemory:
     """None where the system does not say."""
     gpu: int | None
     """None without a CUDA device."""
+    n_processes: int = 1
+    """Processes of the training on this machine; `ram` is the part of each."""
 
 
 class Placement(NamedTuple):
@@ -66,9 +69,11 @@ def choose_placement(asked: Resident, needs: Needs, free: FreeMemory) -> Placeme
     size = format_bytes(needs.store_bytes)
     wanted = {"gpu": needs.store_bytes + needs.step_bytes, "ram": needs.store_bytes}
     available = {"gpu": free.gpu, "ram": free.ram}
+    # The order of every epoch is another one, so that each process comes to need every image.
+    each = f" by each of {free.n_processes} processes" if free.n_processes > 1 else ""
     kept = {
-        "gpu": f"activations ({size}) are read once and kept on the GPU",
-        "ram": f"activations ({size}) are read once and kept in memory",
+        "gpu": f"activations ({size}) are read once and kept on the GPU{each}",
+        "ram": f"activations ({size}) are read once and kept in memory{each}",
     }
     read = f"activations ({size}) are read from disk every epoch"
 
@@ -84,8 +89,9 @@ def choose_placement(asked: Resident, needs: Needs, free: FreeMemory) -> Placeme
             raise UserError("--resident gpu needs a CUDA device, but training runs without one. Try --resident auto")
         if there is not None and not fits(asked):
             raise UserError(
-                f"--resident {asked} needs {format_bytes(wanted[asked])}, but {format_bytes(there)} are free, of which "
-                f"{_SHARE:.0%} may be used. Try --resident auto"
+                f"--resident {asked} needs {format_bytes(wanted[asked])}{each.replace(' by', ' for')}, but "
+                f"{format_bytes(there)} are free{each.replace(' by', ' for')}, of which {_SHARE:.0%} may be used. Try "
+                "--resident auto"
             )
         return Placement(asked, kept[asked])
     if needs.n_epochs <= 1:
@@ -130,6 +136,7 @@ def _step_bytes(run: Run) -> int:
 
 
 def find_free_memory(device: torch.device) -> FreeMemory:
-    """Free memory of the machine and of the device."""
+    """Free memory of the machine, of which every process of a training has its part, and of the device."""
     gpu = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-    return FreeMemory(available_ram(), gpu)
+    ram, n_processes = available_ram(), n_processes_here()
+    return FreeMemory(None if ram is None else ram // n_processes, gpu, n_processes)

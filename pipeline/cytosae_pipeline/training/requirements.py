@@ -104,7 +104,7 @@ def require_training_memory(runs: Sequence[Run], free: FreeMemory) -> None:
     if len(runs) == 1:
         what, advice = f"training an autoencoder of {widest:,} latents", _SMALLER
     what += f" on batches of {first.batch_images:,} images"
-    weights = sum(4 * n_parameters(run) for run in runs)
+    weights = sum(4 * n_parameters(run) // run.latent_ranks.size for run in runs)
     tokens = first.batch_images * first.store.n_tokens * first.store.d_model * 4
     buffers = PREFETCHED * first.batch_images * first.store.image_bytes
     on_device = _COPIES * weights + tokens

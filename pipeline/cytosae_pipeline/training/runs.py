@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from cytosae.sae.registry import make_sae
+from cytosae.sae.world import ALONE, World
 from cytosae.training.matmul import MatmulConfig
 from cytosae_cache.format.spec import canonical_json
 from cytosae_cache.reading.concat import check_same_spec
@@ -36,7 +37,7 @@ from cytosae_pipeline.workspace.runs import CONFIG_NAME, STATE_NAMES, read_confi
 
 NOT_THE_RECIPE = {
     "root_dir", "store", "model_path", "images", "layout", "vit_type", "run_name", "resume", "device", "no_verify",
-    "resident", "log_to_wandb", "tensorboard", "wandb_project", "wandb_entity", "clip_dim", "preset",
+    "resident", "log_to_wandb", "tensorboard", "wandb_project", "wandb_entity", "clip_dim", "preset", "split",
 }  # fmt: skip
 """Options that do not change the numbers: they are not part of the run's identity nor of anything that is shared."""
 
@@ -64,6 +65,8 @@ class Run:
     """Device."""
     products: Products
     """How matrix products are computed; the same since its first step."""
+    world: World = ALONE
+    """The processes that train it together."""
 
     @property
     def store(self) -> ActivationStore:
@@ -86,9 +89,19 @@ class Run:
         return -(-self.config.total_training_tokens // self.config.batch_size)
 
     @property
+    def token_ranks(self) -> World:
+        """Processes that have other images of every batch."""
+        return self.world if self.config.split == "data" else ALONE
+
+    @property
+    def latent_ranks(self) -> World:
+        """Processes that hold other latents."""
+        return self.world if self.config.split == "latents" else ALONE
+
+    @property
     def batch_images(self) -> int:
-        """Images of the largest batch: there may be fewer than the batch size."""
-        return min(self.config.batch_size, self.config.total_training_tokens)
+        """Images of this process' largest batch: there may be fewer than the batch size."""
+        return -(-min(self.config.batch_size, self.config.total_training_tokens) // self.token_ranks.size)
 
     @property
     def matmul(self) -> MatmulConfig:
@@ -120,12 +133,15 @@ class Run:
         return self.folder / checkpoint_name(n_images, name, self.block_name, module, self.n_latents)
 
 
-def prepare_run(config: TrainConfig, stores: tuple[ActivationStore, ...] | None = None) -> Run:
+def prepare_run(
+    config: TrainConfig, stores: tuple[ActivationStore, ...] | None = None, products: Products | None = None
+) -> Run:
     """Find the stores and choose the run's name; nothing of the run is written.
 
     Args:
         config: Options.
         stores: Its stores, if they were found before.
+        products: How its products are computed, if another process has chosen that.
 
     Raises:
         StoreMismatchError: If the stores' specs differ.
@@ -157,7 +173,42 @@ def prepare_run(config: TrainConfig, stores: tuple[ActivationStore, ...] | None 
             f"{error}. --expansion_factor {config.expansion_factor} at width {store.d_model} gives {n_latents} "
             "latents: change --k or --expansion_factor"
         ) from error
+    if products is not None:
+        return replace(_make_run(replace(config, precision=products.precision), stores, device), products=products)
     return _with_products(config, stores, device)
+
+
+def prepare_together(config: TrainConfig, world: World, stores: tuple[ActivationStore, ...] | None = None) -> Run:
+    """`prepare_run` by several processes: rank 0 first, which builds a missing store and chooses the products.
+
+    Args:
+        config: Options.
+        world: The processes.
+        stores: Its stores, if they were found before.
+
+    Raises:
+        TrainingError: If a rank finds another store than rank 0.
+    """
+    if world.size == 1:
+        return prepare_run(config, stores)
+    run = prepare_run(config, stores) if not world.rank else None
+    chosen = world.gather_texts(json.dumps(asdict(run.products)) if run is not None else "")[0]
+    if run is None:
+        value = json.loads(chosen)
+        run = prepare_run(config, stores, read_products(value, Products(value["precision"], 0.0)))
+    k, n_own = run.config.k or 1, run.n_latents // world.size
+    if run.config.split == "latents" and k > n_own:
+        raise TrainingError(
+            f"--split latents gives each of {world.size} processes {n_own:,} of {run.n_latents:,} latents, fewer than "
+            f"--k {k}. Start fewer processes, or give --split data"
+        )
+    found = [json.loads(text) for text in world.gather_texts(json.dumps([run.recipe, run.contents]))]
+    if found[0] != found[world.rank]:
+        raise TrainingError(
+            f"rank {world.rank} finds other activations in '{run.store.path}' than rank 0: all processes must read the "
+            "same stores, from a shared disk or from equal copies"
+        )
+    return run
 
 
 def _with_products(config: TrainConfig, stores: tuple[ActivationStore, ...], device: torch.device) -> Run:
@@ -292,7 +343,7 @@ def _resumed_config(config: TrainConfig, workspace: Workspace) -> TrainConfig:
         options["with_dataset"] = tuple(options.get("with_dataset", ()))
         # Another machine may have another device and less memory; the numbers must stay the same.
         options["precision"] = record["recipe"].get("precision", "fp32")
-        options |= {"device": config.device, "resident": config.resident}
+        options |= {"device": config.device, "resident": config.resident, "split": config.split}
         options |= {"root_dir": config.root_dir, "run_name": config.resume, "resume": None}
         return TrainConfig(**without_foreign(options["arch"], options))
     except (KeyError, TypeError, ValueError, AttributeError) as error:

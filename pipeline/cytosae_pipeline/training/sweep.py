@@ -1,21 +1,27 @@
 """Several autoencoders from one stream: a grid of options, its runs, and their results."""
 
 import itertools
+import json
+import logging
 import math
 import tomllib
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from cytosae.sae.world import World
 from cytosae_cache.storage.atomic import make_folder, write_file
 from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.config.fields import check_field
 from cytosae_pipeline.config.train import OF_ARCHITECTURES, without_foreign
 from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.runtime.ranks import joined
 from cytosae_pipeline.runtime.tables import format_number, format_table
+from cytosae_pipeline.training.claims import unfinished
 from cytosae_pipeline.training.loop import TrainResult, train_together
 from cytosae_pipeline.training.pareto import Point, draw_pareto
-from cytosae_pipeline.training.runs import NOT_THE_RECIPE, Run, prepare_run
+from cytosae_pipeline.training.requirements import require_disk
+from cytosae_pipeline.training.runs import NOT_THE_RECIPE, Run, prepare_together
 from cytosae_pipeline.workspace.csv_files import to_csv
 from cytosae_pipeline.workspace.paths import Workspace, file_part
 
@@ -117,11 +123,19 @@ def read_grid(path: Path | str) -> list[dict[str, Any]]:
 def run_sweep(base: TrainConfig, path: Path | str) -> SweepResult:
     """Train every run of a grid on one stream; called again, it resumes unfinished runs.
 
+    Processes that torchrun started deal the runs out: each trains its own on a stream of its own, and they exchange
+    nothing until all are done.
+
     Args:
         base: Options that the grid does not set; its run name is the prefix of the runs' names.
         path: The grid file.
     """
-    path = Path(path)
+    with joined(on_gpus=False, level=logging.WARNING) as world:
+        return _run_sweep(base, Path(path), world)
+
+
+def _run_sweep(base: TrainConfig, path: Path, world: World) -> SweepResult:
+    """`run_sweep` by the processes of a world."""
     grid = read_grid(path)
     prefix = base.run_name or file_part(path.stem)
     varying = [name for name in TrainConfig.__dataclass_fields__ if len({str(run.get(name)) for run in grid}) > 1]
@@ -138,15 +152,14 @@ def run_sweep(base: TrainConfig, path: Path | str) -> SweepResult:
             config = replace(base, **{**foreign, **values}, order_seed=base.shuffle_seed, run_name=name)
         except ValueError as error:
             raise UserError(f"a run of '{path}' ({name}) is not possible: {error}") from error
-        runs.append(prepare_run(config, runs[0].stores if runs else None))
-    results = train_together(runs)
-    rows = [
-        _make_row(run, result, {name: values.get(name) for name in varying})
-        for run, result, values in zip(runs, results, grid, strict=True)
-    ]
+        runs.append(prepare_together(config, world, runs[0].stores if runs else None))
+    options = [{name: values.get(name) for name in varying} for values in grid]
+    rows = _train_dealt(runs, options, world)
     folder = Workspace(base.root_dir).run_dir(prefix)
-    make_folder(folder)
     table, picture = folder / "sweep.csv", folder / "sweep.svg"
+    if world.rank:
+        return SweepResult(rows, table, picture)
+    make_folder(folder)
     write_file(table, _to_csv(rows, varying))
     points = [
         Point(
@@ -157,6 +170,27 @@ def run_sweep(base: TrainConfig, path: Path | str) -> SweepResult:
     ]
     write_file(picture, draw_pareto(points).encode())
     return SweepResult(rows, table, picture)
+
+
+def _train_dealt(runs: list[Run], options: list[dict[str, Any]], world: World) -> list[SweepRow]:
+    """Train every n-th run on each of n processes.
+
+    Args:
+        runs: All runs.
+        options: What distinguishes each.
+        world: The processes.
+
+    Returns:
+        The rows of all runs, on every process.
+    """
+    if todo := unfinished(runs):
+        require_disk(todo)  # of all of them: each process counts its own alone
+    own = slice(world.rank, None, world.size)
+    results = train_together(runs[own]) if runs[own] else []
+    rows = [_make_row(*one) for one in zip(runs[own], results, options[own], strict=True)]
+    dealt = [json.loads(text) for text in world.gather_texts(json.dumps([asdict(row) for row in rows], default=str))]
+    found = [dealt[number % world.size][number // world.size] for number in range(len(runs))]
+    return [SweepRow(**{**row, "sae": Path(row["sae"])}) for row in found]
 
 
 def _without_foreign(grid: list[dict[str, Any]], arch: str) -> list[dict[str, Any]]:

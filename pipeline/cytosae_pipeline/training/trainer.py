@@ -1,6 +1,5 @@
 """Training of one autoencoder: step, schedule, metrics, checkpoints and state; `loop` feeds it."""
 
-import copy
 import hashlib
 import logging
 import math
@@ -12,10 +11,11 @@ from typing import Any
 
 import torch
 
-from cytosae.formats.checkpoint import SaeCheckpointError, read_torch, save_sae
+from cytosae.formats.checkpoint import save_sae
 from cytosae.sae.base import Sae
 from cytosae.sae.loss import LossWeights, SaeLoss
 from cytosae.sae.registry import make_sae
+from cytosae.training.latent_parts import LatentParts
 from cytosae.training.lr_schedule import LearningRateSchedule
 from cytosae.training.metrics import explained_variance
 from cytosae.training.step import TrainStep
@@ -23,7 +23,6 @@ from cytosae_cache.format.spec import canonical_json
 from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.storage.atomic import replacing_path
 from cytosae_pipeline.config import TrainConfig
-from cytosae_pipeline.runtime.shortage import is_shortage
 from cytosae_pipeline.training.evaluation import Evaluation, evaluate
 from cytosae_pipeline.training.expectations import Expectations
 from cytosae_pipeline.training.init import DataInit
@@ -32,7 +31,8 @@ from cytosae_pipeline.training.loggers.jsonl import JsonlLogger
 from cytosae_pipeline.training.loggers.tensorboard import TensorboardLogger
 from cytosae_pipeline.training.loggers.weights_and_biases import WandbLogger
 from cytosae_pipeline.training.matmul import fp32_matmul
-from cytosae_pipeline.training.runs import Run, TrainingError, differing_options, require_same_contents, sae_cfg
+from cytosae_pipeline.training.runs import Run, TrainingError, sae_cfg
+from cytosae_pipeline.training.states import load_state
 from cytosae_pipeline.workspace.files import write_torch
 from cytosae_pipeline.workspace.runs import METRICS_NAME
 
@@ -43,9 +43,6 @@ _MOST_ON_THE_WAY, _FEWEST_ON_THE_WAY = 512, 4
 """Held-out images of an intermediate evaluation; the last one evaluates all."""
 _EVALUATED_SHARE = 0.1
 """Images of all intermediate evaluations together, as a share of those trained on."""
-_DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)
-"""What a state raises whose file is whole and whose contents are something else."""
-
 _LEAST_FREQUENCY = 1e-10
 """Added before the logarithm, as in the reference; a latent that never fired is at -10."""
 
@@ -75,10 +72,12 @@ class Trainer:
         """Whether log line or checkpoint of the last step could not be written: a run resumed after it never would."""
         config, layout = run.config, run.store.spec.tokens
         self._scaling = start.scaling.to(run.device) if config.standardise else None
-        sae = make_sae(
-            config.arch, run.store.d_model, run.n_latents, seed=config.seed, device=run.device, k=config.k,
-            bandwidth=config.bandwidth,
+        self._parts = LatentParts(run.latent_ranks, run.n_latents)
+        whole = make_sae(
+            config.arch, run.store.d_model, run.n_latents, seed=config.seed,
+            device="cpu" if self._parts.is_cut else run.device, k=config.k, bandwidth=config.bandwidth,
         )  # fmt: skip
+        sae = self._parts.cut_sae(whole, run.device)
         self.step = TrainStep(
             sae,
             lr=config.lr,
@@ -92,6 +91,9 @@ class Trainer:
             beta1=config.adam_beta1,
             beta2=config.adam_beta2,
             encoder_lr_factor=config.encoder_lr_factor,
+            token_ranks=run.token_ranks,
+            latent_ranks=run.latent_ranks,
+            parts=self._parts,
         )
         self._schedule = LearningRateSchedule(
             self.step.optimizer,
@@ -102,19 +104,39 @@ class Trainer:
             decay_share=config.lr_decay_share,
         )
         self._expectations = Expectations(config, run.n_latents, run.n_steps)
-        self._n_fired = torch.zeros(run.n_latents, dtype=torch.int64, device=run.device)
+        self._n_fired = torch.zeros_like(sae.b_enc, dtype=torch.int64)
         self._n_tokens = 0
         self._evaluation: Evaluation | None = None
         self._calibrated: dict[str, torch.Tensor] | None = None
         self._last_save = time.monotonic()
         self._loggers = MetricLoggers()
-        if not self._load_state():
-            start.initialise_(sae, config)
+        if not load_state(run, self._restore):
+            start.initialise_(whole, config)
+            self._parts.copy_sae_(sae, whole)
+        self._start_together(sae)
         self._due = _checkpoint_positions(config, after=self.samples_seen)
         self._upcoming = next(self._due, None)
 
+    def _start_together(self, sae: Sae) -> None:
+        """Make sure that all ranks train the same autoencoder from the same step on.
+
+        Raises:
+            TrainingError: If one has resumed from another state.
+        """
+        world, at = self.run.world, [self.samples_seen, self.n_done]
+        first = world.gather_numbers(at)[0]
+        if first != at:
+            raise TrainingError(
+                f"rank {world.rank} resumes run '{self.run.folder.name}' after {at[0]:,} images, and rank 0 after "
+                f"{first[0]:,}: all processes must see the same folder '{self.run.folder}'"
+            )
+        for values in sae.state_dict().values():
+            self.run.token_ranks.broadcast_(values)
+
     def open_loggers(self) -> MetricLoggers:
-        """Open the destinations of the metrics; the caller closes them."""
+        """Open the destinations of the metrics, of rank 0 alone; the caller closes them."""
+        if self.run.world.rank:
+            return self._loggers
         config = self.run.config
         loggers: list[MetricLogger] = [JsonlLogger(self.run.folder / METRICS_NAME, after_step=self.n_done)]
         if config.log_to_wandb:
@@ -124,13 +146,19 @@ class Trainer:
         self._loggers = MetricLoggers(*loggers)
         return self._loggers
 
-    def train_on(self, x: torch.Tensor, samples_seen: int, pace: Mapping[str, float]) -> bool:
+    @property
+    def is_save_due(self) -> bool:
+        """Whether the last state was saved long ago."""
+        return time.monotonic() - self._last_save > _SECONDS_BETWEEN_SAVES
+
+    def train_on(self, x: torch.Tensor, samples_seen: int, pace: Mapping[str, float], saves: bool = False) -> bool:
         """One step.
 
         Args:
             x: Activations of the chosen tokens, float32, shape `(B, T, D)`, on the run's device.
-            samples_seen: Images trained on after this step.
+            samples_seen: Images trained on after this step, by all ranks.
             pace: Metrics of the stream, added to a log line.
+            saves: Whether to save the state after it.
 
         Returns:
             Whether it wrote a log line.
@@ -145,7 +173,8 @@ class Trainer:
         warm = config.l1_warm_up_steps
         result = self.step.step(x, sparsity=min(1.0, (self.n_done + 1) / warm) if warm else 1.0)
         self._n_fired += result.n_fired
-        self._n_tokens += x.shape[0] * x.shape[1]
+        n_tokens = (samples_seen - self.samples_seen) * x.shape[1]
+        self._n_tokens += n_tokens
         self._schedule.step()
         self.seconds, self.n_timed = self.seconds + time.perf_counter() - started, self.n_timed + 1
         self.samples_seen, self.n_done = samples_seen, self.n_done + 1
@@ -156,12 +185,12 @@ class Trainer:
         self.has_unrecorded_step = logs or due
         if logs:
             # CPU-GPU sync point.
-            frequency = self._n_fired.cpu().double() / max(self._n_tokens, 1)
-            metrics = {**self._measure(result, x, rate, frequency), **pace}
+            frequency = self._parts.join_counts(self._n_fired).cpu().double() / max(self._n_tokens, 1)
+            metrics = {**self._measure(result, x, n_tokens, rate, frequency), **pace}
             if (due or last) and self._held_out is not None:
                 limit = None if last else images_on_the_way(config)
                 self._evaluation = self._evaluate(self.finished_sae(), self._held_out, limit=limit)
-                metrics |= self._evaluation.metrics()
+                metrics |= self._evaluation.metrics() if self._evaluation else {}
             histogram = make_histogram(torch.log10(frequency + _LEAST_FREQUENCY).numpy())
             self._loggers.log(self.n_done, metrics, {"plots/feature_density_line_chart": histogram})
             dead_share = metrics["sparsity/n_passes_since_fired_over_threshold"] / self.run.n_latents
@@ -178,7 +207,7 @@ class Trainer:
             self.save_state()
             while self._upcoming is not None and samples_seen >= self._upcoming:
                 self._upcoming = next(self._due, None)
-        elif time.monotonic() - self._last_save > _SECONDS_BETWEEN_SAVES:
+        elif saves:
             self._check_sound(result)
             self.save_state()
         self.has_unrecorded_step = False
@@ -187,18 +216,28 @@ class Trainer:
     def finish(self) -> None:
         """Write the finished autoencoder and remove the state."""
         self._save_sae(self.run.final_path)
+        if self.run.world.rank:
+            return
         for path in self.run.state_paths:
             path.unlink(missing_ok=True)
         logger.info(f"wrote '{self.run.final_path}'")
 
     def _save_sae(self, path: Path) -> None:
-        """Write the autoencoder as it is now, atomically and durably."""
+        """Write the autoencoder as it is now, atomically and durably; rank 0 does."""
+        sae = self.finished_sae() if self._parts.is_cut or not self.run.world.rank else None
+        if sae is None or self.run.world.rank:
+            return
         with replacing_path(path) as temporary:
-            save_sae(temporary, self.finished_sae(), self._cfg())
+            save_sae(temporary, sae, self._cfg())
 
-    def finished_sae(self) -> Sae:
-        """A copy as it is saved: decoder rows of unit norm, for raw activations; calibrated after the last step."""
-        sae = copy.deepcopy(self.step.sae)
+    def finished_sae(self) -> Sae | None:
+        """A copy as it is saved: decoder rows of unit norm, for raw activations; calibrated after the last step.
+
+        Of an autoencoder that is cut, rank 0 has it, and the others None.
+        """
+        sae = self._parts.join_sae(self.step.sae)
+        if sae is None:
+            return None
         if self.run.config.norm_weighted_l1:
             norms = sae.W_dec.detach().norm(dim=1)
             sae.rescale_latents_(norms.clamp_min(torch.finfo(norms.dtype).tiny))
@@ -221,76 +260,33 @@ class Trainer:
             values.copy_(self._calibrated[name])
 
     def save_state(self) -> None:
-        """Save the state, from which training resumes exactly here; the state before it is kept."""
+        """Save the state, from which training resumes exactly here; the state before it is kept. Rank 0 does."""
+        if self.run.world.rank and not self._parts.is_cut:
+            return
         state = {
             "recipe": self.run.recipe,
             "contents": self.run.contents,
             "samples_seen": self.samples_seen,
             "n_done": self.n_done,
-            "n_fired": self._n_fired,
+            "n_fired": self._parts.join("n_fired", self._n_fired),
             "n_tokens": self._n_tokens,
             "schedule": self._schedule.state_dict(),
             "step": self.step.state_dict(),
             "evaluation": asdict(self._evaluation) if self._evaluation else None,
         }
+        self._last_save = time.monotonic()
+        if self.run.world.rank:
+            return
         newest, before = self.run.state_paths
         if newest.exists():
             newest.replace(before)
         write_torch(newest, state)
-        self._last_save = time.monotonic()
-
-    def _load_state(self) -> bool:
-        """Restore the state of an interrupted run, if there is one; the one before if the newest is damaged.
-
-        Raises:
-            TrainingError: If all states are damaged, or belong to other options or to an older version.
-        """
-        damaged: list[Path] = []
-        for path in self.run.state_paths:
-            if not path.exists():
-                continue
-            try:
-                state = read_torch(path, device=self.run.device)
-                self._check_state(path, state)
-                self._restore(state)
-                return True
-            except TrainingError:
-                raise
-            except (SaeCheckpointError, *_DAMAGED) as error:
-                if is_shortage(error):
-                    raise
-                reason = str(error) if isinstance(error, SaeCheckpointError) else f"'{path}' is no state of a run"
-                logger.warning(f"{reason}{'' if damaged else '; trying the state before it'}")
-                damaged.append(path)
-        if damaged:
-            names = " and ".join(f"'{path}'" for path in damaged)
-            raise TrainingError(
-                f"run '{self.run.folder.name}' cannot be resumed: {names} cannot be read. Restore a copy, or move "
-                f"{'it' if len(damaged) == 1 else 'both'} away and run the command again to train from the start"
-            )
-        return False
-
-    def _check_state(self, path: Path, state: Mapping[str, Any]) -> None:
-        """Refuse a state of other options, other activations or an older version.
-
-        Raises:
-            TrainingError: If it is one.
-        """
-        if differing_options(state["recipe"], self.run.recipe):
-            raise TrainingError(f"'{path}' belongs to other options; choose another --run_name")
-        if "samples_seen" not in state:
-            raise TrainingError(
-                f"'{path}' was written by an older version of cytosae-cache, whose unfinished runs cannot be "
-                "resumed: finish the run with that version, or choose another --run_name"
-            )
-        require_same_contents(self.run, state.get("contents"))
-        if "contents" not in state:
-            logger.warning(f"'{path}' does not say which activations it is of: make sure that the store is the same")
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a state."""
         self.samples_seen, self.n_done = state["samples_seen"], state["n_done"]
-        self._n_fired, self._n_tokens = state["n_fired"], state["n_tokens"]
+        self._n_fired.copy_(self._parts.cut("n_fired", state["n_fired"]))
+        self._n_tokens = state["n_tokens"]
         self._evaluation = Evaluation(**state["evaluation"]) if state["evaluation"] else None
         self._schedule.load_state_dict(state["schedule"])
         self.step.load_state_dict(state["step"])
@@ -300,10 +296,15 @@ class Trainer:
         evaluation = asdict(self._evaluation) if self._evaluation else None
         return {**sae_cfg(self.run), "evaluation": evaluation}
 
-    def _evaluate(self, sae: Sae, held_out: ConcatReader, *, limit: int | None) -> Evaluation:
+    def _evaluate(self, sae: Sae | None, held_out: ConcatReader, *, limit: int | None) -> Evaluation | None:
+        """Evaluate the autoencoder, where it is; several processes that have it share the images."""
+        if sae is None:
+            return None
         config, layout = self.run.config, self.run.store.spec.tokens
         matmul = fp32_matmul(self.run.device, config.max_memory)
-        return evaluate(sae, held_out, layout, matmul=matmul, choice=config.trained_on, limit=limit)
+        return evaluate(
+            sae, held_out, layout, matmul=matmul, choice=config.trained_on, limit=limit, ranks=self.run.token_ranks
+        )
 
     def _check_sound(self, result: SaeLoss) -> None:
         """Refuse to save a state of NaN, which would replace the last good one.
@@ -312,7 +313,8 @@ class Trainer:
             TrainingError: If the loss or a parameter is not finite.
         """
         parameters = self.step.sae.parameters()
-        if math.isfinite(result.terms.loss) and all(bool(torch.isfinite(part).all()) for part in parameters):
+        is_sound = math.isfinite(result.terms.loss) and all(bool(torch.isfinite(part).all()) for part in parameters)
+        if not self.run.world.add(int(not is_sound)):
             return
         raise self._failure(float(result.terms.loss))
 
@@ -329,21 +331,24 @@ class Trainer:
         )
 
     @torch.no_grad()
-    def _measure(self, result: SaeLoss, x: torch.Tensor, rate: float, frequency: torch.Tensor) -> dict[str, float]:
+    def _measure(
+        self, result: SaeLoss, x: torch.Tensor, n_tokens: int, rate: float, frequency: torch.Tensor
+    ) -> dict[str, float]:
         """Metrics of a step under the reference's names. A CPU-GPU sync point, hence only every few steps.
 
         Args:
             result: Result of the step.
-            x: Its activations, shape `(B, T, D)`.
+            x: Its activations, this rank's, shape `(B, T, D)`.
+            n_tokens: Tokens of the whole batch.
             rate: Its learning rate.
             frequency: Firing rates in the sampling window, float64 on the host, shape `(S,)`.
         """
-        variance = explained_variance(x, result.reconstruction)
+        variance = explained_variance(x, result.reconstruction, self.run.token_ranks)
         config = self.run.config
         loss = float(result.terms.loss)
         if not math.isfinite(loss):
             raise self._failure(loss)
-        since = self.step.tracker.n_steps_since_fired.cpu()
+        since = self._parts.join_counts(self.step.tracker.n_steps_since_fired).cpu()
         return {
             "losses/overall_loss": loss,
             "losses/mse_loss": float(result.terms.mse),
@@ -351,7 +356,7 @@ class Trainer:
             "losses/ghost_grad_loss": float(result.terms.ghost),
             "metrics/explained_variance": float(variance.total),
             "metrics/explained_variance_std": float(variance.per_token_std),
-            "metrics/l0": float(result.n_fired.sum()) / (x.shape[0] * x.shape[1]),
+            "metrics/l0": float(self.run.latent_ranks.sum(result.n_fired.sum())) / n_tokens,
             "metrics/mean_log10_feature_sparsity": float(torch.log10(frequency + _LEAST_FREQUENCY).mean()),
             "sparsity/mean_passes_since_fired": float(since.double().mean()),
             "sparsity/n_passes_since_fired_over_threshold": int((since > config.dead_feature_window).sum()),

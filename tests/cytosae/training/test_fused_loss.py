@@ -18,6 +18,7 @@ N, D, S, K = 77, 24, 160, 5
 SMALL = 8 * S * 11
 """Bytes for the latents of 11 tokens, so that parts are uneven."""
 WEIGHTS = LossWeights(l1_coefficient=0.05)
+INPUTS = LossInputs(torch.ones(()), WEIGHTS, torch.float64)
 DEAD = 60
 """More than D / 2, so that AuxK must choose."""
 
@@ -159,7 +160,7 @@ def test_the_screen_does_not_change_what_a_batch_keeps(arch, threshold):
     sae.threshold.fill_(threshold)
     centred = make_tokens()[0] - sae.b_dec
     wanted = copy.deepcopy(sae).keep(sae.pre_activations(make_tokens()[0]))
-    found = fused_topk._select(sae, centred.detach(), MatmulConfig(torch.float64))
+    found = fused_topk._select(sae, centred.detach(), INPUTS, MatmulConfig(torch.float64))
     assert torch.equal(torch.stack([found.rows, found.columns], dim=1), wanted.nonzero())
     assert len(found.values) == K * N
 
@@ -168,7 +169,7 @@ def test_a_batch_with_too_few_positive_latents_keeps_them_all():
     sae = make_case("batchtopk")
     with torch.no_grad():
         sae.b_enc.fill_(-1.3)
-    found = fused_topk._select(sae, (make_tokens()[0] - sae.b_dec).detach(), MatmulConfig(torch.float64))
+    found = fused_topk._select(sae, (make_tokens()[0] - sae.b_dec).detach(), INPUTS, MatmulConfig(torch.float64))
     assert 0 < len(found.values) < K * N
     assert len(found.values) == (sae.pre_activations(make_tokens()[0]) > 0).sum()
 
@@ -180,7 +181,7 @@ def test_equal_values_go_to_the_first_tokens_and_latents_in_bfloat16():
     for max_bytes in (1 << 29, 2 * S * 64):
         again = copy.deepcopy(sae)
         matmul = MatmulConfig(torch.bfloat16, max_bytes)
-        results.append(fused_topk._select(again, (x - sae.b_dec).detach(), matmul))
+        results.append(fused_topk._select(again, (x - sae.b_dec).detach(), INPUTS, matmul))
     one, other = results
     assert len(one.values) == K * len(x)
     assert torch.equal(one.rows, other.rows)

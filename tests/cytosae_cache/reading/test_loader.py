@@ -235,3 +235,27 @@ def test_buffers_are_few_and_never_overwritten_while_in_use():
         seen.append(plan)
     assert seen == list(range(50))
     assert len(made) == 3
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+@pytest.mark.parametrize(("shuffle", "batch_of"), KINDS)
+@pytest.mark.parametrize("n_parts", [2, 3, 5])
+def test_parts_of_batches_together_are_the_batches(tmp_path, n_parts, shuffle, batch_of, in_memory):
+    store = make_store(tmp_path / "s.zarr", make_activations(11))
+    with StoreReader(store) as reader:
+        images = ConcatReader([reader])
+
+        def collect(part):
+            options = {"batch_images": 4, "seed": 1, "samples_seen": 8, "stop": 30}
+            return _collect(
+                ShuffledLoader(images, shuffle=shuffle, batch_of=batch_of, in_memory=in_memory, part=part, **options)
+            )
+
+        whole = collect((0, 1))
+        parts = [collect((number, n_parts)) for number in range(n_parts)]
+    for number, (rows, activations, samples_seen) in enumerate(whole):
+        pieces = [part[number] for part in parts]
+        assert [row for piece in pieces for row in piece[0]] == rows
+        assert np.array_equal(np.concatenate([piece[1] for piece in pieces]), activations)
+        assert all(piece[2] == samples_seen for piece in pieces)
+        assert max(len(piece[1]) for piece in pieces) - min(len(piece[1]) for piece in pieces) <= 1

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from cytosae.sae.world import World
 from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.reading.sampler import Sampler
 from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.training.batches import DeviceBatches, copy_chosen, open_batches
 from tests.support.stores import make_activations, make_store
+from tests.support.worlds import run_ranks
 
 CPU = torch.device("cpu")
 
@@ -84,3 +86,21 @@ def test_batches_are_of_the_chosen_tokens(readers, place, choose):
 def test_tokens_are_chosen_before_or_after_the_copy(choose):
     images = torch.randn(3, 5, 2)
     assert torch.equal(copy_chosen(images, choose, CPU), choose(images))
+
+
+@pytest.mark.parametrize("batch_of", ["images", "tokens"])
+def test_ranks_take_their_parts_of_batches_on_the_device(tmp_path, batch_of):
+    store = make_store(tmp_path / "s.zarr", make_activations(11))
+    with StoreReader(store) as reader:
+        images = ConcatReader([reader])
+        sampling = Sampler(images.layout, images.image_shape[0], 4, 1, "global", batch_of)
+
+        def collect(world):
+            served = DeviceBatches(images, sampling, every_token, samples_seen=0, stop=9, device=CPU, world=world)
+            return [(batch.activations.clone(), batch.samples_seen) for batch in served]
+
+        whole, parts = collect(World()), run_ranks(3, collect)
+    for number, (activations, samples_seen) in enumerate(whole):
+        assert torch.equal(torch.cat([part[number][0] for part in parts]), activations)
+        assert all(part[number][1] == samples_seen for part in parts)
+    assert [len(part[-1][0]) for part in parts] == [0, 0, 1], "a batch of one image, of three ranks"
