@@ -32,7 +32,7 @@ POSITION_IMAGES = 1000
 MAX_LABELS = 256
 """Most labels for which activity is counted."""
 
-_MAP_BYTES = 1 << 28
+_MAP_BYTES = 1 << 29
 """Most memory for the maps of all latents; beyond it, position shares are not computed."""
 
 
@@ -70,7 +70,7 @@ class SpecificityAccumulator:
         self._activity = LabelActivity(inputs.n_latents, len(labels.names), device=device)
         self._n_prefix = store.spec.tokens.n_cls + store.spec.tokens.n_registers
         n_patches = math.prod(store.spec.tokens.grid)
-        if 4 * n_patches * inputs.n_latents > _MAP_BYTES:
+        if 8 * n_patches * inputs.n_latents > _MAP_BYTES:
             logger.info(f"position shares are not computed: {n_patches:,} patches x {inputs.n_latents:,} latents")
             n_patches = 0
         self._n_patches = n_patches
