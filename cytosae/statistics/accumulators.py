@@ -3,7 +3,7 @@
 Nothing depends on the order: `update` with any split of the rows and `merge` in any order give the same bits.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 
@@ -11,6 +11,13 @@ from cytosae.statistics.exact_sums import ExactSums, Portable
 from cytosae.statistics.ties import pack_keys, unpack_keys
 
 Normalization = Literal["image", "token", "none", "latents"]
+
+
+class Accumulator(Protocol):
+    """State of a statistic that was updated with some of the images; it can be sent to other processes."""
+
+    def merge(self, other: Any) -> None:  # noqa: ANN401 - of the same class
+        """Add another accumulator's state for other images."""
 
 
 class FeatureResult(NamedTuple):

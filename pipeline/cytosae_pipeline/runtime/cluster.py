@@ -273,10 +273,12 @@ def _start_workers(n_workers: int) -> Iterator[Any]:
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), n_threads)
     try:
         with dask.config.set({"distributed.nanny.pre-spawn-environ": {**before, **threads}}):
-            # Any user of the machine could have workers run code, were it not for the keys of `security`.
+            # Any user of the machine could have workers run code, were it not for the keys of `security`. Without an
+            # address the pages about the cluster would take a port that other clusters ask for.
             cluster = LocalCluster(
-                n_workers=n_workers, threads_per_worker=1, memory_limit=0, dashboard_address=None, security=True,
+                n_workers=n_workers, threads_per_worker=1, memory_limit=0, security=True,
                 silence_logs=logging.CRITICAL,
+                scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
             )  # fmt: skip
     except (OSError, RuntimeError, ImportError) as error:
         raise ClusterError(

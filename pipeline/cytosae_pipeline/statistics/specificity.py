@@ -12,6 +12,7 @@ import torch
 
 from cytosae.analysis.specificity import label_lift
 from cytosae.pickles import load_torch
+from cytosae.statistics.accumulators import Accumulator
 from cytosae.statistics.block_encoder import PooledActs
 from cytosae.statistics.label_activity import LabelActivity
 from cytosae.statistics.position import PositionMaps
@@ -87,6 +88,11 @@ class SpecificityAccumulator:
     def add(self, rows: torch.Tensor, latents: slice, acts: torch.Tensor) -> None:
         """Add activations of some of the latents on wanted images, float32, shape `(n, T, m)`."""
         self._maps.add(acts[:, self._n_prefix : self._n_prefix + self._n_patches], latents)
+
+    @property
+    def state(self) -> list[Accumulator]:
+        """What was collected so far."""
+        return [self._activity, self._maps]
 
     def result(self) -> Specificity:
         """The specificity over all images counted."""
