@@ -112,6 +112,30 @@ def test_the_verbs_write_the_same_files(with_sae, address):
     assert found[0] == found[1]
 
 
+def test_an_export_has_the_same_lines(with_sae, address):
+    written = []
+    for name, more in (("alone", []), ("shared", ["--dask", address])):
+        out = with_sae.root / name
+        options = ["--dataset_name", "toy", "--sae_path", with_sae.sae(), "--format", "csv", "--out", out]
+        with_sae.run("export", *options, "--vit_type", name, *more)
+        written.append(read_files(out))
+    assert written[0] == written[1]
+    assert len(written[0]["table_images.csv"].splitlines()) > 100
+
+
+def test_a_report_has_the_same_pages(with_sae, address):
+    pages = []
+    for name, more in (("alone", []), ("shared", ["--dask", address])):
+        options = ["--dataset_name", "toy", "--sae_path", with_sae.sae(), "--vit_type", name]
+        with_sae.run("features", *options)  # otherwise their pass collects what the pages need
+        with_sae.run("report", *options, "--masking_images", 0, "--out", with_sae.root / name, *more)
+        pages.append(read_files(with_sae.root / name / "data"))
+    latents = [name for name in pages[0] if name.startswith("latents/")]
+    assert len(latents) > 3
+    for name in latents:
+        assert pages[0][name] == pages[1][name]
+
+
 def test_local_workers_are_started_and_end(with_sae):
     files, before = [], set(multiprocessing.active_children())
     for more in ([], ["--dask", "local:2"]):
