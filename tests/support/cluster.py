@@ -1,6 +1,7 @@
 """Clusters for tests, and functions that their workers import."""
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -104,6 +105,29 @@ def worker(file: Path, name: str = "0") -> Iterator[subprocess.Popen[bytes]]:
     options = ["--no-nanny", "--nthreads", "1", "--name", name, "--no-dashboard", "--death-timeout", "20"]
     with _running([*command, *options]) as process:
         yield process
+
+
+@contextlib.contextmanager
+def local_cluster() -> Iterator[str]:
+    """The address of a running cluster of two worker processes, which are started again when they die."""
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        memory_limit=0,
+        scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+        silence_logs=logging.CRITICAL,
+    ) as cluster:
+        yield cluster.scheduler_address
+
+
+def kill_one_worker(address: str) -> None:
+    """Kill a worker process of a cluster."""
+    from distributed import Client
+
+    with Client(address, set_as_default=False) as client:
+        os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)
 
 
 @contextlib.contextmanager

@@ -1,26 +1,21 @@
 """Work on a cluster: ranges are mapped over the workers of `dask.distributed`, and their results merged as a tree."""
 
+import collections
 import contextlib
 import itertools
-import json
 import logging
-import multiprocessing
-import os
 import queue
 import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cytosae_pipeline.config.cluster import parse_dask
-from cytosae_pipeline.errors import escape, install, quote
+from cytosae_pipeline.errors import escape
+from cytosae_pipeline.runtime.cluster_client import connect as connect
 from cytosae_pipeline.runtime.cluster_worker import (
     ClusterError,
     find_versions,
     merge_parts,
     prepare_worker,
-    require_versions,
     run_task,
 )
 
@@ -38,50 +33,11 @@ _MERGED = 4
 """Results that are merged at once."""
 _RETRIES = 2
 """How often a range is tried again after an error of a disk or network."""
-_CONNECT_S = 10.0
 _INTERVAL_S = 1.0
-_LARGEST_FILE = 1 << 20
 
 
 class SchedulerLostError(ClusterError):
     """The scheduler no longer answers."""
-
-
-@contextlib.contextmanager
-def connect(where: str) -> Iterator["Client"]:
-    """A client of a cluster; workers that are started for it end with the block.
-
-    Args:
-        where: Value of `--dask`: `local:N`, the address of a scheduler, or the path of a scheduler file.
-
-    Raises:
-        ClusterError: If `distributed` is missing, nothing answers, versions differ, or workers cannot be started.
-        UserError: If `where` names no cluster.
-    """
-    place = parse_dask(where)
-    try:
-        from distributed import Client
-        from distributed.utils import silence_logging_cmgr
-    except ImportError as error:
-        raise ClusterError(f"--dask needs the package distributed: {install('cluster')}") from error
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(silence_logging_cmgr(logging.CRITICAL))  # what is wrong is said once, by an error
-        cluster = stack.enter_context(_start_workers(place)) if isinstance(place, int) else None
-        address = _read_scheduler_file(place) if isinstance(place, Path) else place
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about versions, which are compared below
-                client = Client(cluster or address, timeout=_CONNECT_S, set_as_default=False)
-            stack.enter_context(client)
-            scheduler = client.get_versions()["scheduler"]["packages"]
-        except (OSError, ValueError) as error:
-            raise ClusterError(
-                f"no dask scheduler answers at {address}. Start one with `dask scheduler`, look at the address, or "
-                "leave --dask out"
-            ) from error
-        versions = {name: scheduler[name] for name in ("dask", "distributed")}
-        require_versions(versions, find_versions(), f"scheduler at {address}")
-        yield client
 
 
 def map_ranges(
@@ -112,8 +68,51 @@ def map_ranges(
         ClusterError: If the scheduler is lost, a range ends one worker after another, or a worker cannot run it.
         Exception: Whatever `function` raises; errors of the system are raised after some more tries.
     """
-    found: T = _Run(client, function, merge, on_done).result(ranges)
-    return found
+    waiting, run = iter(ranges), _Run(client, function, merge)
+    tree = _Tree(run, merge)
+    with run.opened() as n_ahead:
+        for part in itertools.islice(waiting, n_ahead):
+            run.call(part)
+        while True:
+            future, done = run.next_result()
+            tree.add(future)
+            if done is not None:
+                on_done(done)
+                for part in itertools.islice(waiting, 1):
+                    run.call(part)
+            if not run.running and (last := tree.merge_rest()) is not None:
+                found: T = last.result()
+                return found
+
+
+def iter_ranges(client: "Client", function: Callable[[range], T], ranges: Sequence[range]) -> Iterator[T]:
+    """Call a function on every range, on the workers, and yield what it returns in the order of the ranges.
+
+    Args:
+        client: As for `map_ranges`.
+        function: As for `map_ranges`; a few results for each thread of the workers are in memory at once.
+        ranges: The ranges.
+
+    Raises:
+        ClusterError: As for `map_ranges`.
+        Exception: As for `map_ranges`.
+    """
+    waiting, run = iter(ranges), _Run(client, function)
+    ready: dict[range, Future] = {}
+    order: collections.deque[range] = collections.deque()
+    with run.opened() as n_ahead:
+        for part in itertools.islice(waiting, n_ahead):
+            order.append(part)
+            run.call(part)
+        while order:
+            while order[0] not in ready:
+                future, done = run.next_result()
+                assert done is not None
+                ready[done] = future
+            yield ready.pop(order.popleft()).result()
+            for part in itertools.islice(waiting, 1):
+                order.append(part)
+                run.call(part)
 
 
 def count_workers(client: "Client") -> int:
@@ -143,69 +142,66 @@ def plan_ranges(n_shards: int, n_workers: int) -> list[range]:
 
 
 class _Run:
-    """One call of `map_ranges`."""
+    """Calls of one function for ranges, some of them ahead of the others."""
 
-    def __init__(
-        self,
-        client: "Client",
-        function: Callable[[range], Any],
-        merge: Callable[[Any, Any], Any],
-        on_done: Callable[[range], None],
-    ) -> None:
-        self._client, self._function, self._merge, self._on_done = client, function, merge, on_done
+    def __init__(self, client: "Client", function: Callable[[range], Any], *needed: object) -> None:
+        self._client, self._function, self._needed = client, function, needed
         self._versions = find_versions()
-        self._finished: queue.SimpleQueue[Future] = queue.SimpleQueue()
-        self._running: dict[Future, tuple[range | None, int]] = {}
-        """Range of each call, None for a merge, and how often it was tried again, or the height of the tree."""
-        self._results: dict[int, list[Future]] = {}
-        """Results that are not merged yet, by the height of the tree below them."""
+        self._ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
+        self._tries: dict[range, int] = {}
+        self.running: dict[Future, range | None] = {}
+        """Range of each call that has not ended; None for other calls."""
 
-    def result(self, ranges: Sequence[range]) -> Any:  # noqa: ANN401 - the function's
-        """Run everything."""
-        waiting = iter(ranges)
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[int]:
+        """How many ranges to submit ahead; at the end, whatever still runs is cancelled."""
         with _one_message(self._client):
             n_ahead = _AHEAD * count_workers(self._client)
             self._require_usable_workers()
             try:
-                for part in itertools.islice(waiting, n_ahead):
-                    self._call(part)
-                while self._running:
-                    for part in itertools.islice(waiting, self._take(self._wait())):
-                        self._call(part)
-                    if not self._running:
-                        self._merge_rest()
-                ((last,),) = (found for found in self._results.values() if found)
-                return last.result()
+                yield n_ahead
             finally:
-                rest = [*self._running, *itertools.chain(*self._results.values())]
                 if self._client.status == "running":
-                    self._client.cancel(rest, force=True)
+                    self._client.cancel(list(self.running), force=True)
 
-    def _require_usable_workers(self) -> None:
-        """Have all workers import what they will be asked for: one that cannot would silently leave the cluster."""
-        answers = self._client.run(prepare_worker, self._versions, self._function, self._merge, on_error="return")
-        for answer in answers.values():
-            if isinstance(answer, ClusterError):
-                raise answer
-            if found := re.search(r"(?:ModuleNotFound|Import|Attribute)Error\((.*)\)", repr(answer)):
-                raise ClusterError(
-                    f"a worker cannot import what it needs: {escape(found[1])}. Start scheduler and workers from the "
-                    "environment in which you type this command"
-                )
+    def call(self, part: range) -> None:
+        """Call the function."""
+        self.submit(part, run_task, self._function, part, self._versions)
 
-    def _call(self, part: range, n_tries: int = 0) -> None:
-        self._watch(self._client.submit(run_task, self._function, part, self._versions, pure=False), part, n_tries)
+    def submit(self, part: range | None, function: Callable[..., Any], *arguments: object) -> "Future":
+        """Call any function."""
+        future = self._client.submit(function, *arguments, pure=False)
+        self.running[future] = part
+        future.add_done_callback(self._ended.put)
+        return future
 
-    def _watch(self, future: "Future", part: range | None, number: int) -> None:
-        self._running[future] = part, number
-        future.add_done_callback(self._finished.put)
+    def next_result(self) -> "tuple[Future, range | None]":
+        """The next call that succeeded, and its range; calls that failed for a passing reason are made again.
+
+        Raises:
+            SchedulerLostError: If the scheduler is lost.
+            Exception: Of a call.
+        """
+        while True:
+            future = self._wait()
+            part = self.running.pop(future)
+            if future.status == "cancelled":
+                raise _lost(self._client)
+            if future.status != "error":
+                return future, part
+            error = future.exception()
+            assert error is not None
+            if part is None or not _is_passing(error) or self._tries.get(part, 0) == _RETRIES:
+                raise _explain(error, part)
+            self._tries[part] = self._tries.get(part, 0) + 1
+            self.call(part)
 
     def _wait(self) -> "Future":
         """The next call that ended."""
         is_told = False
         while True:
             try:
-                return self._finished.get(timeout=_INTERVAL_S)
+                return self._ended.get(timeout=_INTERVAL_S)
             except queue.Empty:
                 if self._client.status != "running":
                     raise _lost(self._client) from None
@@ -216,97 +212,53 @@ class _Run:
                     )
                     is_told = True
 
-    def _take(self, future: "Future") -> int:
-        """Use the result of a call; returns how many further ranges can be submitted."""
-        part, number = self._running.pop(future)
-        if future.status == "cancelled":
-            raise _lost(self._client)
-        if future.status == "error":
-            error = future.exception()
-            assert error is not None
-            if part is None or not _is_passing(error) or number == _RETRIES:
-                raise _explain(error, part)
-            self._call(part, number + 1)
-            return 0
-        if part is not None:
-            self._on_done(part)
-        self._add(future, 0 if part is not None else number)
-        return int(part is not None)
+    def _require_usable_workers(self) -> None:
+        """Have all workers import what they will be asked for: one that cannot would silently leave the cluster."""
+        answers = self._client.run(prepare_worker, self._versions, self._function, *self._needed, on_error="return")
+        for answer in answers.values():
+            if isinstance(answer, ClusterError):
+                raise answer
+            if found := re.search(r"(?:ModuleNotFound|Import|Attribute)Error\((.*)\)", repr(answer)):
+                raise ClusterError(
+                    f"a worker cannot import what it needs: {escape(found[1])}. Start scheduler and workers from the "
+                    "environment in which you type this command"
+                )
 
-    def _add(self, future: "Future", height: int) -> None:
-        """Keep a result, or merge it with others of its height."""
-        found = self._results.setdefault(height, [])
+
+class _Tree:
+    """Results on the workers, merged there as they are added.
+
+    Args:
+        run: Submits the merges.
+        merge: Merges two results.
+    """
+
+    def __init__(self, run: _Run, merge: Callable[[Any, Any], Any]) -> None:
+        self._run, self._merge = run, merge
+        self._waiting: dict[int, list[Future]] = {}
+        """Results that are not merged yet, by the height of the tree below them."""
+        self._heights: dict[Future, int] = {}
+
+    def add(self, future: "Future") -> None:
+        """Keep a result of a range or of a merge, or merge it with others of its height."""
+        height = self._heights.pop(future, 0)
+        found = self._waiting.setdefault(height, [])
         found.append(future)
         if len(found) == _MERGED:
-            self._submit_merge(self._results.pop(height), height + 1)
+            self._submit(self._waiting.pop(height), height + 1)
 
-    def _merge_rest(self) -> None:
-        """Merge results of different heights, when nothing else is to come."""
-        rest = [future for height in sorted(self._results) for future in self._results[height]]
-        if len(rest) > 1:
-            height = max(self._results) + 1
-            self._results = {}
-            for start in range(0, len(rest), _MERGED):
-                some = rest[start : start + _MERGED]
-                if len(some) > 1:
-                    self._submit_merge(some, height)
-                else:
-                    self._results.setdefault(height, []).extend(some)
+    def merge_rest(self) -> "Future | None":
+        """Merge results of different heights, when nothing else is to come; the last one if a single one is left."""
+        rest = [future for height in sorted(self._waiting) for future in self._waiting[height]]
+        if len(rest) == 1:
+            return rest[0]
+        height = max(self._waiting) + 1
+        self._waiting = {height: rest[_MERGED:]}
+        self._submit(rest[:_MERGED], height)
+        return None
 
-    def _submit_merge(self, futures: "list[Future]", height: int) -> None:
-        self._watch(self._client.submit(merge_parts, self._merge, *futures, pure=False), None, height)
-
-
-@contextlib.contextmanager
-def _start_workers(n_workers: int) -> Iterator[Any]:
-    """A cluster of processes on this machine, which nobody else on it can use."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise ClusterError(
-            "local workers import your script again, and it starts workers of its own. Put what it does below the "
-            "line `if __name__ == '__main__':`"
-        )
-    import dask
-    from distributed import LocalCluster
-
-    before = dask.config.get("distributed.nanny.pre-spawn-environ")
-    n_threads = max(1, (os.cpu_count() or 1) // n_workers)
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), n_threads)
-    try:
-        with dask.config.set({"distributed.nanny.pre-spawn-environ": {**before, **threads}}):
-            # Any user of the machine could have workers run code, were it not for the keys of `security`.
-            cluster = LocalCluster(
-                n_workers=n_workers, threads_per_worker=1, memory_limit=0, dashboard_address=None, security=True,
-                silence_logs=logging.CRITICAL,
-            )  # fmt: skip
-    except (OSError, RuntimeError, ImportError) as error:
-        raise ClusterError(
-            f"{n_workers} local workers cannot be started ({error}). Try fewer, or leave --dask out"
-        ) from error
-    with cluster:
-        yield cluster
-
-
-def _read_scheduler_file(path: Path) -> str:
-    """The address in a scheduler file.
-
-    Raises:
-        ClusterError: If there is no such file, or it contains no address.
-    """
-    advice = "`dask scheduler --scheduler-file PATH` writes it, on a disk that all machines share"
-    try:
-        with path.open("rb") as file:
-            found = json.loads(file.read(_LARGEST_FILE))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ClusterError(f"the scheduler file '{path}' cannot be read ({error}). {advice}") from error
-    address = found.get("address") if isinstance(found, dict) else None
-    try:
-        parsed = parse_dask(address) if isinstance(address, str) else None
-    except ValueError:
-        parsed = None
-    if not isinstance(parsed, str):
-        shown = quote(str(address))
-        raise ClusterError(f"'{path}' must contain the address of a scheduler, found {shown}. {advice}")
-    return parsed
+    def _submit(self, futures: "list[Future]", height: int) -> None:
+        self._heights[self._run.submit(None, merge_parts, self._merge, *futures)] = height
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import torch
 from cytosae.analysis.latents import best_latents, label_entropy
 from cytosae.analysis.specificity import first_latents
 from cytosae.pickles import load_torch
-from cytosae.statistics.accumulators import FeatureStatistics
+from cytosae.statistics.accumulators import Accumulator, FeatureStatistics
 from cytosae.statistics.block_encoder import PooledActs
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import StatisticsOptions
@@ -130,6 +130,11 @@ class FeaturesAccumulator:
         self._statistics.update(rows, pooled.scores)
         if self.specificity is not None:
             self.specificity.update(rows, pooled)
+
+    @property
+    def state(self) -> list[Accumulator]:
+        """What was collected so far."""
+        return [self._statistics, *(self.specificity.state if self.specificity is not None else [])]
 
     def result(self) -> Features:
         """The feature data of all images counted."""

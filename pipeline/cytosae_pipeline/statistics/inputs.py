@@ -93,7 +93,9 @@ def open_pair(config: SaeChoice, *, encoder_only: bool = True) -> Inputs:
     Raises:
         ValueError: If no autoencoder was named, it cannot be read, or the store does not fit it.
     """
-    sae = open_sae(config, device=choose_device(config.device), encoder_only=encoder_only)
+    # On a cluster the workers encode; this machine may have no such device, or lend it to one of them.
+    here = encoder_only and getattr(config, "dask", None) is not None
+    sae = open_sae(config, device=choose_device("cpu" if here else config.device), encoder_only=encoder_only)
     cfg = {} if sae.source is None else sae.source.cfg
     spec_hash, block = cfg.get("spec_hash"), cfg.get("block_layer")
     trained = StoreSpec.from_json(cfg["spec"]).preprocessing if "spec" in cfg else None

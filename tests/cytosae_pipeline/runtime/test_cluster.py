@@ -14,6 +14,7 @@ from cytosae_pipeline.runtime.cluster import (
     SchedulerLostError,
     connect,
     count_workers,
+    iter_ranges,
     map_ranges,
     plan_ranges,
 )
@@ -82,6 +83,18 @@ def test_a_worker_killed_while_it_merges_changes_nothing(client, tmp_path):
     assert (tmp_path / "killed").exists()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_results_in_the_order_of_their_ranges(client, tmp_path):
+    function = functools.partial(there.squares_once_killed, tmp_path / "killed")
+    assert list(iter_ranges(client, function, RANGES)) == [there.squares(part) for part in RANGES]
+    assert list(iter_ranges(client, function, [])) == []
+    some = iter_ranges(client, function, RANGES)
+    assert next(some) == there.squares(RANGES[0])
+    some.close()
+    with pytest.raises(ChecksumError, match="row 7 fails"):
+        list(iter_ranges(client, functools.partial(there.fail, ChecksumError("row 7 fails")), RANGES))
+
+
 def test_an_error_of_ours_is_raised_as_it_is_at_once(client):
     with pytest.raises(ChecksumError, match="row 7 fails"):
         map_ranges(client, functools.partial(there.fail, ChecksumError("row 7 fails")), RANGES, there.join)
@@ -98,6 +111,7 @@ def test_a_disk_that_fails_always_is_an_error(client):
         map_ranges(client, functools.partial(there.fail, TimeoutError("no answer")), RANGES, there.join)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_a_range_that_ends_every_worker_is_named(client):
     with pytest.raises(ClusterError, match=r"4 workers died one after another .* shards 2 to 4\. .*too little memory"):
