@@ -114,3 +114,25 @@ def test_no_rank_needs_a_latent_that_is_alive():
         assert not result.n_fired.any()
         assert math.isfinite(result.terms.loss)
         assert step.sae.threshold == 0
+
+
+@pytest.mark.parametrize("matmul", [None, MatmulConfig(torch.float64)])
+@pytest.mark.parametrize("arch", ["batchtopk", "matryoshka"])
+def test_a_rank_may_have_none_of_the_largest(arch, matmul):
+    sae = make_case(arch)
+    with torch.no_grad():
+        sae.b_enc.fill_(1e-6)
+        sae.b_dec.zero_()
+    x = make_tokens().clone()
+    x[:, 40:] *= 1e-9
+    alone = make_step(copy.deepcopy(sae), matmul)
+    wanted = alone.step(x)
+
+    def work(world):
+        step = make_step(copy.deepcopy(sae), matmul, token_ranks=world)
+        return step.step(x.split([40, 37], dim=1)[world.rank]), step.sae
+
+    for result, found in run_ranks(2, work):
+        assert torch.equal(result.n_fired, wanted.n_fired)
+        assert largest_difference(found, alone.sae) < 1e-9
+    assert not wanted.reconstruction[:, 40:].any()
