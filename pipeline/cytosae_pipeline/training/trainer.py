@@ -200,18 +200,24 @@ class Trainer:
         if self.n_done % config.feature_sampling_window == 0:
             self._n_fired.zero_()
             self._n_tokens = 0
-        if due:
-            self._check_sound(result)
-            self._save_sae(self.run.checkpoint_path(samples_seen))
-            self.has_unrecorded_step = False
-            self.save_state()
-            while self._upcoming is not None and samples_seen >= self._upcoming:
-                self._upcoming = next(self._due, None)
-        elif saves:
-            self._check_sound(result)
-            self.save_state()
+        if due or saves:
+            self._save(result, with_checkpoint=due)
         self.has_unrecorded_step = False
         return logs
+
+    def _save(self, result: SaeLoss, *, with_checkpoint: bool) -> None:
+        """Save the state after a step, after a checkpoint if one is due.
+
+        Raises:
+            TrainingError: If the loss or a parameter is not finite.
+        """
+        self._check_sound(result)
+        if with_checkpoint:
+            self._save_sae(self.run.checkpoint_path(self.samples_seen))
+            self.has_unrecorded_step = False
+            while self._upcoming is not None and self.samples_seen >= self._upcoming:
+                self._upcoming = next(self._due, None)
+        self.save_state()
 
     def finish(self) -> None:
         """Write the finished autoencoder and remove the state."""
