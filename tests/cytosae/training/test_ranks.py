@@ -136,3 +136,16 @@ def test_a_rank_may_have_none_of_the_largest(arch, matmul):
         assert torch.equal(result.n_fired, wanted.n_fired)
         assert largest_difference(found, alone.sae) < 1e-9
     assert not wanted.reconstruction[:, 40:].any()
+
+
+def test_ranks_whose_weights_differ_are_found():
+    def work(world):
+        step = make_step(make_case("relu", torch.float32), MatmulConfig(), token_ranks=world)
+        step.step(make_tokens(0, torch.float32).split([30, 30, 17], dim=1)[world.rank])
+        before = step.find_unequal_ranks()
+        if world.rank == 1:
+            step.sae.W_dec.data[3, 2] = step.sae.W_dec.data[3, 2].nextafter(torch.tensor(9.0))
+        return before, step.find_unequal_ranks()
+
+    assert run_ranks(3, work) == [([], [1])] * 3
+    assert make_step(make_case("relu"), MatmulConfig()).find_unequal_ranks() == []
