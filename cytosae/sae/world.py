@@ -4,6 +4,7 @@ Every rank calls the same functions in the same order with tensors of the same s
 """
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -160,4 +161,9 @@ def _peers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise RankLostError(f"another process of this training has ended: {str(error)[:200]}") from error
+        if not re.search(r"connect|peer|remote|socket", str(error), re.IGNORECASE):
+            raise
+        raise RankLostError(
+            "another process of this training has ended; what it printed, if anything, says why. Run the same torchrun "
+            "command again to resume from the last saved state, or give torchrun --max-restarts 3"
+        ) from error

@@ -96,6 +96,8 @@ def _keep_largest(entries: CooMatrix, n: int) -> CooMatrix:
     """The n largest of entries in any order, all if there are fewer; ties as `keep_largest` breaks them."""
     if len(entries.values) <= n:
         return entries.sort()
+    if not n:
+        return entries.take(entries.columns[:0])
     if runs_ahead(entries.values.device):
         # A GPU sorts with all of its cores, without a sync point, and looks for the n-th value with a few.
         entries = entries.sort()

@@ -226,6 +226,15 @@ class TrainStep:
             latent_ranks=self._latent_ranks,
         )
 
+    def find_unequal_ranks(self) -> list[int]:
+        """Ranks whose weights are not, bit for bit, those of rank 0, though they train the same autoencoder."""
+        if self._token_ranks.size == 1:
+            return []
+        parts = [part.detach() for part in self.sae.parameters()]
+        bits = [part.view(torch.int32 if part.itemsize == 4 else torch.int64) for part in parts]
+        found = self._token_ranks.gather_numbers([int(one.sum(dtype=torch.int64)) for one in bits])
+        return [rank for rank, numbers in enumerate(found) if numbers != found[0]]
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on: tensors and plain numbers, of all parts on rank 0."""
         join = self._parts.join

@@ -45,6 +45,14 @@ class ThreadWorld(World):
         found = self._exchange(tensor.detach().clone())
         return [] if only_first and self.rank else found
 
+    def gather_texts(self, text: str) -> list[str]:
+        return self._exchange(text)
+
+    def broadcast_(self, tensor: torch.Tensor) -> None:
+        first = self._exchange(tensor.detach().clone())[0]
+        with torch.no_grad():
+            tensor.copy_(first)
+
     def gather_numbers(self, numbers: Sequence[int]) -> list[list[int]]:
         return self._exchange(list(numbers))
 

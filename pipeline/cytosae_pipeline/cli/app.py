@@ -12,7 +12,7 @@ import click
 from cytosae_pipeline.cli import store_verbs  # noqa: F401 - registers its verbs
 from cytosae_pipeline.cli.group import cli, verb
 from cytosae_pipeline.cli.options import GroupedCommand, config_options, given_options, make_config
-from cytosae_pipeline.cli.output import print_result
+from cytosae_pipeline.cli.output import one_message, print_result
 from cytosae_pipeline.config import (
     BuildConfig,
     DemoConfig,
@@ -25,6 +25,7 @@ from cytosae_pipeline.config import (
 )
 from cytosae_pipeline.runtime.file_limit import raise_file_limit
 from cytosae_pipeline.runtime.progress import format_seconds
+from cytosae_pipeline.runtime.ranks import is_several
 
 
 def main() -> None:
@@ -32,7 +33,8 @@ def main() -> None:
     # SIGTERM is handled like Ctrl-C: work is saved.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     raise_file_limit()
-    cli(prog_name="cytosae-cache")
+    with one_message():
+        cli(prog_name="cytosae-cache", standalone_mode=not is_several())
 
 
 @verb

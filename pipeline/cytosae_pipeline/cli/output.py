@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from cytosae_pipeline.errors import UserError, escape
-from cytosae_pipeline.runtime.ranks import RankStoppedError, end_quietly, is_first, launched, speaks
+from cytosae_pipeline.runtime.ranks import RankStoppedError, end_quietly, is_first, is_several, speaks
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM, as shells expect it."""
@@ -70,13 +70,13 @@ class _StderrHandler(logging.Handler):
 def messages() -> Iterator[None]:
     """Turn expected errors into one message and an exit code; bugs keep their traceback.
 
-    Of several processes that end for one reason, one prints the message.
+    Of several processes that are interrupted, one prints the message.
     """
     try:
         yield
     except KeyboardInterrupt:
         end_quietly()
-        if launched() is not None:
+        if is_several():
             text = "Run the same torchrun command again to resume, also with another number of processes"
         else:
             text = f"Resume with:\n  {shlex.join(['cytosae-cache', *sys.argv[1:]])}"
@@ -86,9 +86,22 @@ def messages() -> Iterator[None]:
     except (ValueError, OSError, RuntimeError) as error:
         if not _is_expected(error):
             raise
-        if isinstance(error, RankStoppedError) or not speaks():
+        if isinstance(error, RankStoppedError):
             raise SystemExit(1) from None
         raise click.ClickException(_printable(_describe(error))) from error
+
+
+@contextmanager
+def one_message() -> Iterator[None]:
+    """Have one of several processes print the message with which they all end; click prints that of a single one."""
+    try:
+        yield
+    except click.ClickException as error:
+        if speaks():
+            error.show()
+        raise SystemExit(error.exit_code) from None
+    except click.Abort:
+        raise SystemExit(INTERRUPTED) from None
 
 
 def _describe(error: Exception) -> str:

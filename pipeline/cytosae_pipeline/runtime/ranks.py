@@ -62,6 +62,14 @@ def launched() -> Launched | None:
     return Launched(*(numbers[name] for name in (*_NAMES, "LOCAL_WORLD_SIZE")))
 
 
+def is_several() -> bool:
+    """Whether this is one of several processes; an incomplete environment is that of a single one."""
+    try:
+        return launched() is not None
+    except UserError:
+        return False
+
+
 def is_first() -> bool:
     """Whether this process shows results: the only one, or rank 0."""
     place = launched()
@@ -90,23 +98,18 @@ def require_one_process(verb: str) -> None:
 
 def speaks() -> bool:
     """Whether this process tells of an error or interrupt. Of several, the one that asks first does."""
-    try:
-        place = launched()
-    except UserError:
-        return True
-    if place is None:
+    if not is_several():
         return True
     with contextlib.suppress(RuntimeError, ValueError):
         # torchrun keeps the store itself: it outlives rank 0, and may be asked before the ranks have joined.
         if _store is not None or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-            return bool(_open_store().add(f"cytosae_cache/spoken/{start}", 1) == 1)
-    return not place.rank
+            return bool(_open_store().add("spoken", 1) == 1)
+    return is_first()
 
 
 def end_quietly() -> None:
     """Ignore further Ctrl-C and SIGTERM of several processes: torchrun sends on what the terminal has sent already."""
-    if launched() is not None:
+    if is_several():
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
 
@@ -173,10 +176,12 @@ def _meet(*, on_gpus: bool) -> None:
 
 
 def _open_store() -> Any:  # noqa: ANN401 - torch's
-    """The store through which the processes meet."""
+    """The store through which the processes meet. torchrun may keep it over restarts, with addresses of dead ones."""
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined] # it is public
     from torch.distributed.rendezvous import rendezvous
 
     global _store
     if _store is None:
-        _store, _, _ = next(rendezvous("env://"))
+        store, _, _ = next(rendezvous("env://"))
+        _store = PrefixStore(f"cytosae_cache/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     return _store

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -34,6 +35,8 @@ from cytosae_pipeline.training.matmul import (
 from cytosae_pipeline.workspace.find import IMPORTED
 from cytosae_pipeline.workspace.paths import Workspace, checkpoint_name, file_part, final_name
 from cytosae_pipeline.workspace.runs import CONFIG_NAME, STATE_NAMES, read_config, run_folders
+
+logger = logging.getLogger(__name__)
 
 NOT_THE_RECIPE = {
     "root_dir", "store", "model_path", "images", "layout", "vit_type", "run_name", "resume", "device", "no_verify",
@@ -190,12 +193,19 @@ def prepare_together(config: TrainConfig, world: World, stores: tuple[Activation
         TrainingError: If a rank finds another store than rank 0.
     """
     if world.size == 1:
+        if config.split != "data":
+            logger.warning(f"--split {config.split} changes nothing: torchrun has not started several processes")
         return prepare_run(config, stores)
     run = prepare_run(config, stores) if not world.rank else None
     chosen = world.gather_texts(json.dumps(asdict(run.products)) if run is not None else "")[0]
     if run is None:
         value = json.loads(chosen)
         run = prepare_run(config, stores, read_products(value, Products(value["precision"], 0.0)))
+    if run.config.split == "data" and (n_idle := world.size - run.config.batch_size) > 0:
+        logger.warning(
+            f"batches of {run.config.batch_size} images leave {n_idle} of {world.size} processes without work: raise "
+            "--batch_size"
+        )
     k, n_own = run.config.k or 1, run.n_latents // world.size
     if run.config.split == "latents" and k > n_own:
         raise TrainingError(

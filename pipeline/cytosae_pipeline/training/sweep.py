@@ -131,6 +131,11 @@ def run_sweep(base: TrainConfig, path: Path | str) -> SweepResult:
         path: The grid file.
     """
     with joined(on_gpus=False, level=logging.WARNING) as world:
+        if world.size > 1 and base.split != "data":
+            raise UserError(
+                f"a sweep is dealt out to the processes, each of which trains whole autoencoders: leave out --split "
+                f"{base.split}, or train one run"
+            )
         return _run_sweep(base, Path(path), world)
 
 

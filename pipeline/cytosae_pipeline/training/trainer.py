@@ -1,6 +1,5 @@
 """Training of one autoencoder: step, schedule, metrics, checkpoints and state; `loop` feeds it."""
 
-import hashlib
 import logging
 import math
 import time
@@ -19,22 +18,18 @@ from cytosae.training.latent_parts import LatentParts
 from cytosae.training.lr_schedule import LearningRateSchedule
 from cytosae.training.metrics import explained_variance
 from cytosae.training.step import TrainStep
-from cytosae_cache.format.spec import canonical_json
 from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.storage.atomic import replacing_path
 from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.training.evaluation import Evaluation, evaluate
 from cytosae_pipeline.training.expectations import Expectations
 from cytosae_pipeline.training.init import DataInit
-from cytosae_pipeline.training.loggers.base import MetricLogger, MetricLoggers, make_histogram
-from cytosae_pipeline.training.loggers.jsonl import JsonlLogger
-from cytosae_pipeline.training.loggers.tensorboard import TensorboardLogger
-from cytosae_pipeline.training.loggers.weights_and_biases import WandbLogger
+from cytosae_pipeline.training.loggers.base import MetricLoggers, make_histogram
+from cytosae_pipeline.training.loggers.of_run import open_loggers
 from cytosae_pipeline.training.matmul import fp32_matmul
 from cytosae_pipeline.training.runs import Run, TrainingError, sae_cfg
 from cytosae_pipeline.training.states import load_state
 from cytosae_pipeline.workspace.files import write_torch
-from cytosae_pipeline.workspace.runs import METRICS_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -137,13 +132,7 @@ class Trainer:
         """Open the destinations of the metrics, of rank 0 alone; the caller closes them."""
         if self.run.world.rank:
             return self._loggers
-        config = self.run.config
-        loggers: list[MetricLogger] = [JsonlLogger(self.run.folder / METRICS_NAME, after_step=self.n_done)]
-        if config.log_to_wandb:
-            loggers.append(_make_wandb(self.run))
-        if config.tensorboard:
-            loggers.append(TensorboardLogger(self.run.folder / "tensorboard", after_step=self.n_done))
-        self._loggers = MetricLoggers(*loggers)
+        self._loggers = open_loggers(self.run, after_step=self.n_done)
         return self._loggers
 
     @property
@@ -200,18 +189,24 @@ class Trainer:
         if self.n_done % config.feature_sampling_window == 0:
             self._n_fired.zero_()
             self._n_tokens = 0
-        if due:
-            self._check_sound(result)
-            self._save_sae(self.run.checkpoint_path(samples_seen))
-            self.has_unrecorded_step = False
-            self.save_state()
-            while self._upcoming is not None and samples_seen >= self._upcoming:
-                self._upcoming = next(self._due, None)
-        elif saves:
-            self._check_sound(result)
-            self.save_state()
+        if due or saves:
+            self._save(result, with_checkpoint=due)
         self.has_unrecorded_step = False
         return logs
+
+    def _save(self, result: SaeLoss, *, with_checkpoint: bool) -> None:
+        """Save the state after a step, after a checkpoint if one is due.
+
+        Raises:
+            TrainingError: If the loss or a parameter is not finite.
+        """
+        self._check_sound(result)
+        if with_checkpoint:
+            self._save_sae(self.run.checkpoint_path(self.samples_seen))
+            self.has_unrecorded_step = False
+            while self._upcoming is not None and self.samples_seen >= self._upcoming:
+                self._upcoming = next(self._due, None)
+        self.save_state()
 
     def finish(self) -> None:
         """Write the finished autoencoder and remove the state."""
@@ -315,8 +310,21 @@ class Trainer:
         parameters = self.step.sae.parameters()
         is_sound = math.isfinite(result.terms.loss) and all(bool(torch.isfinite(part).all()) for part in parameters)
         if not self.run.world.add(int(not is_sound)):
+            self._check_equal()
             return
         raise self._failure(float(result.terms.loss))
+
+    def _check_equal(self) -> None:
+        """Refuse to go on with processes whose weights have become different, as those of unlike processors might.
+
+        Raises:
+            TrainingError: If they have.
+        """
+        if other := self.step.find_unequal_ranks():
+            raise TrainingError(
+                f"the processes of run '{self.run.folder.name}' no longer have the same weights: rank {other[0]} "
+                "differs from rank 0. Resume from the last saved state on machines of one kind"
+            )
 
     def _failure(self, loss: float) -> TrainingError:
         states = [path for path in self.run.state_paths if path.exists()]
@@ -379,13 +387,3 @@ def _checkpoint_positions(config: TrainConfig, *, after: int) -> Iterator[int]:
     parts = config.n_checkpoints + 1
     due = (config.total_training_tokens * number // parts for number in range(1, parts))
     return (n_images for n_images in due if n_images > after)
-
-
-def _make_wandb(run: Run) -> WandbLogger:
-    """A Weights & Biases run that gets the recipe's numbers, but no data set, path or patient."""
-    numbers = {name: value for name, value in run.recipe.items() if isinstance(value, int | float)}
-    identity = hashlib.sha256(canonical_json([run.recipe, run.folder.name])).hexdigest()[:8]
-    config = run.config
-    return WandbLogger(
-        project=config.wandb_project, entity=config.wandb_entity, run_id=identity, folder=run.folder, config=numbers
-    )

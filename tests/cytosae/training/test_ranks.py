@@ -114,3 +114,38 @@ def test_no_rank_needs_a_latent_that_is_alive():
         assert not result.n_fired.any()
         assert math.isfinite(result.terms.loss)
         assert step.sae.threshold == 0
+
+
+@pytest.mark.parametrize("matmul", [None, MatmulConfig(torch.float64)])
+@pytest.mark.parametrize("arch", ["batchtopk", "matryoshka"])
+def test_a_rank_may_have_none_of_the_largest(arch, matmul):
+    sae = make_case(arch)
+    with torch.no_grad():
+        sae.b_enc.fill_(1e-6)
+        sae.b_dec.zero_()
+    x = make_tokens().clone()
+    x[:, 40:] *= 1e-9
+    alone = make_step(copy.deepcopy(sae), matmul)
+    wanted = alone.step(x)
+
+    def work(world):
+        step = make_step(copy.deepcopy(sae), matmul, token_ranks=world)
+        return step.step(x.split([40, 37], dim=1)[world.rank]), step.sae
+
+    for result, found in run_ranks(2, work):
+        assert torch.equal(result.n_fired, wanted.n_fired)
+        assert largest_difference(found, alone.sae) < 1e-9
+    assert not wanted.reconstruction[:, 40:].any()
+
+
+def test_ranks_whose_weights_differ_are_found():
+    def work(world):
+        step = make_step(make_case("relu", torch.float32), MatmulConfig(), token_ranks=world)
+        step.step(make_tokens(0, torch.float32).split([30, 30, 17], dim=1)[world.rank])
+        before = step.find_unequal_ranks()
+        if world.rank == 1:
+            step.sae.W_dec.data[3, 2] = step.sae.W_dec.data[3, 2].nextafter(torch.tensor(9.0))
+        return before, step.find_unequal_ranks()
+
+    assert run_ranks(3, work) == [([], [1])] * 3
+    assert make_step(make_case("relu"), MatmulConfig()).find_unequal_ranks() == []

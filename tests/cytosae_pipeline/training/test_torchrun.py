@@ -115,10 +115,11 @@ def test_a_shard_that_one_rank_cannot_read_stops_all_and_keeps_the_state(with_st
     data = bytearray(shard.read_bytes())
     data[row % 5 * store.image_bytes] ^= 0xFF
     shard.write_bytes(data)
-    code, output = Torchrun(*_options(with_store, "r", "--b_dec_init_method", "zeros", images=1000)).finish()
+    code, output = Torchrun(*_options(with_store, "r", "--b_dec_init_method", "zeros", images=1000), n_ranks=5).finish()
     assert code != 0
     assert output.count("Error: ") == 1, output
     assert "checksum" in output
+    assert output.count("batches of 4 images leave 1 of 5 processes without work: raise --batch_size") == 1
     state = torch.load(_folder(with_store, "r") / "training_state.pt", weights_only=True)
     assert (state["samples_seen"], state["n_done"]) == (8, 2)
 
@@ -129,10 +130,31 @@ def test_verbs_that_one_process_does_refuse_several(with_sae):
     assert output.count("features runs in one process, but torchrun started 2, which would all do the same") == 1
 
 
+def test_parts_smaller_than_k_are_refused(with_store):
+    code, output = Torchrun(*_options(with_store, "r", "--arch", "topk", "--k", 50, "--split", "latents")).finish()
+    assert code != 0
+    assert output.count("Error: ") == 1
+    assert output.count("gives each of 2 processes 48 of 96 latents, fewer than --k 50. Start fewer processes") == 1
+
+
+def test_one_process_says_that_it_splits_nothing(with_store, messages):
+    with_store.run_plain(*_options(with_store, "r", "--split", "latents", images=8))
+    assert "--split latents changes nothing: torchrun has not started several processes" in messages()
+    with_store.run_plain(*_options(with_store, "s", images=8))
+    one, other = (load_sae(with_store.sae(run)).sae.W_dec for run in ("r", "s"))
+    assert torch.equal(one, other)
+    output = with_store.run_plain(*_options(with_store, "t", "--arch", "gated", "--split", "latents"), code=2).output
+    assert "split latents is for arch relu, topk, batchtopk, found arch gated: give split data" in output
+
+
 def test_a_message_of_all_ranks_is_printed_once(with_store):
     code, output = Torchrun(*_options(with_store, "r", "--arch", "topk", "--k", 1000)).finish()
     assert code != 0
     assert output.count("Error: k must be a whole number from 1 to the 96 latents") == 1
+    assert output.count("Error: ") == 1
+    code, output = Torchrun(*_options(with_store, "r", "--arch", "gated", "--split", "latents")).finish()
+    assert code != 0
+    assert output.count("Error: split latents is for arch relu, topk, batchtopk, found arch gated") == 1
     assert output.count("Error: ") == 1
 
 
@@ -145,6 +167,9 @@ def test_a_sweep_is_dealt_out_to_the_ranks(with_store):
     assert [row.split(",")[0] for row in rows[1:]] == ["s-k_2", "s-k_3", "s-k_4"]
     assert all(",trained," in row for row in rows[1:])
     assert output.count("table: ") == 1
+    code, output = Torchrun(*_options(with_store, "s", "--sweep", grid, "--split", "latents")).finish()
+    assert code != 0
+    assert output.count("leave out --split latents, or train one run") == 1
     again = with_store.run_plain(*_options(with_store, "s", "--sweep", grid)).output
     assert again.count("already trained") == 3
     with_store.run_plain(*_options(with_store, "t", "--sweep", grid))
