@@ -2,9 +2,11 @@
 
 import functools
 import json
+import logging
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -20,6 +22,7 @@ from cytosae_pipeline.runtime.cluster import (
 )
 from cytosae_pipeline.runtime.cluster_worker import find_versions, require_versions
 from tests.support import cluster as there
+from tests.support.patience import wait_until
 
 N = 23
 RANGES = plan_ranges(N, 1)
@@ -64,6 +67,13 @@ def test_a_function_that_workers_cannot_import_is_one_message(client, monkeypatc
 
     with pytest.raises(ClusterError, match=r"cannot import what it needs: .*No module named.*only_here.*\. Start"):
         map_ranges(client, only_here.function, RANGES, there.join)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the nanny sets this on Linux alone")
+def test_workers_use_memory_again(client):
+    """The nanny has the allocator return buffers at once, which costs a page fault for each of their 2,048 pages."""
+    found = map_ranges(client, there.count_page_faults, RANGES[:4], there.join)
+    assert max(found) < 20 * 2048
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
@@ -122,6 +132,16 @@ def test_a_lost_scheduler_is_one_message(tmp_path):
     with there.scheduler(tmp_path) as (process, file), there.worker(file), connect(str(file)) as client:
         with pytest.raises(SchedulerLostError, match=r"scheduler at tcp://127.0.0.1:\d+ no longer answers: it ended"):
             map_ranges(client, functools.partial(there.kill, process.pid), RANGES, there.join)
+
+
+def test_a_scheduler_that_is_lost_before_any_worker_came_is_one_message(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "cytosae_pipeline")
+    with there.scheduler(tmp_path) as (process, file), connect(str(file)) as client:
+        ending = threading.Thread(target=lambda: (wait_until(lambda: "no workers yet" in caplog.text), process.kill()))
+        ending.start()
+        with pytest.raises(SchedulerLostError, match="no longer answers"):
+            map_ranges(client, there.squares, RANGES, there.join)
+        ending.join()
 
 
 def test_other_versions_of_the_scheduler_are_refused(tmp_path):
