@@ -101,8 +101,13 @@ def choose_cuda_device(name: object) -> None:
     import torch
 
     if n_devices := torch.cuda.device_count():
-        number = re.search(r"(\d+)$", str(name))
-        torch.cuda.set_device(int(number[1]) % n_devices if number else 0)
+        torch.cuda.set_device(number_of(name) % n_devices)
+
+
+def number_of(name: object) -> int:
+    """The number that a worker's name ends in; 0 if it ends in none, or if the name is its address, as by default."""
+    found = re.search(r"^(?!.*://).*?(\d{1,9})$", str(name))
+    return int(found[1]) if found else 0
 
 
 @functools.cache

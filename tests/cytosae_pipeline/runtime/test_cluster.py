@@ -20,7 +20,7 @@ from cytosae_pipeline.runtime.cluster import (
     map_ranges,
     plan_ranges,
 )
-from cytosae_pipeline.runtime.cluster_worker import find_versions, require_versions
+from cytosae_pipeline.runtime.cluster_worker import find_versions, number_of, require_versions
 from tests.support import cluster as there
 from tests.support.patience import wait_until
 
@@ -161,6 +161,11 @@ def test_other_versions_of_a_worker_are_refused():
     ):
         require_versions({**find_versions(), "torch": "1.0"}, find_versions(), "worker on node7")
     require_versions(find_versions(), find_versions(), "worker on node7")
+
+
+def test_gpus_are_given_out_by_the_number_of_the_worker():
+    found = [number_of(name) for name in (0, 3, "1", "SLURMCluster-3-12", "tcp://10.0.0.1:8786", "gpu", "")]
+    assert found == [0, 3, 1, 12, 0, 0, 0]
 
 
 def test_an_address_where_nothing_answers_is_one_message():
