@@ -74,6 +74,19 @@ def describe_process(part: range) -> list[tuple[int, int]]:
     return [(os.getpid(), torch.get_num_threads())]
 
 
+def count_page_faults(part: range) -> list[int]:
+    """Pages that the system gave for buffers of 8 MB which are used one after another, 40 times."""
+    import resource
+
+    import torch
+
+    torch.ones(1 << 21)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(40):
+        torch.ones(1 << 21)
+    return [resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before]
+
+
 def _is_first(mark: Path) -> bool:
     try:
         mark.touch(exist_ok=False)
@@ -110,15 +123,20 @@ def worker(file: Path, name: str = "0") -> Iterator[subprocess.Popen[bytes]]:
 @contextlib.contextmanager
 def local_cluster() -> Iterator[str]:
     """The address of a running cluster of two worker processes, which are started again when they die."""
+    import dask
     from distributed import LocalCluster
 
-    with LocalCluster(
-        n_workers=2,
-        threads_per_worker=1,
-        memory_limit=0,
-        scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
-        silence_logs=logging.CRITICAL,
-    ) as cluster:
+    with (
+        # Otherwise a nanny whose worker is killed again within this time would be closed.
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1000 days"}),
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            memory_limit=0,
+            scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+    ):
         yield cluster.scheduler_address
 
 

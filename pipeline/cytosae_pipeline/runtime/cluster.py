@@ -13,9 +13,9 @@ from cytosae_pipeline.errors import escape
 from cytosae_pipeline.runtime.cluster_client import connect as connect
 from cytosae_pipeline.runtime.cluster_worker import (
     ClusterError,
+    check_worker,
     find_versions,
     merge_parts,
-    prepare_worker,
     run_task,
 )
 
@@ -214,7 +214,7 @@ class _Run:
 
     def _require_usable_workers(self) -> None:
         """Have all workers import what they will be asked for: one that cannot would silently leave the cluster."""
-        answers = self._client.run(prepare_worker, self._versions, self._function, *self._needed, on_error="return")
+        answers = self._client.run(check_worker, self._versions, self._function, *self._needed, on_error="return")
         for answer in answers.values():
             if isinstance(answer, ClusterError):
                 raise answer
@@ -271,11 +271,11 @@ def _one_message(client: "Client") -> Iterator[None]:
         yield
     except (FutureCancelledError, FuturesCancelledError, CommClosedError) as error:
         raise _lost(client) from error
-    except RuntimeError as error:
-        if client.status == "running" and "deserialization of the task graph" not in str(error):
-            raise
+    except (RuntimeError, OSError) as error:
         if client.status != "running":
             raise _lost(client) from error
+        if "deserialization of the task graph" not in str(error):
+            raise
         raise ClusterError(
             "the scheduler cannot import cytosae_pipeline. Start it from the environment in which you type this command"
         ) from error

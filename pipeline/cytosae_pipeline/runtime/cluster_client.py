@@ -75,8 +75,13 @@ def _start_workers(n_workers: int) -> Iterator[Any]:
     before = dask.config.get("distributed.nanny.pre-spawn-environ")
     n_threads = max(1, (os.cpu_count() or 1) // n_workers)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), n_threads)
-    try:
-        with dask.config.set({"distributed.nanny.pre-spawn-environ": {**before, **threads}}):
+    settings = {
+        "distributed.nanny.pre-spawn-environ": {**before, **threads},
+        # A nanny whose worker is away for 15 s, which it may need to start again, would be closed for good.
+        "distributed.deploy.lost-worker-timeout": "1000 days",
+    }
+    with dask.config.set(settings):
+        try:
             # Any user of the machine could have workers run code, were it not for the keys of `security`. Without an
             # address the pages about the cluster would take a port that other clusters ask for.
             cluster = LocalCluster(
@@ -84,12 +89,12 @@ def _start_workers(n_workers: int) -> Iterator[Any]:
                 silence_logs=logging.CRITICAL,
                 scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
             )  # fmt: skip
-    except (OSError, RuntimeError, ImportError) as error:
-        raise ClusterError(
-            f"{n_workers} local workers cannot be started ({error}). Try fewer, or leave --dask out"
-        ) from error
-    with cluster:
-        yield cluster
+        except (OSError, RuntimeError, ImportError) as error:
+            raise ClusterError(
+                f"{n_workers} local workers cannot be started ({error}). Try fewer, or leave --dask out"
+            ) from error
+        with cluster:
+            yield cluster
 
 
 def _read_scheduler_file(path: Path) -> str:

@@ -39,12 +39,14 @@ def run_task(function: Callable[[range], T], part: range, expected: Mapping[str,
     Raises:
         ClusterError: If this worker has other versions.
     """
-    prepare_worker(expected)
+    check_worker(expected)
+    _prepare_process()
+    choose_cuda_device(_worker_name())
     return function(part)
 
 
-def prepare_worker(expected: Mapping[str, str], *needed: object) -> None:
-    """Give a worker's process and this thread the threads, memory management and GPU that our work needs.
+def check_worker(expected: Mapping[str, str], *needed: object) -> None:
+    """Refuse a worker that has other versions.
 
     Args:
         expected: As for `run_task`.
@@ -54,8 +56,6 @@ def prepare_worker(expected: Mapping[str, str], *needed: object) -> None:
         ClusterError: If this worker has other versions.
     """
     require_versions(find_versions(), expected, f"worker on {socket.gethostname()}")
-    _prepare_process()
-    choose_cuda_device(_worker_name())
 
 
 def merge_parts(merge: Callable[[T, T], T], *parts: T) -> T:
@@ -101,13 +101,18 @@ def choose_cuda_device(name: object) -> None:
     import torch
 
     if n_devices := torch.cuda.device_count():
-        number = re.search(r"(\d+)$", str(name))
-        torch.cuda.set_device(int(number[1]) % n_devices if number else 0)
+        torch.cuda.set_device(number_of(name) % n_devices)
+
+
+def number_of(name: object) -> int:
+    """The number that a worker's name ends in; 0 if it ends in none, or if the name is its address, as by default."""
+    found = re.search(r"^(?!.*://).*?(\d{1,9})$", str(name))
+    return int(found[1]) if found else 0
 
 
 @functools.cache
 def _prepare_process() -> None:
-    """What is done once for all threads."""
+    """Give the process the threads and the memory management that our work needs."""
     import torch
     from distributed import get_worker
 

@@ -17,7 +17,6 @@ from cytosae_pipeline.statistics.counts import CountsAccumulator, GroupKind
 from cytosae_pipeline.statistics.encode import ActsRequest, encode_shards, is_screened, rows_of
 from cytosae_pipeline.statistics.features import FeaturesAccumulator
 from cytosae_pipeline.statistics.inputs import Inputs
-from cytosae_pipeline.statistics.label_index import LabelIndex
 from cytosae_pipeline.statistics.sharing import SharedInputs, share
 
 States = list[Accumulator]
@@ -57,9 +56,8 @@ class Collector:
         """Collects feature data, if they are requested."""
         self.counts = {kind: CountsAccumulator(inputs, config, kind, rows) for kind in asked.counts}
         """Collect counts."""
-        labels = LabelIndex.of(inputs.store.images.label)
-        self._labels = torch.from_numpy(labels.numbers)
-        self.profiles = LatentProfiles(inputs.n_latents, len(labels.names)) if asked.profiles else None
+        self._labels = torch.from_numpy(inputs.labels.numbers)
+        self.profiles = LatentProfiles(inputs.n_latents, len(inputs.labels.names)) if asked.profiles else None
         """Collects profiles, if they are requested."""
 
     def run(

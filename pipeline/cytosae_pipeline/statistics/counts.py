@@ -19,7 +19,6 @@ from cytosae_pipeline.config import StatisticsOptions
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.devices import accumulator_device
 from cytosae_pipeline.statistics.inputs import Inputs
-from cytosae_pipeline.statistics.label_index import LabelIndex
 from cytosae_pipeline.statistics.records import (
     UnusableResultsError,
     all_within,
@@ -89,7 +88,7 @@ class CountsAccumulator:
 
     def __init__(self, inputs: Inputs, config: StatisticsOptions, kind: GroupKind, rows: slice = slice(None)) -> None:
         self._inputs, self._config, self._kind = inputs, config, kind
-        self._groups = LabelIndex.of(getattr(inputs.store.images, kind))
+        self._groups = inputs.patients if kind == "patient" else inputs.labels
         if not self._groups.names:
             raise UserError(
                 f"no image of store '{inputs.store.path}' has a {kind}. Build it from a CSV with a '{kind}' column, or "

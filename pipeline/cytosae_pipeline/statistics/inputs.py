@@ -23,6 +23,7 @@ from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.devices import choose_device
 from cytosae_pipeline.runtime.memory import available_ram
 from cytosae_pipeline.runtime.shortage import require_memory
+from cytosae_pipeline.statistics.label_index import LabelIndex
 from cytosae_pipeline.workspace.paths import Workspace
 from cytosae_pipeline.workspace.runs import LATEST, suggest_sae
 
@@ -55,6 +56,16 @@ class Inputs:
     def n_latents(self) -> int:
         """Latents S."""
         return int(self.sae.W_enc.shape[1])
+
+    @cached_property
+    def labels(self) -> LabelIndex:
+        """Names of the labels, and the label of each row."""
+        return LabelIndex.of(self.store.images.label)
+
+    @cached_property
+    def patients(self) -> LabelIndex:
+        """Names of the patients, and the patient of each row."""
+        return LabelIndex.of(self.store.images.patient)
 
 
 @dataclass(frozen=True)

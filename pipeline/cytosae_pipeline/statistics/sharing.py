@@ -39,9 +39,8 @@ class SharedInputs:
         Raises:
             ClusterError: If one of them is not there, or another one.
         """
-        store = self.store.open()
         with _opening:
-            return Inputs(store, _open_sae(self))
+            return _open_inputs(self)
 
 
 def share(inputs: Inputs, device: Device) -> SharedInputs:
@@ -72,6 +71,10 @@ def digest_encoder(sae: Sae) -> str:
 
 
 @functools.lru_cache(maxsize=1)
+def _open_inputs(shared: SharedInputs) -> Inputs:
+    return Inputs(shared.store.open(), _open_sae(shared))
+
+
 def _open_sae(shared: SharedInputs) -> Sae:
     stated: dict[str, Any] = json.loads(shared.activation) or {}
     names = {"architecture": "sae_arch", "k": "sae_k", "threshold": "sae_threshold"}

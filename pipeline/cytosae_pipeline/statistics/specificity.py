@@ -19,7 +19,6 @@ from cytosae.statistics.position import PositionMaps
 from cytosae_cache.reading.permutation import spread_rows
 from cytosae_pipeline.runtime.devices import accumulator_device
 from cytosae_pipeline.statistics.inputs import Inputs
-from cytosae_pipeline.statistics.label_index import LabelIndex
 from cytosae_pipeline.statistics.records import UnusableResultsError, all_within, read_result
 from cytosae_pipeline.workspace.files import save_torch
 
@@ -65,7 +64,7 @@ class SpecificityAccumulator:
 
     def __init__(self, inputs: Inputs) -> None:
         store = inputs.store
-        labels = LabelIndex.of(store.images.label)
+        labels = inputs.labels
         device = accumulator_device(inputs.sae.W_enc.device)
         self._labels = torch.from_numpy(labels.numbers)
         self._activity = LabelActivity(inputs.n_latents, len(labels.names), device=device)

@@ -2,9 +2,11 @@
 
 import functools
 import json
+import logging
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -18,8 +20,9 @@ from cytosae_pipeline.runtime.cluster import (
     map_ranges,
     plan_ranges,
 )
-from cytosae_pipeline.runtime.cluster_worker import find_versions, require_versions
+from cytosae_pipeline.runtime.cluster_worker import find_versions, number_of, require_versions
 from tests.support import cluster as there
+from tests.support.patience import wait_until
 
 N = 23
 RANGES = plan_ranges(N, 1)
@@ -64,6 +67,13 @@ def test_a_function_that_workers_cannot_import_is_one_message(client, monkeypatc
 
     with pytest.raises(ClusterError, match=r"cannot import what it needs: .*No module named.*only_here.*\. Start"):
         map_ranges(client, only_here.function, RANGES, there.join)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the nanny sets this on Linux alone")
+def test_workers_use_memory_again(client):
+    """The nanny has the allocator return buffers at once, which costs a page fault for each of their 2,048 pages."""
+    found = map_ranges(client, there.count_page_faults, RANGES[:4], there.join)
+    assert max(found) < 20 * 2048
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
@@ -124,6 +134,16 @@ def test_a_lost_scheduler_is_one_message(tmp_path):
             map_ranges(client, functools.partial(there.kill, process.pid), RANGES, there.join)
 
 
+def test_a_scheduler_that_is_lost_before_any_worker_came_is_one_message(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "cytosae_pipeline")
+    with there.scheduler(tmp_path) as (process, file), connect(str(file)) as client:
+        ending = threading.Thread(target=lambda: (wait_until(lambda: "no workers yet" in caplog.text), process.kill()))
+        ending.start()
+        with pytest.raises(SchedulerLostError, match="no longer answers"):
+            map_ranges(client, there.squares, RANGES, there.join)
+        ending.join()
+
+
 def test_other_versions_of_the_scheduler_are_refused(tmp_path):
     older = (
         "import distributed.versions as own; found = own._version_cached; "
@@ -141,6 +161,11 @@ def test_other_versions_of_a_worker_are_refused():
     ):
         require_versions({**find_versions(), "torch": "1.0"}, find_versions(), "worker on node7")
     require_versions(find_versions(), find_versions(), "worker on node7")
+
+
+def test_gpus_are_given_out_by_the_number_of_the_worker():
+    found = [number_of(name) for name in (0, 3, "1", "SLURMCluster-3-12", "tcp://10.0.0.1:8786", "gpu", "")]
+    assert found == [0, 3, 1, 12, 0, 0, 0]
 
 
 def test_an_address_where_nothing_answers_is_one_message():
