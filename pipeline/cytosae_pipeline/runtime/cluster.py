@@ -29,8 +29,8 @@ T = TypeVar("T")
 _RANGES_PER_WORKER = 16
 _AHEAD = 2
 """Ranges that each thread of the workers has or waits for."""
-_MERGED = 4
-"""Results that are merged at once."""
+_MERGED = 2
+"""Results that are merged at once: a worker holds so many and one more, which may take some hundred megabytes each."""
 _RETRIES = 2
 """How often a range is tried again after an error of a disk or network."""
 _INTERVAL_S = 1.0
