@@ -23,10 +23,12 @@ import numpy as np
 from benchmarks.measure import print_line
 from cytosae.formats.checkpoint import save_sae
 from cytosae.sae.registry import make_sae
+from cytosae_cache.creation import create_store
 from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.format.metadata import Provenance
 from cytosae_cache.format.spec import StoreSpec, TokenLayout
-from cytosae_cache.writer import ShardData, StoreWriter, create_store
+from cytosae_cache.shard_data import ShardData
+from cytosae_cache.writer import StoreWriter
 from cytosae_pipeline.config import StatisticsConfig
 from cytosae_pipeline.statistics.counts import Counts
 from cytosae_pipeline.statistics.features import Features

@@ -66,10 +66,10 @@ def list_images(folder: Path, n: int) -> None:
 
 
 def create(folder: Path | str, n: int, shard_images: int) -> None:
+    from cytosae_cache.creation import create_store
     from cytosae_cache.format.layout import ImageTable
     from cytosae_cache.format.metadata import Provenance
     from cytosae_cache.format.spec import StoreSpec, TokenLayout
-    from cytosae_cache.writer import create_store
 
     names = (list(column) for column in zip(*itertools.islice(_name_images(), n), strict=True))
     spec = StoreSpec("bench", "0" * 64, 10, 12, 4, TokenLayout(1, 0, (1, 1)))
@@ -78,8 +78,9 @@ def create(folder: Path | str, n: int, shard_images: int) -> None:
 
 
 def fill(folder: Path | str, n: int) -> None:
+    from cytosae_cache.shard_data import ShardData
     from cytosae_cache.store import ActivationStore
-    from cytosae_cache.writer import ShardData, StoreWriter
+    from cytosae_cache.writer import StoreWriter
 
     rng = np.random.default_rng(0)
     store = ActivationStore(f"{folder}/{n}.zarr")

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import compare
+from cytosae_cache.creation import create_store
 from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.format.metadata import Provenance
 from cytosae_cache.format.shard import as_bytes, shard_name
@@ -24,9 +25,10 @@ from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.loader import ShuffledLoader, iter_row_blocks
 from cytosae_cache.reading.reader import StoreReader, aligned_buffer
 from cytosae_cache.reading.sampler import BatchOf
+from cytosae_cache.shard_data import ShardData
 from cytosae_cache.storage.atomic import write_all
 from cytosae_cache.store import ActivationStore
-from cytosae_cache.writer import ShardData, StoreWriter, create_store
+from cytosae_cache.writer import StoreWriter
 from cytosae_pipeline.building.activations import widen_with_torch
 
 

@@ -16,10 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import print_line
+from cytosae_cache.creation import create_store
 from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.format.metadata import Provenance
 from cytosae_cache.format.spec import StoreSpec, TokenLayout
-from cytosae_cache.writer import ShardData, StoreWriter, create_store
+from cytosae_cache.shard_data import ShardData
+from cytosae_cache.writer import StoreWriter
 
 _PROGRAM = "from cytosae_pipeline.cli.app import main; main()"
 

@@ -14,10 +14,10 @@ import pytest
 import cytosae_pipeline
 from cytosae.sae.registry import ARCHITECTURES
 from cytosae.training.lr_schedule import SCHEDULERS
+from cytosae_cache.creation import create_store
 from cytosae_cache.format.metadata import Provenance
 from cytosae_cache.format.spec import StoreSpec
 from cytosae_cache.store import ActivationStore
-from cytosae_cache.writer import create_store
 from cytosae_pipeline.cli.app import cli
 from cytosae_pipeline.config.layout import parse_layout
 from tests.support.stores import PROVENANCE, make_activations, make_spec, make_store, make_table

@@ -15,13 +15,14 @@ import pytest
 import torch
 import zarr
 
+from cytosae_cache.creation import create_store
 from cytosae_cache.errors import StoreError
 from cytosae_cache.format.metadata import ATTRIBUTES_KEY, _digest
 from cytosae_cache.format.shard import shard_name
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.verify import verify_store
-from cytosae_cache.writer import StoreWriter, create_store
+from cytosae_cache.writer import StoreWriter
 from cytosae_pipeline.building import build as build_module
 from cytosae_pipeline.runtime.progress import Progress
 from tests.support.nursery import Nursery

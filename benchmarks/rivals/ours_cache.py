@@ -3,14 +3,16 @@
 from pathlib import Path
 
 from benchmarks.rivals.cache_job import CacheJob, Given, run
+from cytosae_cache.creation import create_store
 from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.format.metadata import Provenance
 from cytosae_cache.format.spec import StoreSpec, TokenLayout
 from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.loader import ShuffledLoader
 from cytosae_cache.reading.reader import StoreReader
+from cytosae_cache.shard_data import ShardData
 from cytosae_cache.store import ActivationStore
-from cytosae_cache.writer import ShardData, StoreWriter, create_store
+from cytosae_cache.writer import StoreWriter
 from cytosae_pipeline import __version__
 
 SHARD_IMAGES = 256

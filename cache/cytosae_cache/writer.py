@@ -1,22 +1,21 @@
-"""Creating a store and writing it shard by shard, durably and in the background, resumable at any time."""
+"""Writing a store shard by shard, durably and in the background, resumable at any time."""
 
 import contextlib
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from cytosae_cache.errors import NotFiniteError, StoreCorruptError, StoreError
+from cytosae_cache.errors import StoreCorruptError, StoreError
 from cytosae_cache.format.codec import make_codec
 from cytosae_cache.format.columns import encode_hierarchy
 from cytosae_cache.format.contents import CONTENTS_COLUMNS, digest_contents
-from cytosae_cache.format.layout import COLUMNS_FOLDER, MAX_COLUMNS, ImageTable, StoreLayout
+from cytosae_cache.format.layout import StoreLayout
 from cytosae_cache.format.marks import (
     PROGRESS_FOLDER,
     ShardMark,
@@ -26,103 +25,17 @@ from cytosae_cache.format.marks import (
     remove_marks,
     write_mark,
 )
-from cytosae_cache.format.metadata import Provenance, hash_tables, write_attributes
-from cytosae_cache.format.moments import Widen, image_sums, widen
+from cytosae_cache.format.metadata import hash_tables, write_attributes
+from cytosae_cache.format.moments import Widen, widen
 from cytosae_cache.format.quantize import Channels, dequantize, measure_channels, quantize
-from cytosae_cache.format.shard import as_bytes, checksum, digest_file, digest_parts, digest_raw, make_index, shard_name
-from cytosae_cache.format.spec import Compression, StoreSpec
-from cytosae_cache.format.texts import to_texts
-from cytosae_cache.storage.base import Location, StorageBackend, map_requests, waiting_for_lock
-from cytosae_cache.storage.open import open_storage
+from cytosae_cache.format.shard import as_bytes, digest_file, digest_parts, digest_raw, make_index, shard_name
+from cytosae_cache.shard_data import ShardData, summarise
+from cytosae_cache.storage.base import map_requests, waiting_for_lock
 from cytosae_cache.store import ActivationStore
 
 _QUEUED_SHARDS = 1
 _LOOK_S = 0.2
 """How often a caller that waits looks whether writing has failed."""
-
-_OUR_FOLDERS = ("activations/", "channels/", "images/", "moments/", "shards/", f"{PROGRESS_FOLDER}/")
-
-
-def create_store(
-    location: Location,
-    spec: StoreSpec,
-    images: ImageTable,
-    provenance: Provenance,
-    *,
-    shard_images: int,
-    compression: Compression = "none",
-    columns: Mapping[str, npt.NDArray[Any]] = MappingProxyType({}),
-) -> ActivationStore:
-    """Create an empty, unfinished store: metadata and the table of images, no activations.
-
-    Args:
-        location: Folder or URL to create; may contain what a killed build left, but nothing else.
-        spec: What identifies the store.
-        images: One entry per row.
-        provenance: Where the store comes from.
-        shard_images: Images per shard file; at least 1.
-        compression: Lossless codec of every image.
-        columns: What else is known about the images, by name: int64, float64 or numpy's variable-width text.
-
-    Raises:
-        ValueError: If `shard_images` is below 1, the table's columns differ in length, or there are too many of them.
-        StoreError: If the folder contains other files.
-    """
-    lengths = [*map(len, images), *map(len, columns.values())]
-    if len(columns) > MAX_COLUMNS:
-        raise ValueError(f"a store takes at most {MAX_COLUMNS} further columns of images, found {len(columns)}")
-    if shard_images < 1 or len(set(lengths)) != 1:
-        raise ValueError(
-            f"shard_images must be 1 or more and the columns of images equally long, found {shard_images} and {lengths}"
-        )
-    storage = open_storage(location)
-    clear_leftovers(storage)
-    tables: dict[str, npt.NDArray[Any]] = {
-        f"images/{name}": to_texts(column) for name, column in zip(images._fields, images, strict=True)
-    }
-    if columns:
-        tables[f"{COLUMNS_FOLDER}/names"] = to_texts(columns)
-        tables |= {f"{COLUMNS_FOLDER}/{number}": column for number, column in enumerate(columns.values())}
-    activations = (spec, len(images.path), shard_images, compression)
-    files = encode_hierarchy(tables, activations=activations)
-    for name, data in files.items():
-        storage.write(name, [data])
-    storage.sync(files)
-    # Written last: without it the folder is not a store, so a build that was killed before starts from scratch.
-    write_attributes(storage, spec, provenance, complete=False, files=hash_tables(storage))
-    return ActivationStore(location)
-
-
-def clear_leftovers(storage: StorageBackend) -> None:
-    """Remove what a build left that was killed before it had created the store.
-
-    Raises:
-        StoreError: If the storage contains other files.
-    """
-    storage.remove_partials()
-    names = storage.names()
-    others = [name for name in names if not name.startswith(_OUR_FOLDERS)]
-    if others:
-        raise StoreError(
-            f"'{storage}' is neither empty nor an unfinished store (found '{others[0]}'). Choose another place"
-        )
-    storage.remove(names)
-
-
-@dataclass(frozen=True)
-class ShardData:
-    """A computed shard on its way to disk."""
-
-    shard: int
-    """Number of the shard."""
-    activations: npt.NDArray[Any]
-    """Shape `(n, n_tokens, d_model)` in the store's `dtype`; rows of unreadable images are NaN."""
-    sha256: Sequence[bytes | None]
-    """SHA-256 of each image file; None if it could not be read."""
-    reason: Sequence[str]
-    """Why an image could not be read; '' for a valid one."""
-    source_bytes: Sequence[int] = ()
-    """Length of each image file, 0 if it could not be read; empty if there are no files."""
 
 
 class StoreWriter:
@@ -354,7 +267,7 @@ class StoreWriter:
         """Check one shard, write its file, then its mark."""
         # The sums take about as long as the disk, so they run in parallel. Without a mark the file does not count.
         records, values = self._make_records(data)
-        summary = self._summing.submit(_summarise, data, records, values, self.store, self._widen)
+        summary = self._summing.submit(summarise, data, records, values, self.store, self._widen)
         parts = self._encode(records)
         encoded = None if self._codec is None else self._summing.submit(digest_parts, parts)
         write = self._storage.create if self._shared else self._storage.write
@@ -455,31 +368,3 @@ def _digest_channels(channels: Channels | None) -> str:
 def _channel_columns(channels: Channels) -> dict[str, npt.NDArray[Any]]:
     """Decoding parameters by their place in the store."""
     return {f"channels/{name}": values for name, values in channels._asdict().items()}
-
-
-def _summarise(
-    data: ShardData, records: npt.NDArray[Any], values: npt.NDArray[Any], store: StoreLayout, widen: Widen
-) -> dict[str, Any]:
-    """The fields of a mark that follow from the shard's contents."""
-    valid = np.array([not reason for reason in data.reason], dtype=bool)
-    total, total_sq = (np.zeros(store.d_model) for _ in range(2))
-    wide = np.empty(store.spec.image_shape)
-    for slot in np.flatnonzero(valid):
-        sums, squares = image_sums(values[slot], wide, widen)
-        if not np.isfinite(squares).all():
-            row = store.shard_rows(data.shard)[slot]
-            raise NotFiniteError(
-                f"image {store.images.path[row]!r} (row {row}) has activations of NaN or infinity in {store.dtype}. "
-                "Try --store-dtype float32 or --precision fp32; if neither helps, the weights do not fit the images"
-            )
-        total += sums
-        total_sq += squares
-    return {
-        "image_crc32c": [checksum(as_bytes(record)) for record in records],
-        "sha256": [digest.hex() if digest is not None else "" for digest in data.sha256],
-        "source_bytes": list(data.source_bytes) or [0] * len(data.reason),
-        "reason": list(data.reason),
-        "count": int(valid.sum()) * store.n_tokens,
-        "sum": total.tolist(),
-        "sum_sq": total_sq.tolist(),
-    }

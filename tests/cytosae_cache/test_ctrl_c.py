@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from cytosae_cache.writer import create_store
+from cytosae_cache.creation import create_store
 from tests.support.patience import patience
 from tests.support.stores import PROVENANCE, make_spec, make_table
 
@@ -57,7 +57,8 @@ from pathlib import Path
 import numpy as np
 
 from cytosae_cache.store import ActivationStore
-from cytosae_cache.writer import ShardData, StoreWriter
+from cytosae_cache.shard_data import ShardData
+from cytosae_cache.writer import StoreWriter
 
 store = ActivationStore(Path(sys.argv[1]))
 

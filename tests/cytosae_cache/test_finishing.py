@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cytosae_cache.creation import create_store
 from cytosae_cache.errors import StoreCorruptError
 from cytosae_cache.format.marks import ShardMark, make_tables, mark_name, read_mark, write_mark
 from cytosae_cache.format.shard import shard_name
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.verify import verify_store
-from cytosae_cache.writer import StoreWriter, create_store
+from cytosae_cache.writer import StoreWriter
 from tests.support.stores import (
     PROVENANCE,
     fill_store,

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from cytosae_cache import writer as writers
+from cytosae_cache.creation import create_store
 from cytosae_cache.format.shard import shard_name
 from cytosae_cache.storage.open import open_storage
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.verify import verify_store
-from cytosae_cache.writer import StoreWriter, create_store
+from cytosae_cache.writer import StoreWriter
 from tests.support.s3 import serve_s3
 from tests.support.stores import PROVENANCE, fill_store, make_activations, make_shard, make_spec, make_table
 

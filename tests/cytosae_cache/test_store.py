@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 import cytosae_cache
+from cytosae_cache.creation import create_store
 from cytosae_cache.errors import StoreCorruptError, StoreIncompleteError, StoreNotFoundError
 from cytosae_cache.format.shard import shard_name
 from cytosae_cache.store import ActivationStore
-from cytosae_cache.writer import create_store
 from tests.support.patience import wait_until
 from tests.support.stores import PROVENANCE, make_activations, make_spec, make_store, make_table, record_opens
 

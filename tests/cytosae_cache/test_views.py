@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from cytosae_cache import views as views_module
+from cytosae_cache.creation import create_store
 from cytosae_cache.errors import StoreCorruptError, StoreError, StoreMismatchError
 from cytosae_cache.format.layout import StoreLayout
 from cytosae_cache.format.shard import shard_name
 from cytosae_cache.store import ActivationStore
-from cytosae_cache.writer import create_store
 from tests.support.stores import (
     PROVENANCE,
     fill_store,

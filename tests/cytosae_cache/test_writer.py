@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import zarr
 
+from cytosae_cache.creation import create_store
 from cytosae_cache.errors import NotFiniteError, StoreError, StoreIncompleteError
 from cytosae_cache.format.codec import make_compressors
 from cytosae_cache.format.moments import widen
 from cytosae_cache.format.shard import make_index, shard_name
 from cytosae_cache.store import ActivationStore
-from cytosae_cache.writer import StoreWriter, create_store
+from cytosae_cache.writer import StoreWriter
 from cytosae_pipeline.building.activations import widen_with_torch
 from tests.support.stores import (
     PROVENANCE,
@@ -114,7 +115,8 @@ _CHILD = """
 import sys, time
 from pathlib import Path
 from cytosae_cache.store import ActivationStore
-from cytosae_cache.writer import StoreWriter, create_store
+from cytosae_cache.creation import create_store
+from cytosae_cache.writer import StoreWriter
 from tests.support.stores import PROVENANCE, make_activations, make_shard, make_spec, make_table
 path = Path(sys.argv[1])
 store = (

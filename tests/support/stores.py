@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cytosae_cache.creation import create_store
 from cytosae_cache.format.columns import encode_hierarchy
 from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.format.metadata import Provenance, hash_tables, write_attributes
 from cytosae_cache.format.shard import index_bytes, shard_name
 from cytosae_cache.format.spec import StoreSpec, TokenLayout
+from cytosae_cache.shard_data import ShardData
 from cytosae_cache.storage.base import ReadableFile
 from cytosae_cache.store import ActivationStore
-from cytosae_cache.writer import ShardData, StoreWriter, create_store
+from cytosae_cache.writer import StoreWriter
 
 PROVENANCE = Provenance("toy", "d" * 64, "0.0", "2026-01-01T00:00:00+00:00", "cpu")
 

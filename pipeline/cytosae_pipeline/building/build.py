@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from cytosae_cache.creation import create_store
 from cytosae_cache.errors import StoreError, StoreMismatchError
 from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.format.marks import remove_marks
@@ -16,7 +17,6 @@ from cytosae_cache.format.spec import StoreSpec
 from cytosae_cache.storage.base import Location, waiting_for_lock
 from cytosae_cache.storage.open import open_storage
 from cytosae_cache.store import ActivationStore
-from cytosae_cache.writer import create_store
 from cytosae_pipeline.building.cluster_fill import fill_on_cluster, find_device
 from cytosae_pipeline.building.fill import fill_range, open_writers, shards_to_fill
 from cytosae_pipeline.building.findings import Remarks, require_readable, write_duplicates, write_skipped

@@ -10,8 +10,9 @@ import numpy as np
 from cytosae.backbones.backbone import Backbone, load_backbone
 from cytosae_cache.errors import StoreError, StoreMismatchError
 from cytosae_cache.format.layout import StoreLayout
+from cytosae_cache.shard_data import ShardData
 from cytosae_cache.store import ActivationStore
-from cytosae_cache.writer import ShardData, StoreWriter
+from cytosae_cache.writer import StoreWriter
 from cytosae_pipeline.building.activations import compute_activations, widen_with_torch
 from cytosae_pipeline.building.findings import Remarks
 from cytosae_pipeline.building.plan import BuildPlan

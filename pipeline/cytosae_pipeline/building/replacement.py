@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from cytosae_cache.creation import clear_leftovers
 from cytosae_cache.errors import StoreCorruptError, StoreError, StoreNotFoundError
 from cytosae_cache.storage.base import Location
 from cytosae_cache.storage.open import open_storage
 from cytosae_cache.storage.swap import finish_swap, place_beside, swap
 from cytosae_cache.store import ActivationStore
-from cytosae_cache.writer import clear_leftovers
 
 logger = logging.getLogger(__name__)
 

@@ -15,14 +15,16 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from cytosae_cache.creation import create_store
 from cytosae_cache.errors import StoreMismatchError
 from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.format.marks import remove_marks
 from cytosae_cache.format.spec import StoreSpec, TokenLayout
+from cytosae_cache.shard_data import ShardData
 from cytosae_cache.storage.base import Location, StorageBackend
 from cytosae_cache.storage.open import open_storage
 from cytosae_cache.store import ActivationStore, iter_stores
-from cytosae_cache.writer import ShardData, StoreWriter, create_store
+from cytosae_cache.writer import StoreWriter
 from cytosae_pipeline.building.replacement import choose_place, put_in_place, reopen
 from cytosae_pipeline.building.store_place import disk_messages, make_provenance, require_space
 from cytosae_pipeline.config.imports import ImportConfig, parse_grid

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import zarr
 
+from cytosae_cache.creation import create_store
 from cytosae_cache.errors import StoreCorruptError
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.verify import verify_store
-from cytosae_cache.writer import create_store
 from tests.support.stores import PROVENANCE, fill_store, make_activations, make_spec, make_store, make_table, seal
 
 COLUMNS = {

@@ -12,6 +12,7 @@ import fsspec
 import numpy as np
 import pytest
 
+from cytosae_cache.creation import create_store
 from cytosae_cache.errors import (
     StoreCorruptError,
     StoreError,
@@ -29,7 +30,7 @@ from cytosae_cache.storage.open import open_storage
 from cytosae_cache.storage.s3_uploads import UnfinishedUploads
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.verify import verify_store
-from cytosae_cache.writer import StoreWriter, create_store
+from cytosae_cache.writer import StoreWriter
 from tests.support.patience import wait_until
 from tests.support.pictures import HEARING_MAIN, LAYOUT
 from tests.support.s3 import serve_s3

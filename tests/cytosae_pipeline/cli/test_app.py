@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from cytosae_cache.creation import create_store
 from cytosae_cache.reading.permutation import spread_rows
 from cytosae_cache.reading.reader import StoreReader
+from cytosae_cache.shard_data import ShardData
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.verify import verify_store
-from cytosae_cache.writer import ShardData, StoreWriter, create_store
+from cytosae_cache.writer import StoreWriter
 from cytosae_pipeline.cli.app import cli
 from cytosae_pipeline.config import BuildConfig, ExportConfig, StatisticsConfig, TrainConfig
 from tests.support.pictures import write_vit

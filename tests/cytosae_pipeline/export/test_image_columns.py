@@ -10,8 +10,8 @@ from pyarrow import parquet
 
 from cytosae.formats.checkpoint import save_sae
 from cytosae.sae.relu import ReluSae
+from cytosae_cache.creation import create_store
 from cytosae_cache.store import ActivationStore
-from cytosae_cache.writer import create_store
 from cytosae_pipeline.export.tables import make_image_texts
 from tests.conftest import Workplace
 from tests.support.stores import PROVENANCE, fill_store, make_activations, make_spec, make_table
