@@ -236,3 +236,18 @@ def test_report_measures_memory_and_size():
     assert lines[0]["ratio"] == 1
     assert all(line["peak_mb"] > 50 and line["page_mb"] > 0.05 for line in lines)
     assert lines[1]["image_pages"] <= 40
+
+
+def test_scale_prints_the_cost_of_every_stage(tmp_path):
+    stages = ["start", "list", "create", "fill", "open", "batch", "order", "epoch", "verify", "train", "features"]
+    lines = _run("scale", "--folder", tmp_path, "--images", 1500, "--shard-images", 100, "--stages", *stages)
+    assert [line["name"] for line in lines] == stages
+    requests = {line.pop("name"): line for line in _run("scale", "--requests", "--images", 300, "--shard-images", 3)}
+    assert requests["open"] == {"images": 300, "shards": 100, "HEAD": 1, "GET": 2}
+    assert requests["read_again"]["GET"] == 256
+    assert all(line["images"] == 1500 and line["shards"] == 15 for line in lines)
+    assert all(line["cpu_s"] > 0 and line["peak_mb"] > 0 for line in lines)
+    assert [
+        line["name"]
+        for line in _run("scale", "--folder", tmp_path, "--images", 9, "--most-files", 8, "--stages", "list")
+    ] == []

@@ -1,8 +1,10 @@
 """Checking a store against its own metadata, checksums and sums."""
 
+import itertools
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
@@ -58,12 +60,34 @@ class VerifyReport:
         return not self.problems and not self.foreign
 
 
-def verify_store(store: StoreLayout, *, on_shard: Callable[[int], None] = lambda shard: None) -> VerifyReport:
+class ShardFindings(NamedTuple):
+    """What was found in some shards."""
+
+    n_shards: int
+    """Shard files checked."""
+    n_bytes: int
+    """Bytes read from them."""
+    problems: tuple[tuple[int, str], ...]
+    """Shard and text of each problem, by shard."""
+
+    def merge(self, other: "ShardFindings") -> "ShardFindings":
+        """These findings and those in other shards, in any order."""
+        problems = sorted((*self.problems, *other.problems), key=lambda problem: problem[0])
+        return ShardFindings(self.n_shards + other.n_shards, self.n_bytes + other.n_bytes, tuple(problems))
+
+
+def verify_store(
+    store: StoreLayout,
+    *,
+    on_shard: Callable[[int], None] = lambda shard: None,
+    check: Callable[[], ShardFindings] | None = None,
+) -> VerifyReport:
     """Check the tables, the files and every checksum of a complete store.
 
     Args:
         store: A complete store.
         on_shard: Called after each shard.
+        check: Calls `verify_shards` for all shards where more than this process does it, and merges what is found.
 
     Returns:
         All problems found; checking continues after each one.
@@ -81,10 +105,28 @@ def verify_store(store: StoreLayout, *, on_shard: Callable[[int], None] = lambda
     if report.problems:
         return report
     _check_files(store, report)
+    found = verify_shards(store, range(store.n_shards), on_shard=on_shard) if check is None else check()
+    report.n_shards, report.n_bytes = found.n_shards, found.n_bytes
+    report.problems += [text for _, text in found.problems]
+    return report
+
+
+def verify_shards(
+    store: StoreLayout, shards: range, *, on_shard: Callable[[int], None] = lambda shard: None
+) -> ShardFindings:
+    """Check every checksum in some shards of a complete store whose tables are sound.
+
+    Args:
+        store: A complete store.
+        shards: Consecutive shards.
+        on_shard: Called after each shard.
+    """
     summed = set(spread_rows(store.n_shards, _SUMMED_SHARDS).tolist())
-    recorded = zip(*(store.column(f"shards/{name}").tolist() for name in ShardDigest._fields), strict=True)
+    columns = [store.column(f"shards/{name}")[shards.start : shards.stop].tolist() for name in ShardDigest._fields]
+    report, problems = VerifyReport(), list[tuple[int, str]]()
     with StoreReader(store, n_threads=1) as reader:
-        for shard, digest in enumerate(map(ShardDigest._make, recorded)):
+        for shard, digest in zip(shards, map(ShardDigest._make, zip(*columns, strict=True)), strict=True):
+            report.problems.clear()
             try:
                 _check_file(store, shard, digest, report)
                 _check_images(store, reader, shard, report, sums=shard in summed)
@@ -92,8 +134,9 @@ def verify_store(store: StoreLayout, *, on_shard: Callable[[int], None] = lambda
                 pass  # reported as a missing file
             except StoreCorruptError as error:
                 report.problems.append(str(error))
+            problems += [(shard, text) for text in report.problems]
             on_shard(shard)
-    return report
+    return ShardFindings(report.n_shards, report.n_bytes, tuple(problems))
 
 
 def _check_tables(store: StoreLayout, report: VerifyReport) -> None:
@@ -111,10 +154,10 @@ def _check_tables(store: StoreLayout, report: VerifyReport) -> None:
         return
     if store.contents != store.compute_contents():
         report.problems.append("contents: the stated identity does not match the images and shards")
-    paths = [path.encode() for path in store.images.path]
-    if paths != sorted(set(paths)):
+    paths = map(str.encode, store.images.path)
+    if not all(one < following for one, following in itertools.pairwise(paths)):
         report.problems.append("images/path: rows are not sorted by path, or a path occurs twice")
-    skipped = np.array([bool(str(reason)) for reason in store.column("images/reason")], dtype=bool)
+    skipped = store.column("images/reason") != ""
     if not np.array_equal(~store.valid, skipped):
         report.problems.append("images/valid: disagrees with images/reason")
     n_tokens = [

@@ -168,25 +168,38 @@ class StoreWriter:
             among: Shards to look at; all by default.
         """
         shards = range(self.store.n_shards) if among is None else among
-        finished = map_requests(self._storage, self._is_finished, shards)
-        return [shard for shard, done in zip(shards, finished, strict=True) if not done]
+        names = set(self._storage.names(f"{PROGRESS_FOLDER}/"))
+        marked = [shard for shard in shards if mark_name(shard) in names]
+        finished = zip(marked, map_requests(self._storage, self._is_finished, marked), strict=True)
+        return sorted(set(shards) - {shard for shard, done in finished if done})
 
-    def discard(self, shards: Iterable[int]) -> None:
+    def discard(self, missing: Iterable[int], finished: Iterable[int] = ()) -> None:
         """Make shards missing: remove their marks. Also removes the partial files that killed builds left.
 
         Call it for all missing shards before the first is submitted: a mark of an earlier build must never meet the new
         file of its shard.
+
+        Args:
+            missing: What `missing_shards` returned; another writer may have finished some of them since, and they stay.
+            finished: Finished shards that are to be written again.
         """
         if self._shared:
             with waiting_for_lock(self._storage):
-                damaged = [n for n in shards if read_mark(self._storage, n) is not None and not self._is_finished(n)]
-                self._storage.remove(map(mark_name, damaged))
+                damaged = [n for n in missing if read_mark(self._storage, n) is not None and not self._is_finished(n)]
+                self._storage.remove(map(mark_name, [*damaged, *finished]))
             return
-        names = {mark_name(shard) for shard in shards}
+        names = {mark_name(shard) for shard in (*missing, *finished)}
         if len(names) == self.store.n_shards:
             self._channels = None  # the first shard gives them again
         self._storage.remove(sorted(names))
         self._storage.remove_partials()
+
+    @property
+    def needs_channels(self) -> bool:
+        """Whether this is an int8 store whose first shard, which gives the decoding parameters, was not written yet."""
+        if self.store.spec.store_dtype != "int8" or self._channels is not None:
+            return False
+        return _read_channels(StoreLayout(self.store.path)) is None
 
     def recorded_sources(self, shard: int) -> list[bytes | None]:
         """SHA-256 of the image files that a finished shard was made from; None for those that could not be read.
@@ -263,12 +276,20 @@ class StoreWriter:
         with waiting_for_lock(self._storage):
             if StoreLayout(self.store.path).complete:
                 return ActivationStore.open(self.store.path)
-            if not self._has_all_marks():
+            if not self._has_all_marks() or self._unmark_damaged():
                 return None
             self._channels = _read_channels(StoreLayout(self.store.path))
             finished = self.finish()
             self._storage.remove_partials(of_everyone=True)
             return finished
+
+    def _unmark_damaged(self) -> bool:
+        """Remove marks whose file was damaged or removed since, as far as its length shows; whether there were any."""
+        shards = range(self.store.n_shards)
+        sound = map_requests(self._storage, self._is_marked, shards)
+        damaged = [shard for shard, is_sound in zip(shards, sound, strict=True) if not is_sound]
+        self._storage.remove(map(mark_name, damaged))
+        return bool(damaged)
 
     def _has_all_marks(self) -> bool:
         return len(self._storage.names(f"{PROGRESS_FOLDER}/")) >= self.store.n_shards

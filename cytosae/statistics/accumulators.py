@@ -1,16 +1,23 @@
 """Accumulators of the statistics: top-k images, mean activations, sparsity, counts per group.
 
-Counts and top-k do not depend on the order: `update` with any split of the rows and `merge` in any order give the same
-bits.
+Nothing depends on the order: `update` with any split of the rows and `merge` in any order give the same bits.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 
+from cytosae.statistics.exact_sums import ExactSums, Portable
 from cytosae.statistics.ties import pack_keys, unpack_keys
 
 Normalization = Literal["image", "token", "none", "latents"]
+
+
+class Accumulator(Protocol):
+    """State of a statistic that was updated with some of the images; it can be sent to other processes."""
+
+    def merge(self, other: Any) -> None:  # noqa: ANN401 - of the same class
+        """Add another accumulator's state for other images."""
 
 
 class FeatureResult(NamedTuple):
@@ -26,7 +33,7 @@ class FeatureResult(NamedTuple):
     """Share of images where the latent is active, float32, shape `(S,)`."""
 
 
-class FeatureStatistics:
+class FeatureStatistics(Portable):
     """Top-k images, mean activation and sparsity of every latent (docs/definitions.md, section 6).
 
     Args:
@@ -43,7 +50,7 @@ class FeatureStatistics:
             raise ValueError(f"top_k must be at least 1, found {top_k}")
         # Keys of cytosae.statistics.ties; 0 is an empty slot.
         self._keys = torch.zeros(n_latents, top_k, dtype=torch.int64, device=device)
-        self._sums = torch.zeros(n_latents, dtype=torch.float64, device=device)
+        self._sums = ExactSums(n_latents, device=device)
         self._n_active = torch.zeros(n_latents, dtype=torch.int64, device=device)
         self.n_images = 0
         """Images added so far."""
@@ -58,25 +65,25 @@ class FeatureStatistics:
         Raises:
             ValueError: If the shapes do not fit.
         """
-        if scores.shape != (len(rows), len(self._sums)):
-            raise ValueError(f"scores must be {(len(rows), len(self._sums))}, found {tuple(scores.shape)}")
+        if scores.shape != (len(rows), len(self._keys)):
+            raise ValueError(f"scores must be {(len(rows), len(self._keys))}, found {tuple(scores.shape)}")
         rows, scores = rows.to(self._keys.device), scores.to(device=self._keys.device, dtype=torch.float32)
         keys = torch.where(scores > 0, pack_keys(scores, rows[:, None]), 0)
         self._keep(keys.T)
-        self._sums += scores.sum(dim=0, dtype=torch.float64)
+        self._sums.add(scores)
         self._n_active += (scores > 0).sum(dim=0)
         self.n_images += len(rows)
 
     def merge(self, other: "FeatureStatistics") -> None:
         """Add another accumulator's state for other rows."""
         self._keep(other._keys.to(self._keys.device))
-        self._sums += other._sums.to(self._sums.device)
+        self._sums.merge(other._sums)
         self._n_active += other._n_active.to(self._n_active.device)
         self.n_images += other.n_images
 
     def result(self) -> FeatureResult:
         """The statistics so far, on the CPU."""
-        keys, sums, n_active = self._keys.cpu(), self._sums.cpu(), self._n_active.cpu()
+        keys, sums, n_active = self._keys.cpu(), self._sums.result().cpu(), self._n_active.cpu()
         filled = keys != 0
         best = unpack_keys(keys)
         return FeatureResult(
@@ -92,7 +99,7 @@ class FeatureStatistics:
         self._keys = both.topk(self._keys.shape[1], dim=1, sorted=True).values
 
 
-class GroupCounts:
+class GroupCounts(Portable):
     """Tokens above thresholds, summed per group, which is a patient or a class (docs/definitions.md, section 7).
 
     Args:

@@ -6,6 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cytosae.statistics.exact_sums import ExactSums, Portable
+
 BINS_PER_OCTAVE = 2
 """Histogram bins per doubling of the activation."""
 
@@ -37,8 +39,8 @@ class ProfileResult(NamedTuple):
         )
 
 
-class LatentProfiles:
-    """Accumulates profiles; counts do not depend on the split of the images or the order of merging.
+class LatentProfiles(Portable):
+    """Accumulates profiles, which do not depend on the split of the images or the order of merging.
 
     Args:
         n_latents: Latents M.
@@ -49,7 +51,7 @@ class LatentProfiles:
         self._histogram = torch.zeros(n_latents, N_BINS, dtype=torch.int64)
         self._n_zero = torch.zeros(n_latents, dtype=torch.int64)
         self._n_active = torch.zeros(n_labels, n_latents, dtype=torch.int64)
-        self._sums = torch.zeros(n_labels, n_latents, dtype=torch.float64)
+        self._sums = ExactSums(n_labels, n_latents)
         self._n_images = torch.zeros(n_labels, dtype=torch.int64)
 
     def update(self, acts: torch.Tensor, labels: torch.Tensor) -> None:
@@ -100,16 +102,17 @@ class LatentProfiles:
         known = labels >= 0
         scores = acts.mean(dim=1)[known]
         self._n_active[:, latents].index_add_(0, labels[known], (scores > 0).to(torch.int64))
-        self._sums[:, latents].index_add_(0, labels[known], scores.double())
+        self._sums.add_to(labels[known], scores, latents)
 
     def merge(self, other: "LatentProfiles") -> None:
         """Add another accumulator's state for other images."""
-        for name in ("_histogram", "_n_zero", "_n_active", "_sums", "_n_images"):
+        for name in ("_histogram", "_n_zero", "_n_active", "_n_images"):
             getattr(self, name).add_(getattr(other, name))
+        self._sums.merge(other._sums)
 
     def result(self) -> ProfileResult:
         """The profiles so far."""
-        means = self._sums / self._n_images.clamp(min=1)[:, None]
+        means = self._sums.result() / self._n_images.clamp(min=1)[:, None]
         return ProfileResult(
             self._histogram.clone(), self._n_zero.clone(), self._n_active.T.clone(), means.T, self._n_images.clone()
         )

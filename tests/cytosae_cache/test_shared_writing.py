@@ -116,6 +116,17 @@ def test_a_damaged_shard_is_written_again(location, expected):
     assert _files(location) == expected
 
 
+def test_the_last_writer_does_not_complete_a_store_with_a_damaged_shard(location, expected):
+    store = _create(location)
+    assert _run(location, [[0, 1, 2, 3]]) == [0]
+    store.storage.write(shard_name(2), [b"short"])
+    assert _run(location, [list(range(4, 12))]) == [0]
+    unfinished = ActivationStore(location)
+    assert (unfinished.complete, unfinished.n_finished_shards) == (False, 11)
+    assert _run(location, [[0, 1, 2, 3]]) == [0]
+    assert _files(location) == expected
+
+
 def test_a_writer_that_comes_too_late_changes_nothing(location, expected):
     store = _create(location)
     late = StoreWriter(store, shared=True)

@@ -81,8 +81,9 @@ def serve_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
 
         s3fs.S3FileSystem.clear_instance_cache()
         fsspec.config.conf.clear()
-        for item in client.list_objects_v2(Bucket="cells").get("Contents", []):
-            client.delete_object(Bucket="cells", Key=item["Key"])
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket="cells"):
+            for item in page.get("Contents", []):
+                client.delete_object(Bucket="cells", Key=item["Key"])
         client.delete_bucket(Bucket="cells")
         server.shutdown()
         thread.join()

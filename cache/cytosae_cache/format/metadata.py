@@ -34,6 +34,8 @@ class Provenance:
     """UTC time at which the build started, ISO 8601."""
     device: str = ""
     """Kind of device that computed the activations."""
+    batch_size: int = 0
+    """Images per forward pass, on which the last bits of the activations depend; 0 where it is not known."""
 
 
 def write_attributes(
@@ -55,7 +57,8 @@ def write_attributes(
         files: SHA-256 of every file by relative POSIX path, except shards and this file.
         contents: Identity of the contents (`digest_contents`), known once the store is complete.
     """
-    ours: dict[str, Any] = {"format": FORMAT_VERSION, "complete": complete, "spec": spec.to_json(), **vars(provenance)}
+    known = {name: value for name, value in vars(provenance).items() if name != "batch_size" or value}
+    ours: dict[str, Any] = {"format": FORMAT_VERSION, "complete": complete, "spec": spec.to_json(), **known}
     ours["files"] = dict(sorted((files or {}).items()))
     if contents:
         ours["contents"] = contents
@@ -139,10 +142,13 @@ def _digest(attributes: Mapping[str, Any]) -> str:
 
 def read_provenance(attributes: Mapping[str, Any]) -> Provenance:
     """Read the provenance from our attributes."""
-    values = {name: attributes.get(name, "") for name in Provenance.__dataclass_fields__}
-    if not all(isinstance(value, str) for value in values.values()):
-        raise StoreCorruptError(f"provenance must be text, found {values}")
-    return Provenance(**values)
+    texts = {name: attributes.get(name, "") for name in Provenance.__dataclass_fields__ if name != "batch_size"}
+    batch_size = attributes.get("batch_size", 0)
+    if not all(isinstance(value, str) for value in texts.values()):
+        raise StoreCorruptError(f"provenance must be text, found {texts}")
+    if type(batch_size) is not int or batch_size < 0:
+        raise StoreCorruptError(f"the batch size of a build must be a whole number from 0 on, found {batch_size!r}")
+    return Provenance(**texts, batch_size=batch_size)
 
 
 def check_activations(array: Mapping[str, Any], spec: StoreSpec, where: str) -> tuple[int, int, Compression]:

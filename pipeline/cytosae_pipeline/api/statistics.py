@@ -6,20 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from cytosae.statistics.block_encoder import PooledActs
 from cytosae_pipeline.api.options import takes_options, takes_pair
 from cytosae_pipeline.config import ExportConfig, StatisticsOptions
 from cytosae_pipeline.export.anndata_files import latent_frame, make_groups, make_images
 from cytosae_pipeline.export.statistics import TablesResult, export_tables
 from cytosae_pipeline.export.tables import Table, collect_tables, make_patient_table, make_provenance
 from cytosae_pipeline.statistics.counts import COUNT_FILES, Counts, GroupKind, save_counts
-from cytosae_pipeline.statistics.encode import encode_store
 from cytosae_pipeline.statistics.features import VERB, Features, save_features
 from cytosae_pipeline.statistics.inputs import Inputs
 from cytosae_pipeline.statistics.records import lock_results
 from cytosae_pipeline.statistics.results import RESULT_FILES, compute_statistics
+from cytosae_pipeline.statistics.scores import pass_scores
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,11 +54,7 @@ class FeatureStats(Features):
         from scipy.sparse import csr_matrix, vstack
 
         blocks = [csr_matrix((0, len(self.sparsity)), dtype=np.float32)]
-
-        def consume(rows: torch.Tensor, pooled: PooledActs) -> None:
-            blocks.append(csr_matrix(pooled.scores.cpu().numpy()))
-
-        encode_store(self.inputs, self.options, [consume], what="scores")
+        pass_scores(self.inputs, self.options, lambda scores: blocks.append(csr_matrix(scores)), what="scores")
         return make_images(collect_tables(self.inputs, self, None), vstack(blocks, format="csr"))
 
     def save(self, folder: str | PathLike[str], *, replace_foreign: bool = False) -> list[Path]:

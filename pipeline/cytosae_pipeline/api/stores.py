@@ -18,7 +18,7 @@ def build_store(options: BuildConfig) -> ActivationStore:
     `store.valid`. The first access to `store.images` reads their names.
 
     Returns:
-        The complete store.
+        The store; complete (`store.complete`), unless `shards` asks for one part and others are missing.
 
     Raises:
         ValueError: If the data set, the checkpoint or an existing store does not fit; the message says what to do.
@@ -32,13 +32,13 @@ def build_stores(options: BuildConfig) -> list[ActivationStore]:
     """`build_store` for several blocks from one pass of the network: `block_layer=(-4, -2)`.
 
     Returns:
-        The complete stores, in the order of `block_layer`.
+        The stores, in the order of `block_layer`; complete as for `build_store`.
 
     Raises:
         ValueError: As for `build_store`.
         OSError: As for `build_store`.
     """
-    return [ActivationStore.open(result.store) for result in run_builds(options)]
+    return [ActivationStore(result.store) for result in run_builds(options)]
 
 
 @takes_options(ImportConfig)

@@ -3,49 +3,48 @@
 import contextlib
 import functools
 import logging
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
-from cytosae.backbones.backbone import Backbone, load_backbone
 from cytosae_cache.errors import StoreError, StoreMismatchError
 from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.format.marks import remove_marks
 from cytosae_cache.format.spec import StoreSpec
-from cytosae_cache.storage.base import Location
+from cytosae_cache.storage.base import Location, waiting_for_lock
 from cytosae_cache.storage.open import open_storage
 from cytosae_cache.store import ActivationStore
-from cytosae_cache.writer import ShardData, StoreWriter, create_store
-from cytosae_pipeline.building.activations import compute_activations, widen_with_torch
+from cytosae_cache.writer import create_store
+from cytosae_pipeline.building.cluster_fill import fill_on_cluster, find_device
+from cytosae_pipeline.building.fill import fill_range, open_writers, shards_to_fill
 from cytosae_pipeline.building.findings import Remarks, require_readable, write_duplicates, write_skipped
 from cytosae_pipeline.building.plan import BuildPlan, StorePlan, plan_build, require_shard_memory
 from cytosae_pipeline.building.replacement import choose_place, put_in_place, reopen
-from cytosae_pipeline.building.source_check import check_sizes, count_reasons, reopen_shards
+from cytosae_pipeline.building.source_check import check_sizes, count_reasons
 from cytosae_pipeline.building.store_place import (
     disk_messages,
     make_provenance,
     require_space,
 )
 from cytosae_pipeline.config import BuildConfig
-from cytosae_pipeline.errors import UserError, escape
+from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.columns import type_columns
-from cytosae_pipeline.images.decoding import Decoded, ImageDecoder
-from cytosae_pipeline.images.files import VANISHED
-from cytosae_pipeline.images.image_list import DatasetError
-from cytosae_pipeline.runtime.progress import Progress, format_seconds
+from cytosae_pipeline.images.image_list import STORED, DatasetError, ImageList
+from cytosae_pipeline.runtime.cluster import connect
+from cytosae_pipeline.runtime.progress import format_seconds
 from cytosae_pipeline.workspace.build_record import record_build
 from cytosae_pipeline.workspace.find import require_dataset, training_command
 from cytosae_pipeline.workspace.paths import Workspace
 
+if TYPE_CHECKING:
+    from distributed import Client
+
 logger = logging.getLogger(__name__)
 
 _MOST_WORKERS = 8
-Status = Literal["built", "resumed", "already complete"]
+Status = Literal["built", "resumed", "already complete", "in part"]
 """What had to be done."""
 
 
@@ -54,11 +53,11 @@ class BuildResult:
     """What a build did."""
 
     store: Location
-    """The complete store."""
+    """The store, complete unless it is built `in part`."""
     n_images: int
     """Rows of the store."""
     n_skipped: int
-    """Images set aside as unreadable."""
+    """Images set aside as unreadable; those of the whole store, once it is complete."""
     skipped_reasons: dict[str, int]
     """Images of each kind of reason."""
     skipped_csv: Path | None
@@ -70,7 +69,9 @@ class BuildResult:
     notes: tuple[str, ...] = ()
     """What should be known about the images, as messages."""
     next: str = ""
-    """The command that trains an autoencoder on it; '' if another verb asked for the store."""
+    """The command that trains an autoencoder on it; '' if another verb asked for the store, or it is not complete."""
+    n_missing_shards: int = 0
+    """Shards that other parts of the build have yet to write."""
 
 
 def build_store(config: BuildConfig) -> BuildResult:
@@ -81,8 +82,9 @@ def build_store(config: BuildConfig) -> BuildResult:
         StoreError: As for `build_and_open`.
         SourceError: As for `build_and_open`.
     """
-    store, result = build_and_open(config)
-    return replace(result, next=training_command(store, config))
+    if len(config.block_layer) > 1:
+        raise UserError(f"block_layer asks for {len(config.block_layer)} stores: call build_stores, or give one block")
+    return build_stores(config)[0]
 
 
 def build_stores(config: BuildConfig) -> list[BuildResult]:
@@ -93,14 +95,17 @@ def build_stores(config: BuildConfig) -> list[BuildResult]:
         StoreError: As for `build_and_open`.
         SourceError: As for `build_and_open`.
     """
-    return [replace(result, next=training_command(store, config)) for store, result in _build(config, None)]
+    return [
+        replace(result, next=training_command(store, config) if store.complete else "")
+        for store, result in _build(config, None)
+    ]
 
 
 def build_and_open(config: BuildConfig, *, weights_digest: str | None = None) -> tuple[ActivationStore, BuildResult]:
     """The complete store of a data set, and what a build did for it.
 
     Args:
-        config: Options, with one block.
+        config: Options, with one block and all shards.
         weights_digest: `weights_sha256` of the checkpoint, if it is known already.
 
     Raises:
@@ -116,27 +121,58 @@ def build_and_open(config: BuildConfig, *, weights_digest: str | None = None) ->
 def _build(config: BuildConfig, weights_digest: str | None) -> list[tuple[ActivationStore, BuildResult]]:
     """Build the stores of all blocks, with their results."""
     started = time.monotonic()
-    plan = plan_build(config, weights_digest=weights_digest)
-    logger.info(plan.describe())
-    remarks = Remarks(plan.images)
     with contextlib.ExitStack() as stack:
+        client = None if config.dask is None else stack.enter_context(connect(config.dask))
+        device = None if client is None else find_device(client, config)
+        plan = plan_build(config, weights_digest=weights_digest, device=device)
+        logger.info(plan.describe())
+        remarks = Remarks()
+        locks = stack.enter_context(contextlib.ExitStack())
         for item in sorted(plan.stores, key=lambda item: str(item.store)):
             stack.enter_context(disk_messages(item.store))
-            stack.enter_context(open_storage(item.store).lock())
+            storage = open_storage(item.store)
+            locks.enter_context(waiting_for_lock(storage) if config.is_shared else storage.lock())
         opened = []
         for item in plan.stores:
             opened.append(_open_or_create(config, plan, item))
             record_build(opened[-1][0], config)
-        filled = _fill([store for store, _ in opened if not store.complete], config, plan, remarks)
+        if config.is_shared:
+            locks.close()
+        filled = _fill([store for store, _ in opened if not store.complete], config, plan, remarks, client)
         notes = [*plan.images.notes, *remarks.describe()]
         results = []
         for item, (store, status) in zip(plan.stores, opened, strict=True):
-            complete, skipped = _accept(filled.get(store.spec, store), item, config)
             seconds = time.monotonic() - started
-            results.append((complete, _conclude(complete, status, skipped, config, notes, seconds)))
+            whole = filled.get(store.spec, store)
+            if whole.complete:
+                whole, skipped = _accept(whole, item, config)
+                result = _conclude(whole, status, skipped, config, notes, seconds)
+            else:
+                result = _conclude_part(whole, config, remarks, notes, seconds)
+            results.append((whole, result))
     for note in results[0][1].notes[len(plan.images.notes) :]:
         logger.warning(note)
     return results
+
+
+def _fill(
+    stores: Sequence[ActivationStore], config: BuildConfig, plan: BuildPlan, remarks: Remarks, client: "Client | None"
+) -> dict[StoreSpec, ActivationStore]:
+    """Compute and write the missing shards, here or on a cluster; returns the stores that are complete, by their spec.
+
+    Raises:
+        StoreMismatchError: As for `fill_range`.
+        StoreError: As for `fill_range`.
+    """
+    if not stores:
+        return {}
+    with open_writers(stores, shared=config.is_shared) as writers:
+        if client is None:
+            fill_range(writers, shards_to_fill(stores[0], config), config, plan, remarks)
+        else:
+            fill_on_cluster(client, stores, config, plan, remarks)
+        finished = [writer.finish_if_last() if config.is_shared else writer.finish() for writer in writers]
+    return {store.spec: store for store in finished if store is not None}
 
 
 def _accept(store: ActivationStore, item: StorePlan, config: BuildConfig) -> tuple[ActivationStore, Path | None]:
@@ -183,6 +219,25 @@ def _conclude(
     )
 
 
+def _conclude_part(
+    store: ActivationStore, config: BuildConfig, remarks: Remarks, notes: Sequence[str], seconds: float
+) -> BuildResult:
+    """Say what was done for a store that other builds have yet to complete."""
+    n_missing = store.n_shards - store.n_finished_shards
+    logger.info(f"wrote part {config.shards} of store '{store.path}' in {format_seconds(seconds)}")
+    return BuildResult(
+        store=store.path,
+        n_images=store.n_images,
+        n_skipped=sum(remarks.skipped.values()),
+        skipped_reasons=dict(remarks.skipped.most_common()),
+        skipped_csv=None,
+        status="in part",
+        seconds=seconds,
+        notes=tuple(notes),
+        n_missing_shards=n_missing,
+    )
+
+
 def _open_or_create(config: BuildConfig, plan: BuildPlan, item: StorePlan) -> tuple[ActivationStore, Status]:
     """The store to fill, and what has to be done."""
     chosen = config.store is not None
@@ -191,12 +246,14 @@ def _open_or_create(config: BuildConfig, plan: BuildPlan, item: StorePlan) -> tu
     found = reopen(place, item.store, check, overwrite=config.overwrite)
     if found is not None:
         return found
+    if plan.images.layout == STORED:
+        raise StoreError(f"store '{item.store}' was deleted while this build was starting. Run the command again")
     if config.compression == "none":
         advice = "Free some space, use another --root_dir, or --limit the number of images"
         advice += ", or add --delete-first to delete the old store before" * (place != item.store)
         require_space(place, item.n_bytes, advice)
     images = plan.images
-    provenance = make_provenance(require_dataset(config), images.digest(), plan.device.type)
+    provenance = make_provenance(require_dataset(config), images.digest(), plan.device.type, config.batch_size)
     table = ImageTable(images.paths, images.labels, images.patients)
     shards = min(config.shard_images, len(images))
     require_shard_memory(plan, shards, config.batch_size)
@@ -217,7 +274,38 @@ def _check_existing(config: BuildConfig, plan: BuildPlan, item: StorePlan, store
             f"store '{store.path}' is not the one that the options describe (store, options): "
             f"{'; '.join(store.spec.differences(item.spec))}. Give another --store, or --overwrite"
         )
-    images, digest = plan.images, plan.images.digest()
+    _check_list(config, plan.images, store)
+    if store.complete:
+        # A build that was killed at its very end may have left marks behind.
+        remove_marks(store.storage)
+        check_sizes(store, plan.images)
+        return "already complete"
+    made = store.provenance
+    wanted = (min(config.shard_images, store.n_images), config.compression, plan.device.type, config.batch_size)
+    found = (store.shard_images, store.compression, made.device, made.batch_size or config.batch_size)
+    if wanted != found:
+        raise StoreMismatchError(
+            f"the unfinished store '{store.path}' was started with --shard_images {found[0]} --compression {found[1]} "
+            f"--device {found[2]} --batch_size {found[3]}, now these are {wanted[0]}, {wanted[1]}, {wanted[2]} and "
+            f"{wanted[3]}: its numbers would differ from shard to shard. Give the same values, or --overwrite"
+        )
+    return "resumed"
+
+
+def _check_list(config: BuildConfig, images: ImageList, store: ActivationStore) -> None:
+    """Refuse a store of other images.
+
+    Raises:
+        StoreMismatchError: If it is one.
+    """
+    if images.layout == STORED:
+        if config.limit is not None and len(images) > config.limit:
+            raise StoreMismatchError(
+                f"store '{store.path}' has {len(images):,} images, --limit asks for {config.limit:,}: give every part "
+                "of a build the same options"
+            )
+        return
+    digest = images.digest()
     if images.columns and store.provenance.list_digest == images.without_columns().digest():
         logger.info(f"store '{store.path}' was made without the list's further columns: --overwrite adds them")
     elif store.provenance.list_digest != digest:
@@ -227,112 +315,3 @@ def _check_existing(config: BuildConfig, plan: BuildPlan, item: StorePlan, store
             f"{digest[:12]}: images, labels, patients or further columns changed. Use another --dataset_name, or "
             "--overwrite to build it from scratch"
         )
-    if store.complete:
-        # A build that was killed at its very end may have left marks behind.
-        remove_marks(store.storage)
-        check_sizes(store, images)
-        return "already complete"
-    wanted = (min(config.shard_images, len(images)), config.compression, plan.device.type)
-    found = (store.shard_images, store.compression, store.provenance.device)
-    if wanted != found:
-        raise StoreMismatchError(
-            f"the unfinished store '{store.path}' was started with --shard_images {found[0]} --compression {found[1]} "
-            f"--device {found[2]}, now these are {wanted[0]}, {wanted[1]} and {wanted[2]}. Give the same values, or "
-            "--overwrite"
-        )
-    return "resumed"
-
-
-def _fill(
-    stores: Sequence[ActivationStore], config: BuildConfig, plan: BuildPlan, remarks: Remarks
-) -> dict[StoreSpec, ActivationStore]:
-    """Compute and write the missing shards; returns the complete stores by their spec."""
-    if not stores:
-        return {}
-    n_workers = config.workers if config.workers is not None else min(_MOST_WORKERS, os.cpu_count() or 1)
-    info = plan.info
-    with contextlib.ExitStack() as stack:
-        writers = [stack.enter_context(StoreWriter(store, widen=widen_with_torch)) for store in stores]
-        decoder = stack.enter_context(
-            ImageDecoder(
-                plan.images,
-                n_workers=n_workers,
-                image_size=info.image_size,
-                resample=info.resample,
-                white_level=config.white_level,
-            )
-        )
-        missing = [_missing_shards(writer, config, plan, decoder) for writer in writers]
-        todo = sorted(set().union(*missing))
-        first = stores[0]
-        rows = [row for shard in todo for row in first.shard_rows(shard)]
-        done = first.n_images - len(rows)
-        if done:
-            logger.info(f"resuming after {done:,} images that are on disk and verified")
-        if rows:
-            blocks = [store.spec.block for store in stores]
-            backbone = load_backbone(plan.model_path, info, blocks=blocks, device=plan.device)
-            with Progress("build", first.n_images, "images", done=done) as progress:
-                decoded = remarks.watch(decoder.iter_rows(rows))
-                for shard in todo:
-                    computed = _compute_shard(first, shard, decoded, backbone, config, plan, progress)
-                    for writer, shards, data in zip(writers, missing, computed, strict=True):
-                        if shard in shards:
-                            writer.submit(data)
-        return {store.spec: writer.finish() for store, writer in zip(stores, writers, strict=True)}
-
-
-def _missing_shards(writer: StoreWriter, config: BuildConfig, plan: BuildPlan, decoder: ImageDecoder) -> set[int]:
-    """Shards that have to be computed, those of images that changed included; nothing of them is left on disk."""
-    todo = writer.missing_shards()
-    finished = sorted(set(range(writer.store.n_shards)) - set(todo))
-    if finished:
-        try:
-            todo = sorted([*todo, *reopen_shards(writer, finished, plan.images, decoder)])
-        except StoreMismatchError as error:
-            if not config.overwrite:
-                raise
-            logger.info(f"starting again from scratch, as --overwrite asks: {error}")
-            todo = list(range(writer.store.n_shards))
-    writer.discard(todo)
-    return set(todo)
-
-
-def _compute_shard(
-    store: ActivationStore,
-    shard: int,
-    decoded: Iterator[Decoded],
-    backbone: Backbone,
-    config: BuildConfig,
-    plan: BuildPlan,
-    progress: Progress,
-) -> list[ShardData]:
-    """Run the network on one shard's images, in batches that begin at the shard's first row; one result per block."""
-    rows = store.shard_rows(shard)
-    activations = [np.empty((len(rows), *store.spec.image_shape), dtype=store.dtype) for _ in backbone.blocks]
-    digests: list[bytes | None] = []
-    reasons: list[str] = []
-    sizes: list[int] = []
-    for start in range(0, len(rows), config.batch_size):
-        batch = [next(decoded) for _ in rows[start : start + config.batch_size]]
-        for image in batch:
-            if image.reason and config.strict_images:
-                raise StoreError(
-                    f"image '{escape(plan.images.rows[image.row].path)}' cannot be read: {image.reason}. "
-                    "Repair or remove it, or omit --strict-images to set such images aside"
-                )
-        for all_rows, part in zip(
-            activations, compute_activations(backbone, batch, store.spec, plan.device), strict=True
-        ):
-            all_rows[start : start + len(batch)] = part
-        digests += [image.sha256 for image in batch]
-        reasons += [image.reason for image in batch]
-        sizes += [image.n_bytes for image in batch]
-        progress.advance(len(batch))
-    if len(rows) > 1 and all(reason == VANISHED for reason in reasons):
-        raise StoreError(
-            f"{len(rows):,} consecutive images have vanished since the build began, the first "
-            f"'{escape(plan.images.rows[rows[0]].path)}' in '{plan.images.root}': was a disk unmounted? Finished "
-            "work is kept: run the command again to resume"
-        )
-    return [ShardData(shard, part, digests, reasons, sizes) for part in activations]

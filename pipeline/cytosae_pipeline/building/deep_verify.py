@@ -13,10 +13,11 @@ from cytosae_cache.format.spec import StoreSpec
 from cytosae_cache.reading.permutation import spread_rows
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
-from cytosae_cache.verify import VerifyReport, verify_store
+from cytosae_cache.verify import VerifyReport
 from cytosae_pipeline.building.activations import compute_activations
 from cytosae_pipeline.building.plan import make_spec
 from cytosae_pipeline.building.source_check import compare_source
+from cytosae_pipeline.building.verify_shards import verify_files
 from cytosae_pipeline.config import StoreSource, VerifyConfig
 from cytosae_pipeline.errors import UserError, escape
 from cytosae_pipeline.images.decoding import ImageDecoder, open_decoder
@@ -47,12 +48,12 @@ def check_store(config: VerifyConfig) -> tuple[ActivationStore, VerifyReport]:
 
     Raises:
         StoreError: If there is no such store, or it is unfinished.
+        ClusterError: If the cluster cannot be used.
         UserError: As for `verify_against_source`.
     """
     store = find_store(config)
     require_finished(store, config)
-    with Progress("verify", store.n_shards, "shards") as bar:
-        report = verify_store(store, on_shard=lambda shard: bar.advance())
+    report = verify_files(store, config.dask)
     if config.deep and not report.problems:
         report.problems += verify_against_source(store, config)
     return store, report

@@ -1,5 +1,6 @@
 """What a build found out about its images: unreadable ones, odd ones, and pictures that occur more than once."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,28 +19,43 @@ from cytosae_pipeline.workspace.csv_files import to_csv
 
 
 class Remarks:
-    """Counts remarks on pictures that were read, by their kind: what is before the first colon.
+    """Counts remarks on pictures that were read, by their kind: what is before the first colon; and unreadable ones."""
 
-    Args:
-        images: The images.
-    """
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[int, int, str]] = {}
+        self.skipped: Counter[str] = Counter()
+        """Images that were set aside, by the kind of reason."""
 
-    def __init__(self, images: ImageList) -> None:
-        self._images = images
-        self._found: dict[str, tuple[int, str]] = {}
+    def watch(self, decoded: Iterable[Decoded], images: ImageList) -> Iterator[Decoded]:
+        """The same images, whose remarks are counted.
 
-    def watch(self, decoded: Iterable[Decoded]) -> Iterator[Decoded]:
-        """The same images, whose remarks are counted."""
+        Args:
+            decoded: The images.
+            images: The list that they are from.
+        """
         for image in decoded:
+            if image.reason:
+                self.skipped[image.reason.partition(":")[0]] += 1
             for remark in image.remarks:
-                kind = remark.partition(":")[0]
-                n, first = self._found.get(kind, (0, f"{quote(self._images.rows[image.row].path)} is {remark}"))
-                self._found[kind] = n + 1, first
+                text = f"{quote(images.rows[image.row].path)} is {remark}"
+                self._add(remark.partition(":")[0], 1, image.row, text)
             yield image
 
+    def merge(self, other: "Remarks") -> None:
+        """Add what another process counted."""
+        self.skipped += other.skipped
+        for kind, found in other._found.items():
+            self._add(kind, *found)
+
     def describe(self) -> list[str]:
-        """One message for each kind."""
-        return [f"{n:,} image{'s' * (n > 1)} with a remark, for example {first}" for n, first in self._found.values()]
+        """One message for each kind, with its first image, in the order of these."""
+        found = sorted(self._found.values(), key=lambda item: item[1])
+        return [f"{n:,} image{'s' * (n > 1)} with a remark, for example {text}" for n, _, text in found]
+
+    def _add(self, kind: str, n: int, row: int, text: str) -> None:
+        """Count images of a kind, one of which is described."""
+        before, first_row, first = self._found.get(kind, (0, row, text))
+        self._found[kind] = (before + n, row, text) if row < first_row else (before + n, first_row, first)
 
 
 class Duplicates(NamedTuple):

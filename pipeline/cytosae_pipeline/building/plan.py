@@ -7,15 +7,17 @@ import torch
 
 from cytosae.backbones.backbone import BackboneInfo, describe_blocks
 from cytosae.backbones.preprocessing import MAX_IMAGE_SIZE, StatedTransform
+from cytosae_cache.errors import StoreNotFoundError
 from cytosae_cache.format.spec import Precision, Preprocessing, StoreDtype, StoreSpec, TokenLayout
 from cytosae_cache.storage.base import Location
 from cytosae_cache.storage.open import open_storage
+from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.building.store_place import free_bytes
 from cytosae_pipeline.config import BuildConfig
 from cytosae_pipeline.config.store import StorePlace
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.image_list import ImageList
-from cytosae_pipeline.images.listing import open_dataset
+from cytosae_pipeline.images.listing import list_images_of, open_dataset
 from cytosae_pipeline.images.summary import describe_images
 from cytosae_pipeline.runtime.devices import choose_device, choose_precision
 from cytosae_pipeline.runtime.memory import available_ram
@@ -95,12 +97,15 @@ class BuildPlan:
         ]
 
 
-def plan_build(config: BuildConfig, *, weights_digest: str | None = None) -> BuildPlan:
+def plan_build(
+    config: BuildConfig, *, weights_digest: str | None = None, device: torch.device | None = None
+) -> BuildPlan:
     """Decide everything about a build without reading an image or running the network.
 
     Args:
         config: Options.
         weights_digest: `weights_sha256` of the checkpoint, if it is known already.
+        device: Device of the network, if another machine computes.
 
     Raises:
         ValueError: If the data set or checkpoint is missing or wrong; the message says what to do.
@@ -113,19 +118,38 @@ def plan_build(config: BuildConfig, *, weights_digest: str | None = None) -> Bui
             "build needs the vision transformer's checkpoint: --model_path ./DinoBloom-B.pth "
             "(or --model_path embedded for the small one in the package)"
         )
-    images = open_dataset(config.images or workspace.dataset_dir(name), config.layout)
-    if config.limit is not None:
-        images = images.spread(config.limit)
-    device = choose_device(config.device)
+    root = config.images or workspace.dataset_dir(name)
+    images = None if config.part is not None else _list_images(config, root)
+    device = device or choose_device(config.device)
     precision = choose_precision(config.precision, device)
-    stores: list[StorePlan] = []
+    places: dict[Location, tuple[BackboneInfo, StoreSpec]] = {}
     for info in _describe_blocks(config, model_path, weights_digest):
         spec = make_spec(info, store_dtype=config.store_dtype, precision=precision, white_level=config.white_level or 0)
         store = open_storage(config.store or workspace.store_path(name, spec.hash)).location
-        if store in [item.store for item in stores]:
+        if store in places:
             raise UserError(f"block_layer {list(config.block_layer)} names block {spec.block} twice")
-        stores.append(StorePlan(info, spec, store, len(images) * spec.record_bytes, free_bytes(store)))
+        places[store] = info, spec
+    if images is None:
+        images = _list_stored(next(iter(places)), root) or _list_images(config, root)
+    stores = [
+        StorePlan(info, spec, store, len(images) * spec.record_bytes, free_bytes(store))
+        for store, (info, spec) in places.items()
+    ]
     return BuildPlan(images, model_path, tuple(stores), device)
+
+
+def _list_images(config: BuildConfig, root: Path) -> ImageList:
+    """The images that lie there, or as many as the options say."""
+    images = open_dataset(root, config.layout)
+    return images if config.limit is None else images.spread(config.limit)
+
+
+def _list_stored(store: Location, root: Path) -> ImageList | None:
+    """The images of a store that another build created, so that not every part of it looks through all folders."""
+    try:
+        return list_images_of(ActivationStore(store), root) if root.exists() else None
+    except StoreNotFoundError:
+        return None
 
 
 def require_shard_memory(plan: BuildPlan, shard_images: int, batch_size: int) -> None:

@@ -39,16 +39,18 @@ def require_space(store: Location, n_bytes: int, advice: str) -> None:
         )
 
 
-def make_provenance(dataset: str, list_digest: str, device: str = "") -> Provenance:
+def make_provenance(dataset: str, list_digest: str, device: str = "", batch_size: int = 0) -> Provenance:
     """The origin of a store that is created now, or at `SOURCE_DATE_EPOCH` if that is set.
 
     Args:
         dataset: Name of the data set.
         list_digest: Digest of its list of images.
         device: Kind of device that computes the activations; '' if none does.
+        batch_size: Images per forward pass; 0 if there is none.
     """
     stamp = int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
-    return Provenance(dataset, list_digest, __version__, datetime.fromtimestamp(stamp, UTC).isoformat(), device)
+    created = datetime.fromtimestamp(stamp, UTC).isoformat()
+    return Provenance(dataset, list_digest, __version__, created, device, batch_size)
 
 
 @contextlib.contextmanager

@@ -52,6 +52,7 @@ def build(as_json: bool, dry_run: bool, **values: Any) -> None:
     cytosae-cache build --dataset_name mll23 --images ./mll23 --model_path ./DinoBloom-B.pth
     cytosae-cache build --dataset_name try --images cells.csv --model_path embedded --limit 100 --dry-run
     cytosae-cache build --dataset_name mll23 --model_path ./DinoBloom-B.pth --store s3://bucket/mll23.zarr
+    cytosae-cache build --dataset_name mll23 --model_path ./DinoBloom-B.pth --shards $SLURM_ARRAY_TASK_ID/16
     """
     config = make_config(BuildConfig, values)
     from cytosae_pipeline.building.build import build_stores
@@ -69,10 +70,16 @@ def build(as_json: bool, dry_run: bool, **values: Any) -> None:
     result = results[0]
     lines = [f"store ({item.status}): {item.store}" for item in results]
     lines.append(f"images: {result.n_images:,} in {format_seconds(result.seconds)}")
-    if result.skipped_csv is not None:
+    if result.n_skipped:
         kinds = ", ".join(f"{count:,} {reason}" for reason, count in list(result.skipped_reasons.items())[:3])
-        lines.append(f"set aside as unreadable: {result.n_skipped:,} ({kinds}), listed in {result.skipped_csv}")
-    lines.append(f"next: {result.next}")
+        where = "" if result.skipped_csv is None else f", listed in {result.skipped_csv}"
+        lines.append(f"set aside as unreadable: {result.n_skipped:,} ({kinds}){where}")
+    if missing := max(item.n_missing_shards for item in results):
+        lines.append(
+            f"{missing:,} shards are missing: the other parts write them, and the last one completes the store"
+        )
+    else:
+        lines.append(f"next: {result.next}")
     shown = result if len(results) == 1 else {"stores": [dataclasses.asdict(item) for item in results]}
     print_result(shown, "\n".join(lines), as_json)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from cytosae.sae.registry import ARCHITECTURES, check_stated
+from cytosae_pipeline.config.cluster import ClusterChoice
 from cytosae_pipeline.config.fields import Config, option
 from cytosae_pipeline.config.store import PrecisionChoice, StoreSource
 from cytosae_pipeline.errors import UserError
@@ -32,7 +33,7 @@ class PassOptions(ReadOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StatisticsOptions(PassOptions):
+class StatisticsOptions(ClusterChoice, PassOptions):
     """Options of what is computed by `features`, `classes` and `patients`."""
 
     top_k: int = option(10, "Maximally activating images kept per latent (features).", minimum=1)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from cytosae_pipeline.config.cluster import ClusterChoice
 from cytosae_pipeline.config.fields import Config, option
 from cytosae_pipeline.config.layout import parse_layout
 
@@ -97,7 +98,7 @@ class StoreSource(ImageSource, StoreChoice):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyConfig(StoreSource):
+class VerifyConfig(ClusterChoice, StoreSource):
     """Options of `verify`."""
 
     deep: bool = option(False, "Also recompute the activations of some images, from --model_path and --images.")

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from cytosae.statistics.block_encoder import PooledActs
 from cytosae_cache.storage.file_set import replacing_set, undo_set
 from cytosae_cache.storage.lock import locked
 from cytosae_cache.store import ActivationStore
@@ -21,13 +19,13 @@ from cytosae_pipeline.export import anndata_files, table_files
 from cytosae_pipeline.export.table_files import ScoreWriter, TableWriter
 from cytosae_pipeline.export.tables import Table, Tables, collect_tables, make_latent_table
 from cytosae_pipeline.statistics.counts import Counts
-from cytosae_pipeline.statistics.encode import encode_store
 from cytosae_pipeline.statistics.groups import find_groups
 from cytosae_pipeline.statistics.inputs import open_inputs
 from cytosae_pipeline.statistics.notes import FILE_NAME as NOTES_NAME
 from cytosae_pipeline.statistics.notes import Subject, read_notes
 from cytosae_pipeline.statistics.published import find_published, read_published
 from cytosae_pipeline.statistics.results import ensure_statistics
+from cytosae_pipeline.statistics.scores import pass_scores
 from cytosae_pipeline.workspace.runs import resolve_sae
 from cytosae_pipeline.workspace.targets import resolve_target
 
@@ -93,11 +91,7 @@ def export_tables(config: ExportConfig) -> TablesResult:
             replacing_set([resolve_target(path) for path in paths.values()]) as temporaries,
             _open(config, dict(zip(paths, temporaries, strict=True)), tables) as writer,
         ):
-
-            def consume(rows: torch.Tensor, images: PooledActs) -> None:
-                writer.append(images.scores.cpu().numpy())
-
-            encode_store(inputs, config, [consume], what="export")
+            pass_scores(inputs, config, writer.append, what="export")
     n_patients = len(counts.names) if counts is not None else 0
     return TablesResult(
         folder, list(paths.values()), config.format, len(tables.images.row), n_patients, len(features.sparsity)

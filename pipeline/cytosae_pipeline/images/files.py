@@ -4,6 +4,8 @@ import errno
 import os
 import stat
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +19,8 @@ CHANGED = "changed while the build was running"
 
 VANISHED = "vanished while the build was running"
 """Reason for a file that existed when it was listed."""
+
+_STAMPING_THREADS, _STAMPED_TOGETHER = 16, 256
 
 _RETRY_DELAYS_S = (0.1, 0.5, 2.0)
 _PERMANENT = frozenset(
@@ -44,19 +48,36 @@ class SourceError(UserError):
     """A file cannot be read at the moment, though perhaps later."""
 
 
-def stamp_file(path: Path) -> FileStamp | None:
+def stamp_file(path: Path | str) -> FileStamp | None:
     """The stamp of a regular file, links followed; None if there is none.
 
     Raises:
         OSError: If the disk fails, so that it is unknown whether there is a file.
     """
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116 - a path as text is several times as fast
     except OSError as error:
         if _is_transient(error):
             raise
         return None
     return _stamp(status) if stat.S_ISREG(status.st_mode) else None
+
+
+def stamp_files(root: Path, names: Sequence[str]) -> list[FileStamp | None]:
+    """`stamp_file` of many files, several at once: on a network folder each takes a while.
+
+    Args:
+        root: Folder that the names start from.
+        names: The files.
+
+    Raises:
+        OSError: If the disk fails, so that it is unknown whether there is a file.
+    """
+    start = f"{root}/"
+    parts = [names[first : first + _STAMPED_TOGETHER] for first in range(0, len(names), _STAMPED_TOGETHER)]
+    with ThreadPoolExecutor(_STAMPING_THREADS, thread_name_prefix="stamps") as pool:
+        found = pool.map(lambda part: [stamp_file(start + name) for name in part], parts)
+        return [stamp for part in found for stamp in part]
 
 
 def read_file(path: Path, seen: FileStamp | None, name: str) -> bytes:

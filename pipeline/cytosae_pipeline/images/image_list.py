@@ -5,14 +5,18 @@ import itertools
 import json
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
+from cytosae_cache.format.layout import ImageTable
 from cytosae_pipeline.errors import UserError, quote
 from cytosae_pipeline.images.files import FileStamp
+
+STORED = "store"
+"""Layout of a list that was taken from a store."""
 
 _NAMED = 5  # names that look alike
 
@@ -44,16 +48,43 @@ class ImageRow:
     """Cells of the list's further columns."""
 
 
+class StoredRows(Sequence[ImageRow]):
+    """The images of a store, which are sorted already; each row is made when it is asked for.
+
+    Args:
+        table: The store's own columns.
+    """
+
+    def __init__(self, table: ImageTable) -> None:
+        self.table = table
+
+    def __len__(self) -> int:
+        return len(self.table.path)
+
+    @overload
+    def __getitem__(self, place: int) -> ImageRow: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[ImageRow]: ...
+    def __getitem__(self, place: int | slice) -> ImageRow | list[ImageRow]:
+        if isinstance(place, slice):
+            return [self[number] for number in range(*place.indices(len(self)))]
+        path, label, patient = (column[place] for column in self.table)
+        return ImageRow(path, label, patient)
+
+    def __iter__(self) -> Iterator[ImageRow]:
+        return itertools.starmap(ImageRow, zip(*self.table, strict=True))
+
+
 @dataclass(frozen=True)
 class ImageList:
     """The images of a data set in row order: sorted by the bytes of their paths."""
 
     root: Path
     """Folder that the paths start from."""
-    rows: tuple[ImageRow, ...]
+    rows: Sequence[ImageRow]
     """The images."""
     layout: str
-    """Where labels and patients come from: `manifest`, `flat`, or a layout of folders."""
+    """Where labels and patients come from: `manifest`, `flat`, `STORED`, or a layout of folders."""
     notes: tuple[str, ...] = field(default=(), compare=False)
     """What was left out or read in a way worth checking, as messages."""
     columns: tuple[str, ...] = ()
@@ -62,25 +93,26 @@ class ImageList:
     """What each level of folders was read as, as text."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rows", tuple(sorted(self.rows, key=lambda row: row.path.encode())))
+        if not isinstance(self.rows, StoredRows):
+            object.__setattr__(self, "rows", tuple(sorted(self.rows, key=lambda row: row.path.encode())))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @cached_property
-    def paths(self) -> list[str]:
+    def paths(self) -> Sequence[str]:
         """Paths in row order."""
-        return [row.path for row in self.rows]
+        return self.rows.table.path if isinstance(self.rows, StoredRows) else [row.path for row in self.rows]
 
     @cached_property
-    def labels(self) -> list[str]:
+    def labels(self) -> Sequence[str]:
         """Labels in row order."""
-        return [row.label for row in self.rows]
+        return self.rows.table.label if isinstance(self.rows, StoredRows) else [row.label for row in self.rows]
 
     @cached_property
-    def patients(self) -> list[str]:
+    def patients(self) -> Sequence[str]:
         """Patients in row order."""
-        return [row.patient for row in self.rows]
+        return self.rows.table.patient if isinstance(self.rows, StoredRows) else [row.patient for row in self.rows]
 
     def digest(self) -> str:
         """SHA-256 of the list, 64 hex digits: changes with any path, label, patient, or cell of a further column."""

@@ -9,7 +9,7 @@ from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import StoreSource
 from cytosae_pipeline.config.fields import suggest
 from cytosae_pipeline.images.folders import resolve, scan_folder
-from cytosae_pipeline.images.image_list import DatasetError, DatasetNotFoundError, ImageList, ImageRow
+from cytosae_pipeline.images.image_list import STORED, DatasetError, DatasetNotFoundError, ImageList, StoredRows
 from cytosae_pipeline.images.manifest import read_manifest
 from cytosae_pipeline.workspace.build_record import find_images
 
@@ -69,11 +69,17 @@ def list_stored_images(store: ActivationStore, source: StoreSource) -> ImageList
         source: Names the place of the images, if they are not where the store was built from.
     """
     root = find_images(store, source.root_dir, source.images)
-    if not root.exists():
-        return None
-    # Straight from the store's own table: its rows are sorted already.
-    table = tuple(ImageRow(*names) for names in zip(*store.images, strict=True))
-    return ImageList(root.parent if root.is_file() else root, table, "store")
+    return list_images_of(store, root) if root.exists() else None
+
+
+def list_images_of(store: ActivationStore, root: Path) -> ImageList:
+    """The images of a store, straight from its own table, whose rows are sorted already.
+
+    Args:
+        store: The store, finished or not.
+        root: The folder or CSV that it was built from, as it is called now.
+    """
+    return ImageList(root.parent if root.is_file() else root, StoredRows(store.images), STORED)
 
 
 def resolve_inside(root: Path, relative: str) -> Path:

@@ -1,6 +1,7 @@
 """A CSV that lists images, with label, patient and whatever else is known about each."""
 
 import itertools
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import NamedTuple
 from cytosae_pipeline.errors import join_few, quote
 from cytosae_pipeline.images.columns import is_unknown
 from cytosae_pipeline.images.csv_text import PICTURE, ROLES, find_columns, find_kind, find_role, iter_lines
-from cytosae_pipeline.images.files import stamp_file
+from cytosae_pipeline.images.files import stamp_file, stamp_files
 from cytosae_pipeline.images.folders import SUFFIXES
 from cytosae_pipeline.images.image_list import DatasetError, ImageList, ImageRow, join_lines, unify_names
 from cytosae_pipeline.images.missing import explain_missing
@@ -59,6 +60,8 @@ def read_manifest(path: Path) -> ImageList:
         rows[row.path] = row
     if not rows:
         raise DatasetError(f"'{path}' lists no images")
+    stamps = stamp_files(root, list(rows))
+    rows = {row.path: replace(row, seen=seen) for row, seen in zip(rows.values(), stamps, strict=True)}
     missing = [row.path for row in rows.values() if row.seen is None]
     if len(missing) == len(rows):
         raise DatasetError(
@@ -72,7 +75,9 @@ def read_manifest(path: Path) -> ImageList:
             f"{join_few(map(quote, missing), _EXAMPLES)}{explain_missing(root, missing)}"
         )
     names, chosen, notes = _choose_further(columns.further, cleared)
-    settled, respelt = unify_names([replace(row, cells=tuple(row.cells[k] for k in chosen)) for row in cleared])
+    if len(chosen) < len(columns.further):
+        cleared = [replace(row, cells=tuple(row.cells[k] for k in chosen)) for row in cleared]
+    settled, respelt = unify_names(cleared)
     return ImageList(root, settled, "manifest", (*columns.notes, *notes, *respelt, *doubts), names)
 
 
@@ -123,21 +128,22 @@ def _read_row(cells: Sequence[str], columns: _Columns, n_columns: int, root: Pat
     padded = [*cells, *itertools.repeat("", n_columns - len(cells))]
     names = {role: padded[place] for role, place in columns.places.items()}
     path = names["path"]
-    pure = PurePosixPath(path)
+    parts = [part for part in path.split("/") if part not in ("", ".")]
     if "\\" in path:
         raise DatasetError(
             f"{where}: found path {path!r}; expected a relative path with / that stays in the CSV's folder. "
             "Replace \\ by /"
         )
-    if not pure.parts or pure.is_absolute() or ".." in pure.parts or PureWindowsPath(path).drive:
+    if not parts or path.startswith("/") or ".." in parts or (path[1:2] == ":" and PureWindowsPath(path).drive):
         raise DatasetError(
             f"{where}: found path {path!r}; expected a relative path with / that stays in the CSV's folder"
         )
     if len(path.splitlines()) > 1:
         raise DatasetError(f"{where}: the path {quote(path)} goes over several lines; close its double quote")
-    spelt = _find_spelling(root, pure)
+    spelt = "/".join(parts) if path.isascii() else _find_spelling(root, parts)
     further = tuple(padded[place] for place in columns.further.values())
-    return ImageRow(spelt, names.get("label", ""), names.get("patient", ""), stamp_file(root / spelt), further)
+    label, patient = (sys.intern(names.get(role, "")) for role in ("label", "patient"))  # each name once in memory
+    return ImageRow(spelt, label, patient, cells=further)
 
 
 def _clean_names(rows: Sequence[ImageRow]) -> tuple[list[ImageRow], list[str]]:
@@ -152,7 +158,12 @@ def _clean_names(rows: Sequence[ImageRow]) -> tuple[list[ImageRow], list[str]]:
         if broken:
             shown = join_few(map(quote, sorted(broken)), _EXAMPLES)
             notes.append(f"{what}s over several lines were joined: {shown}")
-    return [replace(row, label=_clean(row.label), patient=_clean(row.patient)) for row in rows], notes
+    return [
+        row
+        if (names := (_clean(row.label), _clean(row.patient))) == (row.label, row.patient)
+        else replace(row, label=names[0], patient=names[1])
+        for row in rows
+    ], notes
 
 
 def _clean(name: str) -> str:
@@ -160,12 +171,12 @@ def _clean(name: str) -> str:
     return "" if is_unknown(name) else join_lines(name)
 
 
-def _find_spelling(root: Path, path: PurePosixPath) -> str:
+def _find_spelling(root: Path, parts: Sequence[str]) -> str:
     """A path as its folders spell it: macOS writes `ä` as two characters, most other programs as one."""
-    if str(path).isascii() or stamp_file(root / path) is not None:
-        return str(path)
+    if stamp_file(root.joinpath(*parts)) is not None:
+        return "/".join(parts)
     place = PurePosixPath()
-    for part in path.parts:
+    for part in parts:
         forms = (part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part))
         place /= next((form for form in forms if (root / place / form).exists()), part)
     return str(place)

@@ -32,7 +32,6 @@ from cytosae_pipeline.report.records.latents import (
     encode_image,
     image_record,
     latent_records,
-    profile_all,
     top_maps,
 )
 from cytosae_pipeline.report.records.masking import measure_masking
@@ -46,6 +45,7 @@ from cytosae_pipeline.report.records.patients import (
     patients_record,
     plan_comparisons,
 )
+from cytosae_pipeline.report.records.profiles import profile_all
 from cytosae_pipeline.report.records.published import published_latents, published_overview
 from cytosae_pipeline.report.records.thumbnails import explain_no_pictures, write_thumbnails
 from cytosae_pipeline.runtime.progress import Progress

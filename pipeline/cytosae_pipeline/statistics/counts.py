@@ -12,14 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cytosae.statistics.accumulators import GroupCounts, normalise_counts
+from cytosae.statistics.accumulators import Accumulator, GroupCounts, normalise_counts
 from cytosae.statistics.block_encoder import PooledActs
 from cytosae_cache.format.layout import ImageTable
 from cytosae_pipeline.config import StatisticsOptions
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.devices import accumulator_device
 from cytosae_pipeline.statistics.inputs import Inputs
-from cytosae_pipeline.statistics.label_index import LabelIndex
 from cytosae_pipeline.statistics.records import (
     UnusableResultsError,
     all_within,
@@ -81,14 +80,15 @@ class CountsAccumulator:
         inputs: Autoencoder and store.
         config: Options of `patients` and `classes`.
         kind: Whether images are grouped by patient or by label.
+        rows: The rows that may come; only their groups take memory. Default all.
 
     Raises:
         UserError: If no image has a group.
     """
 
-    def __init__(self, inputs: Inputs, config: StatisticsOptions, kind: GroupKind) -> None:
+    def __init__(self, inputs: Inputs, config: StatisticsOptions, kind: GroupKind, rows: slice = slice(None)) -> None:
         self._inputs, self._config, self._kind = inputs, config, kind
-        self._groups = LabelIndex.of(getattr(inputs.store.images, kind))
+        self._groups = inputs.patients if kind == "patient" else inputs.labels
         if not self._groups.names:
             raise UserError(
                 f"no image of store '{inputs.store.path}' has a {kind}. Build it from a CSV with a '{kind}' column, or "
@@ -97,12 +97,17 @@ class CountsAccumulator:
         self._numbers = torch.from_numpy(self._groups.numbers)
         device = accumulator_device(inputs.sae.W_enc.device)
         n_groups, n_thresholds = len(self._groups.names), len(config.threshold)
-        occurring = self._numbers[torch.from_numpy(inputs.store.valid)]
+        occurring = self._numbers[rows][torch.from_numpy(inputs.store.valid[rows])]
         self._counts = GroupCounts(n_groups, inputs.n_latents, n_thresholds, occurring=occurring, device=device)
 
     def update(self, rows: torch.Tensor, pooled: PooledActs) -> None:
         """Count images; the thresholds of the counts are those of the options."""
         self._counts.update(self._numbers[rows], pooled.counts)
+
+    @property
+    def state(self) -> list[Accumulator]:
+        """What was collected so far."""
+        return [self._counts]
 
     def result(self) -> Counts:
         """The counts of all images counted."""

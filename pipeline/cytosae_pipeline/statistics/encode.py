@@ -1,5 +1,6 @@
 """One pass of the encoder over a store that feeds any number of accumulators."""
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 
@@ -39,12 +40,36 @@ ActsConsumer = Callable[[torch.Tensor, slice, torch.Tensor], None]
 are valid until it returns."""
 
 
-def make_encoder(inputs: Inputs, config: PassOptions, thresholds: Sequence[float] = ()) -> ImageEncoder:
-    """The encoder in the precision that the options ask for; `auto` is fp32, of latents that can be active alone."""
-    if config.precision == "auto" and (screened := _choose_screened(inputs, config)) is not None:
-        return ScreenedImageEncoder(inputs.sae, screened, thresholds)
+ActsRequest = tuple[ActsConsumer, torch.Tensor | None]
+"""A consumer of activations, and the images that it takes, bool, shape `(n_images,)`; None for all readable ones."""
+
+
+def make_encoder(
+    inputs: Inputs, config: PassOptions, thresholds: Sequence[float] = (), *, screened: bool | None = None
+) -> ImageEncoder:
+    """The encoder in the precision that the options ask for; `auto` is fp32, of latents that can be active alone.
+
+    Args:
+        inputs: Store and autoencoder.
+        config: Options.
+        thresholds: Thresholds of the counts.
+        screened: What `is_screened` has found, where it was asked before.
+    """
+    sae = inputs.sae
+    if config.precision == "auto" and (screened is None or (screened and sae.W_enc.device.type == "cpu")):
+        encoder = _choose_screened(inputs, config) if screened is None else make_screened_encoder(sae)
+        if encoder is not None:
+            return ScreenedImageEncoder(sae, encoder, thresholds)
     dtype = DTYPES["fp32" if config.precision == "auto" else config.precision]
-    return BlockEncoder(inputs.sae, thresholds, dtype=dtype)
+    return BlockEncoder(sae, thresholds, dtype=dtype)
+
+
+def is_screened(inputs: Inputs, config: PassOptions) -> bool:
+    """Whether `make_encoder` chooses the encoder of latents that can be active alone.
+
+    It is asked once for all workers of a cluster: the two encoders round differently.
+    """
+    return config.precision == "auto" and _choose_screened(inputs, config) is not None
 
 
 def _choose_screened(inputs: Inputs, config: PassOptions) -> ScreenedEncoder | None:
@@ -105,55 +130,96 @@ def encode_store(
     consumers: Sequence[PooledConsumer],
     *,
     thresholds: Sequence[float] = (),
-    on_acts: Sequence[tuple[ActsConsumer, torch.Tensor | None]] = (),
+    on_acts: Sequence[ActsRequest] = (),
     what: str,
 ) -> None:
-    """Encode every readable image once and pass on its scores and counts.
+    """Encode every readable image once and pass on its scores and counts, with a progress bar.
 
     Args:
         inputs: Store and autoencoder.
         config: Batch size, precision, and whether checksums are verified.
-        consumers: Called in turn with the pooled activations of each batch.
+        consumers: As for `encode_shards`.
         thresholds: Thresholds of the counts.
-        on_acts: Called with the activations of all tokens before they are pooled, a few images and latents at a time;
-            each with the images that it takes, bool, shape `(n_images,)`, or None for all readable ones.
+        on_acts: As for `encode_shards`.
         what: Name of the work, shown with the progress.
 
     Raises:
         NotEnoughMemoryError: If the batch size does not fit into memory.
     """
     store = inputs.store
+    with Progress(what, store.n_images, "images") as bar:
+        encode_shards(
+            inputs, config, range(store.n_shards), consumers, thresholds=thresholds, on_acts=on_acts,
+            advance=bar.advance,
+        )  # fmt: skip
+
+
+def encode_shards(
+    inputs: Inputs,
+    config: PassOptions,
+    shards: range,
+    consumers: Sequence[PooledConsumer],
+    *,
+    thresholds: Sequence[float] = (),
+    on_acts: Sequence[ActsRequest] = (),
+    screened: bool | None = None,
+    advance: Callable[[int], None] = lambda n_images: None,
+) -> None:
+    """Encode every readable image of some shards once and pass on its scores and counts.
+
+    Args:
+        inputs: Store and autoencoder.
+        config: Batch size, precision, and whether checksums are verified.
+        shards: Consecutive shards; what is passed on does not depend on which others are encoded with them.
+        consumers: Called in turn with the pooled activations of each batch.
+        thresholds: Thresholds of the counts.
+        on_acts: Called with the activations of all tokens before they are pooled, a few images and latents at a time;
+            each with the images that it takes, bool, shape `(n_images,)`, or None for all readable ones.
+        screened: As for `make_encoder`.
+        advance: Called with the number of images of each batch after it.
+
+    Raises:
+        NotEnoughMemoryError: If the batch size does not fit into memory.
+    """
+    store, part = inputs.store, rows_of(inputs, shards)
     n_at_once = rows_at_once(config, store.n_images)
     require_batch_memory(inputs, n_at_once, len(thresholds))
-    encoder = make_encoder(inputs, config, thresholds)
+    encoder = make_encoder(inputs, config, thresholds, screened=screened)
     direct = exceeds_page_cache(store.n_images * store.spec.record_bytes)
-    with (
-        StoreReader(store, verify=not config.no_verify, direct=direct) as reader,
-        Progress(what, store.n_images, "images") as bar,
-    ):
-        for block in iter_row_blocks(reader, block_rows=n_at_once):
+    with StoreReader(store, verify=not config.no_verify, direct=direct) as reader:
+        for block in iter_row_blocks(reader, block_rows=n_at_once, start=part.start, stop=part.stop):
             valid = torch.from_numpy(block.valid)
             rows = torch.arange(block.first, block.first + len(valid))
-
-            def pass_on(
-                images: slice,
-                latents: slice,
-                acts: torch.Tensor,
-                valid: torch.Tensor = valid,
-                rows: torch.Tensor = rows,
-            ) -> None:
-                for consume, wanted in on_acts:
-                    kept = valid[images] if wanted is None else valid[images] & wanted[rows[images]]
-                    if kept.all():
-                        consume(rows[images], latents, acts)
-                    elif kept.any():
-                        consume(rows[images][kept], latents, acts[kept.to(acts.device)])
-
             pooled = encoder.reduce(
-                torch.from_numpy(block.activations), block.first, on_acts=pass_on if on_acts else None
+                torch.from_numpy(block.activations),
+                block.first,
+                on_acts=functools.partial(_pass_on, on_acts, rows, valid) if on_acts else None,
             )
             here = valid.to(pooled.scores.device)
             chosen = PooledActs(pooled.scores[here], pooled.counts[:, here])
             for consume in consumers:
                 consume(rows[valid], chosen)
-            bar.advance(len(valid))
+            advance(len(valid))
+
+
+def rows_of(inputs: Inputs, shards: range) -> range:
+    """Rows of consecutive shards."""
+    size, n_images = inputs.store.shard_images, inputs.store.n_images
+    return range(min(shards.start * size, n_images), min(shards.stop * size, n_images))
+
+
+def _pass_on(
+    on_acts: Sequence[ActsRequest],
+    rows: torch.Tensor,
+    valid: torch.Tensor,
+    images: slice,
+    latents: slice,
+    acts: torch.Tensor,
+) -> None:
+    """Call each consumer of activations with those of the images that it takes."""
+    for consume, wanted in on_acts:
+        kept = valid[images] if wanted is None else valid[images] & wanted[rows[images]]
+        if kept.all():
+            consume(rows[images], latents, acts)
+        elif kept.any():
+            consume(rows[images][kept], latents, acts[kept.to(acts.device)])

@@ -13,14 +13,14 @@ import torch
 from cytosae.analysis.latents import best_latents, label_entropy
 from cytosae.analysis.specificity import first_latents
 from cytosae.pickles import load_torch
-from cytosae.statistics.accumulators import FeatureStatistics
+from cytosae.statistics.accumulators import Accumulator, FeatureStatistics
 from cytosae.statistics.block_encoder import PooledActs
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import StatisticsOptions
 from cytosae_pipeline.images.image_list import join_lines
 from cytosae_pipeline.runtime.devices import accumulator_device
 from cytosae_pipeline.statistics.inputs import Inputs
-from cytosae_pipeline.statistics.label_index import LabelIndex, sorted_names
+from cytosae_pipeline.statistics.label_index import sorted_names
 from cytosae_pipeline.statistics.records import (
     UnusableResultsError,
     all_within,
@@ -131,10 +131,15 @@ class FeaturesAccumulator:
         if self.specificity is not None:
             self.specificity.update(rows, pooled)
 
+    @property
+    def state(self) -> list[Accumulator]:
+        """What was collected so far."""
+        return [self._statistics, *(self.specificity.state if self.specificity is not None else [])]
+
     def result(self) -> Features:
         """The feature data of all images counted."""
         found = self._statistics.result()
-        labels = LabelIndex.of(self._inputs.store.images.label)
+        labels = self._inputs.labels
         numbers = torch.from_numpy(labels.numbers)
         top_labels = torch.where(found.indices >= 0, numbers[found.indices.clamp(min=0)], -1)
         specificity = self.specificity.result() if self.specificity is not None else None
@@ -160,7 +165,7 @@ def features_record(inputs: Inputs, config: StatisticsOptions) -> dict[str, Any]
 
 def _has_specificity(inputs: Inputs) -> bool:
     """Whether there are few enough labels."""
-    return len(sorted_names(inputs.store.images.label)) <= MAX_LABELS
+    return len(inputs.labels.names) <= MAX_LABELS
 
 
 def require_own_features(folder: Path, record: Mapping[str, Any], *, replace_foreign: bool) -> None:

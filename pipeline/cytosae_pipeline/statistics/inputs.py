@@ -23,6 +23,7 @@ from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.devices import choose_device
 from cytosae_pipeline.runtime.memory import available_ram
 from cytosae_pipeline.runtime.shortage import require_memory
+from cytosae_pipeline.statistics.label_index import LabelIndex
 from cytosae_pipeline.workspace.paths import Workspace
 from cytosae_pipeline.workspace.runs import LATEST, suggest_sae
 
@@ -55,6 +56,16 @@ class Inputs:
     def n_latents(self) -> int:
         """Latents S."""
         return int(self.sae.W_enc.shape[1])
+
+    @cached_property
+    def labels(self) -> LabelIndex:
+        """Names of the labels, and the label of each row."""
+        return LabelIndex.of(self.store.images.label)
+
+    @cached_property
+    def patients(self) -> LabelIndex:
+        """Names of the patients, and the patient of each row."""
+        return LabelIndex.of(self.store.images.patient)
 
 
 @dataclass(frozen=True)
@@ -93,7 +104,9 @@ def open_pair(config: SaeChoice, *, encoder_only: bool = True) -> Inputs:
     Raises:
         ValueError: If no autoencoder was named, it cannot be read, or the store does not fit it.
     """
-    sae = open_sae(config, device=choose_device(config.device), encoder_only=encoder_only)
+    # On a cluster the workers encode; this machine may have no such device, or lend it to one of them.
+    here = encoder_only and getattr(config, "dask", None) is not None
+    sae = open_sae(config, device=choose_device("cpu" if here else config.device), encoder_only=encoder_only)
     cfg = {} if sae.source is None else sae.source.cfg
     spec_hash, block = cfg.get("spec_hash"), cfg.get("block_layer")
     trained = StoreSpec.from_json(cfg["spec"]).preprocessing if "spec" in cfg else None

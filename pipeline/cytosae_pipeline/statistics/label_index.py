@@ -30,4 +30,4 @@ def sorted_names(values: Iterable[str]) -> tuple[str, ...]:
 def number_names(column: Iterable[str], names: Sequence[str]) -> npt.NDArray[np.int64]:
     """Position of each value in a list of names, int64, shape `(n,)`; -1 where it is not among them."""
     number = {name: at for at, name in enumerate(names)}
-    return np.array([number.get(value, -1) for value in column], dtype=np.int64)
+    return np.fromiter((number.get(value, -1) for value in column), dtype=np.int64)

@@ -6,34 +6,29 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-
-from cytosae.statistics.histograms import LatentProfiles, ProfileResult
+from cytosae.statistics.histograms import ProfileResult
 from cytosae_cache.storage.file_set import is_half_named
 from cytosae_pipeline.config import StatisticsConfig, StatisticsOptions
 from cytosae_pipeline.config.commands import command
+from cytosae_pipeline.statistics.collecting import Asked, collect
 from cytosae_pipeline.statistics.counts import (
     COUNT_FILES,
     Counts,
-    CountsAccumulator,
     GroupKind,
     counts_record,
     read_counts,
     save_counts,
 )
-from cytosae_pipeline.statistics.encode import ActsConsumer, PooledConsumer, encode_store
 from cytosae_pipeline.statistics.features import (
     ENTROPY,
     FILES,
     VERB,
     Features,
-    FeaturesAccumulator,
     features_record,
     read_features,
     save_features,
 )
 from cytosae_pipeline.statistics.inputs import Inputs, PlacedInputs
-from cytosae_pipeline.statistics.label_index import LabelIndex
 from cytosae_pipeline.statistics.records import (
     UnusableResultsError,
     find_difference,
@@ -97,7 +92,7 @@ def compute_statistics(
     profiles: bool = False,
     what: str,
 ) -> Statistics:
-    """Compute any of the statistics in one pass of the encoder over the store.
+    """Compute any of the statistics in one pass of the encoder over the store, on a cluster if the options name one.
 
     Args:
         inputs: Autoencoder and store.
@@ -108,32 +103,13 @@ def compute_statistics(
         what: Name of the work, shown with the progress.
 
     Raises:
-        UserError: If counts are requested of groups that no image has.
+        UserError: If counts are requested of groups that no image has, or the cluster cannot be used.
     """
-    features_of = FeaturesAccumulator(inputs, config) if features else None
-    counts_of = {kind: CountsAccumulator(inputs, config, kind) for kind in counts}
-    consumers: list[PooledConsumer] = [one.update for one in (features_of, *counts_of.values()) if one is not None]
-    on_acts: list[tuple[ActsConsumer, torch.Tensor | None]] = []
-    if features_of is not None and features_of.specificity is not None:
-        on_acts.append((features_of.specificity.add, features_of.specificity.wanted))
-    labels = LabelIndex.of(inputs.store.images.label)
-    found = LatentProfiles(inputs.n_latents, len(labels.names)) if profiles else None
-    if found is not None:
-        numbers = torch.from_numpy(labels.numbers)
-        consumers.append(lambda rows, _: found.count_images(numbers[rows]))
-        on_acts.append((lambda rows, latents, acts: found.add(acts, numbers[rows], latents), None))
-    encode_store(
-        inputs,
-        config,
-        consumers,
-        thresholds=config.threshold if counts else (),
-        on_acts=on_acts,
-        what=what,
-    )
+    found = collect(inputs, config, Asked(features, tuple(counts), profiles), what=what)
     return Statistics(
-        features_of.result() if features_of is not None else None,
-        {kind: one.result() for kind, one in counts_of.items()},
-        found.result() if found is not None else None,
+        found.features.result() if found.features is not None else None,
+        {kind: one.result() for kind, one in found.counts.items()},
+        found.profiles.result() if found.profiles is not None else None,
     )
 
 

@@ -12,13 +12,13 @@ import torch
 
 from cytosae.analysis.specificity import label_lift
 from cytosae.pickles import load_torch
+from cytosae.statistics.accumulators import Accumulator
 from cytosae.statistics.block_encoder import PooledActs
 from cytosae.statistics.label_activity import LabelActivity
 from cytosae.statistics.position import PositionMaps
 from cytosae_cache.reading.permutation import spread_rows
 from cytosae_pipeline.runtime.devices import accumulator_device
 from cytosae_pipeline.statistics.inputs import Inputs
-from cytosae_pipeline.statistics.label_index import LabelIndex
 from cytosae_pipeline.statistics.records import UnusableResultsError, all_within, read_result
 from cytosae_pipeline.workspace.files import save_torch
 
@@ -32,7 +32,7 @@ POSITION_IMAGES = 1000
 MAX_LABELS = 256
 """Most labels for which activity is counted."""
 
-_MAP_BYTES = 1 << 28
+_MAP_BYTES = 1 << 29
 """Most memory for the maps of all latents; beyond it, position shares are not computed."""
 
 
@@ -64,13 +64,13 @@ class SpecificityAccumulator:
 
     def __init__(self, inputs: Inputs) -> None:
         store = inputs.store
-        labels = LabelIndex.of(store.images.label)
+        labels = inputs.labels
         device = accumulator_device(inputs.sae.W_enc.device)
         self._labels = torch.from_numpy(labels.numbers)
         self._activity = LabelActivity(inputs.n_latents, len(labels.names), device=device)
         self._n_prefix = store.spec.tokens.n_cls + store.spec.tokens.n_registers
         n_patches = math.prod(store.spec.tokens.grid)
-        if 4 * n_patches * inputs.n_latents > _MAP_BYTES:
+        if 8 * n_patches * inputs.n_latents > _MAP_BYTES:
             logger.info(f"position shares are not computed: {n_patches:,} patches x {inputs.n_latents:,} latents")
             n_patches = 0
         self._n_patches = n_patches
@@ -87,6 +87,11 @@ class SpecificityAccumulator:
     def add(self, rows: torch.Tensor, latents: slice, acts: torch.Tensor) -> None:
         """Add activations of some of the latents on wanted images, float32, shape `(n, T, m)`."""
         self._maps.add(acts[:, self._n_prefix : self._n_prefix + self._n_patches], latents)
+
+    @property
+    def state(self) -> list[Accumulator]:
+        """What was collected so far."""
+        return [self._activity, self._maps]
 
     def result(self) -> Specificity:
         """The specificity over all images counted."""

@@ -24,9 +24,10 @@ _MAX_BYTES = 1 << 16
 _EMBEDDED = "embedded"
 _PATHS = ("images", "model_path")
 
-_OF_ONE_BUILD = ("root_dir", "store", "overwrite", "delete_first")
+_OF_ONE_BUILD = ("root_dir", "store", "overwrite", "delete_first", "shards", "dask")
 RECORDED = tuple(field.name for field in fields(BuildConfig) if field.name not in _OF_ONE_BUILD)
-"""Options that are recorded: not those that say where the store is, nor how an older one was replaced."""
+"""Options that are recorded: not those that say where the store is, which part was built or where, nor how an
+older one was replaced."""
 
 
 def record_build(store: ActivationStore, config: BuildConfig) -> None:

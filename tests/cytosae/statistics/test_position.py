@@ -58,6 +58,16 @@ def test_parts_and_merging_give_the_same(acts):
     torch.testing.assert_close(other.result(), whole.result())
 
 
+def test_no_bit_depends_on_the_order_of_images_or_merging(acts):
+    whole, one, other = PositionMaps(6, P), PositionMaps(6, P), PositionMaps(6, P)
+    whole.add(acts, slice(0, 6))
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(0))
+    one.add(acts[order[:13]], slice(0, 6))
+    other.add(acts[order[13:]], slice(0, 6))
+    one.merge(other)
+    assert torch.equal(one.result(), whole.result())
+
+
 def test_shapes_are_checked_and_images_without_patches_have_no_position(acts):
     with pytest.raises(ValueError, match=r"acts must be \(n, 64, 2\), found \(40, 64, 6\)"):
         PositionMaps(6, P).add(acts, slice(0, 2))

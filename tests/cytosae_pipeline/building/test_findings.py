@@ -106,15 +106,22 @@ def test_a_build_reports_duplicates_with_their_labels(place):
 
 def test_remarks_are_counted_by_kind():
     images = ImageList(Path(), tuple(ImageRow(path, "", "") for path in "abc"), "flat")
-    remarks = Remarks(images)
+    remarks = Remarks()
     rows = [
         Decoded(0, None, None, "", 0, ("odd: 1",)), Decoded(1, None, None, "", 0, ("odd: 2", "strange: 3")),
         Decoded(2, None, None, "broken"),
     ]  # fmt: skip
-    assert list(remarks.watch(rows)) == rows
-    assert remarks.describe() == [
+    assert list(remarks.watch(rows, images)) == rows
+    expected = [
         "2 images with a remark, for example 'a' is odd: 1", "1 image with a remark, for example 'b' is strange: 3",
     ]  # fmt: skip
+    assert (remarks.describe(), remarks.skipped) == (expected, {"broken": 1})
+    merged = Remarks()
+    for start, stop in ((1, 3), (0, 1)):  # of two processes, in any order
+        others = Remarks()
+        assert list(others.watch(rows[start:stop], images)) == rows[start:stop]
+        merged.merge(others)
+    assert (merged.describe(), merged.skipped) == (expected, {"broken": 1})
 
 
 @pytest.mark.parametrize("n_workers", [0, 1])

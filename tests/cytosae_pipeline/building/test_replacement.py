@@ -19,12 +19,12 @@ from cytosae_cache import writer
 
 n, real = 0, writer.write_mark
 
-def killing(*arguments):
+def killing(*arguments, **options):
     global n
     n += 1
     if n == int(os.environ["KILLED_AT_SHARD"]):
         os.kill(os.getpid(), signal.SIGKILL)
-    real(*arguments)
+    real(*arguments, **options)
 
 writer.write_mark = killing
 from cytosae_pipeline.cli.app import main

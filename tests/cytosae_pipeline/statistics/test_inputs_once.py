@@ -45,8 +45,8 @@ def _record(recorder) -> None:
     recorder.watch(inputs, "load")
     recorder.watch(ActivationStore, "__init__", "stores opened")
     for name, module in list(sys.modules.items()):
-        if name.startswith("cytosae_pipeline") and hasattr(module, "encode_store"):
-            recorder.watch(module, "encode_store", f"passes by {name}")
+        if name.startswith("cytosae_pipeline") and hasattr(module, "encode_shards"):
+            recorder.watch(module, "encode_shards", f"passes by {name}")
 
 
 def _passes(recorder) -> int:

@@ -9,12 +9,10 @@ import torch
 
 from cytosae.statistics.heatmaps import ByteMaps, ImageSummary, LatentEncoder, make_byte_maps, summarize_image
 from cytosae.statistics.histograms import BINS_PER_OCTAVE, LOWEST_EXPONENT, LatentProfiles, ProfileResult
-from cytosae_cache.reading.loader import iter_row_blocks
 from cytosae_cache.reading.permutation import spread_rows
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.report.data.report_data import ReportData, decoder_neighbours
 from cytosae_pipeline.report.records.encoding import pack
-from cytosae_pipeline.runtime.progress import Progress
 
 LATENTS_PER_IMAGE = 10
 LATENTS_PER_TOKEN = 4
@@ -26,25 +24,6 @@ _ACTS_BYTES = 1 << 28
 
 TopMap = tuple[npt.NDArray[np.uint8], float]
 """A map's bytes, shape `(n_patches,)`, and its peak."""
-
-
-def profile_all(data: ReportData, latents: npt.NDArray[np.int64]) -> ProfileResult:
-    """Profiles of latents over all readable images of the store, in one pass over it."""
-    encoder = LatentEncoder(data.inputs.sae, latents)
-    profiles = LatentProfiles(len(latents), len(data.features.labels))
-    store = data.store
-    at_once = images_at_once(data, len(latents))
-    with (
-        StoreReader(store, verify=not data.config.no_verify) as reader,
-        Progress("latents", store.n_images, "images") as bar,
-    ):
-        for block in iter_row_blocks(reader, block_rows=_IMAGES_AT_ONCE):
-            rows = block.valid.nonzero()[0]
-            for part in np.array_split(rows, max(1, -(-len(rows) // at_once))):
-                acts = encoder(torch.from_numpy(block.activations[part]))
-                profiles.update(acts, torch.from_numpy(data.labels[part + block.first]))
-            bar.advance(len(block.valid))
-    return profiles.result()
 
 
 def profile_sample(

@@ -1,0 +1,108 @@
+"""A store built by the workers of a cluster: the bytes are those of one process, also if a worker is killed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from cytosae_cache.storage.open import open_storage
+from cytosae_cache.store import ActivationStore
+from tests.support import cluster as there
+from tests.support.pictures import BROKEN, LAYOUT
+
+KILLED_ONCE = """
+import os, signal, sys
+from pathlib import Path
+from cytosae_cache import writer
+
+real = writer.write_mark
+
+def killing(storage, shard, *arguments, **options):
+    if shard == 3:
+        try:
+            Path(os.environ["KILLED"]).touch(exist_ok=False)
+        except FileExistsError:
+            pass
+        else:
+            os.kill(os.getpid(), signal.SIGKILL)
+    real(storage, shard, *arguments, **options)
+
+writer.write_mark = killing
+from distributed.cli.dask_worker import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.fixture(autouse=True)
+def _same_date(monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+
+
+def _files(location) -> dict[str, bytes]:
+    storage = open_storage(location)
+    return {name: storage.read(name) for name in storage.names(with_litter=True)}
+
+
+def test_local_workers_build_the_store_of_one_process(with_images, tmp_path, monkeypatch):
+    monkeypatch.chdir(with_images.root)
+    result = json.loads(with_images.build("--dask", "local:2", "--batch_size", 2, "--json").stdout)
+    assert (result["status"], result["n_skipped"], result["n_missing_shards"]) == ("built", 1, 0)
+    assert BROKEN in (with_images.store.parent / f"{with_images.store.name}.skipped.csv").read_text()
+    with_images.build("--store", tmp_path / "whole.zarr", "--batch_size", 2)
+    assert _files(with_images.store) == _files(tmp_path / "whole.zarr")
+    assert "already complete" in with_images.build("--dask", "local:1").output
+
+
+def test_workers_elsewhere_one_of_them_killed_build_the_store_of_one_process(with_images, tmp_path, monkeypatch):
+    monkeypatch.setenv("KILLED", str(tmp_path / "killed"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(with_images.root)
+    options = ["--store_dtype", "int8", "--shard_images", 3, "--block_layer", -2, "--block_layer", 0]
+    with there.scheduler(tmp_path) as (_, file):
+        words = ["--scheduler-file", file, "--no-nanny", "--nthreads", 1, "--no-dashboard", "--death-timeout", 20]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+        workers = [
+            subprocess.Popen(
+                [sys.executable, "-c", KILLED_ONCE, *map(str, words), "--name", str(number)], env=environment,
+                cwd=tmp_path / "elsewhere", stderr=subprocess.DEVNULL,
+            )
+            for number in range(2)
+        ]  # fmt: skip
+        try:
+            output = with_images.run_plain(
+                "build", "--root_dir", ".", "--dataset_name", "toy", "--model_path", "vit.pth", "--layout", LAYOUT,
+                "--workers", 0, *options, "--dask", file, "--json",
+            )  # fmt: skip
+            codes = sorted(worker.poll() or 0 for worker in workers)
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.wait()
+    assert codes == [-signal.SIGKILL, 0]
+    stores = [item["store"] for item in json.loads(output.stdout)["stores"]]
+    shutil.move(with_images.root / "out", tmp_path / "by_workers")
+    with_images.build(*options)
+    for store in stores:
+        name = ActivationStore(store).path.relative_to("out")
+        assert _files(tmp_path / "by_workers" / name) == _files(with_images.root / "out" / name)
+
+
+def test_an_image_that_stops_the_build_stops_it_on_a_cluster(with_images):
+    output = with_images.build("--dask", "local:1", "--strict-images", code=1).output
+    assert f"Error: image '{BROKEN}' cannot be read" in output
+    assert not ActivationStore(with_images.store).complete
+    with_images.build("--dask", "local:1")
+    assert ActivationStore(with_images.store).complete
+
+
+def test_a_cluster_does_not_overwrite(with_images):
+    output = with_images.build("--dask", "local:2", "--overwrite", code=2).output
+    assert "dask has several processes fill the same store, which overwrite would delete" in output
+
+
+def test_a_plan_needs_no_cluster(with_images):
+    assert "nothing was written" in with_images.build("--dask", "tcp://127.0.0.1:1", "--dry-run").output
