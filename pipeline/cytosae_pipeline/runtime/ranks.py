@@ -52,8 +52,12 @@ def launched() -> Launched | None:
         return None
     values["LOCAL_WORLD_SIZE"] = os.environ.get("LOCAL_WORLD_SIZE") or values["WORLD_SIZE"]
     numbers = {name: int(value) for name, value in values.items() if value.isascii() and value.isdecimal()}
-    complete = len(numbers) == len(values) and 0 <= numbers["RANK"] < numbers["WORLD_SIZE"]
-    if not complete:
+    is_complete = len(numbers) == len(values)
+    if not (
+        is_complete
+        and numbers["RANK"] < numbers["WORLD_SIZE"]
+        and numbers["LOCAL_RANK"] < numbers["LOCAL_WORLD_SIZE"] <= numbers["WORLD_SIZE"]
+    ):
         found = ", ".join(f"{name}={value!r:.40}" for name, value in values.items())
         raise UserError(
             f"WORLD_SIZE is set as for several processes, but the rest does not fit ({found}). Start with: {_LAUNCH}; "

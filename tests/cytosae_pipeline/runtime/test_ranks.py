@@ -53,7 +53,15 @@ def test_torchrun_says_who_a_process_is(monkeypatch):
 
 @pytest.mark.parametrize(
     "values",
-    [{}, {"RANK": 0}, {"LOCAL_RANK": 0}, {"RANK": 2, "LOCAL_RANK": 0}, {"RANK": "one", "LOCAL_RANK": 0}, {"RANK": -1}],
+    [
+        {},
+        {"RANK": 0},
+        {"LOCAL_RANK": 0},
+        {"RANK": 2, "LOCAL_RANK": 0},
+        {"RANK": "one", "LOCAL_RANK": 0},
+        {"RANK": -1},
+        {"RANK": 0, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 0},
+    ],
 )
 def test_half_an_environment_is_refused(monkeypatch, values):
     _set(monkeypatch, WORLD_SIZE=2, **values)

@@ -73,6 +73,14 @@ def test_what_does_not_fit_is_refused():
         choose_placement("gpu", NEEDS, NO_GPU)
 
 
+def test_each_of_several_processes_keeps_all_images():
+    free = FreeMemory(ram=64 * GB, gpu=None, n_processes=4)
+    assert choose_placement("ram", NEEDS, free).text.endswith("kept in memory by each of 4 processes")
+    wanted = r"--resident ram needs 16\.0 GB for each of 4 processes, but 8\.0 GB are free for each of 4 processes, of"
+    with pytest.raises(UserError, match=wanted):
+        choose_placement("ram", NEEDS, FreeMemory(ram=8 * GB, gpu=None, n_processes=4))
+
+
 def test_needs_are_those_of_all_stores(tmp_path):
     stores = [
         make_store(tmp_path / "a.zarr", make_activations(11), invalid=[2]),
