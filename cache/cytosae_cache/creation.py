@@ -9,9 +9,7 @@ import numpy.typing as npt
 from cytosae_cache.errors import StoreError
 from cytosae_cache.format.columns import encode_hierarchy
 from cytosae_cache.format.layout import COLUMNS_FOLDER, MAX_COLUMNS, ImageTable
-from cytosae_cache.format.marks import (
-    PROGRESS_FOLDER,
-)
+from cytosae_cache.format.marks import PROGRESS_FOLDER
 from cytosae_cache.format.metadata import Provenance, hash_tables, write_attributes
 from cytosae_cache.format.spec import Compression, StoreSpec
 from cytosae_cache.format.texts import to_texts
