@@ -17,8 +17,8 @@ SOURCES = {
 ORDER: dict[str, list[set[str]]] = {
     "cytosae": [{"pickles"}, {"backbones", "sae"}, {"training", "statistics"}, {"formats", "analysis"}],
     "cytosae_cache": [
-        {"errors"}, {"storage"}, {"format"}, {"reading"}, {"views", "torch_views"}, {"store"}, {"creation", "shard_data"},
-        {"writer"}, {"verify"},
+        {"errors"}, {"storage"}, {"format"}, {"reading"}, {"views", "torch_views"}, {"store"},
+        {"creation", "shard_data"}, {"writer"}, {"verify"},
     ],
     "cytosae_pipeline": [
         {"errors"}, {"config", "assets"}, {"runtime"}, {"workspace"}, {"images"}, {"building"}, {"importing"},
