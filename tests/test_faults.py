@@ -23,7 +23,7 @@ from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.verify import verify_store
 from cytosae_cache.writer import StoreWriter
-from cytosae_pipeline.building import build as build_module
+from cytosae_pipeline.building import fill as fill_module
 from cytosae_pipeline.runtime.progress import Progress
 from tests.support.nursery import Nursery
 from tests.support.pictures import LAYOUT, write_pictures, write_vit
@@ -219,7 +219,7 @@ def test_errors_of_other_files_are_not_blamed_on_the_store(with_images, monkeypa
     def fail(*arguments, **options):
         raise OSError(5, "Input/output error", "/elsewhere/weights")
 
-    monkeypatch.setattr(build_module, "load_backbone", fail)
+    monkeypatch.setattr(fill_module, "load_backbone", fail)
     output = with_images.build(code=1).output
     assert "/elsewhere/weights" in output
     assert "cannot be written" not in output
