@@ -82,8 +82,7 @@ def build_store(config: BuildConfig) -> BuildResult:
         StoreError: As for `build_and_open`.
         SourceError: As for `build_and_open`.
     """
-    if len(config.block_layer) > 1:
-        raise UserError(f"block_layer asks for {len(config.block_layer)} stores: call build_stores, or give one block")
+    _require_one_block(config)
     return build_stores(config)[0]
 
 
@@ -113,9 +112,18 @@ def build_and_open(config: BuildConfig, *, weights_digest: str | None = None) ->
         StoreError: If the disk is full or cannot be written; finished work is kept.
         SourceError: If the disk with the images fails; finished work is kept.
     """
+    _require_one_block(config)
+    return _build(config, weights_digest)[0]
+
+
+def _require_one_block(config: BuildConfig) -> None:
+    """Refuse several blocks where one store is returned.
+
+    Raises:
+        UserError: If there are several.
+    """
     if len(config.block_layer) > 1:
         raise UserError(f"block_layer asks for {len(config.block_layer)} stores: call build_stores, or give one block")
-    return _build(config, weights_digest)[0]
 
 
 def _build(config: BuildConfig, weights_digest: str | None) -> list[tuple[ActivationStore, BuildResult]]:
@@ -224,7 +232,8 @@ def _conclude_part(
 ) -> BuildResult:
     """Say what was done for a store that other builds have yet to complete."""
     n_missing = store.n_shards - store.n_finished_shards
-    logger.info(f"wrote part {config.shards} of store '{store.path}' in {format_seconds(seconds)}")
+    what = "its shards" if config.shards is None else f"part {config.shards}"
+    logger.info(f"wrote {what} of store '{store.path}' in {format_seconds(seconds)}")
     return BuildResult(
         store=store.path,
         n_images=store.n_images,
