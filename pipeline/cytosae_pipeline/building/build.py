@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import torch
+
 from cytosae_cache.creation import create_store
 from cytosae_cache.errors import StoreError, StoreMismatchError
 from cytosae_cache.format.layout import ImageTable
@@ -130,9 +132,8 @@ def _build(config: BuildConfig, weights_digest: str | None) -> list[tuple[Activa
     """Build the stores of all blocks, with their results."""
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
-        client = None if config.dask is None else stack.enter_context(connect(config.dask))
-        device = None if client is None else find_device(client, config)
-        plan = plan_build(config, weights_digest=weights_digest, device=device)
+        cluster = None if config.dask is None else _Cluster(config, stack)
+        plan = plan_build(config, weights_digest=weights_digest, find_device=cluster.find_device if cluster else None)
         logger.info(plan.describe())
         remarks = Remarks()
         locks = stack.enter_context(contextlib.ExitStack())
@@ -146,6 +147,7 @@ def _build(config: BuildConfig, weights_digest: str | None) -> list[tuple[Activa
             record_build(opened[-1][0], config)
         if config.is_shared:
             locks.close()
+        client = cluster.client if cluster else None
         filled = _fill([store for store, _ in opened if not store.complete], config, plan, remarks, client)
         notes = [*plan.images.notes, *remarks.describe()]
         results = []
@@ -161,6 +163,25 @@ def _build(config: BuildConfig, weights_digest: str | None) -> list[tuple[Activa
     for note in results[0][1].notes[len(plan.images.notes) :]:
         logger.warning(note)
     return results
+
+
+class _Cluster:
+    """The cluster of a build, reached when its device is asked for.
+
+    Args:
+        config: Options that name it.
+        stack: Leaves it at its end.
+    """
+
+    def __init__(self, config: BuildConfig, stack: contextlib.ExitStack) -> None:
+        self._config, self._stack = config, stack
+        self.client: Client | None = None
+
+    def find_device(self) -> torch.device:
+        """The kind of device that its workers compute on."""
+        assert self._config.dask is not None
+        self.client = self._stack.enter_context(connect(self._config.dask))
+        return find_device(self.client, self._config)
 
 
 def _fill(

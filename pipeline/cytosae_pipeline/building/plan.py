@@ -1,5 +1,6 @@
 """What a build will do, decided before an image is read or the network runs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,14 +99,15 @@ class BuildPlan:
 
 
 def plan_build(
-    config: BuildConfig, *, weights_digest: str | None = None, device: torch.device | None = None
+    config: BuildConfig, *, weights_digest: str | None = None, find_device: Callable[[], torch.device] | None = None
 ) -> BuildPlan:
     """Decide everything about a build without reading an image or running the network.
 
     Args:
         config: Options.
         weights_digest: `weights_sha256` of the checkpoint, if it is known already.
-        device: Device of the network, if another machine computes.
+        find_device: Finds the device of the network if other machines compute. Asked after images and checkpoint are
+            known to be there, so that nothing is started for a name that was mistyped.
 
     Raises:
         ValueError: If the data set or checkpoint is missing or wrong; the message says what to do.
@@ -120,10 +122,11 @@ def plan_build(
         )
     root = config.images or workspace.dataset_dir(name)
     images = None if config.part is not None else _list_images(config, root)
-    device = device or choose_device(config.device)
+    infos = _describe_blocks(config, model_path, weights_digest)
+    device = find_device() if find_device else choose_device(config.device)
     precision = choose_precision(config.precision, device)
     places: dict[Location, tuple[BackboneInfo, StoreSpec]] = {}
-    for info in _describe_blocks(config, model_path, weights_digest):
+    for info in infos:
         spec = make_spec(info, store_dtype=config.store_dtype, precision=precision, white_level=config.white_level or 0)
         store = open_storage(config.store or workspace.store_path(name, spec.hash)).location
         if store in places:

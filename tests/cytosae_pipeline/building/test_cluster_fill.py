@@ -9,8 +9,10 @@ import sys
 
 import pytest
 
+from cytosae_cache.format.shard import shard_name
 from cytosae_cache.storage.open import open_storage
 from cytosae_cache.store import ActivationStore
+from cytosae_pipeline.building.cluster_fill import fill_on_cluster
 from tests.support import cluster as there
 from tests.support.pictures import BROKEN, LAYOUT
 
@@ -106,3 +108,30 @@ def test_a_cluster_does_not_overwrite(with_images):
 
 def test_a_plan_needs_no_cluster(with_images):
     assert "nothing was written" in with_images.build("--dask", "tcp://127.0.0.1:1", "--dry-run").output
+
+
+@pytest.mark.parametrize("option", ["--images", "--model_path"])
+def test_a_mistyped_name_is_reported_before_a_cluster_is_asked(with_images, monkeypatch, option):
+    monkeypatch.setattr("cytosae_pipeline.building.build.connect", lambda where: pytest.fail("it was asked"))
+    path = with_images.root / "absent.pth"
+    arguments = {"--images": with_images.images, "--model_path": with_images.vit, option: path}
+    output = with_images.run(
+        "build", "--dataset_name", "toy", *[part for pair in arguments.items() for part in pair], "--dask", "local:1",
+        "--layout", LAYOUT, code=1,
+    ).output  # fmt: skip
+    assert str(path) in output
+
+
+def test_a_shard_that_was_damaged_meanwhile_is_left_to_another_build(with_images, monkeypatch):
+    def fill_and_damage(client, stores, *arguments):
+        fill_on_cluster(client, stores, *arguments)
+        path = stores[0].path / shard_name(1)
+        path.write_bytes(path.read_bytes()[:-1])
+
+    monkeypatch.setattr("cytosae_pipeline.building.build.fill_on_cluster", fill_and_damage)
+    output = with_images.build("--dask", "local:1", "--shard_images", 3).output
+    assert f"wrote its shards of store '{with_images.store}'" in output
+    assert "1 shards are missing: the other parts write them" in output
+    monkeypatch.undo()
+    with_images.build("--dask", "local:1", "--shard_images", 3)
+    assert ActivationStore(with_images.store).complete
