@@ -1,4 +1,4 @@
-"""Where products of sparse matrices run as kernels of our own: on NVIDIA's GPUs, if Triton is there and works.
+"""Where sparse matrices are found and multiplied by kernels of our own: on NVIDIA's GPUs, if Triton is there and works.
 
 torch's builds for CUDA bring Triton. It is imported when the first tensor on such a device arrives, never on a CPU.
 """
@@ -23,13 +23,13 @@ _is_on = True
 
 
 def find_kernels(table: torch.Tensor, other: torch.Tensor) -> ModuleType | None:
-    """The module of kernels for a product, `cytosae.sae.triton_kernels`; None where torch's own products are used.
+    """The module of kernels, `cytosae.sae.triton_kernels`, for a product or a search; None where torch does it.
 
     Autograd does not see what kernels compute, so a factor whose gradient is wanted gets torch's.
 
     Args:
-        table: The dense factor, or one of two.
-        other: The other factor.
+        table: The dense factor, or one of two, or the matrix that is searched.
+        other: The other factor; again the matrix that is searched.
     """
     if table.device.type != "cuda" or table.dtype not in _TYPES or other.dtype not in _TYPES:
         return None
@@ -76,7 +76,7 @@ def _load(number: int) -> ModuleType | None:
 
 
 def find_problem(kernels: ModuleType, device: torch.device) -> str | None:
-    """Compare products of a small matrix with those of torch on the CPU; what is wrong, or None.
+    """Compare products of a small matrix, and its entries, with those of torch on the CPU; what is wrong, or None.
 
     Args:
         kernels: The module of kernels.
@@ -97,4 +97,12 @@ def find_problem(kernels: ModuleType, device: torch.device) -> str | None:
         difference = float((product.cpu() - wanted).norm() / wanted.norm())
         if not difference <= _TOLERANCE:
             return f"its {name} product differs from torch's by {difference:.1e}, more than {_TOLERANCE}"
+    searched, bound = matrix.to(device), torch.zeros((), device=device)
+    ends = kernels.count_above(searched, bound)
+    above = (matrix > 0).nonzero(as_tuple=True)
+    if int(ends[-1]) != len(above[0]):
+        return f"it counts {int(ends[-1])} positive entries, torch {len(above[0])}"
+    entries = kernels.take_above(searched, bound, ends, len(above[0]))
+    if not all(torch.equal(one.cpu(), other) for one, other in zip(entries, (*above, matrix[above]), strict=True)):
+        return "it finds other positive entries than torch"
     return None

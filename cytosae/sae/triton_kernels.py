@@ -1,4 +1,4 @@
-"""Products of sparse matrices as Triton kernels; `cytosae.sae.kernels` decides where they are used.
+"""Products of sparse matrices, and their entries above a bound, as Triton kernels; `cytosae.sae.kernels` decides where.
 
 Nothing is added atomically, so results repeat to the last bit, and all sums are in float32, whatever the type of the
 factors. No product uses tensor cores, so float32 is never rounded to TF32.
@@ -24,6 +24,10 @@ class _Blocks(NamedTuple):
 
 _SUMMED, _SAMPLED = _Blocks(2, 512, 2), _Blocks(4, 256, 1)
 """Of a sum and of sampled products: on an H200, the best of 50 at width 768 in both types, of rows and columns."""
+_CHUNK, _CHUNKS = 256, 16
+"""Columns of a row in which entries are counted together, and how many times as many one program looks at."""
+_COUNT_WARPS, _TAKE_WARPS = 4, 1
+"""A warp reads 256 numbers of bfloat16 at once. Not measured on a GPU: chosen by instructions and registers."""
 
 
 @triton.jit(do_not_specialize=["n_rows"])
@@ -96,6 +100,60 @@ def sample_products(
     tl.store(out + entries, tl.sum(total, axis=1), mask=there)
 
 
+@triton.jit
+def compare(
+    pre: tl.tensor, bound: tl.tensor, row: tl.tensor, columns: tl.tensor, m: tl.tensor, BOUND_NDIM: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
+    """The values of a row at some columns, and which of them are above the bound."""
+    inside = columns < m
+    values = tl.load(pre + row * m + columns, mask=inside, other=float("-inf"))
+    if BOUND_NDIM == 1:
+        limit = tl.load(bound + columns, mask=inside, other=0.0)
+    else:
+        limit = tl.load(bound + row if BOUND_NDIM else bound)
+    return values, values.to(tl.float32) > limit.to(tl.float32)
+
+
+@triton.jit
+def count_chunks(
+    pre: tl.tensor, bound: tl.tensor, counts: tl.tensor, m: tl.tensor,
+    CHUNK: tl.constexpr, CHUNKS: tl.constexpr, BOUND_NDIM: tl.constexpr,
+) -> None:  # fmt: skip
+    """The kernel of `count_above`: each program counts in some chunks of a row."""
+    n_chunks = tl.cdiv(m, CHUNK)
+    n_programs = tl.cdiv(n_chunks, CHUNKS)  # of a row
+    row = (tl.program_id(0) // n_programs).to(tl.int64)
+    chunks = tl.program_id(0) % n_programs * CHUNKS + tl.arange(0, CHUNKS)
+    columns = chunks[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
+    _, above = compare(pre, bound, row, columns, m, BOUND_NDIM)
+    tl.store(counts + row * n_chunks + chunks, tl.sum(above.to(tl.int32), axis=1), mask=chunks < n_chunks)
+
+
+@triton.jit
+def take_chunks(
+    pre: tl.tensor, bound: tl.tensor, ends: tl.tensor,
+    rows: tl.tensor, columns: tl.tensor, values: tl.tensor, m: tl.tensor,
+    CHUNK: tl.constexpr, CHUNKS: tl.constexpr, BOUND_NDIM: tl.constexpr,
+) -> None:  # fmt: skip
+    """The kernel of `take_above`: each program reads some chunks of a row again, but none without entries."""
+    n_chunks = tl.cdiv(m, CHUNK)
+    n_programs = tl.cdiv(n_chunks, CHUNKS)
+    row = (tl.program_id(0) // n_programs).to(tl.int64)
+    first = tl.program_id(0) % n_programs * CHUNKS
+    ends += row * n_chunks
+    start = tl.load(ends + first - 1, mask=row + first > 0, other=0)
+    for chunk in range(first, tl.minimum(first + CHUNKS, n_chunks)):
+        end = tl.load(ends + chunk)
+        if start < end:
+            column = chunk * CHUNK + tl.arange(0, CHUNK)
+            value, above = compare(pre, bound, row, column, m, BOUND_NDIM)
+            place = tl.cumsum(above.to(tl.int32), axis=0) - 1
+            tl.store(rows + start + place, row, mask=above)
+            tl.store(columns + start + place, column, mask=above)
+            tl.store(values + start + place, value, mask=above)
+        start = end
+
+
 def sum_rows(
     rows: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, bounds: torch.Tensor, table: torch.Tensor
 ) -> torch.Tensor:
@@ -154,6 +212,53 @@ def multiply_sampled(
         ENTRIES=entries, CHANNELS=channels, num_warps=warps,
     )  # fmt: skip
     return out
+
+
+def count_above(pre: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
+    """How many entries of a matrix are above a bound, NaN never, added up from chunk to chunk of the rows.
+
+    Args:
+        pre: Shape `(n, m)`, float32 or bfloat16.
+        bound: 0-dimensional, of each column, shape `(m,)`, or of each row, `(n, 1)`; rounded to the type of `pre`.
+
+    Returns:
+        Number of entries up to the end of each chunk, int64; the last one is that of all.
+    """
+    n, m = pre.shape
+    if not pre.numel():
+        return pre.new_zeros(1, dtype=torch.int64)
+    counts = pre.new_empty(n * triton.cdiv(m, _CHUNK), dtype=torch.int64)
+    _launch(
+        count_chunks, (n * triton.cdiv(m, _CHUNK * _CHUNKS),),
+        pre, bound.to(pre.dtype), counts, m,
+        CHUNK=_CHUNK, CHUNKS=_CHUNKS, BOUND_NDIM=bound.ndim, num_warps=_COUNT_WARPS,
+    )  # fmt: skip
+    return counts.cumsum(0)
+
+
+def take_above(
+    pre: torch.Tensor, bound: torch.Tensor, ends: torch.Tensor, n_found: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The entries of a matrix above a bound, row by row.
+
+    Args:
+        pre: As for `count_above`.
+        bound: As for `count_above`.
+        ends: What `count_above` returned.
+        n_found: The last number of `ends`.
+
+    Returns:
+        Rows and columns, int64, and values, in the type of `pre`; shape `(n_found,)` each.
+    """
+    n, m = pre.shape
+    rows, columns = (ends.new_empty(n_found) for _ in range(2))
+    values = pre.new_empty(n_found)
+    _launch(
+        take_chunks, (n * triton.cdiv(m, _CHUNK * _CHUNKS) if n_found else 0,),
+        pre, bound.to(pre.dtype), ends, rows, columns, values, m,
+        CHUNK=_CHUNK, CHUNKS=_CHUNKS, BOUND_NDIM=bound.ndim, num_warps=_TAKE_WARPS,
+    )  # fmt: skip
+    return rows, columns, values
 
 
 def _launch(

@@ -11,6 +11,7 @@ import torch
 from cytosae.sae.base import Sae
 from cytosae.sae.coo import CooMatrix
 from cytosae.sae.devices import runs_ahead
+from cytosae.sae.kernels import find_kernels
 from cytosae.sae.masks import WORD, find_set
 from cytosae.training.matmul import MatmulConfig, iter_parts
 
@@ -37,6 +38,15 @@ class EncoderBlock(NamedTuple):
     """Which latents: every n-th, so that any block is a fair sample."""
     pre: torch.Tensor
     """Shape `(tokens, latents)`, in the type of the products; valid until the next block is asked for."""
+
+
+class _Search(NamedTuple):
+    """The entries of a block that are above a bound."""
+
+    count_entries: Callable[[], int]
+    """Says how many they are."""
+    take_entries: Callable[[], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+    """Returns their rows and columns within the block, int64, and their values, row by row."""
 
 
 class EncoderProduct:
@@ -80,7 +90,7 @@ class EncoderProduct:
                 yield EncoderBlock(tokens, latents, torch.addmm(bias, self._centred[tokens], weights, out=pre))
 
     def above(self, bound: torch.Tensor) -> CooMatrix:
-        """Entries above a bound, in the type of the product and in no particular order.
+        """Entries above a bound, by token and latent, in the type of the product.
 
         Args:
             bound: One for all latents, 0-dimensional, or one for each, shape `(S,)`.
@@ -98,15 +108,18 @@ class EncoderProduct:
         found: list[CooMatrix] = []
         n_found = n_seen = 0
         for block in self._blocks(_TOKENS_AHEAD if self._runs_ahead and most < 1 else 0):
-            mask = self._find(block.pre, bound_of(block))
+            search = self._search(block.pre, bound_of(block))
             if most < 1:
-                # CPU-GPU sync point: whether to go on.
-                n_found, n_seen = n_found + int(mask.count_nonzero()), n_seen + block.pre.numel()
+                n_found, n_seen = n_found + search.count_entries(), n_seen + block.pre.numel()
                 if n_found > most * n_seen:
                     return None
-            found.append(self._entries(block, mask))
+            found.append(self._place(block, *search.take_entries()))
+        if len(found) == 1:
+            return found[0]
         rows, columns, values = (torch.cat(parts) for parts in zip(*(one[:3] for one in found), strict=True))
-        return CooMatrix(rows, columns, values, (self.n_tokens, self.n_latents))
+        entries = CooMatrix(rows, columns, values, found[0].shape)
+        # Blocks of all latents are in order: one has the tokens after those of the other.
+        return entries if self._n_blocks == 1 else entries.sort()
 
     def largest(self, k: int) -> CooMatrix:
         """The positive ones among the k largest of every token, by token and latent; in the type of the product."""
@@ -123,9 +136,8 @@ class EncoderProduct:
                 bound[block.tokens] = smallest.clamp_min_(0)
             return bound[block.tokens]
 
-        found = self._scan(bound_of, 1.0)
-        assert found is not None
-        candidates = found.sort()
+        candidates = self._scan(bound_of, 1.0)
+        assert candidates is not None
         counts = torch.bincount(candidates.rows, minlength=self.n_tokens)
         # Every token's candidates in a row of their own; those with too few or too many are encoded again.
         width = 8 * k + 8 * _SPARE
@@ -153,7 +165,24 @@ class EncoderProduct:
             values[part], columns[part] = pre.topk(k, dim=1, sorted=False)
         return values, columns
 
-    def _find(self, pre: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
+    def _search(self, pre: torch.Tensor, bound: torch.Tensor) -> _Search:
+        """Look for the entries of a block above a bound that fits it."""
+        kernels = find_kernels(pre, pre)
+        if kernels is not None:
+            ends = kernels.count_above(pre, bound)
+            # CPU-GPU sync point: the number of entries decides a shape, and whether to go on.
+            n_found = int(ends[-1])
+            return _Search(lambda: n_found, lambda: kernels.take_above(pre, bound, ends, n_found))
+        mask = self._compare(pre, bound)
+
+        def take() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            at = find_set(mask)
+            return at // pre.shape[1], at % pre.shape[1], pre.flatten()[at]
+
+        # CPU-GPU sync point, where they are counted: whether to go on.
+        return _Search(lambda: int(mask.count_nonzero()), take)
+
+    def _compare(self, pre: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
         """Which elements of a block are above a bound that fits it, bool, flat, filled up to whole words with False."""
         mask = torch.empty(-(-pre.numel() // WORD) * WORD, dtype=torch.bool, device=pre.device)
         mask[pre.numel() :] = False
@@ -166,13 +195,11 @@ class EncoderProduct:
             torch.gt(pre.view(integers), bound.view(integers), out=inside)
         return mask
 
-    def _entries(self, block: EncoderBlock, mask: torch.Tensor) -> CooMatrix:
-        """The entries of a block that a flat mask shows."""
-        tokens, latents, pre = block
-        at = find_set(mask)
-        rows, columns = at // pre.shape[1], at % pre.shape[1]
-        shape = self.n_tokens, self.n_latents
-        return CooMatrix(rows + tokens.start, columns * self._n_blocks + latents.start, pre.flatten()[at], shape)
+    def _place(self, block: EncoderBlock, rows: torch.Tensor, columns: torch.Tensor, values: torch.Tensor) -> CooMatrix:
+        """Entries of a block as entries of the whole product."""
+        rows = rows + block.tokens.start if block.tokens.start else rows
+        columns = columns * self._n_blocks + block.latents.start if self._n_blocks > 1 else columns
+        return CooMatrix(rows, columns, values, (self.n_tokens, self.n_latents))
 
     def _weights_of(self, latents: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights, shape `(D, n)`, and biases of some latents, in the type of the product."""

@@ -176,7 +176,7 @@ def fused_elementwise_loss(
     bound = torch.nextafter(bound, torch.full_like(bound, -torch.inf)) if matmul.dtype != x.dtype else bound
     entries = product.above_if_few(bound, matmul.sparse_below) if matmul.sparse_below else None
     if entries is not None:
-        return _sparse_loss(rule, x, centred, entries.sort())
+        return _sparse_loss(rule, x, centred, entries)
     return _DenseLoss(rule, x, centred, matmul).compute()
 
 

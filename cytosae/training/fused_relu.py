@@ -109,7 +109,7 @@ class _Sums:
         Args:
             x: Shape `(n, D)`.
             weights: Weight of each token's error, shape `(n, 1)`.
-            active: Their activations, in any order; None if too many are active.
+            active: Their activations; None if too many are active.
 
         Returns:
             Their reconstruction, shape `(n, D)`, and their gradients of the matrices.
@@ -119,7 +119,7 @@ class _Sums:
         centred_cast = centred.to(matmul.dtype)
         part: _SparsePart | _DensePart
         if active is not None:
-            part = _SparsePart(sae, active.sort(), centred)
+            part = _SparsePart(sae, active, centred)
         else:
             acts = torch.addmm(sae.b_enc.to(matmul.dtype), centred_cast, self._encoder()).relu_()
             if len(x) == self._n_own:

@@ -1,4 +1,4 @@
-"""Our kernels against torch's own products, values and gradients: on a GPU, and on the CPU in Triton's interpreter.
+"""Our kernels against torch: products, searches, losses, gradients; on a GPU, and on the CPU in Triton's interpreter.
 
 Triton decides when it is imported whether it interprets, so the CPU's part runs where `TRITON_INTERPRET` is set;
 `tests/cytosae/sae/test_kernels.py` starts it.
@@ -15,9 +15,12 @@ from cytosae.sae.base import Sae
 from cytosae.sae.coo import CooMatrix
 from cytosae.sae.loss import LossInputs, LossWeights
 from cytosae.sae.registry import ARCHITECTURES, make_sae
+from cytosae.training import encoder_blocks
+from cytosae.training.encoder_blocks import EncoderProduct
 from cytosae.training.fused_loss import find_fused_loss
 from cytosae.training.matmul import MatmulConfig
 from cytosae.training.step import TrainStep
+from tests.cytosae.training.test_sync_points import Waits
 
 pytest.importorskip("triton", reason="needs Triton: pip install -e '.[gpu-tests]'")
 
@@ -40,7 +43,8 @@ def device(request, monkeypatch) -> torch.device:
             pytest.skip("needs a CUDA device")
         assert kernels.has_kernels(where), "Triton is there and does not work"
     else:
-        monkeypatch.setattr(coo, "find_kernels", lambda *parts: triton_kernels if kernels._is_on else None)
+        for module in (coo, encoder_blocks):
+            monkeypatch.setattr(module, "find_kernels", lambda *parts: triton_kernels if kernels._is_on else None)
     return where
 
 
@@ -129,6 +133,111 @@ def test_addresses_have_64_bits():
     matrix = CooMatrix(at, at + last - 1, torch.tensor([1.0, 2.0], device="cuda"), (2, len(table)))
     assert matrix.matmul(table)[:, 0].tolist() == [3, 10]
     assert matrix.sampled_matmul(torch.ones_like(table[:2]), table).tolist() == [3 * 768, 5 * 768]
+
+
+def check_search(pre: torch.Tensor, bound: torch.Tensor) -> None:
+    """Compare the entries above a bound with those that torch finds, twice."""
+    from cytosae.sae import triton_kernels
+
+    expected = (pre > bound).nonzero(as_tuple=True)
+    for _ in range(2):
+        ends = triton_kernels.count_above(pre, bound)
+        assert (ends.dtype, int(ends[-1])) == (torch.int64, len(expected[0]))
+        rows, columns, values = triton_kernels.take_above(pre, bound, ends, int(ends[-1]))
+        assert (rows.dtype, columns.dtype, values.dtype) == (torch.int64, torch.int64, pre.dtype)
+        assert torch.equal(rows, expected[0])
+        assert torch.equal(columns, expected[1])
+        assert torch.equal(values, pre[expected])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", [(1, 1), (7, 1), (3, 4096), (5, 4097), (2, 9000), (0, 4), (4, 0)])
+def test_entries_above_a_bound_are_those_of_a_comparison(device, shape, dtype):
+    pre = random(*shape).to(device, dtype)
+    for bound in (0.0, -0.0, 1.5, -10.0, 10.0):
+        check_search(pre, torch.tensor(bound, dtype=dtype, device=device))
+    for one_for_each in (shape[1:], (shape[0], 1)):
+        check_search(pre, random(*one_for_each, seed=4).to(device, dtype))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_entries_and_bounds_may_be_any_number(device, dtype, monkeypatch):
+    from cytosae.sae import triton_kernels
+
+    monkeypatch.setattr(triton_kernels, "_CHUNK", 4)
+    monkeypatch.setattr(triton_kernels, "_CHUNKS", 2)
+    smallest = 1e-40 if dtype == torch.float32 else 1e-39  # subnormal
+    numbers = [0.0, -0.0, 1.0, -1.0, smallest, -smallest, torch.inf, -torch.inf, torch.nan, -torch.nan, 3e38]
+    pre = torch.tensor(numbers, dtype=dtype, device=device).repeat(3, 1)
+    for bound in numbers:
+        check_search(pre, torch.tensor(bound, dtype=dtype, device=device))
+    check_search(pre, pre[0].flip(0))
+    check_search(pre, pre[0])
+    check_search(pre, pre[:, :3].t()[:, :1])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_matrices_and_bounds_may_lie_apart_in_memory(device, dtype):
+    check_search(random(40, 9).to(device, dtype).t(), random(80).to(device, dtype)[::2])
+
+
+@pytest.mark.gpu
+def test_entries_are_found_beyond_2_31():
+    if not torch.cuda.is_available() or torch.cuda.mem_get_info()[0] < 12 << 30:
+        pytest.skip("needs a CUDA device with 12 GiB of free memory")
+    from cytosae.sae import triton_kernels
+
+    pre = torch.zeros(2**31 // 49152 + 9, 49152, dtype=torch.bfloat16, device="cuda")
+    wanted = torch.tensor([[0, 3], [2**31 // 49152 + 1, 0], [len(pre) - 1, 49150], [len(pre) - 1, 49151]])
+    pre[tuple(wanted.t().cuda())] = torch.arange(1.0, 5.0, dtype=torch.bfloat16, device="cuda")
+    bound = pre.new_zeros(())
+    ends = triton_kernels.count_above(pre, bound)
+    assert int(ends[-1]) == len(wanted)
+    rows, columns, values = triton_kernels.take_above(pre, bound, ends, len(wanted))
+    assert torch.equal(torch.stack([rows, columns], dim=1).cpu(), wanted)
+    assert values.tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("max_bytes", [1 << 29, 4 * S * 5])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_the_encoders_product_finds_what_it_finds_without_kernels(device, dtype, max_bytes, ahead, monkeypatch):
+    if ahead:
+        monkeypatch.setattr(encoder_blocks, "runs_ahead", lambda device: True)
+    for name, n in (("_TOKENS_AHEAD", 5), ("_SHORTEST_PART", 4), ("LATENTS_PER_BLOCK", 6)):
+        monkeypatch.setattr(encoder_blocks, name, n)
+    product = EncoderProduct(
+        make_case("relu", device), random(12, D, seed=9).to(device), MatmulConfig(dtype, max_bytes)
+    )
+    for bound in (torch.zeros((), device=device), 0.3 * random(S).to(device), torch.full((), 99.0, device=device)):
+        for most in (1.0, 0.9):
+            found = product.above_if_few(bound.to(dtype), most)
+            with kernels.without_kernels():
+                expected = product.above_if_few(bound.to(dtype), most)
+            assert all(torch.equal(one, other) for one, other in zip(found[:3], expected[:3], strict=True))
+            at = found.rows * S + found.columns
+            assert torch.equal(at, at.sort().values)
+    assert product.above_if_few(bound.new_full((), -99.0, dtype=dtype), 0.5) is None
+    found = product.largest(3)
+    with kernels.without_kernels():
+        assert all(torch.equal(one, other) for one, other in zip(found[:3], product.largest(3)[:3], strict=True))
+
+
+def test_a_block_is_one_sync_point(device, monkeypatch):
+    monkeypatch.setattr(encoder_blocks, "runs_ahead", lambda device: True)
+    monkeypatch.setattr(encoder_blocks, "_TOKENS_AHEAD", 16)
+    product = EncoderProduct(make_case("relu", device), random(40, D, seed=9).to(device), MatmulConfig())
+    bound = torch.zeros((), device=device)
+    for most, n_blocks in ((1.0, 1), (0.9, 2)):
+        with Waits() as waits:
+            assert product.above_if_few(bound, most) is not None
+        assert +waits.found == {"__int__": n_blocks}
+
+
+def test_kernels_are_right_when_they_are_tried_out(device):
+    from cytosae.sae import triton_kernels
+
+    assert kernels.find_problem(triton_kernels, device) is None
 
 
 def make_case(arch: str, device: torch.device) -> Sae:

@@ -130,7 +130,7 @@ def _reconstruct(sae: Sae, x: torch.Tensor, matmul: MatmulConfig) -> tuple[torch
     if bound is not None and matmul.sparse_below:
         active = EncoderProduct(sae, x - sae.b_dec, matmul).above_if_few(bound, matmul.sparse_below)
     if active is not None:
-        return torch.bincount(active.columns, minlength=len(sae.b_enc)), active.sort().matmul(sae.W_dec) + sae.b_dec
+        return torch.bincount(active.columns, minlength=len(sae.b_enc)), active.matmul(sae.W_dec) + sae.b_dec
     acts = sae.encode(x)
     n_fired = torch.count_nonzero(acts, dim=0)
     sparse = int(n_fired.sum()) < matmul.sparse_below * acts.numel()

@@ -59,8 +59,8 @@ def driver(request, tmp_path, monkeypatch) -> AbsentDriver:
     monkeypatch.setattr(drivers, "_active", absent)
     yield absent
     # What was compiled goes with the driver that it was compiled for.
-    for kernel in (triton_kernels.sum_pieces, triton_kernels.join_pieces, triton_kernels.sample_products):
-        kernel.device_caches.clear()
+    for name in ("sum_pieces", "join_pieces", "sample_products", "count_chunks", "take_chunks"):
+        getattr(triton_kernels, name).device_caches.clear()
     absent.launched.clear()
     gc.collect()
 
@@ -89,6 +89,27 @@ def test_kernels_compile_to_machine_code_without_a_gpu(driver, tmp_path, dtype, 
         assert "fma.rn.f32" in text or name == "join_pieces"
         wide = "ld.global.v4.b32" if dtype == torch.float32 else r"ld\.global\.v[24]\.b32"
         assert name == "join_pieces" or width % 16 or re.search(wide, text), f"{name} reads one number at a time"
+
+
+@pytest.mark.parametrize("m", [49152, 4097, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape_of_bound", [(), ("m",), (N_ROWS, 1)])
+def test_searches_compile_to_machine_code_without_a_gpu(driver, tmp_path, dtype, m, shape_of_bound):
+    from cytosae.sae import triton_kernels
+
+    pre = torch.zeros(N_ROWS, m, dtype=dtype)
+    bound = torch.zeros([m if size == "m" else size for size in shape_of_bound], dtype=dtype)
+    ends = triton_kernels.count_above(pre, bound)
+    rows, columns, values = triton_kernels.take_above(pre, bound, ends, 5)
+    assert rows.shape == columns.shape == values.shape == (5,)
+    assert ends.shape == (N_ROWS * -(-m // 256),)
+    n = N_ROWS * -(-m // 4096)
+    assert [launched[:2] for launched in driver.launched] == [("count_chunks", (n, 1, 1)), ("take_chunks", (n, 1, 1))]
+    code = {path.stem: path.read_text() for path in tmp_path.rglob("*.ptx")}
+    assert code.keys() == {"count_chunks", "take_chunks"} == {path.stem for path in tmp_path.rglob("*.cubin")}
+    for name, text in code.items():
+        assert not re.search(r"\b(atom|red)\b|\.ftz", text), f"{name} adds in any order, or loses small numbers"
+        assert m % 16 or "ld.global.v4.b32" in text, f"{name} reads fewer than 16 bytes at once"
 
 
 @pytest.mark.slow
@@ -179,6 +200,8 @@ def test_kernels_that_compute_something_else_are_not_used(new_gpu, monkeypatch, 
     wrong = SimpleNamespace(
         sum_rows=lambda *parts: 1.001 * sum_rows(*parts),
         multiply_sampled=lambda rows, columns, left, right: (left[rows] * right[columns]).sum(1),
+        count_above=lambda pre, bound: (pre > bound).flatten().cumsum(0),
+        take_above=lambda pre, bound, *more: (*(pre > bound).nonzero(as_tuple=True), pre[pre > bound]),
     )
     monkeypatch.setattr(kernels.importlib, "import_module", lambda name: wrong)
     monkeypatch.setattr(torch, "device", lambda *name: "cpu")
@@ -189,9 +212,20 @@ def test_kernels_that_compute_something_else_are_not_used(new_gpu, monkeypatch, 
     ]
     wrong.sum_rows = sum_rows
     assert kernels._load.__wrapped__(0) is wrong
-    wrong.multiply_sampled = lambda *parts: torch.full((len(parts[0]),), torch.nan)
-    assert kernels._load.__wrapped__(0) is None
-    assert "its sampled product differs from torch's by nan" in caplog.messages[-1]
+    for name, fault, message in (
+        (
+            "multiply_sampled",
+            lambda *parts: torch.full((len(parts[0]),), torch.nan),
+            "sampled product differs from torch's by nan",
+        ),
+        ("count_above", lambda pre, bound: torch.tensor([3]), "counts 3 positive entries, torch 272"),
+        ("take_above", lambda pre, *more: [pre.t()[pre.t() > 0]] * 3, "finds other positive entries than torch"),
+    ):
+        right = getattr(wrong, name)
+        setattr(wrong, name, fault)
+        assert kernels._load.__wrapped__(0) is None
+        assert message in caplog.messages[-1]
+        setattr(wrong, name, right)
 
 
 @pytest.mark.parametrize(("name", "value"), [("capability", (7, 5)), ("hip", "6.2"), ("triton", None)])
