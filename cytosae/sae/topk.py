@@ -138,6 +138,8 @@ class BatchTopKSae(TopKSae):
         super().__init__(d_in, n_latents, k=k, **more)
         self.threshold: torch.Tensor
         self.register_buffer("threshold", self.b_dec.new_zeros(()))
+        self.screen_share = 0.8
+        """Share of the threshold above which a training step looks for what it keeps; any gives the same result."""
 
     def activate(self, pre: torch.Tensor, latents: slice | torch.Tensor = slice(None)) -> torch.Tensor:
         """See `Sae`."""

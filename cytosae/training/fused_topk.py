@@ -1,6 +1,7 @@
 """The step of `topk`, `batchtopk` and `matryoshka` in closed form: everything but the encoder over active latents."""
 
 import itertools
+import math
 
 import torch
 
@@ -14,8 +15,12 @@ from cytosae.training.fused_loss import fused_loss_for
 from cytosae.training.gradients import Gradients, RowAddition, SparseGradients, SparsePiece, SumOfGradients
 from cytosae.training.matmul import MatmulConfig, iter_parts
 
-_SCREENS = (0.9, 0.6, 0.3, 0.0)
-"""Shares of the running threshold, tried in turn, above which entries are candidates; the selection is the same."""
+_CANDIDATES = 1.6
+"""Candidates for each entry that is kept, as a screen aims at: too few cost another encoding, too many some sorting."""
+_N_SCREENS = 3
+"""Bounds that are tried in a step; the last one is 0, above which all positive entries are."""
+_LEAST_SHARE = 0.05
+"""Share of the running threshold from which a screen rises again after it was 0."""
 _SAMPLED_TOKENS = 256
 """Tokens from which a first threshold is estimated."""
 
@@ -61,13 +66,37 @@ def _select(sae: TopKSae, centred: torch.Tensor, inputs: LossInputs, matmul: Mat
     n_wanted = sae.k * inputs.count(centred)
     # CPU-GPU sync point, as in the loop: what is encoded depends on what was found.
     threshold = sae.threshold if sae.threshold > 0 else _estimate_threshold(sae, centred, inputs)
-    for share in _SCREENS:
-        candidates = product.above((share * threshold).to(matmul.dtype))
-        if ranks.add(len(candidates.values)) >= n_wanted:
-            break
+    candidates = _find_candidates(sae, product, threshold, n_wanted, matmul.dtype, ranks)
     kept = _keep_largest(candidates, n_among_largest(candidates.values, n_wanted, ranks))
     sae.follow_kept_(kept.values, ranks)
     return kept
+
+
+def _find_candidates(
+    sae: BatchTopKSae, product: EncoderProduct, threshold: torch.Tensor, n: int, dtype: torch.dtype, ranks: World
+) -> CooMatrix:
+    """Entries among which are the n largest of all ranks, or all positive ones if there are fewer.
+
+    They are those above a share of the running threshold, which lags behind in a young run and scatters with the
+    batches. So the share follows what the steps before found; the selection is the same whatever it is.
+    """
+    for number in range(_N_SCREENS):
+        share = sae.screen_share if number < _N_SCREENS - 1 else 0.0
+        candidates = product.above((share * threshold).to(dtype))
+        n_found = ranks.add(len(candidates.values))
+        sae.screen_share = _next_share(share, n_found / max(n, 1))
+        if n_found >= n or not share:
+            break
+    return candidates
+
+
+def _next_share(share: float, ratio: float) -> float:
+    """The share of the threshold for the next screen, after one that found `ratio` candidates for each wanted entry."""
+    if ratio < 1 and share <= _LEAST_SHARE:
+        return 0.0
+    # Entries above a bound grow about as its square falls. Down at once, up in small steps: too high costs more.
+    change = math.sqrt(ratio / _CANDIDATES)
+    return max(share, _LEAST_SHARE) * min(max(change, 0.4), 1.1)
 
 
 def _keep_largest_of_ranks(entries: CooMatrix, k: int, ranks: World) -> CooMatrix:
