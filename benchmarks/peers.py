@@ -63,7 +63,9 @@ def run(options: argparse.Namespace) -> None:
         compare_caches(options)
         return
     campaign = make_campaign(options)
-    sizes = Sizes(options.steps, options.batch_images, options.expansion, options.held_out, options.threads)
+    sizes = Sizes(
+        options.steps, options.batch_images, options.expansion, options.held_out, options.threads, options.device
+    )
     with Data(options.store, options.held_out, options.batch_images) as data:
         session = Session(data, sizes, options.environments, options.out)
         session.run_all(tuning_runs(campaign))
@@ -200,6 +202,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--tune-scaling", action="store_true", help="try each program's option that scales activations, too")
     add("--tuned-only", action="store_true", help="leave out default settings of programs with --rates or --rate")
     add("--threads", type=int, default=1, help="threads of every training process")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where all programs train")
     add("--environments", type=Path, default=default_folder(), help="folder of the programs' environments")
     add("--out", type=Path, help="file that lines are appended to, and continued from")
     add("--table", type=Path, metavar="FILE", help="only print the table of these lines")

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 ENVIRONMENTS = os.environ.get("CYTOSAE_TEST_PEERS")
 """A folder for `--environments`."""
 
-SIZES = Sizes(steps=12, batch_images=4, expansion=4, held_out=0.2, threads=1)
+SIZES = Sizes(steps=12, batch_images=4, expansion=4, held_out=0.2, threads=1, device="cpu")
 
 
 @pytest.fixture
@@ -244,9 +244,9 @@ def test_a_missing_store_is_one_message(tmp_path, monkeypatch):
 def _line(**changes):
     values = {
         **_run(program="saelens")._asdict(), "version": "6", "rate": 3e-4, "store": "ab", "latents": 32, "steps": 12,
-        "batch_images": 4, "encoder": "toy", "images_trained_on": 1000, "images_held_out": 100, "tokens_per_image": 10,
-        "d_model": 8, "explained_variance": 0.5, "unexplained": 0.5, "l0": 3.0, "dead_share": 0.25, "cpu_s": 10.0,
-        "wall_s": 12.0, "peak_mb": 500.0, "forward_difference": 2e-7,
+        "device": "cpu", "batch_images": 4, "encoder": "toy", "images_trained_on": 1000, "images_held_out": 100,
+        "tokens_per_image": 10, "d_model": 8, "explained_variance": 0.5, "unexplained": 0.5, "l0": 3.0,
+        "dead_share": 0.25, "cpu_s": 10.0, "wall_s": 12.0, "peak_mb": 500.0, "forward_difference": 2e-7,
     }  # fmt: skip
     return {**values, **changes}
 

@@ -144,6 +144,6 @@ def key_of(line: Mapping[str, Any]) -> tuple[object, ...]:
     """What two lines of the same training have in common."""
     names = (
         "program", "arch", "k", "seed", "precision", "asked_rate", "scaled", "steps", "batch_images", "latents",
-        "held_out", "store",
+        "held_out", "store", "device",
     )  # fmt: skip
     return tuple(line[name] for name in names)

@@ -18,10 +18,10 @@ def make_table(lines: Iterable[Line]) -> str:
     groups: dict[tuple[Any, ...], dict[tuple[Any, ...], list[Line]]] = {}
     for line in lines:
         if line.get("settings") in ("default", "tuned"):
-            part = tuple(line[name] for name in ("store", "latents", "steps", "batch_images", "arch", "k"))
+            part = tuple(line[name] for name in ("store", "latents", "steps", "batch_images", "device", "arch", "k"))
             row = tuple(line[name] for name in ("program", "version", "settings", "asked_rate", "scaled", "precision"))
             groups.setdefault(part, {}).setdefault(row, []).append(line)
-    order = sorted(groups, key=lambda part: (*part[:4], ARCHS.index(part[4]), part[5]))
+    order = sorted(groups, key=lambda part: (*part[:5], ARCHS.index(part[5]), part[6]))
     return "\n\n".join(_part(groups[part]) for part in order)
 
 
@@ -41,7 +41,8 @@ def _part(rows: dict[tuple[Any, ...], list[Line]]) -> str:
     title = (
         f"**{first['arch']}, k = {first['k']}**: {first['encoder']}, {first['images_trained_on']:,} images of "
         f"{first['tokens_per_image']} x {first['d_model']} to train on, {first['images_held_out']:,} held out; "
-        f"{first['latents']:,} latents, {first['steps']:,} steps of {first['batch_images']} images"
+        f"{first['latents']:,} latents, {first['steps']:,} steps of {first['batch_images']} "
+        f"images, on {first['device']}"
     )
     head = [f"| {' | '.join(_HEAD)} |", f"| {' | '.join('---' for _ in _HEAD)} |"]
     body = [f"| {' | '.join(_cells(lines))} |" for lines in sorted(rows.values(), key=_row_order)]

@@ -39,6 +39,7 @@ class Sizes(NamedTuple):
     expansion: int
     held_out: float
     threads: int
+    device: str
 
 
 def train_and_evaluate(run: Run, sizes: Sizes, data: Data, command: Sequence[str | Path]) -> Line:
@@ -99,7 +100,7 @@ def make_job(run: Run, sizes: Sizes, data: Data, folder: str) -> Job:
         batch_images=sizes.batch_images, n_steps=sizes.steps,
         n_scaling=min(N_SCALING, sizes.steps) if run.scaled else 0, seed=run.seed, order_seed=run.seed,
         rate=run.asked_rate, scaled=run.scaled, folder=folder, store=str(data.store.path),
-        expansion=sizes.expansion, held_out=sizes.held_out, precision=run.precision,
+        expansion=sizes.expansion, held_out=sizes.held_out, precision=run.precision, device=sizes.device,
     )  # fmt: skip
 
 

@@ -45,12 +45,12 @@ def train(job: Job, batches: Batches) -> Trained:
         options["group_fractions"] = [end - start for start, end in itertools.pairwise([0.0, *PREFIXES])]
     config = {
         "trainer": TRAINERS[job.arch], "steps": job.n_steps, "activation_dim": job.d_in, "dict_size": job.n_latents,
-        "layer": 0, "lm_name": "none", "seed": job.seed, "device": "cpu", **options, **changed,
+        "layer": 0, "lm_name": "none", "seed": job.seed, "device": job.device, **options, **changed,
     }  # fmt: skip
     if job.rate is not None:
         config["lr"] = job.rate
     trainSAE(
-        Data(job, batches), [config], steps=job.n_steps, save_dir=job.folder, device="cpu",
+        Data(job, batches), [config], steps=job.n_steps, save_dir=job.folder, device=job.device,
         normalize_activations=job.scaled,
     )  # fmt: skip
     path = Path(job.folder) / "trainer_0"

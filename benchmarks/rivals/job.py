@@ -63,6 +63,8 @@ class Job(NamedTuple):
     """Share of the images that is not trained on; used by our own trainer alone."""
     precision: str
     """Type of products; `fp32` for all programs but ours."""
+    device: str
+    """Where to train, `cpu` or `cuda`; the forward pass of the last batch is always computed on the CPU."""
 
     @property
     def batch_tokens(self) -> int:

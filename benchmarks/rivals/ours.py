@@ -14,7 +14,7 @@ def train(job: Job, batches: Batches) -> Trained:
         root_dir=Path(job.folder), store=job.store, run_name="run", preset="modern", arch=job.arch, k=job.k,
         expansion_factor=job.expansion, batch_size=job.batch_images,
         total_training_tokens=job.n_steps * job.batch_images, held_out=job.held_out, seed=job.seed,
-        order_seed=job.order_seed, n_checkpoints=0, precision=job.precision, device="cpu", **rate,
+        order_seed=job.order_seed, n_checkpoints=0, precision=job.precision, device=job.device, **rate,
     )  # fmt: skip
     result = train_sae(config)
     sae = result.load()

@@ -23,12 +23,14 @@ def train(job: Job, batches: Batches) -> Trained:
     if job.arch == "batchtopk":
         # Its top_k counts the active latents of a whole batch.
         changed["top_k"] = job.k * job.batch_tokens
-        sae = BatchTopKSAE(job.d_in, job.n_latents, **changed)
+        sae = BatchTopKSAE(job.d_in, job.n_latents, device=job.device, **changed)
     else:
-        sae = TopKSAE(job.d_in, job.n_latents, top_k=job.k)
+        sae = TopKSAE(job.d_in, job.n_latents, top_k=job.k, device=job.device)
     rate = job.rate or RATE
     optimizer = torch.optim.Adam(sae.parameters(), lr=rate)
-    train_sae(sae, batches.take(job.n_steps), mean_squared_error, optimizer, nb_epochs=1, monitoring=0)
+    train_sae(
+        sae, batches.take(job.n_steps), mean_squared_error, optimizer, nb_epochs=1, monitoring=0, device=job.device
+    )
     sae.eval()
     path = Path(job.folder) / "sae.pt"
     torch.save(sae.state_dict(), path)

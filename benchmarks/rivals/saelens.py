@@ -24,11 +24,12 @@ def train(job: Job, batches: Batches) -> Trained:
     }[job.arch]
     kind, make_sae_config = get_sae_training_class(name)
     scaling = {"normalize_activations": "expected_average_only_in"} if job.scaled else {}
-    sae = kind(make_sae_config(d_in=job.d_in, d_sae=job.n_latents, **options, **scaling))
+    sae = kind(make_sae_config(d_in=job.d_in, d_sae=job.n_latents, device=job.device, **options, **scaling))
     config = SAETrainerConfig(
         total_training_samples=job.n_steps * job.batch_tokens,
         train_batch_size_samples=job.batch_tokens,
         n_batches_for_norm_estimate=job.n_scaling,
+        device=job.device,
         **({} if job.rate is None else {"lr": job.rate}),
     )
     # Its runner for language models fills this in; a constant rate ignores it.
@@ -39,7 +40,7 @@ def train(job: Job, batches: Batches) -> Trained:
     changed = {} if job.arch != "jumprelu" else {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": job.k}
     if job.scaled:
         changed |= {"normalize_activations": "expected_average_only_in", "n_batches_for_norm_estimate": job.n_scaling}
-    return Trained(path, SAE.load_from_disk(path), config.lr, {}, changed)
+    return Trained(path, SAE.load_from_disk(path, device="cpu"), config.lr, {}, changed)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,13 @@ class Replay(nn.Module):
     def __init__(self, job: Job, stream: Iterator[torch.Tensor]) -> None:
         super().__init__()
         self._shape, self._stream = (job.batch_images, job.tokens_per_image, job.d_in), stream
+        self._device = job.device
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The next batch, shape `(batch_images, tokens_per_image, d_in)`."""
         if torch.is_inference_mode_enabled():  # the trainer asks for the width first
-            return torch.zeros(self._shape)
-        return next(self._stream).view(self._shape)
+            return torch.zeros(self._shape, device=self._device)
+        return next(self._stream).view(self._shape).to(self._device)
 
 
 class Model(nn.Module):
@@ -33,7 +34,7 @@ class Model(nn.Module):
     def __init__(self, job: Job, stream: Iterator[torch.Tensor]) -> None:
         super().__init__()
         self.activations = Replay(job, stream)
-        self.device = torch.device("cpu")
+        self.device = torch.device(job.device)
         self.config = SimpleNamespace(num_hidden_layers=1)
         self.dummy_inputs = {"input_ids": torch.zeros(job.batch_images, job.tokens_per_image, dtype=torch.long)}
 
