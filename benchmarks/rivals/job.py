@@ -64,7 +64,7 @@ class Job(NamedTuple):
     precision: str
     """Type of products; `fp32` for all programs but ours."""
     device: str
-    """Where to train, `cpu` or `cuda`; the forward pass of the last batch is always computed on the CPU."""
+    """Where to train: `cpu` or `cuda`."""
 
     @property
     def batch_tokens(self) -> int:

@@ -59,8 +59,8 @@ def train(job: Job, batches: Batches) -> Trained:
     rate = trainer.optimizers[0].param_groups[0]["lr"]
     trainer.fit()
     path = Path(job.folder) / "run" / "activations"
-    saved = SparseCoder.load_from_disk(path)
-    return Trained(path, lambda x: saved(x).sae_out, rate, {}, {})
+    saved = SparseCoder.load_from_disk(path, device=job.device)
+    return Trained(path, lambda x: saved(x.to(job.device)).sae_out.cpu(), rate, {}, {})
 
 
 if __name__ == "__main__":
