@@ -40,7 +40,7 @@ def train(job: Job, batches: Batches) -> Trained:
         # A latent at its threshold is active there. The threshold is not in its state dict.
         below = torch.nextafter(sae.running_threshold.cpu(), torch.tensor(-torch.inf))
         stated = {"sae_arch": "batchtopk", "sae_threshold": float(below)}
-    return Trained(path, lambda x: sae(x)[2], rate, stated, changed)
+    return Trained(path, lambda x: sae(x.to(job.device))[2].cpu(), rate, stated, changed)
 
 
 def mean_squared_error(
