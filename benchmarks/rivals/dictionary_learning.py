@@ -32,10 +32,11 @@ class Data:
 
     def __init__(self, job: Job, batches: Batches) -> None:
         passes = ([job.n_scaling] if job.scaled else []) + [job.n_steps]
-        self._passes = iter([batches.take(n_batches) for n_batches in passes])
+        self._device, self._passes = job.device, iter([batches.take(n_batches) for n_batches in passes])
 
     def __iter__(self) -> Iterator[Any]:
-        return next(self._passes)
+        # Its trainers take batches where they are.
+        return (batch.to(self._device) for batch in next(self._passes))
 
 
 def train(job: Job, batches: Batches) -> Trained:
