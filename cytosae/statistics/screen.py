@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from cytosae.sae.base import Sae
 from cytosae.sae.coo import CooMatrix
 from cytosae.sae.int8_weights import LARGEST, Int8Weights
-from cytosae.sae.masks import WORD, find_set
+from cytosae.sae.masks import WORD_BYTES, find_set
 
 LATENTS_AT_ONCE = 4096
 """Latents whose candidates are computed together."""
@@ -145,7 +145,7 @@ def _find(groups: list[_Group], margins: list[torch.Tensor], weights: Int8Weight
             mask = weights.above_zero(group.tokens, group.step, margin).flatten()
         else:  # nothing is known of NaN and infinity
             mask = torch.ones(len(group.members) * len(margin), dtype=torch.uint8)
-        at = find_set(F.pad(mask, (0, -len(mask) % WORD)) if len(mask) % WORD else mask)
+        at = find_set(F.pad(mask, (0, -len(mask) % WORD_BYTES)) if len(mask) % WORD_BYTES else mask)
         rows.append(at % len(margin))
         columns.append(group.members[at // len(margin)])
     row, column = torch.cat(rows), torch.cat(columns)

@@ -3,6 +3,7 @@
 No tensor of all tokens times all latents exists: a block is screened while it is in the processor's cache.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -11,8 +12,7 @@ import torch
 from cytosae.sae.base import Sae
 from cytosae.sae.coo import CooMatrix
 from cytosae.sae.devices import runs_ahead
-from cytosae.sae.kernels import find_kernels
-from cytosae.sae.masks import WORD, find_set
+from cytosae.training.block_search import Entries, search_block
 from cytosae.training.matmul import MatmulConfig, iter_parts
 
 LATENTS_PER_BLOCK = 2048
@@ -25,8 +25,6 @@ _TOKENS_AHEAD = 256
 """Tokens of a first block on a GPU that shows whether few latents are active, before all of them are encoded."""
 _SPARE = 4
 """Entries by which the k-th of a sample of latents is passed, so that a token seldom has too few candidates."""
-_INTEGERS = {torch.bfloat16: torch.int16, torch.float16: torch.int16}
-"""Types whose bits, read as integers, compare with a bound of at least 0 like the numbers, and faster."""
 
 
 class EncoderBlock(NamedTuple):
@@ -38,15 +36,6 @@ class EncoderBlock(NamedTuple):
     """Which latents: every n-th, so that any block is a fair sample."""
     pre: torch.Tensor
     """Shape `(tokens, latents)`, in the type of the products; valid until the next block is asked for."""
-
-
-class _Search(NamedTuple):
-    """The entries of a block that are above a bound."""
-
-    count_entries: Callable[[], int]
-    """Says how many they are."""
-    take_entries: Callable[[], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-    """Returns their rows and columns within the block, int64, and their values, row by row."""
 
 
 class EncoderProduct:
@@ -90,34 +79,37 @@ class EncoderProduct:
                 yield EncoderBlock(tokens, latents, torch.addmm(bias, self._centred[tokens], weights, out=pre))
 
     def above(self, bound: torch.Tensor) -> CooMatrix:
-        """Entries above a bound, by token and latent, in the type of the product.
+        """Entries above a bound, in the type of the product, in any order: `sort` them once they are few.
 
         Args:
             bound: One for all latents, 0-dimensional, or one for each, shape `(S,)`.
         """
-        entries = self.above_if_few(bound, 1.0)
+        entries = self._scan(lambda block: bound[block.latents] if bound.ndim else bound)
         assert entries is not None
         return entries
 
     def above_if_few(self, bound: torch.Tensor, most: float) -> CooMatrix | None:
-        """The same, unless they are more than a share of all, or of the first blocks."""
-        return self._scan(lambda block: bound[block.latents] if bound.ndim else bound, most)
+        """The same by token and latent, unless they are more than a share of all, or of the first blocks."""
+        entries = self._scan(lambda block: bound[block.latents] if bound.ndim else bound, most)
+        return None if entries is None else self._sort(entries)
 
-    def _scan(self, bound_of: Callable[[EncoderBlock], torch.Tensor], most: float) -> CooMatrix | None:
+    def _scan(self, bound_of: Callable[[EncoderBlock], torch.Tensor], most: float = 1.0) -> CooMatrix | None:
         """Entries of every block above a bound that is found when the block is there; see `above_if_few`."""
-        found: list[CooMatrix] = []
+        found: list[Entries] = []
         n_found = n_seen = 0
         for block in self._blocks(_TOKENS_AHEAD if self._runs_ahead and most < 1 else 0):
-            search = self._search(block.pre, bound_of(block))
-            if most < 1:
-                n_found, n_seen = n_found + search.count_entries(), n_seen + block.pre.numel()
-                if n_found > most * n_seen:
-                    return None
-            found.append(self._place(block, *search.take_entries()))
-        if len(found) == 1:
-            return found[0]
-        rows, columns, values = (torch.cat(parts) for parts in zip(*(one[:3] for one in found), strict=True))
-        entries = CooMatrix(rows, columns, values, found[0].shape)
+            n_seen += block.pre.numel()
+            limit = math.floor(most * n_seen) - n_found if most < 1 else None
+            entries = search_block(block.pre, bound_of(block), limit)
+            if entries is None:
+                return None
+            n_found += len(entries[0])
+            found.append(self._place(block, *entries))
+        rows, columns, values = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
+        return CooMatrix(rows, columns, values, (self.n_tokens, self.n_latents))
+
+    def _sort(self, entries: CooMatrix) -> CooMatrix:
+        """Found entries by token and latent."""
         # Blocks of all latents are in order: one has the tokens after those of the other.
         return entries if self._n_blocks == 1 else entries.sort()
 
@@ -136,8 +128,9 @@ class EncoderProduct:
                 bound[block.tokens] = smallest.clamp_min_(0)
             return bound[block.tokens]
 
-        candidates = self._scan(bound_of, 1.0)
-        assert candidates is not None
+        found = self._scan(bound_of)
+        assert found is not None
+        candidates = self._sort(found)
         counts = torch.bincount(candidates.rows, minlength=self.n_tokens)
         # Every token's candidates in a row of their own; those with too few or too many are encoded again.
         width = 8 * k + 8 * _SPARE
@@ -165,41 +158,11 @@ class EncoderProduct:
             values[part], columns[part] = pre.topk(k, dim=1, sorted=False)
         return values, columns
 
-    def _search(self, pre: torch.Tensor, bound: torch.Tensor) -> _Search:
-        """Look for the entries of a block above a bound that fits it."""
-        kernels = find_kernels(pre, pre)
-        if kernels is not None:
-            ends = kernels.count_above(pre, bound)
-            # CPU-GPU sync point: the number of entries decides a shape, and whether to go on.
-            n_found = int(ends[-1])
-            return _Search(lambda: n_found, lambda: kernels.take_above(pre, bound, ends, n_found))
-        mask = self._compare(pre, bound)
-
-        def take() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            at = find_set(mask)
-            return at // pre.shape[1], at % pre.shape[1], pre.flatten()[at]
-
-        # CPU-GPU sync point, where they are counted: whether to go on.
-        return _Search(lambda: int(mask.count_nonzero()), take)
-
-    def _compare(self, pre: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
-        """Which elements of a block are above a bound that fits it, bool, flat, filled up to whole words with False."""
-        mask = torch.empty(-(-pre.numel() // WORD) * WORD, dtype=torch.bool, device=pre.device)
-        mask[pre.numel() :] = False
-        inside = mask[: pre.numel()].view(pre.shape)
-        integers = None if self._runs_ahead else _INTEGERS.get(pre.dtype)
-        bound = bound + 0.0  # no negative zero, whose bits are smaller than those of all other numbers
-        if integers is None or not bool((bound >= 0).all()):
-            torch.gt(pre, bound, out=inside)
-        else:
-            torch.gt(pre.view(integers), bound.view(integers), out=inside)
-        return mask
-
-    def _place(self, block: EncoderBlock, rows: torch.Tensor, columns: torch.Tensor, values: torch.Tensor) -> CooMatrix:
+    def _place(self, block: EncoderBlock, rows: torch.Tensor, columns: torch.Tensor, values: torch.Tensor) -> Entries:
         """Entries of a block as entries of the whole product."""
         rows = rows + block.tokens.start if block.tokens.start else rows
         columns = columns * self._n_blocks + block.latents.start if self._n_blocks > 1 else columns
-        return CooMatrix(rows, columns, values, (self.n_tokens, self.n_latents))
+        return rows, columns, values
 
     def _weights_of(self, latents: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights, shape `(D, n)`, and biases of some latents, in the type of the product."""

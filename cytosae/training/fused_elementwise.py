@@ -12,6 +12,7 @@ import torch
 
 from cytosae.sae.base import Sae
 from cytosae.sae.coo import CooMatrix
+from cytosae.sae.devices import runs_ahead
 from cytosae.sae.gated import GatedSae
 from cytosae.sae.jumprelu import JumpReluSae
 from cytosae.sae.loss import LossInputs, LossTerms, SaeLoss
@@ -26,6 +27,9 @@ from cytosae.training.gradients import (
     by_latent,
 )
 from cytosae.training.matmul import MatmulConfig, iter_parts
+
+_TOKENS_AT_ONCE = 64
+"""Tokens whose activation functions are computed together on a CPU, for a block of latents."""
 
 Latents = slice | torch.Tensor
 SumTokens = Callable[[torch.Tensor], torch.Tensor]
@@ -224,6 +228,10 @@ class _DenseLoss:
         # A block's matrices of tokens and latents stay in the processor's cache.
         self._blocks = list(blocks_of_latents(len(sae.b_enc), x.device))
         self._parts = list(iter_parts(len(x), matmul.n_tokens(len(sae.b_enc))))
+        sizes = [max(one.stop - one.start for one in several) for several in (self._parts, self._blocks)]
+        self._n_rows = sizes[0] if runs_ahead(x.device) else _TOKENS_AT_ONCE
+        # New memory costs as much as the arithmetic in it, so that a block's matrices take the place of those before.
+        self._room = [x.new_empty(sizes[0] * sizes[1], dtype=matmul.dtype) for _ in range(1 + rule.n_decoded)]
 
     def compute(self) -> tuple[SaeLoss, Gradients]:
         """The loss; gradients are added up in the parameters' `grad`."""
@@ -234,11 +242,7 @@ class _DenseLoss:
         for part in self._parts:
             pre = self._encode(part)
             for latents in self._blocks:
-                acts = rule.decoded(pre[:, latents], latents)
-                n_fired[latents] += (acts[0] > 0).sum(dim=0)
-                for total, reconstruction, one in zip(sums, reconstructions, acts, strict=True):
-                    total += one.sum(dtype=x.dtype)
-                    reconstruction[part] += one @ self._W_dec[latents]
+                n_fired[latents] += self._decode(pre[:, latents], part, latents, reconstructions, sums)
         errors = _errors(rule, x, reconstructions)
         sparsity = _sparsity(rule, sums, n_fired.sum())
         gs = [reconstruction.sub(x).mul_(2 / rule.inputs.variance) for reconstruction in reconstructions]
@@ -249,28 +253,70 @@ class _DenseLoss:
         for part in self._parts:
             # The second pass needs what the first one knew of all tokens; more than one part is encoded again.
             pre = pre if len(self._parts) == 1 else self._encode(part)
+            gs_cast = [g[part].to(self._dtype) for g in gs]
             for latents in self._blocks:
-                self._add_gradients(pre[:, latents], part, latents, [g[part].to(self._dtype) for g in gs])
+                self._add_gradients(pre[:, latents], part, latents, gs_cast)
         return SaeLoss(_terms(errors, sparsity), n_fired, reconstructions[0]), StoredGradients(sae)
 
     def _encode(self, part: slice) -> torch.Tensor:
         """Latents before the nonlinearity, shape `(n, S)`."""
         return torch.addmm(self._sae.b_enc.to(self._dtype), self._centred[part], self._W_enc)
 
+    def _decode(
+        self,
+        pre: torch.Tensor,
+        part: slice,
+        latents: slice,
+        reconstructions: list[torch.Tensor],
+        sums: list[torch.Tensor],
+    ) -> torch.Tensor:
+        """Add what some tokens and latents decode to, and its sums; says on how many tokens each latent is active."""
+        wide = self._x.dtype
+        decoded = self._matrices(pre)[: len(sums)]
+        n_fired = self._x.new_zeros(pre.shape[1])
+        for rows in self._rows(pre):
+            acts = self._rule.decoded(pre[rows].to(wide), latents)
+            n_fired += (acts[0] > 0).to(wide).sum(dim=0)
+            for total, kept, one in zip(sums, decoded, acts, strict=True):
+                total += one.sum()
+                kept[rows] = one
+        for reconstruction, one in zip(reconstructions, decoded, strict=True):
+            reconstruction[part] += one @ self._W_dec[latents]
+        return n_fired.to(torch.int64)
+
     def _add_gradients(self, pre: torch.Tensor, part: slice, latents: slice, gs: list[torch.Tensor]) -> None:
         """Add the gradients of some tokens and latents."""
         sae, wide = self._sae, self._x.dtype
-        acts = self._rule.decoded(pre, latents)[0].to(self._dtype)
-        products = [g @ self._W_dec[latents].t() for g in gs]
-        backward = self._rule.backward(pre, latents, products, lambda one: one.sum(dim=0, dtype=wide))
-        grad_pre = backward.pre.to(self._dtype)
-        for name, gradient in backward.vectors.items():
-            getattr(sae, name).grad[latents] += gradient
+        acts, *products = self._matrices(pre)
+        for product, g in zip(products, gs, strict=True):
+            torch.mm(g, self._W_dec[latents].t(), out=product)
+        grad_pre = products[0]  # which it replaces
+        sum_pre = self._x.new_zeros(pre.shape[1])
+
+        def sum_tokens(values: torch.Tensor) -> torch.Tensor:
+            return values.sum(dim=0, dtype=wide)
+
+        for rows in self._rows(pre):
+            here = pre[rows].to(wide)
+            acts[rows] = self._rule.decoded(here, latents)[0]
+            backward = self._rule.backward(here, latents, [one[rows].to(wide) for one in products], sum_tokens)
+            grad_pre[rows] = backward.pre
+            sum_pre += sum_tokens(backward.pre)
+            for name, gradient in backward.vectors.items():
+                getattr(sae, name).grad[latents] += gradient
         assert sae.b_dec.grad is not None
-        sae.b_dec.grad -= sae.W_enc[:, latents] @ grad_pre.sum(dim=0, dtype=wide)
+        sae.b_dec.grad -= sae.W_enc[:, latents] @ sum_pre
         further = {"W_dec": acts.t() @ gs[0], "W_enc": grad_pre.t() @ self._centred[part]}
         for name, gradient in further.items():
             by_latent(name, getattr(sae, name).grad)[latents] += gradient
+
+    def _matrices(self, pre: torch.Tensor) -> list[torch.Tensor]:
+        """Matrices of a block's shape, in the type of the products."""
+        return [room[: pre.numel()].view(pre.shape) for room in self._room]
+
+    def _rows(self, pre: torch.Tensor) -> list[slice]:
+        """Few tokens at a time, so that all that is computed from their entries stays in the processor's cache."""
+        return list(iter_parts(len(pre), self._n_rows))
 
 
 def _errors(rule: Rule, x: torch.Tensor, reconstructions: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -122,17 +122,24 @@ def _keep_largest_of_ranks(entries: CooMatrix, k: int, ranks: World) -> CooMatri
 
 
 def _keep_largest(entries: CooMatrix, n: int) -> CooMatrix:
-    """The n largest of the entries, all if there are fewer; ties as `keep_largest` breaks them."""
-    if len(entries.values) <= n:
-        return entries
+    """The n largest of the entries, all if there are fewer; ties as `keep_largest` breaks them.
+
+    Args:
+        entries: In any order on a CPU, where only what may be kept is sorted.
+        n: How many are kept.
+    """
     if not n:
         return entries.take(entries.columns[:0])
     if runs_ahead(entries.values.device):
+        if len(entries.values) <= n:
+            return entries
         # A GPU sorts with all of its cores, without a sync point, and looks for the n-th value with a few.
         return entries.take(entries.values.sort(descending=True, stable=True).indices[:n].sort().values)
-    smallest = entries.values.kthvalue(len(entries.values) - n + 1).values
-    entries = entries.take((entries.values >= smallest).nonzero().squeeze(1))
-    return entries.take(keep_largest(entries.values, n))
+    if len(entries.values) > n:
+        smallest = entries.values.kthvalue(len(entries.values) - n + 1).values
+        entries = entries.take((entries.values >= smallest).nonzero().squeeze(1))
+    entries = entries.sort()
+    return entries if len(entries.values) <= n else entries.take(keep_largest(entries.values, n))
 
 
 def _estimate_threshold(sae: TopKSae, centred: torch.Tensor, inputs: LossInputs) -> torch.Tensor:

@@ -62,7 +62,7 @@ def test_the_encoders_product_finds_what_the_whole_matrix_has(device, monkeypatc
     limit = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype]
     torch.testing.assert_close(pre.to(wide), centred @ sae.W_enc.detach(), rtol=limit, atol=limit)
     for bound in (0.0, 0.4, -0.3):
-        found = product.above(torch.tensor(bound, dtype=dtype, device=device))
+        found = product.above(torch.tensor(bound, dtype=dtype, device=device)).sort()
         at = (pre > torch.tensor(bound, dtype=dtype, device=device)).nonzero(as_tuple=True)
         assert torch.equal(found.rows, at[0])
         assert torch.equal(found.columns, at[1])

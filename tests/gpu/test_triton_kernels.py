@@ -15,7 +15,7 @@ from cytosae.sae.base import Sae
 from cytosae.sae.coo import CooMatrix
 from cytosae.sae.loss import LossInputs, LossWeights
 from cytosae.sae.registry import ARCHITECTURES, make_sae
-from cytosae.training import encoder_blocks
+from cytosae.training import block_search, encoder_blocks
 from cytosae.training.encoder_blocks import EncoderProduct
 from cytosae.training.fused_loss import find_fused_loss
 from cytosae.training.matmul import MatmulConfig
@@ -43,7 +43,7 @@ def device(request, monkeypatch) -> torch.device:
             pytest.skip("needs a CUDA device")
         assert kernels.has_kernels(where), "Triton is there and does not work"
     else:
-        for module in (coo, encoder_blocks):
+        for module in (coo, block_search):
             monkeypatch.setattr(module, "find_kernels", lambda *parts: triton_kernels if kernels._is_on else None)
     return where
 
@@ -203,7 +203,8 @@ def test_entries_are_found_beyond_2_31():
 @pytest.mark.parametrize("ahead", [False, True])
 def test_the_encoders_product_finds_what_it_finds_without_kernels(device, dtype, max_bytes, ahead, monkeypatch):
     if ahead:
-        monkeypatch.setattr(encoder_blocks, "runs_ahead", lambda device: True)
+        for module in (block_search, encoder_blocks):
+            monkeypatch.setattr(module, "runs_ahead", lambda device: True)
     for name, n in (("_TOKENS_AHEAD", 5), ("_SHORTEST_PART", 4), ("LATENTS_PER_BLOCK", 6)):
         monkeypatch.setattr(encoder_blocks, name, n)
     product = EncoderProduct(

@@ -49,6 +49,20 @@ def test_matrices_are_split_by_rows_and_columns(bounds, density):
         assert torch.equal(found.row_lengths(), (wanted != 0).sum(dim=1))
 
 
+@pytest.mark.parametrize(
+    "shape", [(7, 11), (3, 1 << 15), (3, (1 << 15) + 1), (1 << 16, (1 << 15) + 1), (1 << 20, 1 << 33)]
+)
+def test_entries_are_sorted_and_transposed_whatever_the_size_of_the_matrix(shape):
+    rows = torch.tensor([0, 0, 1, 1, shape[0] - 1, shape[0] - 1])
+    columns = torch.tensor([0, shape[1] - 1, 1, shape[1] - 2, 0, shape[1] - 1])
+    wanted = CooMatrix(rows, columns, torch.arange(6.0), shape)
+    found = wanted.take(torch.tensor([3, 5, 0, 4, 2, 1])).sort()
+    assert all(torch.equal(one, other) for one, other in zip(found[:3], wanted[:3], strict=True))
+    across = wanted.transpose()
+    assert across.values.tolist() == [0, 4, 2, 3, 1, 5]
+    assert torch.equal(across.rows, columns[[0, 4, 2, 3, 1, 5]])
+
+
 def test_zeros_can_be_dropped():
     matrix = make_matrix(0.5)
     entries = CooMatrix.from_dense(matrix)

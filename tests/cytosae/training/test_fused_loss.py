@@ -9,7 +9,7 @@ from cytosae.sae.base import Sae
 from cytosae.sae.loss import LossInputs, LossWeights
 from cytosae.sae.registry import ARCHITECTURES, make_sae
 from cytosae.sae.relu import ReluSae
-from cytosae.training import encoder_blocks, fused_topk
+from cytosae.training import encoder_blocks, fused_elementwise, fused_topk
 from cytosae.training.fused_loss import find_fused_loss
 from cytosae.training.matmul import MatmulConfig
 from cytosae.training.step import TrainStep
@@ -190,19 +190,24 @@ def test_equal_values_go_to_the_first_tokens_and_latents_in_bfloat16():
     assert (one.values == last).sum() > 1, "no tie at the threshold"
 
 
+@pytest.mark.parametrize("width", [2048, 64])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_entries_above_a_bound_are_those_of_a_comparison(dtype):
+def test_entries_above_a_bound_are_those_of_a_comparison(dtype, width, monkeypatch):
+    monkeypatch.setattr(encoder_blocks, "LATENTS_PER_BLOCK", width)
     sae, x = make_case("relu", torch.float32), make_tokens(dtype=torch.float32)[0]
     product = encoder_blocks.EncoderProduct(sae, (x - sae.b_dec).detach(), MatmulConfig(dtype))
-    dense = torch.cat([block.pre.clone() for block in product], dim=1)
-    assert dense.shape == (N, S)
+    dense = torch.empty(N, S, dtype=dtype)
+    for block in product:
+        dense[block.tokens, block.latents] = block.pre
     for bound in (0.0, -0.0, 0.25, -0.25, 1e-30):
-        found = product.above(torch.tensor(bound, dtype=dtype))
+        found = product.above(torch.tensor(bound, dtype=dtype)).sort()
         assert torch.equal(torch.stack([found.rows, found.columns], dim=1), (dense > bound).nonzero())
         assert torch.equal(found.values, dense[dense > bound])
     few = product.above(torch.full((S,), 0.25, dtype=dtype))
     assert product.above_if_few(torch.zeros((), dtype=dtype), 0.01) is None
     assert len(few.values) == (dense > 0.25).sum()
+    all_of_them = product.above_if_few(torch.zeros((), dtype=dtype), 0.99)
+    assert torch.equal(torch.stack([all_of_them.rows, all_of_them.columns], dim=1), (dense > 0).nonzero())
 
 
 def test_many_active_latents_of_gated_and_jumprelu_take_the_dense_form():
@@ -213,3 +218,34 @@ def test_many_active_latents_of_gated_and_jumprelu_take_the_dense_form():
             sae = make_case(arch)
             _, gradients = find_fused_loss(sae)(sae, x, inputs, MatmulConfig(torch.float64, sparse_below=sparse_below))
             assert (type(gradients).__name__ == "SparseGradients") == cheap
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("arch", ["jumprelu", "gated"])
+def test_blocks_of_the_dense_form_change_nothing(arch, ahead, monkeypatch):
+    results = []
+    for n_latents, n_tokens in ((1024, 64), (50, 7), (159, 1)):
+        monkeypatch.setattr("cytosae.training.gradients.ROWS_PER_BLOCK", n_latents)
+        monkeypatch.setattr(fused_elementwise, "_TOKENS_AT_ONCE", n_tokens)
+        monkeypatch.setattr(fused_elementwise, "runs_ahead", lambda device: ahead)
+        step = make_step(make_case(arch), MatmulConfig(torch.float64, sparse_below=0.0))
+        losses = [step.step(make_tokens(seed)) for seed in range(3)]
+        results.append([loss.n_fired for loss in losses] + list(step.sae.state_dict().values()))
+    for other in results[1:]:
+        for found, wanted in zip(other, results[0], strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("arch", ["jumprelu", "gated"])
+def test_the_dense_form_in_bfloat16_is_near_the_sparse_one(arch):
+    results = []
+    for sparse_below in (0.0, 1.1):
+        sae, x = make_case(arch, torch.float32), make_tokens(dtype=torch.float32)[0]
+        inputs = LossInputs((x - x.mean(dim=0)).square().sum(), WEIGHTS, x.dtype)
+        loss, found = find_fused_loss(sae)(sae, x, inputs, MatmulConfig(torch.bfloat16, sparse_below=sparse_below))
+        found.store_(sae)
+        results.append((loss.n_fired, {name: part.grad for name, part in sae.named_parameters()}))
+    (n_dense, dense), (n_sparse, sparse) = results
+    assert torch.equal(n_dense, n_sparse), "both look at the same products, rounded once"
+    for name, gradient in sparse.items():
+        assert (dense[name] - gradient).norm() <= 0.02 * gradient.norm(), name

@@ -63,7 +63,7 @@ class Waits(TorchFunctionMode):
 @pytest.fixture
 def ahead(monkeypatch) -> None:
     """CPU tensors are handled like those of a device that the host runs ahead of."""
-    for module in ("sae.masks", "training.encoder_blocks", "training.fused_topk"):
+    for module in ("sae.masks", "training.block_search", "training.encoder_blocks", "training.fused_topk"):
         monkeypatch.setattr(f"cytosae.{module}.runs_ahead", lambda device: True)
     monkeypatch.setattr("cytosae.training.encoder_blocks._TOKENS_AHEAD", 16)
 
