@@ -4,12 +4,10 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-
-import torch
 
 from cytosae_cache.creation import create_store
 from cytosae_cache.errors import StoreError, StoreMismatchError
@@ -34,7 +32,7 @@ from cytosae_pipeline.config import BuildConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.columns import type_columns
 from cytosae_pipeline.images.image_list import STORED, DatasetError, ImageList
-from cytosae_pipeline.runtime.cluster import connect
+from cytosae_pipeline.runtime.cluster import connecting
 from cytosae_pipeline.runtime.progress import format_seconds
 from cytosae_pipeline.workspace.build_record import record_build
 from cytosae_pipeline.workspace.find import require_dataset, training_command
@@ -132,8 +130,9 @@ def _build(config: BuildConfig, weights_digest: str | None) -> list[tuple[Activa
     """Build the stores of all blocks, with their results."""
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
-        cluster = None if config.dask is None else _Cluster(config, stack)
-        plan = plan_build(config, weights_digest=weights_digest, find_device=cluster.find_device if cluster else None)
+        find_client = stack.enter_context(connecting(config.dask))
+        find = None if find_client is None else functools.partial(find_device, find_client, config)
+        plan = plan_build(config, weights_digest=weights_digest, find_device=find)
         logger.info(plan.describe())
         remarks = Remarks()
         locks = stack.enter_context(contextlib.ExitStack())
@@ -147,8 +146,7 @@ def _build(config: BuildConfig, weights_digest: str | None) -> list[tuple[Activa
             record_build(opened[-1][0], config)
         if config.is_shared:
             locks.close()
-        client = cluster.client if cluster else None
-        filled = _fill([store for store, _ in opened if not store.complete], config, plan, remarks, client)
+        filled = _fill([store for store, _ in opened if not store.complete], config, plan, remarks, find_client)
         notes = [*plan.images.notes, *remarks.describe()]
         results = []
         for item, (store, status) in zip(plan.stores, opened, strict=True):
@@ -165,27 +163,12 @@ def _build(config: BuildConfig, weights_digest: str | None) -> list[tuple[Activa
     return results
 
 
-class _Cluster:
-    """The cluster of a build, reached when its device is asked for.
-
-    Args:
-        config: Options that name it.
-        stack: Leaves it at its end.
-    """
-
-    def __init__(self, config: BuildConfig, stack: contextlib.ExitStack) -> None:
-        self._config, self._stack = config, stack
-        self.client: Client | None = None
-
-    def find_device(self) -> torch.device:
-        """The kind of device that its workers compute on."""
-        assert self._config.dask is not None
-        self.client = self._stack.enter_context(connect(self._config.dask))
-        return find_device(self.client, self._config)
-
-
 def _fill(
-    stores: Sequence[ActivationStore], config: BuildConfig, plan: BuildPlan, remarks: Remarks, client: "Client | None"
+    stores: Sequence[ActivationStore],
+    config: BuildConfig,
+    plan: BuildPlan,
+    remarks: Remarks,
+    find_client: "Callable[[], Client] | None",
 ) -> dict[StoreSpec, ActivationStore]:
     """Compute and write the missing shards, here or on a cluster; returns the stores that are complete, by their spec.
 
@@ -196,10 +179,10 @@ def _fill(
     if not stores:
         return {}
     with open_writers(stores, shared=config.is_shared) as writers:
-        if client is None:
+        if find_client is None:
             fill_range(writers, shards_to_fill(stores[0], config), config, plan, remarks)
         else:
-            fill_on_cluster(client, stores, config, plan, remarks)
+            fill_on_cluster(find_client(), stores, config, plan, remarks)
         finished = [writer.finish_if_last() if config.is_shared else writer.finish() for writer in writers]
     return {store.spec: store for store in finished if store is not None}
 

@@ -1,12 +1,13 @@
 """Reaching a cluster: workers that are started on this machine, an address, or a scheduler file."""
 
 import contextlib
+import functools
 import json
 import logging
 import multiprocessing
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,20 @@ def connect(where: str) -> Iterator["Client"]:
         versions = {name: scheduler[name] for name in ("dask", "distributed")}
         require_versions(versions, find_versions(), f"scheduler at {address}")
         yield client
+
+
+@contextlib.contextmanager
+def connecting(where: str | None) -> Iterator["Callable[[], Client] | None"]:
+    """A function that connects when it is called first: nothing is started for work that turns out to be none.
+
+    Args:
+        where: As for `connect`, whose client the function returns each time; None for no cluster.
+
+    Yields:
+        The function; None for no cluster.
+    """
+    with contextlib.ExitStack() as stack:
+        yield None if where is None else functools.cache(lambda: stack.enter_context(connect(where)))
 
 
 @contextlib.contextmanager
