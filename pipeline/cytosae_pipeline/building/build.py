@@ -101,7 +101,7 @@ def build_stores(config: BuildConfig) -> list[BuildResult]:
 
 
 def build_and_open(config: BuildConfig, *, weights_digest: str | None = None) -> tuple[ActivationStore, BuildResult]:
-    """The complete store of a data set, and what a build did for it.
+    """The complete store of a data set, and what a build did for it; incomplete only if a shard was damaged meanwhile.
 
     Args:
         config: Options, with one block and all shards.
