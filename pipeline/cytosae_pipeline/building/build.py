@@ -29,7 +29,7 @@ from cytosae_pipeline.building.store_place import (
     require_space,
 )
 from cytosae_pipeline.config import BuildConfig
-from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.errors import UserError, say_count
 from cytosae_pipeline.images.columns import type_columns
 from cytosae_pipeline.images.image_list import STORED, DatasetError, ImageList
 from cytosae_pipeline.runtime.cluster import connecting
@@ -323,7 +323,7 @@ def _check_list(config: BuildConfig, images: ImageList, store: ActivationStore) 
         logger.info(f"store '{store.path}' was made without the list's further columns: --overwrite adds them")
     elif store.provenance.list_digest != digest:
         raise StoreMismatchError(
-            f"store '{store.path}' was made from {store.n_images:,} images with list digest "
+            f"store '{store.path}' was made from {say_count(store.n_images, 'image')} with list digest "
             f"{store.provenance.list_digest[:12]}, the current list has {len(images):,} and digest "
             f"{digest[:12]}: images, labels, patients or further columns changed. Use another --dataset_name, or "
             "--overwrite to build it from scratch"

@@ -16,6 +16,7 @@ from cytosae_pipeline.building.findings import Remarks
 from cytosae_pipeline.building.plan import BuildPlan, plan_build
 from cytosae_pipeline.config import BuildConfig
 from cytosae_pipeline.config.store import Device
+from cytosae_pipeline.errors import say_count
 from cytosae_pipeline.runtime.cluster import count_workers, map_ranges, plan_ranges
 from cytosae_pipeline.runtime.cluster_worker import ClusterError
 from cytosae_pipeline.runtime.devices import choose_device
@@ -86,8 +87,8 @@ def fill_on_cluster(
     written = _find_written(stores, shards)
     n_rows, done = _count_rows(stores[0], shards), _count_rows(stores[0], written)
     if done:
-        n_shards = f"{len(written):,} of {len(shards):,} shards"
-        logger.info(f"resuming after {done:,} images in {n_shards} that are on disk; the workers verify them")
+        n_shards = f"{len(written):,} of {say_count(len(shards), 'shard')}"
+        logger.info(f"resuming after {say_count(done, 'image')} on disk ({n_shards}), which the workers verify")
     with Progress("build", n_rows, "images", done=done) as progress:
 
         def advance(part: range) -> None:

@@ -17,7 +17,7 @@ from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.storage.atomic import make_folder, replacing_path
 from cytosae_cache.storage.lock import locked
 from cytosae_pipeline.config import ReportConfig
-from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.errors import UserError, say_count
 from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.images.listing import list_stored_images
 from cytosae_pipeline.report.data.report_data import KEY_NAME, ReportData, make_latent_data, open_report_data
@@ -291,6 +291,8 @@ def _write_thumbnails(
         missing = write_thumbnails(folder / "thumbnails", data.store, images, rows.tolist(), data.numbers, bar.advance)
     if not missing:
         return missing, []
-    text = f"{len(missing):,} of {len(rows):,} images have no picture: their files are missing or have changed"
+    n = say_count(len(rows), "image")
+    counted = say_count(len(missing), f"of {n} has", f"of {n} have")
+    text = f"{counted} no picture: files are missing or have changed"
     logger.info(text)
     return missing, [text + "."]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cytosae_pipeline.config.cluster import parse_dask
-from cytosae_pipeline.errors import install, quote
+from cytosae_pipeline.errors import install, quote, say_count
 from cytosae_pipeline.runtime.cluster_worker import ClusterError, find_versions, require_versions
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _start_workers(n_workers: int) -> Iterator[Any]:
     import dask
     from distributed import LocalCluster
 
-    logger.info(f"starting {n_workers:,} worker processes")
+    logger.info(f"starting {say_count(n_workers, 'worker process', 'worker processes')}")
     before = dask.config.get("distributed.nanny.pre-spawn-environ")
     n_threads = max(1, (os.cpu_count() or 1) // n_workers)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), n_threads)
@@ -106,7 +106,7 @@ def _start_workers(n_workers: int) -> Iterator[Any]:
             )  # fmt: skip
         except (OSError, RuntimeError, ImportError) as error:
             raise ClusterError(
-                f"{n_workers} local workers cannot be started ({error}). Try fewer, or leave --dask out"
+                f"{say_count(n_workers, 'local worker')} cannot be started ({error}). Try fewer, or leave --dask out"
             ) from error
         with cluster:
             yield cluster

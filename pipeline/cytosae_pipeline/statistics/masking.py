@@ -16,7 +16,7 @@ from cytosae_cache.reading.prefetch import Prefetcher
 from cytosae_cache.reading.reader import StoreReader, aligned_buffer
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import PassOptions
-from cytosae_pipeline.errors import UserError, join_few, quote
+from cytosae_pipeline.errors import UserError, join_few, quote, say_count
 from cytosae_pipeline.runtime.devices import accumulator_device
 from cytosae_pipeline.runtime.memory import exceeds_page_cache
 from cytosae_pipeline.runtime.progress import Progress
@@ -188,9 +188,10 @@ def run_masking(
     """
     plan = _make_plan(inputs.store, n_images, seed)
     if plan.left_out:
+        n, verb = len(plan.left_out), "is" if len(plan.left_out) == 1 else "are"
         logger.info(
-            f"{len(plan.left_out)} classes have fewer than {_LEAST_TRAINING} training images or no test image and are "
-            f"left out: {', '.join(plan.left_out)}"
+            f"{say_count(n, 'class has', 'classes have')} fewer than {_LEAST_TRAINING} training images or no test "
+            f"image and {verb} left out: {', '.join(plan.left_out)}"
         )
     n_latents, device = inputs.n_latents, accumulator_device(inputs.sae.W_enc.device)
     probe = LinearProbe(inputs.store.d_model, len(plan.classes), device=device)
@@ -237,7 +238,7 @@ def _make_plan(store: ActivationStore, n_images: int, seed: int) -> _Plan:
         found = [f"{quote(name)} {a} and {b}" for name, a, b in zip(names, n_train, n_test, strict=True)]
         raise UserError(
             f"masking needs two classes with {_LEAST_TRAINING} training images and a test image each, but the halves "
-            f"of {len(rows)} images of store '{store.path}' have: {join_few(found, 8)}. All images of a "
+            f"of {say_count(len(rows), 'image')} of store '{store.path}' have: {join_few(found, 8)}. All images of a "
             "patient are in one half: label more images of more patients, or use more images"
         )
     classes = np.cumsum(enough) - 1

@@ -107,7 +107,7 @@ def test_what_is_on_disk_is_told_and_kept(with_images, capfd):
     assert len(before) == 2
     capfd.readouterr()
     output = with_images.build("--dask", "local:1", "--batch_size", 2).output
-    assert "resuming after 10 images in 2 of 5 shards that are on disk; the workers verify them" in output
+    assert "resuming after 10 images on disk (2 of 5 shards), which the workers verify" in output
     assert "build: 23 of 23 images" in output
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert "resuming" not in with_images.build("--dask", "local:1", "--batch_size", 2).output
@@ -143,7 +143,7 @@ def test_a_shard_that_was_damaged_meanwhile_is_left_to_another_build(with_images
     monkeypatch.setattr("cytosae_pipeline.building.build.fill_on_cluster", fill_and_damage)
     output = with_images.build("--dask", "local:1", "--shard_images", 3).output
     assert f"wrote its shards of store '{with_images.store}'" in output
-    assert "1 shards are missing: the other parts write them" in output
+    assert "1 shard is missing: files were damaged or removed meanwhile. Run the same command again" in output
     monkeypatch.undo()
     with_images.build("--dask", "local:1", "--shard_images", 3)
     assert ActivationStore(with_images.store).complete
