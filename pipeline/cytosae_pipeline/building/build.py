@@ -4,10 +4,12 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+import torch
 
 from cytosae_cache.creation import create_store
 from cytosae_cache.errors import StoreError, StoreMismatchError
@@ -32,14 +34,11 @@ from cytosae_pipeline.config import BuildConfig
 from cytosae_pipeline.errors import UserError, say_count
 from cytosae_pipeline.images.columns import type_columns
 from cytosae_pipeline.images.image_list import STORED, DatasetError, ImageList
-from cytosae_pipeline.runtime.cluster import connecting
+from cytosae_pipeline.runtime.cluster import connect, keep_connected
 from cytosae_pipeline.runtime.progress import format_seconds
 from cytosae_pipeline.workspace.build_record import record_build
 from cytosae_pipeline.workspace.find import require_dataset, training_command
 from cytosae_pipeline.workspace.paths import Workspace
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 logger = logging.getLogger(__name__)
 
@@ -130,8 +129,8 @@ def _build(config: BuildConfig, weights_digest: str | None) -> list[tuple[Activa
     """Build the stores of all blocks, with their results."""
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
-        find_client = stack.enter_context(connecting(config.dask))
-        find = None if find_client is None else functools.partial(find_device, find_client, config)
+        stack.enter_context(keep_connected())
+        find = None if config.dask is None else functools.partial(_find_device, config, config.dask)
         plan = plan_build(config, weights_digest=weights_digest, find_device=find)
         logger.info(plan.describe())
         remarks = Remarks()
@@ -146,7 +145,7 @@ def _build(config: BuildConfig, weights_digest: str | None) -> list[tuple[Activa
             record_build(opened[-1][0], config)
         if config.is_shared:
             locks.close()
-        filled = _fill([store for store, _ in opened if not store.complete], config, plan, remarks, find_client)
+        filled = _fill([store for store, _ in opened if not store.complete], config, plan, remarks)
         notes = [*plan.images.notes, *remarks.describe()]
         results = []
         for item, (store, status) in zip(plan.stores, opened, strict=True):
@@ -163,12 +162,14 @@ def _build(config: BuildConfig, weights_digest: str | None) -> list[tuple[Activa
     return results
 
 
+def _find_device(config: BuildConfig, dask: str) -> torch.device:
+    """The kind of device that the workers of the cluster compute on."""
+    with connect(dask) as client:
+        return find_device(client, config)
+
+
 def _fill(
-    stores: Sequence[ActivationStore],
-    config: BuildConfig,
-    plan: BuildPlan,
-    remarks: Remarks,
-    find_client: "Callable[[], Client] | None",
+    stores: Sequence[ActivationStore], config: BuildConfig, plan: BuildPlan, remarks: Remarks
 ) -> dict[StoreSpec, ActivationStore]:
     """Compute and write the missing shards, here or on a cluster; returns the stores that are complete, by their spec.
 
@@ -179,10 +180,11 @@ def _fill(
     if not stores:
         return {}
     with open_writers(stores, shared=config.is_shared) as writers:
-        if find_client is None:
+        if config.dask is None:
             fill_range(writers, shards_to_fill(stores[0], config), config, plan, remarks)
         else:
-            fill_on_cluster(find_client(), stores, config, plan, remarks)
+            with connect(config.dask) as client:
+                fill_on_cluster(client, stores, config, plan, remarks)
         finished = [writer.finish_if_last() if config.is_shared else writer.finish() for writer in writers]
     return {store.spec: store for store in finished if store is not None}
 

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -29,18 +29,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def find_device(find_client: "Callable[[], Client]", config: BuildConfig) -> torch.device:
+def find_device(client: "Client", config: BuildConfig) -> torch.device:
     """The kind of device that all workers of a cluster compute on.
 
     Args:
-        find_client: As from `connecting`.
+        client: The cluster.
         config: Options of the build.
 
     Raises:
         ClusterError: If they do not agree.
         UserError: If the options ask for one that a worker does not have.
     """
-    client = find_client()
     count_workers(client)  # there is one
     kinds = set(client.run(_choose_kind, config.device).values())
     if len(kinds) > 1:

@@ -1,5 +1,6 @@
 """`verify --deep`: hash all images again, recompute some activations as the spec says, and compare."""
 
+import contextlib
 import dataclasses
 import functools
 from typing import TYPE_CHECKING
@@ -19,18 +20,16 @@ from cytosae_pipeline.building.originals import (
     require_network,
 )
 from cytosae_pipeline.building.verify_shards import verify_files
-from cytosae_pipeline.config import StoreSource, VerifyConfig
+from cytosae_pipeline.config import VerifyConfig
 from cytosae_pipeline.errors import UserError, escape
 from cytosae_pipeline.images.listing import list_stored_images
-from cytosae_pipeline.runtime.cluster import connecting, count_workers, map_ranges, plan_ranges
+from cytosae_pipeline.runtime.cluster import connect, count_workers, keep_connected, map_ranges, plan_ranges
 from cytosae_pipeline.runtime.progress import Progress
 from cytosae_pipeline.workspace.build_record import find_images, find_model
 from cytosae_pipeline.workspace.find import find_store, require_finished
 from cytosae_pipeline.workspace.paths import resolve_model_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from distributed import Client
 
 N_IMAGES = 16
@@ -50,22 +49,20 @@ def check_store(config: VerifyConfig) -> tuple[ActivationStore, VerifyReport]:
     """
     store = find_store(config)
     require_finished(store, config)
-    with connecting(config.dask) as find_client:
-        report = verify_files(store, find_client)
+    with keep_connected():
+        report = verify_files(store, config.dask)
         if config.deep and not report.problems:
-            report.problems += verify_against_source(store, config, find_client)
+            report.problems += verify_against_source(store, config)
     return store, report
 
 
-def verify_against_source(
-    store: ActivationStore, config: StoreSource, find_client: "Callable[[], Client] | None" = None
-) -> list[str]:
+def verify_against_source(store: ActivationStore, config: VerifyConfig) -> list[str]:
     """Compare the images with their recorded digests, and stored activations with recomputed ones.
 
     Args:
         store: A complete store.
-        config: Names the checkpoint and the images, if they are not where the store was built from.
-        find_client: As from `connecting`: the cluster whose workers do it; None for this process alone.
+        config: Names the checkpoint and the images, if they are not where the store was built from, and the cluster
+            whose workers do it, if any.
 
     Returns:
         One line per problem: an image that changed or vanished, or whose activations differ.
@@ -84,11 +81,11 @@ def verify_against_source(
     if images is None:
         raise UserError(f"no images at '{place}': pass their location with --images PATH")
     originals = Originals(store, images, model_path, info, config.device)
-    client = find_client() if find_client else None
     shared = SharedOriginals.of(originals, place, config.model_name)
-    problems = _compare_files(originals, shared, client)
-    sound = np.array([row for row in store.valid_rows.tolist() if row not in problems], dtype=np.int64)
-    problems |= _recompute(originals, shared, client, sound[spread_rows(len(sound), N_IMAGES)])
+    with contextlib.nullcontext() if config.dask is None else connect(config.dask) as client:
+        problems = _compare_files(originals, shared, client)
+        sound = np.array([row for row in store.valid_rows.tolist() if row not in problems], dtype=np.int64)
+        problems |= _recompute(originals, shared, client, sound[spread_rows(len(sound), N_IMAGES)])
     return [f"row {row} ('{escape(images.rows[row].path)}'): {problem}" for row, problem in sorted(problems.items())]
 
 

@@ -1,39 +1,33 @@
 """Checking all shards of a store, in this process or on a cluster."""
 
 import functools
-from typing import TYPE_CHECKING
 
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.verify import ShardFindings, VerifyReport, verify_shards, verify_store
-from cytosae_pipeline.runtime.cluster import count_workers, map_ranges, plan_ranges
+from cytosae_pipeline.runtime.cluster import connect, count_workers, map_ranges, plan_ranges
 from cytosae_pipeline.runtime.progress import Progress
 from cytosae_pipeline.workspace.shared_store import SharedStore
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
-    from distributed import Client
-
-
-def verify_files(store: ActivationStore, find_client: "Callable[[], Client] | None") -> VerifyReport:
+def verify_files(store: ActivationStore, dask: str | None) -> VerifyReport:
     """`verify_store` with a progress bar.
 
     Args:
         store: A complete store.
-        find_client: As from `connecting`: the cluster whose workers do it; None for this process alone.
+        dask: Value of `--dask`; None for this process alone.
 
     Raises:
         ClusterError: If the cluster cannot be used.
     """
     with Progress("verify", store.n_shards, "shards") as bar:
-        if find_client is None:
+        if dask is None:
             return verify_store(store, on_shard=lambda shard: bar.advance())
 
         def check() -> ShardFindings:
-            client = find_client()
-            function = functools.partial(_verify_range, SharedStore.of(store))
-            ranges = plan_ranges(store.n_shards, count_workers(client))
-            return map_ranges(client, function, ranges, ShardFindings.merge, lambda part: bar.advance(len(part)))
+            with connect(dask) as client:
+                function = functools.partial(_verify_range, SharedStore.of(store))
+                ranges = plan_ranges(store.n_shards, count_workers(client))
+                return map_ranges(client, function, ranges, ShardFindings.merge, lambda part: bar.advance(len(part)))
 
         return verify_store(store, check=check)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cytosae_pipeline.errors import escape
 from cytosae_pipeline.runtime.cluster_client import connect as connect
-from cytosae_pipeline.runtime.cluster_client import connecting as connecting
+from cytosae_pipeline.runtime.cluster_client import keep_connected as keep_connected
 from cytosae_pipeline.runtime.cluster_worker import (
     ClusterError,
     check_worker,

@@ -1,13 +1,13 @@
 """Reaching a cluster: workers that are started on this machine, an address, or a scheduler file."""
 
 import contextlib
-import functools
+import contextvars
 import json
 import logging
 import multiprocessing
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,45 @@ _CONNECT_S = 10.0
 _LARGEST_FILE = 1 << 20
 
 
+class _Connections:
+    """Clients that are kept.
+
+    Args:
+        stack: Closes them at its end.
+    """
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self._stack = stack
+        self._clients: dict[str, Client] = {}
+
+    def reach(self, where: str) -> "Client":
+        """The client of a cluster, connected when it is asked for first, and again if it was lost."""
+        client = self._clients.get(where)
+        if client is None or client.status != "running":
+            client = self._clients[where] = self._stack.enter_context(_connect(where))
+        return client
+
+
+_kept: contextvars.ContextVar[_Connections | None] = contextvars.ContextVar("kept", default=None)
+
+
+@contextlib.contextmanager
+def keep_connected() -> Iterator[None]:
+    """Inside, clusters are reached once: whatever `connect` reaches is kept until the end, its workers included."""
+    if _kept.get() is not None:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        token = _kept.set(_Connections(stack))
+        try:
+            yield
+        finally:
+            _kept.reset(token)
+
+
 @contextlib.contextmanager
 def connect(where: str) -> Iterator["Client"]:
-    """A client of a cluster; workers that are started for it end with the block.
+    """A client of a cluster; workers that are started for it end with the block, or with that of `keep_connected`.
 
     Args:
         where: Value of `--dask`: `local:N`, the address of a scheduler, or the path of a scheduler file.
@@ -35,6 +71,17 @@ def connect(where: str) -> Iterator["Client"]:
         ClusterError: If `distributed` is missing, nothing answers, versions differ, or workers cannot be started.
         UserError: If `where` names no cluster.
     """
+    kept = _kept.get()
+    if kept is not None:
+        yield kept.reach(where)
+        return
+    with _connect(where) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def _connect(where: str) -> Iterator["Client"]:
+    """See `connect`."""
     place = parse_dask(where)
     try:
         from distributed import Client
@@ -59,20 +106,6 @@ def connect(where: str) -> Iterator["Client"]:
         versions = {name: scheduler[name] for name in ("dask", "distributed")}
         require_versions(versions, find_versions(), f"scheduler at {address}")
         yield client
-
-
-@contextlib.contextmanager
-def connecting(where: str | None) -> Iterator["Callable[[], Client] | None"]:
-    """A function that connects when it is called first: nothing is started for work that turns out to be none.
-
-    Args:
-        where: As for `connect`, whose client the function returns each time; None for no cluster.
-
-    Yields:
-        The function; None for no cluster.
-    """
-    with contextlib.ExitStack() as stack:
-        yield None if where is None else functools.cache(lambda: stack.enter_context(connect(where)))
 
 
 @contextlib.contextmanager

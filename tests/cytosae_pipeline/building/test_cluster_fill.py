@@ -124,7 +124,7 @@ def test_a_plan_needs_no_cluster(with_images):
 
 @pytest.mark.parametrize("option", ["--images", "--model_path"])
 def test_a_mistyped_name_is_reported_before_a_cluster_is_asked(with_images, monkeypatch, option):
-    monkeypatch.setattr("cytosae_pipeline.runtime.cluster_client.connect", lambda where: pytest.fail("it was asked"))
+    monkeypatch.setattr("cytosae_pipeline.building.build.connect", lambda where: pytest.fail("it was asked"))
     path = with_images.root / "absent.pth"
     arguments = {"--images": with_images.images, "--model_path": with_images.vit, option: path}
     output = with_images.run(

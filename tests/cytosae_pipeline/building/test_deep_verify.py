@@ -88,8 +88,8 @@ def test_a_worker_killed_in_the_middle_changes_nothing(with_store, address, monk
 
 
 def test_nothing_is_started_before_images_and_checkpoint_are_there(with_store, monkeypatch):
-    monkeypatch.setattr(deep_verify, "verify_files", lambda store, find_client: deep_verify.VerifyReport())
-    monkeypatch.setattr("cytosae_pipeline.runtime.cluster_client.connect", lambda where: pytest.fail("it was asked"))
+    monkeypatch.setattr(deep_verify, "verify_files", lambda store, dask: deep_verify.VerifyReport())
+    monkeypatch.setattr(deep_verify, "connect", lambda where: pytest.fail("it was asked"))
     options = ("--dask", "local:2", "--images", with_store.root / "absent")
     assert "no images at" in with_store.run(*DEEP, *options, code=1).output
 

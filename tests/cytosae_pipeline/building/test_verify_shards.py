@@ -7,7 +7,6 @@ import pytest
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.verify import ShardFindings
 from cytosae_pipeline.building.verify_shards import verify_files
-from cytosae_pipeline.runtime.cluster import connecting
 from tests.support import cluster as there
 from tests.support.stores import make_activations, make_store
 
@@ -34,13 +33,11 @@ def test_a_cluster_finds_what_one_process_finds_in_its_order(tmp_path, address):
     alone = verify_files(store, None)
     assert alone.sound
     assert alone.n_shards == 10
-    with connecting(address) as find_client:
-        assert verify_files(store, find_client) == alone
+    assert verify_files(store, address) == alone
     damage(store)
     damaged = verify_files(ActivationStore.open(store.path), None)
     assert len(damaged.problems) >= 8
-    with connecting(address) as find_client:
-        assert verify_files(ActivationStore.open(store.path), find_client) == damaged
+    assert verify_files(ActivationStore.open(store.path), address) == damaged
 
 
 def test_the_verb_prints_the_same(with_store, address):
