@@ -89,19 +89,22 @@ def map_ranges(
                 return found
 
 
-def iter_ranges(client: "Client", function: Callable[[range], T], ranges: Sequence[range]) -> Iterator[T]:
+def iter_ranges(
+    client: "Client", function: Callable[[range], T], ranges: Sequence[range], *, unit: str = "shards"
+) -> Iterator[T]:
     """Call a function on every range, on the workers, and yield what it returns in the order of the ranges.
 
     Args:
         client: As for `map_ranges`.
         function: As for `map_ranges`; a few results for each thread of the workers are in memory at once.
         ranges: The ranges.
+        unit: As for `map_ranges`.
 
     Raises:
         ClusterError: As for `map_ranges`.
         Exception: As for `map_ranges`.
     """
-    waiting, run = iter(ranges), _Run(client, function)
+    waiting, run = iter(ranges), _Run(client, function, unit=unit)
     ready: dict[range, Future] = {}
     order: collections.deque[range] = collections.deque()
     with run.opened() as n_ahead:
