@@ -176,8 +176,12 @@ def _umap(found: Components, seed: int) -> npt.NDArray[np.float64]:
     """Positions by UMAP, reproducible by their seed."""
     import umap
 
+    n_threads = torch.get_num_threads()
     with warnings.catch_warnings():
         # It says that a seed costs it its threads.
         warnings.simplefilter("ignore")
         model = umap.UMAP(n_neighbors=_UMAP_NEIGHBOURS, random_state=seed, n_jobs=1)
-        return np.asarray(model.fit_transform(found.positions), dtype=np.float64)
+        positions = model.fit_transform(found.positions)
+    # It sets the threads of OpenMP, and a product of torch rounds differently with their number.
+    torch.set_num_threads(n_threads)
+    return np.asarray(positions, dtype=np.float64)
