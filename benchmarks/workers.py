@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=384)
     parser.add_argument("--expansion", type=int, default=16)
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--batch-images", type=int, default=16, help="images of a training step")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument(
         "--verbs", nargs="+", choices=("build", "features", "train"), default=["build", "features", "train"]
@@ -121,7 +122,8 @@ def main() -> None:
         if "features" in options.verbs:
             compare_features(options, {**common, "store": store}, one, two, sizes)
         if "train" in options.verbs:
-            compare_training(options, {**common, "store": store}, sizes | {"steps": options.steps})
+            sizes |= {"steps": options.steps, "batch_images": options.batch_images}
+            compare_training(options, {**common, "store": store}, sizes)
 
 
 def compare_features(
@@ -151,7 +153,8 @@ def compare_training(options: argparse.Namespace, common: dict[str, Any], sizes:
     words = [
         "-m", "cytosae_pipeline", "train", "--root_dir", common["root_dir"], "--dataset_name", "job",
         "--store", common["store"], "--expansion_factor", options.expansion, "--arch", "batchtopk", "--k", 32,
-        "--batch_size", 16, "--total_training_tokens", 16 * options.steps, "--n_checkpoints", 0, "--device", "cpu",
+        "--batch_size", options.batch_images,
+        "--total_training_tokens", options.batch_images * options.steps, "--n_checkpoints", 0, "--device", "cpu",
         "--precision", "fp32",
     ]  # fmt: skip
     number = iter(range(1000))

@@ -29,6 +29,17 @@ def install(extra: str) -> str:
     return f'pip install ".[{extra}]" in your clone of cytosae-cache'
 
 
+def say_count(n: int, one: str, several: str = "") -> str:
+    """A number of things, such as `1 image` and `1,234 images`.
+
+    Args:
+        n: How many.
+        one: What stands behind 1; it may go on after the noun, such as `image has none`.
+        several: What stands behind other numbers; default `one` with an s.
+    """
+    return f"{n:,} {one if n == 1 else several or one + 's'}"
+
+
 def join_few(texts: Iterable[str], n: int) -> str:
     """The first n texts, separated by commas, and how many more there are."""
     every = list(texts)

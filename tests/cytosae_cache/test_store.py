@@ -132,7 +132,7 @@ def test_a_pickled_store_is_opened_again(tmp_path):
 
 def test_an_unfinished_store_gives_no_activations(tmp_path):
     store = create_store(tmp_path / "s.zarr", make_spec(), make_table(6), PROVENANCE, shard_images=4)
-    with pytest.raises(StoreIncompleteError, match=r"0 of 2 shards are written.*cytosae-cache build"):
+    with pytest.raises(StoreIncompleteError, match=r"0 of 2 shards written.*cytosae-cache build"):
         store[0]
 
 

@@ -117,10 +117,10 @@ class StoreLayout:
             StoreIncompleteError: If the store's build has not finished.
         """
         if not self.complete:
+            shards = f"{self.n_shards} shard{'s' * (self.n_shards != 1)}"
             raise StoreIncompleteError(
-                f"store '{self.path}' is unfinished: {self.n_finished_shards} of {self.n_shards} shards are written. "
-                f"Finish it by running the same `cytosae-cache build` command of data set '{self.provenance.dataset}' "
-                "again"
+                f"store '{self.path}' is unfinished: {self.n_finished_shards} of {shards} written. Finish it by "
+                f"running the same `cytosae-cache build` command of data set '{self.provenance.dataset}' again"
             )
 
     def _require_shards(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from cytosae.sae.base import Sae
 from cytosae_cache.store import ActivationStore
+from cytosae_pipeline.runtime.cluster_client import keep_connected
 from cytosae_pipeline.runtime.shortage import explained_shortage
 from cytosae_pipeline.statistics.inputs import Inputs, read_sae, require_match
 
@@ -40,7 +41,7 @@ def takes_options(
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> Result:
             options = record(*args, **kwargs)
-            with explained_shortage(vars(options)):
+            with explained_shortage(vars(options)), keep_connected():
                 return function(options)
 
         _document(call, function, record, leave_out)
@@ -60,7 +61,7 @@ def takes_pair(
         @functools.wraps(function)
         def call(sae: SaeLike, store: StoreLike, /, *args: P.args, **kwargs: P.kwargs) -> Result:
             options = record(*args, **kwargs)
-            with explained_shortage(vars(options)):
+            with explained_shortage(vars(options)), keep_connected():
                 pair = Inputs(open_store(store), open_sae(sae))
                 require_match(pair.store, pair.sae, allow_mismatch=getattr(options, "allow_mismatch", False))
                 return function(pair, options)

@@ -9,6 +9,7 @@ import numpy as np
 
 from cytosae_pipeline.api.options import takes_options, takes_pair
 from cytosae_pipeline.config import ExportConfig, StatisticsOptions
+from cytosae_pipeline.errors import say_count
 from cytosae_pipeline.export.anndata_files import latent_frame, make_groups, make_images
 from cytosae_pipeline.export.statistics import TablesResult, export_tables
 from cytosae_pipeline.export.tables import Table, collect_tables, make_patient_table, make_provenance
@@ -72,8 +73,8 @@ class FeatureStats(Features):
     def __repr__(self) -> str:
         n = self.record["n_images"]
         return (
-            f"<FeatureStats: {self.n_active:,} of {len(self.sparsity):,} latents are active on any of {n:,} images; "
-            f"top {self.top_rows.shape[1]}>"
+            f"<FeatureStats: {self.n_active:,} of {len(self.sparsity):,} latents are active on any of "
+            f"{say_count(n, 'image')}; top {self.top_rows.shape[1]}>"
         )
 
 
@@ -118,8 +119,8 @@ class GroupStats(Counts):
             return save_counts(place, self, self.kind, store.images, store.n_tokens, replace_foreign=replace_foreign)
 
     def __repr__(self) -> str:
-        n, noun = int(self.n_images.sum()), "patients" if self.kind == "patient" else "labels"
-        return f"<GroupStats: {len(self.names):,} {noun} x {self.counts.shape[2]:,} latents from {n:,} images>"
+        groups, images = say_count(len(self.names), self.kind), say_count(int(self.n_images.sum()), "image")
+        return f"<GroupStats: {groups} x {self.counts.shape[2]:,} latents from {images}>"
 
 
 @takes_pair(StatisticsOptions)

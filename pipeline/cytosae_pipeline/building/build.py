@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
@@ -31,17 +31,14 @@ from cytosae_pipeline.building.store_place import (
     require_space,
 )
 from cytosae_pipeline.config import BuildConfig
-from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.errors import UserError, say_count
 from cytosae_pipeline.images.columns import type_columns
 from cytosae_pipeline.images.image_list import STORED, DatasetError, ImageList
-from cytosae_pipeline.runtime.cluster import connect
+from cytosae_pipeline.runtime.cluster import connect, keep_connected
 from cytosae_pipeline.runtime.progress import format_seconds
 from cytosae_pipeline.workspace.build_record import record_build
 from cytosae_pipeline.workspace.find import require_dataset, training_command
 from cytosae_pipeline.workspace.paths import Workspace
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +100,7 @@ def build_stores(config: BuildConfig) -> list[BuildResult]:
 
 
 def build_and_open(config: BuildConfig, *, weights_digest: str | None = None) -> tuple[ActivationStore, BuildResult]:
-    """The complete store of a data set, and what a build did for it.
+    """The complete store of a data set, and what a build did for it; incomplete only if a shard was damaged meanwhile.
 
     Args:
         config: Options, with one block and all shards.
@@ -132,8 +129,9 @@ def _build(config: BuildConfig, weights_digest: str | None) -> list[tuple[Activa
     """Build the stores of all blocks, with their results."""
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
-        cluster = None if config.dask is None else _Cluster(config, stack)
-        plan = plan_build(config, weights_digest=weights_digest, find_device=cluster.find_device if cluster else None)
+        stack.enter_context(keep_connected())
+        find = None if config.dask is None else functools.partial(_find_device, config, config.dask)
+        plan = plan_build(config, weights_digest=weights_digest, find_device=find)
         logger.info(plan.describe())
         remarks = Remarks()
         locks = stack.enter_context(contextlib.ExitStack())
@@ -147,8 +145,7 @@ def _build(config: BuildConfig, weights_digest: str | None) -> list[tuple[Activa
             record_build(opened[-1][0], config)
         if config.is_shared:
             locks.close()
-        client = cluster.client if cluster else None
-        filled = _fill([store for store, _ in opened if not store.complete], config, plan, remarks, client)
+        filled = _fill([store for store, _ in opened if not store.complete], config, plan, remarks)
         notes = [*plan.images.notes, *remarks.describe()]
         results = []
         for item, (store, status) in zip(plan.stores, opened, strict=True):
@@ -165,27 +162,14 @@ def _build(config: BuildConfig, weights_digest: str | None) -> list[tuple[Activa
     return results
 
 
-class _Cluster:
-    """The cluster of a build, reached when its device is asked for.
-
-    Args:
-        config: Options that name it.
-        stack: Leaves it at its end.
-    """
-
-    def __init__(self, config: BuildConfig, stack: contextlib.ExitStack) -> None:
-        self._config, self._stack = config, stack
-        self.client: Client | None = None
-
-    def find_device(self) -> torch.device:
-        """The kind of device that its workers compute on."""
-        assert self._config.dask is not None
-        self.client = self._stack.enter_context(connect(self._config.dask))
-        return find_device(self.client, self._config)
+def _find_device(config: BuildConfig, dask: str) -> torch.device:
+    """The kind of device that the workers of the cluster compute on."""
+    with connect(dask) as client:
+        return find_device(client, config)
 
 
 def _fill(
-    stores: Sequence[ActivationStore], config: BuildConfig, plan: BuildPlan, remarks: Remarks, client: "Client | None"
+    stores: Sequence[ActivationStore], config: BuildConfig, plan: BuildPlan, remarks: Remarks
 ) -> dict[StoreSpec, ActivationStore]:
     """Compute and write the missing shards, here or on a cluster; returns the stores that are complete, by their spec.
 
@@ -196,10 +180,11 @@ def _fill(
     if not stores:
         return {}
     with open_writers(stores, shared=config.is_shared) as writers:
-        if client is None:
+        if config.dask is None:
             fill_range(writers, shards_to_fill(stores[0], config), config, plan, remarks)
         else:
-            fill_on_cluster(client, stores, config, plan, remarks)
+            with connect(config.dask) as client:
+                fill_on_cluster(client, stores, config, plan, remarks)
         finished = [writer.finish_if_last() if config.is_shared else writer.finish() for writer in writers]
     return {store.spec: store for store in finished if store is not None}
 
@@ -340,7 +325,7 @@ def _check_list(config: BuildConfig, images: ImageList, store: ActivationStore) 
         logger.info(f"store '{store.path}' was made without the list's further columns: --overwrite adds them")
     elif store.provenance.list_digest != digest:
         raise StoreMismatchError(
-            f"store '{store.path}' was made from {store.n_images:,} images with list digest "
+            f"store '{store.path}' was made from {say_count(store.n_images, 'image')} with list digest "
             f"{store.provenance.list_digest[:12]}, the current list has {len(images):,} and digest "
             f"{digest[:12]}: images, labels, patients or further columns changed. Use another --dataset_name, or "
             "--overwrite to build it from scratch"

@@ -2,19 +2,21 @@
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import torch
 
 from cytosae.backbones.backbone import Backbone, load_backbone
+from cytosae_cache.format.marks import PROGRESS_FOLDER, mark_name
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.building.fill import fill_range, open_writers, shards_to_fill
 from cytosae_pipeline.building.findings import Remarks
 from cytosae_pipeline.building.plan import BuildPlan, plan_build
 from cytosae_pipeline.config import BuildConfig
 from cytosae_pipeline.config.store import Device
+from cytosae_pipeline.errors import say_count
 from cytosae_pipeline.runtime.cluster import count_workers, map_ranges, plan_ranges
 from cytosae_pipeline.runtime.cluster_worker import ClusterError
 from cytosae_pipeline.runtime.devices import choose_device
@@ -24,9 +26,15 @@ from cytosae_pipeline.workspace.paths import EMBEDDED_MODEL
 if TYPE_CHECKING:
     from distributed import Client
 
+logger = logging.getLogger(__name__)
+
 
 def find_device(client: "Client", config: BuildConfig) -> torch.device:
     """The kind of device that all workers of a cluster compute on.
+
+    Args:
+        client: The cluster.
+        config: Options of the build.
 
     Raises:
         ClusterError: If they do not agree.
@@ -75,13 +83,27 @@ def fill_on_cluster(
         dask=None,
         shards="1/1",  # the store is shared, and has the list of images
     )
-    n_rows = sum(len(stores[0].shard_rows(shard)) for shard in shards)
-    with Progress("build", n_rows, "images") as progress:
+    written = _find_written(stores, shards)
+    n_rows, done = _count_rows(stores[0], shards), _count_rows(stores[0], written)
+    if done:
+        n_shards = f"{len(written):,} of {say_count(len(shards), 'shard')}"
+        logger.info(f"resuming after {say_count(done, 'image')} on disk ({n_shards}), which the workers verify")
+    with Progress("build", n_rows, "images", done=done) as progress:
 
         def advance(part: range) -> None:
-            progress.advance(sum(len(stores[0].shard_rows(shard)) for shard in part))
+            progress.advance(_count_rows(stores[0], set(part) - written))
 
         remarks.merge(map_ranges(client, functools.partial(_fill, theirs), ranges, _merge, advance))
+
+
+def _find_written(stores: Sequence[ActivationStore], shards: range) -> set[int]:
+    """Those of some shards that have a completion mark in all stores."""
+    names = [set(store.storage.names(f"{PROGRESS_FOLDER}/")) for store in stores]
+    return {shard for shard in shards if all(mark_name(shard) in found for found in names)}
+
+
+def _count_rows(store: ActivationStore, shards: Iterable[int]) -> int:
+    return sum(len(store.shard_rows(shard)) for shard in shards)
 
 
 def _fill(config: BuildConfig, shards: range) -> Remarks:

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import fields
+from typing import Any
 
 from cytosae.backbones.weights import weights_sha256
 from cytosae_cache.errors import StoreNotFoundError
@@ -34,6 +35,7 @@ def ensure_store(
     Raises:
         StoreNotFoundError: If there is no store and no checkpoint or images to build it from.
         StoreIncompleteError: If it is unfinished and cannot be finished from the options.
+        ClusterError: If it is built on the cluster that the options name, which cannot be used.
     """
     digest = _hash_weights(config)
     try:
@@ -47,14 +49,18 @@ def ensure_store(
             raise
         logger.info(f"no activation store of data set '{config.dataset_name}' yet: building it first")
     block = config.block_layer if default_block is None else default_block
-    shared = {field.name: getattr(config, field.name) for field in fields(StoreSource)}
+    shared: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(StoreSource)}
     if preprocessing is not None:
         trained = (preprocessing.image_size, preprocessing.mean, preprocessing.std)
         own: dict[str, object] = dict(zip(("image_size", "image_mean", "image_std"), trained, strict=True))
         own["image_resample"] = preprocessing.resample.removeprefix("pillow-")
         own["white_level"] = preprocessing.white_level or None
         shared |= {name: value for name, value in own.items() if shared[name] is None}
-    return build_and_open(BuildConfig(**{**shared, "block_layer": (block,)}), weights_digest=digest)[0]
+    # On the cluster that the verb uses, if it uses one: its workers need the images and the checkpoint.
+    shared |= {"block_layer": (block,), "dask": getattr(config, "dask", None)}
+    store = build_and_open(BuildConfig(**shared), weights_digest=digest)[0]
+    require_finished(store, config)
+    return store
 
 
 def _hash_weights(config: StoreSource) -> str | None:

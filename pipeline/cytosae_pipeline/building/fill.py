@@ -18,7 +18,7 @@ from cytosae_pipeline.building.findings import Remarks
 from cytosae_pipeline.building.plan import BuildPlan
 from cytosae_pipeline.building.source_check import reopen_shards
 from cytosae_pipeline.config import BuildConfig
-from cytosae_pipeline.errors import escape
+from cytosae_pipeline.errors import escape, say_count
 from cytosae_pipeline.images.decoding import Decoded, ImageDecoder
 from cytosae_pipeline.images.files import VANISHED
 from cytosae_pipeline.runtime.progress import Progress
@@ -86,7 +86,7 @@ def fill_range(
         n_rows = sum(len(first.shard_rows(shard)) for shard in shards)
         done = n_rows - len(rows)
         if done:
-            logger.info(f"resuming after {done:,} images that are on disk and verified")
+            logger.info(f"resuming after {say_count(done, 'image that is', 'images that are')} on disk and verified")
         if not rows:
             return
         blocks = [writer.store.spec.block for writer in writers]

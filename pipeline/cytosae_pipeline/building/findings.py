@@ -12,7 +12,7 @@ from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.storage.atomic import make_folder, write_file
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.building.source_check import count_reasons
-from cytosae_pipeline.errors import quote
+from cytosae_pipeline.errors import quote, say_count
 from cytosae_pipeline.images.decoding import Decoded
 from cytosae_pipeline.images.image_list import DatasetError, ImageList
 from cytosae_pipeline.workspace.csv_files import to_csv
@@ -153,6 +153,6 @@ def require_readable(store: ActivationStore, skipped: Path | None) -> None:
     if store.n_images and not store.valid.any():
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in list(count_reasons(store).items())[:3])
         raise DatasetError(
-            f"none of the {store.n_images:,} images could be read: {reasons}. They are listed in {skipped}. Repair "
-            "them, then build again with --overwrite"
+            f"no image could be read of {say_count(store.n_images, 'image')}: {reasons}. They are listed in "
+            f"{skipped}. Repair them, then build again with --overwrite"
         )

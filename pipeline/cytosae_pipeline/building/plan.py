@@ -16,7 +16,7 @@ from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.building.store_place import free_bytes
 from cytosae_pipeline.config import BuildConfig
 from cytosae_pipeline.config.store import StorePlace
-from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.errors import UserError, say_count
 from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.images.listing import list_images_of, open_dataset
 from cytosae_pipeline.images.summary import describe_images
@@ -169,7 +169,7 @@ def require_shard_memory(plan: BuildPlan, shard_images: int, batch_size: int) ->
     n_at_once = min(batch_size, shard_images)
     pixels = n_at_once * 3 * plan.info.image_size**2 * (1 + torch.float32.itemsize)
     shards = _SHARDS_AT_ONCE * shard_images * sum(item.spec.record_bytes for item in plan.stores)
-    what = f"building shards of {shard_images:,} images in batches of {n_at_once:,}"
+    what = f"building shards of {say_count(shard_images, 'image')} in batches of {n_at_once:,}"
     require_memory(pixels + shards, available_ram(), what, "Lower --shard_images or --batch_size")
 
 

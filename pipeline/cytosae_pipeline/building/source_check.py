@@ -7,7 +7,7 @@ import numpy as np
 from cytosae_cache.errors import StoreMismatchError
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.writer import StoreWriter
-from cytosae_pipeline.errors import escape, join_few
+from cytosae_pipeline.errors import escape, join_few, say_count
 from cytosae_pipeline.images.decoding import Hashed, ImageDecoder
 from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.runtime.progress import Progress
@@ -71,7 +71,7 @@ def reopen_shards(writer: StoreWriter, shards: Sequence[int], images: ImageList,
                 progress.advance()
     if changed:
         raise StoreMismatchError(
-            f"{len(changed):,} images changed since the build of store '{store.path}' was interrupted: "
+            f"{say_count(len(changed), 'image')} changed since the build of store '{store.path}' was interrupted: "
             f"{join_few(changed, _NAMED)}. Restore the old ones, or --overwrite to build it from scratch from the new "
             "ones"
         )

@@ -23,6 +23,7 @@ from cytosae_pipeline.config import (
     StatisticsConfig,
     TrainConfig,
 )
+from cytosae_pipeline.errors import say_count
 from cytosae_pipeline.runtime.file_limit import raise_file_limit
 from cytosae_pipeline.runtime.progress import format_seconds
 from cytosae_pipeline.runtime.ranks import is_several
@@ -75,9 +76,11 @@ def build(as_json: bool, dry_run: bool, **values: Any) -> None:
         where = "" if result.skipped_csv is None else f", listed in {result.skipped_csv}"
         lines.append(f"set aside as unreadable: {result.n_skipped:,} ({kinds}){where}")
     if missing := max(item.n_missing_shards for item in results):
-        lines.append(
-            f"{missing:,} shards are missing: the other parts write them, and the last one completes the store"
-        )
+        them = "it" if missing == 1 else "them"
+        how = f"the other parts write {them}, and the last one completes the store"
+        if config.part is None:
+            how = "files were damaged or removed meanwhile. Run the same command again"
+        lines.append(f"{say_count(missing, 'shard is', 'shards are')} missing: {how}")
     else:
         lines.append(f"next: {result.next}")
     shown = result if len(results) == 1 else {"stores": [dataclasses.asdict(item) for item in results]}
@@ -174,7 +177,8 @@ def features(as_json: bool, **values: Any) -> None:
 
     result = run_features(config)
     text = (
-        f"{result.n_active:,} of {result.n_latents:,} latents are active on any of {result.n_images:,} images\n"
+        f"{result.n_active:,} of {result.n_latents:,} latents are active on any of "
+        f"{say_count(result.n_images, 'image')}\n"
         f"{_list_files(result)}\nlook at it: {result.next}"
     )
     print_result(result, text, as_json)
@@ -216,10 +220,10 @@ def _count(values: dict[str, Any], kind: Any, as_json: bool) -> None:
     from cytosae_pipeline.statistics.verbs import run_counts
 
     result = run_counts(config, kind)
-    noun = "patients" if kind == "patient" else "classes"
+    nouns = ("patient", "patients") if kind == "patient" else ("class", "classes")
     text = (
-        f"{len(result.groups):,} {noun} x {result.n_latents:,} latents from {result.n_images:,} images\n"
-        f"{_list_files(result)}\nlook at them: {result.next}"
+        f"{say_count(len(result.groups), *nouns)} x {result.n_latents:,} latents from "
+        f"{say_count(result.n_images, 'image')}\n{_list_files(result)}\nlook at them: {result.next}"
     )
     print_result(result, text, as_json)
 
@@ -243,7 +247,7 @@ def report(as_json: bool, **values: Any) -> None:
     from cytosae_pipeline.report.static import write_report
 
     result = write_report(config)
-    lines = [f"{result.n_latents:,} latents and {result.n_images:,} images have a page each"]
+    lines = [f"{say_count(result.n_latents, 'latent')} and {say_count(result.n_images, 'image')} have a page each"]
     if result.figures:
         lines.append(f"figures: {result.figures[0].parent}")
     if result.key is not None:
@@ -272,7 +276,7 @@ def explore(as_json: bool, **values: Any) -> None:
 
     ended = run_explore(config, lambda serving: print_result(serving, serving.describe(), as_json))
     if not as_json:
-        click.echo(f"\nstopped; names and notes of {ended.n_notes:,} latents are kept in {ended.notes}")
+        click.echo(f"\nstopped; names and notes of {say_count(ended.n_notes, 'latent')} are kept in {ended.notes}")
 
 
 @verb
@@ -299,7 +303,8 @@ def export(as_json: bool, **values: Any) -> None:
     result = run_export(config)
     if isinstance(result, TablesResult):
         text = (
-            f"{result.n_images:,} images and {result.n_patients:,} patients x {result.n_latents:,} latents as "
+            f"{say_count(result.n_images, 'image')} and {say_count(result.n_patients, 'patient')} x "
+            f"{say_count(result.n_latents, 'latent')} as "
             f"{result.format}\nwrote in {result.folder}: {', '.join(path.name for path in result.files)}"
         )
         print_result(result, text, as_json)

@@ -9,6 +9,7 @@ import click
 from cytosae_pipeline import __version__
 from cytosae_pipeline.cli.options import CONTEXT_SETTINGS, VerbCommand
 from cytosae_pipeline.cli.output import log_to_stderr, messages
+from cytosae_pipeline.runtime.cluster_client import keep_connected
 from cytosae_pipeline.runtime.ranks import require_one_process
 from cytosae_pipeline.runtime.shortage import explained_shortage
 
@@ -69,7 +70,7 @@ def verb(
 
     @functools.wraps(function)
     def run(**values: Any) -> None:
-        with messages(), log_to_stderr(), explained_shortage(values):
+        with messages(), log_to_stderr(), explained_shortage(values), keep_connected():
             if not in_ranks:
                 require_one_process(name)
             function(**values)

@@ -10,6 +10,7 @@ from cytosae_pipeline.cli.group import verb
 from cytosae_pipeline.cli.options import config_options, make_config
 from cytosae_pipeline.cli.output import print_result
 from cytosae_pipeline.config import ImportConfig, StoreChoice, VerifyConfig, WorkspaceChoice
+from cytosae_pipeline.errors import say_count
 from cytosae_pipeline.runtime.progress import format_bytes, format_seconds
 
 
@@ -32,7 +33,7 @@ def import_(source: Path, as_json: bool, **values: Any) -> None:
     from cytosae_pipeline.importing.store import import_embeddings
 
     result = import_embeddings(config)
-    size = f"{result.n_images:,} rows of {result.n_tokens} x {result.d_model}"
+    size = f"{say_count(result.n_images, 'row')} of {result.n_tokens} x {result.d_model}"
     lines = [f"store ({result.status}): {result.store}", f"{size} in {format_seconds(result.seconds)}"]
     if result.n_skipped:
         lines.append(f"set aside, as they contain NaN or infinity: {result.n_skipped:,}")
@@ -101,11 +102,11 @@ def verify(path: str | None, as_json: bool, **values: Any) -> None:
         again = "Import it again with --overwrite"
         if not store.spec.imported:
             again = f"Build it again with: {build_again_command(store, config, overwrite=True)}"
-        lines.append(f"{len(report.problems)} problems in '{store.path}'. {again}")
+        lines.append(f"{say_count(len(report.problems), 'problem')} in '{store.path}'. {again}")
     else:
         state = "the store itself is sound" if report.foreign else "sound"
-        size = f"{report.n_shards} shards, {format_bytes(report.n_bytes)}, {store.n_images:,} images"
-        lines.append(f"{state}: {size}: {store.path}")
+        n_shards, n_images = say_count(report.n_shards, "shard"), say_count(store.n_images, "image")
+        lines.append(f"{state}: {n_shards}, {format_bytes(report.n_bytes)}, {n_images}: {store.path}")
     if report.foreign:
         lines.append("Move what does not belong to the store to another place")
     if report.litter:

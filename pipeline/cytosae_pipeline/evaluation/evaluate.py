@@ -10,7 +10,7 @@ from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.permutation import spread_rows
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.config import EvaluateConfig, EvaluateOptions
-from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.errors import UserError, say_count
 from cytosae_pipeline.runtime.memory import exceeds_page_cache
 from cytosae_pipeline.runtime.progress import Progress
 from cytosae_pipeline.statistics.inputs import Inputs, open_pair
@@ -53,7 +53,7 @@ class SaeEvaluation:
         """The result as a table for humans."""
         which = f"held out ({self.held_out:.3g} by {self.held_out_by})" if self.held_out else "of the store"
         head = (
-            f"{self.architecture}, {self.n_latents:,} latents, on {self.overall.n_images:,} images {which}, "
+            f"{self.architecture}, {self.n_latents:,} latents, on {say_count(self.overall.n_images, 'image')} {which}, "
             f"{self.tokens} tokens"
         )
         names = ["all", *(name or "(no name)" for name in self.by_label)]

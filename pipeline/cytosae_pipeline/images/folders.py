@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from cytosae_pipeline.config.layout import CLASS, PATIENT, PATIENT_IN_CLASS, SKIP, Layout, parse_layout
-from cytosae_pipeline.errors import join_few, quote
+from cytosae_pipeline.errors import join_few, quote, say_count
 from cytosae_pipeline.images.files import FileStamp, stamp_file
 from cytosae_pipeline.images.folder_names import find_masked, is_mask
 from cytosae_pipeline.images.image_list import DatasetError, ImageList, ImageRow, join_lines, unify_names
@@ -49,6 +49,7 @@ _NOTES = 10  # links that are named one by one
 _ENDINGS = 6  # endings that are named one by one
 _SHARED = 3  # patients that are named one by one
 _MAX_ENDING = 12  # letters
+_MASKS = ("mask or annotation", "masks or annotations")
 _MAX_DEPTH = 100  # folders
 
 
@@ -83,8 +84,8 @@ def scan_folder(root: Path, layout: str = "auto") -> ImageList:
     if not found.stamps:
         raise DatasetError(
             f"no images below '{root}': looked for files ending in {', '.join(sorted(SUFFIXES))}"
-            + (f". {len(found.links):,} links were not followed ({found.links[0]}): copy the images instead"
-               if found.links else "")
+            + (f". {say_count(len(found.links), 'link was', 'links were')} not followed ({found.links[0]}): copy the "
+               "images instead" if found.links else "")
             + "".join(f". {note}" for note in _describe_others(found.others))
         )  # fmt: skip
     folders_of = {path: PurePosixPath(path).parts[:-1] for path in found.stamps}
@@ -154,13 +155,13 @@ def _leave_out_masks(folders_of: dict[str, Folders]) -> Iterator[str]:
         del folders_of[path]
     if beside:
         yield (
-            f"{len(beside):,} masks or annotations such as {quote(min(beside))} beside the images of the same name "
+            f"{say_count(len(beside), *_MASKS)} such as {quote(min(beside))} beside the images of the same name "
             "left out. To use them as images, list them in a CSV"
         )
     if left_out:
         names = sorted({name for levels in masks for name in levels if is_mask(name)})
         yield (
-            f"{len(left_out):,} masks or annotations in {join_few(map(quote, names), _NOTES)} beside the images left "
+            f"{say_count(len(left_out), *_MASKS)} in {join_few(map(quote, names), _NOTES)} beside the images left "
             "out. To use them as images, list them in a CSV"
         )
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
-from cytosae_pipeline.errors import join_few, quote
+from cytosae_pipeline.errors import join_few, quote, say_count
 from cytosae_pipeline.images.columns import is_unknown
 from cytosae_pipeline.images.csv_text import PICTURE, ROLES, find_columns, find_kind, find_role, iter_lines
 from cytosae_pipeline.images.files import stamp_file, stamp_files
@@ -65,13 +65,14 @@ def read_manifest(path: Path) -> ImageList:
     missing = [row.path for row in rows.values() if row.seen is None]
     if len(missing) == len(rows):
         raise DatasetError(
-            f"none of the {len(rows):,} images in '{path}' exist; the first would be '{root / missing[0]}'. Paths are "
-            f"relative to the folder of the CSV{explain_missing(root, missing)}"
+            f"no image in '{path}' exists ({say_count(len(rows), 'image')} listed); the first would be "
+            f"'{root / missing[0]}'. Paths are relative to the folder of the CSV{explain_missing(root, missing)}"
         )
     cleared, doubts = _clean_names(list(rows.values()))
     if missing:
+        n = say_count(len(rows), "file")
         doubts.append(
-            f"{len(missing):,} of {len(rows):,} files do not exist, for example "
+            f"{say_count(len(missing), f'of {n} does', f'of {n} do')} not exist, for example "
             f"{join_few(map(quote, missing), _EXAMPLES)}{explain_missing(root, missing)}"
         )
     names, chosen, notes = _choose_further(columns.further, cleared)

@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import PurePosixPath
 
-from cytosae_pipeline.errors import join_few, quote
+from cytosae_pipeline.errors import join_few, quote, say_count
 from cytosae_pipeline.images.columns import describe_type, type_columns
 from cytosae_pipeline.images.image_list import ImageList, count_names
 
@@ -15,8 +15,8 @@ def describe_images(images: ImageList) -> str:
     first = images.rows[0]
     labels, patients = count_names(images.labels), count_names(images.patients)
     lines = [
-        f"{len(images):,} images ({_count(labels, 'label')}, {_count(patients, 'patient')}; layout {images.layout}) "
-        f"from '{images.root}'",
+        f"{say_count(len(images), 'image')} ({say_count(len(labels), 'label')}, "
+        f"{say_count(len(patients), 'patient')}; layout {images.layout}) from '{images.root}'",
         f"for example {quote(first.path)}: label {quote(first.label)}, patient {quote(first.patient)}",
     ]
     if images.levels:
@@ -26,7 +26,8 @@ def describe_images(images: ImageList) -> str:
     if patients:
         counts = patients.values()
         lines.append(
-            f"patients: {min(counts):,} to {max(counts):,} images each{_missing(len(images) - patients.total())}"
+            f"patients: {min(counts):,} to {say_count(max(counts), 'image')} each"
+            f"{_missing(len(images) - patients.total())}"
         )
     lines.append(f"files: {_most(Counter(PurePosixPath(path).suffix.lower() for path in images.paths))}")
     if images.columns:
@@ -41,9 +42,5 @@ def _most(counts: Counter[str]) -> str:
     return join_few((f"{n:,} {quote(name)}" for name, n in most), _NAMED)
 
 
-def _count(names: Counter[str], noun: str) -> str:
-    return f"{len(names):,} {noun}{'' if len(names) == 1 else 's'}"
-
-
 def _missing(n: int) -> str:
-    return f"; {n:,} images have none" if n else ""
+    return f"; {say_count(n, 'image has none', 'images have none')}" if n else ""

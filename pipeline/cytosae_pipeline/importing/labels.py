@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cytosae_pipeline.errors import UserError, join_few, quote
+from cytosae_pipeline.errors import UserError, join_few, quote, say_count
 from cytosae_pipeline.images.csv_text import ROLES, find_columns, find_kind, find_role, iter_lines
 from cytosae_pipeline.importing.part import Part
 from cytosae_pipeline.importing.texts import RowTexts, settle_names
@@ -113,7 +113,7 @@ def _in_order(lines: Sequence[dict[str, str]], names: Sequence[str], path: Path,
             f"no line for row {quote(missing[0])} and {len(missing) - 1:,} more" if missing[1:]
             else f"no line for row {quote(missing[0])}" if missing
             else f"two lines for row {quote(twice)}" if twice
-            else f"{len(further):,} lines for other rows, such as {quote(further[0])}"
+            else f"{say_count(len(further), 'line')} for other rows, such as {quote(further[0])}"
         )  # fmt: skip
         raise UserError(
             f"'{path}' and '{source}' both name the rows, but the CSV has {what}. "
@@ -142,9 +142,9 @@ def _by_slide(parts: Sequence[Part], table: _Table) -> list[RowTexts]:
         )
     slides = {part.slide for part in parts}
     if surplus := [slide for slide in found if slide not in slides]:
-        logger.warning(
-            f"'{path}': {len(surplus):,} of {len(found):,} slides have no file: {join_few(map(quote, surplus), _NAMED)}"
-        )
+        n = f"of {say_count(len(found), 'slide')}"
+        without = say_count(len(surplus), f"{n} has", f"{n} have")
+        logger.warning(f"'{path}': {without} no file: {join_few(map(quote, surplus), _NAMED)}")
     columns = [name for name in ("label", "patient") if name in table.roles]
     return [_texts(part, {name: [found[part.slide][name]] * part.shape[0] for name in columns}) for part in parts]
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.errors import UserError, quote
+from cytosae_pipeline.errors import UserError, quote, say_count
 
 _SMALLEST = 2.0**-14
 """Smallest number that float16 holds with all its digits."""
@@ -60,9 +60,12 @@ class Rounding:
         """What was lost, as a message; '' if nothing was."""
         lost = []
         if self._n_vanished:
-            lost.append(f"{self._n_vanished:,} of {self._n_values:,} values are so small that they became 0")
+            n = f"of {self._n_values:,} values"
+            small = say_count(self._n_vanished, f"{n} is so small that it", f"{n} are so small that they")
+            lost.append(f"{small} became 0")
         if self._n_small_rows:
-            lost.append(f"{self._n_small_rows:,} rows are below {_SMALLEST:.1g} throughout, where few digits are left")
+            rows = say_count(self._n_small_rows, "row is", "rows are")
+            lost.append(f"{rows} below {_SMALLEST:.1g} throughout, where few digits are left")
         return f"in float16 {', and '.join(lost)}. To keep them, use --store_dtype float32" if lost else ""
 
 

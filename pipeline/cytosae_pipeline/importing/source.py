@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae_pipeline.config.imports import ImportConfig
-from cytosae_pipeline.errors import UserError, join_few, quote
+from cytosae_pipeline.errors import UserError, join_few, quote, say_count
 from cytosae_pipeline.images.files import FileStamp, stamp_file
 from cytosae_pipeline.images.folders import resolve
 from cytosae_pipeline.importing.arrays import open_npy, open_npz, open_pt
@@ -118,10 +118,10 @@ def open_source(config: ImportConfig) -> Source:
             )
     empty = [part.path.name for part in parts if not part.shape[0]]
     if len(empty) == len(parts):
-        raise UserError(f"there are no embeddings in '{config.source}': {_count(len(parts), 'file')} without rows")
+        raise UserError(f"there are no embeddings in '{config.source}': {say_count(len(parts), 'file')} without rows")
     if empty:
         logger.warning(
-            f"{_count(len(empty), 'file')} without rows, which the store will not mention: "
+            f"{say_count(len(empty), 'file')} without rows, which the store will not mention: "
             f"{join_few(map(quote, empty), _NAMED)}"
         )
     assert config.source is not None
@@ -195,13 +195,13 @@ def _look_through(folder: Path) -> tuple[list[Path], list[str]]:
     notes = []
     if links:
         notes.append(
-            f"{_count(len(links), 'link')} out of the folder not followed: {join_few(map(quote, links), _NAMED)}. Copy "
-            "the files instead"
+            f"{say_count(len(links), 'link')} out of the folder not followed: {join_few(map(quote, links), _NAMED)}. "
+            "Copy the files instead"
         )
     if folders:
         notes.append(
-            f"{_count(len(folders), 'folder')} passed over: {join_few(map(quote, folders), _NAMED)}. Import each as a "
-            "data set of its own, or move its files up"
+            f"{say_count(len(folders), 'folder')} passed over: {join_few(map(quote, folders), _NAMED)}. Import each "
+            "as a data set of its own, or move its files up"
         )
     if others:
         shown = join_few((f"{n:,} {quote(ending)}" for ending, n in others.most_common()), _NAMED)
@@ -219,8 +219,3 @@ def _require_utf8(path: Path) -> None:
         path.name.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"the file name {path.name!r} is not UTF-8; rename it") from error
-
-
-def _count(n: int, what: str) -> str:
-    """A number of things."""
-    return f"{n:,} {what}{'s' * (n != 1)}"

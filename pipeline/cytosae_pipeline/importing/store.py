@@ -28,7 +28,7 @@ from cytosae_cache.writer import StoreWriter
 from cytosae_pipeline.building.replacement import choose_place, put_in_place, reopen
 from cytosae_pipeline.building.store_place import disk_messages, make_provenance, require_space
 from cytosae_pipeline.config.imports import ImportConfig, parse_grid
-from cytosae_pipeline.errors import UserError, join_few, quote
+from cytosae_pipeline.errors import UserError, join_few, quote, say_count
 from cytosae_pipeline.importing.labels import describe_rows
 from cytosae_pipeline.importing.part import Part
 from cytosae_pipeline.importing.rounding import Rounding, find_finite
@@ -105,8 +105,8 @@ def import_embeddings(config: ImportConfig) -> ImportResult:
     n_skipped = int((~store.valid).sum())
     if n_skipped == store.n_images:
         raise UserError(
-            f"none of the {n_skipped:,} rows of '{config.source}' can be used: each {NOT_FINITE}. Compute the "
-            "embeddings again, then import them with --overwrite"
+            f"no row of '{config.source}' can be used, of {say_count(n_skipped, 'row')}: each {NOT_FINITE}. Compute "
+            "the embeddings again, then import them with --overwrite"
         )
     seconds = time.monotonic() - started
     return ImportResult(
@@ -125,7 +125,7 @@ def import_embeddings(config: ImportConfig) -> ImportResult:
 def _describe_table(table: ImageTable, spec: StoreSpec, source: Source) -> str:
     """What will be imported, as text."""
     n_files = len(source.parts)
-    text = f"{len(table.path):,} rows of {spec.tokens.n_tokens} x {spec.d_model} from {n_files:,} file"
+    text = f"{say_count(len(table.path), 'row')} of {spec.tokens.n_tokens} x {spec.d_model} from {n_files:,} file"
     text += f"{'s' * (n_files > 1)}, such as {quote(table.path[0])}"
     for what, names in (("label", table.label), ("patient", table.patient)):
         known, n_unknown = set(filter(None, names)), names.count("")

@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from cytosae.analysis.differential import GroupComparison
-from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.storage.atomic import make_folder, replacing_path
 from cytosae_cache.storage.lock import locked
 from cytosae_pipeline.config import ReportConfig
-from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.errors import UserError, say_count
 from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.images.listing import list_stored_images
 from cytosae_pipeline.report.data.report_data import KEY_NAME, ReportData, make_latent_data, open_report_data
@@ -29,10 +27,9 @@ from cytosae_pipeline.report.records.encoding import to_script
 from cytosae_pipeline.report.records.images import book_files, make_image_book
 from cytosae_pipeline.report.records.latents import (
     TopMap,
-    encode_image,
     image_record,
     latent_records,
-    top_maps,
+    measure_images,
 )
 from cytosae_pipeline.report.records.masking import measure_masking
 from cytosae_pipeline.report.records.overview import overview_record
@@ -215,16 +212,11 @@ def _write_images(
         for row in data.top_rows[latent].tolist():
             wanted.setdefault(row, []).append(latent)
     maps: dict[tuple[int, int], TopMap] = {}
-    with (
-        StoreReader(data.store, verify=not data.config.no_verify) as reader,
-        Progress("images", len(rows), "images") as bar,
-    ):
-        for row in rows.tolist():
-            acts = encode_image(data, torch.from_numpy(reader.read(np.array([row]))[0]))
-            here = top_maps(data, acts, np.array(wanted[row]))
+    with Progress("images", len(rows), "images") as bar:
+        for row, measured in measure_images(data, rows, wanted):
             for at, latent in enumerate(wanted[row]):
-                maps[latent, row] = here.levels[at], float(here.peaks[at])
-            _write_data(folder, f"images/{data.numbers[row]}", image_record(data, acts, row))
+                maps[latent, row] = measured.top.levels[at], float(measured.top.peaks[at])
+            _write_data(folder, f"images/{data.numbers[row]}", image_record(data, measured.record, row))
             bar.advance()
     return maps
 
@@ -291,6 +283,8 @@ def _write_thumbnails(
         missing = write_thumbnails(folder / "thumbnails", data.store, images, rows.tolist(), data.numbers, bar.advance)
     if not missing:
         return missing, []
-    text = f"{len(missing):,} of {len(rows):,} images have no picture: their files are missing or have changed"
+    n = say_count(len(rows), "image")
+    counted = say_count(len(missing), f"of {n} has", f"of {n} have")
+    text = f"{counted} no picture: files are missing or have changed"
     logger.info(text)
     return missing, [text + "."]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cytosae_pipeline.errors import escape
 from cytosae_pipeline.runtime.cluster_client import connect as connect
+from cytosae_pipeline.runtime.cluster_client import keep_connected as keep_connected
 from cytosae_pipeline.runtime.cluster_worker import (
     ClusterError,
     check_worker,
@@ -46,6 +47,8 @@ def map_ranges(
     ranges: Sequence[range],
     merge: Callable[[T, T], T],
     on_done: Callable[[range], None] = lambda part: None,
+    *,
+    unit: str = "shards",
 ) -> T:
     """Call a function on every range, on the workers, and merge what it returns.
 
@@ -60,6 +63,7 @@ def map_ranges(
         merge: Merges two results and returns theirs; it may change its first argument. Order and grouping must not
             matter.
         on_done: Called in this thread with each range once, after it is finished.
+        unit: What the ranges count, in the plural, for messages.
 
     Returns:
         The merged result.
@@ -68,7 +72,7 @@ def map_ranges(
         ClusterError: If the scheduler is lost, a range ends one worker after another, or a worker cannot run it.
         Exception: Whatever `function` raises; errors of the system are raised after some more tries.
     """
-    waiting, run = iter(ranges), _Run(client, function, merge)
+    waiting, run = iter(ranges), _Run(client, function, merge, unit=unit)
     tree = _Tree(run, merge)
     with run.opened() as n_ahead:
         for part in itertools.islice(waiting, n_ahead):
@@ -85,19 +89,22 @@ def map_ranges(
                 return found
 
 
-def iter_ranges(client: "Client", function: Callable[[range], T], ranges: Sequence[range]) -> Iterator[T]:
+def iter_ranges(
+    client: "Client", function: Callable[[range], T], ranges: Sequence[range], *, unit: str = "shards"
+) -> Iterator[T]:
     """Call a function on every range, on the workers, and yield what it returns in the order of the ranges.
 
     Args:
         client: As for `map_ranges`.
         function: As for `map_ranges`; a few results for each thread of the workers are in memory at once.
         ranges: The ranges.
+        unit: As for `map_ranges`.
 
     Raises:
         ClusterError: As for `map_ranges`.
         Exception: As for `map_ranges`.
     """
-    waiting, run = iter(ranges), _Run(client, function)
+    waiting, run = iter(ranges), _Run(client, function, unit=unit)
     ready: dict[range, Future] = {}
     order: collections.deque[range] = collections.deque()
     with run.opened() as n_ahead:
@@ -142,10 +149,19 @@ def plan_ranges(n_shards: int, n_workers: int) -> list[range]:
 
 
 class _Run:
-    """Calls of one function for ranges, some of them ahead of the others."""
+    """Calls of one function for ranges, some of them ahead of the others.
 
-    def __init__(self, client: "Client", function: Callable[[range], Any], *needed: object) -> None:
-        self._client, self._function, self._needed = client, function, needed
+    Args:
+        client: The cluster.
+        function: The function.
+        *needed: Further functions that workers will be asked to call.
+        unit: What the ranges count, in the plural.
+    """
+
+    def __init__(
+        self, client: "Client", function: Callable[[range], Any], *needed: object, unit: str = "shards"
+    ) -> None:
+        self._client, self._function, self._needed, self._unit = client, function, needed, unit
         self._versions = find_versions()
         self._ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
         self._tries: dict[range, int] = {}
@@ -192,7 +208,7 @@ class _Run:
             error = future.exception()
             assert error is not None
             if part is None or not _is_passing(error) or self._tries.get(part, 0) == _RETRIES:
-                raise _explain(error, part)
+                raise _explain(error, part, self._unit)
             self._tries[part] = self._tries.get(part, 0) + 1
             self.call(part)
 
@@ -294,12 +310,12 @@ def _is_passing(error: BaseException) -> bool:
     return isinstance(error, OSError) and not isinstance(error, ValueError)
 
 
-def _explain(error: BaseException, part: range | None) -> BaseException:
+def _explain(error: BaseException, part: range | None, unit: str) -> BaseException:
     """The error to raise for one of a worker."""
     from distributed.scheduler import KilledWorker
 
     if isinstance(error, KilledWorker):
-        what = "merging results" if part is None else f"shards {part.start} to {part.stop - 1}"
+        what = "merging results" if part is None else f"{unit} {part.start} to {part.stop - 1}"
         return ClusterError(
             f"{error.allowed_failures + 1} workers died one after another in the same work: {what}. Most likely they "
             "had too little memory: start workers with more of it, or lower --batch_size"

@@ -1,6 +1,7 @@
 """Reaching a cluster: workers that are started on this machine, an address, or a scheduler file."""
 
 import contextlib
+import contextvars
 import json
 import logging
 import multiprocessing
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cytosae_pipeline.config.cluster import parse_dask
-from cytosae_pipeline.errors import install, quote
+from cytosae_pipeline.errors import install, quote, say_count
 from cytosae_pipeline.runtime.cluster_worker import ClusterError, find_versions, require_versions
 
 if TYPE_CHECKING:
@@ -23,9 +24,45 @@ _CONNECT_S = 10.0
 _LARGEST_FILE = 1 << 20
 
 
+class _Connections:
+    """Clients that are kept.
+
+    Args:
+        stack: Closes them at its end.
+    """
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self._stack = stack
+        self._clients: dict[str, Client] = {}
+
+    def reach(self, where: str) -> "Client":
+        """The client of a cluster, connected when it is asked for first, and again if it was lost."""
+        client = self._clients.get(where)
+        if client is None or client.status != "running":
+            client = self._clients[where] = self._stack.enter_context(_connect(where))
+        return client
+
+
+_kept: contextvars.ContextVar[_Connections | None] = contextvars.ContextVar("kept", default=None)
+
+
+@contextlib.contextmanager
+def keep_connected() -> Iterator[None]:
+    """Inside, clusters are reached once: whatever `connect` reaches is kept until the end, its workers included."""
+    if _kept.get() is not None:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        token = _kept.set(_Connections(stack))
+        try:
+            yield
+        finally:
+            _kept.reset(token)
+
+
 @contextlib.contextmanager
 def connect(where: str) -> Iterator["Client"]:
-    """A client of a cluster; workers that are started for it end with the block.
+    """A client of a cluster; workers that are started for it end with the block, or with that of `keep_connected`.
 
     Args:
         where: Value of `--dask`: `local:N`, the address of a scheduler, or the path of a scheduler file.
@@ -34,6 +71,17 @@ def connect(where: str) -> Iterator["Client"]:
         ClusterError: If `distributed` is missing, nothing answers, versions differ, or workers cannot be started.
         UserError: If `where` names no cluster.
     """
+    kept = _kept.get()
+    if kept is not None:
+        yield kept.reach(where)
+        return
+    with _connect(where) as client:
+        yield client
+
+
+@contextlib.contextmanager
+def _connect(where: str) -> Iterator["Client"]:
+    """See `connect`."""
     place = parse_dask(where)
     try:
         from distributed import Client
@@ -71,7 +119,7 @@ def _start_workers(n_workers: int) -> Iterator[Any]:
     import dask
     from distributed import LocalCluster
 
-    logger.info(f"starting {n_workers:,} worker processes")
+    logger.info(f"starting {say_count(n_workers, 'worker process', 'worker processes')}")
     before = dask.config.get("distributed.nanny.pre-spawn-environ")
     n_threads = max(1, (os.cpu_count() or 1) // n_workers)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), n_threads)
@@ -91,7 +139,7 @@ def _start_workers(n_workers: int) -> Iterator[Any]:
             )  # fmt: skip
         except (OSError, RuntimeError, ImportError) as error:
             raise ClusterError(
-                f"{n_workers} local workers cannot be started ({error}). Try fewer, or leave --dask out"
+                f"{say_count(n_workers, 'local worker')} cannot be started ({error}). Try fewer, or leave --dask out"
             ) from error
         with cluster:
             yield cluster

@@ -16,7 +16,7 @@ from cytosae.statistics.accumulators import Accumulator, GroupCounts, normalise_
 from cytosae.statistics.block_encoder import PooledActs
 from cytosae_cache.format.layout import ImageTable
 from cytosae_pipeline.config import StatisticsOptions
-from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.errors import UserError, say_count
 from cytosae_pipeline.runtime.devices import accumulator_device
 from cytosae_pipeline.statistics.inputs import Inputs
 from cytosae_pipeline.statistics.records import (
@@ -116,10 +116,14 @@ class CountsAccumulator:
         verb = COUNT_FILES[self._kind].verb
         empty = [name for name, n in zip(names, n_images.tolist(), strict=True) if not n]
         if empty:
-            logger.info(f"{len(empty)} {verb} have no readable image, so their rows are 0: {', '.join(empty[:5])}")
+            noun = "patient" if self._kind == "patient" else "class"
+            groups = say_count(len(empty), f"{noun} has", f"{verb} have")
+            logger.info(f"{groups} no readable image, and so 0 in all columns: {', '.join(empty[:5])}")
         n_without = int(self._inputs.store.valid.sum()) - int(n_images.sum())
         if n_without:
-            logger.info(f"{n_without:,} images have no {self._kind} and are not counted")
+            verb = "is" if n_without == 1 else "are"
+            images = say_count(n_without, "image has", "images have")
+            logger.info(f"{images} no {self._kind} and {verb} not counted")
         record = counts_record(self._inputs, config, self._kind)
         normalised = normalise_counts(raw[0], n_images, self._inputs.store.n_tokens, config.normalize)
         thresholds = np.array(config.threshold, dtype=np.float64)

@@ -14,6 +14,7 @@ from cytosae_cache.reading.permutation import spread_rows
 from cytosae_cache.reading.prefetch import PREFETCHED
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.config import PassOptions
+from cytosae_pipeline.errors import say_count
 from cytosae_pipeline.runtime.devices import DTYPES
 from cytosae_pipeline.runtime.memory import available_ram, exceeds_page_cache
 from cytosae_pipeline.runtime.product_rates import find_rates
@@ -121,7 +122,7 @@ def require_batch_memory(inputs: Inputs, n_at_once: int, n_thresholds: int = 0) 
     """
     n_bytes = n_at_once * (PREFETCHED * inputs.store.image_bytes + 4 * inputs.n_latents * (1 + n_thresholds))
     advice = "Lower --batch_size: results stay the same"
-    require_memory(n_bytes, available_ram(), f"reading {n_at_once:,} images at once", advice)
+    require_memory(n_bytes, available_ram(), f"reading {say_count(n_at_once, 'image')} at once", advice)
 
 
 def encode_store(

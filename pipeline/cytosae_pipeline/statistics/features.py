@@ -17,6 +17,7 @@ from cytosae.statistics.accumulators import Accumulator, FeatureStatistics
 from cytosae.statistics.block_encoder import PooledActs
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import StatisticsOptions
+from cytosae_pipeline.errors import say_count
 from cytosae_pipeline.images.image_list import join_lines
 from cytosae_pipeline.runtime.devices import accumulator_device
 from cytosae_pipeline.statistics.inputs import Inputs
@@ -227,7 +228,9 @@ def read_features(folder: Path) -> Features:
     ):
         problem = f"shapes do not fit together: {', '.join(str(array.shape) for array in arrays.values())}"
     elif not all_within(found.top_rows, -1, n_rows - 1) or not all_within(found.top_labels, -1, len(labels) - 1):
-        problem = f"indices lie outside the {n_rows:,} images or {len(labels):,} labels of images.csv"
+        problem = (
+            f"indices lie outside the {say_count(n_rows, 'image')} or {say_count(len(labels), 'label')} of images.csv"
+        )
     elif not all(all_within(array, 0, np.inf) for array in (found.top_values, found.mean_acts)):
         problem = "scores must be finite and at least 0"
     elif not all_within(found.sparsity, 0, 1):

@@ -1,5 +1,6 @@
 """The masking experiment: how well images are classified when latents are kept or removed."""
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,15 +16,16 @@ from cytosae_cache.reading.permutation import IntArray, spread_rows
 from cytosae_cache.reading.prefetch import Prefetcher
 from cytosae_cache.reading.reader import StoreReader, aligned_buffer
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.config import PassOptions
-from cytosae_pipeline.errors import UserError, join_few, quote
+from cytosae_pipeline.config import StatisticsOptions
+from cytosae_pipeline.errors import UserError, join_few, quote, say_count
 from cytosae_pipeline.runtime.devices import accumulator_device
 from cytosae_pipeline.runtime.memory import exceeds_page_cache
 from cytosae_pipeline.runtime.progress import Progress
-from cytosae_pipeline.statistics.encode import make_encoder, require_batch_memory, rows_at_once
+from cytosae_pipeline.statistics.encode import is_screened, make_encoder, require_batch_memory, rows_at_once
 from cytosae_pipeline.statistics.halves import split_in_halves
 from cytosae_pipeline.statistics.inputs import Inputs
 from cytosae_pipeline.statistics.label_index import LabelIndex
+from cytosae_pipeline.statistics.streaming import iter_parts, split_evenly
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +163,7 @@ class _Images(NamedTuple):
 
 def run_masking(
     inputs: Inputs,
-    config: PassOptions,
+    config: StatisticsOptions,
     *,
     n_images: int = 4000,
     ks: Sequence[int] = KS,
@@ -176,7 +178,7 @@ def run_masking(
 
     Args:
         inputs: Store and autoencoder, with its decoder.
-        config: Batch size, precision, and whether checksums are checked.
+        config: Batch size, precision, whether checksums are checked, and the cluster whose workers encode, if any.
         n_images: Images to use at most, spread evenly over the store's readable images with a label.
         ks: Numbers of latents to keep or remove; those above S count as S.
         ridge: Strength of the probe's penalty.
@@ -188,22 +190,16 @@ def run_masking(
     """
     plan = _make_plan(inputs.store, n_images, seed)
     if plan.left_out:
+        n, verb = len(plan.left_out), "is" if len(plan.left_out) == 1 else "are"
         logger.info(
-            f"{len(plan.left_out)} classes have fewer than {_LEAST_TRAINING} training images or no test image and are "
-            f"left out: {', '.join(plan.left_out)}"
+            f"{say_count(n, 'class has', 'classes have')} fewer than {_LEAST_TRAINING} training images or no test "
+            f"image and {verb} left out: {', '.join(plan.left_out)}"
         )
     n_latents, device = inputs.n_latents, accumulator_device(inputs.sae.W_enc.device)
     probe = LinearProbe(inputs.store.d_model, len(plan.classes), device=device)
     class_scores = ClassScores(len(plan.classes), n_latents, device=device)
-    with (
-        StoreReader(
-            inputs.store,
-            verify=not config.no_verify,
-            direct=exceeds_page_cache(inputs.store.n_images * inputs.store.spec.record_bytes),
-        ) as reader,
-        Progress("masking", len(plan.train.rows) + len(plan.test.rows), "images") as bar,
-    ):
-        for images in _iter_images(inputs, config, reader, plan.train.rows, bar.advance):
+    with Progress("masking", len(plan.train.rows) + len(plan.test.rows), "images") as bar:
+        for images in _iter_images(inputs, config, plan.train.rows, bar.advance):
             probe.update(images.features, plan.train.labels[images.at])
             class_scores.update(images.scores, plan.train.labels[images.at])
         experiment = MaskingExperiment(
@@ -211,7 +207,7 @@ def run_masking(
             seed=seed, device=device,
         )  # fmt: skip
         rows = torch.from_numpy(plan.test.rows)
-        for images in _iter_images(inputs, config, reader, plan.test.rows, bar.advance):
+        for images in _iter_images(inputs, config, plan.test.rows, bar.advance):
             experiment.update(rows[images.at], images.features, images.scores, plan.test.labels[images.at])
     return MaskingResult(
         plan.classes, plan.left_out, probe.n_images.tolist(), experiment.result(), ridge=ridge, seed=seed
@@ -237,7 +233,7 @@ def _make_plan(store: ActivationStore, n_images: int, seed: int) -> _Plan:
         found = [f"{quote(name)} {a} and {b}" for name, a, b in zip(names, n_train, n_test, strict=True)]
         raise UserError(
             f"masking needs two classes with {_LEAST_TRAINING} training images and a test image each, but the halves "
-            f"of {len(rows)} images of store '{store.path}' have: {join_few(found, 8)}. All images of a "
+            f"of {say_count(len(rows), 'image')} of store '{store.path}' have: {join_few(found, 8)}. All images of a "
             "patient are in one half: label more images of more patients, or use more images"
         )
     classes = np.cumsum(enough) - 1
@@ -259,23 +255,45 @@ def _groups(store: ActivationStore, rows: IntArray) -> IntArray:
 
 
 def _iter_images(
-    inputs: Inputs, config: PassOptions, reader: StoreReader, rows: IntArray, advance: Callable[[int], None]
+    inputs: Inputs, config: StatisticsOptions, rows: IntArray, advance: Callable[[int], None]
 ) -> Iterator[_Images]:
-    """Token means and scores of the given rows, in their order, read ahead of the encoder."""
-    encoder, n_at_once = make_encoder(inputs, config), rows_at_once(config, len(rows))
+    """Token means and scores of the given rows, in their order, a batch at a time."""
+    n_at_once = rows_at_once(config, len(rows))
     require_batch_memory(inputs, n_at_once)
+    screened = None if config.dask is None else is_screened(inputs, config)
+    function = functools.partial(_encode, config, rows, screened)
+    for images in iter_parts(inputs, config, function, split_evenly(len(rows), n_at_once)):
+        yield images
+        advance(len(images.features))
 
-    def read(start: int, buffer: npt.NDArray[Any]) -> tuple[int, npt.NDArray[Any]]:
-        part = rows[start : start + n_at_once]
-        reader.read_rows(part, buffer[: len(part)])
-        return start, buffer[: len(part)]
 
-    shape = (min(n_at_once, len(rows)), *inputs.store.spec.image_shape)
-    plans = range(0, len(rows), n_at_once)
-    for start, values in Prefetcher(plans, read, lambda: aligned_buffer(shape, inputs.store.dtype)):
-        activations = torch.from_numpy(values)
-        # Sums of float16 are exact in float64; one image at a time keeps them small.
-        features = torch.stack([image.double().mean(dim=0) for image in activations])
-        # An image's position among the rows determines its block, so that blocks are full although rows are scattered.
-        yield _Images(slice(start, start + len(values)), features, encoder.reduce(activations, start).scores)
-        advance(len(values))
+def _encode(
+    config: StatisticsOptions, rows: IntArray, screened: bool | None, inputs: Inputs, parts: Sequence[range]
+) -> Iterator[_Images]:
+    """Token means and scores of ranges among the rows, read ahead of the encoder.
+
+    Args:
+        config: Options.
+        rows: Increasing row numbers, shape `(n,)`.
+        screened: As for `make_encoder`; on a worker, what was found where the command was typed.
+        inputs: Store and autoencoder.
+        parts: Positions among the rows; the first is the longest.
+    """
+    encoder, store = make_encoder(inputs, config, screened=screened), inputs.store
+    direct = exceeds_page_cache(store.n_images * store.spec.record_bytes)
+    with StoreReader(store, verify=not config.no_verify, direct=direct) as reader:
+
+        def read(part: range, buffer: npt.NDArray[Any]) -> tuple[range, npt.NDArray[Any]]:
+            reader.read_rows(rows[part.start : part.stop], buffer[: len(part)])
+            return part, buffer[: len(part)]
+
+        shape = (max(map(len, parts), default=0), *store.spec.image_shape)
+        for part, values in Prefetcher(parts, read, lambda: aligned_buffer(shape, store.dtype)):
+            activations = torch.from_numpy(values)
+            # Sums of float16 are exact in float64; one image at a time keeps them small.
+            features = torch.stack([image.double().mean(dim=0) for image in activations])
+            # An image's position among the rows determines its block, so that blocks are full although rows are
+            # scattered.
+            scores = encoder.reduce(activations, part.start).scores
+            # A worker's go to the machine that asked, which may not have its device.
+            yield _Images(slice(part.start, part.stop), features, scores if screened is None else scores.cpu())

@@ -9,7 +9,7 @@ import torch
 
 from cytosae.pickles import load_torch
 from cytosae_pipeline.config import StatisticsConfig
-from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.errors import UserError, say_count
 from cytosae_pipeline.statistics.features import TENSORS, VERB, Features
 from cytosae_pipeline.statistics.records import all_within, has_record, read_result
 from cytosae_pipeline.workspace.paths import Workspace
@@ -115,5 +115,7 @@ def _read_labels(folder: Path, n_labels: int) -> tuple[str, ...]:
         return tuple(f"label {number}" for number in range(n_labels))
     names = tuple(line.strip() for line in read_result(path, lambda path: path.read_text("utf-8"), VERB).splitlines())
     if len(names) < n_labels:
-        raise UserError(f"'{path}' names {len(names)} labels, but the feature data refer to {n_labels}: add the others")
+        raise UserError(
+            f"'{path}' names {say_count(len(names), 'label')}, but the feature data refer to {n_labels}: add the others"
+        )
     return names

@@ -16,6 +16,7 @@ from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.config.commands import command
+from cytosae_pipeline.errors import say_count
 from cytosae_pipeline.runtime.interrupts import HeldInterrupts
 from cytosae_pipeline.runtime.memory import exceeds_page_cache
 from cytosae_pipeline.runtime.progress import Progress
@@ -172,7 +173,9 @@ class TrainingLoop:
         self.resumed = any(trainer.samples_seen for trainer in trainers)
         for trainer in trainers:
             if trainer.samples_seen:
-                logger.info(f"resuming run '{trainer.run.folder.name}' after {trainer.samples_seen:,} images")
+                logger.info(
+                    f"resuming run '{trainer.run.folder.name}' after {say_count(trainer.samples_seen, 'image')}"
+                )
         needs = find_needs([trainer.run for trainer in trainers], samples_seen=samples_seen)
         placement = choose_placement(config.resident, needs, find_free_memory(run.device))
         logger.info(placement.text)

@@ -9,6 +9,7 @@ from cytosae.sae.base import Sae
 from cytosae.sae.registry import make_sae
 from cytosae_cache.reading.prefetch import PREFETCHED
 from cytosae_pipeline.building.store_place import free_bytes
+from cytosae_pipeline.errors import say_count
 from cytosae_pipeline.runtime.progress import format_bytes
 from cytosae_pipeline.runtime.shortage import require_memory
 from cytosae_pipeline.training.placement import FreeMemory
@@ -103,7 +104,7 @@ def require_training_memory(runs: Sequence[Run], free: FreeMemory) -> None:
     advice = f"{_SMALLER}, or train fewer runs at once"
     if len(runs) == 1:
         what, advice = f"training an autoencoder of {widest:,} latents", _SMALLER
-    what += f" on batches of {first.batch_images:,} images"
+    what += f" on batches of {say_count(first.batch_images, 'image')}"
     weights = sum(4 * n_parameters(run) // run.latent_ranks.size for run in runs)
     tokens = first.batch_images * first.store.n_tokens * first.store.d_model * 4
     buffers = PREFETCHED * first.batch_images * first.store.image_bytes

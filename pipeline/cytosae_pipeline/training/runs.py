@@ -23,7 +23,7 @@ from cytosae_pipeline.building.ensure import ensure_store
 from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.config.fields import suggest
 from cytosae_pipeline.config.train import OF_ARCHITECTURES, without_foreign
-from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.errors import UserError, say_count
 from cytosae_pipeline.runtime.devices import choose_device
 from cytosae_pipeline.training.matmul import (
     TRAINING_PRECISIONS,
@@ -203,8 +203,8 @@ def prepare_together(config: TrainConfig, world: World, stores: tuple[Activation
         run = prepare_run(config, stores, read_products(value, Products(value["precision"], 0.0)))
     if run.config.split == "data" and (n_idle := world.size - run.config.batch_size) > 0:
         logger.warning(
-            f"batches of {run.config.batch_size} images leave {n_idle} of {world.size} processes without work: raise "
-            "--batch_size"
+            f"batches of {say_count(run.config.batch_size, 'image')} leave {n_idle} of {world.size} processes without "
+            "work: raise --batch_size"
         )
     k, n_own = run.config.k or 1, run.n_latents // world.size
     if run.config.split == "latents" and k > n_own:

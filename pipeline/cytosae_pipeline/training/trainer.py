@@ -21,6 +21,7 @@ from cytosae.training.step import TrainStep
 from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.storage.atomic import replacing_path
 from cytosae_pipeline.config import TrainConfig
+from cytosae_pipeline.errors import say_count
 from cytosae_pipeline.training.evaluation import Evaluation, evaluate
 from cytosae_pipeline.training.expectations import Expectations
 from cytosae_pipeline.training.init import DataInit
@@ -122,8 +123,8 @@ class Trainer:
         first = world.gather_numbers(at)[0]
         if first != at:
             raise TrainingError(
-                f"rank {world.rank} resumes run '{self.run.folder.name}' after {at[0]:,} images, and rank 0 after "
-                f"{first[0]:,}: all processes must see the same folder '{self.run.folder}'"
+                f"rank {world.rank} resumes run '{self.run.folder.name}' after {say_count(at[0], 'image')}, and rank 0 "
+                f"after {first[0]:,}: all processes must see the same folder '{self.run.folder}'"
             )
         for values in sae.state_dict().values():
             self.run.token_ranks.broadcast_(values)

@@ -12,7 +12,7 @@ from cytosae_pipeline.config import ImportConfig, StoreChoice, TrainConfig
 from cytosae_pipeline.config.commands import WHICH_IMAGES, WHICH_STORE, command
 from cytosae_pipeline.config.fields import suggest
 from cytosae_pipeline.config.store import StorePlace
-from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.errors import UserError, say_count
 from cytosae_pipeline.workspace.build_record import RECORDED, find_build
 from cytosae_pipeline.workspace.paths import Workspace
 
@@ -81,24 +81,26 @@ def require_finished(store: ActivationStore, choice: StoreChoice) -> None:
     Raises:
         StoreIncompleteError: If the store's build has not finished.
     """
-    if not store.complete and store.spec.imported:
+    if store.complete:
+        return
+    written = f"{store.n_finished_shards} of {say_count(store.n_shards, 'shard')} written"
+    if store.spec.imported:
         raise StoreIncompleteError(
-            f"store '{store.path}' is unfinished: {store.n_finished_shards} of {store.n_shards} shards are written. "
+            f"store '{store.path}' is unfinished: {written}. "
             f"Finish it by running the same `cytosae-cache import` command again"
         )
-    if not store.complete:
-        raise StoreIncompleteError(
-            f"store '{store.path}' is unfinished: {store.n_finished_shards} of {store.n_shards} shards are written. "
-            f"Finish it with the options that its build was given: {build_again_command(store, choice)}"
-        )
+    raise StoreIncompleteError(
+        f"store '{store.path}' is unfinished: {written}. "
+        f"Finish it with the options that its build was given: {build_again_command(store, choice)}"
+    )
 
 
 def list_stores(stores: Sequence[ActivationStore]) -> str:
     """One line per store: what distinguishes it from the others."""
     return "\n".join(
         f"  {shlex.quote(str(store.path))}  {store.spec.model_name} {describe_block(store.spec)} "
-        f"{store.spec.precision} {store.spec.store_dtype} {_describe_size(store.spec)}{store.n_images:,} images"
-        + ("" if store.complete else " (unfinished)")
+        f"{store.spec.precision} {store.spec.store_dtype} {_describe_size(store.spec)}"
+        f"{say_count(store.n_images, 'image')}" + ("" if store.complete else " (unfinished)")
         for store in stores
     )
 

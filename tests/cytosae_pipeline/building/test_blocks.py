@@ -21,7 +21,7 @@ from cytosae.backbones.preprocessing import StatedTransform
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.building.build import build_and_open, build_stores
-from cytosae_pipeline.building.deep_verify import _differ
+from cytosae_pipeline.building.originals import differ
 from cytosae_pipeline.config import BuildConfig
 from cytosae_pipeline.config.commands import command
 from cytosae_pipeline.errors import UserError
@@ -285,8 +285,8 @@ def test_recomputed_values_may_be_rounded_to_the_next_of_the_stored_type():
     near, far = stored.copy(), stored.copy()
     near[0, 0] += np.spacing(np.float16(4.0))
     far[0, 0] += 3 * np.spacing(np.float16(4.0))
-    assert not _differ(near, stored, spec)
-    assert _differ(far, stored, spec)
+    assert not differ(near, stored, spec)
+    assert differ(far, stored, spec)
 
 
 def test_a_white_level_is_part_of_the_spec(with_images):

@@ -101,6 +101,18 @@ def test_an_image_that_stops_the_build_stops_it_on_a_cluster(with_images):
     assert ActivationStore(with_images.store).complete
 
 
+def test_what_is_on_disk_is_told_and_kept(with_images, capfd):
+    with_images.build("--shards", "1/2", "--batch_size", 2)
+    before = {path: path.stat().st_mtime_ns for path in with_images.store.glob("activations/c/*/0/0")}
+    assert len(before) == 2
+    capfd.readouterr()
+    output = with_images.build("--dask", "local:1", "--batch_size", 2).output
+    assert "resuming after 10 images on disk (2 of 5 shards), which the workers verify" in output
+    assert "build: 23 of 23 images" in output
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert "resuming" not in with_images.build("--dask", "local:1", "--batch_size", 2).output
+
+
 def test_a_cluster_does_not_overwrite(with_images):
     output = with_images.build("--dask", "local:2", "--overwrite", code=2).output
     assert "dask has several processes fill the same store, which overwrite would delete" in output
@@ -131,7 +143,7 @@ def test_a_shard_that_was_damaged_meanwhile_is_left_to_another_build(with_images
     monkeypatch.setattr("cytosae_pipeline.building.build.fill_on_cluster", fill_and_damage)
     output = with_images.build("--dask", "local:1", "--shard_images", 3).output
     assert f"wrote its shards of store '{with_images.store}'" in output
-    assert "1 shards are missing: the other parts write them" in output
+    assert "1 shard is missing: files were damaged or removed meanwhile. Run the same command again" in output
     monkeypatch.undo()
     with_images.build("--dask", "local:1", "--shard_images", 3)
     assert ActivationStore(with_images.store).complete

@@ -142,7 +142,7 @@ def test_a_build_in_which_nothing_could_be_read_fails(place):
     for arguments in ([], ["--json"]):  # also if it is complete already
         output = place.build(*arguments, code=1).output
         assert (
-            "none of the 3 images could be read: 2 the file is empty, 1 not a JPEG, PNG, BMP, TIFF, WebP or" in output
+            "no image could be read of 3 images: 2 the file is empty, 1 not a JPEG, PNG, BMP, TIFF, WebP or" in output
         )
         assert "skipped.csv. Repair them, then build again with --overwrite" in output
     _save(place.images / "AML/0.png", _noise(0))

@@ -162,7 +162,7 @@ def test_a_store_without_a_readable_image_replaces_no_other(with_store):
     old = files(with_store.store)
     for path in with_store.images.rglob("*.png"):
         path.write_bytes(b"")
-    assert "none of the 23 images could be read" in with_store.build("--overwrite", code=1).output
+    assert "no image could be read of 23 images" in with_store.build("--overwrite", code=1).output
     assert files(with_store.store) == old
     assert not with_store.store.with_name(f"{with_store.store.name}.replacing").exists()
     change_pictures(with_store.images)

@@ -199,8 +199,9 @@ def test_masks_beside_images_are_left_out_and_said(tmp_path, folders, kept, name
     images = open_dataset(_make(tmp_path, *folders), layout)
     assert {path.rpartition("/")[0] for path in images.paths} == kept
     n = len(folders) - len(kept)
+    counted = "1 mask or annotation" if n == 1 else f"{n} masks or annotations"
     assert images.notes[0] == (
-        f"{n} masks or annotations in '{name}' beside the images left out. To use them as images, list them in a CSV"
+        f"{counted} in '{name}' beside the images left out. To use them as images, list them in a CSV"
     )
 
 
@@ -444,8 +445,8 @@ def test_the_plan_counts_patients_and_images_without_one(tmp_path):
     (tmp_path / "m.csv").write_text("path,label,patient,site\n" + "\n".join(",".join((*row, "S")) for row in rows))
     (tmp_path / "a").touch()
     text = describe_images(open_dataset(tmp_path / "m.csv"))
-    assert "labels: 2 'x', 1 'y'; 1 images have none\n" in text
-    assert "patients: 1 to 2 images each; 1 images have none\n" in text
+    assert "labels: 2 'x', 1 'y'; 1 image has none\n" in text
+    assert "patients: 1 to 2 images each; 1 image has none\n" in text
     assert "further columns: 'site' (text)\n" in text
 
 

@@ -341,13 +341,13 @@ def test_no_rows(tmp_path):
 
 def test_none_of_the_files_exists(tmp_path):
     text = _error(write_csv(tmp_path, "path\nx/a.png\nx/b.png\n"))
-    assert "none of the 2 images" in text
+    assert "exists (2 images listed); the first would be" in text
     assert str(tmp_path / "x/a.png") in text
     assert "folder of the CSV" in text
 
 
 def test_names_too_long_for_the_disk_do_not_exist(tmp_path):
-    assert "none of the 1 images" in _error(write_csv(tmp_path, f"path\n{'a' * 300}.png\n"))
+    assert "exists (1 image listed)" in _error(write_csv(tmp_path, f"path\n{'a' * 300}.png\n"))
 
 
 def test_some_missing_files_are_kept(tmp_path):
@@ -463,10 +463,10 @@ def test_missing_files_are_said_with_a_hint(tmp_path, listed, exists, hint, othe
     path = write_csv(tmp_path, "path\n" + "\n".join([listed, *names]), exists, *names)
     if not others:
         text = _error(path)
-        assert "none of the 1 images" in text
+        assert "exists (1 image listed)" in text
     else:
         text = open_dataset(path).notes[-1]
-        assert f"1 of 3 files do not exist, for example '{listed}'" in text
+        assert f"1 of 3 files does not exist, for example '{listed}'" in text
     assert hint in text
 
 

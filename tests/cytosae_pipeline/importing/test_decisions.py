@@ -171,7 +171,7 @@ def test_numbers_that_float16_cannot_hold_are_counted_or_refused(tmp_path):
     np.save(tmp_path / "a.npy", values)
     _, result = _import(tmp_path, tmp_path / "a.npy", store_dtype="float16")
     assert result.notes == (
-        "in float16 1 of 24 values are so small that they became 0, and 1 rows are below 6e-05 throughout, where few "
+        "in float16 1 of 24 values is so small that it became 0, and 1 row is below 6e-05 throughout, where few "
         "digits are left. To keep them, use --store_dtype float32",
     )
     assert not _import(tmp_path, tmp_path / "a.npy", store_dtype="float32")[1].notes
@@ -181,7 +181,7 @@ def test_numbers_that_float16_cannot_hold_are_counted_or_refused(tmp_path):
     ):
         _import(tmp_path, tmp_path / "b.npy", store_dtype="float16")
     np.save(tmp_path / "c.npy", np.full((3, 4), np.nan, np.float32))
-    with pytest.raises(UserError, match="none of the 3 rows of '.*c.npy' can be used: each contains NaN or infinity"):
+    with pytest.raises(UserError, match="no row of '.*c.npy' can be used, of 3 rows: each contains NaN or infinity"):
         _import(tmp_path, tmp_path / "c.npy")
 
 

@@ -99,3 +99,14 @@ def test_a_missing_umap_is_named(monkeypatch):
     with pytest.raises(UserError, match=r'--map umap needs umap-learn: pip install "\.\[map\]"'):
         require_umap(PageConfig(map="umap"))
     require_umap(PageConfig())
+
+
+def test_umap_leaves_the_threads_of_products_alone():
+    pytest.importorskip("umap")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        cell_map._umap(principal_components(np.random.default_rng(0).random((40, 8)), 8), seed=0)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

@@ -92,7 +92,7 @@ def test_other_contents_are_refused(published, name, change, message):
 def test_too_few_names_are_refused(published):
     _, folder, _ = published
     (folder / "labels.txt").write_text("blast\n")
-    with pytest.raises(UserError, match="names 1 labels, but the feature data refer to 3"):
+    with pytest.raises(UserError, match="names 1 label, but the feature data refer to 3"):
         read_published(folder)
 
 

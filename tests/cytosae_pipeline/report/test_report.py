@@ -348,7 +348,7 @@ def test_patients_without_a_readable_image_are_left_out(with_images):
     path = with_images.root / "groups.csv"
     path.write_text("patient,group\np0,ill\np1,well\np2,ill\np3,well\nghost,well\n")
     report, output = _report(with_images, "--groups", path)
-    assert "1 of 5 patients have no readable image and are left out, such as 'ghost'" in output
+    assert "1 of 5 patients has no readable image and is left out, such as 'ghost'" in output
     patients = _data(report, "patients")
     assert patients["names"] == ["p0", "p2", "p1", "p3"]
     assert patients["comparisons"][0]["n_second"] == 2

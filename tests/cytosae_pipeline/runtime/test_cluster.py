@@ -17,6 +17,7 @@ from cytosae_pipeline.runtime.cluster import (
     connect,
     count_workers,
     iter_ranges,
+    keep_connected,
     map_ranges,
     plan_ranges,
 )
@@ -126,6 +127,30 @@ def test_a_disk_that_fails_always_is_an_error(client):
 def test_a_range_that_ends_every_worker_is_named(client):
     with pytest.raises(ClusterError, match=r"4 workers died one after another .* shards 2 to 4\. .*too little memory"):
         map_ranges(client, there.kill_worker, [range(2, 5)], there.join)
+
+
+def test_a_connection_is_kept_while_it_is_asked_for_again_and_again():
+    with keep_connected():
+        with connect("local:1") as client:
+            pass
+        with keep_connected(), connect("local:1") as other:
+            assert other is client
+        assert client.status == "running"
+    assert client.status == "closed"
+    with connect("local:1") as other:
+        assert other is not client
+    assert other.status == "closed"
+
+
+def test_a_kept_connection_that_was_lost_is_made_again(tmp_path):
+    with keep_connected():
+        with there.scheduler(tmp_path) as (_, file), connect(str(file)) as lost:
+            pass
+        wait_until(lambda: lost.status != "running", "the client did not notice")
+        file.unlink()
+        with there.scheduler(tmp_path) as (_, file), connect(str(file)) as found:
+            assert found is not lost
+            assert found.status == "running"
 
 
 def test_a_lost_scheduler_is_one_message(tmp_path):

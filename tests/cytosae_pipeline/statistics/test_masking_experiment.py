@@ -156,7 +156,7 @@ def test_a_class_of_one_patient_is_left_out_and_said(tmp_path, messages):
     patients = ["alone" if label == "lymphocyte" else f"p{row % 7}" for row, label in enumerate(labels)]
     inputs, config = make_inputs(tmp_path, labels, patients)
     result = run_masking(inputs, config)
-    assert "1 classes have fewer than 2 training images or no test image and are left out: lymphocyte" in (messages())
+    assert "1 class has fewer than 2 training images or no test image and is left out: lymphocyte" in (messages())
     assert result.classes == ["blast", "neutrophil"]
     assert result.left_out == ["lymphocyte"]
     assert len(result.train_images) == len(result.n_correct.n_images) == 2

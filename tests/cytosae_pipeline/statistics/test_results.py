@@ -140,7 +140,7 @@ def _damage(name, value):
         (lambda folder: (folder / "features.json").write_text("[" * 99_999), "features.json' cannot be read"),
         (lambda folder: (folder / "features.json").write_text("[]"), "must be a JSON object, found list"),
         (lambda folder: (folder / "images.csv").write_text("row\n1\n"), "images.csv' cannot be read"),
-        (lambda folder: (folder / "images.csv").write_text("row,label\n1,a\n"), "indices lie outside the 1 images"),
+        (lambda folder: (folder / "images.csv").write_text("row,label\n1,a\n"), "indices lie outside the 1 image or"),
         (_damage("sae_sparsity", {"a": 1}), "must contain a tensor of torch.float32, found dict"),
         (_damage("sae_sparsity", torch.zeros(96).double()), "found torch.float64"),
         (_damage("sae_sparsity", torch.zeros(95)), "shapes do not fit together"),

@@ -3,6 +3,7 @@
 import dataclasses
 import multiprocessing
 import shutil
+from collections import Counter
 
 import pytest
 import torch
@@ -14,9 +15,10 @@ from cytosae.sae.registry import make_sae
 from cytosae_pipeline.config import StatisticsConfig
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.cluster import ClusterError
-from cytosae_pipeline.statistics import collecting
+from cytosae_pipeline.statistics import collecting, masking
 from cytosae_pipeline.statistics.collecting import Asked, collect
 from cytosae_pipeline.statistics.inputs import open_inputs
+from cytosae_pipeline.statistics.masking import run_masking
 from cytosae_pipeline.statistics.sharing import share
 from tests.support import cluster as there
 from tests.support.stores import make_activations, make_spec, make_store, read_files
@@ -123,17 +125,40 @@ def test_an_export_has_the_same_lines(with_sae, address):
     assert len(written[0]["table_images.csv"].splitlines()) > 100
 
 
-def test_a_report_has_the_same_pages(with_sae, address):
+@pytest.mark.parametrize("computed", [True, False])
+def test_a_report_has_the_same_pages(with_sae, address, computed):
     pages = []
     for name, more in (("alone", []), ("shared", ["--dask", address])):
         options = ["--dataset_name", "toy", "--sae_path", with_sae.sae(), "--vit_type", name]
-        with_sae.run("features", *options)  # otherwise their pass collects what the pages need
-        with_sae.run("report", *options, "--masking_images", 0, "--out", with_sae.root / name, *more)
-        pages.append(read_files(with_sae.root / name / "data"))
-    latents = [name for name in pages[0] if name.startswith("latents/")]
-    assert len(latents) > 3
-    for name in latents:
-        assert pages[0][name] == pages[1][name]
+        if computed:  # otherwise their pass collects what the pages of latents need
+            with_sae.run("features", *options)
+        with_sae.run("report", *options, "--out", with_sae.root / name, *more)
+        found = read_files(with_sae.root / name / "data")
+        pages.append({name: data for name, data in found.items() if name != "overview.js"})
+        overview = found["overview.js"].decode()
+        pages[-1]["masking"] = overview[overview.index('"masking"') :][:3000].encode()
+    kinds = Counter(name.partition("/")[0] for name in pages[0])
+    assert min(kinds[kind] for kind in ("latents", "images", "mapped", "map.js", "masking")) > 0
+    assert sum(kinds.values()) > 20
+    assert pages[0] == pages[1]
+
+
+@pytest.mark.parametrize("arch", ["relu", "batchtopk"])
+def test_parts_of_an_experiment_are_taken_in_order_also_after_a_worker_died(place, address, monkeypatch, arch):
+    alone, shared = (config_of(place, arch, batch_size=8, **more) for more in ({}, {"dask": address}))
+    expected = run_masking(open_inputs(alone, encoder_only=False), alone)
+    encoded, real = [], masking.ClassScores.update
+
+    def update(self, scores, labels):
+        if not encoded:
+            there.kill_one_worker(address)
+        encoded.append(scores)
+        real(self, scores, labels)
+
+    monkeypatch.setattr(masking.ClassScores, "update", update)
+    found = run_masking(open_inputs(shared, encoder_only=False), shared)
+    assert len(encoded) > 2
+    assert found.to_json() == expected.to_json()
 
 
 def test_local_workers_are_started_and_end(with_sae):

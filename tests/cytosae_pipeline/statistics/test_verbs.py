@@ -206,7 +206,7 @@ def test_images_without_a_patient_count_nowhere(with_images):
     with_images.build()
     with_images.train("--run_name", "r")
     output = with_images.run("patients", "--dataset_name", "toy", "--sae_path", with_images.sae()).output
-    assert "1 patients x 96 latents from 11 images" in output
+    assert "1 patient x 96 latents from 11 images" in output
     assert "11 images have no patient and are not counted" in output
 
 
@@ -215,5 +215,5 @@ def test_a_patient_without_a_readable_image_is_named(with_images):
     with_images.build()
     with_images.train("--run_name", "r")
     output = with_images.run("patients", "--dataset_name", "toy", "--sae_path", with_images.sae()).output
-    assert "1 patients have no readable image, so their rows are 0: b" in output
+    assert "1 patient has no readable image, and so 0 in all columns: b" in output
     assert np.load(with_images.features() / "cls_sae_cnt.npy")[1].tolist() == [0] * 96

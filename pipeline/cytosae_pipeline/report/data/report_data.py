@@ -18,7 +18,7 @@ from cytosae_cache.storage.disk import reading
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import PageConfig
 from cytosae_pipeline.config.commands import command
-from cytosae_pipeline.errors import UserError, quote
+from cytosae_pipeline.errors import UserError, quote, say_count
 from cytosae_pipeline.report.data.pseudonyms import ensure_key, pseudonymise, shuffled_numbers
 from cytosae_pipeline.statistics.counts import Counts
 from cytosae_pipeline.statistics.features import Features
@@ -218,8 +218,10 @@ def _make_cohort(
     unseen = np.flatnonzero(counts.n_images == 0)
     names = [counts.names[at] for at in seen.tolist()]
     if len(unseen):
+        n = say_count(len(counts.names), "patient")
         logger.info(
-            f"{len(unseen)} of {len(counts.names)} patients have no readable image and are left out, such as "
+            f"{say_count(len(unseen), f'of {n} has', f'of {n} have')} no readable image and "
+            f"{'is' if len(unseen) == 1 else 'are'} left out, such as "
             f"{quote(counts.names[unseen[0]])}"
         )
     groups = find_groups(names, images.take(inputs.store.valid_rows), config.groups)

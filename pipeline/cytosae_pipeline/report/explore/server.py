@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cytosae_pipeline.config import ExploreConfig
-from cytosae_pipeline.errors import UserError, install
+from cytosae_pipeline.errors import UserError, install, say_count
 from cytosae_pipeline.images.listing import list_stored_images
 from cytosae_pipeline.report.data.report_data import open_report_data
 from cytosae_pipeline.report.explore.service import ExploreService
@@ -44,7 +44,7 @@ class Serving:
         """The same as text."""
         uploads = "" if self.can_upload else "; add --model_path CHECKPOINT to analyse your own images"
         return (
-            f"{self.n_latents:,} latents and {self.n_images:,} images to explore{uploads}\n"
+            f"{say_count(self.n_latents, 'latent')} and {say_count(self.n_images, 'image')} to explore{uploads}\n"
             f"open in a browser on this machine: {self.url}\npress Ctrl-C to stop"
         )
 

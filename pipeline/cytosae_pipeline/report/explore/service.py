@@ -20,6 +20,7 @@ from cytosae_pipeline.report.records.cell_map import CellMap, map_record, measur
 from cytosae_pipeline.report.records.encoding import to_script
 from cytosae_pipeline.report.records.images import ImageBook, Kind, listing_record, rows_record
 from cytosae_pipeline.report.records.latents import (
+    acts_record,
     encode_image,
     image_record,
     latent_records,
@@ -301,8 +302,8 @@ class ExploreService:
             )
         pixels = self._uploads.decode(data)
         with self.computing:
-            acts = encode_image(self._report_data, self._uploads.compute(pixels))
-            record = image_record(self._report_data, acts, None)
+            acts = encode_image(self._report_data.inputs.sae, self._uploads.compute(pixels))
+            record = image_record(self._report_data, acts_record(acts, self._report_data.n_prefix), None)
             nearest = self._find_nearest(acts)
         picture = base64.b64encode(encode_jpeg(pixels)).decode("ascii")
         return {**record, "picture": picture, "nearest": nearest}
@@ -361,7 +362,8 @@ class ExploreService:
     def _make_image(self, row: int) -> dict[str, Any]:
         """An image's record."""
         stored = torch.from_numpy(self._reader.read(np.array([row]))[0])
-        return image_record(self._report_data, encode_image(self._report_data, stored), row)
+        acts = encode_image(self._report_data.inputs.sae, stored)
+        return image_record(self._report_data, acts_record(acts, self._report_data.n_prefix), row)
 
     def _check_row(self, row: int) -> None:
         """Refuse rows that do not exist or whose image is not readable."""

@@ -13,7 +13,7 @@ from cytosae.backbones.errors import BackboneError
 from cytosae.backbones.images import UnreadableImageError
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.building.activations import compute_activations
-from cytosae_pipeline.building.deep_verify import describe_own_backbone
+from cytosae_pipeline.building.originals import describe_own_backbone
 from cytosae_pipeline.config import StoreSource
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.images.decoding import Decoded, Wanted, decode_data

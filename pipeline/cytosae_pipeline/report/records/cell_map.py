@@ -1,8 +1,9 @@
 """A map of cells: images by their scores on a plane, with the scores that colour and compare them."""
 
+import functools
 import importlib.util
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from cytosae_pipeline.report.data.report_data import ReportData
 from cytosae_pipeline.report.records.encoding import pack
 from cytosae_pipeline.report.records.latents import images_at_once
 from cytosae_pipeline.runtime.progress import Progress
+from cytosae_pipeline.statistics.inputs import Inputs
+from cytosae_pipeline.statistics.streaming import iter_parts, split_evenly
 
 MAP_LATENTS = 1024
 """Most latents whose scores make the map."""
@@ -148,27 +151,37 @@ def _measure_scores(
     data: ReportData, rows: npt.NDArray[np.int64], latents: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float32]:
     """Scores of latents on images."""
-    encoder = LatentEncoder(data.inputs.sae, latents)
     scores = np.zeros((len(rows), len(latents)), np.float32)
-    at_once = images_at_once(data, len(latents))
-    with (
-        StoreReader(data.store, verify=not data.config.no_verify) as reader,
-        Progress("map", len(rows), "images") as bar,
-    ):
-        for start in range(0, len(rows), at_once):
-            part = rows[start : start + at_once]
-            acts = encoder(torch.from_numpy(reader.read(part)))
-            scores[start : start + len(part)] = acts.mean(dim=1).cpu().numpy()
+    parts = split_evenly(len(rows), images_at_once(data, len(latents)))
+    function = functools.partial(_measure_parts, rows, latents, not data.config.no_verify)
+    with Progress("map", len(rows), "images") as bar:
+        for part, found in zip(parts, iter_parts(data.inputs, data.config, function, parts), strict=True):
+            scores[part.start : part.stop] = found
             bar.advance(len(part))
     return scores
+
+
+def _measure_parts(
+    rows: npt.NDArray[np.int64], latents: npt.NDArray[np.int64], verify: bool, inputs: Inputs, parts: Sequence[range]
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Scores of latents on the images of each part."""
+    encoder = LatentEncoder(inputs.sae, latents)
+    with StoreReader(inputs.store, verify=verify) as reader:
+        for part in parts:
+            acts = encoder(torch.from_numpy(reader.read(rows[part.start : part.stop])))
+            yield acts.mean(dim=1).cpu().numpy()
 
 
 def _umap(found: Components, seed: int) -> npt.NDArray[np.float64]:
     """Positions by UMAP, reproducible by their seed."""
     import umap
 
+    n_threads = torch.get_num_threads()
     with warnings.catch_warnings():
         # It says that a seed costs it its threads.
         warnings.simplefilter("ignore")
         model = umap.UMAP(n_neighbors=_UMAP_NEIGHBOURS, random_state=seed, n_jobs=1)
-        return np.asarray(model.fit_transform(found.positions), dtype=np.float64)
+        positions = model.fit_transform(found.positions)
+    # It sets the threads of OpenMP, and a product of torch rounds differently with their number.
+    torch.set_num_threads(n_threads)
+    return np.asarray(positions, dtype=np.float64)

@@ -1,18 +1,22 @@
 """Records of latents and images: what activates a latent and where, from stored activations alone."""
 
-from collections.abc import Iterator
-from typing import Any
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from cytosae.sae.base import Sae
 from cytosae.statistics.heatmaps import ByteMaps, ImageSummary, LatentEncoder, make_byte_maps, summarize_image
 from cytosae.statistics.histograms import BINS_PER_OCTAVE, LOWEST_EXPONENT, LatentProfiles, ProfileResult
 from cytosae_cache.reading.permutation import spread_rows
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.report.data.report_data import ReportData, decoder_neighbours
 from cytosae_pipeline.report.records.encoding import pack
+from cytosae_pipeline.statistics.inputs import Inputs
+from cytosae_pipeline.statistics.streaming import iter_parts, split_evenly
 
 LATENTS_PER_IMAGE = 10
 LATENTS_PER_TOKEN = 4
@@ -21,6 +25,16 @@ _PATIENTS_SHOWN = 10
 _IMAGES_AT_ONCE = 16
 _ACTS_BYTES = 1 << 28
 """Most bytes of activations of chosen latents in memory at once."""
+
+
+class ImageMeasures(NamedTuple):
+    """What the page shows of an image's activations."""
+
+    top: ByteMaps
+    """Maps of the latents of which it is a top image."""
+    record: dict[str, Any]
+    """Its strongest latents, and those of its tokens."""
+
 
 TopMap = tuple[npt.NDArray[np.uint8], float]
 """A map's bytes, shape `(n_patches,)`, and its peak."""
@@ -86,41 +100,86 @@ def latent_records(
         }
 
 
-def encode_image(data: ReportData, x: torch.Tensor) -> torch.Tensor:
+def measure_images(
+    data: ReportData, rows: npt.NDArray[np.int64], wanted: Mapping[int, Sequence[int]]
+) -> Iterator[tuple[int, ImageMeasures]]:
+    """Encode images, here or on the cluster that the options name.
+
+    Args:
+        data: Store, autoencoder and statistics.
+        rows: The images, shape `(n,)`.
+        wanted: By row, the latents whose maps are wanted.
+
+    Yields:
+        Each row with what was measured.
+    """
+    parts = split_evenly(len(rows), _IMAGES_AT_ONCE)
+    function = functools.partial(_measure_parts, rows, wanted, data.n_prefix, not data.config.no_verify)
+    for part, found in zip(parts, iter_parts(data.inputs, data.config, function, parts), strict=True):
+        yield from zip(rows[part.start : part.stop].tolist(), found, strict=True)
+
+
+def _measure_parts(
+    rows: npt.NDArray[np.int64],
+    wanted: Mapping[int, Sequence[int]],
+    n_prefix: int,
+    verify: bool,
+    inputs: Inputs,
+    parts: Sequence[range],
+) -> Iterator[list[ImageMeasures]]:
+    """What the page shows of the images of each part."""
+    with StoreReader(inputs.store, verify=verify) as reader:
+        for part in parts:
+            measured = []
+            for row in rows[part.start : part.stop].tolist():
+                acts = encode_image(inputs.sae, torch.from_numpy(reader.read(np.array([row]))[0]))
+                chosen = torch.tensor(wanted[row], device=acts.device)
+                top = make_byte_maps(acts[n_prefix:, chosen])
+                measured.append(ImageMeasures(top, acts_record(acts, n_prefix)))
+            yield measured
+
+
+def encode_image(sae: Sae, x: torch.Tensor) -> torch.Tensor:
     """Activations of all latents on one image, float32, shape `(T, S)`, from stored ones of shape `(T, D)`."""
-    sae = data.inputs.sae
     with torch.no_grad():
         return sae.encode(x.to(device=sae.W_enc.device, dtype=torch.float32))
 
 
-def image_record(data: ReportData, acts: torch.Tensor, row: int | None) -> dict[str, Any]:
+def acts_record(acts: torch.Tensor, n_prefix: int) -> dict[str, Any]:
+    """What the page shows of an image's activations.
+
+    Args:
+        acts: The activations, shape `(T, S)`.
+        n_prefix: Tokens before the patches.
+    """
+    reading = summarize_image(acts, n_latents=LATENTS_PER_IMAGE, n_per_token=LATENTS_PER_TOKEN)
+    chosen = torch.from_numpy(reading.latents).to(acts.device)
+    maps = make_byte_maps(acts[n_prefix:, chosen])
+    return {
+        "latents": [
+            {"latent": latent, "score": score, "peak": float(maps.peaks[at]), "map": pack(maps.levels[at])}
+            for at, (latent, score) in enumerate(zip(reading.latents.tolist(), reading.scores.tolist(), strict=True))
+        ],
+        **_pack_tokens(reading, acts.shape[1]),
+    }
+
+
+def image_record(data: ReportData, measured: dict[str, Any], row: int | None) -> dict[str, Any]:
     """Record of an image.
 
     Args:
         data: Store, autoencoder and statistics.
-        acts: Its activations, shape `(T, S)`.
+        measured: As from `acts_record`.
         row: Its row; None for an uploaded image.
     """
-    reading = summarize_image(acts, n_latents=LATENTS_PER_IMAGE, n_per_token=LATENTS_PER_TOKEN)
-    chosen = torch.from_numpy(reading.latents).to(acts.device)
-    maps = make_byte_maps(acts[data.n_prefix :, chosen])
     images = data.store.images
     return {
         "row": None if row is None else int(data.numbers[row]),
         "label": -1 if row is None else int(data.labels[row]),
         "patient": -1 if row is None else int(data.patients[row]),
         "path": None if row is None or data.pseudonymous else images.path[row],
-        "latents": [
-            {"latent": latent, "score": score, "peak": float(maps.peaks[at]), "map": pack(maps.levels[at])}
-            for at, (latent, score) in enumerate(zip(reading.latents.tolist(), reading.scores.tolist(), strict=True))
-        ],
-        **_pack_tokens(reading, data.n_latents),
+        **measured,
     }
-
-
-def top_maps(data: ReportData, acts: torch.Tensor, latents: npt.NDArray[np.int64]) -> ByteMaps:
-    """Maps of latents on an image, from its activations of shape `(T, S)`."""
-    return make_byte_maps(acts[data.n_prefix :, torch.from_numpy(latents).to(acts.device)])
 
 
 def maps_of_latent(data: ReportData, reader: StoreReader, latent: int) -> dict[tuple[int, int], TopMap]:

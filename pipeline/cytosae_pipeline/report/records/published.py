@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae_pipeline import __version__
+from cytosae_pipeline.errors import say_count
 from cytosae_pipeline.report.data.report_data import LatentData
 from cytosae_pipeline.report.records.encoding import pack
 from cytosae_pipeline.report.records.overview import common_record, training_record
@@ -31,7 +32,7 @@ def published_overview(
         dataset: Name of the data set.
         n_files: Files that the results were read from.
     """
-    facts = [["data set", dataset], ["results", f"{n_files} files of another program"]]
+    facts = [["data set", dataset], ["results", f"{say_count(n_files, 'file')} of another program"]]
     return {
         **common_record(data, latents, reason, title=dataset, messages=list(MESSAGES)),
         "explore": False,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from cytosae_pipeline.errors import say_count
 from cytosae_pipeline.runtime.workers import Child, WorkerDiedError
 from cytosae_pipeline.training.loggers.base import Histograms, MetricLogger, Metrics, one_line
 
@@ -68,7 +69,8 @@ class Background:
                     f"{self._name} did not finish within {self._close_s:g} s and was stopped. {self._advice}"
                 )
             elif self.n_dropped:
-                self._notes.put(f"{self._name} was too slow: {self.n_dropped} records were dropped. {self._advice}")
+                dropped = say_count(self.n_dropped, "record was", "records were")
+                self._notes.put(f"{self._name} was too slow: {dropped} dropped. {self._advice}")
         finally:
             self._ended = True
             if self._process is not None:
