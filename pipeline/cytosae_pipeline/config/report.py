@@ -7,6 +7,7 @@ from typing import Literal
 
 from cytosae_pipeline.config.fields import option
 from cytosae_pipeline.config.statistics import StatisticsConfig
+from cytosae_pipeline.config.subjects import SubjectChoice
 from cytosae_pipeline.errors import UserError
 
 Range = tuple[float | None, float | None]
@@ -14,7 +15,7 @@ Range = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PageConfig(StatisticsConfig):
+class PageConfig(SubjectChoice, StatisticsConfig):
     """Options of every verb that makes the page."""
 
     latents: str | None = option(

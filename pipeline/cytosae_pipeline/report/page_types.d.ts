@@ -225,6 +225,8 @@ interface PatientsRecord {
   n_images: number[];
   threshold: number;
   no_groups: string;
+  /** The person behind each patient; null if every patient is one. */
+  subjects: { names: string[]; of: number[] } | null;
   barcodes: { latents: number[]; values: Packed<"u1">; peaks: Packed<"f4">; means: Packed<"u1"> | null };
   correlation: Packed<"u1"> | null;
   comparisons: GroupPair[];

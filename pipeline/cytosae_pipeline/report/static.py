@@ -172,7 +172,10 @@ def _new_page(target: Path) -> Iterator[Path]:
 
 def _write_published(config: ReportConfig, results: Path) -> ReportResult:
     """Write the page of feature data that another program published."""
-    refused = {"figures": config.figures, "groups": config.groups is not None, "pseudonymize": config.pseudonymize}
+    refused = {
+        **{name: getattr(config, name) is not None for name in ("groups", "covariates", "subject_column")},
+        "figures": config.figures, "pseudonymize": config.pseudonymize,
+    }  # fmt: skip
     for name, is_given in refused.items():
         if is_given:
             raise UserError(f"--{name} needs a store, but '{results}' contains results of another program alone")

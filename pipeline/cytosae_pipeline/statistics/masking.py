@@ -167,12 +167,13 @@ def run_masking(
     ks: Sequence[int] = KS,
     ridge: float = 0.01,
     seed: int = 0,
+    subjects: IntArray | None = None,
 ) -> MaskingResult:
     """Train a linear probe on half of the labelled images and test it on masked reconstructions of the other half.
 
-    All images of a patient are on one side; an image without a patient counts by itself, together with its exact
-    copies. Latents of classes are chosen on training images. Memory does not grow with the number of images, and the
-    result does not depend on the batch size.
+    All images of a person are on one side: of a subject, else of a patient; an image without a patient counts by
+    itself, together with its exact copies. Latents of classes are chosen on training images. Memory does not grow with
+    the number of images, and the result does not depend on the batch size.
 
     Args:
         inputs: Store and autoencoder, with its decoder.
@@ -181,12 +182,13 @@ def run_masking(
         ks: Numbers of latents to keep or remove; those above S count as S.
         ridge: Strength of the probe's penalty.
         seed: Seed of the split and of the control; 0 or more.
+        subjects: Person of each image of the store, shape `(n_images,)`; -1 where the patient is the person.
 
     Raises:
         UserError: If the store has no labels, or fewer than two classes have 2 training images and a test image.
         ValueError: If `ks`, `ridge` or `seed` is out of range.
     """
-    plan = _make_plan(inputs.store, n_images, seed)
+    plan = _make_plan(inputs.store, n_images, seed, subjects)
     if plan.left_out:
         logger.info(
             f"{len(plan.left_out)} classes have fewer than {_LEAST_TRAINING} training images or no test image and are "
@@ -218,7 +220,7 @@ def run_masking(
     )
 
 
-def _make_plan(store: ActivationStore, n_images: int, seed: int) -> _Plan:
+def _make_plan(store: ActivationStore, n_images: int, seed: int, subjects: IntArray | None) -> _Plan:
     """Choose images, split them, and leave out classes with too few images."""
     names, index = LabelIndex.of(store.images.label)
     if not names:
@@ -229,7 +231,7 @@ def _make_plan(store: ActivationStore, n_images: int, seed: int) -> _Plan:
     labelled = store.valid_rows[index[store.valid_rows] >= 0]
     rows = labelled[spread_rows(len(labelled), n_images)]
     labels = index[rows]
-    in_training = split_in_halves(_groups(store, rows), labels, seed=seed)
+    in_training = split_in_halves(_groups(store, rows, subjects), labels, seed=seed)
     n_train = np.bincount(labels[in_training], minlength=len(names))
     n_test = np.bincount(labels[~in_training], minlength=len(names))
     enough = (n_train >= _LEAST_TRAINING) & (n_test >= 1)
@@ -250,11 +252,15 @@ def _make_plan(store: ActivationStore, n_images: int, seed: int) -> _Plan:
     return _Plan(kept, left_out, *sides)
 
 
-def _groups(store: ActivationStore, rows: IntArray) -> IntArray:
-    """Images that must stay together: those of a patient or, without one, identical pictures. Shape `(n,)`."""
+def _groups(store: ActivationStore, rows: IntArray, subjects: IntArray | None) -> IntArray:
+    """Images that must stay together: those of a person or, if it is not known, identical pictures. Shape `(n,)`."""
     patients, digests = store.images.patient, store.column("images/sha256")
-    numbers: dict[str | bytes, int] = {}
-    keys = (patients[row] or bytes(digests[row]) for row in rows.tolist())
+    persons = np.full(len(rows), -1) if subjects is None else subjects[rows]
+    numbers: dict[str | bytes | int, int] = {}
+    keys = (
+        person if person >= 0 else patients[row] or bytes(digests[row])
+        for row, person in zip(rows.tolist(), persons.tolist(), strict=True)
+    )
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 

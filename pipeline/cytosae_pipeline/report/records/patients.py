@@ -10,8 +10,8 @@ import numpy.typing as npt
 from cytosae.analysis.classification import classify_groups
 from cytosae.analysis.differential import GroupComparison, Method, compare_groups, largest_differences
 from cytosae.analysis.latents import correlate, group_means
+from cytosae_pipeline.report.data.cohort import Cohort
 from cytosae_pipeline.report.data.limits import MAX_CORRELATED
-from cytosae_pipeline.report.data.report_data import Cohort
 from cytosae_pipeline.report.records.encoding import pack
 
 _PAIRS_UP_TO = 4
@@ -31,8 +31,9 @@ class GroupPair:
 
 
 def plan_comparisons(cohort: Cohort) -> list[GroupPair]:
-    """Each group against the rest and, for up to four groups, each pair; groups of one patient are left out."""
-    sizes = np.bincount(cohort.groups.of[cohort.groups.of >= 0], minlength=len(cohort.groups.names))
+    """Each group against the rest and, for up to four groups, each pair; groups of one subject are left out."""
+    of = cohort.units.groups.of
+    sizes = np.bincount(of[of >= 0], minlength=len(cohort.groups.names))
     groups = [group for group, size in enumerate(sizes.tolist()) if size >= 2]
     if len(groups) < 2:
         return []
@@ -43,11 +44,11 @@ def plan_comparisons(cohort: Cohort) -> list[GroupPair]:
 
 def no_groups(cohort: Cohort) -> str:
     """Why groups cannot be compared."""
-    return cohort.groups.why_none or "A comparison needs two groups of at least two patients each."
+    return cohort.groups.why_none or f"A comparison needs two groups of at least two {cohort.unit}s each."
 
 
 def compare_pair(cohort: Cohort, pair: GroupPair, *, test: Method, seed: int) -> GroupComparison:
-    """Compare every latent between two groups.
+    """Compare every latent between two groups of subjects.
 
     Args:
         cohort: The patients.
@@ -55,9 +56,10 @@ def compare_pair(cohort: Cohort, pair: GroupPair, *, test: Method, seed: int) ->
         test: The test.
         seed: Seed of the permutations.
     """
-    rows = _rows(cohort, pair)
-    in_first = cohort.groups.of[rows] == pair.first
-    return compare_groups(cohort.counts[rows], in_first, method=test, seed=seed)
+    units = cohort.units
+    rows = _rows(units, pair)
+    in_first = units.groups.of[rows] == pair.first
+    return compare_groups(units.counts[rows], in_first, method=test, seed=seed)
 
 
 def comparison_record(found: GroupComparison, test: Method) -> dict[str, Any]:
@@ -109,6 +111,7 @@ def patients_record(
         "n_images": cohort.n_images.tolist(),
         "threshold": cohort.threshold,
         "no_groups": no_groups(cohort),
+        "subjects": _subjects(cohort),
         "barcodes": _barcodes(cohort, latents),
         "correlation": _correlation(cohort),
         "comparisons": [_describe(cohort, pair) for pair in comparisons],
@@ -118,14 +121,15 @@ def patients_record(
 
 def classification_record(cohort: Cohort, *, seed: int) -> dict[str, Any] | None:
     """Cross-validated classification of the groups that have enough patients; None if fewer than two have."""
-    sizes = np.bincount(cohort.groups.of[cohort.groups.of >= 0], minlength=len(cohort.groups.names))
+    units = cohort.units
+    of = units.groups.of
+    sizes = np.bincount(of[of >= 0], minlength=len(units.groups.names))
     kept = np.flatnonzero(sizes >= 2)
     if len(kept) < 2:
         return None
-    rows = np.flatnonzero(np.isin(cohort.groups.of, kept))
-    groups = np.searchsorted(kept, cohort.groups.of[rows])
-    names = [cohort.groups.names[group] for group in kept]
-    found = classify_groups(cohort.counts[rows], groups, names, seed=seed)
+    rows = np.flatnonzero(np.isin(of, kept))
+    names = [units.groups.names[group] for group in kept]
+    found = classify_groups(units.counts[rows], np.searchsorted(kept, of[rows]), names, seed=seed)
     return {
         "names": names,
         "accuracy": float(found.accuracy),
@@ -142,24 +146,32 @@ def classification_record(cohort: Cohort, *, seed: int) -> dict[str, Any] | None
     }
 
 
-def _rows(cohort: Cohort, pair: GroupPair) -> npt.NDArray[np.int64]:
-    """Patients of both sides."""
-    groups = cohort.groups.of
+def _subjects(cohort: Cohort) -> dict[str, Any] | None:
+    """The person behind each patient; None if every patient is one."""
+    if cohort.subjects is None:
+        return None
+    return {"names": list(cohort.subjects.names), "of": cohort.subjects.of.tolist()}
+
+
+def _rows(units: Cohort, pair: GroupPair) -> npt.NDArray[np.int64]:
+    """Those of both sides."""
+    groups = units.groups.of
     if pair.second is None:
         return np.flatnonzero(groups >= 0)
     return np.flatnonzero((groups == pair.first) | (groups == pair.second))
 
 
 def _describe(cohort: Cohort, pair: GroupPair) -> dict[str, Any]:
-    """Names and sizes of the two sides."""
-    groups, names = cohort.groups.of, cohort.groups.names
+    """Names of the two sides, and how many subjects they have."""
+    units = cohort.units
+    groups, names = units.groups.of, units.groups.names
     n_first = int((groups == pair.first).sum())
     return {
         "first": names[pair.first],
         "second": "all others" if pair.second is None else names[pair.second],
         "groups": [pair.first, pair.second],
         "n_first": n_first,
-        "n_second": len(_rows(cohort, pair)) - n_first,
+        "n_second": len(_rows(units, pair)) - n_first,
     }
 
 
@@ -170,8 +182,8 @@ def _barcodes(cohort: Cohort, latents: npt.NDArray[np.int64]) -> dict[str, Any]:
     scale = np.where(peaks > 0, peaks, 1)
     means = None
     if len(cohort.groups.names) > 1:
-        known = cohort.groups.of >= 0
-        means = group_means(counts[known], cohort.groups.of[known], len(cohort.groups.names))
+        of = cohort.units.groups.of
+        means = group_means(cohort.units.counts[of >= 0][:, latents], of[of >= 0], len(cohort.groups.names))
     return {
         "latents": latents.tolist(),
         "values": pack(np.rint(255 * counts / scale).astype(np.uint8)),

@@ -23,8 +23,11 @@ function comparisonsPanel(data, which) {
   return h(
     "div",
     {},
+    aboutSubjects(data),
     h("p", {}, h("select", { id: "compared", "aria-label": "Groups compared", onchange }, options)),
-    later(cytosae.load(`comparisons/${chosen}`), (result) => comparisonBody(result, comparisons[chosen])),
+    later(cytosae.load(`comparisons/${chosen}`), (result) =>
+      comparisonBody(result, comparisons[chosen], unitsOf(data)),
+    ),
   );
 }
 
@@ -60,13 +63,14 @@ function decodeComparison(result) {
 /**
  * @param {ComparisonRecord} result
  * @param {GroupPair} pair
+ * @param {string} units - what was compared: patients or subjects
  */
-function comparisonBody(result, { first, second, groups }) {
+function comparisonBody(result, { first, second, groups }, units) {
   const { latents, fold, effect, p, q, sides } = decodeComparison(result);
   const limit = state.overview.limits.significant_q;
   const significant = sides.filter((side) => side > 0).length;
   const about =
-    `${format(latents.length)} of ${format(state.latents.n)} latents vary among these patients and were tested ` +
+    `${format(latents.length)} of ${format(state.latents.n)} latents vary among these ${units} and were tested ` +
     `(${result.method}); ${format(significant)} differ at a false discovery rate of ${percent(limit)} ` +
     "(Benjamini–Hochberg). Effect is the rank-biserial correlation." +
     (significant ? "" : " As none does, the tables show the largest differences regardless.");
