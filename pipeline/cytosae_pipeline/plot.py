@@ -7,7 +7,7 @@ not used, so no window opens and nothing has to be closed.
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +18,10 @@ from cytosae_pipeline.api.statistics import FeatureStats, GroupStats
 from cytosae_pipeline.config import PageConfig, StoreSource
 from cytosae_pipeline.errors import UserError, join_few, quote
 from cytosae_pipeline.images.listing import list_stored_images
-from cytosae_pipeline.report.data.cohort import Cohort, arrange_cohort
+from cytosae_pipeline.report.data.cohort import Cohort, arrange_cohort, choose_compared
 from cytosae_pipeline.report.data.report_data import ReportData, make_latent_data
 from cytosae_pipeline.report.figures.write import require_matplotlib
-from cytosae_pipeline.report.records.patients import GroupPair, compare_pair
+from cytosae_pipeline.report.records.comparisons import GroupPair, compare_pair
 from cytosae_pipeline.statistics.groups import PatientGroups, find_groups
 from cytosae_pipeline.statistics.inputs import PlacedInputs
 from cytosae_pipeline.statistics.label_index import LabelIndex, number_names
@@ -114,6 +114,8 @@ def volcano(
     groups: Groups | None = None,
     subjects: Persons | None = None,
     group_test: Method = "mann-whitney",
+    cells: Literal["all", "equal"] = "all",
+    min_images: int = 1,
     seed: int = 0,
 ) -> "Figure":
     """Every latent by fold change and p between two groups of subjects; coloured where q is below 0.05.
@@ -125,7 +127,9 @@ def volcano(
         groups: Group of each patient. [default: the label, if every patient has exactly one]
         subjects: Person of each patient. [default: the column `subject` of the store's images, if there is one]
         group_test: Test that compares the groups.
-        seed: Seed of the permutations.
+        cells: `equal` counts as many images of every subject as the one with fewest has, drawn at random.
+        min_images: Subjects with fewer readable images are left out.
+        seed: Seed of the permutations and of the draw.
 
     Raises:
         UserError: If there is no such group, a group has fewer than two subjects, a subject is in two groups, or
@@ -136,7 +140,10 @@ def volcano(
     from cytosae_pipeline.report.figures.style import figure_style
 
     cohort = make_cohort(counts, groups, subjects)
-    names = cohort.groups.names
+    names, inputs = cohort.groups.names, counts.inputs
+    images = inputs.store.images
+    places = number_names(images.patient if counts.kind == "patient" else images.label, cohort.names)
+    cohort = choose_compared(cohort, places, inputs, counts.options, cells, min_images, seed)
     for name in (first, *([] if second is None else [second])):
         if name not in names:
             raise UserError(f"there is no group {quote(name)}; there are: {join_few(map(quote, names), 8) or 'none'}")

@@ -39,6 +39,13 @@ class PageConfig(SubjectChoice, StatisticsConfig):
         None, "CSV with columns patient,group. [default: the label, if every patient has exactly one]"
     )
     group_test: Literal["mann-whitney", "permutation"] = option("mann-whitney", "Test that compares two groups.")
+    cells: Literal["all", "equal"] = option(
+        "all",
+        "Images that comparisons and classification of groups count. all: every image of a subject. equal: as many of "
+        "every subject as the one with fewest has, drawn at random, for groups with different numbers of images "
+        "(docs/statistics.md).",
+    )
+    min_images: int = option(1, "Leave subjects with fewer readable images out of comparisons.", minimum=1)
     masking_images: int = option(
         2000, "Images of the masking experiment, spread over the store; 0 skips it.", minimum=0
     )

@@ -12,18 +12,16 @@ import torch
 from cytosae.analysis.masking import ClassScores, Masking, MaskingCounts, MaskingExperiment
 from cytosae.analysis.probe import LinearProbe
 from cytosae_cache.reading.permutation import IntArray, spread_rows
-from cytosae_cache.reading.prefetch import Prefetcher
-from cytosae_cache.reading.reader import StoreReader, aligned_buffer
+from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import PassOptions
 from cytosae_pipeline.errors import UserError, join_few, quote
 from cytosae_pipeline.runtime.devices import accumulator_device
-from cytosae_pipeline.runtime.memory import exceeds_page_cache
 from cytosae_pipeline.runtime.progress import Progress
-from cytosae_pipeline.statistics.encode import make_encoder, require_batch_memory, rows_at_once
 from cytosae_pipeline.statistics.halves import split_in_halves
 from cytosae_pipeline.statistics.inputs import Inputs
 from cytosae_pipeline.statistics.label_index import LabelIndex
+from cytosae_pipeline.statistics.some_rows import iter_encoded, open_rows
 
 logger = logging.getLogger(__name__)
 
@@ -198,11 +196,7 @@ def run_masking(
     probe = LinearProbe(inputs.store.d_model, len(plan.classes), device=device)
     class_scores = ClassScores(len(plan.classes), n_latents, device=device)
     with (
-        StoreReader(
-            inputs.store,
-            verify=not config.no_verify,
-            direct=exceeds_page_cache(inputs.store.n_images * inputs.store.spec.record_bytes),
-        ) as reader,
+        open_rows(inputs, config) as reader,
         Progress("masking", len(plan.train.rows) + len(plan.test.rows), "images") as bar,
     ):
         for images in _iter_images(inputs, config, reader, plan.train.rows, bar.advance):
@@ -267,21 +261,8 @@ def _groups(store: ActivationStore, rows: IntArray, subjects: IntArray | None) -
 def _iter_images(
     inputs: Inputs, config: PassOptions, reader: StoreReader, rows: IntArray, advance: Callable[[int], None]
 ) -> Iterator[_Images]:
-    """Token means and scores of the given rows, in their order, read ahead of the encoder."""
-    encoder, n_at_once = make_encoder(inputs, config), rows_at_once(config, len(rows))
-    require_batch_memory(inputs, n_at_once)
-
-    def read(start: int, buffer: npt.NDArray[Any]) -> tuple[int, npt.NDArray[Any]]:
-        part = rows[start : start + n_at_once]
-        reader.read_rows(part, buffer[: len(part)])
-        return start, buffer[: len(part)]
-
-    shape = (min(n_at_once, len(rows)), *inputs.store.spec.image_shape)
-    plans = range(0, len(rows), n_at_once)
-    for start, values in Prefetcher(plans, read, lambda: aligned_buffer(shape, inputs.store.dtype)):
-        activations = torch.from_numpy(values)
+    """Token means and scores of the given rows, in their order."""
+    for images in iter_encoded(inputs, config, reader, rows, advance):
         # Sums of float16 are exact in float64; one image at a time keeps them small.
-        features = torch.stack([image.double().mean(dim=0) for image in activations])
-        # An image's position among the rows determines its block, so that blocks are full although rows are scattered.
-        yield _Images(slice(start, start + len(values)), features, encoder.reduce(activations, start).scores)
-        advance(len(values))
+        features = torch.stack([image.double().mean(dim=0) for image in images.activations])
+        yield _Images(images.at, features, images.pooled.scores)

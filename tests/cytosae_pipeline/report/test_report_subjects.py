@@ -16,7 +16,7 @@ from cytosae.analysis.differential import compare_groups
 from cytosae_pipeline import UserError, plot
 from cytosae_pipeline.config import ReportConfig
 from cytosae_pipeline.report.data.report_data import open_report_data
-from cytosae_pipeline.report.records.patients import GroupPair, compare_pair
+from cytosae_pipeline.report.records.comparisons import GroupPair, compare_pair
 from cytosae_pipeline.statistics.inputs import open_inputs
 from cytosae_pipeline.statistics.masking import _groups
 from tests.support.browser import Visit, browser_or_skip, file_url

@@ -4,13 +4,15 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from cytosae.analysis.equal_cells import draw_equal
 from cytosae.analysis.latents import order_by_group
 from cytosae.analysis.subjects import pool_samples, subject_groups
-from cytosae_pipeline.config import PageConfig
+from cytosae_pipeline.config import PageConfig, PassOptions
 from cytosae_pipeline.errors import UserError, quote
 from cytosae_pipeline.report.data.pseudonyms import pseudonymise
 from cytosae_pipeline.statistics.counts import Counts
@@ -18,6 +20,7 @@ from cytosae_pipeline.statistics.covariates import read_covariates
 from cytosae_pipeline.statistics.groups import PatientGroups, find_groups
 from cytosae_pipeline.statistics.inputs import Inputs
 from cytosae_pipeline.statistics.label_index import LabelIndex, number_names
+from cytosae_pipeline.statistics.some_rows import count_rows
 from cytosae_pipeline.statistics.subjects import Subjects, find_subjects, require_one_group
 
 logger = logging.getLogger(__name__)
@@ -41,13 +44,19 @@ class Cohort:
     """Their groups."""
     subjects: Subjects | None = None
     """The persons behind them, where several patients are one; each is in one group."""
+    compared: "Cohort | None" = None
+    """What is compared instead of all subjects with all their images; None for these."""
+    n_each: int = 0
+    """In `compared`: images of every subject if their number is equal; else 0."""
+
+    @property
+    def units(self) -> "Cohort":
+        """What is compared and classified: the subjects, or the patients if every patient is a person."""
+        return self.pooled if self.compared is None else self.compared
 
     @cached_property
-    def units(self) -> "Cohort":
-        """What is compared and classified: the subjects, or the patients if every patient is a person.
-
-        A subject has the images of all its patients, those without a group left out.
-        """
+    def pooled(self) -> "Cohort":
+        """The subjects with all their images; of their patients, those without a group are left out."""
         if self.subjects is None:
             return self
         of = np.where(self.groups.of >= 0, self.subjects.of, -1)
@@ -66,6 +75,26 @@ class Cohort:
             groups=self.groups._replace(of=groups[order]),
             subjects=None,
         )
+
+    def take(self, units: npt.NDArray[np.int64]) -> "Cohort":
+        """Some of the patients only, in the order given."""
+        return replace(
+            self,
+            names=[self.names[at] for at in units.tolist()],
+            counts=self.counts[units],
+            raw=self.raw[units],
+            n_images=self.n_images[units],
+            groups=self.groups._replace(of=self.groups.of[units]),
+            subjects=None,
+        )
+
+    @property
+    def unit_of(self) -> npt.NDArray[np.int64]:
+        """The subject in `pooled` of each patient, shape `(P,)`; -1 for none."""
+        if self.subjects is None:
+            return np.arange(len(self.names))
+        names = [self.subjects.names[at] for at in self.subjects.of.tolist()]
+        return np.where(self.groups.of >= 0, number_names(names, self.pooled.names), -1)
 
     @property
     def unit(self) -> str:
@@ -116,7 +145,8 @@ def open_cohort(
     # Ordered by the names shown: the order of the real names would leak information about them.
     order = order_by_group(groups.of, shown)
     patients = number_names(images.patient, [names[at] for at in order.tolist()])
-    return arrange_cohort(counts, seen, shown, groups, order, subjects, pseudonymous=key is not None), patients
+    cohort = arrange_cohort(counts, seen, shown, groups, order, subjects, pseudonymous=key is not None)
+    return choose_compared(cohort, patients, inputs, config, config.cells, config.min_images, config.seed), patients
 
 
 def arrange_cohort(
@@ -158,6 +188,59 @@ def arrange_cohort(
         groups=groups._replace(of=groups.of[order]),
         subjects=None if subjects is None else subjects._replace(of=subjects.of[order]),
     )
+
+
+def choose_compared(
+    cohort: Cohort,
+    patients: npt.NDArray[np.int64],
+    inputs: Inputs,
+    config: PassOptions,
+    cells: Literal["all", "equal"],
+    min_images: int,
+    seed: int,
+) -> Cohort:
+    """The cohort with what is compared: subjects with enough images, and equal numbers of them if asked for.
+
+    Args:
+        cohort: The patients.
+        patients: Place of each image's patient in the cohort, shape `(n_images,)`; -1 for none.
+        inputs: Autoencoder and store.
+        config: How images are read and encoded, where equal numbers of them are counted.
+        cells: `equal` counts as many images of every subject as the one with fewest has.
+        min_images: Subjects with fewer readable images are left out.
+        seed: Seed of the draw.
+
+    Raises:
+        UserError: If every subject has fewer images.
+    """
+    every = cohort.pooled
+    if not cohort.groups.names or (cells == "all" and min_images <= 1):
+        return cohort
+    kept = np.flatnonzero((every.groups.of >= 0) & (every.n_images >= min_images))
+    n_grouped = int((every.groups.of >= 0).sum())
+    if not len(kept):
+        raise UserError(
+            f"--min_images {min_images} leaves none of {n_grouped:,} {cohort.unit}s: the one with most has "
+            f"{every.n_images.max():,} readable images. Give a smaller number"
+        )
+    if len(kept) < n_grouped:
+        logger.info(
+            f"{n_grouped - len(kept):,} of {n_grouped:,} {cohort.unit}s have fewer than {min_images:,} readable images "
+            "(--min_images) and are not compared"
+        )
+    units = every.take(kept)
+    if cells == "all":
+        return replace(cohort, compared=units)
+    n_each = int(units.n_images.min())
+    numbers = np.full(len(every.names) + 1, -1, dtype=np.int64)
+    numbers[kept] = np.arange(len(kept))
+    unit_of = np.append(cohort.unit_of, -1)
+    subjects = np.where(inputs.store.valid, numbers[unit_of[patients]], -1)
+    rows = draw_equal(subjects, len(kept), n_each, seed=seed)
+    logger.info(f"{n_each:,} images of each of {len(kept):,} {cohort.unit}s, drawn at random, are compared")
+    raw = count_rows(inputs, config, rows, subjects[rows], len(kept), cohort.threshold)
+    n_images = np.full(len(kept), n_each, dtype=np.int64)
+    return replace(cohort, compared=replace(units, raw=raw, n_images=n_images, counts=raw / n_each, n_each=n_each))
 
 
 def _take(subjects: Subjects, patients: npt.NDArray[np.int64], key: bytes | None) -> Subjects | None:

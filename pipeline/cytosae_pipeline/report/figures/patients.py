@@ -29,7 +29,7 @@ from cytosae_pipeline.report.figures.style import (
     place_axes,
     widest_mm,
 )
-from cytosae_pipeline.report.records.patients import LEAST_P, GroupPair
+from cytosae_pipeline.report.records.comparisons import LEAST_P, GroupPair
 from cytosae_pipeline.runtime.palette import kind_color
 
 ANNOTATED = 5
@@ -88,8 +88,8 @@ def draw_barcodes(cohort: Cohort, latents: npt.NDArray[np.int64]) -> Figure:
     _scale(figure, left + width, "count as a share of the latent's largest", 0, 1)
     top = 7.0
     if mean_mm:
-        of = cohort.units.groups.of
-        means = group_means(cohort.units.counts[of >= 0][:, shown] / scale, of[of >= 0], len(names))
+        of = cohort.pooled.groups.of
+        means = group_means(cohort.pooled.counts[of >= 0][:, shown] / scale, of[of >= 0], len(names))
         _picture(place_axes(figure, left, top, width, mean_mm * len(names)), means, 0, 1)
         sheet.text(left, top - 0.8, "group means", va="bottom")
         for group, name in enumerate(names):

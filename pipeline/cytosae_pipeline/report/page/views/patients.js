@@ -47,16 +47,20 @@ const patientsView = (tab = "barcodes", which = "0") => {
 const unitsOf = (data) => (data.subjects ? "subjects" : "patients");
 
 /**
- * Says that subjects are compared; nothing if every patient is one.
+ * Says what is compared where it is not every patient with all images.
  *
  * @param {PatientsRecord} data
  */
-function aboutSubjects({ names, subjects }) {
-  if (!subjects) return null;
-  const text =
-    `${countOf(names.length, "patient")} of ${countOf(subjects.names.length, "subject")}: subjects are compared, with ` +
-    "all images of their patients together.";
-  return h("p.quiet", {}, text);
+function aboutSubjects({ names, subjects, n_each }) {
+  const parts = [];
+  if (subjects) {
+    const [patients, persons] = [countOf(names.length, "patient"), countOf(subjects.names.length, "subject")];
+    parts.push(`${patients} of ${persons}: subjects are compared, with the images of their patients together.`);
+  }
+  if (n_each) {
+    parts.push(`${countOf(n_each, "image")} of each, drawn at random, are counted: no side is more certain.`);
+  }
+  return parts.length ? h("p.quiet", {}, parts.join(" ")) : null;
 }
 
 /**
