@@ -187,6 +187,15 @@ def test_features_are_compared_with_products_and_a_plain_pass():
     assert all(line["name"] == "features" and line["ratio"] > 0 for line in lines)
 
 
+def test_null_tests_print_level_and_power():
+    cases = ("repeated_samples", "unequal_cells", "three_groups")
+    lines = _run("null_tests", "--latents", 60, "--repeats", 2, "--only", *cases)
+    assert {line["case"] for line in lines} == set(cases)
+    assert {line["unit"] for line in lines} == {"samples", "persons", "persons, equal cells"}
+    assert all(line["name"] == "null_tests" and 0 <= line["below_0.05"] <= 1 for line in lines)
+    assert all(("power_q" in line) == (len(line["persons"]) == 2) for line in lines)
+
+
 def test_train_step_compares_dense_and_sparse_products():
     lines = _run("train_step", *SMALL_STEP, "--crossover", "--density", 0.3, "--density", 0.1)
     assert [(line["name"], line["density"]) for line in lines] == [("crossover", 0.3), ("crossover", 0.1)]

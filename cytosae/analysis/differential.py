@@ -6,14 +6,15 @@ observation. Latents are processed in blocks, so that memory stays bounded for a
 
 import itertools
 import math
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import gammaln
 from scipy.stats import false_discovery_control, mannwhitneyu, rankdata
+
+from cytosae.analysis.design import least_p, least_p_of_design
+from cytosae.analysis.rank_sums import TiedRanks
 
 LATENT_BLOCK = 2048
 """Latents tested together."""
@@ -60,7 +61,9 @@ class GroupComparison(NamedTuple):
     q_value: Floats
     """Benjamini-Hochberg adjusted p over the tested latents; 1 where not tested."""
     tested: npt.NDArray[np.bool_]
-    """Whether the latent varies among these patients."""
+    """Whether the latent varies among these patients and, with a `level`, could reach it."""
+    n_varying: int = 0
+    """Latents that vary among these patients, tested or not."""
 
 
 def compare_groups(
@@ -70,6 +73,7 @@ def compare_groups(
     method: Method = "mann-whitney",
     n_permutations: int = 10_000,
     seed: int = 0,
+    level: float | None = None,
 ) -> GroupComparison:
     """Test every latent for a difference between two groups of patients.
 
@@ -93,6 +97,11 @@ def compare_groups(
         method: The test.
         n_permutations: Largest number of assignments.
         seed: Seed of the random assignments.
+        level: Leave out latents that cannot reach this p, whichever patients were in which group
+            (`cytosae.analysis.design.least_p`), so that they do not count among the tests that q is adjusted for
+            (Tarone 1990, Gilbert 2005). It looks at the counts of all patients together and never at the groups, so a
+            p of what is left means what it did. Without latents that could reach it, the one that the best latent
+            could reach takes its place. None tests all that vary.
 
     Returns:
         The comparison, one entry per latent.
@@ -107,13 +116,36 @@ def compare_groups(
     if n_permutations < 1:
         raise ValueError(f"n_permutations must be at least 1, found {n_permutations}")
     tested = np.asarray(counts.max(axis=0) > counts.min(axis=0))
+    n_varying = int(tested.sum())
+    if level is not None:
+        tested = _can_reach(level, counts, np.flatnonzero(tested), first, method)
     effect, p_value, q_value = _test(counts, np.flatnonzero(tested), first, method, n_permutations, seed)
     mean_first = counts[first].mean(axis=0, dtype=np.float64)
     mean_second = counts[~first].mean(axis=0, dtype=np.float64)
     extra = fold_change_pseudocount(counts)
     fold = np.log2(mean_first + extra) - np.log2(mean_second + extra)
     direction = np.sign(effect if method == "mann-whitney" else mean_first - mean_second).astype(np.int8)
-    return GroupComparison(mean_first, mean_second, fold, direction, effect, p_value, q_value, tested)
+    return GroupComparison(mean_first, mean_second, fold, direction, effect, p_value, q_value, tested, n_varying)
+
+
+def _can_reach(
+    level: float,
+    counts: npt.NDArray[np.floating],
+    varying: npt.NDArray[np.int64],
+    first: npt.NDArray[np.bool_],
+    method: Method,
+) -> npt.NDArray[np.bool_]:
+    """Which latents could have a p of at most the level, or of the best that any of them could have; shape `(S,)`."""
+    least, n_first = np.ones(len(varying)), int(first.sum())
+    for start in range(0, len(varying), LATENT_BLOCK):
+        block = np.asarray(counts[:, varying[start : start + LATENT_BLOCK]], dtype=np.float64)
+        values = rankdata(block, axis=0) if method == "mann-whitney" else block
+        least[start : start + LATENT_BLOCK] = least_p(values, n_first)
+    # Sums of logarithms of factorials are off in the last digits.
+    bound = max(level, least.min(initial=1.0)) * (1 + 1e-9)
+    reached = np.zeros(counts.shape[1], dtype=np.bool_)
+    reached[varying[least <= bound]] = True
+    return reached
 
 
 def _test(
@@ -153,6 +185,49 @@ def fold_change_pseudocount(counts: npt.NDArray[np.floating]) -> float:
     """
     positive = counts[counts > 0]
     return float(positive.min()) / 2 if len(positive) else 1.0
+
+
+def adjust_together(comparisons: Sequence[GroupComparison]) -> list[Floats]:
+    """Benjamini-Hochberg adjusted p over the tested latents of several comparisons together.
+
+    A q within one comparison bounds the share of false findings in it; whoever picks the most striking of many
+    comparisons needs this one.
+
+    Args:
+        comparisons: Comparisons of the same S latents.
+
+    Returns:
+        One array for each, float64, shape `(S,)`; 1 where not tested.
+    """
+    adjusted = [np.ones(len(found.p_value)) for found in comparisons]
+    values = [found.p_value[found.tested] for found in comparisons]
+    if sum(map(len, values)):
+        together = np.split(
+            false_discovery_control(np.concatenate(values), method="bh"), np.cumsum([len(part) for part in values])[:-1]
+        )
+        for array, found, part in zip(adjusted, comparisons, together, strict=True):
+            array[found.tested] = part
+    return adjusted
+
+
+def least_p_of(n_first: int, n_second: int, method: Method, *, n_permutations: int = 10_000) -> float:
+    """The smallest p that `compare_groups` can give any latent.
+
+    Args:
+        n_first: Subjects in the first group.
+        n_second: Subjects in the second group.
+        method: The test.
+        n_permutations: Largest number of assignments.
+    """
+    n_assignments = math.comb(n_first + n_second, n_first)
+    if method == "permutation":
+        least = (1 + (n_first == n_second)) / n_assignments
+        return min(1.0, least) if n_assignments <= n_permutations else 1 / (1 + n_permutations)
+    smaller, n = min(n_first, n_second), n_first + n_second
+    if smaller < EXACT_BELOW or (n - 1) * smaller / n < EXPECTED_BELOW:
+        return least_p_of_design(n_first, n_second)
+    ranks = np.arange(n, dtype=np.float64)
+    return float(mannwhitneyu(ranks[:n_first], ranks[n_first:], method="asymptotic").pvalue)
 
 
 def largest_differences(comparison: GroupComparison, n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -230,7 +305,7 @@ def _mann_whitney(block: Floats, first: npt.NDArray[np.bool_], n_permutations: i
     ranks = rankdata(block[:, doubtful], axis=0)
     sampled = []
     for column, latent in enumerate(doubtful.tolist()):
-        ties = _Ties.of(ranks[:, column], first)
+        ties = TiedRanks.of(ranks[:, column], first)
         if not (small or ties.n_expected < EXPECTED_BELOW):
             continue
         if ties.n_additions <= LARGEST_TABLE:
@@ -241,80 +316,6 @@ def _mann_whitney(block: Floats, first: npt.NDArray[np.bool_], n_permutations: i
         latents = np.arange(len(sampled))
         p_value[doubtful[sampled]] = _permutation(ranks[:, sampled], latents, first, n_permutations, seed)
     return p_value
-
-
-class _Ties(NamedTuple):
-    """A latent's midranks as integers: twice their distance from the midrank of the most frequent count."""
-
-    offsets: tuple[int, ...]
-    """Those of the patients with other counts, ascending, shape `(m,)`."""
-    n_patients: int
-    """Number of patients P."""
-    n_chosen: int
-    """Number of patients in the smaller group."""
-    observed: int
-    """Sum of the smaller group's offsets."""
-
-    @classmethod
-    def of(cls, ranks: Floats, first: npt.NDArray[np.bool_]) -> "_Ties":
-        """From one latent's midranks, shape `(P,)`."""
-        values, counts = np.unique(ranks, return_counts=True)
-        offsets = np.rint(2 * (ranks - values[counts.argmax()])).astype(np.int64)
-        chosen = first if 2 * first.sum() <= len(first) else ~first
-        others = tuple(np.sort(offsets[offsets != 0]).tolist())
-        return cls(others, len(ranks), int(chosen.sum()), int(offsets[chosen].sum()))
-
-    @property
-    def n_expected(self) -> float:
-        """Expected number of patients with other counts in the smaller group."""
-        return len(self.offsets) * self.n_chosen / self.n_patients
-
-    @property
-    def n_additions(self) -> float:
-        """Number of additions for the exact distribution."""
-        low, high = _sum_range(self.offsets, self.n_chosen)
-        return len(self.offsets) * min(self.n_chosen, len(self.offsets)) * float(high - low + 1)
-
-    def p_value(self) -> float:
-        """Share of all assignments in which the sum is at least as far from its expectation as observed."""
-        shares, low = _sum_distribution(self.offsets, self.n_patients, self.n_chosen)
-        # Multiplied by P, so that all numbers are integers.
-        expected = self.n_chosen * sum(self.offsets)
-        distance = np.abs(self.n_patients * (low + np.arange(len(shares))) - expected)
-        return min(1.0, float(shares[distance >= abs(self.n_patients * self.observed - expected)].sum()))
-
-
-def _sum_range(offsets: tuple[int, ...], n_chosen: int) -> tuple[int, int]:
-    """The smallest and largest sum of at most `n_chosen` of some ascending offsets."""
-    low = sum(offset for offset in offsets[:n_chosen] if offset < 0)
-    return low, sum(offset for offset in offsets[-n_chosen:] if offset > 0)
-
-
-@lru_cache(maxsize=256)
-def _sum_distribution(offsets: tuple[int, ...], n_patients: int, n_chosen: int) -> tuple[Floats, int]:
-    """Probability of each sum of `n_chosen` patients' offsets, drawn without replacement, and the smallest sum.
-
-    The shift algorithm of Streitberg and Roehmel: row k of a table counts the choices of k of the m patients whose
-    offset is not 0, by their sum, patient after patient; the others of the group are drawn from those with offset 0.
-    """
-    low, high = _sum_range(offsets, n_chosen)
-    k = np.arange(min(n_chosen, len(offsets)) + 1)
-    table = np.zeros((len(k), high - low + 1))
-    table[0, -low] = 1
-    for offset in offsets:
-        if offset > 0:
-            table[1:, offset:] += table[:-1, :-offset]
-        else:
-            table[1:, :offset] += table[:-1, -offset:]
-    n_zero = n_patients - len(offsets)
-    possible = k[(n_chosen - k >= 0) & (n_chosen - k <= n_zero)]
-    weights = np.exp(_log_choices(n_zero, n_chosen - possible) - _log_choices(n_patients, np.array(n_chosen)))
-    return np.asarray(weights @ table[possible]), low
-
-
-def _log_choices(n: int, k: npt.NDArray[np.integer]) -> Floats:
-    """Logarithm of the number of ways to choose k of n."""
-    return np.asarray(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1))
 
 
 def _permutation(

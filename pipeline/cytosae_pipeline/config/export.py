@@ -6,11 +6,12 @@ from typing import Literal
 
 from cytosae_pipeline.config.fields import option
 from cytosae_pipeline.config.statistics import StatisticsConfig
+from cytosae_pipeline.config.subjects import SubjectChoice
 from cytosae_pipeline.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig(StatisticsConfig):
+class ExportConfig(SubjectChoice, StatisticsConfig):
     """Options of `export`: an autoencoder or, with the options of the statistics, what it found in a data set."""
 
     format: Literal["saelens", "safetensors", "reference", "anndata", "csv", "parquet"] = option(
@@ -43,8 +44,9 @@ class ExportConfig(StatisticsConfig):
         super().__post_init__()
         if self.anndata_as != "h5ad" and self.format != "anndata":
             raise UserError(f"anndata_as {self.anndata_as} needs format anndata, found format {self.format}")
-        if self.groups is not None and not self.of_statistics:
-            raise UserError(f"groups needs format anndata, csv or parquet, found format {self.format}")
+        for name in ("groups", "covariates", "subject_column"):
+            if getattr(self, name) is not None and not self.of_statistics:
+                raise UserError(f"{name} needs format anndata, csv or parquet, found format {self.format}")
         name = "dataset_name" if self.dataset_name is not None else "store"
         if not self.of_statistics and getattr(self, name) is not None:
             raise UserError(

@@ -7,6 +7,7 @@ from typing import Literal
 
 from cytosae_pipeline.config.fields import option
 from cytosae_pipeline.config.statistics import StatisticsConfig
+from cytosae_pipeline.config.subjects import SubjectChoice
 from cytosae_pipeline.errors import UserError
 
 Range = tuple[float | None, float | None]
@@ -14,7 +15,7 @@ Range = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PageConfig(StatisticsConfig):
+class PageConfig(SubjectChoice, StatisticsConfig):
     """Options of every verb that makes the page."""
 
     latents: str | None = option(
@@ -38,6 +39,13 @@ class PageConfig(StatisticsConfig):
         None, "CSV with columns patient,group. [default: the label, if every patient has exactly one]"
     )
     group_test: Literal["mann-whitney", "permutation"] = option("mann-whitney", "Test that compares two groups.")
+    cells: Literal["all", "equal"] = option(
+        "all",
+        "Images that comparisons and classification of groups count. all: every image of a subject. equal: as many of "
+        "every subject as the one with fewest has, drawn at random, for groups with different numbers of images "
+        "(docs/statistics.md).",
+    )
+    min_images: int = option(1, "Leave subjects with fewer readable images out of comparisons.", minimum=1)
     masking_images: int = option(
         2000, "Images of the masking experiment, spread over the store; 0 skips it.", minimum=0
     )

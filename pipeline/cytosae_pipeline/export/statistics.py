@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cytosae_cache.storage.file_set import replacing_set, undo_set
 from cytosae_cache.storage.lock import locked
@@ -19,6 +21,7 @@ from cytosae_pipeline.export import anndata_files, table_files
 from cytosae_pipeline.export.table_files import ScoreWriter, TableWriter
 from cytosae_pipeline.export.tables import Table, Tables, collect_tables, make_latent_table
 from cytosae_pipeline.statistics.counts import Counts
+from cytosae_pipeline.statistics.covariates import read_covariates
 from cytosae_pipeline.statistics.groups import find_groups
 from cytosae_pipeline.statistics.inputs import open_inputs
 from cytosae_pipeline.statistics.notes import FILE_NAME as NOTES_NAME
@@ -26,6 +29,7 @@ from cytosae_pipeline.statistics.notes import Subject, read_notes
 from cytosae_pipeline.statistics.published import find_published, read_published
 from cytosae_pipeline.statistics.results import ensure_statistics
 from cytosae_pipeline.statistics.scores import pass_scores
+from cytosae_pipeline.statistics.subjects import find_subjects
 from cytosae_pipeline.workspace.runs import resolve_sae
 from cytosae_pipeline.workspace.targets import resolve_target
 
@@ -86,7 +90,8 @@ def export_tables(config: ExportConfig) -> TablesResult:
         notes = read_notes(
             inputs.folder / NOTES_NAME, inputs.n_latents, subject=Subject.of(inputs), keep=config.keep_notes
         )
-        tables = collect_tables(inputs, features, counts, notes=notes, groups=_groups_of(config, inputs.store, counts))
+        groups, known = _groups_of(config, inputs.store, counts), _known_of(config, inputs.store, counts)
+        tables = collect_tables(inputs, features, counts, notes=notes, groups=groups, known=known)
         with (
             replacing_set([resolve_target(path) for path in paths.values()]) as temporaries,
             _open(config, dict(zip(paths, temporaries, strict=True)), tables) as writer,
@@ -141,6 +146,28 @@ def _groups_of(config: ExportConfig, store: ActivationStore, counts: Counts | No
     if found.gaps:
         logger.info(found.gaps)
     return {name: found.names[group] for name, group in zip(counts.names, found.of.tolist(), strict=True) if group >= 0}
+
+
+def _known_of(config: ExportConfig, store: ActivationStore, counts: Counts | None) -> dict[str, npt.NDArray[Any]]:
+    """What is known about each patient beside the group: columns of `--covariates`, and the person as `subject`.
+
+    Raises:
+        UserError: If the store has no patients, or the table does not fit them.
+    """
+    if counts is None:
+        for name in ("covariates", "subject_column"):
+            if getattr(config, name) is not None:
+                raise UserError(
+                    f"--{name} '{getattr(config, name)}' cannot be used: no image of store '{store.path}' has a patient"
+                )
+        return {}
+    covariates = None if config.covariates is None else read_covariates(config.covariates, counts.names)
+    subjects = find_subjects(counts.names, store, covariates, config.subject_column)
+    known = {} if covariates is None else covariates.typed()
+    if subjects is None:
+        return known
+    persons = np.array([subjects.names[at] for at in subjects.of.tolist()], dtype=np.dtypes.StringDType())
+    return {"subject": persons} | {name: column for name, column in known.items() if name.casefold() != "subject"}
 
 
 def _check(config: ExportConfig) -> None:

@@ -48,7 +48,7 @@ class Tables(NamedTuple):
     latents: Table
     """name, sparsity, mean_acts, label_entropy, dead and labels, one entry per latent."""
     patients: Table | None
-    """patient, n_images, labels and possibly group, one entry per patient; None if no image has one."""
+    """patient, n_images, labels, possibly group, and further columns, by patient; None if no image has one."""
     counts: Counts | None
     """Counts in the order of `patients`."""
     images: ImageTexts
@@ -69,6 +69,7 @@ def collect_tables(
     *,
     notes: Mapping[int, LatentNote] = MappingProxyType({}),
     groups: Mapping[str, str] | None = None,
+    known: Mapping[str, npt.NDArray[Any]] = MappingProxyType({}),
 ) -> Tables:
     """The tables of one autoencoder on one store.
 
@@ -78,6 +79,7 @@ def collect_tables(
         counts: Counts of patients; None if no image has one.
         notes: Names of latents.
         groups: Group of each patient; adds a column to patients and images.
+        known: Further columns of patients by name, one entry per patient in the order of the counts.
 
     Raises:
         UserError: If a name cannot be written in the formats.
@@ -85,10 +87,22 @@ def collect_tables(
     patients = None if counts is None else make_patient_table(inputs.store, counts)
     if patients is not None and counts is not None and groups is not None:
         patients = {**patients, "group": _texts([groups.get(name, "") for name in counts.names])}
+    if patients is not None:
+        patients = _with_known(patients, known, len(features.sparsity))
     return Tables(
         make_latent_table(features, notes), patients, counts, make_image_texts(inputs.store, groups),
         make_provenance(inputs, features, counts),
     )  # fmt: skip
+
+
+def _with_known(patients: Table, known: Mapping[str, npt.NDArray[Any]], n_latents: int) -> Table:
+    """The table of patients with further columns, under names that nothing else has, columns of latents included."""
+    table: dict[str, Column] = dict(patients)
+    latents = set(map(latent_name, range(n_latents))) if known else set()
+    for name, column in known.items():
+        safe = _free_name(name, table.keys() | latents, prefix="patient")
+        table[safe] = _texts(column.tolist()) if column.dtype.kind == "T" else column
+    return table
 
 
 def make_patient_table(store: ActivationStore, counts: Counts) -> Table:
@@ -150,12 +164,12 @@ def make_image_texts(store: ActivationStore, groups: Mapping[str, str] | None = 
     return ImageTexts(rows, path, label, patient, further)
 
 
-def _free_name(name: str, taken: Container[str]) -> str:
+def _free_name(name: str, taken: Container[str], *, prefix: str = "image") -> str:
     """A name for a further column that no format refuses and no other column has."""
     # HDF5 takes / and single dots for places in the file, and anndata keeps names that begin with _ for itself.
     safe = name.replace("/", "_")
     if safe in RESERVED_COLUMNS or safe.startswith("_") or not safe.strip("."):
-        safe = f"image_{safe}"
+        safe = f"{prefix}_{safe}"
     return next(free for n in itertools.count(1) if (free := safe if n == 1 else f"{safe}_{n}") not in taken)
 
 

@@ -225,23 +225,45 @@ interface PatientsRecord {
   n_images: number[];
   threshold: number;
   no_groups: string;
+  /** The person behind each patient; null if every patient is one. */
+  subjects: { names: string[]; of: number[] } | null;
+  /** Images of every subject, where equal numbers of them are compared; else 0. */
+  n_each: number;
   barcodes: { latents: number[]; values: Packed<"u1">; peaks: Packed<"f4">; means: Packed<"u1"> | null };
   correlation: Packed<"u1"> | null;
   comparisons: GroupPair[];
+  /** Indices of the groups that are compared at once; null if they are fewer than three. */
+  all_groups: number[] | null;
   classification: Classification | null;
 }
 
-/** `data/comparisons/N.js`, from `records/patients.py`. */
+/** `data/comparisons/N.js`, from `records/comparisons.py`. */
 interface ComparisonRecord {
   method: string;
+  n_varying: number;
+  /** A warning if the two sides differ in their numbers of images; empty if they do not. */
+  cells: string;
+  /** What so few subjects can find at all; empty if that is no limit. */
+  design: string;
   latents: Packed<"i4">;
   direction: Packed<"i1">;
   log2_fold_change: Packed<"f4">;
   effect: Packed<"f4">;
   minus_log10_p: Packed<"f4">;
   minus_log10_q: Packed<"f4">;
+  /** Adjusted over the latents of all comparisons. */
+  minus_log10_q_over_all: Packed<"f4">;
   more_in_first: number[];
   more_in_second: number[];
+}
+
+/** `data/comparisons/all.js`, from `records/comparisons.py`. */
+interface AllGroupsRecord {
+  groups: number[];
+  n_varying: number;
+  n_tested: number;
+  n_significant: number;
+  latents: { latent: number; statistic: number; effect: number; p: number; q: number }[];
 }
 
 type RecordOf<N extends string> = N extends "overview"
@@ -252,19 +274,21 @@ type RecordOf<N extends string> = N extends "overview"
       ? LatentRecord
       : N extends `images/${string}`
         ? ImageRecord
-        : N extends `comparisons/${string}`
-          ? ComparisonRecord
-          : N extends `rows/${string}`
-            ? RowsRecord
-            : N extends `listings/${string}`
-              ? ListingRecord
-              : N extends `cards/${string}`
-                ? CardsRecord
-                : N extends "map"
-                  ? MapRecord
-                  : N extends `mapped/${string}`
-                    ? MappedRecord
-                    : unknown;
+        : N extends "comparisons/all"
+          ? AllGroupsRecord
+          : N extends `comparisons/${string}`
+            ? ComparisonRecord
+            : N extends `rows/${string}`
+              ? RowsRecord
+              : N extends `listings/${string}`
+                ? ListingRecord
+                : N extends `cards/${string}`
+                  ? CardsRecord
+                  : N extends "map"
+                    ? MapRecord
+                    : N extends `mapped/${string}`
+                      ? MappedRecord
+                      : unknown;
 
 /** Colours of points: an index of each into a palette, and the palette in the current theme. */
 type PointColors = [bins: Uint8Array, palette: () => string[]];

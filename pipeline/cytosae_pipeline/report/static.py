@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cytosae.analysis.differential import GroupComparison
 from cytosae_cache.storage.atomic import make_folder, replacing_path
 from cytosae_cache.storage.lock import locked
 from cytosae_pipeline.config import ReportConfig
@@ -23,6 +22,14 @@ from cytosae_pipeline.report.figures.write import require_matplotlib, write_figu
 from cytosae_pipeline.report.records.cards import card_files
 from cytosae_pipeline.report.records.cell_map import map_files, measure_map, require_umap
 from cytosae_pipeline.report.records.choice import choose_latents, top_image_rows
+from cytosae_pipeline.report.records.comparisons import (
+    Comparisons,
+    all_groups_record,
+    compare_all,
+    comparison_record,
+    no_groups,
+    plan_comparisons,
+)
 from cytosae_pipeline.report.records.encoding import to_script
 from cytosae_pipeline.report.records.images import book_files, make_image_book
 from cytosae_pipeline.report.records.latents import (
@@ -34,14 +41,7 @@ from cytosae_pipeline.report.records.latents import (
 from cytosae_pipeline.report.records.masking import measure_masking
 from cytosae_pipeline.report.records.overview import overview_record
 from cytosae_pipeline.report.records.page_files import read_page_files
-from cytosae_pipeline.report.records.patients import (
-    GroupPair,
-    compare_pair,
-    comparison_record,
-    no_groups,
-    patients_record,
-    plan_comparisons,
-)
+from cytosae_pipeline.report.records.patients import patients_record
 from cytosae_pipeline.report.records.profiles import profile_all
 from cytosae_pipeline.report.records.published import published_latents, published_overview
 from cytosae_pipeline.report.records.thumbnails import explain_no_pictures, write_thumbnails
@@ -54,9 +54,6 @@ from cytosae_pipeline.workspace.runs import resolve_sae
 from cytosae_pipeline.workspace.targets import resolve_target
 
 logger = logging.getLogger(__name__)
-
-Comparison = tuple[GroupPair, GroupComparison]
-"""Two groups, and their comparison."""
 
 MARK = "cytosae-report"
 """File that marks a folder as a report, which a newer report may replace."""
@@ -104,7 +101,7 @@ def write_report(
         return _write_published(config, published)
     data = open_report_data(config, pseudonymous=config.pseudonymize, inputs=inputs, statistics=statistics)
     comparisons = _compare(data)
-    latents, reason = choose_latents(data, [found for _, found in comparisons])
+    latents, reason = choose_latents(data, comparisons.found)
     target = config.out or data.inputs.folder / "report"
     with _new_page(target) as folder:
         for name in ("data/images", "data/comparisons", "data/rows", "data/listings", "data/mapped", "thumbnails"):
@@ -135,7 +132,14 @@ def write_report(
         _write_data(folder, "overview", overview)
         figures: list[Path] = []
         if config.figures:
-            figures = write_figures(folder / "figures", data, latents, images, comparisons=comparisons, masking=masking)
+            figures = write_figures(
+                folder / "figures",
+                data,
+                latents,
+                images,
+                comparisons=list(zip(comparisons.pairs, comparisons.found, strict=True)),
+                masking=masking,
+            )
     key = data.inputs.folder / KEY_NAME if config.pseudonymize and data.cohort else None
     # The figures were written before the folder got its final name.
     figures = [target / path.relative_to(folder) for path in figures]
@@ -169,7 +173,10 @@ def _new_page(target: Path) -> Iterator[Path]:
 
 def _write_published(config: ReportConfig, results: Path) -> ReportResult:
     """Write the page of feature data that another program published."""
-    refused = {"figures": config.figures, "groups": config.groups is not None, "pseudonymize": config.pseudonymize}
+    refused = {
+        **{name: getattr(config, name) is not None for name in ("groups", "covariates", "subject_column")},
+        "figures": config.figures, "pseudonymize": config.pseudonymize,
+    }  # fmt: skip
     for name, is_given in refused.items():
         if is_given:
             raise UserError(f"--{name} needs a store, but '{results}' contains results of another program alone")
@@ -233,39 +240,35 @@ def _write_latents(
         _write_data(folder, f"latents/{record['latent']}", record)
 
 
-def _compare(data: ReportData) -> list[Comparison]:
+def _compare(data: ReportData) -> Comparisons:
     """Compare all groups."""
+    nothing = Comparisons([], [], [], None)
     if data.cohort is None:
-        return []
-    pairs = plan_comparisons(data.cohort)
-    if not pairs:
+        return nothing
+    n_pairs = len(plan_comparisons(data.cohort))
+    if not n_pairs:
         logger.info(no_groups(data.cohort))
-        return []
+        return nothing
     test, seed = data.config.group_test, data.config.seed
-    made = []
-    with Progress("compare groups", len(pairs), "comparisons") as bar:
-        for pair in pairs:
-            made.append((pair, compare_pair(data.cohort, pair, test=test, seed=seed)))
-            bar.advance()
-    return made
+    with Progress("compare groups", n_pairs, "comparisons") as bar:
+        return compare_all(data.cohort, test=test, seed=seed, advance=bar.advance)
 
 
 def _write_patients(
-    folder: Path,
-    data: ReportData,
-    latents: npt.NDArray[np.int64],
-    comparisons: Sequence[Comparison],
+    folder: Path, data: ReportData, latents: npt.NDArray[np.int64], comparisons: Comparisons
 ) -> dict[str, Any] | None:
     """Write the patients' views; returns the classification of groups."""
     if data.cohort is None:
         return None
     config = data.config
-    for number, (_, found) in enumerate(comparisons):
-        _write_data(folder, f"comparisons/{number}", comparison_record(found, config.group_test))
-    if comparisons:
+    for number in range(len(comparisons.pairs)):
+        record = comparison_record(comparisons, number, data.cohort, config.group_test)
+        _write_data(folder, f"comparisons/{number}", record)
+    if comparisons.all_groups is not None:
+        _write_data(folder, "comparisons/all", all_groups_record(comparisons.all_groups, data.cohort))
+    if comparisons.pairs:
         logger.info("patients: classifying groups by nested cross-validation")
-    pairs = [pair for pair, _ in comparisons]
-    record = patients_record(data.cohort, latents, pairs, seed=config.seed)
+    record = patients_record(data.cohort, latents, comparisons.pairs, seed=config.seed)
     _write_data(folder, "patients", record)
     classification: dict[str, Any] | None = record["classification"]
     return classification

@@ -1,6 +1,5 @@
 """The group of each patient: from a CSV, or the label if every patient has a single one."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,17 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae_cache.format.layout import ImageTable
-from cytosae_pipeline.errors import UserError, join_few, quote
-from cytosae_pipeline.images.columns import is_unknown
-from cytosae_pipeline.images.csv_text import ROLES, find_columns, find_kind, find_role, iter_lines
-from cytosae_pipeline.images.image_list import join_lines
+from cytosae_pipeline.errors import UserError, quote
+from cytosae_pipeline.images.csv_text import ROLES
 from cytosae_pipeline.statistics.counts import patient_labels
 from cytosae_pipeline.statistics.label_index import LabelIndex
-
-logger = logging.getLogger(__name__)
+from cytosae_pipeline.statistics.patient_table import clean_cell, read_patient_table
 
 _ROLES = {"patient": ROLES["patient"], "group": {"group", "groups", "groupname", "cohort", "arm"}}
-_NAMED = 10
 
 
 class PatientGroups(NamedTuple):
@@ -87,27 +82,9 @@ def _read_groups(path: Path) -> dict[str, str]:
     Raises:
         UserError: If the file cannot be read or is not such a table.
     """
-    try:
-        if kind := find_kind(path):
-            raise UserError(f"'{path}' is {kind}: --groups takes a CSV. Save the table as CSV")
-        lines = [cells for _, cells in iter_lines(path, lambda name: bool(find_role(name, _ROLES)))]
-    except FileNotFoundError as error:
-        raise UserError(f"'{path}' does not exist: --groups takes a CSV with the columns patient,group") from error
-    except OSError as error:
-        raise UserError(
-            f"'{path}' cannot be read ({error.strerror}): --groups takes a CSV with the columns patient,group"
-        ) from error
-    header = lines[0] if lines else []
-    places, notes = find_columns(header, _ROLES, path)
-    twice = any(header.count(header[place]) > 1 for place in places.values())
-    if set(places) != set(_ROLES) or twice:
-        found = join_few(map(quote, header), _NAMED) or "nothing"
-        raise UserError(f"'{path}' must have the columns patient and group, each once, found: {found}")
-    for note in notes:
-        logger.info(f"'{path}': {note}")
-    # Lines may end early.
-    padded = ([*cells, *[""] * len(header)] for cells in lines[1:])
-    rows = [(_clean(cells[places["patient"]]), _clean(cells[places["group"]])) for cells in padded]
+    table = read_patient_table(path, _ROLES, option="--groups", columns="patient,group")
+    places = table.places
+    rows = [(clean_cell(cells[places["patient"]]), clean_cell(cells[places["group"]])) for _, cells in table.rows]
     of: dict[str, str] = {}
     for patient, group in rows:
         if of.get(patient, group) != group:
@@ -117,8 +94,3 @@ def _read_groups(path: Path) -> dict[str, str]:
         if patient and group:
             of[patient] = group
     return of
-
-
-def _clean(cell: str) -> str:
-    """A patient or group as one line, as in manifests; '' if it is unknown."""
-    return "" if is_unknown(cell) else join_lines(cell)

@@ -1,8 +1,7 @@
 """The masking experiment: how well images are classified when latents are kept or removed."""
 
-import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,19 +12,15 @@ import torch
 from cytosae.analysis.masking import ClassScores, Masking, MaskingCounts, MaskingExperiment
 from cytosae.analysis.probe import LinearProbe
 from cytosae_cache.reading.permutation import IntArray, spread_rows
-from cytosae_cache.reading.prefetch import Prefetcher
-from cytosae_cache.reading.reader import StoreReader, aligned_buffer
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import StatisticsOptions
 from cytosae_pipeline.errors import UserError, join_few, quote, say_count
 from cytosae_pipeline.runtime.devices import accumulator_device
-from cytosae_pipeline.runtime.memory import exceeds_page_cache
 from cytosae_pipeline.runtime.progress import Progress
-from cytosae_pipeline.statistics.encode import is_screened, make_encoder, require_batch_memory, rows_at_once
 from cytosae_pipeline.statistics.halves import split_in_halves
 from cytosae_pipeline.statistics.inputs import Inputs
 from cytosae_pipeline.statistics.label_index import LabelIndex
-from cytosae_pipeline.statistics.streaming import iter_parts, split_evenly
+from cytosae_pipeline.statistics.some_rows import EncodedRows, encode_rows
 
 logger = logging.getLogger(__name__)
 
@@ -169,12 +164,13 @@ def run_masking(
     ks: Sequence[int] = KS,
     ridge: float = 0.01,
     seed: int = 0,
+    subjects: IntArray | None = None,
 ) -> MaskingResult:
     """Train a linear probe on half of the labelled images and test it on masked reconstructions of the other half.
 
-    All images of a patient are on one side; an image without a patient counts by itself, together with its exact
-    copies. Latents of classes are chosen on training images. Memory does not grow with the number of images, and the
-    result does not depend on the batch size.
+    All images of a person are on one side: of a subject, else of a patient; an image without a patient counts by
+    itself, together with its exact copies. Latents of classes are chosen on training images. Memory does not grow with
+    the number of images, and the result does not depend on the batch size.
 
     Args:
         inputs: Store and autoencoder, with its decoder.
@@ -183,12 +179,13 @@ def run_masking(
         ks: Numbers of latents to keep or remove; those above S count as S.
         ridge: Strength of the probe's penalty.
         seed: Seed of the split and of the control; 0 or more.
+        subjects: Person of each image of the store, shape `(n_images,)`; -1 where the patient is the person.
 
     Raises:
         UserError: If the store has no labels, or fewer than two classes have 2 training images and a test image.
         ValueError: If `ks`, `ridge` or `seed` is out of range.
     """
-    plan = _make_plan(inputs.store, n_images, seed)
+    plan = _make_plan(inputs.store, n_images, seed, subjects)
     if plan.left_out:
         n, verb = len(plan.left_out), "is" if len(plan.left_out) == 1 else "are"
         logger.info(
@@ -199,7 +196,7 @@ def run_masking(
     probe = LinearProbe(inputs.store.d_model, len(plan.classes), device=device)
     class_scores = ClassScores(len(plan.classes), n_latents, device=device)
     with Progress("masking", len(plan.train.rows) + len(plan.test.rows), "images") as bar:
-        for images in _iter_images(inputs, config, plan.train.rows, bar.advance):
+        for images in encode_rows(inputs, config, plan.train.rows, _image_of, bar.advance):
             probe.update(images.features, plan.train.labels[images.at])
             class_scores.update(images.scores, plan.train.labels[images.at])
         experiment = MaskingExperiment(
@@ -207,14 +204,14 @@ def run_masking(
             seed=seed, device=device,
         )  # fmt: skip
         rows = torch.from_numpy(plan.test.rows)
-        for images in _iter_images(inputs, config, plan.test.rows, bar.advance):
+        for images in encode_rows(inputs, config, plan.test.rows, _image_of, bar.advance):
             experiment.update(rows[images.at], images.features, images.scores, plan.test.labels[images.at])
     return MaskingResult(
         plan.classes, plan.left_out, probe.n_images.tolist(), experiment.result(), ridge=ridge, seed=seed
     )
 
 
-def _make_plan(store: ActivationStore, n_images: int, seed: int) -> _Plan:
+def _make_plan(store: ActivationStore, n_images: int, seed: int, subjects: IntArray | None) -> _Plan:
     """Choose images, split them, and leave out classes with too few images."""
     names, index = LabelIndex.of(store.images.label)
     if not names:
@@ -225,7 +222,7 @@ def _make_plan(store: ActivationStore, n_images: int, seed: int) -> _Plan:
     labelled = store.valid_rows[index[store.valid_rows] >= 0]
     rows = labelled[spread_rows(len(labelled), n_images)]
     labels = index[rows]
-    in_training = split_in_halves(_groups(store, rows), labels, seed=seed)
+    in_training = split_in_halves(_groups(store, rows, subjects), labels, seed=seed)
     n_train = np.bincount(labels[in_training], minlength=len(names))
     n_test = np.bincount(labels[~in_training], minlength=len(names))
     enough = (n_train >= _LEAST_TRAINING) & (n_test >= 1)
@@ -246,54 +243,20 @@ def _make_plan(store: ActivationStore, n_images: int, seed: int) -> _Plan:
     return _Plan(kept, left_out, *sides)
 
 
-def _groups(store: ActivationStore, rows: IntArray) -> IntArray:
-    """Images that must stay together: those of a patient or, without one, identical pictures. Shape `(n,)`."""
+def _groups(store: ActivationStore, rows: IntArray, subjects: IntArray | None) -> IntArray:
+    """Images that must stay together: those of a person or, if it is not known, identical pictures. Shape `(n,)`."""
     patients, digests = store.images.patient, store.column("images/sha256")
-    numbers: dict[str | bytes, int] = {}
-    keys = (patients[row] or bytes(digests[row]) for row in rows.tolist())
+    persons = np.full(len(rows), -1) if subjects is None else subjects[rows]
+    numbers: dict[str | bytes | int, int] = {}
+    keys = (
+        person if person >= 0 else patients[row] or bytes(digests[row])
+        for row, person in zip(rows.tolist(), persons.tolist(), strict=True)
+    )
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 
-def _iter_images(
-    inputs: Inputs, config: StatisticsOptions, rows: IntArray, advance: Callable[[int], None]
-) -> Iterator[_Images]:
-    """Token means and scores of the given rows, in their order, a batch at a time."""
-    n_at_once = rows_at_once(config, len(rows))
-    require_batch_memory(inputs, n_at_once)
-    screened = None if config.dask is None else is_screened(inputs, config)
-    function = functools.partial(_encode, config, rows, screened)
-    for images in iter_parts(inputs, config, function, split_evenly(len(rows), n_at_once)):
-        yield images
-        advance(len(images.features))
-
-
-def _encode(
-    config: StatisticsOptions, rows: IntArray, screened: bool | None, inputs: Inputs, parts: Sequence[range]
-) -> Iterator[_Images]:
-    """Token means and scores of ranges among the rows, read ahead of the encoder.
-
-    Args:
-        config: Options.
-        rows: Increasing row numbers, shape `(n,)`.
-        screened: As for `make_encoder`; on a worker, what was found where the command was typed.
-        inputs: Store and autoencoder.
-        parts: Positions among the rows; the first is the longest.
-    """
-    encoder, store = make_encoder(inputs, config, screened=screened), inputs.store
-    direct = exceeds_page_cache(store.n_images * store.spec.record_bytes)
-    with StoreReader(store, verify=not config.no_verify, direct=direct) as reader:
-
-        def read(part: range, buffer: npt.NDArray[Any]) -> tuple[range, npt.NDArray[Any]]:
-            reader.read_rows(rows[part.start : part.stop], buffer[: len(part)])
-            return part, buffer[: len(part)]
-
-        shape = (max(map(len, parts), default=0), *store.spec.image_shape)
-        for part, values in Prefetcher(parts, read, lambda: aligned_buffer(shape, store.dtype)):
-            activations = torch.from_numpy(values)
-            # Sums of float16 are exact in float64; one image at a time keeps them small.
-            features = torch.stack([image.double().mean(dim=0) for image in activations])
-            # An image's position among the rows determines its block, so that blocks are full although rows are
-            # scattered.
-            scores = encoder.reduce(activations, part.start).scores
-            # A worker's go to the machine that asked, which may not have its device.
-            yield _Images(slice(part.start, part.stop), features, scores if screened is None else scores.cpu())
+def _image_of(images: EncodedRows) -> _Images:
+    """Token means and scores."""
+    # Sums of float16 are exact in float64; one image at a time keeps them small.
+    features = torch.stack([image.double().mean(dim=0) for image in images.activations])
+    return _Images(images.at, features, images.pooled.scores)

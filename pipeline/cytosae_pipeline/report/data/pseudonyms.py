@@ -51,13 +51,18 @@ def shuffled_numbers(n: int, key: bytes) -> npt.NDArray[np.int64]:
     return numbers
 
 
-def pseudonymise(names: Sequence[str], key: bytes) -> list[str]:
+def pseudonymise(names: Sequence[str], key: bytes, *, what: str = "patient") -> list[str]:
     """HMAC-SHA256 (RFC 2104) of each name, 12 hex digits; without the key, names cannot be guessed and tried.
+
+    Args:
+        names: The names.
+        key: The secret key.
+        what: What they are names of: how the pseudonyms begin.
 
     Raises:
         UserError: If two names get the same digits.
     """
     hashes = [hmac.new(key, name.encode(), hashlib.sha256).hexdigest()[:_DIGITS] for name in names]
     if len(set(hashes)) != len(set(names)):
-        raise UserError("two patients got the same pseudonym: delete the key file and run the command again")
-    return [f"patient-{digits}" for digits in hashes]
+        raise UserError(f"two {what}s got the same pseudonym: delete the key file and run the command again")
+    return [f"{what}-{digits}" for digits in hashes]

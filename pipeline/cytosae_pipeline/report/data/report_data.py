@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cytosae.analysis.latents import cluster_latents, label_mass, order_by_group
+from cytosae.analysis.latents import cluster_latents, label_mass
 from cytosae.analysis.specificity import mostly_label
 from cytosae.statistics.histograms import ProfileResult
 from cytosae_cache.storage.disk import reading
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import PageConfig
 from cytosae_pipeline.config.commands import command
-from cytosae_pipeline.errors import UserError, quote, say_count
-from cytosae_pipeline.report.data.pseudonyms import ensure_key, pseudonymise, shuffled_numbers
-from cytosae_pipeline.statistics.counts import Counts
+from cytosae_pipeline.report.data.cohort import Cohort, open_cohort
+from cytosae_pipeline.report.data.pseudonyms import ensure_key, shuffled_numbers
 from cytosae_pipeline.statistics.features import Features
-from cytosae_pipeline.statistics.groups import PatientGroups, find_groups
-from cytosae_pipeline.statistics.inputs import Inputs, PlacedInputs, open_inputs
+from cytosae_pipeline.statistics.inputs import PlacedInputs, open_inputs
 from cytosae_pipeline.statistics.label_index import number_names
 from cytosae_pipeline.statistics.notes import FILE_NAME, LatentNote, Subject, read_notes
 from cytosae_pipeline.statistics.results import Statistics, ensure_statistics
@@ -31,24 +28,6 @@ from cytosae_pipeline.statistics.results import Statistics, ensure_statistics
 logger = logging.getLogger(__name__)
 
 KEY_NAME = "pseudonym.key"
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """The patients, in the order in which the page shows them."""
-
-    names: list[str]
-    """Their names on the page."""
-    counts: npt.NDArray[np.float64]
-    """Tokens above the threshold per image, shape `(P, S)`."""
-    raw: npt.NDArray[np.int64]
-    """Tokens above the threshold, shape `(P, S)`."""
-    n_images: npt.NDArray[np.int64]
-    """Readable images of each patient, shape `(P,)`."""
-    threshold: float
-    """Activation above which a token counts."""
-    groups: PatientGroups
-    """Their groups."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +104,13 @@ class ReportData(LatentData):
         return self.inputs.store
 
     @property
+    def subjects(self) -> npt.NDArray[np.int64] | None:
+        """Subject of each image, shape `(n_images,)`, -1 for none; None if every patient is a person."""
+        if self.cohort is None or self.cohort.subjects is None:
+            return None
+        return np.where(self.patients >= 0, self.cohort.subjects.of[self.patients], -1)
+
+    @property
     def n_prefix(self) -> int:
         """Tokens before the patches: CLS and registers."""
         return self.store.spec.tokens.n_cls + self.store.spec.tokens.n_registers
@@ -173,7 +159,7 @@ def open_report_data(
             f"come first. Results of older versions lack it: {command('features', config)}"
         )
     key = ensure_key(inputs.folder / KEY_NAME) if pseudonymous and counts is not None else None
-    cohort, patients = _make_cohort(counts, inputs, config, key)
+    cohort, patients = open_cohort(counts, inputs, config, key)
     return ReportData(
         **vars(make_latent_data(config, features, inputs.folder / FILE_NAME, subject=Subject.of(inputs))),
         inputs=inputs,
@@ -199,66 +185,6 @@ def main_labels(data: LatentData, latents: npt.NDArray[np.int64]) -> list[int]:
         return [-1] * len(latents)
     mass = label_mass(features.top_values[latents], features.top_labels[latents], len(features.labels))
     return [int(label) for label in mostly_label(mass, features.specificity.label_means[latents])]
-
-
-def _make_cohort(
-    counts: Counts | None, inputs: Inputs, config: PageConfig, key: bytes | None
-) -> tuple[Cohort | None, npt.NDArray[np.int64]]:
-    """The patients in the page's order, under pseudonyms if there is a key, and the index of each image's patient."""
-    images = inputs.store.images
-    if counts is None or not counts.n_images.any():
-        if config.groups is not None:
-            raise UserError(
-                f"--groups '{config.groups}' cannot be used: the store has no patient column. Build it from a CSV with "
-                "a patient column, or from folders with --layout patient or class/patient"
-            )
-        return None, np.full(len(images.patient), -1)
-    # Without a readable image there are no counts, which is not the same as counts of zero.
-    seen = np.flatnonzero(counts.n_images > 0)
-    unseen = np.flatnonzero(counts.n_images == 0)
-    names = [counts.names[at] for at in seen.tolist()]
-    if len(unseen):
-        n = say_count(len(counts.names), "patient")
-        logger.info(
-            f"{say_count(len(unseen), f'of {n} has', f'of {n} have')} no readable image and "
-            f"{'is' if len(unseen) == 1 else 'are'} left out, such as "
-            f"{quote(counts.names[unseen[0]])}"
-        )
-    groups = find_groups(names, images.take(inputs.store.valid_rows), config.groups)
-    if groups.gaps:
-        logger.info(groups.gaps)
-    shown = names if key is None else pseudonymise(names, key)
-    # Ordered by the names shown: the order of the real names would leak information about them.
-    order = order_by_group(groups.of, shown)
-    patients = number_names(images.patient, [names[at] for at in order.tolist()])
-    return arrange_cohort(counts, seen, shown, groups, order), patients
-
-
-def arrange_cohort(
-    counts: Counts,
-    seen: npt.NDArray[np.int64],
-    names: Sequence[str],
-    groups: PatientGroups,
-    order: npt.NDArray[np.int64],
-) -> Cohort:
-    """The patients with readable images in an order.
-
-    Args:
-        counts: Counts of all patients.
-        seen: Rows of those with readable images, shape `(P,)`.
-        names: Their names, as they are shown.
-        groups: Their groups.
-        order: The order, indices into these, shape `(P,)`.
-    """
-    raw, n_images = counts.counts[0][seen[order]], counts.n_images[seen[order]]
-    return Cohort(
-        names=[names[at] for at in order.tolist()],
-        counts=raw / n_images[:, None],
-        raw=raw,
-        n_images=n_images,
-        threshold=float(counts.thresholds[0]),
-        groups=groups._replace(of=groups.of[order]),
-    )
 
 
 def read_training(sae_path: Path) -> list[dict[str, Any]]:

@@ -156,6 +156,7 @@ def _add_routes(app: Flask, service: ExploreService) -> None:
     add("data/rows/<name>", numbered(service.rows, "js"))
     add("data/listings/label-<name>", numbered(partial(service.listing, "label"), "js"))
     add("data/listings/patient-<name>", numbered(partial(service.listing, "patient"), "js"))
+    add("data/comparisons/all.js", lambda: _respond("js", service.all_groups()))
     add("data/comparisons/<name>", numbered(service.comparison, "js"))
     add("thumbnails/<name>", numbered(service.thumbnail, "jpg"))
     add("notes/<name>", put_note, "PUT")

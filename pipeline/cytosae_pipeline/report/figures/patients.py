@@ -14,8 +14,8 @@ from matplotlib.patches import Rectangle
 
 from cytosae.analysis.differential import GroupComparison, largest_differences
 from cytosae.analysis.latents import correlate, group_means
+from cytosae_pipeline.report.data.cohort import Cohort
 from cytosae_pipeline.report.data.limits import SIGNIFICANT_Q
-from cytosae_pipeline.report.data.report_data import Cohort
 from cytosae_pipeline.report.figures.style import (
     ONE_COLUMN_MM,
     QUIET,
@@ -29,7 +29,7 @@ from cytosae_pipeline.report.figures.style import (
     place_axes,
     widest_mm,
 )
-from cytosae_pipeline.report.records.patients import LEAST_P, GroupPair
+from cytosae_pipeline.report.records.comparisons import LEAST_P, GroupPair
 from cytosae_pipeline.runtime.palette import kind_color
 
 ANNOTATED = 5
@@ -70,7 +70,8 @@ def draw_barcodes(cohort: Cohort, latents: npt.NDArray[np.int64]) -> Figure:
     """
     shown = latents[:MAX_COLUMNS]
     counts = cohort.counts[:, shown]
-    shares = counts / np.maximum(counts.max(axis=0, initial=0), np.finfo(np.float64).tiny)
+    scale = np.maximum(counts.max(axis=0, initial=0), np.finfo(np.float64).tiny)
+    shares = counts / scale
     blocks = _blocks(cohort)
     names = cohort.groups.names
     row_mm = float(np.clip(150 / len(shares), 0.02, 3))
@@ -87,8 +88,8 @@ def draw_barcodes(cohort: Cohort, latents: npt.NDArray[np.int64]) -> Figure:
     _scale(figure, left + width, "count as a share of the latent's largest", 0, 1)
     top = 7.0
     if mean_mm:
-        known = cohort.groups.of >= 0
-        means = group_means(shares[known], cohort.groups.of[known], len(names))
+        of = cohort.pooled.groups.of
+        means = group_means(cohort.pooled.counts[of >= 0][:, shown] / scale, of[of >= 0], len(names))
         _picture(place_axes(figure, left, top, width, mean_mm * len(names)), means, 0, 1)
         sheet.text(left, top - 0.8, "group means", va="bottom")
         for group, name in enumerate(names):

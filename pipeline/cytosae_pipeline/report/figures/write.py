@@ -14,8 +14,8 @@ from cytosae_pipeline.errors import UserError, install
 from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.report.data.limits import MAX_CORRELATED
 from cytosae_pipeline.report.data.report_data import ReportData
+from cytosae_pipeline.report.records.comparisons import GroupPair
 from cytosae_pipeline.report.records.overview import training_record
-from cytosae_pipeline.report.records.patients import GroupPair
 from cytosae_pipeline.runtime.progress import Progress
 
 if TYPE_CHECKING:

@@ -35,7 +35,9 @@ def measure_masking(data: ReportData) -> tuple[dict[str, Any] | None, list[str]]
         logger.info("the masking experiment is skipped: it needs images of at least two labels")
         return None, []
     try:
-        result = run_masking(data.inputs, config, n_images=config.masking_images, seed=config.seed)
+        result = run_masking(
+            data.inputs, config, n_images=config.masking_images, seed=config.seed, subjects=data.subjects
+        )
     except UserError as error:
         # The error names the path of the store, which must not appear on a page that may be passed on.
         logger.info(f"the masking experiment is skipped: {error}")

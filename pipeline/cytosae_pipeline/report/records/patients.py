@@ -1,93 +1,23 @@
-"""Records of patients: barcodes, comparisons of groups, correlation, and classification of groups."""
+"""Records of patients: barcodes, which groups are compared, correlation, and classification of groups."""
 
-import itertools
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cytosae.analysis.classification import classify_groups
-from cytosae.analysis.differential import GroupComparison, Method, compare_groups, largest_differences
 from cytosae.analysis.latents import correlate, group_means
+from cytosae_pipeline.report.data.cohort import Cohort
 from cytosae_pipeline.report.data.limits import MAX_CORRELATED
-from cytosae_pipeline.report.data.report_data import Cohort
+from cytosae_pipeline.report.records.comparisons import (
+    GroupPair,
+    comparable_groups,
+    no_groups,
+    sizes_of,
+)
 from cytosae_pipeline.report.records.encoding import pack
 
-_PAIRS_UP_TO = 4
 _LARGEST = 15
-LEAST_P = 1e-300
-"""Replaces a p of 0, which has no logarithm."""
-
-
-@dataclass(frozen=True)
-class GroupPair:
-    """Two groups to compare."""
-
-    first: int
-    """Group by its index."""
-    second: int | None
-    """The other; None for all other groups together."""
-
-
-def plan_comparisons(cohort: Cohort) -> list[GroupPair]:
-    """Each group against the rest and, for up to four groups, each pair; groups of one patient are left out."""
-    sizes = np.bincount(cohort.groups.of[cohort.groups.of >= 0], minlength=len(cohort.groups.names))
-    groups = [group for group, size in enumerate(sizes.tolist()) if size >= 2]
-    if len(groups) < 2:
-        return []
-    pairs = [GroupPair(*pair) for pair in itertools.combinations(groups, 2)] if len(groups) <= _PAIRS_UP_TO else []
-    rest = [GroupPair(group, None) for group in groups] if len(groups) > 2 else []
-    return rest + pairs
-
-
-def no_groups(cohort: Cohort) -> str:
-    """Why groups cannot be compared."""
-    return cohort.groups.why_none or "A comparison needs two groups of at least two patients each."
-
-
-def compare_pair(cohort: Cohort, pair: GroupPair, *, test: Method, seed: int) -> GroupComparison:
-    """Compare every latent between two groups.
-
-    Args:
-        cohort: The patients.
-        pair: The groups.
-        test: The test.
-        seed: Seed of the permutations.
-    """
-    rows = _rows(cohort, pair)
-    in_first = cohort.groups.of[rows] == pair.first
-    return compare_groups(cohort.counts[rows], in_first, method=test, seed=seed)
-
-
-def comparison_record(found: GroupComparison, test: Method) -> dict[str, Any]:
-    """Record of a comparison: every latent that varies, with effect, p and q, and the largest differences per side.
-
-    Args:
-        found: The comparison.
-        test: The test that was used.
-    """
-    tested = np.flatnonzero(found.tested)
-    place = {latent: at for at, latent in enumerate(tested.tolist())}
-    more = [[place[latent] for latent in side.tolist()] for side in largest_differences(found, _LARGEST)]
-    columns = {
-        "log2_fold_change": found.log2_fold_change,
-        "effect": found.effect,
-        "minus_log10_p": -np.log10(np.maximum(found.p_value, LEAST_P)),
-        "minus_log10_q": -np.log10(np.maximum(found.q_value, LEAST_P)),
-    }
-    names: dict[Method, str] = {
-        "mann-whitney": "Mann-Whitney",
-        "permutation": "permutation test of the difference of means",
-    }
-    return {
-        "method": names[test],
-        "latents": pack(tested.astype(np.int32)),
-        "direction": pack(found.direction[tested]),
-        **{name: pack(np.asarray(values)[tested].astype(np.float32)) for name, values in columns.items()},
-        "more_in_first": more[0],
-        "more_in_second": more[1],
-    }
 
 
 def patients_record(
@@ -101,31 +31,33 @@ def patients_record(
         comparisons: The comparisons, in the order of their files.
         seed: Seed of the folds.
     """
-    names, groups = cohort.groups.names, cohort.groups.of
+    names = cohort.groups.names
     return {
         "names": cohort.names,
         "group_names": list(names),
-        "groups": groups.tolist(),
+        "groups": cohort.groups.of.tolist(),
         "n_images": cohort.n_images.tolist(),
         "threshold": cohort.threshold,
         "no_groups": no_groups(cohort),
+        "subjects": _subjects(cohort),
+        "n_each": cohort.units.n_each,
         "barcodes": _barcodes(cohort, latents),
         "correlation": _correlation(cohort),
         "comparisons": [_describe(cohort, pair) for pair in comparisons],
+        "all_groups": groups.tolist() if len(groups := comparable_groups(cohort)) > 2 else None,
         "classification": classification_record(cohort, seed=seed),
     }
 
 
 def classification_record(cohort: Cohort, *, seed: int) -> dict[str, Any] | None:
     """Cross-validated classification of the groups that have enough patients; None if fewer than two have."""
-    sizes = np.bincount(cohort.groups.of[cohort.groups.of >= 0], minlength=len(cohort.groups.names))
-    kept = np.flatnonzero(sizes >= 2)
+    units, kept = cohort.units, comparable_groups(cohort)
+    of = units.groups.of
     if len(kept) < 2:
         return None
-    rows = np.flatnonzero(np.isin(cohort.groups.of, kept))
-    groups = np.searchsorted(kept, cohort.groups.of[rows])
-    names = [cohort.groups.names[group] for group in kept]
-    found = classify_groups(cohort.counts[rows], groups, names, seed=seed)
+    rows = np.flatnonzero(np.isin(of, kept))
+    names = [units.groups.names[group] for group in kept]
+    found = classify_groups(units.counts[rows], np.searchsorted(kept, of[rows]), names, seed=seed)
     return {
         "names": names,
         "accuracy": float(found.accuracy),
@@ -142,24 +74,23 @@ def classification_record(cohort: Cohort, *, seed: int) -> dict[str, Any] | None
     }
 
 
-def _rows(cohort: Cohort, pair: GroupPair) -> npt.NDArray[np.int64]:
-    """Patients of both sides."""
-    groups = cohort.groups.of
-    if pair.second is None:
-        return np.flatnonzero(groups >= 0)
-    return np.flatnonzero((groups == pair.first) | (groups == pair.second))
+def _subjects(cohort: Cohort) -> dict[str, Any] | None:
+    """The person behind each patient; None if every patient is one."""
+    if cohort.subjects is None:
+        return None
+    return {"names": list(cohort.subjects.names), "of": cohort.subjects.of.tolist()}
 
 
 def _describe(cohort: Cohort, pair: GroupPair) -> dict[str, Any]:
-    """Names and sizes of the two sides."""
-    groups, names = cohort.groups.of, cohort.groups.names
-    n_first = int((groups == pair.first).sum())
+    """Names of the two sides, and how many subjects they have."""
+    names = cohort.groups.names
+    n_first, n_second = sizes_of(cohort, pair)
     return {
         "first": names[pair.first],
         "second": "all others" if pair.second is None else names[pair.second],
         "groups": [pair.first, pair.second],
         "n_first": n_first,
-        "n_second": len(_rows(cohort, pair)) - n_first,
+        "n_second": n_second,
     }
 
 
@@ -170,8 +101,8 @@ def _barcodes(cohort: Cohort, latents: npt.NDArray[np.int64]) -> dict[str, Any]:
     scale = np.where(peaks > 0, peaks, 1)
     means = None
     if len(cohort.groups.names) > 1:
-        known = cohort.groups.of >= 0
-        means = group_means(counts[known], cohort.groups.of[known], len(cohort.groups.names))
+        of = cohort.pooled.groups.of
+        means = group_means(cohort.pooled.counts[of >= 0][:, latents], of[of >= 0], len(cohort.groups.names))
     return {
         "latents": latents.tolist(),
         "values": pack(np.rint(255 * counts / scale).astype(np.uint8)),

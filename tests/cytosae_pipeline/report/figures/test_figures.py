@@ -20,7 +20,8 @@ from cytosae.analysis.differential import compare_groups
 from cytosae.analysis.latents import correlate, group_means
 from cytosae_pipeline.config import PageConfig
 from cytosae_pipeline.images.listing import list_stored_images
-from cytosae_pipeline.report.data.report_data import Cohort, open_report_data
+from cytosae_pipeline.report.data.cohort import Cohort
+from cytosae_pipeline.report.data.report_data import open_report_data
 from cytosae_pipeline.report.figures.curves import draw_masking, draw_training
 from cytosae_pipeline.report.figures.latents import draw_latents, draw_reference_images, overlay, read_pictures
 from cytosae_pipeline.report.figures.patients import draw_barcodes, draw_comparison, draw_correlation, spread_out

@@ -6,10 +6,11 @@ function classificationPanel(data) {
   const found = data.classification;
   if (!found) return noGroups(data);
   const chance = percent(1 / found.names.length);
-  const about = `${found.n_folds}-fold cross-validation over patients; latents and penalty are chosen per fold.`;
+  const about = `${found.n_folds}-fold cross-validation over ${unitsOf(data)}; each fold chooses latents and penalty.`;
   return h(
     "div",
     {},
+    aboutSubjects(data),
     h(
       "div.tiles.compact",
       {},

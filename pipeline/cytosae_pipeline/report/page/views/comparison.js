@@ -8,8 +8,9 @@
 function comparisonsPanel(data, which) {
   const { comparisons } = data;
   if (!comparisons.length) return noGroups(data);
+  const isAll = which === "all" && data.all_groups !== null;
   const chosen = wholeNumber(which);
-  if (!(chosen < comparisons.length)) {
+  if (!isAll && !(chosen < comparisons.length)) {
     const range = `they are numbered 0 to ${comparisons.length - 1}.`;
     return h("p.notice", {}, `There is no comparison ${which}: ${range}`);
   }
@@ -20,12 +21,61 @@ function comparisonsPanel(data, which) {
   const options = comparisons.map(({ first, second, n_first, n_second }, i) =>
     h("option", { value: i, selected: i === chosen }, `${first} (${n_first}) against ${second} (${n_second})`),
   );
+  if (data.all_groups) {
+    const text = `all ${data.all_groups.length} groups at once`;
+    options.unshift(h("option", { value: "all", selected: isAll }, text));
+  }
   return h(
     "div",
     {},
+    aboutSubjects(data),
     h("p", {}, h("select", { id: "compared", "aria-label": "Groups compared", onchange }, options)),
-    later(cytosae.load(`comparisons/${chosen}`), (result) => comparisonBody(result, comparisons[chosen])),
+    isAll
+      ? later(cytosae.load("comparisons/all"), (result) => allGroupsBody(result, data))
+      : later(cytosae.load(`comparisons/${chosen}`), (result) =>
+          comparisonBody(result, comparisons[chosen], unitsOf(data)),
+        ),
   );
+}
+
+/**
+ * What was tested, and what was left out because no grouping of so few subjects could make it significant.
+ *
+ * @param {number} tested
+ * @param {number} varying
+ * @param {string} units
+ */
+function aboutTested(tested, varying, units) {
+  const some = `${format(varying)} of ${format(state.latents.n)} latents vary among these ${units}`;
+  if (tested === varying) return `${some} and were tested`;
+  return `${some}; the ${format(tested)} that could be significant, whatever the groups, were tested`;
+}
+
+/**
+ * @param {AllGroupsRecord} result
+ * @param {PatientsRecord} data
+ */
+function allGroupsBody(result, data) {
+  const limit = state.overview.limits.significant_q;
+  const names = result.groups.map((group) => data.group_names[group]).join(", ");
+  const about =
+    `${aboutTested(result.n_tested, result.n_varying, unitsOf(data))} (Kruskal–Wallis: ${names}); ` +
+    `${format(result.n_significant)} differ between any of the groups at a false discovery rate of ` +
+    `${percent(limit)} (Benjamini–Hochberg). Effect is epsilon squared, the share of the ranks' variance that is ` +
+    "between groups. Pairs of groups are above.";
+  const rows = result.latents.map(({ latent, statistic, effect, p, q }) => [
+    h("a", { href: `#/latent/${latent}` }, latentTitle(latent)),
+    statistic.toFixed(2),
+    effect.toFixed(2),
+    format(p, 2),
+    format(q, 2),
+  ]);
+  const title = "Largest differences";
+  const head = ["latent", "H", "effect", "p", "q"];
+  const found = rows.length
+    ? table(head, rows, { numeric: [1, 2, 3, 4], caption: title })
+    : h("p.quiet", {}, "No latent was tested.");
+  return h("div", {}, h("p.quiet", {}, about), section(title, null, found));
 }
 
 /**
@@ -53,6 +103,7 @@ function decodeComparison(result) {
     effect: cytosae.decode(result.effect),
     p: cytosae.decode(result.minus_log10_p),
     q,
+    overAll: cytosae.decode(result.minus_log10_q_over_all),
     sides,
   };
 }
@@ -60,16 +111,20 @@ function decodeComparison(result) {
 /**
  * @param {ComparisonRecord} result
  * @param {GroupPair} pair
+ * @param {string} units - what was compared: patients or subjects
  */
-function comparisonBody(result, { first, second, groups }) {
-  const { latents, fold, effect, p, q, sides } = decodeComparison(result);
+function comparisonBody(result, { first, second, groups }, units) {
+  const { latents, fold, effect, p, q, overAll, sides } = decodeComparison(result);
   const limit = state.overview.limits.significant_q;
   const significant = sides.filter((side) => side > 0).length;
+  const lasting = sides.filter((side, i) => side > 0 && overAll[i] > -Math.log10(limit)).length;
   const about =
-    `${format(latents.length)} of ${format(state.latents.n)} latents vary among these patients and were tested ` +
+    `${aboutTested(latents.length, result.n_varying, units)} ` +
     `(${result.method}); ${format(significant)} differ at a false discovery rate of ${percent(limit)} ` +
     "(Benjamini–Hochberg). Effect is the rank-biserial correlation." +
-    (significant ? "" : " As none does, the tables show the largest differences regardless.");
+    (significant
+      ? ` Over all comparisons of this report, ${format(lasting)} of them do.`
+      : " As none does, the tables show the largest differences regardless.");
   const key = (/** @type {number | null} */ group, /** @type {string} */ name) =>
     colors.key(colors.group(group), `q < ${limit}, more in ${name}`);
   const legend = h(
@@ -116,14 +171,17 @@ function comparisonBody(result, { first, second, groups }) {
       effect[i].toFixed(2),
       format(10 ** -p[i], 2),
       format(10 ** -q[i], 2),
+      format(10 ** -overAll[i], 2),
     ]);
-    const head = ["latent", "log2 fold", "effect", "p", "q"];
-    return section(title, null, table(head, rows, { numeric: [1, 2, 3, 4], caption: title }));
+    const head = ["latent", "log2 fold", "effect", "p", "q", "q over all"];
+    return section(title, null, table(head, rows, { numeric: [1, 2, 3, 4, 5], caption: title }));
   };
   return h(
     "div",
     {},
     h("p.quiet", {}, about),
+    result.cells && h("p.notice", {}, result.cells),
+    result.design && h("p.notice", {}, result.design),
     h("div.plot-and-side", {}, h("div.panel", {}, host, legend), h("div", {}, picked)),
     h(
       "div.columns",

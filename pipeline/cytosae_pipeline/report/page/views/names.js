@@ -76,6 +76,7 @@ const patientView = (index, text) => {
           "p.quiet",
           {},
           `${countOf(data.n_images[index], "readable image")}. `,
+          data.subjects && `Of subject ${data.subjects.names[data.subjects.of[index]]}. `,
           group >= 0 && ["Group ", groupLink(data, group), ". "],
           h("a", { href: "#/patients" }, "All patients"),
         ),

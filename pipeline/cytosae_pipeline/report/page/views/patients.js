@@ -40,14 +40,41 @@ const patientsView = (tab = "barcodes", which = "0") => {
 };
 
 /**
- * A patient, with the group if there are groups.
+ * What is compared, in the plural: subjects where several patients are one person.
+ *
+ * @param {PatientsRecord} data
+ */
+const unitsOf = (data) => (data.subjects ? "subjects" : "patients");
+
+/**
+ * Says what is compared where it is not every patient with all images.
+ *
+ * @param {PatientsRecord} data
+ */
+function aboutSubjects({ names, subjects, n_each }) {
+  const parts = [];
+  if (subjects) {
+    const [patients, persons] = [countOf(names.length, "patient"), countOf(subjects.names.length, "subject")];
+    parts.push(`${patients} of ${persons}: subjects are compared, with the images of their patients together.`);
+  }
+  if (n_each) {
+    parts.push(`${countOf(n_each, "image")} of each, drawn at random, are counted: no side is more certain.`);
+  }
+  return parts.length ? h("p.quiet", {}, parts.join(" ")) : null;
+}
+
+/**
+ * A patient, with the person and the group where these are known.
  *
  * @param {PatientsRecord} data
  * @param {number} place
  */
 function patientText(data, place) {
-  if (!data.group_names.length) return data.names[place];
-  return `${data.names[place]} (${data.groups[place] >= 0 ? data.group_names[data.groups[place]] : "no group"})`;
+  const { names, subjects, groups, group_names } = data;
+  const person = subjects && `of ${subjects.names[subjects.of[place]]}`;
+  const group = group_names.length && (groups[place] >= 0 ? group_names[groups[place]] : "no group");
+  const known = [person, group].filter(Boolean).join(", ");
+  return known ? `${names[place]} (${known})` : names[place];
 }
 
 /**
@@ -167,7 +194,13 @@ function barcodesPanel(data) {
       strip: groupStrip([...data.group_names.keys()]),
       describe: reader(data.group_names, levels),
     });
-    parts.unshift(section("Each group's mean", "Mean of its patients' barcodes below.", groups));
+    parts.unshift(
+      section(
+        "Each group's mean",
+        `Mean of its ${unitsOf(data)}${data.subjects ? ", each with all its patients" : "' barcodes below"}.`,
+        groups,
+      ),
+    );
   }
   return h("div", {}, parts);
 }
