@@ -5,6 +5,7 @@ import multiprocessing
 import shutil
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +21,7 @@ from cytosae_pipeline.statistics.collecting import Asked, collect
 from cytosae_pipeline.statistics.inputs import open_inputs
 from cytosae_pipeline.statistics.masking import run_masking
 from cytosae_pipeline.statistics.sharing import share
+from cytosae_pipeline.statistics.some_rows import count_rows
 from tests.support import cluster as there
 from tests.support.stores import make_activations, make_spec, make_store, read_files
 
@@ -123,6 +125,16 @@ def test_an_export_has_the_same_lines(with_sae, address):
         written.append(read_files(out))
     assert written[0] == written[1]
     assert len(written[0]["table_images.csv"].splitlines()) > 100
+
+
+def test_counts_of_a_sample_are_the_same(place, address):
+    rows, threshold = np.arange(3, 60, 2), 0.1
+    groups, found = rows % 3, []
+    for more in ({}, {"dask": address}):
+        config = config_of(place, batch_size=4, **more)
+        found.append(count_rows(open_inputs(config), config, rows, groups, 3, threshold))
+    np.testing.assert_array_equal(*found)
+    assert found[0].any(axis=1).all()
 
 
 @pytest.mark.parametrize("computed", [True, False])
