@@ -74,7 +74,8 @@ def _check_patients(path: Path, named: Sequence[tuple[int, str]], patients: Sequ
                 "patient: delete one of them"
             )
         lines[name] = number
-    unknown = [name for name in lines if name not in set(patients)]
+    known = set(patients)
+    unknown = [name for name in lines if name not in known]
     missing = [name for name in patients if name not in lines]
     found = [
         unknown and f"names {len(unknown):,} that the store does not have, such as {_few(unknown)}",
