@@ -12,8 +12,12 @@ from scipy.stats import false_discovery_control
 
 from cytosae.analysis.differential import adjust_together, compare_groups, least_p_of
 from cytosae.analysis.omnibus import compare_all_groups
+from cytosae_pipeline.config import PageConfig
 from cytosae_pipeline.report.data.limits import SIGNIFICANT_Q
+from cytosae_pipeline.report.data.report_data import open_report_data
+from cytosae_pipeline.report.explore.service import ExploreService
 from cytosae_pipeline.report.records.comparisons import GroupPair, compare_all, describe_design
+from cytosae_pipeline.report.records.images import make_image_book
 from tests.support.browser import Visit, browser_or_skip, file_url
 
 
@@ -93,6 +97,15 @@ def test_q_is_adjusted_over_all_comparisons_too(demo_run, demo):
     assert at == len(together)
 
 
+def test_the_explorer_serves_the_same(demo_run):
+    (sae,), (groups,) = demo_run.root.glob("out/checkpoints/*/final_*.pt"), demo_run.root.glob("dataset/*/patients.csv")
+    config = PageConfig(root_dir=demo_run.root, dataset_name="demo-0", sae_path=sae, groups=groups)
+    data = open_report_data(config, profiles=False)
+    with ExploreService(data, np.arange(3), {}, None, None, make_image_book(data)) as service:
+        for name, asked in (("all", service.all_groups()), ("3", service.comparison(3))):
+            assert asked == (demo_run.report / f"data/comparisons/{name}.js").read_bytes()
+
+
 def test_adjusting_together_equals_scipy_and_takes_nothing():
     rng = np.random.default_rng(0)
     made = [compare_groups(rng.gamma(2, size=(10, 30)), np.arange(10) < n) for n in (3, 5)]
@@ -140,7 +153,8 @@ def test_fewer_than_three_groups_are_not_tested_at_once():
 def test_the_page_shows_all_groups_and_both_q(demo_run, demo):
     with browser_or_skip() as browser:
         visit = Visit(browser, file_url(demo_run.report))
-        visit.go("patients/compare/all")
+        visit.go("patients/compare")
+        visit.page.click("text=all 3 groups at once >> nth=0")
         visit.page.wait_for_selector("text=/Kruskal.Wallis: AML-like, CML-like, healthy/")
         record = _data(demo_run.report, "comparisons/all")
         text = visit.page.inner_text("#view")

@@ -2,7 +2,6 @@
 
 import base64
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from cytosae_pipeline.images.decoding import open_decoder
 from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.report.data.cohort import Cohort
 from cytosae_pipeline.report.data.report_data import ReportData
+from cytosae_pipeline.report.explore.byte_cache import ByteCache
 from cytosae_pipeline.report.explore.uploads import UploadReader
 from cytosae_pipeline.report.records.cell_map import CellMap, map_record, measure_map, n_score_files, scores_record
 from cytosae_pipeline.report.records.comparisons import (
@@ -59,35 +59,6 @@ class MissingError(LookupError):
 
 class RefusedError(ValueError):
     """A request cannot be served; the message is short and may be shown in the browser."""
-
-
-class ByteCache:
-    """The most recently used responses, up to a number of bytes.
-
-    Args:
-        max_bytes: Most bytes kept; a larger response is not kept at all.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes, self._n_bytes = max_bytes, 0
-        self._kept: OrderedDict[str, bytes] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, name: str) -> bytes | None:
-        """The response kept under a name, or None."""
-        with self._lock:
-            data = self._kept.get(name)
-            if data is not None:
-                self._kept.move_to_end(name)
-            return data
-
-    def put(self, name: str, data: bytes) -> None:
-        """Keep a response; the least recently used ones are dropped to make room."""
-        with self._lock:
-            self._n_bytes += len(data) - len(self._kept.pop(name, b""))
-            self._kept[name] = data
-            while self._n_bytes > self._max_bytes:
-                self._n_bytes -= len(self._kept.popitem(last=False)[1])
 
 
 class ExploreService:

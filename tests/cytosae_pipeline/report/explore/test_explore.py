@@ -31,8 +31,9 @@ from cytosae_pipeline.config import ExploreConfig
 from cytosae_pipeline.images.listing import list_stored_images
 from cytosae_pipeline.report.data.report_data import open_report_data
 from cytosae_pipeline.report.explore.app import make_app
+from cytosae_pipeline.report.explore.byte_cache import ByteCache
 from cytosae_pipeline.report.explore.http_server import ExploreServer, bind
-from cytosae_pipeline.report.explore.service import ByteCache, ExploreService, profile_images
+from cytosae_pipeline.report.explore.service import ExploreService, profile_images
 from cytosae_pipeline.report.records.images import make_image_book
 from cytosae_pipeline.report.records.page_files import read_policy
 from cytosae_pipeline.statistics.notes import read_notes, save_note
@@ -289,6 +290,7 @@ def test_invalid_numbers_get_404(server):
         assert server.ask(f"data/images/{row}.js")[0] == 404
         assert server.ask(f"thumbnails/{row}.jpg")[0] == 404
     assert server.ask("data/comparisons/7.js")[0] == 404
+    assert server.ask("data/comparisons/all.js")[0] == 404, "there are two groups"
     assert server.ask("data/latents/1")[0] == 404
     assert server.ask("thumbnails/1.png")[0] == 404
 

@@ -21,14 +21,15 @@ function comparisonsPanel(data, which) {
   const options = comparisons.map(({ first, second, n_first, n_second }, i) =>
     h("option", { value: i, selected: i === chosen }, `${first} (${n_first}) against ${second} (${n_second})`),
   );
-  if (data.all_groups) {
-    const text = `all ${data.all_groups.length} groups at once`;
-    options.unshift(h("option", { value: "all", selected: isAll }, text));
-  }
+  const together = data.all_groups && `all ${data.all_groups.length} groups at once`;
+  if (together && isAll) options.push(h("option", { value: "all", selected: isAll }, together));
   return h(
     "div",
     {},
     aboutSubjects(data),
+    together &&
+      !isAll &&
+      h("p", {}, "First: ", h("a", { href: "#/patients/compare/all" }, together), ". Then, in pairs:"),
     h("p", {}, h("select", { id: "compared", "aria-label": "Groups compared", onchange }, options)),
     isAll
       ? later(cytosae.load("comparisons/all"), (result) => allGroupsBody(result, data))
