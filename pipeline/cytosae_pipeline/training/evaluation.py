@@ -19,6 +19,8 @@ from cytosae_cache.reading.permutation import spread_rows
 from cytosae_pipeline.training.init import choose_tokens
 
 _IMAGES_AT_ONCE = 32
+_TOKENS_AT_ONCE = 1024
+"""Tokens whose latents are all computed at once: several matrices of them live at the same time."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,13 @@ def _reconstruct(sae: Sae, x: torch.Tensor, matmul: MatmulConfig) -> tuple[torch
         active = EncoderProduct(sae, x - sae.b_dec, matmul).above_if_few(bound, matmul.sparse_below)
     if active is not None:
         return torch.bincount(active.columns, minlength=len(sae.b_enc)), active.matmul(sae.W_dec) + sae.b_dec
+    parts = [_reconstruct_densely(sae, x[part], matmul) for part in iter_parts(len(x), _TOKENS_AT_ONCE)]
+    n_fired, reconstructions = zip(*parts, strict=True)
+    return torch.stack(n_fired).sum(dim=0), torch.cat(reconstructions)
+
+
+def _reconstruct_densely(sae: Sae, x: torch.Tensor, matmul: MatmulConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same, by computing all latents."""
     acts = sae.encode(x)
     n_fired = torch.count_nonzero(acts, dim=0)
     sparse = int(n_fired.sum()) < matmul.sparse_below * acts.numel()
