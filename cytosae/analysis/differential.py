@@ -190,8 +190,8 @@ def fold_change_pseudocount(counts: npt.NDArray[np.floating]) -> float:
 def adjust_together(comparisons: Sequence[GroupComparison]) -> list[Floats]:
     """Benjamini-Hochberg adjusted p over the tested latents of several comparisons together.
 
-    A q within one comparison bounds the share of false findings in it; whoever picks the most striking of many
-    comparisons needs this one.
+    A q within one comparison bounds the share of false findings in it. To pick the most striking latent of many
+    comparisons, use this one.
 
     Args:
         comparisons: Comparisons of the same S latents.
