@@ -36,30 +36,62 @@ def least_p(values: npt.NDArray[np.floating], n_first: int) -> Floats:
     Returns:
         Float64, shape `(n,)`; 1 for a latent that does not vary.
     """
+    return least_p_within([values], [n_first], [1.0])
+
+
+def least_p_within(
+    values: Sequence[npt.NDArray[np.floating]], n_first: Sequence[int], weights: Sequence[float]
+) -> Floats:
+    """The same where subjects are assigned to the groups within strata: of the weighted sum of the strata's statistics.
+
+    In the most extreme assignments the first group has the largest values of every stratum, or the smallest.
+
+    Args:
+        values: Of each stratum, shape `(P_h, n)`.
+        n_first: Subjects of the first group in each stratum, between 1 and P_h - 1.
+        weights: Weight of each stratum's sum, above 0.
+
+    Returns:
+        Float64, shape `(n,)`; 1 for a latent that varies in no stratum.
+    """
+    distances, log_shares, total = np.zeros((2, 1)), np.zeros((2, 1)), np.zeros(1)
+    for block, n, weight in zip(values, n_first, weights, strict=True):
+        far, log_share, size = _extremes(block, n)
+        distances, log_shares, total = distances + weight * far, log_shares + log_share, total + weight * size
+    extreme = distances >= distances.max(axis=0) - _TOLERANCE * total
+    return np.asarray(np.minimum(np.where(extreme, np.exp(log_shares), 0).sum(axis=0), 1))
+
+
+def _extremes(values: npt.NDArray[np.floating], n_first: int) -> tuple[Floats, Floats, Floats]:
+    """How far the first group's sum is from its expectation if it has the smallest or the largest values.
+
+    Returns:
+        The distances, shape `(2, n)`; the logarithm of the share of assignments with each, shape `(2, n)`; and the sum
+        of the values' distances from their mean, shape `(n,)`.
+    """
     n = len(values)
     ordered = np.sort(np.asarray(values, dtype=np.float64), axis=0)
     ordered = ordered - ordered.mean(axis=0)
     total = np.abs(ordered).sum(axis=0)
-    low, high = -ordered[:n_first].sum(axis=0), ordered[n - n_first :].sum(axis=0)
-    most = np.maximum(low, high)
-    log_all = log_choices(n, np.array(n_first))
-    p = np.zeros(values.shape[1])
-    for distance, edge, inside in ((low, n_first - 1, slice(n_first)), (high, n - n_first, slice(n - n_first, n))):
+    distances = np.stack([-ordered[:n_first].sum(axis=0), ordered[n - n_first :].sum(axis=0)])
+    log_all, log_shares = log_choices(n, np.array(n_first)), []
+    for edge, inside in ((n_first - 1, slice(n_first)), (n - n_first, slice(n - n_first, n))):
         tied = np.abs(ordered - ordered[edge]) <= _TOLERANCE * total
         n_tied, n_taken = tied.sum(axis=0), tied[inside].sum(axis=0)
         log_ways = gammaln(n_tied + 1) - gammaln(n_taken + 1) - gammaln(n_tied - n_taken + 1)
-        p += np.where(distance >= most - _TOLERANCE * total, np.exp(log_ways - log_all), 0)
-    return np.minimum(p, 1)
+        log_shares.append(log_ways - log_all)
+    return distances, np.stack(log_shares), total
 
 
-def least_p_of_design(n_first: int, n_second: int) -> float:
+def least_p_of_design(n_first: int | Sequence[int], n_second: int | Sequence[int]) -> float:
     """The smallest p of any latent in a comparison of two groups over all assignments: of one without ties.
 
     Args:
-        n_first: Subjects in the first group.
-        n_second: Subjects in the second group.
+        n_first: Subjects in the first group; in each stratum, where they are assigned within strata.
+        n_second: Subjects in the second group, likewise.
     """
-    return min(1.0, 2 / math.comb(n_first + n_second, n_first))
+    sizes = np.broadcast_arrays(np.atleast_1d(n_first), np.atleast_1d(n_second))
+    return min(1.0, 2 / math.prod(math.comb(a + b, a) for a, b in zip(*(s.tolist() for s in sizes), strict=True)))
 
 
 def least_p_by_others(sizes: Sequence[int]) -> Floats:

@@ -92,7 +92,7 @@ def compare_all_groups(
     tested = np.zeros(n_latents, dtype=np.bool_)
     for start in range(0, len(varying), LATENT_BLOCK):
         latents = varying[start : start + LATENT_BLOCK]
-        ranks, n_others = _rank(counts[:, latents])
+        ranks, n_others = rank_and_count_others(counts[:, latents])
         if level is not None:
             able = bound[n_others] <= level * (1 + 1e-9)
             latents, ranks, n_others = latents[able], ranks[:, able], n_others[able]
@@ -133,8 +133,15 @@ def _check(
     return sizes
 
 
-def _rank(counts: npt.NDArray[np.floating]) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """Centred midranks of each latent, shape `(P, n)`, and its subjects with other counts than the most frequent."""
+def rank_and_count_others(counts: npt.NDArray[np.floating]) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Centred midranks of each latent, and how many of its subjects have another count than the most frequent.
+
+    Args:
+        counts: Shape `(P, n)`.
+
+    Returns:
+        Shapes `(P, n)` and `(n,)`.
+    """
     ranks = rankdata(counts, axis=0)
     ordered = np.sort(ranks, axis=0)
     # Equal counts have equal ranks: the longest run of them.

@@ -18,16 +18,20 @@ class TiedRanks(NamedTuple):
     n_patients: int
     """Number of patients P."""
     n_chosen: int
-    """Number of patients in the smaller group."""
+    """Number of patients in the group whose sum is observed: the smaller, unless another is chosen."""
     observed: int
-    """Sum of the smaller group's offsets."""
+    """Sum of its offsets."""
 
     @classmethod
     def of(cls, ranks: Floats, first: npt.NDArray[np.bool_]) -> Self:
         """From one latent's midranks, shape `(P,)`."""
+        return cls.of_group(ranks, first if 2 * first.sum() <= len(first) else ~first)
+
+    @classmethod
+    def of_group(cls, ranks: Floats, chosen: npt.NDArray[np.bool_]) -> Self:
+        """The same with this group as the one whose sum is observed, whichever is smaller."""
         values, counts = np.unique(ranks, return_counts=True)
         offsets = np.rint(2 * (ranks - values[counts.argmax()])).astype(np.int64)
-        chosen = first if 2 * first.sum() <= len(first) else ~first
         others = tuple(np.sort(offsets[offsets != 0]).tolist())
         return cls(others, len(ranks), int(chosen.sum()), int(offsets[chosen].sum()))
 
@@ -42,9 +46,13 @@ class TiedRanks(NamedTuple):
         low, high = _sum_range(self.offsets, self.n_chosen)
         return len(self.offsets) * min(self.n_chosen, len(self.offsets)) * float(high - low + 1)
 
+    def distribution(self) -> tuple[Floats, int]:
+        """Probability of each sum of the chosen group's offsets, and the smallest sum."""
+        return _sum_distribution(self.offsets, self.n_patients, self.n_chosen)
+
     def p_value(self) -> float:
         """Share of all assignments in which the sum is at least as far from its expectation as observed."""
-        shares, low = _sum_distribution(self.offsets, self.n_patients, self.n_chosen)
+        shares, low = self.distribution()
         # Multiplied by P, so that all numbers are integers.
         expected = self.n_chosen * sum(self.offsets)
         distance = np.abs(self.n_patients * (low + np.arange(len(shares))) - expected)
