@@ -25,6 +25,10 @@ class ConfoundedError(ValueError):
     """The covariates say which group a subject is in, so that no difference can be told from theirs."""
 
 
+class TooFewSubjectsError(ValueError):
+    """No degree of freedom is left."""
+
+
 class _Residuals(NamedTuple):
     """What is left once covariates have explained what they can."""
 
@@ -64,7 +68,8 @@ def compare_groups_adjusted(
 
     Raises:
         ConfoundedError: If the covariates say which group a subject is in.
-        ValueError: If the shapes do not fit, a value is not finite, or too few subjects are left.
+        TooFewSubjectsError: If they are not more than the columns of the model.
+        ValueError: If the shapes do not fit, or a value is not finite.
     """
     first = np.asarray(in_first)
     if first.dtype != np.bool_:
@@ -117,7 +122,8 @@ def compare_all_groups_adjusted(
 
     Raises:
         ConfoundedError: If the covariates say which group a subject is in, for any of the groups.
-        ValueError: If the shapes do not fit, a value is not finite, or too few subjects are left.
+        TooFewSubjectsError: If they are not more than the columns of the model.
+        ValueError: If the shapes do not fit, or a value is not finite.
     """
     groups = np.asarray(groups)
     left = _remove(counts, (groups[:, None] == np.arange(1, n_groups)).astype(np.float64), covariates)
@@ -170,8 +176,7 @@ def _remove(counts: npt.NDArray[np.floating], columns: Floats, covariates: npt.N
     """The part of the groups' columns that the covariates do not explain.
 
     Raises:
-        ConfoundedError: As for `compare_groups_adjusted`.
-        ValueError: As for `compare_groups_adjusted`.
+        ValueError: As for `compare_groups_adjusted`, with its subclasses.
     """
     covariates = np.asarray(covariates, dtype=np.float64)
     n = len(counts)
@@ -193,7 +198,7 @@ def _remove(counts: npt.NDArray[np.floating], columns: Floats, covariates: npt.N
             "the covariates say which group a subject is in: a difference of the groups cannot be told from theirs"
         )
     if freedom < 1:
-        raise ValueError(f"{n} subjects are too few for {basis.shape[1] - 1} covariates and the groups")
+        raise TooFewSubjectsError(f"{n} subjects are too few for {basis.shape[1] - 1} covariates and the groups")
     return _Residuals(own, basis, freedom)
 
 

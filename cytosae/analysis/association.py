@@ -131,3 +131,48 @@ def _standardise(values: Floats) -> Floats:
     """Midranks of each column, centred and of length 1."""
     ranks = rankdata(values, axis=0) - (len(values) + 1) / 2
     return np.asarray(ranks / np.linalg.norm(ranks, axis=0))
+
+
+class NamesTogether(NamedTuple):
+    """How much one property that is a name says about another."""
+
+    cramers_v: float
+    """Cramer's V, 0 to 1: 1 if each level of the property with more levels has one level of the other only."""
+    p_value: float
+    """Share of permutations of one of them with a chi squared at least as large."""
+
+
+def relate_names(
+    first: npt.NDArray[np.integer], second: npt.NDArray[np.integer], *, n_permutations: int = 10_000, seed: int = 0
+) -> NamesTogether | None:
+    """Relate two properties that are names, such as site and group: chi squared by permutations.
+
+    Args:
+        first: Level of each subject, shape `(P,)`; -1 where unknown.
+        second: Level of the other property, shape `(P,)`; -1 where unknown.
+        n_permutations: Number of permutations.
+        seed: Their seed.
+
+    Returns:
+        The relation; None if either has one level only among the subjects of whom both are known.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    first, second = np.asarray(first), np.asarray(second)
+    if first.ndim != 1 or first.shape != second.shape:
+        raise ValueError(f"both properties must be (P,), found {first.shape} and {second.shape}")
+    known = (first >= 0) & (second >= 0)
+    one, two = (np.unique(levels[known], return_inverse=True)[1] for levels in (first, second))
+    n, shape = len(one), (int(one.max(initial=0)) + 1, int(two.max(initial=0)) + 1)
+    if min(shape) < 2:
+        return None
+    expected = np.outer(np.bincount(one), np.bincount(two)) / n
+
+    def measure(levels: npt.NDArray[np.integer]) -> float:
+        table = np.bincount(levels * shape[1] + two, minlength=expected.size).reshape(shape)
+        return float(((table - expected) ** 2 / expected).sum())
+
+    observed, rng = measure(one), np.random.default_rng(seed)
+    n_extreme = sum(measure(rng.permutation(one)) >= observed * (1 - _TOLERANCE) for _ in range(n_permutations))
+    return NamesTogether((observed / (n * (min(shape) - 1))) ** 0.5, (1 + n_extreme) / (1 + n_permutations))

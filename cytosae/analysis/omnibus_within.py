@@ -57,7 +57,8 @@ def compare_all_groups_within(
         The comparison; `effect` is the statistic as a share of its largest value, subjects less strata.
 
     Raises:
-        ValueError: If the shapes do not fit, a count is negative or not finite, or no stratum has two groups.
+        NoOverlapError: If no stratum has two groups.
+        ValueError: If the shapes do not fit, or a count is negative or not finite.
     """
     groups = np.asarray(groups)
     if counts.ndim != 2 or groups.shape != counts.shape[:1]:

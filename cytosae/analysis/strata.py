@@ -17,6 +17,10 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
+class NoOverlapError(ValueError):
+    """No stratum has subjects of two groups."""
+
+
 class Strata(NamedTuple):
     """The strata that compare something: those with subjects of at least two groups."""
 
@@ -34,7 +38,8 @@ class Strata(NamedTuple):
             strata: Stratum of each subject, shape `(P,)`; -1 where it is unknown, which leaves the subject out.
 
         Raises:
-            ValueError: If the shapes do not fit, or no stratum has two groups.
+            NoOverlapError: If no stratum has two groups.
+            ValueError: If the shapes do not fit.
         """
         groups, strata = np.asarray(groups), np.asarray(strata)
         if groups.ndim != 1 or groups.shape != strata.shape:
@@ -43,7 +48,7 @@ class Strata(NamedTuple):
         every = (np.flatnonzero(known & (strata == stratum)) for stratum in np.unique(strata[known]))
         rows = tuple(here for here in every if len(set(groups[here].tolist())) > 1)
         if not rows:
-            raise ValueError("no stratum has subjects of two groups: within strata there is nothing to compare")
+            raise NoOverlapError("no stratum has subjects of two groups: within strata there is nothing to compare")
         return cls(rows, np.array([1 / (len(here) + 1) for here in rows]))
 
     @property

@@ -73,8 +73,8 @@ def compare_groups_within(
         `n_first n_second / (P_h + 1)`: of `effect`, the strata's rank-biserial correlations.
 
     Raises:
-        ValueError: If the shapes do not fit, a count is negative or not finite, no stratum has both groups, or the
-            method is unknown.
+        NoOverlapError: If no stratum has both groups.
+        ValueError: If the shapes do not fit, a count is negative or not finite, or the method is unknown.
     """
     first = np.asarray(in_first)
     if counts.ndim != 2 or first.shape != counts.shape[:1] or first.dtype != np.bool_:

@@ -328,7 +328,7 @@ def demo(as_json: bool, **values: Any) -> None:
     config = make_config(DemoConfig, values)
     from cytosae_pipeline.demo.run import run_demo
 
-    result = run_demo(config.root_dir, seed=config.seed)
+    result = run_demo(config.root_dir, seed=config.seed, scanners=config.scanners)
     print_result(result, result.describe(), as_json)
     if not result.recovered:
         raise SystemExit(1)

@@ -46,6 +46,16 @@ class PageConfig(SubjectChoice, StatisticsConfig):
         "(docs/statistics.md).",
     )
     min_images: int = option(1, "Leave subjects with fewer readable images out of comparisons.", minimum=1)
+    strata: str | None = option(
+        None,
+        "Column of --covariates or of the manifest, such as site or scanner: groups are compared within its levels, "
+        "so that what differs between these cannot become a difference of the groups (van Elteren's test).",
+    )
+    adjust: tuple[str, ...] = option(
+        (),
+        "Such a column, as age or sex: groups are compared at equal values of it, in a linear model; may be given "
+        "several times.",
+    )
     masking_images: int = option(
         2000, "Images of the masking experiment, spread over the store; 0 skips it.", minimum=0
     )
@@ -67,6 +77,12 @@ class PageConfig(SubjectChoice, StatisticsConfig):
             parse_range(name, getattr(self, name))
         if self.latents is not None:
             parse_latents(self.latents)
+        if self.adjust and (self.strata is not None or self.group_test != "mann-whitney"):
+            other = "--strata" if self.strata is not None else f"--group_test {self.group_test}"
+            raise UserError(
+                f"--adjust compares groups in a linear model, {other} by another test: give one of them. A linear "
+                "model takes names such as sites, too: --adjust site --adjust age"
+            )
         wrong = [number for number in self.cluster if not 0 <= number < self.clusters]
         if wrong:
             raise UserError(

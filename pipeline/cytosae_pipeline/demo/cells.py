@@ -104,6 +104,12 @@ class Stain:
     slope: tuple[float, float] = (0.0, 0.0)
     """Relative change of the light from the centre to the right and the lower border."""
 
+    def seen_by(self, other: "Stain") -> "Stain":
+        """The same slide under another lamp and sensor: both change every channel."""
+        depth = np.array(self.depth) * other.depth
+        light = np.array(self.light) * other.light
+        return Stain(_triple(depth), _triple(light), self.slope)
+
 
 def make_stain(rng: np.random.Generator) -> Stain:
     """Draw one patient's stain and illumination."""

@@ -15,12 +15,13 @@ import numpy as np
 from PIL import Image
 
 from cytosae_cache.storage.atomic import make_folder, write_file
-from cytosae_pipeline.demo.cells import CELL_CLASSES, GENERATOR_VERSION, make_cell, make_stain
+from cytosae_pipeline.demo.cells import CELL_CLASSES, GENERATOR_VERSION, Stain, make_cell, make_stain
 from cytosae_pipeline.workspace.csv_files import to_csv
 
 __all__ = [
     "CELL_CLASSES",
     "GROUPS",
+    "SCANNERS",
     "CohortPlan",
     "SyntheticCell",
     "make_cell",
@@ -41,6 +42,14 @@ GROUPS: Mapping[str, Mapping[str, float]] = MappingProxyType(
 )
 """The planted truth: mean share of each cell class in each group's patients."""
 
+SCANNERS: Mapping[str, Stain] = MappingProxyType(
+    {"scanner-1": Stain(), "scanner-2": Stain(depth=(0.72, 1.1, 1.35), light=(1.0, 0.96, 0.9))}
+)
+"""The planted confounder: what each scanner does to colours, after the slide's own stain."""
+
+_SECOND_SCANNER: Mapping[str, int] = MappingProxyType({"healthy": 3, "AML-like": 8, "CML-like": 6})
+"""How many of twelve patients of each group the second scanner scans: groups and scanners go together in part."""
+
 
 @dataclass(frozen=True)
 class SyntheticCell:
@@ -52,7 +61,9 @@ class SyntheticCell:
     patient: str
     group: str
     seed: tuple[int, int, int]
-    """Cohort seed, patient index, cell index: all that the pixels depend on, besides the size."""
+    """Cohort seed, patient index, cell index: all that the pixels depend on, besides the size and the scanner."""
+    scanner: str = ""
+    """The scanner; '' where all are alike."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,8 @@ class CohortPlan:
     """Group -> mean share of each cell class."""
     concentration: float = 14.0
     """Of the Dirichlet that draws a patient's shares around the group's: larger means patients more alike."""
+    scanners: bool = False
+    """Whether patients are scanned by `SCANNERS`, unevenly over the groups."""
 
     def __post_init__(self) -> None:
         if self.seed < 0 or self.n_patients_per_group < 1 or self.n_cells_per_patient < 1 or self.concentration <= 0:
@@ -89,23 +102,31 @@ class CohortPlan:
     def _make_patient(self, patient: int, group: str) -> list[SyntheticCell]:
         mean = np.array([self.groups[group][name] for name in CELL_CLASSES])
         shares = _make_rng((self.seed, patient), "shares").dirichlet(mean * self.concentration)
+        scanner = ""
+        if self.scanners:
+            place = patient // len(self.groups) % 12
+            scanner = list(SCANNERS)[place < _SECOND_SCANNER.get(group, 6)]
         cells = []
         for index in range(self.n_cells_per_patient):
             seed = (self.seed, patient, index)
             label = CELL_CLASSES[int(_make_rng(seed, "class").choice(len(CELL_CLASSES), p=shares))]
             name = f"P{patient:03d}"
-            cells.append(SyntheticCell(f"images/{label}/{name}_{index:04d}.jpg", label, name, group, seed))
+            cells.append(SyntheticCell(f"images/{label}/{name}_{index:04d}.jpg", label, name, group, seed, scanner))
         return cells
 
 
-def plan_cohort(*, seed: int, n_patients_per_group: int = 12, cells_per_patient: int = 20) -> list[SyntheticCell]:
+def plan_cohort(
+    *, seed: int, n_patients_per_group: int = 12, cells_per_patient: int = 20, scanners: bool = False
+) -> list[SyntheticCell]:
     """Plan the demonstration cohort: three groups whose patients differ in cell composition, and overlap."""
-    return CohortPlan(seed, n_patients_per_group, cells_per_patient).make_cells()
+    return CohortPlan(seed, n_patients_per_group, cells_per_patient, scanners=scanners).make_cells()
 
 
 def make_cohort_cell(cell: SyntheticCell, *, size: int = 224) -> Image.Image:
     """Draw a planned cell with its patient's stain."""
     stain = make_stain(_make_rng(cell.seed[:2], "stain"))
+    if cell.scanner:
+        stain = stain.seen_by(SCANNERS[cell.scanner])
     return make_cell(cell.label, _make_rng(cell.seed, "pixels"), size=size, stain=stain)
 
 
@@ -117,6 +138,8 @@ def write_cohort(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write the planned images as JPEG, `manifest.csv`, and the planted truth in `patients.csv`.
+
+    Where there are scanners, `covariates.csv` has each patient's scanner, and an age that has to do with nothing.
 
     Images that exist and are correct, by the tag and the SHA-256 in their comment, are not written again.
 
@@ -131,7 +154,8 @@ def write_cohort(
     """
     for n_done, cell in enumerate(cells, start=1):
         path = folder / cell.path
-        tag = f"cytosae synthetic v{GENERATOR_VERSION} {cell.label} seed {cell.seed} size {size} sha256 ".encode()
+        look = f"{cell.label} seed {cell.seed} {f'{cell.scanner} ' if cell.scanner else ''}size {size}"
+        tag = f"cytosae synthetic v{GENERATOR_VERSION} {look} sha256 ".encode()
         if not _is_right(path, tag):
             make_folder(path.parent)
             write_file(path, _encode(make_cohort_cell(cell, size=size), tag), durable=False)
@@ -140,6 +164,11 @@ def write_cohort(
     patients = {cell.patient: cell.group for cell in cells}
     make_folder(folder)
     write_file(folder / "patients.csv", to_csv(("patient", "group"), patients.items()), durable=False)
+    scanners = {cell.patient: (cell.scanner, cell.seed[:2]) for cell in cells if cell.scanner}
+    if scanners:
+        ages = {name: int(_make_rng(seed, "age").integers(20, 85)) for name, (_, seed) in scanners.items()}
+        known = [(name, scanner, str(ages[name])) for name, (scanner, _) in scanners.items()]
+        write_file(folder / "covariates.csv", to_csv(("patient", "scanner", "age"), known), durable=False)
     rows = [(cell.path, cell.label, cell.patient) for cell in cells]
     manifest = folder / "manifest.csv"
     write_file(manifest, to_csv(("path", "label", "patient"), rows), durable=False)

@@ -79,21 +79,27 @@ class DemoResult:
         )
 
 
-def run_demo(root: Path | str, *, seed: int = 0) -> DemoResult:
+def run_demo(root: Path | str, *, seed: int = 0, scanners: bool = False) -> DemoResult:
     """Draw the cohort, run every stage on it, and check that the planted groups are recovered.
 
     Args:
         root: Folder for images and outputs; a second demo in the same folder reuses its images, store and run.
         seed: Seed of the cohort.
+        scanners: Whether two scanners are a confounder of the groups.
 
     Raises:
         UserError: If the seed is out of range.
     """
-    config = DemoConfig(root_dir=Path(root), seed=seed)
+    config = DemoConfig(root_dir=Path(root), seed=seed, scanners=scanners)
     root, seed = config.root_dir, config.seed
     started = time.monotonic()
-    cells = plan_cohort(seed=seed, n_patients_per_group=_N_PATIENTS_PER_GROUP, cells_per_patient=_N_CELLS_PER_PATIENT)
-    images = root / "dataset" / f"{DATASET}-{seed}"
+    cells = plan_cohort(
+        seed=seed,
+        n_patients_per_group=_N_PATIENTS_PER_GROUP,
+        cells_per_patient=_N_CELLS_PER_PATIENT,
+        scanners=scanners,
+    )
+    images = root / "dataset" / f"{DATASET}-{seed}{'-scanners' if scanners else ''}"
     with Progress("draw", len(cells), "cells") as bar:
         manifest = write_cohort(images, cells, on_progress=lambda done, total: bar.advance())
     source: dict[str, Any] = {
@@ -116,8 +122,9 @@ def run_demo(root: Path | str, *, seed: int = 0) -> DemoResult:
     )
     assert found.features is not None
     files = found.save(inputs)
+    known: dict[str, Any] = {"covariates": images / "covariates.csv", "strata": "scanner"} if scanners else {}
     page = write_report(
-        ReportConfig(**source, sae_path=trained.sae, groups=images / "patients.csv", n_latents=_N_LATENTS),
+        ReportConfig(**source, sae_path=trained.sae, groups=images / "patients.csv", n_latents=_N_LATENTS, **known),
         inputs=inputs,
         statistics=found,
     )

@@ -240,6 +240,11 @@ interface PatientsRecord {
 /** `data/comparisons/N.js`, from `records/comparisons.py`. */
 interface ComparisonRecord {
   method: string;
+  about_effect: string;
+  /** Why nothing could be compared; empty if it was. */
+  why_not: string;
+  /** How many do not count, and why; empty if all do. */
+  left_out: string;
   n_varying: number;
   /** A warning if the two sides differ in their numbers of images; empty if they do not. */
   cells: string;
@@ -255,15 +260,52 @@ interface ComparisonRecord {
   minus_log10_q_over_all: Packed<"f4">;
   more_in_first: number[];
   more_in_second: number[];
+  /** For each latent of the two lists the properties that tell more of it than the group does. */
+  told_by: [first: string[][], second: string[][]];
 }
 
 /** `data/comparisons/all.js`, from `records/comparisons.py`. */
 interface AllGroupsRecord {
   groups: number[];
+  method: string;
+  /** Name of the statistic. */
+  statistic: string;
+  about_effect: string;
+  why_not: string;
+  left_out: string;
   n_varying: number;
   n_tested: number;
   n_significant: number;
   latents: { latent: number; statistic: number; effect: number; p: number; q: number }[];
+}
+
+/** A property of the patients; see `cytosae.analysis.association`. */
+interface AuditedColumn {
+  name: string;
+  /** Names of at least two; 0 for numbers. */
+  n_levels: number;
+  n_subjects: number;
+  n_tested: number;
+  n_significant: number;
+  n_more_than_group: number | null;
+  with_groups: [effect: number, p: number] | null;
+  latents: {
+    latent: number;
+    share: number;
+    correlation: number | null;
+    p: number;
+    q: number;
+    group_share: number | null;
+  }[];
+}
+
+/** `data/audit.js`, from `records/audit.py`. */
+interface AuditRecord {
+  columns: AuditedColumn[];
+  strata: string | null;
+  adjust: string[];
+  /** Properties that are known, tested or not. */
+  n_known: number;
 }
 
 type RecordOf<N extends string> = N extends "overview"
@@ -276,19 +318,21 @@ type RecordOf<N extends string> = N extends "overview"
         ? ImageRecord
         : N extends "comparisons/all"
           ? AllGroupsRecord
-          : N extends `comparisons/${string}`
-            ? ComparisonRecord
-            : N extends `rows/${string}`
-              ? RowsRecord
-              : N extends `listings/${string}`
-                ? ListingRecord
-                : N extends `cards/${string}`
-                  ? CardsRecord
-                  : N extends "map"
-                    ? MapRecord
-                    : N extends `mapped/${string}`
-                      ? MappedRecord
-                      : unknown;
+          : N extends "audit"
+            ? AuditRecord
+            : N extends `comparisons/${string}`
+              ? ComparisonRecord
+              : N extends `rows/${string}`
+                ? RowsRecord
+                : N extends `listings/${string}`
+                  ? ListingRecord
+                  : N extends `cards/${string}`
+                    ? CardsRecord
+                    : N extends "map"
+                      ? MapRecord
+                      : N extends `mapped/${string}`
+                        ? MappedRecord
+                        : unknown;
 
 /** Colours of points: an index of each into a palette, and the palette in the current theme. */
 type PointColors = [bins: Uint8Array, palette: () => string[]];

@@ -19,6 +19,7 @@ from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.images.listing import list_stored_images
 from cytosae_pipeline.report.data.report_data import KEY_NAME, ReportData, make_latent_data, open_report_data
 from cytosae_pipeline.report.figures.write import require_matplotlib, write_figures
+from cytosae_pipeline.report.records.audit import audit_cohort, audit_record
 from cytosae_pipeline.report.records.cards import card_files
 from cytosae_pipeline.report.records.cell_map import map_files, measure_map, require_umap
 from cytosae_pipeline.report.records.choice import choose_latents, top_image_rows
@@ -31,6 +32,7 @@ from cytosae_pipeline.report.records.comparisons import (
     plan_comparisons,
 )
 from cytosae_pipeline.report.records.encoding import to_script
+from cytosae_pipeline.report.records.group_tests import IncomparableError
 from cytosae_pipeline.report.records.images import book_files, make_image_book
 from cytosae_pipeline.report.records.latents import (
     TopMap,
@@ -251,7 +253,13 @@ def _compare(data: ReportData) -> Comparisons:
         return nothing
     test, seed = data.config.group_test, data.config.seed
     with Progress("compare groups", n_pairs, "comparisons") as bar:
-        return compare_all(data.cohort, test=test, seed=seed, advance=bar.advance)
+        made = compare_all(data.cohort, test=test, seed=seed, advance=bar.advance)
+    if all(made.why_not):
+        raise IncomparableError(made.why_not[0])
+    for reason in (*filter(None, made.why_not), made.why_not_all):
+        if reason:
+            logger.info(reason)
+    return made
 
 
 def _write_patients(
@@ -261,11 +269,13 @@ def _write_patients(
     if data.cohort is None:
         return None
     config = data.config
+    audit = audit_cohort(data.cohort, seed=config.seed)
+    _write_data(folder, "audit", audit_record(audit, data.cohort))
     for number in range(len(comparisons.pairs)):
-        record = comparison_record(comparisons, number, data.cohort, config.group_test)
+        record = comparison_record(comparisons, number, data.cohort, config.group_test, audit)
         _write_data(folder, f"comparisons/{number}", record)
     if comparisons.all_groups is not None:
-        _write_data(folder, "comparisons/all", all_groups_record(comparisons.all_groups, data.cohort))
+        _write_data(folder, "comparisons/all", all_groups_record(comparisons, data.cohort))
     if comparisons.pairs:
         logger.info("patients: classifying groups by nested cross-validation")
     record = patients_record(data.cohort, latents, comparisons.pairs, seed=config.seed)

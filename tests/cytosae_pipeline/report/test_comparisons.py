@@ -16,7 +16,7 @@ from cytosae_pipeline.config import PageConfig
 from cytosae_pipeline.report.data.limits import SIGNIFICANT_Q
 from cytosae_pipeline.report.data.report_data import open_report_data
 from cytosae_pipeline.report.explore.service import ExploreService
-from cytosae_pipeline.report.records.comparisons import GroupPair, compare_all, describe_design
+from cytosae_pipeline.report.records.comparisons import GroupPair, compare_all, describe_design, sides_of_pair
 from cytosae_pipeline.report.records.images import make_image_book
 from tests.support.browser import Visit, browser_or_skip, file_url
 
@@ -35,7 +35,9 @@ def _groups(*sizes, unit="patient", n_latents=4, seed=0):
     of = np.repeat(np.arange(len(sizes)), sizes)
     names = tuple("abcdef"[: len(sizes)])
     counts = np.random.default_rng(seed).gamma(2, size=(len(of), n_latents))
-    cohort = SimpleNamespace(groups=SimpleNamespace(of=of, names=names), unit=unit, counts=counts)
+    cohort = SimpleNamespace(
+        groups=SimpleNamespace(of=of, names=names), unit=unit, counts=counts, strata=None, adjust=(), columns={}
+    )
     cohort.units = cohort
     return cohort
 
@@ -116,17 +118,21 @@ def test_adjusting_together_equals_scipy_and_takes_nothing():
     assert alone.tolist() == [1, 1, 1]
 
 
+def _design(cohort, pair, n_tested, test):
+    return describe_design(cohort, sides_of_pair(cohort, pair), n_tested, test)
+
+
 def test_the_design_says_what_can_be_found():
     pair = GroupPair(0, 1)
-    assert describe_design(_groups(3, 3), pair, 500, "mann-whitney") == (
+    assert _design(_groups(3, 3), pair, 500, "mann-whitney") == (
         "With 3 against 3 patients the smallest possible p is 0.1: no latent can reach q < 0.05."
     )
-    assert describe_design(_groups(5, 5, unit="subject"), pair, 400, "mann-whitney") == (
+    assert _design(_groups(5, 5, unit="subject"), pair, 400, "mann-whitney") == (
         "With 5 against 5 subjects the smallest possible p is 0.0079: at least 64 of 400 latents must reach it before "
         "any has q < 0.05."
     )
-    assert describe_design(_groups(5, 5, 20), GroupPair(0, None), 400, "mann-whitney") == ""
-    assert "smallest possible p is 0.0001: at least 2 of" in describe_design(_groups(20, 20), pair, 1000, "permutation")
+    assert _design(_groups(5, 5, 20), GroupPair(0, None), 400, "mann-whitney") == ""
+    assert "smallest possible p is 0.0001: at least 2 of" in _design(_groups(20, 20), pair, 1000, "permutation")
 
 
 @pytest.mark.parametrize("method", ["mann-whitney", "permutation"])

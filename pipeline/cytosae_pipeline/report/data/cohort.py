@@ -1,8 +1,8 @@
 """The patients of a report, and the subjects that are compared."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -20,6 +20,7 @@ from cytosae_pipeline.statistics.covariates import read_covariates
 from cytosae_pipeline.statistics.groups import PatientGroups, find_groups
 from cytosae_pipeline.statistics.inputs import Inputs
 from cytosae_pipeline.statistics.label_index import LabelIndex, number_names
+from cytosae_pipeline.statistics.patient_columns import Column, collect_columns, require_column
 from cytosae_pipeline.statistics.some_rows import count_rows
 from cytosae_pipeline.statistics.subjects import Subjects, find_subjects, require_one_group
 
@@ -48,6 +49,12 @@ class Cohort:
     """What is compared instead of all subjects with all their images; None for these."""
     n_each: int = 0
     """In `compared`: images of every subject if their number is equal; else 0."""
+    columns: Mapping[str, Column] = field(default_factory=dict)
+    """What else is known about them."""
+    strata: str | None = None
+    """The column within whose levels groups are compared."""
+    adjust: tuple[str, ...] = ()
+    """Columns of the linear model in which groups are compared."""
 
     @property
     def units(self) -> "Cohort":
@@ -65,16 +72,18 @@ class Cohort:
         names = [self.subjects.names[at] for at in kept.tolist()]
         pooled = pool_samples(self.raw, self.n_images, slots, len(kept))
         groups = subject_groups(self.groups.of, slots, len(kept))
-        order = order_by_group(groups, names)
-        return replace(
+        columns = {name: column.pool(slots, len(kept)) for name, column in self.columns.items()}
+        every = replace(
             self,
-            names=[names[at] for at in order.tolist()],
-            counts=pooled.counts[order],
-            raw=pooled.raw[order],
-            n_images=pooled.n_images[order],
-            groups=self.groups._replace(of=groups[order]),
+            names=names,
+            counts=pooled.counts,
+            raw=pooled.raw,
+            n_images=pooled.n_images,
+            groups=self.groups._replace(of=groups),
             subjects=None,
+            columns={name: column for name, column in columns.items() if column is not None},
         )
+        return every.take(order_by_group(groups, names))
 
     def take(self, units: npt.NDArray[np.int64]) -> "Cohort":
         """Some of the patients only, in the order given."""
@@ -86,6 +95,7 @@ class Cohort:
             n_images=self.n_images[units],
             groups=self.groups._replace(of=self.groups.of[units]),
             subjects=None,
+            columns={name: column.take(units) for name, column in self.columns.items()},
         )
 
     @property
@@ -118,8 +128,8 @@ def open_cohort(
     """
     images = inputs.store.images
     if counts is None or not counts.n_images.any():
-        for name in ("groups", "covariates", "subject_column"):
-            if getattr(config, name) is not None:
+        for name in ("groups", "covariates", "subject_column", "strata", "adjust"):
+            if getattr(config, name) not in (None, ()):
                 raise UserError(
                     f"--{name} '{getattr(config, name)}' cannot be used: the store has no patient column. Build it "
                     "from a CSV with a patient column, or from folders with --layout patient or class/patient"
@@ -147,6 +157,17 @@ def open_cohort(
     order = order_by_group(groups.of, shown)
     patients = number_names(images.patient, [names[at] for at in order.tolist()])
     cohort = arrange_cohort(counts, seen, shown, groups, order, subjects, pseudonymous=key is not None)
+    columns = collect_columns(counts.names, inputs.store, covariates)
+    strata, *adjust = (
+        None if name is None else require_column(columns, name, option, covariates, inputs.store)
+        for option, name in (("strata", config.strata), *(("adjust", name) for name in config.adjust))
+    )
+    cohort = replace(
+        cohort,
+        columns={name: column.take(seen[order]) for name, column in columns.items()},
+        strata=strata,
+        adjust=tuple(name for name in adjust if name is not None),
+    )
     return choose_compared(cohort, patients, inputs, config, config.cells, config.min_images, config.seed), patients
 
 

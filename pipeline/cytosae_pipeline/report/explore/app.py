@@ -15,8 +15,9 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from cytosae.backbones.images import UnreadableImageError
 from cytosae_cache.errors import StoreBusyError, WriteError
 from cytosae_pipeline.report.data.limits import MAX_UPLOAD
+from cytosae_pipeline.report.explore.errors import MissingError, RefusedError
 from cytosae_pipeline.report.explore.http_server import HOST
-from cytosae_pipeline.report.explore.service import ExploreService, MissingError, RefusedError
+from cytosae_pipeline.report.explore.service import ExploreService
 from cytosae_pipeline.report.records.page_files import read_page_files, read_policy
 
 _MAX_NOTE_BYTES = 1 << 18
@@ -156,6 +157,7 @@ def _add_routes(app: Flask, service: ExploreService) -> None:
     add("data/rows/<name>", numbered(service.rows, "js"))
     add("data/listings/label-<name>", numbered(partial(service.listing, "label"), "js"))
     add("data/listings/patient-<name>", numbered(partial(service.listing, "patient"), "js"))
+    add("data/audit.js", lambda: _respond("js", service.audit()))
     add("data/comparisons/all.js", lambda: _respond("js", service.all_groups()))
     add("data/comparisons/<name>", numbered(service.comparison, "js"))
     add("thumbnails/<name>", numbered(service.thumbnail, "jpg"))

@@ -13,18 +13,12 @@ from cytosae.analysis.cell_map import cosine_similarity, nearest_images
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.images.decoding import open_decoder
 from cytosae_pipeline.images.image_list import ImageList
-from cytosae_pipeline.report.data.cohort import Cohort
 from cytosae_pipeline.report.data.report_data import ReportData
 from cytosae_pipeline.report.explore.byte_cache import ByteCache
+from cytosae_pipeline.report.explore.cohort_records import CohortRecords
+from cytosae_pipeline.report.explore.errors import MissingError, RefusedError
 from cytosae_pipeline.report.explore.uploads import UploadReader
 from cytosae_pipeline.report.records.cell_map import CellMap, map_record, measure_map, n_score_files, scores_record
-from cytosae_pipeline.report.records.comparisons import (
-    Comparisons,
-    all_groups_record,
-    compare_all,
-    comparison_record,
-    plan_comparisons,
-)
 from cytosae_pipeline.report.records.encoding import to_script
 from cytosae_pipeline.report.records.images import ImageBook, Kind, listing_record, rows_record
 from cytosae_pipeline.report.records.latents import (
@@ -35,7 +29,6 @@ from cytosae_pipeline.report.records.latents import (
     maps_of_latent,
     profile_sample,
 )
-from cytosae_pipeline.report.records.patients import patients_record
 from cytosae_pipeline.report.records.thumbnails import encode_jpeg, is_same
 from cytosae_pipeline.statistics.notes import LatentNote, Subject, check_note, save_note
 
@@ -51,14 +44,6 @@ _PROFILE_OPERATIONS = 1e12
 
 _DATA_BYTES = 64 << 20
 _PICTURE_BYTES = 64 << 20
-
-
-class MissingError(LookupError):
-    """There is no such latent, image, patient view or picture."""
-
-
-class RefusedError(ValueError):
-    """A request cannot be served; the message is short and may be shown in the browser."""
 
 
 class ExploreService:
@@ -87,8 +72,7 @@ class ExploreService:
         self._report_data, self._latents, self._overview = report_data, latents, overview
         self._images, self._uploads = images, uploads
         self._digests = report_data.store.column("images/sha256")
-        self._pairs = plan_comparisons(report_data.cohort) if report_data.cohort else []
-        self._comparisons: Comparisons | None = None
+        self._cohort = CohortRecords(report_data.cohort, latents, report_data.config)
         self._data, self._pictures = ByteCache(_DATA_BYTES), ByteCache(_PICTURE_BYTES)
         self.computing = threading.Lock()
         """Held while the encoder or the vision transformer is used."""
@@ -183,13 +167,7 @@ class ExploreService:
         Raises:
             MissingError: If the images have no patients.
         """
-        cohort = self._report_data.cohort
-        if cohort is None:
-            raise MissingError
-        seed = self._report_data.config.seed
-        return self._once(
-            "patients", self._comparing, lambda: patients_record(cohort, self._latents, self._pairs, seed=seed)
-        )
+        return self._once("patients", self._comparing, self._cohort.patients)
 
     def comparison(self, number: int) -> bytes:
         """One comparison of groups.
@@ -197,14 +175,7 @@ class ExploreService:
         Raises:
             MissingError: If there is no comparison of this number.
         """
-        cohort, test = self._report_data.cohort, self._report_data.config.group_test
-        if cohort is None or not 0 <= number < len(self._pairs):
-            raise MissingError
-        return self._once(
-            f"comparisons/{number}",
-            self._comparing,
-            lambda: comparison_record(self._compare(cohort), number, cohort, test),
-        )
+        return self._once(f"comparisons/{number}", self._comparing, lambda: self._cohort.comparison(number))
 
     def all_groups(self) -> bytes:
         """All groups compared at once.
@@ -212,24 +183,15 @@ class ExploreService:
         Raises:
             MissingError: If there are fewer than three.
         """
-        cohort = self._report_data.cohort
-        if cohort is None:
-            raise MissingError
+        return self._once("comparisons/all", self._comparing, self._cohort.all_groups)
 
-        def make() -> dict[str, Any]:
-            found = self._compare(cohort).all_groups
-            if found is None:
-                raise MissingError
-            return all_groups_record(found, cohort)
+    def audit(self) -> bytes:
+        """What is known about the patients beside the group, and what it tells.
 
-        return self._once("comparisons/all", self._comparing, make)
-
-    def _compare(self, cohort: Cohort) -> Comparisons:
-        """All comparisons, made when the first is asked for: a q over all needs them. `_comparing` is held."""
-        if self._comparisons is None:
-            config = self._report_data.config
-            self._comparisons = compare_all(cohort, test=config.group_test, seed=config.seed)
-        return self._comparisons
+        Raises:
+            MissingError: If the images have no patients.
+        """
+        return self._once("audit", self._comparing, self._cohort.audit)
 
     def thumbnail(self, row: int) -> bytes:
         """The picture of an image of the store, as a JPEG file.

@@ -1,7 +1,7 @@
 """Records of groups compared: which pairs, every pair's latents, all groups at once, and what the design can find."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
@@ -9,29 +9,30 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae.analysis.design import n_needed
-from cytosae.analysis.differential import (
-    GroupComparison,
-    Method,
-    adjust_together,
-    compare_groups,
-    largest_differences,
-    least_p_of,
-)
+from cytosae.analysis.differential import GroupComparison, Method, adjust_together, largest_differences
 from cytosae.analysis.equal_cells import UNEQUAL_RATIO, median_images
-from cytosae.analysis.omnibus import OmnibusComparison, compare_all_groups
+from cytosae.analysis.omnibus import OmnibusComparison
 from cytosae_pipeline.report.data.cohort import Cohort
 from cytosae_pipeline.report.data.limits import SIGNIFICANT_Q
+from cytosae_pipeline.report.records.audit import Audit
 from cytosae_pipeline.report.records.encoding import pack
+from cytosae_pipeline.report.records.group_tests import (
+    IncomparableError,
+    Sides,
+    compare_several,
+    compare_two,
+    describe_effect,
+    describe_left_out,
+    describe_several,
+    describe_test,
+    known_of,
+    least_p_of_sides,
+)
 
 _PAIRS_UP_TO = 4
 _LARGEST = 15
 LEAST_P = 1e-300
 """Replaces a p of 0, which has no logarithm."""
-
-_METHODS: dict[Method, str] = {
-    "mann-whitney": "Mann-Whitney",
-    "permutation": "permutation test of the difference of means",
-}
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,10 @@ class Comparisons:
     """Adjusted p over the tested latents of all pairs together, each of shape `(S,)`; 1 where not tested."""
     all_groups: OmnibusComparison | None
     """All groups at once; None for fewer than three."""
+    why_not: list[str] = field(default_factory=list)
+    """Why a pair could not be compared, one entry per pair; empty where it was."""
+    why_not_all: str = ""
+    """The same of all groups at once."""
 
 
 def plan_comparisons(cohort: Cohort) -> list[GroupPair]:
@@ -90,17 +95,22 @@ def compare_all(
         seed: Seed of the permutations.
         advance: Called after each pair.
     """
-    pairs, found = plan_comparisons(cohort), []
-    groups, of = comparable_groups(cohort), cohort.units.groups.of
-    all_groups = None
+    pairs, found, why_not = plan_comparisons(cohort), [], []
+    groups, why_not_all, all_groups = comparable_groups(cohort), "", None
     if len(groups) > 2:
-        rows = np.flatnonzero(np.isin(of, groups))
-        numbers = np.searchsorted(groups, of[rows])
-        all_groups = compare_all_groups(cohort.units.counts[rows], numbers, len(groups), seed=seed, level=SIGNIFICANT_Q)
+        try:
+            all_groups = compare_several(cohort, all_sides(cohort), seed=seed)
+        except IncomparableError as error:
+            all_groups, why_not_all = _nothing_at_once(cohort), str(error)
     for pair in pairs:
-        found.append(compare_pair(cohort, pair, test=test, seed=seed))
+        try:
+            found.append(compare_pair(cohort, pair, test=test, seed=seed))
+            why_not.append("")
+        except IncomparableError as error:
+            found.append(_nothing(cohort))
+            why_not.append(str(error))
         advance()
-    return Comparisons(pairs, found, adjust_together(found), all_groups)
+    return Comparisons(pairs, found, adjust_together(found), all_groups, why_not, why_not_all)
 
 
 def compare_pair(cohort: Cohort, pair: GroupPair, *, test: Method, seed: int) -> GroupComparison:
@@ -111,14 +121,42 @@ def compare_pair(cohort: Cohort, pair: GroupPair, *, test: Method, seed: int) ->
         pair: The groups.
         test: The test.
         seed: Seed of the permutations.
+
+    Raises:
+        IncomparableError: If strata or covariates leave nothing to compare.
     """
-    units = cohort.units
-    rows = rows_of(units, pair)
-    in_first = units.groups.of[rows] == pair.first
-    return compare_groups(units.counts[rows], in_first, method=test, seed=seed, level=SIGNIFICANT_Q)
+    return compare_two(cohort, sides_of_pair(cohort, pair), test=test, seed=seed)
 
 
-def comparison_record(made: Comparisons, number: int, cohort: Cohort, test: Method) -> dict[str, Any]:
+def sides_of_pair(cohort: Cohort, pair: GroupPair) -> Sides:
+    """The subjects of both sides; the first has number 0."""
+    names = cohort.groups.names
+    rows = rows_of(cohort.units, pair)
+    second = "all others" if pair.second is None else names[pair.second]
+    numbers = (cohort.units.groups.of[rows] != pair.first).astype(np.int64)
+    return Sides(rows, numbers, (names[pair.first], second))
+
+
+def all_sides(cohort: Cohort) -> Sides:
+    """The subjects of all groups that can be compared."""
+    groups, of = comparable_groups(cohort), cohort.units.groups.of
+    rows = np.flatnonzero(np.isin(of, groups))
+    return Sides(rows, np.searchsorted(groups, of[rows]), tuple(cohort.groups.names[at] for at in groups.tolist()))
+
+
+def _nothing(cohort: Cohort) -> GroupComparison:
+    """A comparison of which no latent was tested."""
+    zeros, ones = np.zeros(cohort.counts.shape[1]), np.ones(cohort.counts.shape[1])
+    return GroupComparison(zeros, zeros, zeros, zeros.astype(np.int8), zeros, ones, ones, zeros.astype(np.bool_))
+
+
+def _nothing_at_once(cohort: Cohort) -> OmnibusComparison:
+    """The same of all groups at once."""
+    zeros, ones = np.zeros(cohort.counts.shape[1]), np.ones(cohort.counts.shape[1])
+    return OmnibusComparison(zeros, zeros, ones, ones, zeros.astype(np.bool_), 0)
+
+
+def comparison_record(made: Comparisons, number: int, cohort: Cohort, test: Method, audit: Audit) -> dict[str, Any]:
     """Record of a comparison: every tested latent, with effect, p and both q, and the largest differences per side.
 
     Args:
@@ -126,11 +164,16 @@ def comparison_record(made: Comparisons, number: int, cohort: Cohort, test: Meth
         number: Which of them.
         cohort: The patients.
         test: The test that was used.
+        audit: What else is known about the subjects.
     """
-    found = made.found[number]
+    found, pair = made.found[number], made.pairs[number]
+    sides = sides_of_pair(cohort, pair)
+    why_not = made.why_not[number]
+    used = sides if why_not else known_of(cohort, sides)
     tested = np.flatnonzero(found.tested)
     place = {latent: at for at, latent in enumerate(tested.tolist())}
-    more = [[place[latent] for latent in side.tolist()] for side in largest_differences(found, _LARGEST)]
+    largest = [side.tolist() for side in largest_differences(found, _LARGEST)]
+    more = [[place[latent] for latent in side] for side in largest]
     columns = {
         "log2_fold_change": found.log2_fold_change,
         "effect": found.effect,
@@ -139,24 +182,42 @@ def comparison_record(made: Comparisons, number: int, cohort: Cohort, test: Meth
         "minus_log10_q_over_all": -np.log10(np.maximum(made.q_over_all[number], LEAST_P)),
     }
     return {
-        "method": _METHODS[test],
+        "method": describe_test(cohort, test),
+        "about_effect": describe_effect(cohort),
+        "why_not": why_not,
+        "left_out": "" if why_not else describe_left_out(cohort, len(used.rows), len(sides.rows)),
         "n_varying": found.n_varying,
-        "cells": describe_cells(cohort, made.pairs[number]),
-        "design": describe_design(cohort, made.pairs[number], len(tested), test),
+        "cells": describe_cells(cohort, pair),
+        "design": "" if why_not else describe_design(cohort, used, len(tested), test),
         "latents": pack(tested.astype(np.int32)),
         "direction": pack(found.direction[tested]),
         **{name: pack(np.asarray(values)[tested].astype(np.float32)) for name, values in columns.items()},
         "more_in_first": more[0],
         "more_in_second": more[1],
+        "told_by": [[audit.told_by(latent) for latent in side] for side in largest],
     }
 
 
-def all_groups_record(found: OmnibusComparison, cohort: Cohort) -> dict[str, Any]:
-    """Record of all groups at once: how many latents differ, and those that differ most."""
+def all_groups_record(made: Comparisons, cohort: Cohort) -> dict[str, Any]:
+    """Record of all groups at once: how many latents differ, and those that differ most.
+
+    Args:
+        made: All comparisons, of three groups or more.
+        cohort: The patients.
+    """
+    found, sides = made.all_groups, all_sides(cohort)
+    assert found is not None
+    method, statistic, about_effect = describe_several(cohort)
+    n_used = len(sides.rows) if made.why_not_all else len(known_of(cohort, sides).rows)
     tested = np.flatnonzero(found.tested)
     order = tested[np.lexsort((-found.statistic[tested], found.q_value[tested]))]
     return {
         "groups": comparable_groups(cohort).tolist(),
+        "method": method,
+        "statistic": statistic,
+        "about_effect": about_effect,
+        "why_not": made.why_not_all,
+        "left_out": describe_left_out(cohort, n_used, len(sides.rows)),
         "n_varying": found.n_varying,
         "n_tested": len(tested),
         "n_significant": int((found.q_value < SIGNIFICANT_Q).sum()),
@@ -173,18 +234,21 @@ def all_groups_record(found: OmnibusComparison, cohort: Cohort) -> dict[str, Any
     }
 
 
-def describe_design(cohort: Cohort, pair: GroupPair, n_tested: int, test: Method) -> str:
+def describe_design(cohort: Cohort, sides: Sides, n_tested: int, test: Method) -> str:
     """What a comparison can find at all, in a sentence; empty if a single latent can be significant.
 
     Args:
         cohort: The patients.
-        pair: The groups.
+        sides: Those that are compared.
         n_tested: Latents tested.
         test: The test.
     """
-    n_first, n_second = sizes_of(cohort, pair)
-    least = least_p_of(n_first, n_second, test)
-    text = f"With {n_first} against {n_second} {cohort.unit}s the smallest possible p is {least:.2g}"
+    n_first = int((sides.groups == 0).sum())
+    least = least_p_of_sides(cohort, sides, test)
+    text = (
+        f"With {n_first} against {len(sides.groups) - n_first} {cohort.unit}s"
+        f"{'' if cohort.strata is None else f' within {cohort.strata}'} the smallest possible p is {least:.2g}"
+    )
     needed = n_needed(least, n_tested, SIGNIFICANT_Q)
     if least >= SIGNIFICANT_Q:
         return f"{text}: no latent can reach q < {SIGNIFICANT_Q}."

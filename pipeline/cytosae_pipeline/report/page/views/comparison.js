@@ -57,13 +57,14 @@ function aboutTested(tested, varying, units) {
  * @param {PatientsRecord} data
  */
 function allGroupsBody(result, data) {
+  if (result.why_not) return h("p.notice", {}, result.why_not);
   const limit = state.overview.limits.significant_q;
   const names = result.groups.map((group) => data.group_names[group]).join(", ");
   const about =
-    `${aboutTested(result.n_tested, result.n_varying, unitsOf(data))} (Kruskal–Wallis: ${names}); ` +
+    `${aboutTested(result.n_tested, result.n_varying, unitsOf(data))} (${result.method}: ${names}); ` +
     `${format(result.n_significant)} differ between any of the groups at a false discovery rate of ` +
-    `${percent(limit)} (Benjamini–Hochberg). Effect is epsilon squared, the share of the ranks' variance that is ` +
-    "between groups. Pairs of groups are above.";
+    `${percent(limit)} (Benjamini–Hochberg). Effect is ${result.about_effect}. Pairs of groups are above. ` +
+    result.left_out;
   const rows = result.latents.map(({ latent, statistic, effect, p, q }) => [
     h("a", { href: `#/latent/${latent}` }, latentTitle(latent)),
     statistic.toFixed(2),
@@ -72,7 +73,7 @@ function allGroupsBody(result, data) {
     format(q, 2),
   ]);
   const title = "Largest differences";
-  const head = ["latent", "H", "effect", "p", "q"];
+  const head = ["latent", result.statistic, "effect", "p", "q"];
   const found = rows.length
     ? table(head, rows, { numeric: [1, 2, 3, 4], caption: title })
     : h("p.quiet", {}, "No latent was tested.");
@@ -115,6 +116,7 @@ function decodeComparison(result) {
  * @param {string} units - what was compared: patients or subjects
  */
 function comparisonBody(result, { first, second, groups }, units) {
+  if (result.why_not) return h("p.notice", {}, result.why_not);
   const { latents, fold, effect, p, q, overAll, sides } = decodeComparison(result);
   const limit = state.overview.limits.significant_q;
   const significant = sides.filter((side) => side > 0).length;
@@ -122,10 +124,11 @@ function comparisonBody(result, { first, second, groups }, units) {
   const about =
     `${aboutTested(latents.length, result.n_varying, units)} ` +
     `(${result.method}); ${format(significant)} differ at a false discovery rate of ${percent(limit)} ` +
-    "(Benjamini–Hochberg). Effect is the rank-biserial correlation." +
+    `(Benjamini–Hochberg). Effect is ${result.about_effect}.` +
     (significant
       ? ` Over all comparisons of this report, ${format(lasting)} of them do.`
-      : " As none does, the tables show the largest differences regardless.");
+      : " As none does, the tables show the largest differences regardless.") +
+    (result.left_out && ` ${result.left_out}`);
   const key = (/** @type {number | null} */ group, /** @type {string} */ name) =>
     colors.key(colors.group(group), `q < ${limit}, more in ${name}`);
   const legend = h(
@@ -163,18 +166,20 @@ function comparisonBody(result, { first, second, groups }, units) {
         onpick: (i) => picked.replaceChildren(h("div.panel", {}, latentSummary(latents[i]))),
       }),
   );
-  /** @type {(title: string, places: number[]) => HTMLElement} */
-  const sideTable = (title, places) => {
+  /** @type {(title: string, places: number[], told: string[][]) => HTMLElement} */
+  const sideTable = (title, places, told) => {
     if (!places.length) return section(title, null, h("p.quiet", {}, "None."));
-    const rows = places.map((i) => [
+    const marked = told.some((names) => names.length);
+    const rows = places.map((i, at) => [
       h("a", { href: `#/latent/${latents[i]}` }, latentTitle(latents[i])),
       fold[i].toFixed(2),
       effect[i].toFixed(2),
       format(10 ** -p[i], 2),
       format(10 ** -q[i], 2),
       format(10 ** -overAll[i], 2),
+      ...(marked ? [told[at].join(", ")] : []),
     ]);
-    const head = ["latent", "log2 fold", "effect", "p", "q", "q over all"];
+    const head = ["latent", "log2 fold", "effect", "p", "q", "q over all", ...(marked ? ["told more by"] : [])];
     return section(title, null, table(head, rows, { numeric: [1, 2, 3, 4, 5], caption: title }));
   };
   return h(
@@ -187,8 +192,8 @@ function comparisonBody(result, { first, second, groups }, units) {
     h(
       "div.columns",
       {},
-      sideTable(`More in ${first}`, result.more_in_first),
-      sideTable(`More in ${second}`, result.more_in_second),
+      sideTable(`More in ${first}`, result.more_in_first, result.told_by[0]),
+      sideTable(`More in ${second}`, result.more_in_second, result.told_by[1]),
     ),
   );
 }

@@ -5,6 +5,7 @@
 const PATIENT_TABS = [
   ["barcodes", "Barcodes"],
   ["compare", "Compare groups"],
+  ["audit", "Confounders"],
   ["correlation", "Correlation"],
   ["classification", "Classification"],
 ];
@@ -24,6 +25,7 @@ const patientsView = (tab = "barcodes", which = "0") => {
   const panels = new Map([
     ["barcodes", barcodesPanel],
     ["compare", (/** @type {PatientsRecord} */ data) => comparisonsPanel(data, which)],
+    ["audit", auditPanel],
     ["correlation", correlationPanel],
     ["classification", classificationPanel],
   ]);
