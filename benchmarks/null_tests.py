@@ -9,6 +9,10 @@ scatter around the person's, cells are active or not, and an active cell has a g
 latents with q < 0.05 in a data set, and `any_found` the share of data sets with at least one, which should be at most
 0.05.
 
+Where persons are from two sites, the cells of every latent are active more or less often at the second one, by a
+factor that is log-normal with a standard deviation of `--site`, and eight of ten persons of the first group are from
+the first site, two of ten of the second group.
+
 With two groups, the same is drawn again with one latent in ten whose cells are active `--fold` times as often in the
 first group. `power_p` is the share of these with p <= 0.05, `power_q` of those with q < 0.05, and `false` the share of
 other latents among all with q < 0.05.
@@ -22,10 +26,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cytosae.analysis.differential import Method, compare_groups
+from cytosae.analysis.adjusted import compare_groups_adjusted
+from cytosae.analysis.differential import GroupComparison, Method, compare_groups
 from cytosae.analysis.equal_cells import draw_equal
-from cytosae.analysis.omnibus import compare_all_groups
+from cytosae.analysis.omnibus import OmnibusComparison, compare_all_groups
 from cytosae.analysis.subjects import pool_samples
+from cytosae.analysis.within_strata import compare_groups_within
 
 _LEVEL = 0.05
 _RARE, _FREQUENT = 0.003, 0.3
@@ -48,12 +54,19 @@ class Study(NamedTuple):
     """Cells of each sample of a person, shape `(U,)`."""
     n_samples: int = 1
     """Samples of each person."""
+    sites: Ints | None = None
+    """Site of each person, 0 or 1, shape `(U,)`; None for one."""
 
     @classmethod
     def of(cls, persons: tuple[int, ...], images: tuple[int, ...], n_samples: int = 1) -> "Study":
         """Groups of some persons each, whose samples have some cells each."""
         groups = np.repeat(np.arange(len(persons)), persons)
         return cls(groups, np.array(images)[groups], n_samples)
+
+    def at_sites(self) -> "Study":
+        """The same persons at two sites, which have much to do with the groups."""
+        place = np.concatenate([np.arange(size) / size for size in np.bincount(self.groups)])
+        return self._replace(sites=np.where(place < 0.8, self.groups, 1 - self.groups))
 
 
 class Cells(NamedTuple):
@@ -75,6 +88,8 @@ class Way(NamedTuple):
     unit: str
     """What is a row of the test: `persons`, `samples`, or `cells` for equal numbers of cells of every person."""
     method: Method
+    by_site: str = ""
+    """How sites are taken into account: not, `within` them, or in a linear `model`."""
 
 
 def main() -> None:
@@ -83,6 +98,7 @@ def main() -> None:
     parser.add_argument("--latents", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=20, help="data sets of each line")
     parser.add_argument("--spread", type=float, default=0.5)
+    parser.add_argument("--site", type=float, default=0.7)
     parser.add_argument("--fold", type=float, default=4.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", help="names of lines; default all")
@@ -109,6 +125,13 @@ def ways() -> Iterator[Way]:
         for unit in ("persons", "cells"):
             yield Way("unequal_cells", Study.of((n, n), (500, few)), unit, "mann-whitney")
     yield Way("unequal_cells", Study.of((10, 10), (500, 50)), "persons", "permutation")
+    for n in (5, 10, 25):
+        study = Study.of((n, n), (200, 200)).at_sites()
+        for by_site in ("", "within", "model"):
+            yield Way("confounded", study, "persons", "mann-whitney", by_site)
+    yield Way("confounded", Study.of((10, 10), (200, 200)).at_sites(), "persons", "permutation", "within")
+    for n in (5, 10, 25):
+        yield Way("no_covariate", Study.of((n, n), (200, 200)).at_sites(), "persons", "mann-whitney", "model")
 
 
 def draw(study: Study, n_latents: int, spread: float, rng: np.random.Generator, factor: object = 1.0) -> Cells:
@@ -134,12 +157,16 @@ def apply_test(way: Way, cells: Cells, seed: int) -> tuple[npt.NDArray[np.float6
     elif way.unit == "cells":
         rows = draw_equal(units, n_units, int(np.bincount(units).min()), seed=seed)
     pooled = pool_samples(cells.tokens[rows], np.ones(len(rows), dtype=np.int64), units[rows], n_units)
-    n_groups = int(groups.max()) + 1
-    found = (
-        compare_groups(pooled.counts, groups == 0, method=way.method, seed=seed, level=_LEVEL)
-        if n_groups == 2
-        else compare_all_groups(pooled.counts, groups, n_groups, seed=seed, level=_LEVEL)
-    )
+    n_groups, counts, sites = int(groups.max()) + 1, pooled.counts, way.study.sites
+    found: GroupComparison | OmnibusComparison
+    if way.by_site == "within" and sites is not None:
+        found = compare_groups_within(counts, groups == 0, sites, method=way.method, seed=seed, level=_LEVEL)
+    elif way.by_site == "model" and sites is not None:
+        found = compare_groups_adjusted(counts, groups == 0, sites[:, None].astype(np.float64), level=_LEVEL)
+    elif n_groups == 2:
+        found = compare_groups(counts, groups == 0, method=way.method, seed=seed, level=_LEVEL)
+    else:
+        found = compare_all_groups(counts, groups, n_groups, seed=seed, level=_LEVEL)
     return np.where(found.tested, found.p_value, np.nan), np.where(found.tested, found.q_value, np.nan)
 
 
@@ -179,7 +206,11 @@ def _repeat(
     """P and q of each data set. Ways of looking at one study see the same ones."""
     for repeat in range(options.repeats):
         rng = np.random.default_rng([options.seed, repeat])
-        cells = draw(way.study, options.latents, options.spread, rng, factor)
+        both = np.asarray(factor) * np.ones((1, options.latents))
+        if way.study.sites is not None and way.name == "confounded":
+            at_second = rng.lognormal(0, options.site, options.latents)
+            both = both * np.where(way.study.sites[:, None] == 1, at_second, 1.0)
+        cells = draw(way.study, options.latents, options.spread, rng, both)
         yield apply_test(way, cells, repeat)
 
 
@@ -195,7 +226,8 @@ def _describe(way: Way, options: argparse.Namespace) -> dict[str, object]:
         "samples": study.n_samples,
         "images": study.images[first].tolist(),
         "unit": {"cells": "persons, equal cells"}.get(way.unit, way.unit),
-        "test": "kruskal-wallis" if several else way.method,
+        "test": "kruskal-wallis" if several else "linear model" if way.by_site == "model" else way.method,
+        "within": "sites" if way.by_site == "within" else "",
         "latents": options.latents,
         "repeats": options.repeats,
     }

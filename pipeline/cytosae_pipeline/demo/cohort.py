@@ -104,7 +104,7 @@ class CohortPlan:
         shares = _make_rng((self.seed, patient), "shares").dirichlet(mean * self.concentration)
         scanner = ""
         if self.scanners:
-            place = patient // len(self.groups) % 12
+            place = 5 * (patient // len(self.groups)) % 12
             scanner = list(SCANNERS)[place < _SECOND_SCANNER.get(group, 6)]
         cells = []
         for index in range(self.n_cells_per_patient):

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from scipy.stats import false_discovery_control, kruskal, spearmanr
+from scipy.stats import chi2_contingency, false_discovery_control, fisher_exact, kruskal, spearmanr
 
 import cytosae.analysis.association
-from cytosae.analysis.association import associate_levels, associate_numbers
+from cytosae.analysis.association import associate_levels, associate_numbers, relate_names
 
 
 def _counts(n, n_latents=20, seed=0):
@@ -95,3 +95,19 @@ def test_what_does_not_fit_is_refused():
         associate_numbers(np.ones((6, 2)), np.zeros(5))
     with pytest.raises(ValueError, match="counts must be finite and not negative"):
         associate_numbers(np.full((6, 2), np.inf), np.arange(6.0))
+
+
+def test_names_are_related_by_permutations():
+    one = np.array([0] * 10 + [1] * 10 + [-1])
+    assert relate_names(one, one).cramers_v == pytest.approx(1)
+    assert relate_names(one, one, n_permutations=2000).p_value < 0.002
+    two = np.array([0] * 7 + [1] * 3 + [0] * 4 + [1] * 6 + [1])
+    table = chi2_contingency(np.array([[7, 3], [4, 6]]), correction=False)
+    found = relate_names(one, two)
+    assert found.cramers_v == pytest.approx((table.statistic / 20) ** 0.5)
+    # The exact share of permutations, by the hypergeometric distribution of one cell.
+    exact = fisher_exact([[7, 3], [4, 6]]).pvalue
+    assert found.p_value == pytest.approx(exact, abs=0.02)
+    assert relate_names(one, np.zeros(21, dtype=int)) is None
+    with pytest.raises(ValueError, match=r"both properties must be \(P,\), found \(21,\) and \(20,\)"):
+        relate_names(one, two[:20])

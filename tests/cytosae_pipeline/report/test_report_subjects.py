@@ -225,6 +225,9 @@ def test_options_about_patients_need_patients(with_images):
     where = ("--dataset_name", "toy", "--sae_path", with_images.sae())
     output = with_images.run("report", *where, "--subject_column", "x", code=1).output
     assert "--subject_column 'x' cannot be used: the store has no patient column. Build it" in output
+    for option in ("--strata", "--adjust"):
+        output = with_images.run("report", *where, option, "x", code=1).output
+        assert f"{option} 'x' cannot be used: the store has no patient column. Build it" in output
     output = with_images.run("export", *where, "--format", "csv", "--covariates", "x.csv", code=1).output
     assert "--covariates 'x.csv' cannot be used: no image of store" in output
     assert open_inputs(ReportConfig(root_dir=with_images.root, dataset_name="toy", sae_path=with_images.sae()))

@@ -129,9 +129,11 @@ def open_cohort(
     images = inputs.store.images
     if counts is None or not counts.n_images.any():
         for name in ("groups", "covariates", "subject_column", "strata", "adjust"):
-            if getattr(config, name) not in (None, ()):
+            given = getattr(config, name)
+            if given not in (None, ()):
+                shown = ", ".join(given) if isinstance(given, tuple) else given
                 raise UserError(
-                    f"--{name} '{getattr(config, name)}' cannot be used: the store has no patient column. Build it "
+                    f"--{name} '{shown}' cannot be used: the store has no patient column. Build it "
                     "from a CSV with a patient column, or from folders with --layout patient or class/patient"
                 )
         return None, np.full(len(images.patient), -1)

@@ -72,12 +72,14 @@ def audit_cohort(cohort: Cohort, *, seed: int) -> Audit:
     for name, column in [*units.columns.items(), (N_IMAGES, Column(units.n_images.astype(np.float64), None))]:
         found = _associate(units.counts, column, seed)
         if found is None:
-            if column.names is None or len(column.names) < int(np.isfinite(column.numbers).sum()):
+            # Names that all differ are those of the subjects.
+            alone = column.names is not None and len(column.names) == int(np.isfinite(column.numbers).sum())
+            if name in units.columns and not alone:
                 untested.append(name)
             continue
         sizes = np.bincount(column.levels[column.levels >= 0]) if column.names is not None else np.zeros(0)
         columns.append(AuditedColumn(name, int((sizes > 1).sum()), found, _relate(column, of, seed)))
-    if units.columns and untested:
+    if untested:
         logger.info(f"not audited, as too few {cohort.unit}s share a value: {join_few(map(quote, untested), _NAMED)}")
     groups = associate_levels(units.counts, of, seed=seed, level=SIGNIFICANT_Q) if len(units.groups.names) > 1 else None
     return Audit(columns, groups)
