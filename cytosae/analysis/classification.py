@@ -51,6 +51,9 @@ class GroupClassification(NamedTuple):
     """Rows by true group (first axis) and predicted group, shape `(G, G)`."""
     predicted: npt.NDArray[np.int64]
     """Predicted group of each row, shape `(P,)`."""
+    probability: npt.NDArray[np.float64]
+    """Probability of each group for each row, by the model that predicts it, shape `(P, G)`. Groups count as equally
+    frequent."""
     fold: npt.NDArray[np.int64]
     """Fold in which the row was predicted, from 0, shape `(P,)`."""
     latents: npt.NDArray[np.int64]
@@ -101,7 +104,7 @@ def classify_groups(
     groups = np.asarray(groups)
     ids = np.arange(len(groups)) if patients is None else np.unique(patients, return_inverse=True)[1]
     _check(counts, groups, names, ids, n_folds)
-    splits = _splits(groups, ids, n_folds, seed)
+    splits = split_subjects(groups, ids, n_folds, seed)
     if splits is None:
         raise ValueError(
             "cannot split the patients so that every training part has all groups: too many patients have rows in "
@@ -120,6 +123,7 @@ def classify_groups(
         chance=float(sizes.max() / len(groups)),
         confusion=confusion,
         predicted=found.predicted,
+        probability=found.probability,
         fold=found.fold,
         latents=latents,
         latent_share=found.n_chosen[latents] / len(splits),
@@ -133,6 +137,8 @@ class _Folds(NamedTuple):
 
     predicted: npt.NDArray[np.int64]
     """Predicted group of each row, shape `(P,)`."""
+    probability: npt.NDArray[np.float64]
+    """Probability of each group, shape `(P, G)`."""
     fold: npt.NDArray[np.int64]
     """Fold in which the row was predicted, shape `(P,)`."""
     n_chosen: npt.NDArray[np.int64]
@@ -159,15 +165,17 @@ def _cross_validate(
     predicted, fold = np.zeros(n_rows, dtype=np.int64), np.zeros(n_rows, dtype=np.int64)
     n_chosen = np.zeros(n_latents, dtype=np.int64)
     weights, strength = np.zeros((n_latents, n_groups)), np.zeros(n_latents)
+    probability = np.zeros((n_rows, n_groups))
     for number, (train, test) in enumerate(splits):
         model, setting = _fit(features[train], groups[train], ids[train], seed)
         predicted[test], fold[test] = model.predict(features[test]), number
+        probability[test] = model.predict_proba(features[test])
         settings.append(setting)
         latents, coefficients = _explain(model)
         n_chosen[latents] += 1
         weights[latents] += coefficients
         strength[latents] += np.abs(coefficients).mean(axis=1)
-    return _Folds(predicted, fold, n_chosen, weights, strength, tuple(settings))
+    return _Folds(predicted, probability, fold, n_chosen, weights, strength, tuple(settings))
 
 
 def variance_share(features: npt.NDArray[np.float64], groups: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
@@ -227,10 +235,17 @@ def _patients_by_group(
     return np.bincount(pairs[:, 0], minlength=n_groups)
 
 
-def _splits(
+def split_subjects(
     groups: npt.NDArray[np.integer], ids: npt.NDArray[np.integer], n_folds: int, seed: int
 ) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] | None:
-    """Training and test rows of each fold; None if a training part would lack a group."""
+    """Training and test rows of each fold; None if a training part would lack a group.
+
+    Args:
+        groups: Group of each row, shape `(P,)`.
+        ids: Patient of each row, whose rows stay together, shape `(P,)`.
+        n_folds: Folds; fewer if the smallest group has fewer patients.
+        seed: Seed of the folds.
+    """
     present = np.unique(groups)
     sizes = _patients_by_group(groups, ids, 0)[present]
     n_folds = min(n_folds, int(sizes.min()))
@@ -253,7 +268,7 @@ def _fit(
             ("regress", LogisticRegression(max_iter=1000, class_weight="balanced")),
         ]
     )
-    splits = _splits(groups, ids, N_INNER_FOLDS, seed)
+    splits = split_subjects(groups, ids, N_INNER_FOLDS, seed)
     candidates = list(SETTINGS if splits else (DEFAULT_SETTING,))
     # scikit-learn warns if more latents are requested than exist.
     settings = list(dict.fromkeys(Setting(min(n, features.shape[1]), c) for n, c in candidates))

@@ -45,6 +45,11 @@ class PageConfig(SubjectChoice, StatisticsConfig):
         "every subject as the one with fewest has, drawn at random, for groups with different numbers of images "
         "(docs/statistics.md).",
     )
+    shuffles: int = option(
+        100,
+        "Shuffles of the groups that say what their classification reaches by chance, about 0.1 s each; 0 skips them.",
+        minimum=0,
+    )
     min_images: int = option(1, "Leave subjects with fewer readable images out of comparisons.", minimum=1)
     strata: str | None = option(
         None,

@@ -211,7 +211,12 @@ interface Classification {
   names: string[];
   accuracy: number;
   balanced_accuracy: number;
+  /** 95 % credible interval of it. */
+  interval: [low: number, high: number];
   chance: number;
+  /** What shuffled groups reach; null if there were no shuffles. */
+  shuffled: { n: number; p: number; spread: [low: number, high: number] } | null;
+  calibration: { predicted: number[]; right: number[]; n_subjects: number[]; brier: number };
   n_folds: number;
   confusion: number[][];
   latents: { latent: number; share: number; weights: number[] }[];

@@ -278,7 +278,7 @@ def _write_patients(
         _write_data(folder, "comparisons/all", all_groups_record(comparisons, data.cohort))
     if comparisons.pairs:
         logger.info("patients: classifying groups by nested cross-validation")
-    record = patients_record(data.cohort, latents, comparisons.pairs, seed=config.seed)
+    record = patients_record(data.cohort, latents, comparisons.pairs, seed=config.seed, shuffles=config.shuffles)
     _write_data(folder, "patients", record)
     classification: dict[str, Any] | None = record["classification"]
     return classification

@@ -39,7 +39,8 @@ class CohortRecords:
             MissingError: If the images have none.
         """
         pairs = plan_comparisons(self._cohort)
-        return patients_record(self._cohort, self._latents, pairs, seed=self._config.seed)
+        config = self._config
+        return patients_record(self._cohort, self._latents, pairs, seed=config.seed, shuffles=config.shuffles)
 
     def comparison(self, number: int) -> dict[str, Any]:
         """One comparison of groups.

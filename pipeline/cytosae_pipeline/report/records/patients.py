@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cytosae.analysis.classification import classify_groups
 from cytosae.analysis.latents import correlate, group_means
 from cytosae_pipeline.report.data.cohort import Cohort
 from cytosae_pipeline.report.data.limits import MAX_CORRELATED
+from cytosae_pipeline.report.records.classification import classification_record
 from cytosae_pipeline.report.records.comparisons import (
     GroupPair,
     comparable_groups,
@@ -17,11 +17,9 @@ from cytosae_pipeline.report.records.comparisons import (
 )
 from cytosae_pipeline.report.records.encoding import pack
 
-_LARGEST = 15
-
 
 def patients_record(
-    cohort: Cohort, latents: npt.NDArray[np.int64], comparisons: list[GroupPair], *, seed: int
+    cohort: Cohort, latents: npt.NDArray[np.int64], comparisons: list[GroupPair], *, seed: int, shuffles: int
 ) -> dict[str, Any]:
     """Record of everything else that the page shows about patients.
 
@@ -30,6 +28,7 @@ def patients_record(
         latents: Latents of the barcodes, shape `(M,)`.
         comparisons: The comparisons, in the order of their files.
         seed: Seed of the folds.
+        shuffles: Shuffles that say what classification reaches by chance.
     """
     names = cohort.groups.names
     return {
@@ -45,32 +44,7 @@ def patients_record(
         "correlation": _correlation(cohort),
         "comparisons": [_describe(cohort, pair) for pair in comparisons],
         "all_groups": groups.tolist() if len(groups := comparable_groups(cohort)) > 2 else None,
-        "classification": classification_record(cohort, seed=seed),
-    }
-
-
-def classification_record(cohort: Cohort, *, seed: int) -> dict[str, Any] | None:
-    """Cross-validated classification of the groups that have enough patients; None if fewer than two have."""
-    units, kept = cohort.units, comparable_groups(cohort)
-    of = units.groups.of
-    if len(kept) < 2:
-        return None
-    rows = np.flatnonzero(np.isin(of, kept))
-    names = [units.groups.names[group] for group in kept]
-    found = classify_groups(units.counts[rows], np.searchsorted(kept, of[rows]), names, seed=seed)
-    return {
-        "names": names,
-        "accuracy": float(found.accuracy),
-        "balanced_accuracy": float(found.balanced_accuracy),
-        "chance": float(found.chance),
-        "n_folds": len(set(found.fold.tolist())),
-        "confusion": found.confusion.tolist(),
-        "latents": [
-            {"latent": int(latent), "share": float(share), "weights": [float(value) for value in weights]}
-            for latent, share, weights in zip(
-                found.latents[:_LARGEST], found.latent_share, found.latent_weight, strict=False
-            )
-        ],
+        "classification": classification_record(cohort, seed=seed, shuffles=shuffles),
     }
 
 

@@ -5,7 +5,9 @@
 function classificationPanel(data) {
   const found = data.classification;
   if (!found) return noGroups(data);
-  const chance = percent(1 / found.names.length);
+  const { shuffled, interval } = found;
+  const guessing = percent(1 / found.names.length);
+  const chance = shuffled ? `${guessing}; shuffled groups: ${rangeText(shuffled.spread)}` : guessing;
   const about = `${found.n_folds}-fold cross-validation over ${unitsOf(data)}; each fold chooses latents and penalty.`;
   return h(
     "div",
@@ -14,7 +16,8 @@ function classificationPanel(data) {
     h(
       "div.tiles.compact",
       {},
-      tile(percent(found.balanced_accuracy), `balanced accuracy (chance: ${chance})`),
+      tile(percent(found.balanced_accuracy), `balanced accuracy (${rangeText(interval)}; chance: ${chance})`),
+      shuffled && tile(format(shuffled.p, 2), `p, of ${countOf(shuffled.n, "shuffle")} of the groups`),
       tile(percent(found.accuracy), `accuracy (always predicting the largest group: ${percent(found.chance)})`),
     ),
     h(
@@ -22,8 +25,27 @@ function classificationPanel(data) {
       {},
       section("Confusion matrix", about, h("div.scroll", {}, confusionTable(found))),
       predictiveLatents(found),
+      calibrationSection(found, unitsOf(data)),
     ),
   );
+}
+
+/** @param {[number, number]} range */
+const rangeText = ([low, high]) => `${percent(low)} to ${percent(high)}`;
+
+/**
+ * @param {Classification} found
+ * @param {string} units - patients or subjects
+ */
+function calibrationSection({ calibration }, units) {
+  const { predicted, right, n_subjects, brier } = calibration;
+  const rows = predicted.map((value, i) => [percent(value), percent(right[i]), format(n_subjects[i])]);
+  const about =
+    `Of ${units} ordered by the probability of the group predicted for them: the mean of it, and the share for whom it ` +
+    `was right. Brier score ${brier.toFixed(2)} (0 is best). The range beside the accuracy is a 95 % credible interval by ` +
+    `the numbers of ${units}; that of shuffled groups holds 95 % of them, each cross-validated as the true groups are.`;
+  const title = "Calibration";
+  return section(title, about, table(["probability", "right", units], rows, { numeric: [0, 1, 2], caption: title }));
 }
 
 /** @param {Classification} found */
