@@ -101,7 +101,7 @@ def classify_groups(
     groups = np.asarray(groups)
     ids = np.arange(len(groups)) if patients is None else np.unique(patients, return_inverse=True)[1]
     _check(counts, groups, names, ids, n_folds)
-    splits = _splits(groups, ids, n_folds, seed)
+    splits = split_folds(groups, ids, n_folds, seed)
     if splits is None:
         raise ValueError(
             "cannot split the patients so that every training part has all groups: too many patients have rows in "
@@ -227,10 +227,17 @@ def _patients_by_group(
     return np.bincount(pairs[:, 0], minlength=n_groups)
 
 
-def _splits(
+def split_folds(
     groups: npt.NDArray[np.integer], ids: npt.NDArray[np.integer], n_folds: int, seed: int
 ) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] | None:
-    """Training and test rows of each fold; None if a training part would lack a group."""
+    """Training and test rows of each fold, stratified by group; None if a training part would lack a group.
+
+    Args:
+        groups: Group of each row, shape `(P,)`.
+        ids: Who the row is of, shape `(P,)`; all rows of one are in one fold.
+        n_folds: Folds; fewer if the smallest group has fewer patients.
+        seed: Seed of the folds.
+    """
     present = np.unique(groups)
     sizes = _patients_by_group(groups, ids, 0)[present]
     n_folds = min(n_folds, int(sizes.min()))
@@ -253,7 +260,7 @@ def _fit(
             ("regress", LogisticRegression(max_iter=1000, class_weight="balanced")),
         ]
     )
-    splits = _splits(groups, ids, N_INNER_FOLDS, seed)
+    splits = split_folds(groups, ids, N_INNER_FOLDS, seed)
     candidates = list(SETTINGS if splits else (DEFAULT_SETTING,))
     # scikit-learn warns if more latents are requested than exist.
     settings = list(dict.fromkeys(Setting(min(n, features.shape[1]), c) for n, c in candidates))
