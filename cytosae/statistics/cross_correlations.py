@@ -116,11 +116,11 @@ class BestPartners(NamedTuple):
         """No partners yet."""
         return cls(torch.full((n,), -1), torch.full((n,), -torch.inf, dtype=torch.float64))
 
-    def improve(self, at: slice, candidates: torch.Tensor, similarity: torch.Tensor) -> None:
+    def improve(self, at: slice | torch.Tensor, candidates: torch.Tensor, similarity: torch.Tensor) -> None:
         """Take candidates that are more similar; the earlier stays among equals.
 
         Args:
-            at: Which entries.
+            at: Which entries; numbers are each there once.
             candidates: Int64, one for each of them.
             similarity: Their similarity.
         """

@@ -151,10 +151,13 @@ def evaluate(as_json: bool, **values: Any) -> None:
     """Measure how well an autoencoder reconstructs a store.
 
     Prints explained variance, L0, the share of dead latents and cosine similarity, overall and by label: what
-    training prints at its end, for any autoencoder on any store of its encoder, also of another data set.
+    training prints at its end, for any autoencoder on any store of its encoder, also of another data set. On request
+    also whether another seed finds the same latents, whether few latents tell labels apart, and how similar the images
+    of a latent are (docs/evaluation.md).
 
     \b
     cytosae-cache evaluate --dataset_name mll23 --sae_path latest
+    cytosae-cache evaluate --dataset_name mll23 --sae_path seed1 --other_sae_path seed2 --probe --monosemanticity
     cytosae-cache evaluate --dataset_name bmc --sae_path SAE.pt --limit 2000 --json
     """
     config = make_config(EvaluateConfig, values)
