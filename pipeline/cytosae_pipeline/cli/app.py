@@ -15,6 +15,7 @@ from cytosae_pipeline.cli.options import GroupedCommand, config_options, given_o
 from cytosae_pipeline.cli.output import one_message, print_result
 from cytosae_pipeline.config import (
     BuildConfig,
+    CompareConfig,
     DemoConfig,
     EvaluateConfig,
     ExploreConfig,
@@ -164,6 +165,26 @@ def evaluate(as_json: bool, **values: Any) -> None:
     from cytosae_pipeline.evaluation.evaluate import run_evaluate
 
     result = run_evaluate(config)
+    print_result(result, result.describe(), as_json)
+
+
+@verb
+@config_options(CompareConfig)
+def compare(as_json: bool, **values: Any) -> None:
+    """Compare two autoencoders latent by latent.
+
+    Matches latents by what they do on the same images: two seeds, two architectures, or two encoders (two stores of the
+    same images, such as DINOv2 and DinoBloom, or before and after fine-tuning). Writes tables of the latents with their
+    partners, and of those that only one of the two has.
+
+    \b
+    cytosae-cache compare --dataset_name mll23 --sae_path seed1 --other_sae_path seed2
+    cytosae-cache compare --store A.zarr --sae_path A.pt --other_store B.zarr --other_sae_path B.pt --json
+    """
+    config = make_config(CompareConfig, values)
+    from cytosae_pipeline.evaluation.compare import run_compare
+
+    result = run_compare(config)
     print_result(result, result.describe(), as_json)
 
 
