@@ -24,7 +24,9 @@ class TooManyPairsError(ValueError):
     """More pairs are above the threshold than are kept in memory."""
 
     def __init__(self) -> None:
-        super().__init__(f"more than {MOST_PAIRS:,} pairs of latents are above the threshold")
+        self.n_most = MOST_PAIRS
+        """Pairs that are kept at most."""
+        super().__init__(f"more than {self.n_most:,} pairs of latents are above the threshold")
 
 
 class Pairs(NamedTuple):

@@ -50,7 +50,7 @@ def find_common(first: ActivationStore, second: ActivationStore, *, common_only:
     if not n_common:
         raise UserError(
             f"{counts}. Two encoders are compared on the same images: build both stores from the same folder or "
-            "manifest, so that paths are the same"
+            "manifest, so that paths and pictures are the same"
         )
     if not common_only and not n_common == len(rows) == len(other_rows):
         raise UserError(f"{counts}. Give --common_images to compare on these alone, or build both of the same images")

@@ -14,7 +14,7 @@ from cytosae_pipeline.config import CompareOptions
 from cytosae_pipeline.errors import UserError, escape
 from cytosae_pipeline.evaluation.common_images import find_common
 from cytosae_pipeline.evaluation.image_scores import ImageScores
-from cytosae_pipeline.evaluation.pairing import ActivationPairs, pair_by_activation
+from cytosae_pipeline.evaluation.pairing import ActivationPairs, pair_by_activation, warn_of_rare
 from cytosae_pipeline.evaluation.stability import pair_by_decoder
 from cytosae_pipeline.runtime.tables import format_table
 from cytosae_pipeline.statistics.inputs import Inputs, describe_sae
@@ -151,6 +151,7 @@ def compare_pair(
         for inputs, rows in ((first, common.first), (second, common.second))
     ]
     found = pair_by_activation(*scores, above=options.match_above, what="compare")
+    warn_of_rare(found, len(chosen), "Compare on more images")
     decoder = None
     if same_encoder:
         live = found.first_active > 0, found.second_active > 0

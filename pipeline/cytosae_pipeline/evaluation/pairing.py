@@ -1,18 +1,13 @@
 """Latents of two autoencoders paired by what they do on the same images: any encoders, any numbers of latents."""
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from cytosae.analysis.matching import (
-    MOST_PAIRS,
-    PairCollector,
-    TooManyPairsError,
-    match,
-    similarity_of,
-)
+from cytosae.analysis.matching import PairCollector, TooManyPairsError, match, similarity_of
 from cytosae.statistics.cross_correlations import BestPartners, CrossCorrelations, ScoreMoments
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.evaluation.image_scores import ImageScores
@@ -20,9 +15,15 @@ from cytosae_pipeline.runtime.devices import accumulator_device
 from cytosae_pipeline.runtime.memory import available_ram
 from cytosae_pipeline.runtime.progress import Progress
 
+logger = logging.getLogger(__name__)
+
 _MOST_BYTES = 2 << 30
 """Memory of the correlations that are summed in one pass, at most; a quarter of the free memory if that is less."""
 _SHARE_OF_RAM = 4
+RARE = 5
+"""A latent that is active on fewer images is rare: two that are active on the same image alone have correlation 1."""
+_MANY_RARE = 0.25
+"""Share of rare latents from which it is said."""
 _BYTES_OF_ENTRY = 16
 """Of a correlation: its sum, and what is made of it at the end."""
 
@@ -53,6 +54,11 @@ class ActivationPairs:
     def n_second(self) -> int:
         """Live latents of the second."""
         return int((self.second_active > 0).sum())
+
+    @property
+    def n_rare(self) -> int:
+        """Live latents of the first that are active on so few images that high correlations are common by chance."""
+        return int(((self.first_active > 0) & (self.first_active < RARE)).sum())
 
     @property
     def n_matched(self) -> int:
@@ -99,11 +105,26 @@ def pair_by_activation(first: ImageScores, second: ImageScores, *, above: float,
     return ActivationPairs(active[0], active[1], partner, similarity_of(pairs, partner), *bests)
 
 
-def explain_too_many(above: float) -> UserError:
+def warn_of_rare(found: ActivationPairs, n_images: int, advice: str) -> None:
+    """Say that correlations over so few images are high by chance, if that concerns many latents.
+
+    Args:
+        found: What was found.
+        n_images: Images.
+        advice: What to do about it.
+    """
+    if found.n_rare > _MANY_RARE * found.n_first:
+        logger.warning(
+            f"{found.n_rare:,} of {found.n_first:,} live latents are active on fewer than {RARE} of {n_images:,} images: "
+            f"many of their correlations are high by chance. {advice}"
+        )
+
+
+def explain_too_many(error: TooManyPairsError, above: float) -> UserError:
     """The message for more pairs above a threshold than fit into memory."""
     return UserError(
-        f"more than {MOST_PAIRS:,} pairs of latents are above {above:g}: most latents are like each other, on few images "
-        f"perhaps. Give a --match_above nearer to 1, or more images"
+        f"more than {error.n_most:,} pairs of latents are above {above:g}: most latents are like each other, perhaps "
+        "because there are few images. Give a --match_above nearer to 1, or more images"
     )
 
 
@@ -132,4 +153,4 @@ def _take(
     try:
         collector.add(rows[one].cpu().numpy(), columns[other].cpu().numpy(), correlation[one, other])
     except TooManyPairsError as error:
-        raise explain_too_many(above) from error
+        raise explain_too_many(error, above) from error

@@ -10,7 +10,7 @@ import torch
 from cytosae.analysis.matching import Pairs, TooManyPairsError, match, pairs_by_cosine
 from cytosae_pipeline.errors import UserError, escape
 from cytosae_pipeline.evaluation.image_scores import ImageScores
-from cytosae_pipeline.evaluation.pairing import explain_too_many, pair_by_activation
+from cytosae_pipeline.evaluation.pairing import explain_too_many, pair_by_activation, warn_of_rare
 from cytosae_pipeline.statistics.inputs import Inputs, describe_sae, read_sae, require_match
 
 
@@ -28,6 +28,8 @@ class Stability:
     """Latents of the autoencoder that are active on at least one of these images."""
     n_live_other: int
     """The same of the other one."""
+    n_rare: int
+    """Live latents that are active on fewer than 5 of these images: many of their correlations are high by chance."""
     decoder_share: float | None
     """Share of the live latents with a partner by the cosine of decoder rows; None without live latents."""
     activation_share: float | None
@@ -70,10 +72,11 @@ def measure_stability(
         )
     their_scores = ImageScores(other, scores.rows, scores.tokens, no_verify=no_verify)
     found = pair_by_activation(scores, their_scores, above=above, what="stability")
+    warn_of_rare(found, len(scores), "Use more images, such as with --held_out 0")
     partner = pair_by_decoder(inputs, other, found.first_active > 0, found.second_active > 0, above=above)
     n = found.n_first
     shares = [int((of >= 0).sum()) / n if n else None for of in (partner, found.partner)]
-    return Stability(str(path), above, len(scores), n, found.n_second, *shares)
+    return Stability(str(path), above, len(scores), n, found.n_second, found.n_rare, *shares)
 
 
 def pair_by_decoder(
@@ -108,7 +111,7 @@ def pair_by_decoder(
     try:
         found = pairs_by_cosine(*decoders, above)
     except TooManyPairsError as error:
-        raise explain_too_many(above) from error
+        raise explain_too_many(error, above) from error
     return match(Pairs(rows[found.first], columns[found.second], found.similarity), len(first_live), len(second_live))
 
 
