@@ -12,6 +12,8 @@ from scipy.sparse.csgraph import connected_components, min_weight_full_bipartite
 
 _ROWS_AT_ONCE = 1024
 """Decoder rows whose cosines with all others are computed together: 192 MiB of float32 for 49,152 latents."""
+_PAIRS_AT_ONCE = 1 << 14
+"""Candidates whose cosines are computed again together in float64."""
 _ROUNDING = 1e-4
 """How far a float32 cosine may be from the float64 one by which it is decided."""
 _MOST_DENSE = 1 << 24
@@ -114,7 +116,8 @@ def pairs_by_cosine(first: torch.Tensor, second: torch.Tensor, above: float) -> 
         block = one[start : start + _ROWS_AT_ONCE]
         rows, columns = torch.nonzero(block @ other.T > above - _ROUNDING, as_tuple=True)
         rows += start
-        for part in torch.arange(len(rows), device=rows.device).split(_ROWS_AT_ONCE * 16):
+        for at in range(0, len(rows), _PAIRS_AT_ONCE):
+            part = slice(at, at + _PAIRS_AT_ONCE)
             exact = cosines_of(first, second, rows[part], columns[part])
             kept = (exact > above).cpu().numpy()
             found.add(rows[part].cpu().numpy()[kept], columns[part].cpu().numpy()[kept], exact.cpu()[kept])
@@ -191,4 +194,5 @@ def _solve_sparse(similarity: csr_array) -> tuple[npt.NDArray[np.integer], npt.N
     own = np.arange(n_rows)
     costs = np.concatenate([top - entries.data, np.full(n_rows, top)])
     places = np.concatenate([entries.row, own]), np.concatenate([entries.col, n_columns + own])
-    return min_weight_full_bipartite_matching(csr_array((costs, places), shape=(n_rows, n_columns + n_rows)))
+    rows, columns = min_weight_full_bipartite_matching(csr_array((costs, places), shape=(n_rows, n_columns + n_rows)))
+    return rows, columns

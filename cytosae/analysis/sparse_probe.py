@@ -28,9 +28,7 @@ class ProbeMoments:
         device: Device of the state, which has float64.
     """
 
-    def __init__(
-        self, n_folds: int, n_labels: int, n_latents: int, *, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, n_folds: int, n_labels: int, n_latents: int, *, device: torch.device | str = "cpu") -> None:
         self._sums = torch.zeros(n_folds, n_labels, n_latents, dtype=torch.float64, device=device)
         self._squares = torch.zeros(n_folds, n_latents, dtype=torch.float64, device=device)
         self._n = torch.zeros(n_folds, n_labels, dtype=torch.float64, device=device)

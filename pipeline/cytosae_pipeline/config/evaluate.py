@@ -40,9 +40,7 @@ class EvaluateOptions(MatchChoice, SubjectChoice, ReadOptions):
     probe_images: int = option(
         4000, "Labelled images of the whole store that --probe uses at most, spread evenly.", minimum=4, maximum=100_000
     )
-    monosemanticity: bool = option(
-        False, "Also measure for each latent how similar the images are that activate it."
-    )
+    monosemanticity: bool = option(False, "Also measure for each latent how similar the images are that activate it.")
 
     tokens: Literal["all", "patches", "cls"] | None = option(
         None, "Which tokens of an image. [default: those that the autoencoder was trained on]"
@@ -77,9 +75,7 @@ class CompareOptions(MatchChoice, ReadOptions):
     """Options of what `compare` computes."""
 
     limit: int | None = option(None, "Images to compare on, spread over those in common. [default: all]", minimum=2)
-    common_images: bool = option(
-        False, "Compare on the images that both stores have, where each has others, too."
-    )
+    common_images: bool = option(False, "Compare on the images that both stores have, where each has others, too.")
     tokens: Literal["all", "patches", "cls"] = option(
         "all", "Tokens of an image over which activations are averaged; patches where one encoder has no CLS token."
     )

@@ -68,10 +68,14 @@ def _index(texts: Sequence[str], rows: IntArray) -> dict[str, int]:
 
 
 def _same_pictures(first: ActivationStore, second: ActivationStore, found: CommonImages) -> npt.NDArray[np.bool_]:
-    """Whether images of the same path are the same picture, shape `(n,)`; imported stores have digests of activations."""
+    """Whether images of the same path are the same picture, shape `(n,)`.
+
+    Imported stores have digests of their activations instead of the pictures': there the path alone decides.
+    """
     if first.spec.imported or second.spec.imported:
         return np.ones(len(found.first), dtype=bool)
     one, other = (
-        np.asarray(store.column("images/sha256"))[rows] for store, rows in ((first, found.first), (second, found.second))
+        np.asarray(store.column("images/sha256"))[rows]
+        for store, rows in ((first, found.first), (second, found.second))
     )
     return np.asarray((one == other).all(axis=1))

@@ -159,10 +159,9 @@ def compare_pair(
     latents, other_latents = _match_latents(
         first, second, found, len(chosen), names or {}, other_names or {}, same_encoder=same_encoder
     )
-    texts = [f"{inputs.sae.architecture}, {inputs.n_latents:,} latents, {_place(inputs)}" for inputs in (first, second)]
     return Comparison(
-        *texts, len(chosen), options.match_above, same_encoder, found.n_first, found.n_second, found.n_matched, decoder,
-        latents, other_latents,
+        _place(first), _place(second), len(chosen), options.match_above, same_encoder,
+        found.n_first, found.n_second, found.n_matched, decoder, latents, other_latents,
     )  # fmt: skip
 
 
@@ -256,8 +255,9 @@ def _require_tokens(inputs: Inputs, options: CompareOptions) -> None:
 
 
 def _place(inputs: Inputs) -> str:
-    """Where an autoencoder is, and what it is of."""
-    return f"{describe_sae(inputs.sae)} on {inputs.store.spec.model_name}"
+    """An autoencoder: what it is, where it is, and what encoder it is of."""
+    size = f"{inputs.sae.architecture}, {inputs.n_latents:,} latents"
+    return f"{size}, {describe_sae(inputs.sae)} on {inputs.store.spec.model_name}"
 
 
 def _share(n: int, of: int) -> str:

@@ -17,7 +17,7 @@ from cytosae_pipeline.evaluation.probing import SaeProbe, measure_probe
 from cytosae_pipeline.evaluation.stability import Stability, measure_stability
 from cytosae_pipeline.runtime.memory import exceeds_page_cache
 from cytosae_pipeline.runtime.progress import Progress
-from cytosae_pipeline.statistics.inputs import Inputs, open_pair
+from cytosae_pipeline.statistics.inputs import Inputs, open_pair, require_sae_path
 from cytosae_pipeline.statistics.label_index import LabelIndex
 from cytosae_pipeline.statistics.subjects import find_persons
 from cytosae_pipeline.training.evaluation import Evaluation, measure
@@ -85,7 +85,7 @@ def run_evaluate(config: EvaluateConfig) -> SaeEvaluation:
     Raises:
         ValueError: If the autoencoder or store is missing, they do not fit, or no image is left to evaluate.
     """
-    others = tuple(resolve_sae(replace(config, sae_path=path)).sae_path for path in config.other_sae_path)
+    others = tuple(require_sae_path(resolve_sae(replace(config, sae_path=path))) for path in config.other_sae_path)
     config = replace(resolve_sae(config), other_sae_path=others)
     return evaluate_pair(open_pair(config, encoder_only=False), config)
 

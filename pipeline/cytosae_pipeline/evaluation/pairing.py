@@ -91,10 +91,11 @@ def pair_by_activation(first: ImageScores, second: ImageScores, *, above: float,
     live = [torch.nonzero(found.n_active > 0)[:, 0] for found in moments]
     bests = [BestPartners.empty(one.n_latents) for one in (first, second)]
     collector = PairCollector()
-    blocks = [block for block in live[0].split(_rows_at_once(len(live[1]))) if len(block) and len(live[1])]
+    size = _rows_at_once(len(live[1]))
+    blocks = [live[0][at : at + size] for at in range(0, len(live[0]), size)] if len(live[1]) else []
     with Progress(f"{what}: correlations", len(blocks) * len(first), "images") as bar:
         for block in blocks:
-            sums = CrossCorrelations(*moments, block, live[1])
+            sums = CrossCorrelations(moments[0], moments[1], block, live[1])
             for one, other in zip(first, second, strict=True):
                 sums.update(one.scores, other.scores)
                 bar.advance(len(one.scores))
@@ -115,8 +116,8 @@ def warn_of_rare(found: ActivationPairs, n_images: int, advice: str) -> None:
     """
     if found.n_rare > _MANY_RARE * found.n_first:
         logger.warning(
-            f"{found.n_rare:,} of {found.n_first:,} live latents are active on fewer than {RARE} of {n_images:,} images: "
-            f"many of their correlations are high by chance. {advice}"
+            f"{found.n_rare:,} of {found.n_first:,} live latents are active on fewer than {RARE} of {n_images:,} "
+            f"images: many of their correlations are high by chance. {advice}"
         )
 
 

@@ -200,7 +200,11 @@ def _make_plan(store: ActivationStore, n_images: int, subjects: IntArray | None,
             "patient, or use more images (--probe_images)"
         )
     kept = enough[labels]
-    rows, groups, labels = rows[kept], np.unique(groups[kept], return_inverse=True)[1], (np.cumsum(enough) - 1)[labels[kept]]
+    rows, groups, labels = (
+        rows[kept],
+        np.unique(groups[kept], return_inverse=True)[1],
+        (np.cumsum(enough) - 1)[labels[kept]],
+    )
     splits = next(filter(None, (split_folds(labels, groups, N_FOLDS, seed + at) for at in range(_TRIES))), None)
     if splits is None:
         raise UserError(
@@ -211,5 +215,7 @@ def _make_plan(store: ActivationStore, n_images: int, subjects: IntArray | None,
     for number, (_, test) in enumerate(splits):
         folds[test] = number
     chosen = [name for name, is_kept in zip(names, enough, strict=True) if is_kept]
-    left_out = [name for name, is_kept, any_image in zip(names, enough, there, strict=True) if any_image and not is_kept]
+    left_out = [
+        name for name, is_kept, any_image in zip(names, enough, there, strict=True) if any_image and not is_kept
+    ]
     return _Plan(chosen, rows, labels, folds, int(groups.max()) + 1, left_out)

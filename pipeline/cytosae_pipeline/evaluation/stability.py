@@ -104,14 +104,12 @@ def pair_by_decoder(
     """
     rows, columns = np.flatnonzero(first_live), np.flatnonzero(second_live)
     device = first.sae.W_dec.device
-    decoders = (
+    one, other = (
         sae.W_dec.detach()[torch.from_numpy(kept).to(sae.W_dec.device)].to(device)
         for sae, kept in ((first.sae, rows), (second.sae, columns))
     )
     try:
-        found = pairs_by_cosine(*decoders, above)
+        found = pairs_by_cosine(one, other, above)
     except TooManyPairsError as error:
         raise explain_too_many(error, above) from error
     return match(Pairs(rows[found.first], columns[found.second], found.similarity), len(first_live), len(second_live))
-
-

@@ -56,12 +56,11 @@ def test_cosines_in_blocks_are_those_of_the_whole_matrix(monkeypatch, at_once):
     second = torch.cat([first[:20] * 3, torch.randn(25, 4, generator=random), torch.zeros(1, 4)])
     one, other = first.double().numpy(), second.double().numpy()
     with np.errstate(invalid="ignore"):
-        cosine = np.nan_to_num(
-            one @ other.T / np.linalg.norm(one, axis=1)[:, None] / np.linalg.norm(other, axis=1)
-        )
+        cosine = np.nan_to_num(one @ other.T / np.linalg.norm(one, axis=1)[:, None] / np.linalg.norm(other, axis=1))
     expected = np.argwhere(cosine > 0.7)
     pairs = pairs_by_cosine(first, second, 0.7)
-    assert sorted(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)) == sorted(map(tuple, expected.tolist()))
+    found = zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)
+    assert sorted(found) == sorted(map(tuple, expected.tolist()))
     np.testing.assert_allclose(pairs.similarity, cosine[pairs.first, pairs.second], rtol=1e-12)
 
 

@@ -318,7 +318,7 @@ def test_images_without_patients_are_units_and_copies_stay_together(tmp_path):
 
 @pytest.mark.parametrize("name", ["covariates", "subject_column"])
 def test_what_is_said_about_persons_needs_the_probe(name):
-    with pytest.raises(UserError, match=f"{name} says which images the probe must not learn from: give it with --probe"):
+    with pytest.raises(UserError, match=f"{name} says which images the probe must not learn from: give it with"):
         EvaluateOptions(**{name: "x"})
 
 
