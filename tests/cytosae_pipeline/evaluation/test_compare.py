@@ -229,3 +229,25 @@ def test_stores_without_a_common_image_are_refused(tmp_path):
     for common_only in (False, True):
         with pytest.raises(UserError, match="0 in common, by path. Two encoders are compared on the same images"):
             find_common(first, other, common_only=common_only)
+
+
+@pytest.mark.slow
+def test_another_seed_finds_the_planted_cells_of_the_demo(demo_run, tmp_path):
+    """Latents that stand for one drawn kind of cell have partners more often than the others."""
+    (store,) = demo_run.root.glob("out/activations/*/*.zarr")
+    (first,) = demo_run.root.glob("out/checkpoints/*/final_*.pt")
+    second = cytosae_pipeline.train_sae(
+        root_dir=tmp_path, store=str(store), expansion_factor=8, total_training_tokens=8 * 720, batch_size=16,
+        l1_coefficient=0.0005, lr=0.001, lr_warm_up_steps=50, use_ghost_grads=True, n_checkpoints=0, precision="fp32",
+        seed=7,
+    ).sae  # fmt: skip
+    found = cytosae_pipeline.compare(first, store, second)
+    stats = cytosae_pipeline.feature_stats(first, store)
+    entropy = stats.label_entropy
+    kinds = {int(latent) for latent in np.flatnonzero((entropy >= 0) & (entropy < 0.1))}
+    planted = [one for one in found.latents if one.latent in kinds]
+    others = [one for one in found.latents if one.latent not in kinds]
+    share, share_of_others = (np.mean([one.partner is not None for one in ones]) for ones in (planted, others))
+    print(f"planted: {len(planted)} latents, {share:.3f} matched; others: {len(others)}, {share_of_others:.3f}")
+    assert len(planted) > 20
+    assert share > 0.5

@@ -334,3 +334,39 @@ def test_scores_do_not_depend_on_the_batch_and_can_be_asked_for_again(tmp_path, 
     assert torch.equal(torch.cat(parts), first)
     expected = scores_of(sae, store, store.valid_rows, slice(1, None))
     np.testing.assert_allclose(first, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["stability", "monosemanticity", "probe"])
+def test_no_array_has_images_and_latents_as_axes(tmp_path, monkeypatch, what):
+    """Every float array that is made is smaller than images x latents, whatever function of torch or numpy makes it."""
+    n, n_latents = 600, 2000
+    table = make_table(n, patients=[f"p{number}" for number in range(12)])
+    store = make_store(tmp_path / "s.zarr", make_activations(n), table=table, shard_images=64)
+    sae, other = (make_sae("relu", 8, n_latents, seed=seed) for seed in (1, 2))
+    save_sae(tmp_path / "o.pt", other, {})
+    with torch.no_grad():
+        for one in (sae, other):
+            one.b_enc[50:] = -100  # few live latents: correlations have latents x latents entries
+    save_sae(tmp_path / "o.pt", other, {})
+    largest = [0]
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            made = function(*args, **(kwargs or {}))
+            if isinstance(made, torch.Tensor) and n in made.shape and n_latents in made.shape:
+                largest[0] = max(largest[0], made.numel())
+            return made
+
+    real = np.empty
+
+    def empty(shape, *args, **kwargs):
+        made = real(shape, *args, **kwargs)
+        if n in made.shape and n_latents in made.shape:
+            largest[0] = max(largest[0], made.size)
+        return made
+
+    monkeypatch.setattr(np, "empty", empty)
+    with Watch():
+        options = {"stability": {"other_sae_path": tmp_path / "o.pt"}}.get(what, {what: True})
+        evaluate(sae, store, **options)
+    assert largest[0] == 0
