@@ -104,7 +104,7 @@ def classify_groups(
     groups = np.asarray(groups)
     ids = np.arange(len(groups)) if patients is None else np.unique(patients, return_inverse=True)[1]
     _check(counts, groups, names, ids, n_folds)
-    splits = split_subjects(groups, ids, n_folds, seed)
+    splits = split_folds(groups, ids, n_folds, seed)
     if splits is None:
         raise ValueError(
             "cannot split the patients so that every training part has all groups: too many patients have rows in "
@@ -235,14 +235,14 @@ def _patients_by_group(
     return np.bincount(pairs[:, 0], minlength=n_groups)
 
 
-def split_subjects(
+def split_folds(
     groups: npt.NDArray[np.integer], ids: npt.NDArray[np.integer], n_folds: int, seed: int
 ) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] | None:
-    """Training and test rows of each fold; None if a training part would lack a group.
+    """Training and test rows of each fold, stratified by group; None if a training part would lack a group.
 
     Args:
         groups: Group of each row, shape `(P,)`.
-        ids: Patient of each row, whose rows stay together, shape `(P,)`.
+        ids: Who the row is of, shape `(P,)`; all rows of one are in one fold.
         n_folds: Folds; fewer if the smallest group has fewer patients.
         seed: Seed of the folds.
     """
@@ -268,7 +268,7 @@ def _fit(
             ("regress", LogisticRegression(max_iter=1000, class_weight="balanced")),
         ]
     )
-    splits = split_subjects(groups, ids, N_INNER_FOLDS, seed)
+    splits = split_folds(groups, ids, N_INNER_FOLDS, seed)
     candidates = list(SETTINGS if splits else (DEFAULT_SETTING,))
     # scikit-learn warns if more latents are requested than exist.
     settings = list(dict.fromkeys(Setting(min(n, features.shape[1]), c) for n, c in candidates))

@@ -11,7 +11,7 @@ from cytosae.analysis.classification import (
     N_INNER_FOLDS,
     SETTINGS,
     Setting,
-    split_subjects,
+    split_folds,
     variance_share,
 )
 from cytosae.analysis.logistic import fit_logistic
@@ -97,12 +97,12 @@ def cross_validate(
         n_folds: Outer folds.
         seed: Seed of the folds.
     """
-    splits = split_subjects(groups, np.arange(len(groups)), n_folds, seed)
+    splits = split_folds(groups, np.arange(len(groups)), n_folds, seed)
     if splits is None:
         return None
     predicted = np.empty(len(groups), dtype=np.int64)
     for train, test in splits:
-        inner = split_subjects(groups[train], train, N_INNER_FOLDS, seed)
+        inner = split_folds(groups[train], train, N_INNER_FOLDS, seed)
         if inner is None:
             setting = DEFAULT_SETTING
         else:

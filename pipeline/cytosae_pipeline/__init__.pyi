@@ -1,4 +1,5 @@
 from . import plot as plot
+from .api.autoencoders import compare as compare
 from .api.autoencoders import evaluate_sae as evaluate_sae
 from .api.autoencoders import export_sae as export_sae
 from .api.autoencoders import train_sae as train_sae

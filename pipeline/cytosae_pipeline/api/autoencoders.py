@@ -1,7 +1,8 @@
-"""Autoencoders in Python: `train`, `evaluate` and `export`."""
+"""Autoencoders in Python: `train`, `evaluate`, `compare` and `export`."""
 
-from cytosae_pipeline.api.options import takes_options, takes_pair
-from cytosae_pipeline.config import EvaluateOptions, ExportConfig, TrainConfig
+from cytosae_pipeline.api.options import takes_options, takes_pair, takes_two_pairs
+from cytosae_pipeline.config import CompareOptions, EvaluateOptions, ExportConfig, TrainConfig
+from cytosae_pipeline.evaluation.comparison import Comparison, compare_pair
 from cytosae_pipeline.evaluation.evaluate import SaeEvaluation, evaluate_pair
 from cytosae_pipeline.export.sae import ExportResult
 from cytosae_pipeline.export.sae import export_sae as run_export
@@ -32,12 +33,31 @@ def evaluate_sae(inputs: Inputs, options: EvaluateOptions) -> SaeEvaluation:
 
     Returns:
         `evaluation.overall.explained_variance`, `.l0`, `.dead_share`, `.cosine`, and the same in
-        `evaluation.by_label[name]`.
+        `evaluation.by_label[name]`. `evaluation.stability`, `.probe` and `.monosemanticity` are what was requested of
+        it.
 
     Raises:
-        ValueError: If autoencoder and store do not fit, or no image is left to evaluate.
+        ValueError: If autoencoder and store do not fit, no image is left to evaluate, or what was requested is not
+            possible.
     """
     return evaluate_pair(inputs, options)
+
+
+@takes_two_pairs(CompareOptions)
+def compare(first: Inputs, second: Inputs, options: CompareOptions) -> Comparison:
+    """Compare two autoencoders latent by latent, on one store or on two of the same images: the verb `compare`.
+
+    No file is written.
+
+    Returns:
+        `comparison.latents` and `.other_latents` are the live latents of both with their partners, `.only_first` and
+        `.only_second` those without; `comparison.describe()` is the summary.
+
+    Raises:
+        ValueError: If an autoencoder does not fit its store, or the images of the stores differ and `common_images` is
+            not set.
+    """
+    return compare_pair(first, second, options)
 
 
 @takes_options(ExportConfig, leave_out=("model_path", "images", "layout", "top_k", "threshold", "normalize"))

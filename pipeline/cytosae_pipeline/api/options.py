@@ -26,6 +26,14 @@ StoreLike = ActivationStore | str | PathLike[str]
 
 _WIDTH = 110
 
+_PLACES = {
+    "sae": "The autoencoder, or its path.",
+    "store": "The store, or its path or URL; complete.",
+    "other_sae": "The other autoencoder, or its path.",
+    "other_store": "Its store, or the path or URL; the same store by default.",
+}
+"""What a function takes beside its options."""
+
 
 def takes_options(
     record: Callable[P, Record], *, leave_out: tuple[str, ...] = ()
@@ -72,6 +80,42 @@ def takes_pair(
     return decorate
 
 
+def takes_two_pairs(
+    record: Callable[P, Record],
+) -> Callable[
+    [Callable[[Inputs, Inputs, Record], Result]],
+    Callable[Concatenate[SaeLike, StoreLike, SaeLike, StoreLike | None, P], Result],
+]:
+    """The same for two autoencoders: `sae`, `store`, `other_sae`, `other_store` (by default the same one), options."""
+
+    def decorate(
+        function: Callable[[Inputs, Inputs, Record], Result],
+    ) -> Callable[Concatenate[SaeLike, StoreLike, SaeLike, StoreLike | None, P], Result]:
+        @functools.wraps(function)
+        def call(
+            sae: SaeLike,
+            store: StoreLike,
+            other_sae: SaeLike,
+            other_store: StoreLike | None = None,
+            /,
+            *args: P.args,
+            **kwargs: P.kwargs,
+        ) -> Result:
+            options = record(*args, **kwargs)
+            with explained_shortage(vars(options)), keep_connected():
+                first = Inputs(open_store(store), open_sae(sae))
+                second = Inputs(first.store if other_store is None else open_store(other_store), open_sae(other_sae))
+                for pair in (first, second):
+                    require_match(pair.store, pair.sae, allow_mismatch=getattr(options, "allow_mismatch", False))
+                return function(first, second, options)
+
+        places = {"sae": SaeLike, "store": StoreLike, "other_sae": SaeLike, "other_store": StoreLike | None}
+        _document(call, function, record, (), places)
+        return call
+
+    return decorate
+
+
 def open_sae(sae: SaeLike) -> Sae:
     """The autoencoder, read if a path was given.
 
@@ -103,7 +147,10 @@ def _document(
     """Give a function the signature and the docstring of what it takes."""
     fields = record.__dataclass_fields__  # type: ignore[attr-defined]
     kinds = inspect.Parameter
-    parameters = [kinds(name, kinds.POSITIONAL_ONLY, annotation=hint) for name, hint in (first or {}).items()]
+    parameters = [
+        kinds(name, kinds.POSITIONAL_ONLY, annotation=hint, default=None if name == "other_store" else kinds.empty)
+        for name, hint in (first or {}).items()
+    ]
     parameters += [
         kinds(name, kinds.KEYWORD_ONLY, default=field.default, annotation=field.type)
         for name, field in fields.items()
@@ -113,9 +160,7 @@ def _document(
     call.__signature__ = inspect.Signature(parameters, return_annotation=returned)  # type: ignore[attr-defined]
     texts = {name: fields[name].metadata["help"] for name in fields if name not in leave_out}
     if first:
-        texts = {
-            "sae": "The autoencoder, or its path.", "store": "The store, or its path or URL; complete.", **texts
-        }  # fmt: skip
+        texts = {name: _PLACES[name] for name in first} | texts
     lines = [
         textwrap.fill(f"{name}: {text}", _WIDTH, initial_indent="    ", subsequent_indent="        ")
         for name, text in texts.items()

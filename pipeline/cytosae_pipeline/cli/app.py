@@ -15,6 +15,7 @@ from cytosae_pipeline.cli.options import GroupedCommand, config_options, given_o
 from cytosae_pipeline.cli.output import one_message, print_result
 from cytosae_pipeline.config import (
     BuildConfig,
+    CompareConfig,
     DemoConfig,
     EvaluateConfig,
     ExploreConfig,
@@ -26,7 +27,7 @@ from cytosae_pipeline.config import (
 from cytosae_pipeline.errors import say_count
 from cytosae_pipeline.runtime.file_limit import raise_file_limit
 from cytosae_pipeline.runtime.progress import format_seconds
-from cytosae_pipeline.runtime.ranks import is_several
+from cytosae_pipeline.runtime.ranks import is_first, is_several
 
 
 def main() -> None:
@@ -107,8 +108,14 @@ class _TrainCommand(GroupedCommand):
     type=click.Path(path_type=Path),
     help="TOML file with options as keys: lists give one run per combination, all trained on one stream.",
 )
+@click.option(
+    "--measure",
+    is_flag=True,
+    help="After --sweep, measure for every run whether other seeds find the same latents, probes of labels, and "
+    "monosemanticity: further columns of sweep.csv.",
+)
 @config_options(TrainConfig)
-def train(sweep: Path | None, as_json: bool, **values: Any) -> None:
+def train(sweep: Path | None, measure: bool, as_json: bool, **values: Any) -> None:
     """Train a sparse autoencoder on a store.
 
     Needs neither the vision transformer nor the images. Run the same command again, or use --resume RUN, to
@@ -118,16 +125,23 @@ def train(sweep: Path | None, as_json: bool, **values: Any) -> None:
     cytosae-cache train --dataset_name mll23 --preset cytosae
     cytosae-cache train --dataset_name mll23 --preset modern --k 64
     cytosae-cache train --dataset_name mll23 --sweep grid.toml      (grid.toml: k = [16, 32, 64])
+    cytosae-cache train --dataset_name mll23 --sweep grid.toml --measure      (with seed = [1, 2]: stability, too)
     torchrun --nproc-per-node 8 -m cytosae_pipeline train --dataset_name mll23      (a run, or a sweep, on 8 GPUs)
     """
     given = given_options()
     config = make_config(TrainConfig, {name: value for name, value in values.items() if name in given})
+    if measure and sweep is None:
+        raise click.UsageError("--measure is for --sweep; a single run is measured by `cytosae-cache evaluate`")
     if sweep is not None:
         if config.resume is not None:
             raise click.UsageError("--resume names one run; to resume a sweep, run its command again")
         from cytosae_pipeline.training.sweep import run_sweep
 
         table = run_sweep(config, sweep)
+        if measure and is_first():
+            from cytosae_pipeline.evaluation.sweeps import measure_sweep
+
+            table = measure_sweep(config, table)
         print_result(table, table.describe(), as_json)
         if any(row.status == "failed" for row in table.rows):
             raise SystemExit(1)
@@ -151,16 +165,39 @@ def evaluate(as_json: bool, **values: Any) -> None:
     """Measure how well an autoencoder reconstructs a store.
 
     Prints explained variance, L0, the share of dead latents and cosine similarity, overall and by label: what
-    training prints at its end, for any autoencoder on any store of its encoder, also of another data set.
+    training prints at its end, for any autoencoder on any store of its encoder, also of another data set. On request
+    also whether another seed finds the same latents, whether few latents tell labels apart, and how similar the images
+    of a latent are (docs/evaluation.md).
 
     \b
     cytosae-cache evaluate --dataset_name mll23 --sae_path latest
+    cytosae-cache evaluate --dataset_name mll23 --sae_path seed1 --other_sae_path seed2 --probe --monosemanticity
     cytosae-cache evaluate --dataset_name bmc --sae_path SAE.pt --limit 2000 --json
     """
     config = make_config(EvaluateConfig, values)
     from cytosae_pipeline.evaluation.evaluate import run_evaluate
 
     result = run_evaluate(config)
+    print_result(result, result.describe(), as_json)
+
+
+@verb
+@config_options(CompareConfig)
+def compare(as_json: bool, **values: Any) -> None:
+    """Compare two autoencoders latent by latent.
+
+    Matches latents by what they do on the same images: two seeds, two architectures, or two encoders (two stores of the
+    same images, such as DINOv2 and DinoBloom, or before and after fine-tuning). Writes tables of the latents with their
+    partners, and of those that only one of the two has.
+
+    \b
+    cytosae-cache compare --dataset_name mll23 --sae_path seed1 --other_sae_path seed2
+    cytosae-cache compare --store A.zarr --sae_path A.pt --other_store B.zarr --other_sae_path B.pt --json
+    """
+    config = make_config(CompareConfig, values)
+    from cytosae_pipeline.evaluation.compare import run_compare
+
+    result = run_compare(config)
     print_result(result, result.describe(), as_json)
 
 

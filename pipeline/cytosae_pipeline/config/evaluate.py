@@ -1,15 +1,46 @@
-"""Options of `evaluate`."""
+"""Options of `evaluate` and `compare`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from cytosae_pipeline.config.fields import option
+from cytosae_pipeline.config.fields import Config, option
 from cytosae_pipeline.config.statistics import ReadOptions, SaeChoice
+from cytosae_pipeline.config.subjects import SubjectChoice
+from cytosae_pipeline.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(ReadOptions):
+class MatchChoice(Config):
+    """Options of everything that matches the latents of two autoencoders."""
+
+    match_above: float = option(
+        0.7,
+        "Latents of two autoencoders can be partners if their similarity is above this: correlation of activations, or "
+        "cosine of decoder rows.",
+        minimum=0.1,
+        maximum=0.999,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(MatchChoice, SubjectChoice, ReadOptions):
     """Options of what `evaluate` measures."""
+
+    other_sae_path: tuple[Path, ...] = option(
+        (),
+        "Autoencoder of the same encoder, such as another seed, in which partners of the latents are looked for. "
+        "Repeatable.",
+    )
+    probe: bool = option(
+        False,
+        "Also measure how well 1, 2, 5 and 20 latents tell the labels apart, on images of persons that the probe has "
+        "not seen, beside the vision transformer's own mean token.",
+    )
+    probe_images: int = option(
+        4000, "Labelled images of the whole store that --probe uses at most, spread evenly.", minimum=4, maximum=100_000
+    )
+    monosemanticity: bool = option(False, "Also measure for each latent how similar the images are that activate it.")
 
     tokens: Literal["all", "patches", "cls"] | None = option(
         None, "Which tokens of an image. [default: those that the autoencoder was trained on]"
@@ -26,7 +57,49 @@ class EvaluateOptions(ReadOptions):
         None, "Unit that was held out as a whole. [default: as the autoencoder was trained, else image]"
     )
 
+    def __post_init__(self) -> None:
+        """Check that what is said about persons is used."""
+        super().__post_init__()
+        for name in ("covariates", "subject_column"):
+            if getattr(self, name) is not None and not self.probe:
+                raise UserError(f"{name} says which images the probe must not learn from: give it with --probe")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(EvaluateOptions, SaeChoice):
     """Options of `evaluate`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(MatchChoice, ReadOptions):
+    """Options of what `compare` computes."""
+
+    limit: int | None = option(None, "Images to compare on, spread over those in common. [default: all]", minimum=2)
+    common_images: bool = option(False, "Compare on the images that both stores have, where each has others, too.")
+    tokens: Literal["all", "patches", "cls"] = option(
+        "all", "Tokens of an image over which activations are averaged; patches where one encoder has no CLS token."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(CompareOptions, SaeChoice):
+    """Options of `compare`."""
+
+    other_sae_path: Path | None = option(None, "The other autoencoder, named as --sae_path is.")
+    other_store: str | None = option(
+        None,
+        "Path or URL of the other autoencoder's store, if it is one of another encoder. [default: the same store]",
+    )
+    out: Path | None = option(
+        None, "Folder of the tables. [default: a folder named after the other autoencoder, where `features` writes]"
+    )
+    keep_notes: bool = option(
+        False, "Take names of latents even if they were written about another autoencoder or other images."
+    )
+    replace_foreign: bool = option(False, "Replace tables in the output's folder that another program wrote.")
+
+    def __post_init__(self) -> None:
+        """Check that there are two autoencoders."""
+        super().__post_init__()
+        if self.other_sae_path is None:
+            raise UserError("compare takes two autoencoders: name the other one with --other_sae_path")

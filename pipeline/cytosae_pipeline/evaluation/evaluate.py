@@ -1,20 +1,25 @@
 """`evaluate`: how well an autoencoder reconstructs the images of a store, overall and by label."""
 
 import logging
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from cytosae_cache.reading.concat import ConcatReader
-from cytosae_cache.reading.permutation import spread_rows
+from cytosae_cache.reading.permutation import IntArray, spread_rows
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.config import EvaluateConfig, EvaluateOptions
 from cytosae_pipeline.errors import UserError, say_count
+from cytosae_pipeline.evaluation.image_scores import ImageScores, Tokens
+from cytosae_pipeline.evaluation.monosemanticity import SaeMonosemanticity, measure_monosemanticity
+from cytosae_pipeline.evaluation.probing import SaeProbe, measure_probe
+from cytosae_pipeline.evaluation.stability import Stability, measure_stability
 from cytosae_pipeline.runtime.memory import exceeds_page_cache
 from cytosae_pipeline.runtime.progress import Progress
-from cytosae_pipeline.statistics.inputs import Inputs, open_pair
+from cytosae_pipeline.statistics.inputs import Inputs, open_pair, require_sae_path
 from cytosae_pipeline.statistics.label_index import LabelIndex
+from cytosae_pipeline.statistics.subjects import find_persons
 from cytosae_pipeline.training.evaluation import Evaluation, measure
 from cytosae_pipeline.training.expectations import explain_dense
 from cytosae_pipeline.training.holdout import HeldOutBy, held_out
@@ -22,8 +27,6 @@ from cytosae_pipeline.training.matmul import fp32_matmul
 from cytosae_pipeline.workspace.runs import resolve_sae
 
 logger = logging.getLogger(__name__)
-
-Tokens = Literal["all", "patches", "cls"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,12 @@ class SaeEvaluation:
     """Architecture of the autoencoder."""
     n_latents: int
     """Latents S."""
+    stability: list[Stability] = field(default_factory=list)
+    """Against each of the other autoencoders."""
+    probe: SaeProbe | None = None
+    """Probes of labels; None if they were not requested."""
+    monosemanticity: SaeMonosemanticity | None = None
+    """Similarity of the images of each latent; None if it was not requested."""
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain JSON values."""
@@ -66,7 +75,8 @@ class SaeEvaluation:
                 f"{shown:<{width}}  {found.n_images:>9,}  {found.explained_variance:>10.4f}  {found.l0:>9.1f}  "
                 f"{found.dead_share:>6.1%}  {found.cosine:>6.3f}"
             )
-        return "\n".join(lines)
+        parts = [*self.stability, self.monosemanticity, self.probe]
+        return "\n".join([*lines, *(part.describe() for part in parts if part is not None)])
 
 
 def run_evaluate(config: EvaluateConfig) -> SaeEvaluation:
@@ -75,7 +85,8 @@ def run_evaluate(config: EvaluateConfig) -> SaeEvaluation:
     Raises:
         ValueError: If the autoencoder or store is missing, they do not fit, or no image is left to evaluate.
     """
-    config = resolve_sae(config)
+    others = tuple(require_sae_path(resolve_sae(replace(config, sae_path=path))) for path in config.other_sae_path)
+    config = replace(resolve_sae(config), other_sae_path=others)
     return evaluate_pair(open_pair(config, encoder_only=False), config)
 
 
@@ -87,8 +98,31 @@ def evaluate_pair(inputs: Inputs, options: EvaluateOptions) -> SaeEvaluation:
         options: What to measure.
 
     Raises:
-        UserError: If no image is left, or the images do not have such tokens.
+        UserError: If no image is left, the images do not have such tokens, or what is requested beside the
+            reconstruction is not possible: see `measure_stability` and `measure_probe`.
     """
+    found, rows = _evaluate_reconstruction(inputs, options)
+    if not (options.other_sae_path or options.probe or options.monosemanticity):
+        return found
+    scores = ImageScores(inputs, rows, found.tokens, no_verify=options.no_verify)
+    stability = [
+        measure_stability(
+            scores, path, above=options.match_above, allow_mismatch=options.allow_mismatch, no_verify=options.no_verify
+        )
+        for path in options.other_sae_path
+    ]
+    monosemanticity = measure_monosemanticity(scores) if options.monosemanticity else None
+    probe = None
+    if options.probe:
+        subjects = find_persons(inputs, options.covariates, options.subject_column)
+        probe = measure_probe(
+            inputs, found.tokens, n_images=options.probe_images, subjects=subjects, no_verify=options.no_verify
+        )
+    return replace(found, stability=stability, monosemanticity=monosemanticity, probe=probe)
+
+
+def _evaluate_reconstruction(inputs: Inputs, options: EvaluateOptions) -> tuple[SaeEvaluation, IntArray]:
+    """What training printed at its end, and the rows of the evaluated images."""
     store, sae, cfg = inputs.store, inputs.sae, inputs.sae_cfg
     share, by = _held_out(inputs, options)
     tokens = _tokens(inputs, options)
@@ -118,7 +152,8 @@ def evaluate_pair(inputs: Inputs, options: EvaluateOptions) -> SaeEvaluation:
     overall = Evaluation.of(found.overall(), len(chosen))
     if dense := explain_dense(sae.architecture, overall.l0, inputs.n_latents):
         logger.warning(dense)
-    return SaeEvaluation(overall, by_label, tokens, share, by, sae.architecture, inputs.n_latents)
+    evaluation = SaeEvaluation(overall, by_label, tokens, share, by, sae.architecture, inputs.n_latents)
+    return evaluation, images.rows[chosen]
 
 
 def _held_out(inputs: Inputs, options: EvaluateOptions) -> tuple[float, HeldOutBy]:

@@ -222,7 +222,7 @@ def _make_plan(store: ActivationStore, n_images: int, seed: int, subjects: IntAr
     labelled = store.valid_rows[index[store.valid_rows] >= 0]
     rows = labelled[spread_rows(len(labelled), n_images)]
     labels = index[rows]
-    in_training = split_in_halves(_groups(store, rows, subjects), labels, seed=seed)
+    in_training = split_in_halves(group_images(store, rows, subjects), labels, seed=seed)
     n_train = np.bincount(labels[in_training], minlength=len(names))
     n_test = np.bincount(labels[~in_training], minlength=len(names))
     enough = (n_train >= _LEAST_TRAINING) & (n_test >= 1)
@@ -243,8 +243,17 @@ def _make_plan(store: ActivationStore, n_images: int, seed: int, subjects: IntAr
     return _Plan(kept, left_out, *sides)
 
 
-def _groups(store: ActivationStore, rows: IntArray, subjects: IntArray | None) -> IntArray:
-    """Images that must stay together: those of a person or, if it is not known, identical pictures. Shape `(n,)`."""
+def group_images(store: ActivationStore, rows: IntArray, subjects: IntArray | None) -> IntArray:
+    """Images that must stay together: those of a person or, if it is not known, identical pictures.
+
+    Args:
+        store: The store.
+        rows: Some of its rows, shape `(n,)`.
+        subjects: Person of each image of the store; -1 where the patient is the person.
+
+    Returns:
+        Number of the group of each row, from 0, shape `(n,)`.
+    """
     patients, digests = store.images.patient, store.column("images/sha256")
     persons = np.full(len(rows), -1) if subjects is None else subjects[rows]
     numbers: dict[str | bytes | int, int] = {}

@@ -1,6 +1,7 @@
 """Which person each patient of a store is: several samples of one person are not several persons."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,8 +11,9 @@ from cytosae.analysis.subjects import SplitSubjectError, subject_groups
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.errors import UserError, quote
 from cytosae_pipeline.images.columns import is_unknown
-from cytosae_pipeline.statistics.covariates import Covariates, describe_columns
+from cytosae_pipeline.statistics.covariates import Covariates, describe_columns, read_covariates
 from cytosae_pipeline.statistics.groups import PatientGroups
+from cytosae_pipeline.statistics.inputs import Inputs
 from cytosae_pipeline.statistics.label_index import LabelIndex, number_names
 from cytosae_pipeline.statistics.patient_table import clean_cell
 
@@ -76,6 +78,23 @@ def find_subjects(
         )
     names, of = LabelIndex.of(persons)
     return Subjects(names, of, where) if len(names) < len(patients) else None
+
+
+def find_persons(inputs: Inputs, covariates: Path | None, column: str | None) -> npt.NDArray[np.int64] | None:
+    """The person of each image, shape `(n_images,)`, -1 where no patient is known; None if patients are persons.
+
+    Args:
+        inputs: The store.
+        covariates: Table of patients; None without one.
+        column: As for `find_subjects`.
+
+    Raises:
+        UserError: As for `find_subjects` and `read_covariates`.
+    """
+    patients = inputs.patients
+    table = None if covariates is None else read_covariates(covariates, patients.names)
+    found = find_subjects(patients.names, inputs.store, table, column)
+    return None if found is None else np.where(patients.numbers >= 0, found.of[patients.numbers], -1)
 
 
 def require_one_group(

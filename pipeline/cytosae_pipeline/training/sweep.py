@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import tomllib
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,19 @@ class SweepRow:
     """Mean time of a step; None if there was nothing to do."""
     sae: Path
     """The finished autoencoder."""
+    arch: str
+    """Its architecture."""
+    seed: int
+    """Seed of its weights."""
+    measures: dict[str, float | None] = field(default_factory=dict)
+    """What was measured afterwards beside the reconstruction, by name; None where it does not apply."""
+
+    @property
+    def text(self) -> str:
+        """What distinguishes the run, and what was measured of it."""
+        options = [f"{name} {value}" for name, value in self.options.items()]
+        measures = [f"{name} {value:.3f}" for name, value in self.measures.items() if value is not None]
+        return ", ".join(options + measures)
 
 
 @dataclass(frozen=True)
@@ -71,12 +84,14 @@ class SweepResult:
 
     def describe(self) -> str:
         """The table as text."""
-        header = ["run", "explained variance", "L0", "dead", "loss", "ms/step", "status"]
+        measures = _measures(self.rows)
+        header = ["run", "explained variance", "L0", "dead", "loss", "ms/step", "status", *measures]
         lines = [
             [
                 row.run, format_number(row.explained_variance, ".4f"), format_number(row.l0, ".1f"),
                 format_number(row.dead_share, ".1%"), format_number(row.loss, ".4g"),
                 format_number(None if row.step_s is None else 1000 * row.step_s, ".0f"), row.status,
+                *(format_number(row.measures.get(name), ".3f") for name in measures),
             ]
             for row in self.rows
         ]  # fmt: skip
@@ -161,20 +176,26 @@ def _run_sweep(base: TrainConfig, path: Path, world: World) -> SweepResult:
     options = [{name: values.get(name) for name in varying} for values in grid]
     rows = _train_dealt(runs, options, world)
     folder = Workspace(base.root_dir).run_dir(prefix)
-    table, picture = folder / "sweep.csv", folder / "sweep.svg"
-    if world.rank:
-        return SweepResult(rows, table, picture)
-    make_folder(folder)
-    write_file(table, _to_csv(rows, varying))
+    result = SweepResult(rows, folder / "sweep.csv", folder / "sweep.svg")
+    if not world.rank:
+        make_folder(folder)
+        write_sweep(result)
+    return result
+
+
+def write_sweep(result: SweepResult) -> None:
+    """Write the table and the picture of a sweep, in place of those that are there.
+
+    Args:
+        result: The sweep.
+    """
+    write_file(result.table, _to_csv(result.rows))
     points = [
-        Point(
-            row.l0, row.explained_variance, str(run.config.arch), ", ".join(f"{n} {v}" for n, v in row.options.items())
-        )
-        for run, row in zip(runs, rows, strict=True)
+        Point(row.l0, row.explained_variance, row.arch, row.text)
+        for row in result.rows
         if row.l0 is not None and row.explained_variance is not None
     ]
-    write_file(picture, draw_pareto(points).encode())
-    return SweepResult(rows, table, picture)
+    write_file(result.picture, draw_pareto(points).encode())
 
 
 def _train_dealt(runs: list[Run], options: list[dict[str, Any]], world: World) -> list[SweepRow]:
@@ -247,18 +268,27 @@ def _make_row(run: Run, result: TrainResult, options: dict[str, Any]) -> SweepRo
         find("losses/overall_loss"),
         result.step_s,
         run.final_path,
+        str(run.config.arch),
+        run.config.seed,
     )
 
 
-def _to_csv(rows: list[SweepRow], varying: list[str]) -> bytes:
+def _measures(rows: list[SweepRow]) -> list[str]:
+    """Names of what was measured of any run, in their order."""
+    return list(dict.fromkeys(name for row in rows for name in row.measures))
+
+
+def _to_csv(rows: list[SweepRow]) -> bytes:
     """The table."""
-    header = ["run", *varying, "explained_variance", "l0", "dead_share", "loss", "step_s", "status", "sae"]
+    varying, measures = list(dict.fromkeys(name for row in rows for name in row.options)), _measures(rows)
+    header = ["run", *varying, "explained_variance", "l0", "dead_share", "loss", "step_s", "status", "sae", *measures]
     return to_csv(
         header,
         (
             [
                 row.run, *(row.options[name] for name in varying),
                 row.explained_variance, row.l0, row.dead_share, row.loss, row.step_s, row.status, row.sae,
+                *(row.measures.get(name) for name in measures),
             ]
             for row in rows
         ),

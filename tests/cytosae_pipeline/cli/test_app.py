@@ -20,7 +20,7 @@ from cytosae_cache.store import ActivationStore
 from cytosae_cache.verify import verify_store
 from cytosae_cache.writer import StoreWriter
 from cytosae_pipeline.cli.app import cli
-from cytosae_pipeline.config import BuildConfig, ExportConfig, StatisticsConfig, TrainConfig
+from cytosae_pipeline.config import BuildConfig, CompareConfig, ExportConfig, StatisticsConfig, TrainConfig
 from tests.support.pictures import write_vit
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([".", "cache", "pipeline"])}
@@ -28,6 +28,8 @@ VERBS = [
     "build",
     "import",
     "train",
+    "evaluate",
+    "compare",
     "features",
     "classes",
     "patients",
@@ -111,7 +113,8 @@ def test_the_help_lists_every_verb():
     ("verb", "record", "left_out", "added"),
     [
         ("build", BuildConfig, set(), {"dry_run"}),
-        ("train", TrainConfig, set(), {"sweep"}),
+        ("train", TrainConfig, set(), {"sweep", "measure"}),
+        ("compare", CompareConfig, set(), set()),
         ("features", StatisticsConfig, {"threshold", "normalize"}, set()),
         ("export", ExportConfig, {"model_path", "images", "layout", "top_k", "threshold", "normalize"}, set()),
     ],
