@@ -188,12 +188,19 @@ def test_features_are_compared_with_products_and_a_plain_pass():
 
 
 def test_null_tests_print_level_and_power():
-    cases = ("repeated_samples", "unequal_cells", "three_groups")
+    cases = ("repeated_samples", "unequal_cells", "three_groups", "confounded")
     lines = _run("null_tests", "--latents", 60, "--repeats", 2, "--only", *cases)
     assert {line["case"] for line in lines} == set(cases)
     assert {line["unit"] for line in lines} == {"samples", "persons", "persons, equal cells"}
     assert all(line["name"] == "null_tests" and 0 <= line["below_0.05"] <= 1 for line in lines)
     assert all(("power_q" in line) == (len(line["persons"]) == 2) for line in lines)
+    confounded = [line for line in lines if line["case"] == "confounded"]
+    assert {(line["test"], line["within"]) for line in confounded} == {
+        ("mann-whitney", ""), ("mann-whitney", "sites"), ("linear model", ""), ("permutation", "sites"),
+    }  # fmt: skip
+    lines = _run("null_tests", "--latents", 20, "--repeats", 2, "--shuffles", 5, "--only", "classification")
+    assert [line["persons"] for line in lines] == [[3, 3], [5, 5], [10, 10], [25, 25]]
+    assert all(line["lowest"] <= line["highest"] for line in lines)
 
 
 def test_train_step_compares_dense_and_sparse_products():
