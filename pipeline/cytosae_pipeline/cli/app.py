@@ -70,6 +70,7 @@ def build(as_json: bool, dry_run: bool, **values: Any) -> None:
     results = build_stores(config)
     result = results[0]
     lines = [f"store ({item.status}): {item.store}" for item in results]
+    lines += [f"tail: {item.tail}" for item in results if item.tail is not None]
     lines.append(f"images: {result.n_images:,} in {format_seconds(result.seconds)}")
     if result.n_skipped:
         kinds = ", ".join(f"{count:,} {reason}" for reason, count in list(result.skipped_reasons.items())[:3])
