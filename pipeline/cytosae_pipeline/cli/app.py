@@ -153,10 +153,13 @@ def evaluate(as_json: bool, **values: Any) -> None:
 
     Prints explained variance, L0, the share of dead latents and cosine similarity, overall and by label: what
     training prints at its end, for any autoencoder on any store of its encoder, also of another data set.
+    With --downstream also how much of the encoder's embedding, and of a probe of the labels on it, the
+    reconstruction keeps.
 
     \b
     cytosae-cache evaluate --dataset_name mll23 --sae_path latest
     cytosae-cache evaluate --dataset_name bmc --sae_path SAE.pt --limit 2000 --json
+    cytosae-cache evaluate --dataset_name mll23 --sae_path latest --downstream
     """
     config = make_config(EvaluateConfig, values)
     from cytosae_pipeline.evaluation.evaluate import run_evaluate

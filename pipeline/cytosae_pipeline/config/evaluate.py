@@ -25,6 +25,15 @@ class EvaluateOptions(ReadOptions):
     held_out_by: Literal["image", "patient"] | None = option(
         None, "Unit that was held out as a whole. [default: as the autoencoder was trained, else image]"
     )
+    downstream: bool = option(
+        False,
+        "Also measure the encoder's embedding, and a probe of the labels on it, from reconstructed activations. Needs "
+        "the store's tail: build --keep_tail.",
+    )
+    ablation: Literal["mean", "zero"] = option(
+        "mean",
+        "What --downstream compares with: every token replaced by the store's mean token, or by zero.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,11 @@ import numpy as np
 from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.permutation import spread_rows
 from cytosae_cache.reading.reader import StoreReader
+from cytosae_pipeline.building.tail_file import open_tail
 from cytosae_pipeline.config import EvaluateConfig, EvaluateOptions
+from cytosae_pipeline.config.store import StorePlace
 from cytosae_pipeline.errors import UserError, say_count
+from cytosae_pipeline.evaluation.downstream import Downstream, measure_downstream
 from cytosae_pipeline.runtime.memory import exceeds_page_cache
 from cytosae_pipeline.runtime.progress import Progress
 from cytosae_pipeline.statistics.inputs import Inputs, open_pair
@@ -44,6 +47,8 @@ class SaeEvaluation:
     """Architecture of the autoencoder."""
     n_latents: int
     """Latents S."""
+    downstream: Downstream | None = None
+    """What is left of the encoder's embedding; None if it was not asked for."""
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain JSON values."""
@@ -66,7 +71,7 @@ class SaeEvaluation:
                 f"{shown:<{width}}  {found.n_images:>9,}  {found.explained_variance:>10.4f}  {found.l0:>9.1f}  "
                 f"{found.dead_share:>6.1%}  {found.cosine:>6.3f}"
             )
-        return "\n".join(lines)
+        return "\n".join(lines if self.downstream is None else [*lines, self.downstream.describe()])
 
 
 def run_evaluate(config: EvaluateConfig) -> SaeEvaluation:
@@ -92,6 +97,8 @@ def evaluate_pair(inputs: Inputs, options: EvaluateOptions) -> SaeEvaluation:
     store, sae, cfg = inputs.store, inputs.sae, inputs.sae_cfg
     share, by = _held_out(inputs, options)
     tokens = _tokens(inputs, options)
+    if options.downstream:  # before anything is computed
+        open_tail(store, options if isinstance(options, StorePlace) else None)
     rows = store.valid & held_out(store, share, by) if share else store.valid
     if not rows.any():
         raise UserError(
@@ -118,7 +125,8 @@ def evaluate_pair(inputs: Inputs, options: EvaluateOptions) -> SaeEvaluation:
     overall = Evaluation.of(found.overall(), len(chosen))
     if dense := explain_dense(sae.architecture, overall.l0, inputs.n_latents):
         logger.warning(dense)
-    return SaeEvaluation(overall, by_label, tokens, share, by, sae.architecture, inputs.n_latents)
+    downstream = measure_downstream(inputs, options, images.rows[chosen], tokens) if options.downstream else None
+    return SaeEvaluation(overall, by_label, tokens, share, by, sae.architecture, inputs.n_latents, downstream)
 
 
 def _held_out(inputs: Inputs, options: EvaluateOptions) -> tuple[float, HeldOutBy]:
