@@ -5,6 +5,7 @@ from typing import Literal
 
 from cytosae_pipeline.config.fields import option
 from cytosae_pipeline.config.statistics import ReadOptions, SaeChoice
+from cytosae_pipeline.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,21 @@ class EvaluateOptions(ReadOptions):
         "mean",
         "What --downstream compares with: every token replaced by the store's mean token, or by zero.",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EffectOptions(ReadOptions):
+    """Options of what a latent changes in the labels."""
+
+    latents: tuple[int, ...] = option((), "The latents, each of which is scaled by itself.", minimum=0)
+    rows: tuple[int, ...] = option((), "Rows of the images.", minimum=0)
+    factor: float = option(0.0, "What the latent's activations are multiplied by; 0 removes it.", minimum=0)
+
+    def __post_init__(self) -> None:
+        """Check that there are latents and images."""
+        super().__post_init__()
+        if not self.latents or not self.rows:
+            raise UserError("name at least one latent and one image: latents=430, rows=(0, 7)")
 
 
 @dataclass(frozen=True, kw_only=True)
