@@ -53,11 +53,15 @@ class VerifyReport:
     """One line per file or folder that does not belong to the store; the store itself may be intact."""
     litter: list[str] = field(default_factory=list)
     """Files that an operating system left there; they do no harm."""
+    tail: str = ""
+    """Place of the file with the rest of the network beside the store; '' if there is none, or it was not checked."""
+    tail_problem: str = ""
+    """What is wrong with that file, and what to type; the store itself may be intact."""
 
     @property
     def sound(self) -> bool:
         """Whether neither a problem nor a foreign file was found."""
-        return not self.problems and not self.foreign
+        return not self.problems and not self.foreign and not self.tail_problem
 
 
 class ShardFindings(NamedTuple):

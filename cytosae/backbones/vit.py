@@ -118,7 +118,7 @@ class VisionTransformer(nn.Module):
             self.rope_cos = nn.Parameter(torch.empty(architecture.n_prefix + n_patches, head))
             self.rope_sin = nn.Parameter(torch.empty(architecture.n_prefix + n_patches, head))
         self.norm_pre = nn.LayerNorm(width, architecture.eps) if architecture.pre_norm else nn.Identity()
-        self.blocks = nn.ModuleList(_Block(architecture) for _ in range(n_blocks))
+        self.blocks = nn.ModuleList(Block(architecture) for _ in range(n_blocks))
 
     def forward(self, pixels: torch.Tensor, wanted: Collection[int]) -> dict[int, torch.Tensor]:
         """Output of some blocks, before any final norm, from one pass.
@@ -144,7 +144,7 @@ class VisionTransformer(nn.Module):
         return outputs
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """Attention and MLP, each added to what it was computed from."""
 
     def __init__(self, architecture: Architecture) -> None:
@@ -161,6 +161,7 @@ class _Block(nn.Module):
             self.ls1, self.ls2 = nn.Parameter(torch.empty(width)), nn.Parameter(torch.empty(width))
 
     def forward(self, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
+        """The block's output, shape `(B, T, D)`, from that of the one before and the rotary positions, if any."""
         x = _add(x, self.attn(self.norm1(x), rope), self.ls1)
         return _add(x, self.mlp(self.norm2(x)), self.ls2)
 

@@ -2,6 +2,7 @@ from . import plot as plot
 from .api.autoencoders import compare as compare
 from .api.autoencoders import evaluate_sae as evaluate_sae
 from .api.autoencoders import export_sae as export_sae
+from .api.autoencoders import latent_effects as latent_effects
 from .api.autoencoders import train_sae as train_sae
 from .api.pages import make_report as make_report
 from .api.statistics import FeatureStats as FeatureStats

@@ -1,9 +1,10 @@
-"""Autoencoders in Python: `train`, `evaluate`, `compare` and `export`."""
+"""Autoencoders in Python: `train`, `evaluate`, `compare`, effects of latents and `export`."""
 
 from cytosae_pipeline.api.options import takes_options, takes_pair, takes_two_pairs
-from cytosae_pipeline.config import CompareOptions, EvaluateOptions, ExportConfig, TrainConfig
+from cytosae_pipeline.config import CompareOptions, EffectOptions, EvaluateOptions, ExportConfig, TrainConfig
 from cytosae_pipeline.evaluation.comparison import Comparison, compare_pair
 from cytosae_pipeline.evaluation.evaluate import SaeEvaluation, evaluate_pair
+from cytosae_pipeline.evaluation.latent_effects import LatentEffects, measure_effects
 from cytosae_pipeline.export.sae import ExportResult
 from cytosae_pipeline.export.sae import export_sae as run_export
 from cytosae_pipeline.statistics.inputs import Inputs
@@ -58,6 +59,23 @@ def compare(first: Inputs, second: Inputs, options: CompareOptions) -> Compariso
             not set.
     """
     return compare_pair(first, second, options)
+
+
+@takes_pair(EffectOptions)
+def latent_effects(inputs: Inputs, options: EffectOptions) -> LatentEffects:
+    """Scale latents in cached images, and read the labels from the encoder's embedding before and after.
+
+    Needs the store's tail (`build_store(..., keep_tail=True)`). The probe of the labels is trained on half of the
+    images, whole patients. The page of `explore` shows the same.
+
+    Returns:
+        `.before`, shape `(n, C)`, and `.after`, shape `(L, n, C)`: probabilities of the labels in `.classes`;
+        `.change`, their mean change, shape `(L, C)`; `.cosine` of the embeddings, shape `(L, n)`.
+
+    Raises:
+        ValueError: If there is no tail, no two labels, or no such latent or image.
+    """
+    return measure_effects(inputs, options)
 
 
 @takes_options(ExportConfig, leave_out=("model_path", "images", "layout", "top_k", "threshold", "normalize"))

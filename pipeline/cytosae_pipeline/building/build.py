@@ -30,6 +30,7 @@ from cytosae_pipeline.building.store_place import (
     make_provenance,
     require_space,
 )
+from cytosae_pipeline.building.tail_file import write_tail
 from cytosae_pipeline.config import BuildConfig
 from cytosae_pipeline.errors import UserError, say_count
 from cytosae_pipeline.images.columns import type_columns
@@ -71,6 +72,8 @@ class BuildResult:
     """The command that trains an autoencoder on it; '' if another verb asked for the store, or it is not complete."""
     n_missing_shards: int = 0
     """Shards that other parts of the build have yet to write."""
+    tail: Location | None = None
+    """The file with the rest of the network, if `keep_tail` asked for it; the last part of a build writes it."""
 
 
 def build_store(config: BuildConfig) -> BuildResult:
@@ -153,7 +156,8 @@ def _build(config: BuildConfig, weights_digest: str | None) -> list[tuple[Activa
             whole = filled.get(store.spec, store)
             if whole.complete:
                 whole, skipped = _accept(whole, item, config)
-                result = _conclude(whole, status, skipped, config, notes, seconds)
+                tail = write_tail(whole, plan.model_path, item.info, config) if config.keep_tail else None
+                result = replace(_conclude(whole, status, skipped, config, notes, seconds), tail=tail)
             else:
                 result = _conclude_part(whole, config, remarks, notes, seconds)
             results.append((whole, result))

@@ -19,6 +19,7 @@ from cytosae_pipeline.building.originals import (
     describe_own_backbone,
     require_network,
 )
+from cytosae_pipeline.building.tail_file import describe_tail
 from cytosae_pipeline.building.verify_shards import verify_files
 from cytosae_pipeline.config import VerifyConfig
 from cytosae_pipeline.errors import UserError, escape
@@ -51,6 +52,7 @@ def check_store(config: VerifyConfig) -> tuple[ActivationStore, VerifyReport]:
     require_finished(store, config)
     with keep_connected():
         report = verify_files(store, config.dask)
+        report.tail, report.tail_problem = describe_tail(store, config)
         if config.deep and not report.problems:
             report.problems += verify_against_source(store, config)
     return store, report

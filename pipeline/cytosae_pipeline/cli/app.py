@@ -71,6 +71,7 @@ def build(as_json: bool, dry_run: bool, **values: Any) -> None:
     results = build_stores(config)
     result = results[0]
     lines = [f"store ({item.status}): {item.store}" for item in results]
+    lines += [f"tail: {item.tail}" for item in results if item.tail is not None]
     lines.append(f"images: {result.n_images:,} in {format_seconds(result.seconds)}")
     if result.n_skipped:
         kinds = ", ".join(f"{count:,} {reason}" for reason, count in list(result.skipped_reasons.items())[:3])
@@ -166,13 +167,15 @@ def evaluate(as_json: bool, **values: Any) -> None:
 
     Prints explained variance, L0, the share of dead latents and cosine similarity, overall and by label: what
     training prints at its end, for any autoencoder on any store of its encoder, also of another data set. On request
-    also whether another seed finds the same latents, whether few latents tell labels apart, and how similar the images
-    of a latent are (docs/evaluation.md).
+    also whether another seed finds the same latents, whether few latents tell labels apart, how similar the images of
+    a latent are (docs/evaluation.md), and with --downstream how much of the encoder's embedding, and of a probe of the
+    labels on it, the reconstruction keeps.
 
     \b
     cytosae-cache evaluate --dataset_name mll23 --sae_path latest
     cytosae-cache evaluate --dataset_name mll23 --sae_path seed1 --other_sae_path seed2 --probe --monosemanticity
     cytosae-cache evaluate --dataset_name bmc --sae_path SAE.pt --limit 2000 --json
+    cytosae-cache evaluate --dataset_name mll23 --sae_path latest --downstream
     """
     config = make_config(EvaluateConfig, values)
     from cytosae_pipeline.evaluation.evaluate import run_evaluate

@@ -66,13 +66,16 @@ def info(path: str | None, as_json: bool, **values: Any) -> None:
     """
     config = make_config(StoreChoice, {**values, "store": _one_store(path, values["store"])})
     from cytosae_cache.format.spec import UNUSED_IF_IMPORTED
+    from cytosae_pipeline.building.tail_file import tail_bytes, tail_location
     from cytosae_pipeline.workspace.find import find_store
 
     store = find_store(config)
     facts = store.describe()
+    if (n_bytes := tail_bytes(store.path)) is not None:
+        facts |= {"tail": str(tail_location(store.path)), "tail_bytes": n_bytes}
     spec = facts.pop("spec")
     shown = {name: value for name, value in facts.items() if value != ""}
-    lines = [f"{name}: {format_bytes(value) if name == 'activation_bytes' else value}" for name, value in shown.items()]
+    lines = [f"{name}: {format_bytes(value) if name.endswith('_bytes') else value}" for name, value in shown.items()]
     unused = UNUSED_IF_IMPORTED if store.spec.imported else ()
     lines += ["spec:", *(f"  {name}: {value}" for name, value in spec.items() if name not in unused)]
     print_result({**facts, "spec": spec}, "\n".join(lines), as_json)
@@ -104,13 +107,15 @@ def verify(path: str | None, as_json: bool, **values: Any) -> None:
             again = f"Build it again with: {build_again_command(store, config, overwrite=True)}"
         lines.append(f"{say_count(len(report.problems), 'problem')} in '{store.path}'. {again}")
     else:
-        state = "the store itself is sound" if report.foreign else "sound"
+        state = "the store itself is sound" if report.foreign or report.tail_problem else "sound"
         n_shards, n_images = say_count(report.n_shards, "shard"), say_count(store.n_images, "image")
         lines.append(f"{state}: {n_shards}, {format_bytes(report.n_bytes)}, {n_images}: {store.path}")
     if report.foreign:
         lines.append("Move what does not belong to the store to another place")
     if report.litter:
         lines.append(f"harmless, left by an operating system: {', '.join(map(repr, report.litter))}")
+    if report.tail:
+        lines.append(report.tail_problem or f"its tail is sound: {report.tail}")
     print_result({"path": store.path, "sound": report.sound, **dataclasses.asdict(report)}, "\n".join(lines), as_json)
     if not report.sound:
         raise SystemExit(1)

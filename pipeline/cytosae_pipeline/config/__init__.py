@@ -6,7 +6,13 @@ Python and the command line give the same errors. Nothing heavy is imported here
 
 from cytosae_pipeline.config.build import BuildConfig
 from cytosae_pipeline.config.demo import DemoConfig
-from cytosae_pipeline.config.evaluate import CompareConfig, CompareOptions, EvaluateConfig, EvaluateOptions
+from cytosae_pipeline.config.evaluate import (
+    CompareConfig,
+    CompareOptions,
+    EffectOptions,
+    EvaluateConfig,
+    EvaluateOptions,
+)
 from cytosae_pipeline.config.export import ExportConfig
 from cytosae_pipeline.config.imports import ImportConfig
 from cytosae_pipeline.config.report import ExploreConfig, PageConfig, ReportConfig
@@ -20,6 +26,7 @@ __all__ = [
     "CompareConfig",
     "CompareOptions",
     "DemoConfig",
+    "EffectOptions",
     "EvaluateConfig",
     "EvaluateOptions",
     "ExploreConfig",

@@ -53,6 +53,12 @@ class BuildConfig(ClusterChoice, ImageSource, StorePlace):
         False, "With --overwrite: delete the existing store before the new one is written, for want of space for both."
     )
     strict_images: bool = option(False, "Stop at the first unreadable image instead of setting it aside.")
+    keep_tail: bool = option(
+        False,
+        "Also write the network's blocks after the stored one, and its final norm, to a file beside the store: "
+        "`evaluate --downstream` needs them. Repeating the build adds it to a finished store. Off by default, because "
+        "the weights of many encoders may not be passed on.",
+    )
     shards: str | None = option(
         None,
         "Compute one part of the shards, such as 3/16, the third of 16: for job arrays and several machines that share "

@@ -56,6 +56,15 @@ class EvaluateOptions(MatchChoice, SubjectChoice, ReadOptions):
     held_out_by: Literal["image", "patient"] | None = option(
         None, "Unit that was held out as a whole. [default: as the autoencoder was trained, else image]"
     )
+    downstream: bool = option(
+        False,
+        "Also measure the encoder's embedding, and a probe of the labels on it, from reconstructed activations. Needs "
+        "the store's tail: build --keep_tail.",
+    )
+    ablation: Literal["mean", "zero"] = option(
+        "mean",
+        "What --downstream compares with: every token replaced by the store's mean token, or by zero.",
+    )
 
     def __post_init__(self) -> None:
         """Check that what is said about persons is used."""
@@ -63,6 +72,21 @@ class EvaluateOptions(MatchChoice, SubjectChoice, ReadOptions):
         for name in ("covariates", "subject_column"):
             if getattr(self, name) is not None and not self.probe:
                 raise UserError(f"{name} says which images the probe must not learn from: give it with --probe")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EffectOptions(ReadOptions):
+    """Options of what a latent changes in the labels."""
+
+    latents: tuple[int, ...] = option((), "The latents, each of which is scaled by itself.", minimum=0)
+    rows: tuple[int, ...] = option((), "Rows of the images.", minimum=0)
+    factor: float = option(0.0, "What the latent's activations are multiplied by; 0 removes it.", minimum=0)
+
+    def __post_init__(self) -> None:
+        """Check that there are latents and images."""
+        super().__post_init__()
+        if not self.latents or not self.rows:
+            raise UserError("name at least one latent and one image: latents=430, rows=(0, 7)")
 
 
 @dataclass(frozen=True, kw_only=True)

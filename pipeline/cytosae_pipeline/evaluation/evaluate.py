@@ -9,8 +9,11 @@ import numpy as np
 from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.permutation import IntArray, spread_rows
 from cytosae_cache.reading.reader import StoreReader
+from cytosae_pipeline.building.tail_file import open_tail
 from cytosae_pipeline.config import EvaluateConfig, EvaluateOptions
+from cytosae_pipeline.config.store import StorePlace
 from cytosae_pipeline.errors import UserError, say_count
+from cytosae_pipeline.evaluation.downstream import Downstream, measure_downstream
 from cytosae_pipeline.evaluation.image_scores import ImageScores, Tokens
 from cytosae_pipeline.evaluation.monosemanticity import SaeMonosemanticity, measure_monosemanticity
 from cytosae_pipeline.evaluation.probing import SaeProbe, measure_probe
@@ -53,6 +56,8 @@ class SaeEvaluation:
     """Probes of labels; None if they were not requested."""
     monosemanticity: SaeMonosemanticity | None = None
     """Similarity of the images of each latent; None if it was not requested."""
+    downstream: Downstream | None = None
+    """What is left of the encoder's embedding; None if it was not asked for."""
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain JSON values."""
@@ -75,7 +80,7 @@ class SaeEvaluation:
                 f"{shown:<{width}}  {found.n_images:>9,}  {found.explained_variance:>10.4f}  {found.l0:>9.1f}  "
                 f"{found.dead_share:>6.1%}  {found.cosine:>6.3f}"
             )
-        parts = [*self.stability, self.monosemanticity, self.probe]
+        parts = [*self.stability, self.monosemanticity, self.probe, self.downstream]
         return "\n".join([*lines, *(part.describe() for part in parts if part is not None)])
 
 
@@ -126,6 +131,8 @@ def _evaluate_reconstruction(inputs: Inputs, options: EvaluateOptions) -> tuple[
     store, sae, cfg = inputs.store, inputs.sae, inputs.sae_cfg
     share, by = _held_out(inputs, options)
     tokens = _tokens(inputs, options)
+    if options.downstream:  # before anything is computed
+        open_tail(store, options if isinstance(options, StorePlace) else None)
     rows = store.valid & held_out(store, share, by) if share else store.valid
     if not rows.any():
         raise UserError(
@@ -153,6 +160,8 @@ def _evaluate_reconstruction(inputs: Inputs, options: EvaluateOptions) -> tuple[
     if dense := explain_dense(sae.architecture, overall.l0, inputs.n_latents):
         logger.warning(dense)
     evaluation = SaeEvaluation(overall, by_label, tokens, share, by, sae.architecture, inputs.n_latents)
+    if options.downstream:
+        evaluation = replace(evaluation, downstream=measure_downstream(inputs, options, images.rows[chosen], tokens))
     return evaluation, images.rows[chosen]
 
 

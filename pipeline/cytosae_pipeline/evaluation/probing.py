@@ -16,9 +16,9 @@ from cytosae_pipeline.errors import UserError, join_few, quote, say_count
 from cytosae_pipeline.evaluation.image_scores import ImageScores, Tokens, mean_tokens
 from cytosae_pipeline.runtime.devices import accumulator_device
 from cytosae_pipeline.runtime.progress import Progress
+from cytosae_pipeline.statistics.halves import find_companions
 from cytosae_pipeline.statistics.inputs import Inputs
 from cytosae_pipeline.statistics.label_index import LabelIndex
-from cytosae_pipeline.statistics.masking import group_images
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ def _make_plan(store: ActivationStore, n_images: int, subjects: IntArray | None,
     names, index = LabelIndex.of(store.images.label)
     labelled = store.valid_rows[index[store.valid_rows] >= 0]
     rows = labelled[spread_rows(len(labelled), n_images)]
-    groups, labels = group_images(store, rows, subjects), index[rows]
+    groups, labels = find_companions(store, rows, subjects), index[rows]
     pairs = np.unique(np.stack([labels, groups], axis=1), axis=0)
     enough = np.bincount(pairs[:, 0], minlength=len(names)) >= 2
     there = np.bincount(labels, minlength=len(names)) > 0

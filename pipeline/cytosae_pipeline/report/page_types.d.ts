@@ -50,6 +50,8 @@ interface Overview {
   version: string;
   explore: boolean;
   can_upload: boolean;
+  /** Whether the server can compute what a latent changes in an image; missing in reports of published data. */
+  effects?: boolean;
   pseudonymous: boolean;
   messages: string[];
   palette: {
@@ -128,6 +130,25 @@ interface LatentRecord {
   patients: { patient: number; per_image: number; count: number; n_images: number }[];
   threshold: number | null;
   neighbours: [number, number][] | null;
+  /** Null without the store's tail; missing in reports of published feature data. */
+  effect?: MeanEffect | null;
+}
+
+/** What zeroing a latent changes on average over its top images, from `records/effects.py`. */
+interface MeanEffect {
+  n_images: number;
+  n_train: number;
+  cosine: number;
+  labels: [label: number, before: number, after: number][];
+}
+
+/** `data/effects/LATENT/ROW/PERCENT.js`, from `records/effects.py`. */
+interface EffectRecord {
+  latent: number;
+  percent: number;
+  n_train: number;
+  cosine: number;
+  labels: [label: number, before: number, after: number][];
 }
 
 /** `data/images/N.js`, from `records/latents.py`; an uploaded image has no row, but its picture. */
@@ -337,7 +358,9 @@ type RecordOf<N extends string> = N extends "overview"
                       ? MapRecord
                       : N extends `mapped/${string}`
                         ? MappedRecord
-                        : unknown;
+                        : N extends `effects/${string}`
+                          ? EffectRecord
+                          : unknown;
 
 /** Colours of points: an index of each into a palette, and the palette in the current theme. */
 type PointColors = [bins: Uint8Array, palette: () => string[]];

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.storage.atomic import make_folder, replacing_path
 from cytosae_cache.storage.lock import locked
 from cytosae_pipeline.config import ReportConfig
@@ -31,6 +32,7 @@ from cytosae_pipeline.report.records.comparisons import (
     no_groups,
     plan_comparisons,
 )
+from cytosae_pipeline.report.records.effects import mean_effect_record, open_meter
 from cytosae_pipeline.report.records.encoding import to_script
 from cytosae_pipeline.report.records.group_tests import IncomparableError
 from cytosae_pipeline.report.records.images import book_files, make_image_book
@@ -238,8 +240,11 @@ def _write_latents(
 ) -> None:
     """Write the latents' pages."""
     profiles = data.profiles.take(latents) if data.profiles else profile_all(data, latents)
-    for record in latent_records(data, latents, profiles, maps):
-        _write_data(folder, f"latents/{record['latent']}", record)
+    meter = open_meter(data)
+    with StoreReader(data.store, verify=not data.config.no_verify) as reader:
+        for record in latent_records(data, latents, profiles, maps):
+            effect = mean_effect_record(data, meter, reader, record["latent"])
+            _write_data(folder, f"latents/{record['latent']}", {**record, "effect": effect})
 
 
 def _compare(data: ReportData) -> Comparisons:

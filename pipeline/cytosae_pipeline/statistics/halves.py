@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae_cache.reading.permutation import IntArray, epoch_order
+from cytosae_cache.store import ActivationStore
 
 
 def split_in_halves(groups: IntArray, labels: IntArray, *, seed: int) -> npt.NDArray[np.bool_]:
@@ -33,3 +34,24 @@ def split_in_halves(groups: IntArray, labels: IntArray, *, seed: int) -> npt.NDA
         in_training[group] = surplus @ shares[group] <= 0
         surplus += shares[group] if in_training[group] else -shares[group]
     return in_training[groups]
+
+
+def find_companions(store: ActivationStore, rows: IntArray, subjects: IntArray | None = None) -> IntArray:
+    """Group of each image: images of a person must stay together or, if the person is not known, identical pictures.
+
+    Args:
+        store: The store.
+        rows: The images, shape `(n,)`.
+        subjects: Person of each image of the store, shape `(n_images,)`; -1 where the patient is the person.
+
+    Returns:
+        0-based, shape `(n,)`.
+    """
+    patients, digests = store.images.patient, store.column("images/sha256")
+    persons = np.full(len(rows), -1) if subjects is None else subjects[rows]
+    numbers: dict[str | bytes | int, int] = {}
+    keys = (
+        person if person >= 0 else patients[row] or bytes(digests[row])
+        for row, person in zip(rows.tolist(), persons.tolist(), strict=True)
+    )
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)

@@ -17,7 +17,7 @@ from cytosae_pipeline.config import StatisticsOptions
 from cytosae_pipeline.errors import UserError, join_few, quote, say_count
 from cytosae_pipeline.runtime.devices import accumulator_device
 from cytosae_pipeline.runtime.progress import Progress
-from cytosae_pipeline.statistics.halves import split_in_halves
+from cytosae_pipeline.statistics.halves import find_companions, split_in_halves
 from cytosae_pipeline.statistics.inputs import Inputs
 from cytosae_pipeline.statistics.label_index import LabelIndex
 from cytosae_pipeline.statistics.some_rows import EncodedRows, encode_rows
@@ -222,7 +222,7 @@ def _make_plan(store: ActivationStore, n_images: int, seed: int, subjects: IntAr
     labelled = store.valid_rows[index[store.valid_rows] >= 0]
     rows = labelled[spread_rows(len(labelled), n_images)]
     labels = index[rows]
-    in_training = split_in_halves(group_images(store, rows, subjects), labels, seed=seed)
+    in_training = split_in_halves(find_companions(store, rows, subjects), labels, seed=seed)
     n_train = np.bincount(labels[in_training], minlength=len(names))
     n_test = np.bincount(labels[~in_training], minlength=len(names))
     enough = (n_train >= _LEAST_TRAINING) & (n_test >= 1)
@@ -241,27 +241,6 @@ def _make_plan(store: ActivationStore, n_images: int, seed: int, subjects: IntAr
     kept = [name for name, there in zip(names, enough, strict=True) if there]
     left_out = [name for name, n in zip(names, n_train + n_test, strict=True) if n and name not in kept]
     return _Plan(kept, left_out, *sides)
-
-
-def group_images(store: ActivationStore, rows: IntArray, subjects: IntArray | None) -> IntArray:
-    """Images that must stay together: those of a person or, if it is not known, identical pictures.
-
-    Args:
-        store: The store.
-        rows: Some of its rows, shape `(n,)`.
-        subjects: Person of each image of the store; -1 where the patient is the person.
-
-    Returns:
-        Number of the group of each row, from 0, shape `(n,)`.
-    """
-    patients, digests = store.images.patient, store.column("images/sha256")
-    persons = np.full(len(rows), -1) if subjects is None else subjects[rows]
-    numbers: dict[str | bytes | int, int] = {}
-    keys = (
-        person if person >= 0 else patients[row] or bytes(digests[row])
-        for row, person in zip(rows.tolist(), persons.tolist(), strict=True)
-    )
-    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 
 def _image_of(images: EncodedRows) -> _Images:

@@ -114,18 +114,18 @@ def measure(
         for group, members in _split(groups, first, len(here)):
             flat = tokens[members].flatten(0, 1).to(device).float()
             for part in iter_parts(len(flat), matmul.n_tokens(n_latents)):
-                found.update(flat[part], *_reconstruct(sae, flat[part], matmul), group)
+                found.update(flat[part], *reconstruct(sae, flat[part], matmul), group)
         if advance is not None:
             advance(len(here))
     return found
 
 
-def _reconstruct(sae: Sae, x: torch.Tensor, matmul: MatmulConfig) -> tuple[torch.Tensor, torch.Tensor]:
+def reconstruct(sae: Sae, x: torch.Tensor, matmul: MatmulConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """How many tokens each latent is active on, int64, shape `(S,)`, and the reconstruction, as `encode` and `decode`.
 
     Args:
-        sae: The autoencoder.
-        x: Tokens, shape `(n, D)`.
+        sae: The autoencoder, with its decoder.
+        x: Tokens, float32, shape `(n, D)`.
         matmul: How products are computed, of type float32.
     """
     bound, active = sae.active_above, None

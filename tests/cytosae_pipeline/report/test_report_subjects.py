@@ -16,8 +16,8 @@ from cytosae_pipeline import UserError, plot
 from cytosae_pipeline.config import ReportConfig
 from cytosae_pipeline.report.data.report_data import open_report_data
 from cytosae_pipeline.report.records.comparisons import GroupPair, compare_pair
+from cytosae_pipeline.statistics.halves import find_companions
 from cytosae_pipeline.statistics.inputs import open_inputs
-from cytosae_pipeline.statistics.masking import group_images
 from tests.support.browser import Visit, browser_or_skip, file_url
 from tests.support.reports import read_data
 
@@ -108,10 +108,10 @@ def test_persons_are_compared_classified_and_kept_on_one_side(place):
     assert record["classification"]["confusion"] == again.confusion.tolist()
     # The halves of the masking experiment, too.
     store = data.store
-    sides = group_images(store, store.valid_rows, data.subjects)
+    sides = find_companions(store, store.valid_rows, data.subjects)
     persons = [int(store.images.patient[row].removeprefix("sample")) // 2 for row in store.valid_rows.tolist()]
     assert len(set(zip(sides.tolist(), persons, strict=True))) == len(set(persons)) == 6
-    assert len(set(group_images(store, store.valid_rows, None).tolist())) == N_SAMPLES
+    assert len(set(find_companions(store, store.valid_rows, None).tolist())) == N_SAMPLES
 
 
 def test_patients_can_be_taken_as_persons_on_demand(place):

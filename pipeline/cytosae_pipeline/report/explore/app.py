@@ -152,6 +152,12 @@ def _add_routes(app: Flask, service: ExploreService) -> None:
     add("data/patients.js", lambda: _respond("js", service.patients()))
     add("data/latents/<name>", numbered(service.latent, "js"))
     add("data/images/<name>", numbered(service.image, "js"))
+    add(
+        "data/effects/<latent>/<row>/<name>",
+        lambda latent, row, name: _respond(
+            "js", service.effect(_number(latent, ""), _number(row, ""), _number(name, ".js"))
+        ),
+    )
     add("data/map.js", lambda: _respond("js", service.map()))
     add("data/mapped/<name>", numbered(service.mapped, "js"))
     add("data/rows/<name>", numbered(service.rows, "js"))

@@ -16,6 +16,7 @@ from cytosae_pipeline.report.explore.service import ExploreService
 from cytosae_pipeline.report.explore.uploads import open_uploads
 from cytosae_pipeline.report.records.cell_map import FEWEST_IMAGES, require_umap
 from cytosae_pipeline.report.records.choice import choose_latents, top_image_rows
+from cytosae_pipeline.report.records.effects import has_effects
 from cytosae_pipeline.report.records.images import make_image_book
 from cytosae_pipeline.report.records.masking import measure_masking
 from cytosae_pipeline.report.records.overview import overview_record
@@ -100,6 +101,7 @@ def explore(config: ExploreConfig, on_ready: Callable[[Serving], None]) -> Ended
             messages=[*messages, *notes],
             explore=True,
             can_upload=uploads is not None,
+            effects=has_effects(report_data),
             book=book,
             has_map=config.map_images > 0 and int(store.valid.sum()) >= FEWEST_IMAGES,
         )

@@ -16,6 +16,7 @@ from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.report.data.report_data import ReportData
 from cytosae_pipeline.report.explore.byte_cache import ByteCache
 from cytosae_pipeline.report.explore.cohort_records import CohortRecords
+from cytosae_pipeline.report.explore.effects import Effects
 from cytosae_pipeline.report.explore.errors import MissingError, RefusedError
 from cytosae_pipeline.report.explore.uploads import UploadReader
 from cytosae_pipeline.report.records.cell_map import CellMap, map_record, measure_map, n_score_files, scores_record
@@ -29,18 +30,12 @@ from cytosae_pipeline.report.records.latents import (
     maps_of_latent,
     profile_sample,
 )
+from cytosae_pipeline.report.records.profiles import PROFILE_IMAGES, profile_images
 from cytosae_pipeline.report.records.thumbnails import encode_jpeg, is_same
 from cytosae_pipeline.statistics.notes import LatentNote, Subject, check_note, save_note
 
-PROFILE_IMAGES = 1000
-"""Images, spread over the store, from which a latent's profile is computed."""
-
 NEAREST_SHOWN = 8
 """Cells of the store shown beside an uploaded one."""
-
-_MIN_PROFILE_IMAGES = 24
-_PROFILE_OPERATIONS = 1e12
-"""Multiplications and additions that a profile may take on a CPU: about ten seconds."""
 
 _DATA_BYTES = 64 << 20
 _PICTURE_BYTES = 64 << 20
@@ -80,6 +75,7 @@ class ExploreService:
         self.closed = False
         """Whether the service has ended: computations still running then fail, and no client waits for them."""
         self._reader = StoreReader(report_data.store, verify=not report_data.config.no_verify)
+        self._effects = Effects(report_data, self._reader, there=bool(overview.get("effects")))
 
     def __enter__(self) -> "ExploreService":
         return self
@@ -115,6 +111,22 @@ class ExploreService:
         """
         self._check_row(row)
         return self._once(f"images/{row}", self.computing, lambda: self._make_image(row))
+
+    def effect(self, latent: int, row: int, percent: int) -> bytes:
+        """What scaling a latent, by a factor in percent, changes in an image of the store.
+
+        Raises:
+            MissingError: If there is no such latent or image, the factor is too large, or there is no tail.
+        """
+        self._check_row(row)
+
+        def make() -> dict[str, Any]:
+            record = self._effects.of_image(row, latent, percent)
+            if record is None:
+                raise MissingError
+            return record
+
+        return self._once(f"effects/{latent}/{row}/{percent}", self.computing, make)
 
     def rows(self, number: int) -> bytes:
         """A file of descriptions of images.
@@ -321,7 +333,8 @@ class ExploreService:
             n_images = profile_images(report_data.store.n_tokens, sae.W_enc.numel())
         profiles = profile_sample(report_data, self._reader, one, n_images)
         maps = maps_of_latent(report_data, self._reader, latent)
-        return next(latent_records(report_data, one, profiles, maps))
+        record = next(latent_records(report_data, one, profiles, maps))
+        return {**record, "effect": self._effects.of_latent(latent)}
 
     def _make_image(self, row: int) -> dict[str, Any]:
         """An image's record."""
@@ -334,14 +347,3 @@ class ExploreService:
         store = self._report_data.store
         if not 0 <= row < store.n_images or not store.valid[row]:
             raise MissingError
-
-
-def profile_images(n_tokens: int, encoder_size: int) -> int:
-    """Images of a profile if a CPU must compute all latents to get one: fewer, so that it takes seconds, not minutes.
-
-    Args:
-        n_tokens: Tokens of an image.
-        encoder_size: Numbers in the encoder's matrix.
-    """
-    affordable = int(_PROFILE_OPERATIONS / (2 * n_tokens * encoder_size))
-    return min(PROFILE_IMAGES, max(_MIN_PROFILE_IMAGES, affordable))

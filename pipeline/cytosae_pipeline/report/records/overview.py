@@ -53,6 +53,7 @@ def overview_record(
     has_map: bool,
     explore: bool = False,
     can_upload: bool = False,
+    effects: bool = False,
 ) -> dict[str, Any]:
     """What every view of the page needs.
 
@@ -68,6 +69,7 @@ def overview_record(
         has_map: Whether there is a map of cells.
         explore: Whether the explore server serves the page, so that every latent and image can be opened.
         can_upload: Whether it can read new images.
+        effects: Whether it can compute what a latent changes in an image.
     """
     return {
         **common_record(
@@ -75,6 +77,7 @@ def overview_record(
         ),
         "explore": explore,
         "can_upload": can_upload,
+        "effects": effects,
         "pseudonymous": data.pseudonymous,
         "store": _store_record(data),
         "sae": {"latents": data.n_latents, "facts": _sae_facts(data)},

@@ -33,9 +33,10 @@ from cytosae_pipeline.report.data.report_data import open_report_data
 from cytosae_pipeline.report.explore.app import make_app
 from cytosae_pipeline.report.explore.byte_cache import ByteCache
 from cytosae_pipeline.report.explore.http_server import ExploreServer, bind
-from cytosae_pipeline.report.explore.service import ExploreService, profile_images
+from cytosae_pipeline.report.explore.service import ExploreService
 from cytosae_pipeline.report.records.images import make_image_book
 from cytosae_pipeline.report.records.page_files import read_policy
+from cytosae_pipeline.report.records.profiles import profile_images
 from cytosae_pipeline.statistics.notes import read_notes, save_note
 from tests.conftest import Workplace
 from tests.support.browser import PAINTED, Visit, browser_or_skip

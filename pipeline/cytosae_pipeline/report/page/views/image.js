@@ -89,8 +89,11 @@ function imageBody(image, from = null) {
   const buttons = new Set();
   let shown = -1;
 
+  const effect = state.overview.effects && image.row !== null ? effectPanel(image.row) : null;
+
   /** @param {number} latent */
   function showLatent(latent) {
+    effect?.show(latent);
     if (!hasMaps()) return;
     shown = latent;
     const item = maps.get(latent);
@@ -181,6 +184,7 @@ function imageBody(image, from = null) {
         h("h3", {}, "The whole image's latents"),
         whole.length ? whole : h("p.quiet", {}, "No latent is active."),
       ),
+      effect?.element,
     ),
   );
 }

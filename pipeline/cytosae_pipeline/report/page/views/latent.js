@@ -88,7 +88,7 @@ function latentBody(latent) {
       "div.columns",
       {},
       h("div.stack", {}, latentLabels(latent), latentPatients(latent)),
-      h("div.stack", {}, latentActivations(latent), latentNeighbours(latent)),
+      h("div.stack", {}, latentActivations(latent), latentNeighbours(latent), meanEffectPanel(latent.effect)),
     ),
   );
 }
