@@ -1,8 +1,5 @@
 """The map of cells: the right scores in files of limited size, by principal components or UMAP."""
 
-import base64
-import json
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -18,17 +15,7 @@ from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.report.data.report_data import open_report_data
 from cytosae_pipeline.report.records import cell_map
 from cytosae_pipeline.report.records.cell_map import choose_map_latents, measure_map, require_umap
-
-TYPES = {"f4": "<f4", "u1": "u1", "i4": "<i4"}
-
-
-def _unpack(value):
-    return np.frombuffer(base64.b64decode(value["data"]), TYPES[value["dtype"]]).reshape(value["shape"])
-
-
-def _data(report, name):
-    text = (report / "data" / f"{name}.js").read_text()
-    return json.loads(re.fullmatch(r'cytosae\.receive\("[^"]+",(.*)\);\n', text, re.DOTALL)[1])
+from tests.support.reports import read_data, unpack
 
 
 def _report(place, *arguments):
@@ -45,21 +32,21 @@ def test_the_map_has_the_scores_and_components_of_plain_numpy(with_sae):
     rows = np.flatnonzero(store.valid)
     with StoreReader(store) as reader:
         scores = sae.encode(torch.from_numpy(reader.read(rows)).float()).mean(dim=1).detach().numpy()
-    record = _data(report, "map")
-    latents = _unpack(record["latents"])
+    record = read_data(report, "map")
+    latents = unpack(record["latents"])
     assert latents.tolist() == np.flatnonzero((scores > 0).any(axis=0)).tolist()
-    assert _unpack(record["numbers"]).tolist() == rows.tolist()
-    names = [label["name"] for label in _data(report, "overview")["labels"]]
-    assert [names[at] for at in _unpack(record["labels"])] == [store.images.label[row] for row in rows]
+    assert unpack(record["numbers"]).tolist() == rows.tolist()
+    names = [label["name"] for label in read_data(report, "overview")["labels"]]
+    assert [names[at] for at in unpack(record["labels"])] == [store.images.label[row] for row in rows]
     expected = principal_components(scores[:, latents], 2)
-    np.testing.assert_allclose(_unpack(record["x"]), expected.positions[:, 0], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(unpack(record["x"]), expected.positions[:, 0], rtol=1e-3, atol=1e-4)
     assert record["axes"][0] == f"PC 1 ({expected.shares[0]:.1%} of the variance)"
     assert record["method"].startswith(
         f"Principal components, exact: 22 of 22 readable images by the scores of {len(latents)}"
     )
     for number in range(2):
-        part = _data(report, f"mapped/{number}")
-        found = _unpack(part["levels"]) / 255 * _unpack(part["peaks"])[:, None]
+        part = read_data(report, f"mapped/{number}")
+        found = unpack(part["levels"]) / 255 * unpack(part["peaks"])[:, None]
         here = scores[:, latents[64 * number : 64 * (number + 1)]].T
         assert (found >= here - 1e-6).all(), "rounded up, so that every active cell is seen"
         np.testing.assert_allclose(found, here, atol=here.max() / 250)
@@ -68,10 +55,10 @@ def test_the_map_has_the_scores_and_components_of_plain_numpy(with_sae):
 
 def test_the_map_can_be_left_out_and_limited(with_sae):
     report = _report(with_sae, "--map_images", 0)
-    assert _data(report, "overview")["has_map"] is False
+    assert read_data(report, "overview")["has_map"] is False
     assert not (report / "data" / "map.js").exists()
     report = _report(with_sae, "--map_images", 7)
-    assert len(_unpack(_data(report, "map")["numbers"])) == 7
+    assert len(unpack(read_data(report, "map")["numbers"])) == 7
 
 
 def test_the_latents_of_a_large_map_are_the_featured_ones_and_those_that_vary_most(monkeypatch):

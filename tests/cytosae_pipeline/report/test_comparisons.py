@@ -1,9 +1,6 @@
 """Records of comparisons: all groups at once, q over all comparisons, and what the design can find."""
 
-import base64
 import csv
-import json
-import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,15 +16,7 @@ from cytosae_pipeline.report.explore.service import ExploreService
 from cytosae_pipeline.report.records.comparisons import GroupPair, compare_all, describe_design
 from cytosae_pipeline.report.records.images import make_image_book
 from tests.support.browser import Visit, browser_or_skip, file_url
-
-
-def _data(report, name):
-    text = (report / "data" / f"{name}.js").read_text()
-    return json.loads(re.fullmatch(r'cytosae\.receive\("[^"]+",(.*)\);\n', text, re.DOTALL)[1])
-
-
-def _unpack(value):
-    return np.frombuffer(base64.b64decode(value["data"]), {"f4": "<f4", "i4": "<i4", "i1": "i1"}[value["dtype"]])
+from tests.support.reports import read_data, unpack
 
 
 def _groups(*sizes, unit="patient", n_latents=4, seed=0):
@@ -60,8 +49,8 @@ def demo(demo_run):
 def test_all_groups_are_compared_first(demo_run, demo):
     counts, groups, names = demo
     found = compare_all_groups(counts, groups, 3, level=SIGNIFICANT_Q)
-    record = _data(demo_run.report, "comparisons/all")
-    assert _data(demo_run.report, "patients")["all_groups"] == record["groups"] == [0, 1, 2]
+    record = read_data(demo_run.report, "comparisons/all")
+    assert read_data(demo_run.report, "patients")["all_groups"] == record["groups"] == [0, 1, 2]
     assert (record["n_varying"], record["n_tested"]) == (found.n_varying, found.tested.sum())
     assert record["n_significant"] == (found.q_value < SIGNIFICANT_Q).sum() > 0
     best = np.lexsort((-found.statistic, found.q_value))[:15]
@@ -75,7 +64,7 @@ def test_all_groups_are_compared_first(demo_run, demo):
 
 def test_q_is_adjusted_over_all_comparisons_too(demo_run, demo):
     counts, groups, _names = demo
-    described = _data(demo_run.report, "patients")["comparisons"]
+    described = read_data(demo_run.report, "patients")["comparisons"]
     assert len(described) == 6
     found = []
     for pair in described:
@@ -85,14 +74,14 @@ def test_q_is_adjusted_over_all_comparisons_too(demo_run, demo):
     together = false_discovery_control(np.concatenate([one.p_value[one.tested] for one in found]))
     at = 0
     for number, one in enumerate(found):
-        record = _data(demo_run.report, f"comparisons/{number}")
-        latents = _unpack(record["latents"])
+        record = read_data(demo_run.report, f"comparisons/{number}")
+        latents = unpack(record["latents"])
         assert latents.tolist() == np.flatnonzero(one.tested).tolist()
         assert record["n_varying"] == one.n_varying >= len(latents)
         mine = together[at : at + len(latents)]
         at += len(latents)
-        np.testing.assert_allclose(10.0 ** -_unpack(record["minus_log10_q_over_all"]), mine, rtol=1e-5)
-        np.testing.assert_allclose(10.0 ** -_unpack(record["minus_log10_q"]), one.q_value[latents], rtol=1e-5)
+        np.testing.assert_allclose(10.0 ** -unpack(record["minus_log10_q_over_all"]), mine, rtol=1e-5)
+        np.testing.assert_allclose(10.0 ** -unpack(record["minus_log10_q"]), one.q_value[latents], rtol=1e-5)
         assert record["design"] == ""
     assert at == len(together)
 
@@ -156,7 +145,7 @@ def test_the_page_shows_all_groups_and_both_q(demo_run, demo):
         visit.go("patients/compare")
         visit.page.click("text=all 3 groups at once >> nth=0")
         visit.page.wait_for_selector("text=/Kruskal.Wallis: AML-like, CML-like, healthy/")
-        record = _data(demo_run.report, "comparisons/all")
+        record = read_data(demo_run.report, "comparisons/all")
         text = visit.page.inner_text("#view")
         assert f"{record['n_significant']:,} differ between any of the groups" in text
         assert f"latent {record['latents'][0]['latent']}" in text.lower()
@@ -174,11 +163,11 @@ def test_the_page_says_what_so_few_patients_can_find(with_sae):
         "--map_images", 0, "--masking_images", 0,
     )  # fmt: skip
     text = "With 2 against 2 patients the smallest possible p is 0.33: no latent can reach q < 0.05."
-    record = _data(out, "comparisons/0")
+    record = read_data(out, "comparisons/0")
     assert record["design"] == text
-    assert _data(out, "patients")["all_groups"] is None
+    assert read_data(out, "patients")["all_groups"] is None
     assert not (out / "data/comparisons/all.js").exists()
-    tested = len(_unpack(record["latents"]))
+    tested = len(unpack(record["latents"]))
     assert 0 < tested < record["n_varying"]
     with browser_or_skip() as browser:
         visit = Visit(browser, file_url(out))

@@ -1,7 +1,5 @@
 """`--cells equal` and `--min_images`: what is counted, what is left out, and what the page says."""
 
-import json
-import re
 import shutil
 
 import numpy as np
@@ -16,13 +14,9 @@ from cytosae_pipeline import UserError, plot
 from cytosae_pipeline.config import ReportConfig
 from cytosae_pipeline.report.data.report_data import open_report_data
 from tests.support.browser import Visit, browser_or_skip, file_url
+from tests.support.reports import read_data
 
 N_IMAGES = {"p0": 12, "p1": 9, "p2": 14, "p3": 3, "p4": 4, "p5": 4, "p6": 1}
-
-
-def _data(report, name):
-    text = (report / "data" / f"{name}.js").read_text()
-    return json.loads(re.fullmatch(r'cytosae\.receive\("[^"]+",(.*)\);\n', text, re.DOTALL)[1])
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +102,7 @@ def test_subjects_with_few_images_are_left_out(place):
 
 def test_unequal_numbers_are_pointed_out_and_equal_ones_stated(place):
     report, _ = _report(place)
-    record = _data(report, "comparisons/0")
+    record = read_data(report, "comparisons/0")
     assert record["cells"].startswith("A patient of the first side has 4 images (median), one of the second 12: counts")
     assert "--cells equal" in record["cells"]
     with browser_or_skip() as browser:
@@ -117,9 +111,9 @@ def test_unequal_numbers_are_pointed_out_and_equal_ones_stated(place):
         visit.page.wait_for_selector("text=Compare equal numbers of images with --cells equal.")
         report, output = _report(place, "--cells", "equal")
         assert "3 images of each of 6 patients, drawn at random, are compared" in output
-        assert _data(report, "comparisons/0")["cells"] == ""
-        assert _data(report, "patients")["n_each"] == 3
-        assert _data(report, "patients")["n_images"] == [3, 4, 4, 12, 9, 14, 1]
+        assert read_data(report, "comparisons/0")["cells"] == ""
+        assert read_data(report, "patients")["n_each"] == 3
+        assert read_data(report, "patients")["n_images"] == [3, 4, 4, 12, 9, 14, 1]
         visit.page.reload()
         visit.go("patients/classification")
         visit.page.wait_for_selector("text=3 images of each, drawn at random, are counted: no side is more certain.")

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from cytosae_pipeline.cli.app import cli
 from tests.support.browser import PAINTED, Visit, browser_or_skip, file_url
 from tests.support.pictures import write_pictures
+from tests.support.reports import read_data
 
 pytestmark = pytest.mark.slow
 
@@ -31,11 +32,6 @@ def visit(browser, demo_run):
     visit.close()
 
 
-def _data(report, name):
-    text = (report / "data" / f"{name}.js").read_text()
-    return json.loads(re.fullmatch(r'cytosae\.receive\("[^"]+",(.*)\);\n', text, re.DOTALL)[1])
-
-
 def _click_point(page, latent):
     """Click a latent's point in the scatter plot."""
     page.wait_for_function("() => state.scatter")
@@ -45,7 +41,7 @@ def _click_point(page, latent):
 
 
 def test_the_overview_shows_what_was_measured(visit, demo_run):
-    page, overview = visit.page, _data(demo_run.report, "overview")
+    page, overview = visit.page, read_data(demo_run.report, "overview")
     tiles = dict(reversed(text.split("\n")) for text in page.locator(".tile").all_inner_texts())
     assert tiles["images"] == "720"
     assert tiles["latents"] == "1,024"
@@ -61,10 +57,10 @@ def test_the_overview_shows_what_was_measured(visit, demo_run):
 def test_a_click_on_a_point_shows_the_latents_images_with_heat_maps(visit, demo_run):
     page = visit.page
     visit.go("latents")
-    featured = _data(demo_run.report, "overview")["featured"][0]
+    featured = read_data(demo_run.report, "overview")["featured"][0]
     latent = _click_point(page, featured)
     page.wait_for_selector(".side .top-image")
-    record = _data(demo_run.report, f"latents/{latent}")
+    record = read_data(demo_run.report, f"latents/{latent}")
     rows = [int(row) for row in page.locator(".side .top-image").evaluate_all("all => all.map(one => one.dataset.row)")]
     assert rows == [item["row"] for item in record["top"][:4]]
     assert all(share > 0 for share in page.locator(".side .cell canvas").evaluate_all(f"all => all.map({PAINTED})"))
@@ -75,7 +71,7 @@ def test_a_click_on_a_point_shows_the_latents_images_with_heat_maps(visit, demo_
 
 def test_a_latents_page_shows_its_feature_data(visit, demo_run):
     page, folder = visit.page, demo_run.report.parent
-    latent = _data(demo_run.report, "overview")["featured"][3]
+    latent = read_data(demo_run.report, "overview")["featured"][3]
     visit.go(f"latent/{latent}")
     page.wait_for_selector(".grid .top-image img")
     indices = torch.load(folder / "max_activating_image_indices.pt", weights_only=True)[latent]
@@ -101,13 +97,13 @@ def test_a_latents_page_shows_its_feature_data(visit, demo_run):
     assert page.locator("figure.histogram rect").count() > 2
     page.keyboard.press("ArrowRight")
     page.wait_for_function("before => document.querySelector('h1').textContent !== before", arg=f"Latent {latent}")
-    assert page.inner_text("h1") == f"Latent {_data(demo_run.report, 'overview')['featured'][4]}"
+    assert page.inner_text("h1") == f"Latent {read_data(demo_run.report, 'overview')['featured'][4]}"
 
 
 def test_a_click_on_a_patch_shows_its_latents_and_a_latent_its_map(visit, demo_run):
-    page, overview = visit.page, _data(demo_run.report, "overview")
+    page, overview = visit.page, read_data(demo_run.report, "overview")
     row = overview["images"]["rows"][5]
-    record = _data(demo_run.report, f"images/{row}")
+    record = read_data(demo_run.report, f"images/{row}")
     visit.go(f"image/{row}")
     page.locator(".patch").nth(16 * 7 + 8).click()
     assert page.inner_text(".patch-list h3") == "Patch in row 8, column 9"
@@ -132,7 +128,7 @@ def test_a_click_on_a_patch_shows_its_latents_and_a_latent_its_map(visit, demo_r
 
 def test_a_map_has_an_opacity_an_outline_and_the_bare_cell_beside_it(visit, demo_run):
     page = visit.page
-    latent = _data(demo_run.report, "overview")["featured"][0]
+    latent = read_data(demo_run.report, "overview")["featured"][0]
     visit.go(f"latent/{latent}")
     cell = page.locator(".grid .cell").first
     canvas = cell.locator("canvas")
@@ -180,12 +176,12 @@ def test_a_map_has_an_opacity_an_outline_and_the_bare_cell_beside_it(visit, demo
 
 
 def test_a_top_image_opens_with_the_map_of_its_latent(visit, demo_run):
-    page, overview = visit.page, _data(demo_run.report, "overview")
+    page, overview = visit.page, read_data(demo_run.report, "overview")
     for latent in overview["featured"]:
-        items = _data(demo_run.report, f"latents/{latent}")["top"]
+        items = read_data(demo_run.report, f"latents/{latent}")["top"]
         weak = next(
             (one for one in items if latent not in
-             [shown["latent"] for shown in _data(demo_run.report, f"images/{one['row']}")["latents"]]), None,
+             [shown["latent"] for shown in read_data(demo_run.report, f"images/{one['row']}")["latents"]]), None,
         )  # fmt: skip
         if weak is not None:
             break
@@ -197,12 +193,12 @@ def test_a_top_image_opens_with_the_map_of_its_latent(visit, demo_run):
     about = page.locator(".image-page [aria-live]").first.inner_text()
     assert about.startswith(f"Map of Latent {latent}: largest activation ")
     visit.go(f"image/{weak['row']}")
-    first = _data(demo_run.report, f"images/{weak['row']}")["latents"][0]["latent"]
+    first = read_data(demo_run.report, f"images/{weak['row']}")["latents"][0]["latent"]
     assert page.locator(".image-page [aria-live]").first.inner_text().startswith(f"Map of Latent {first}:")
 
 
 def test_filters_and_search(visit, demo_run):
-    page, overview = visit.page, _data(demo_run.report, "overview")
+    page, overview = visit.page, read_data(demo_run.report, "overview")
     visit.go("latents")
     all_cards = page.locator(".card").count()
     assert all_cards == 60
@@ -238,7 +234,7 @@ def test_filters_and_search(visit, demo_run):
 
 def _other_latent(report):
     """An active latent without a page."""
-    overview = _data(report, "overview")
+    overview = read_data(report, "overview")
     sparsity = np.frombuffer(base64.b64decode(overview["latents"]["sparsity"]["data"]), "<f4")
     return next(n for n in np.flatnonzero(sparsity > 0.02).tolist() if n not in overview["featured"])
 
@@ -253,7 +249,7 @@ def test_a_latent_without_a_page_has_a_short_card(visit, demo_run):
     links = page.locator("table a").evaluate_all("all => all.map(one => one.hash)")
     assert links == [f"#/image/{row}/{latent}" for row in indices.tolist()[:6] if row >= 0]
     found = torch.load(folder / "sae_specificity.pt", weights_only=True)["label_means"][latent]
-    names = [label["name"] for label in _data(demo_run.report, "overview")["labels"]]
+    names = [label["name"] for label in read_data(demo_run.report, "overview")["labels"]]
     order = [names[at] for at in np.argsort(-found.numpy(), kind="stable")]
     assert page.locator(".bar-name").all_inner_texts()[:1] == order[:1]
     page.click(".bar-name a >> nth=0")
@@ -261,7 +257,7 @@ def test_a_latent_without_a_page_has_a_short_card(visit, demo_run):
 
 
 def test_an_image_without_a_page_has_a_short_card(visit, demo_run):
-    page, overview = visit.page, _data(demo_run.report, "overview")
+    page, overview = visit.page, read_data(demo_run.report, "overview")
     row = next(n for n in range(720) if n not in overview["images"]["rows"])
     visit.go(f"image/{row}")
     with (demo_run.report.parent / "images.csv").open(newline="") as file:
@@ -269,7 +265,7 @@ def test_an_image_without_a_page_has_a_short_card(visit, demo_run):
     text = page.inner_text("#view")
     for word in (image["path"], image["label"], image["patient"], "short card"):
         assert word in text
-    rows = _data(demo_run.report, "rows/0")
+    rows = read_data(demo_run.report, "rows/0")
     assert page.locator("table a").all_inner_texts() == [f"Latent {latent}" for latent, _ in rows["tops"][row]]
 
 
@@ -277,7 +273,7 @@ def test_images_are_browsed_by_label_and_patient(visit, demo_run):
     page = visit.page
     with (demo_run.report.parent / "images.csv").open(newline="") as file:
         images = list(csv.DictReader(file))
-    overview = _data(demo_run.report, "overview")
+    overview = read_data(demo_run.report, "overview")
 
     def shown():
         return page.locator(".top-image").evaluate_all("all => all.map(one => Number(one.dataset.row))")
@@ -304,7 +300,7 @@ def test_images_are_browsed_by_label_and_patient(visit, demo_run):
 
 
 def test_labels_patients_and_groups_have_pages_that_lead_on(visit, demo_run):
-    page, overview = visit.page, _data(demo_run.report, "overview")
+    page, overview = visit.page, read_data(demo_run.report, "overview")
     page.click(".bar-name a >> nth=0")
     page.wait_for_function(
         "name => document.querySelector('h1').textContent === name", arg=overview["labels"][0]["name"]
@@ -320,7 +316,7 @@ def test_labels_patients_and_groups_have_pages_that_lead_on(visit, demo_run):
     assert page.locator("table a").count() > 3
     page.click("a[href^='#/group/']")
     page.wait_for_selector("h1:has-text('Group ')")
-    data = _data(demo_run.report, "patients")
+    data = read_data(demo_run.report, "patients")
     group = data["group_names"].index(page.inner_text("h1").removeprefix("Group "))
     members = [name for name, of in zip(data["names"], data["groups"], strict=True) if of == group]
     assert page.locator("a[href^='#/patient/']").all_inner_texts() == members
@@ -339,11 +335,11 @@ def test_the_map_is_coloured_and_a_lasso_compares_with_the_rest(visit, demo_run)
     assert page.inner_text("#view p.quiet >> nth=0").startswith(
         "Principal components, exact: 720 of 720 readable images"
     )
-    labels = [label["name"] for label in _data(demo_run.report, "overview")["labels"]]
+    labels = [label["name"] for label in read_data(demo_run.report, "overview")["labels"]]
     assert [text for text in page.locator(".plot-and-side .legend a").all_inner_texts()] == labels
     page.select_option("#map-color", "patient")
     assert "Colours repeat after 8" in page.inner_text(".plot-and-side .legend")
-    record = _data(demo_run.report, "map")
+    record = read_data(demo_run.report, "map")
     latent = int(np.frombuffer(base64.b64decode(record["latents"]["data"]), "<i4")[5])
     page.fill("#map-latent", str(latent))
     page.press("#map-latent", "Enter")
@@ -367,7 +363,7 @@ def test_the_map_is_coloured_and_a_lasso_compares_with_the_rest(visit, demo_run)
     first = page.locator(".side table >> nth=0").locator("tbody tr >> nth=0").locator("td").all_inner_texts()
     latents = np.frombuffer(base64.b64decode(record["latents"]["data"]), "<i4").tolist()
     at = latents.index(int(first[0].split()[1]))
-    part = _data(demo_run.report, f"mapped/{at // 64}")
+    part = read_data(demo_run.report, f"mapped/{at // 64}")
     levels = np.frombuffer(base64.b64decode(part["levels"]["data"]), "u1").reshape(part["levels"]["shape"])[at % 64]
     here, rest = levels[labels_of == 0].astype(int), levels[labels_of != 0].astype(int)
     auc = ((here[:, None] > rest).mean() + 0.5 * (here[:, None] == rest).mean()).round(2)
@@ -375,7 +371,7 @@ def test_the_map_is_coloured_and_a_lasso_compares_with_the_rest(visit, demo_run)
 
 
 def test_many_patients_are_found_ordered_and_readable(visit, demo_run):
-    page, data = visit.page, _data(demo_run.report, "patients")
+    page, data = visit.page, read_data(demo_run.report, "patients")
     visit.go("patients")
     names = page.locator(".matrix-box.scrolls .row-names")
     assert names.locator("a").all_inner_texts() == data["names"]
@@ -398,7 +394,7 @@ def test_many_patients_are_found_ordered_and_readable(visit, demo_run):
 
 
 def test_search_finds_labels_patients_groups_and_paths(visit, demo_run):
-    page, overview = visit.page, _data(demo_run.report, "overview")
+    page, overview = visit.page, read_data(demo_run.report, "overview")
     with (demo_run.report.parent / "images.csv").open(newline="") as file:
         images = list(csv.DictReader(file))
 
@@ -411,8 +407,8 @@ def test_search_finds_labels_patients_groups_and_paths(visit, demo_run):
 
     assert overview["labels"][2]["name"] in search(overview["labels"][2]["name"].upper()[:5])
     assert search(overview["patients"][7]).count(overview["patients"][7]) == 1
-    assert _data(demo_run.report, "patients")["group_names"][1] in search("patient") + search(
-        _data(demo_run.report, "patients")["group_names"][1]
+    assert read_data(demo_run.report, "patients")["group_names"][1] in search("patient") + search(
+        read_data(demo_run.report, "patients")["group_names"][1]
     )
     path = images[701]["path"]
     assert search(path) == [path]
@@ -424,7 +420,7 @@ def test_search_finds_labels_patients_groups_and_paths(visit, demo_run):
 
 def test_every_link_of_the_page_opens(visit, demo_run):
     """Follow each kind of link once: nothing a page mentions is a dead end."""
-    page, overview = visit.page, _data(demo_run.report, "overview")
+    page, overview = visit.page, read_data(demo_run.report, "overview")
     seen, waiting = set(), ["", "latents", "images", "patients", "patients/compare", "patients/classification"]
     waiting += [f"latent/{overview['featured'][0]}", f"latent/{_other_latent(demo_run.report)}"]
     while waiting:
@@ -499,7 +495,7 @@ def test_plots_work_with_the_keyboard_alone(visit, demo_run):
     assert page.evaluate("() => state.scatter.view") == view
 
     visit.go("patients")
-    featured = _data(demo_run.report, "patients")["barcodes"]["latents"]
+    featured = read_data(demo_run.report, "patients")["barcodes"]["latents"]
     page.locator("canvas.matrix").last.focus()
     assert f"latent {featured[0]}:" in page.locator(".readout").last.inner_text()
     for key in ("ArrowRight", "ArrowRight", "ArrowDown", "ArrowUp", "ArrowUp", "ArrowLeft"):
@@ -617,7 +613,7 @@ def test_zoom_is_limited(visit):
 
 
 def test_the_focus_follows_navigation(visit, demo_run):
-    page, featured = visit.page, _data(demo_run.report, "overview")["featured"]
+    page, featured = visit.page, read_data(demo_run.report, "overview")["featured"]
     visit.go("latents")
     page.wait_for_function("() => document.activeElement.id === 'view'")
     page.evaluate("() => document.querySelector('.skip').focus()")
@@ -638,7 +634,7 @@ def test_the_focus_follows_navigation(visit, demo_run):
     page.wait_for_function("() => document.activeElement.id === 'view'")
     page.keyboard.press("ArrowRight")
     page.wait_for_function("latent => location.hash === `#/latent/${latent}`", arg=featured[2])
-    row = _data(demo_run.report, "overview")["images"]["rows"][0]
+    row = read_data(demo_run.report, "overview")["images"]["rows"][0]
     visit.go(f"image/{row}")
     page.locator(".patch").nth(20).click()
     assert page.locator(".patch[tabindex='0']").evaluate_all("all => all.map(one => Number(one.dataset.token))") == [21]
@@ -647,7 +643,7 @@ def test_the_focus_follows_navigation(visit, demo_run):
 
 
 def test_the_scatter_plot_keeps_its_view_and_selection(visit, demo_run):
-    page, featured = visit.page, _data(demo_run.report, "overview")["featured"]
+    page, featured = visit.page, read_data(demo_run.report, "overview")["featured"]
     visit.go("latents")
     latent = _click_point(page, featured[0])
     page.evaluate("() => state.scatter.zoom(0.5, 300, 200)")
@@ -661,20 +657,20 @@ def test_the_scatter_plot_keeps_its_view_and_selection(visit, demo_run):
 
 
 def test_equal_lengths_mean_equal_values(visit, demo_run):
-    page, featured = visit.page, _data(demo_run.report, "overview")["featured"]
+    page, featured = visit.page, read_data(demo_run.report, "overview")["featured"]
     visit.go(f"latent/{featured[0]}")
     page.wait_for_selector(".bars")
     widths = "all => all.map(one => one.getBoundingClientRect().width)"
     for number in range(page.locator(".bars").count()):
         tracks = page.locator(".bars").nth(number).locator(".bar-track").evaluate_all(widths)
         assert max(tracks) - min(tracks) < 0.5
-    visit.go(f"image/{_data(demo_run.report, 'overview')['images']['rows'][0]}")
+    visit.go(f"image/{read_data(demo_run.report, 'overview')['images']['rows'][0]}")
     tracks = page.locator(".map-button .bar-track").evaluate_all(widths)
     assert max(tracks) - min(tracks) < 0.5
 
 
 def test_legends_match_what_is_shown(visit, demo_run):
-    page, featured = visit.page, _data(demo_run.report, "overview")["featured"]
+    page, featured = visit.page, read_data(demo_run.report, "overview")["featured"]
     visit.go(f"latent/{featured[0]}")
     page.wait_for_selector(".heat-legend")
     steps = page.locator(".heat-legend .ramp i").evaluate_all("all => all.map(one => one.style.background)")
@@ -686,7 +682,7 @@ def test_legends_match_what_is_shown(visit, demo_run):
     assert page.locator(".heat-legend").is_visible()
     visit.go("patients/compare")
     page.wait_for_selector(".volcano canvas")
-    names = _data(demo_run.report, "patients")["group_names"]
+    names = read_data(demo_run.report, "patients")["group_names"]
     grounds = "all => all.map(one => one.style.background)"
     kinds = page.evaluate(
         "() => [0, 1, 2].map((group) => h('i', { style: { background: colors.kind(group) } }).style.background)"
@@ -701,7 +697,7 @@ def test_legends_match_what_is_shown(visit, demo_run):
 
 
 def _rewrite(report, name, change):
-    value = _data(report, name)
+    value = read_data(report, name)
     change(value)
     text = f"cytosae.receive({json.dumps(name)},{json.dumps(value)});\n"
     (report / "data" / f"{name}.js").write_text(text)
@@ -710,8 +706,8 @@ def _rewrite(report, name, change):
 def test_missing_data_are_explained(browser, demo_run, tmp_path):
     report = tmp_path / "copy"
     shutil.copytree(demo_run.report, report)
-    latent = _data(report, "overview")["featured"][0]
-    comparison = _data(report, "comparisons/0")
+    latent = read_data(report, "overview")["featured"][0]
+    comparison = read_data(report, "comparisons/0")
     _rewrite(report, "overview", lambda overview: overview.update(counts={"active": 1000, "dead": 24}))
     _rewrite(report, f"latents/{latent}", lambda record: record.update(patients=[]))
     zeros = {
@@ -745,8 +741,8 @@ def test_missing_data_are_explained(browser, demo_run, tmp_path):
 def test_a_missing_picture_leaves_its_map(browser, demo_run, tmp_path):
     report = tmp_path / "copy"
     shutil.copytree(demo_run.report, report)
-    overview = _data(report, "overview")
-    row = _data(report, f"latents/{overview['featured'][0]}")["top"][0]["row"]
+    overview = read_data(report, "overview")
+    row = read_data(report, f"latents/{overview['featured'][0]}")["top"][0]["row"]
     (report / f"thumbnails/{row}.jpg").unlink()
     visit = Visit(browser, file_url(report))
     visit.go(f"image/{row}")
@@ -758,7 +754,7 @@ def test_a_missing_picture_leaves_its_map(browser, demo_run, tmp_path):
 
 
 def test_patients_are_compared(visit, demo_run):
-    page, patients = visit.page, _data(demo_run.report, "patients")
+    page, patients = visit.page, read_data(demo_run.report, "patients")
     visit.go("patients")
     assert page.locator("canvas.matrix").count() == 2
     page.locator("canvas.matrix").last.hover()
@@ -770,14 +766,14 @@ def test_patients_are_compared(visit, demo_run):
     assert options[0] == "AML-like (12) against all others (24)"
     assert len(options) == 6
     head = page.locator("main table").first.locator("tbody tr").first.inner_text().split("\t")
-    first = _data(demo_run.report, "comparisons/0")
+    first = read_data(demo_run.report, "comparisons/0")
     latents = page.evaluate("array => Array.from(cytosae.decode(array))", first["latents"])
     assert head[0] == f"Latent {latents[first['more_in_first'][0]]}"
     # Latents that differ are likely to be clicked next: the report has pages for them.
     page.locator("main table").first.locator("tbody a").first.click()
     page.wait_for_selector(".grid .top-image img")
     assert page.inner_text("h1") == head[0]
-    assert "that differ most between groups of patients" in _data(demo_run.report, "overview")["featured_reason"]
+    assert "that differ most between groups of patients" in read_data(demo_run.report, "overview")["featured_reason"]
     visit.go("patients/compare")
     page.select_option("main select", "4")
     page.wait_for_function("() => location.hash.endsWith('compare/4')")
@@ -797,8 +793,8 @@ def test_patients_are_compared(visit, demo_run):
 @pytest.mark.parametrize(("width", "height"), [(1280, 720), (1024, 768), (420, 800)])
 def test_nothing_overflows_sideways(browser, demo_run, width, height):
     visit = Visit(browser, file_url(demo_run.report), width=width, height=height, scheme="dark")
-    featured = _data(demo_run.report, "overview")["featured"][0]
-    row = _data(demo_run.report, "overview")["images"]["rows"][0]
+    featured = read_data(demo_run.report, "overview")["featured"][0]
+    row = read_data(demo_run.report, "overview")["images"]["rows"][0]
     for route in (
         "",
         "latents",
@@ -849,7 +845,7 @@ def test_hostile_names_stay_text(browser, with_images):
     for path in report.rglob("*.js"):
         assert "</script" not in path.read_text(), path
     visit = Visit(browser, file_url(report))
-    overview = _data(report, "overview")
+    overview = read_data(report, "overview")
     assert sorted(label["name"] for label in overview["labels"]) == sorted(names)
     routes = [
         "",
@@ -883,13 +879,13 @@ def test_pseudonymous_reports_contain_no_name_and_no_path(browser, with_images):
         assert json.dumps(name)[1:-1].replace("<", "\\u003c").replace(">", "\\u003e").encode() not in everything
         assert name.encode() not in everything
     with_images.run_plain("report", *options, "--pseudonymize", "--out", again)
-    assert _data(again, "patients")["names"] == _data(report, "patients")["names"]
+    assert read_data(again, "patients")["names"] == read_data(report, "patients")["names"]
     visit = Visit(browser, file_url(report))
     visit.go("patients")
     assert all(
         re.fullmatch(r"patient-[0-9a-f]{12}", name) for name in visit.page.evaluate("() => state.overview.patients")
     )
-    visit.go(f"image/{_data(report, 'overview')['images']['rows'][0]}")
+    visit.go(f"image/{read_data(report, 'overview')['images']['rows'][0]}")
     assert "File " not in visit.page.inner_text("#view")
     visit.close()
 
@@ -913,7 +909,7 @@ def test_without_images_maps_are_shown_alone(browser, demo_run, tmp_path):
     assert "pass their location with --images PATH" in result.output
     visit = Visit(browser, file_url(tmp_path / "r"))
     assert "The images were not found" in visit.page.inner_text("#view")
-    visit.go(f"latent/{_data(tmp_path / 'r', 'overview')['featured'][0]}")
+    visit.go(f"latent/{read_data(tmp_path / 'r', 'overview')['featured'][0]}")
     assert visit.page.locator(".no-picture").count() == 10
     assert visit.page.locator(".grid canvas").first.evaluate(PAINTED) > 0
     visit.close()
@@ -926,7 +922,7 @@ def test_all_cards_can_be_shown_and_patients_need_no_groups(browser, with_sae):
     ).output
     assert "There are no groups of patients: patients have images of several labels. Pass them" in output
     assert "compare groups" not in output
-    featured = _data(out, "overview")["featured"]
+    featured = read_data(out, "overview")["featured"]
     assert len(featured) > 60, "too few latents to hide any"
     visit = Visit(browser, file_url(out))
     page = visit.page
@@ -979,7 +975,7 @@ def test_the_report_of_real_cells(browser, test_data, tmp_path):
     assert output.strip().endswith(str(report / "index.html"))
     visit = Visit(browser, file_url(report))
     visit.go("latents")
-    overview = _data(report, "overview")
+    overview = read_data(report, "overview")
     assert 0 < len(overview["featured"]) <= 40
     latent = _click_point(visit.page, overview["featured"][0])
     visit.page.wait_for_selector(".side .top-image")
@@ -989,7 +985,7 @@ def test_the_report_of_real_cells(browser, test_data, tmp_path):
     visit.page.locator(".patch").nth(100).click()
     assert visit.page.locator(".patch-list .latent-row").count() > 0
     visit.go("patients/classification")
-    accuracy = _data(report, "patients")["classification"]["accuracy"]
+    accuracy = read_data(report, "patients")["classification"]["accuracy"]
     assert abs(accuracy - 0.5) < 0.2, "groups at random must not be told apart"
     visit.close()
     sparsity = torch.load(report.parent / "sae_sparsity.pt", weights_only=True).numpy()

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import json
 import re
 
 import numpy as np
@@ -15,6 +14,7 @@ from cytosae_pipeline.statistics.features import read_features
 from cytosae_pipeline.statistics.published import find_published, read_published
 from tests.support.browser import Visit, browser_or_skip, file_url
 from tests.support.published import publish
+from tests.support.reports import read_data
 from tests.support.stores import read_files
 
 
@@ -112,8 +112,7 @@ def test_the_report_shows_latents_and_says_what_it_cannot_show(published):
     assert "give another --vit_type" in output
     after = read_files(folder)
     assert before.items() <= after.items()
-    script = (folder / "report" / "data" / "overview.js").read_text()
-    overview = json.loads(re.fullmatch(r'cytosae\.receive\("[^"]+",(.*)\);\n', script, re.DOTALL)[1])
+    overview = read_data(folder / "report", "overview")
     assert overview["title"] == "acevedo"
     assert overview["image_pages"] is False
     assert "need a store of the activations" in overview["messages"][0]

@@ -1,6 +1,5 @@
 """`report`: records against plain computations, options, and that an older report is never lost."""
 
-import base64
 import csv
 import itertools
 import json
@@ -44,22 +43,11 @@ from cytosae_pipeline.statistics.notes import (
     write_notes,
 )
 from tests.support.pictures import HEARING_MAIN
-
-TYPES = {"f4": "<f4", "u1": "u1", "u2": "<u2", "i4": "<i4", "i1": "i1"}
-
-
-def _data(report, name):
-    text = (report / "data" / f"{name}.js").read_text()
-    return json.loads(re.fullmatch(r'cytosae\.receive\("[^"]+",(.*)\);\n', text, re.DOTALL)[1])
+from tests.support.reports import read_data, unpack
 
 
 def _files(folder):
     return [path for path in folder.rglob("*") if path.is_file()]
-
-
-def _unpack(value):
-    data = np.frombuffer(base64.b64decode(value["data"]), TYPES[value["dtype"]])
-    return data.reshape(value["shape"])
 
 
 def _report(place, *arguments, code=0):
@@ -95,7 +83,7 @@ def test_the_report_is_complete(made):
     assert {path.name for path in report.iterdir()} == {"index.html", "page", "data", "thumbnails", "cytosae-report"}
     written = {path.relative_to(report).as_posix(): path.read_bytes() for path in _files(report / "page")}
     assert {"index.html": (report / "index.html").read_bytes(), **written} == read_page_files()
-    overview = _data(report, "overview")
+    overview = read_data(report, "overview")
     assert sorted(path.stem for path in (report / "data/latents").iterdir()) == sorted(map(str, overview["featured"]))
     assert sorted(path.stem for path in (report / "data/images").iterdir()) == sorted(
         map(str, overview["images"]["rows"])
@@ -128,7 +116,7 @@ def test_no_line_and_no_file_of_the_page_is_too_long():
 
 
 def test_palette_and_limits_come_from_python_alone(made):
-    overview = _data(made[1], "overview")
+    overview = read_data(made[1], "overview")
     assert overview["palette"] == json.loads(json.dumps(palette_record()))
     assert overview["limits"] == {
         "significant_q": SIGNIFICANT_Q, "position": POSITION_LIMIT, "name_length": MAX_NAME, "note_length": MAX_NOTE,
@@ -141,9 +129,9 @@ def test_palette_and_limits_come_from_python_alone(made):
 
 def test_the_overview_contains_the_statistics(made):
     place, report, _output, _acts, store, _sae = made
-    overview = _data(report, "overview")
+    overview = read_data(report, "overview")
     sparsity = torch.load(place.features() / "sae_sparsity.pt", weights_only=True).numpy()
-    assert np.array_equal(_unpack(overview["latents"]["sparsity"]), sparsity)
+    assert np.array_equal(unpack(overview["latents"]["sparsity"]), sparsity)
     assert overview["store"]["images"] == 23
     assert overview["store"]["valid"] == 22
     assert overview["counts"] == {"active": int((sparsity > 0).sum()), "dead": int((sparsity == 0).sum())}
@@ -158,16 +146,16 @@ def test_the_overview_contains_the_statistics(made):
 
 def test_specific_latents_come_first_and_columns_say_how_specific(made):
     _place, report, _output, acts, store, _sae = made
-    overview = _data(report, "overview")
+    overview = read_data(report, "overview")
     names = [label["name"] for label in overview["labels"]]
     active, labels = acts.mean(axis=1) > 0, np.array(store.images.label)
     counts = np.stack([active[(labels == name) & store.valid].sum(axis=0) for name in names], axis=1)
     lift = label_lift(counts, np.array([((labels == name) & store.valid).sum() for name in names]))
-    np.testing.assert_allclose(_unpack(overview["latents"]["lift"]), lift.max(axis=1), rtol=1e-6)
-    best = _unpack(overview["latents"]["best"])
+    np.testing.assert_allclose(unpack(overview["latents"]["lift"]), lift.max(axis=1), rtol=1e-6)
+    best = unpack(overview["latents"]["best"])
     assert np.array_equal(best[lift.max(axis=1) > 0], lift.argmax(axis=1)[lift.max(axis=1) > 0])
     sparsity, mean, entropy, position = (
-        _unpack(overview["latents"][name]) for name in ("sparsity", "mean_acts", "entropy", "position")
+        unpack(overview["latents"][name]) for name in ("sparsity", "mean_acts", "entropy", "position")
     )
     expected = first_latents(sparsity, mean, entropy, lift=lift, position_share=position, n=30)
     assert overview["featured"] == expected.tolist()
@@ -180,19 +168,19 @@ def test_specific_latents_come_first_and_columns_say_how_specific(made):
         means = [scores[(labels == name) & store.valid, latent].mean() for name in names]
         if label >= 0:
             assert means[label] > 0.5 * sum(means)
-        top = [item for item in _data(report, f"latents/{latent}")["top"]]
+        top = [item for item in read_data(report, f"latents/{latent}")["top"]]
         mass = sum(item["value"] for item in top if item["label"] == label)
         assert (label >= 0) <= (mass > 0.5 * sum(item["value"] for item in top))
 
 
 def test_every_image_and_latent_is_described_in_files_of_limited_size(made):
     place, report, _output, acts, store, _sae = made
-    overview = _data(report, "overview")
-    rows = _data(report, "rows/0")
+    overview = read_data(report, "overview")
+    rows = read_data(report, "rows/0")
     assert rows["paths"] == list(store.images.path)
-    assert _unpack(rows["valid"]).tolist() == store.valid.astype(int).tolist()
+    assert unpack(rows["valid"]).tolist() == store.valid.astype(int).tolist()
     names = [label["name"] for label in overview["labels"]]
-    assert [names[at] if at >= 0 else "" for at in _unpack(rows["labels"])] == list(store.images.label)
+    assert [names[at] if at >= 0 else "" for at in unpack(rows["labels"])] == list(store.images.label)
     indices = torch.load(place.features() / "max_activating_image_indices.pt", weights_only=True).numpy()
     for row, tops in enumerate(rows["tops"]):
         latents, slots = np.nonzero(indices == row)
@@ -200,7 +188,7 @@ def test_every_image_and_latent_is_described_in_files_of_limited_size(made):
         for latent, value in tops:
             assert value == pytest.approx(acts[row, :, latent].mean(), rel=1e-3)
     for kind in ("label", "patient"):
-        listing = {name: _unpack(value) for name, value in _data(report, f"listings/{kind}-0").items()}
+        listing = {name: unpack(value) for name, value in read_data(report, f"listings/{kind}-0").items()}
         starts = overview["book"][f"{kind}_starts"]
         shown = listing["numbers"].tolist()
         assert sorted(shown) == np.flatnonzero(store.valid).tolist()
@@ -209,14 +197,14 @@ def test_every_image_and_latent_is_described_in_files_of_limited_size(made):
             part = shown[starts[at] : starts[at + 1]]
             column = np.array(getattr(store.images, kind))
             assert part == np.flatnonzero((column == name) & store.valid).tolist()
-    cards = _data(report, "cards/0")
-    assert np.array_equal(_unpack(cards["top_rows"]), indices[:, :6])
+    cards = read_data(report, "cards/0")
+    assert np.array_equal(unpack(cards["top_rows"]), indices[:, :6])
     scores, labels = acts.mean(axis=1), np.array(store.images.label)
     means = np.stack([scores[(labels == name) & store.valid].mean(axis=0) for name in names], axis=1)
-    found = _unpack(cards["means"]) / 255 * _unpack(cards["largest"])[:, None]
+    found = unpack(cards["means"]) / 255 * unpack(cards["largest"])[:, None]
     np.testing.assert_allclose(found, means, atol=means.max() / 500)
     rates = np.stack([(scores[(labels == name) & store.valid] > 0).mean(axis=0) for name in names], axis=1)
-    np.testing.assert_allclose(_unpack(cards["rates"]) / 255, rates, atol=1 / 254)
+    np.testing.assert_allclose(unpack(cards["rates"]) / 255, rates, atol=1 / 254)
 
 
 def test_files_of_images_are_cut_at_their_limits(made, monkeypatch):
@@ -231,9 +219,9 @@ def test_files_of_images_are_cut_at_their_limits(made, monkeypatch):
         *(f"rows/{n}" for n in range(3)),
     ]  # fmt: skip
     paths = [path for n in range(3) for path in files[f"rows/{n}"]["paths"]]
-    assert paths == _data(report, "rows/0")["paths"]
-    numbers = np.concatenate([_unpack(files[f"listings/label-{n}"]["numbers"]) for n in range(3)])
-    assert np.array_equal(numbers, _unpack(_data(report, "listings/label-0")["numbers"]))
+    assert paths == read_data(report, "rows/0")["paths"]
+    numbers = np.concatenate([unpack(files[f"listings/label-{n}"]["numbers"]) for n in range(3)])
+    assert np.array_equal(numbers, unpack(read_data(report, "listings/label-0")["numbers"]))
 
 
 def test_feature_data_of_older_versions_keep_the_old_order_and_say_so(with_sae):
@@ -245,20 +233,20 @@ def test_feature_data_of_older_versions_keep_the_old_order_and_say_so(with_sae):
     report, output = _report(with_sae)
     assert "the feature data do not say how specific latents are to a label" in output
     assert f"cytosae-cache features --root_dir {with_sae.root}" in output
-    overview = _data(report, "overview")
+    overview = read_data(report, "overview")
     assert "those with the lowest label entropy" in overview["featured_reason"]
     assert set(overview["main_label"]) == {-1}
-    assert _data(report, "cards/0")["means"] is None
+    assert read_data(report, "cards/0")["means"] is None
 
 
 def test_a_latents_record_equals_plain_numpy(made):
     _place, report, _output, acts, store, sae = made
     scores, labels = acts.mean(axis=1), np.array(store.images.label)
-    names = [label["name"] for label in _data(report, "overview")["labels"]]
-    patients = _data(report, "patients")["names"]
+    names = [label["name"] for label in read_data(report, "overview")["labels"]]
+    patients = read_data(report, "patients")["names"]
     decoder = torch.nn.functional.normalize(sae.W_dec, dim=1)
-    for latent in _data(report, "overview")["featured"]:
-        record = _data(report, f"latents/{latent}")
+    for latent in read_data(report, "overview")["featured"]:
+        record = read_data(report, f"latents/{latent}")
         order = sorted(
             (row for row in range(23) if scores[row, latent] > 0), key=lambda row: (-scores[row, latent], row)
         )
@@ -267,7 +255,7 @@ def test_a_latents_record_equals_plain_numpy(made):
             plain = acts[item["row"], 1:, latent]
             assert item["value"] == pytest.approx(scores[item["row"], latent], rel=1e-4)
             assert item["peak"] == pytest.approx(plain.max(), rel=1e-4, abs=1e-6)
-            np.testing.assert_allclose(_unpack(item["map"]) * item["peak"] / 255, plain, atol=item["peak"] / 254)
+            np.testing.assert_allclose(unpack(item["map"]) * item["peak"] / 255, plain, atol=item["peak"] / 254)
             assert names[item["label"]] == labels[item["row"]]
             assert patients[item["patient"]] == store.images.patient[item["row"]]
         histogram = record["histogram"]
@@ -289,14 +277,14 @@ def test_a_latents_record_equals_plain_numpy(made):
 
 def test_an_images_record_equals_plain_numpy(made):
     _place, report, _output, acts, store, _sae = made
-    for row in _data(report, "overview")["images"]["rows"]:
-        record = _data(report, f"images/{row}")
+    for row in read_data(report, "overview")["images"]["rows"]:
+        record = read_data(report, f"images/{row}")
         assert record["path"] == store.images.path[row]
         scores = acts[row].mean(axis=0)
         expected = sorted(np.flatnonzero(scores > 0).tolist(), key=lambda latent: (-scores[latent], latent))[:10]
         assert [item["latent"] for item in record["latents"]] == expected
-        latents = _unpack(record["token_latents"])
-        values = _unpack(record["token_values"]) * record["value_step"]
+        latents = unpack(record["token_latents"])
+        values = unpack(record["token_values"]) * record["value_step"]
         for token in range(acts.shape[1]):
             for latent, value in zip(latents[token].tolist(), values[token].tolist(), strict=True):
                 if latent != record["no_latent"]:
@@ -307,15 +295,15 @@ def test_an_images_record_equals_plain_numpy(made):
 
 def test_barcodes_and_correlation(made):
     place, report, *_ = made
-    patients, featured = _data(report, "patients"), _data(report, "overview")["featured"]
+    patients, featured = read_data(report, "patients"), read_data(report, "overview")["featured"]
     normalised = np.load(place.features() / "cls_sae_cnt.npy")
     assert patients["names"] == ["p0", "p1", "p2", "p3"]
-    peaks = _unpack(patients["barcodes"]["peaks"])
-    values = _unpack(patients["barcodes"]["values"])
+    peaks = unpack(patients["barcodes"]["peaks"])
+    values = unpack(patients["barcodes"]["values"])
     np.testing.assert_allclose(peaks, normalised[:, featured].max(axis=0), rtol=1e-6)
     np.testing.assert_allclose(values / 255 * peaks, normalised[:, featured], atol=peaks.max() / 500)
     expected = np.corrcoef(np.log1p(normalised))
-    np.testing.assert_allclose(_unpack(patients["correlation"]) / 127 - 1, expected, atol=0.005)
+    np.testing.assert_allclose(unpack(patients["correlation"]) / 127 - 1, expected, atol=0.005)
     assert patients["comparisons"] == []
     assert "patients have images of several labels" in patients["no_groups"]
     assert "--groups patients.csv" in patients["no_groups"]
@@ -326,16 +314,16 @@ def test_groups_of_a_file_are_compared_and_classified(with_sae):
     path.write_text("patient,group\np0,ill\np1,well\np2,ill\np3,well\nsomebody,else\n")
     report, output = _report(with_sae, "--groups", path, "--group_test", "permutation")
     assert "names patients that are not in the store (1), such as 'somebody'" in output
-    patients = _data(report, "patients")
+    patients = read_data(report, "patients")
     assert patients["names"] == ["p0", "p2", "p1", "p3"]
     assert patients["group_names"] == ["ill", "well"]
     assert patients["comparisons"] == [
         {"first": "ill", "second": "well", "n_first": 2, "n_second": 2, "groups": [0, 1]}
     ]
     assert np.sum(patients["classification"]["confusion"], axis=1).tolist() == [2, 2]
-    record = _data(report, "comparisons/0")
+    record = read_data(report, "comparisons/0")
     assert record["method"].startswith("permutation")
-    p = 10 ** -_unpack(record["minus_log10_p"])
+    p = 10 ** -unpack(record["minus_log10_p"])
     assert p.min() >= 1 / 3 - 1e-6, "with 2 against 2 there are 6 assignments, and none is more extreme than 2 of them"
 
 
@@ -349,7 +337,7 @@ def test_patients_without_a_readable_image_are_left_out(with_images):
     path.write_text("patient,group\np0,ill\np1,well\np2,ill\np3,well\nghost,well\n")
     report, output = _report(with_images, "--groups", path)
     assert "1 of 5 patients has no readable image and is left out, such as 'ghost'" in output
-    patients = _data(report, "patients")
+    patients = read_data(report, "patients")
     assert patients["names"] == ["p0", "p2", "p1", "p3"]
     assert patients["comparisons"][0]["n_second"] == 2
     assert min(patients["n_images"]) > 0
@@ -364,8 +352,8 @@ def test_without_patients_and_with_few_labels(with_images):
     with_images.train("--run_name", "r")
     report, output = _report(with_images, "--images", manifest)
     assert "the masking experiment is skipped: it needs images of at least two labels" in output
-    featured = _data(report, "overview")["featured"][0]
-    record = _data(report, f"latents/{featured}")
+    featured = read_data(report, "overview")["featured"][0]
+    record = read_data(report, f"latents/{featured}")
     assert record["n_images"] == 20, "all images were read, with a label or without"
     assert [label["n_images"] for label in record["labels"]] == [3]
     groups = with_images.root / "groups.csv"
@@ -377,11 +365,11 @@ def test_without_patients_and_with_few_labels(with_images):
 def test_image_numbers_do_not_reveal_the_order_of_names(with_sae):
     plain = shutil.copytree(_report(with_sae)[0], with_sae.root / "plain")
     shuffled, _ = _report(with_sae, "--pseudonymize")
-    one, other = _data(plain, "overview"), _data(shuffled, "overview")
+    one, other = read_data(plain, "overview"), read_data(shuffled, "overview")
     assert one["featured"] == other["featured"]
     pairs = {}
     for latent in one["featured"]:
-        records = _data(plain, f"latents/{latent}"), _data(shuffled, f"latents/{latent}")
+        records = read_data(plain, f"latents/{latent}"), read_data(shuffled, f"latents/{latent}")
         for item, again in zip(records[0]["top"], records[1]["top"], strict=True):
             assert (item["value"], item["label"], item["map"]) == (again["value"], again["label"], again["map"])
             pairs[item["row"]] = again["row"]
@@ -393,7 +381,7 @@ def test_image_numbers_do_not_reveal_the_order_of_names(with_sae):
     assert abs(np.corrcoef(order, np.arange(len(order)))[0, 1]) < 0.9
     for row, number in pairs.items():
         assert (plain / f"thumbnails/{row}.jpg").read_bytes() == (shuffled / f"thumbnails/{number}.jpg").read_bytes()
-        record, again = _data(plain, f"images/{row}"), _data(shuffled, f"images/{number}")
+        record, again = read_data(plain, f"images/{row}"), read_data(shuffled, f"images/{number}")
         assert (again["row"], again["path"]) == (number, None)
         assert record["token_values"] == again["token_values"]
         assert one["patients"][record["patient"]] not in json.dumps(again)
@@ -401,13 +389,13 @@ def test_image_numbers_do_not_reveal_the_order_of_names(with_sae):
     text = "".join(path.read_text() for path in _files(shuffled / "data"))
     for secret in {*store.images.path, *store.images.patient}:
         assert f'"{secret}"' not in text
-    assert _data(shuffled, "rows/0")["paths"] is None
-    numbers = _unpack(_data(shuffled, "listings/patient-0")["numbers"])
+    assert read_data(shuffled, "rows/0")["paths"] is None
+    numbers = unpack(read_data(shuffled, "listings/patient-0")["numbers"])
     starts = other["book"]["patient_starts"]
     for first, end in itertools.pairwise(starts):
         assert (np.diff(numbers[first:end]) > 0).all(), "ordered by the shuffled numbers, not by path"
     again, _ = _report(with_sae, "--pseudonymize")
-    assert _data(again, "overview")["images"] == other["images"], "the same key gives the same numbers"
+    assert read_data(again, "overview")["images"] == other["images"], "the same key gives the same numbers"
 
 
 def test_dead_autoencoders_are_reported(with_images):
@@ -430,15 +418,15 @@ def test_patients_with_only_unreadable_images_count_as_none(with_images):
     with_images.build("--images", manifest)
     with_images.train("--run_name", "r")
     report, _ = _report(with_images, "--images", manifest, "--pseudonymize")
-    assert _data(report, "overview")["has_patients"] is False
-    assert _data(report, "overview")["patients"] == []
+    assert read_data(report, "overview")["has_patients"] is False
+    assert read_data(report, "overview")["patients"] == []
 
 
 def test_latents_by_option(with_sae):
     report, output = _report(with_sae, "--latents", "5, 80-82,5")
-    assert _data(report, "overview")["featured"] == [5, 80, 81, 82]
+    assert read_data(report, "overview")["featured"] == [5, 80, 81, 82]
     assert "4 latents and" in output
-    assert "latents of --latents" in _data(report, "overview")["featured_reason"]
+    assert "latents of --latents" in read_data(report, "overview")["featured_reason"]
     assert (
         "--latents names 96, but the autoencoder's latents are 0..95. Did you mean '9'?"
         in _report(with_sae, "--latents", "96", code=1)[1]
@@ -467,8 +455,8 @@ def test_latents_that_differ_between_groups_are_featured_in_turn():
 
 def test_latents_of_a_cluster(with_sae):
     report, _ = _report(with_sae, "--clusters", 3, "--cluster", 2)
-    overview = _data(report, "overview")
-    clusters, sparsity = (_unpack(overview["latents"][name]) for name in ("cluster", "sparsity"))
+    overview = read_data(report, "overview")
+    clusters, sparsity = (unpack(overview["latents"][name]) for name in ("cluster", "sparsity"))
     assert set(clusters[overview["featured"]].tolist()) == {2}
     assert len(overview["featured"]) == (clusters == 2).sum() < (sparsity > 0).sum()
     means = [sparsity[clusters == number].mean() for number in range(3)]
@@ -496,7 +484,7 @@ def test_a_folder_that_is_not_a_report_is_never_replaced(with_sae):
 
 def test_changed_and_missing_images_get_no_picture(with_sae):
     report, _ = _report(with_sae)
-    rows = _data(report, "overview")["images"]["rows"]
+    rows = read_data(report, "overview")["images"]["rows"]
     store = ActivationStore.open(with_sae.store)
     first, second = (with_sae.images / store.images.path[row] for row in rows[:2])
     first.unlink()
@@ -505,7 +493,7 @@ def test_changed_and_missing_images_get_no_picture(with_sae):
     assert f"2 of {len(rows)} images have no picture" in output
     assert not (report / "thumbnails" / f"{rows[0]}.jpg").exists()
     assert not (report / "thumbnails" / f"{rows[1]}.jpg").exists()
-    assert any("2 of" in text for text in _data(report, "overview")["messages"])
+    assert any("2 of" in text for text in read_data(report, "overview")["messages"])
 
 
 def test_a_killed_report_keeps_the_older_one(with_sae):
@@ -527,7 +515,7 @@ def test_a_killed_report_keeps_the_older_one(with_sae):
             continue
         killed += 1
         assert (report / "data" / "of-the-older-one").exists()
-        assert _data(report, "overview")["store"]["valid"] == 22
+        assert read_data(report, "overview")["store"]["valid"] == 22
     assert killed, "it was killed in the middle of writing"
     _report(with_sae)
     assert not (report / "data" / "of-the-older-one").exists()
@@ -664,7 +652,7 @@ def test_notes_go_into_the_report(with_sae):
     _report(with_sae)
     write_notes(with_sae.features() / "latent_notes.json", {7: {"name": "rim", "note": ""}})
     report, _ = _report(with_sae)
-    assert _data(report, "overview")["notes"] == {"7": {"name": "rim", "note": ""}}
+    assert read_data(report, "overview")["notes"] == {"7": {"name": "rim", "note": ""}}
 
 
 def test_notes_belong_to_an_autoencoder_and_to_images(with_sae):
@@ -709,7 +697,7 @@ def test_data_files_cannot_be_broken_out_of():
         to_script("x", float("nan"))
     packed = pack(np.array([[1, 65535]], dtype=np.uint16))
     assert packed["shape"] == [1, 2]
-    assert _unpack(packed).tolist() == [[1, 65535]]
+    assert unpack(packed).tolist() == [[1, 65535]]
 
 
 def test_images_without_patients_and_labels(with_images):
@@ -733,9 +721,9 @@ def test_images_without_patients_and_labels(with_images):
     )  # fmt: skip
     out = with_images.root / "page"
     with_images.run("report", "--dataset_name", "bare", "--sae_path", with_images.sae("b"), "--out", out)
-    overview = _data(out, "overview")
+    overview = read_data(out, "overview")
     assert overview["has_patients"] is False
     assert overview["labels"] == []
-    assert (_unpack(overview["latents"]["entropy"]) == -1).all()
+    assert (unpack(overview["latents"]["entropy"]) == -1).all()
     assert not (out / "data" / "patients.js").exists()
     assert overview["featured"]

@@ -1,6 +1,5 @@
 """Samples of one person in `report`, `export` and the figures: persons are compared, and the page says so."""
 
-import json
 import re
 import shutil
 
@@ -20,14 +19,10 @@ from cytosae_pipeline.report.records.comparisons import GroupPair, compare_pair
 from cytosae_pipeline.statistics.inputs import open_inputs
 from cytosae_pipeline.statistics.masking import _groups
 from tests.support.browser import Visit, browser_or_skip, file_url
+from tests.support.reports import read_data
 
 N_SAMPLES = 12
 """Patients of the store: two samples of each of six persons."""
-
-
-def _data(report, name):
-    text = (report / "data" / f"{name}.js").read_text()
-    return json.loads(re.fullmatch(r'cytosae\.receive\("[^"]+",(.*)\);\n', text, re.DOTALL)[1])
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +88,7 @@ def _plain(place):
 def test_persons_are_compared_classified_and_kept_on_one_side(place):
     report, output = _report(place, "--groups", _groups_csv(place), "--figures")
     assert "column 'subject' of the store's images: 12 patients of 6 subjects, and subjects are compared" in output
-    record = _data(report, "patients")
+    record = read_data(report, "patients")
     assert record["names"] == [f"sample{at:02d}" for at in (*range(6, 12), *range(6))]
     assert record["subjects"]["names"] == [f"person{at}" for at in range(6)]
     assert record["subjects"]["of"] == [3, 3, 4, 4, 5, 5, 0, 0, 1, 1, 2, 2]
@@ -122,7 +117,7 @@ def test_persons_are_compared_classified_and_kept_on_one_side(place):
 def test_patients_can_be_taken_as_persons_on_demand(place):
     report, output = _report(place, "--groups", _groups_csv(place), "--subject_column", "patient")
     assert "subjects are compared" not in output
-    record = _data(report, "patients")
+    record = read_data(report, "patients")
     assert record["subjects"] is None
     assert record["comparisons"][0]["n_first"] == 6
 
@@ -159,7 +154,7 @@ def test_a_subject_in_two_groups_stops_the_report(place):
 
 def test_pseudonyms_replace_persons_on_the_page(place):
     report, _ = _report(place, "--groups", _groups_csv(place), "--pseudonymize")
-    record = _data(report, "patients")
+    record = read_data(report, "patients")
     assert all(re.fullmatch(r"subject-[0-9a-f]{12}", name) for name in record["subjects"]["names"])
     assert record["subjects"]["names"] == sorted(record["subjects"]["names"])
     assert record["comparisons"][0]["n_first"] == 3
@@ -197,7 +192,7 @@ def test_covariates_name_persons_and_reach_every_export(place):
     groups.write_text("patient,group\n" + "".join(f"sample{at:02d},{'uv'[at > 3]}\n" for at in range(N_SAMPLES)))
     report, output = _report(place, "--covariates", table, "--subject_column", "who", "--groups", groups)
     assert "column 'who' of '" in output
-    assert _data(report, "patients")["subjects"]["names"] == ["x0", "x1", "x2"]
+    assert read_data(report, "patients")["subjects"]["names"] == ["x0", "x1", "x2"]
 
 
 def test_figures_of_statistics_in_memory_pool_persons(place):

@@ -42,6 +42,7 @@ from tests.support.browser import PAINTED, Visit, browser_or_skip
 from tests.support.nursery import ROOT, SOURCES
 from tests.support.patience import patience
 from tests.support.pictures import BROKEN, HEARING_MAIN, write_vit
+from tests.support.reports import read_script, unpack
 
 N_LATENTS = 96
 
@@ -108,17 +109,6 @@ class Server:
     def __exit__(self, *error: object) -> None:
         with self._child:
             self._child.kill()  # a failed test has not ended it
-
-
-def read_script(text: str, name: str):
-    found = re.fullmatch(r"cytosae\.receive\((\"[^\"]+\"),(.*)\);\n", text, re.DOTALL)
-    assert json.loads(found[1]) == name
-    return json.loads(found[2])
-
-
-def unpack(packed) -> np.ndarray:
-    kind = {"f4": "<f4", "u1": "u1", "u2": "<u2", "i4": "<i4", "i1": "i1"}[packed["dtype"]]
-    return np.frombuffer(base64.b64decode(packed["data"]), kind).reshape(packed["shape"])
 
 
 def assert_alike(found, expected, tolerance=1e-4) -> None:
