@@ -46,6 +46,28 @@ class PageConfig(SubjectChoice, StatisticsConfig):
         "(docs/statistics.md).",
     )
     min_images: int = option(1, "Leave subjects with fewer readable images out of comparisons.", minimum=1)
+    quantile_images: int = option(
+        3,
+        "Images shown at the 90 % and 50 % quantile of each latent's activation and just above 0, beside its largest; "
+        "0 shows none.",
+        minimum=0,
+        maximum=50,
+    )
+    site_column: str | None = option(
+        None,
+        "Column of --covariates, or of the manifest that the store was built from, that names the hospital, scanner or "
+        "laboratory: the page shows each latent's share of activity by it. [default: site, if there is one]",
+    )
+    other_sae_path: tuple[Path, ...] = option(
+        (),
+        "Another autoencoder, such as one of another seed, named as for --sae_path: the page shows the nearest latent "
+        "in it. Repeatable.",
+    )
+    image_values: Path | None = option(
+        None,
+        "CSV with a column path, as in the store, and columns of numbers, such as nucleus_area: the page shows their "
+        "rank correlation with each latent, beside those of numbers in the manifest.",
+    )
     masking_images: int = option(
         2000, "Images of the masking experiment, spread over the store; 0 skips it.", minimum=0
     )

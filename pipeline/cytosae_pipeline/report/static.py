@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cytosae.statistics.histograms import ProfileResult
 from cytosae_cache.storage.atomic import make_folder, replacing_path
 from cytosae_cache.storage.lock import locked
 from cytosae_pipeline.config import ReportConfig
@@ -19,9 +20,21 @@ from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.images.listing import list_stored_images
 from cytosae_pipeline.report.data.report_data import KEY_NAME, ReportData, make_latent_data, open_report_data
 from cytosae_pipeline.report.figures.write import require_matplotlib, write_figures
+from cytosae_pipeline.report.measures.evidence import EvidenceMaker
+from cytosae_pipeline.report.measures.extras import Extras, Measured, find_extras
+from cytosae_pipeline.report.measures.latent_pass import measure_latents
+from cytosae_pipeline.report.measures.score_file import ScoreFile
+from cytosae_pipeline.report.measures.value_correlations import (
+    FILE_NAME as VALUES_NAME,
+)
+from cytosae_pipeline.report.measures.value_correlations import (
+    columns_at_once,
+    correlate_values,
+    write_values,
+)
 from cytosae_pipeline.report.records.cards import card_files
 from cytosae_pipeline.report.records.cell_map import map_files, measure_map, require_umap
-from cytosae_pipeline.report.records.choice import choose_latents, top_image_rows
+from cytosae_pipeline.report.records.choice import choose_latents, image_rows
 from cytosae_pipeline.report.records.comparisons import (
     Comparisons,
     all_groups_record,
@@ -37,12 +50,12 @@ from cytosae_pipeline.report.records.latents import (
     image_record,
     latent_records,
     measure_images,
+    rows_of_latent,
 )
 from cytosae_pipeline.report.records.masking import measure_masking
 from cytosae_pipeline.report.records.overview import overview_record
 from cytosae_pipeline.report.records.page_files import read_page_files
 from cytosae_pipeline.report.records.patients import patients_record
-from cytosae_pipeline.report.records.profiles import profile_all
 from cytosae_pipeline.report.records.published import published_latents, published_overview
 from cytosae_pipeline.report.records.thumbnails import explain_no_pictures, write_thumbnails
 from cytosae_pipeline.runtime.progress import Progress
@@ -100,20 +113,25 @@ def write_report(
     if published is not None:
         return _write_published(config, published)
     data = open_report_data(config, pseudonymous=config.pseudonymize, inputs=inputs, statistics=statistics)
+    extras = find_extras(data)
     comparisons = _compare(data)
     latents, reason = choose_latents(data, comparisons.found)
     target = config.out or data.inputs.folder / "report"
     with _new_page(target) as folder:
         for name in ("data/images", "data/comparisons", "data/rows", "data/listings", "data/mapped", "thumbnails"):
             (folder / name).mkdir(parents=True)
-        rows = top_image_rows(data, latents)
+        profiles, measured = _measure(data, latents, extras)
+        rows = image_rows(data, latents, measured.evidence)
         book = make_image_book(data)
         cell_map = measure_map(data, latents)
         mapped = map_files(data, cell_map) if cell_map is not None else ()
         for name, record in itertools.chain(book_files(book), card_files(data, data.numbers), mapped):
             _write_data(folder, name, record)
-        maps = _write_images(folder, data, latents, rows)
-        _write_latents(folder, data, latents, maps)
+        maps = _write_images(folder, data, latents, rows, measured)
+        for record in latent_records(data, latents, profiles, maps, extras, measured):
+            _write_data(folder, f"latents/{record['latent']}", record)
+        if measured.correlations is not None:
+            write_values(folder / VALUES_NAME, measured.correlations, latents)
         classification = _write_patients(folder, data, latents, comparisons)
         images = list_stored_images(data.store, config)
         missing, messages = _write_thumbnails(folder, data, images, rows)
@@ -128,6 +146,7 @@ def write_report(
             messages=messages + notes,
             book=book,
             has_map=cell_map is not None,
+            extras=extras,
         )
         _write_data(folder, "overview", overview)
         figures: list[Path] = []
@@ -174,9 +193,14 @@ def _new_page(target: Path) -> Iterator[Path]:
 def _write_published(config: ReportConfig, results: Path) -> ReportResult:
     """Write the page of feature data that another program published."""
     refused = {
-        **{name: getattr(config, name) is not None for name in ("groups", "covariates", "subject_column")},
-        "figures": config.figures, "pseudonymize": config.pseudonymize,
-    }  # fmt: skip
+        **{
+            name: getattr(config, name) is not None
+            for name in ("groups", "covariates", "subject_column", "site_column", "image_values")
+        },
+        "other_sae_path": bool(config.other_sae_path),
+        "figures": config.figures,
+        "pseudonymize": config.pseudonymize,
+    }
     for name, is_given in refused.items():
         if is_given:
             raise UserError(f"--{name} needs a store, but '{results}' contains results of another program alone")
@@ -210,34 +234,48 @@ def _write_data(folder: Path, name: str, value: object) -> None:
     (folder / "data" / f"{name}.js").write_bytes(to_script(name, value))
 
 
+def _measure(data: ReportData, latents: npt.NDArray[np.int64], extras: Extras) -> tuple[ProfileResult, Measured]:
+    """Look at all readable images in one pass over the store; scores lie in a file until everything is measured."""
+    rows, values = data.store.valid_rows, extras.values
+    maker = EvidenceMaker(data, rows)
+    with ScoreFile(data.inputs.folder, len(rows), len(latents)) as scores:
+        found = measure_latents(data, latents, scores, extras.sites)
+        with Progress("quantiles and labels", len(latents), "latents") as bar:
+            evidence = []
+            for place in range(len(latents)):
+                evidence.append(maker.make(scores.column(place)))
+                bar.advance()
+        correlations = None
+        if values is not None:
+            n_blocks = -(-len(values.names) // columns_at_once(len(rows)))
+            with Progress("image values", len(latents) * n_blocks, "latents") as bar:
+                correlations = correlate_values(
+                    values, rows, maker.halves, len(latents), scores.column, advance=bar.advance
+                )
+    profiles = data.profiles.take(latents) if data.profiles else found.profiles
+    return profiles, Measured(rows, evidence, found.site_counts, correlations)
+
+
 def _write_images(
-    folder: Path, data: ReportData, latents: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
-) -> dict[tuple[int, int], TopMap]:
-    """Write the images' pages; collect the maps of latents on their top images in the same pass."""
-    wanted: dict[int, list[int]] = {}
-    for latent in latents.tolist():
-        for row in data.top_rows[latent].tolist():
-            wanted.setdefault(row, []).append(latent)
-    maps: dict[tuple[int, int], TopMap] = {}
-    with Progress("images", len(rows), "images") as bar:
-        for row, measured in measure_images(data, rows, wanted):
-            for at, latent in enumerate(wanted[row]):
-                maps[latent, row] = measured.top.levels[at], float(measured.top.peaks[at])
-            _write_data(folder, f"images/{data.numbers[row]}", image_record(data, measured.record, row))
-            bar.advance()
-    return maps
-
-
-def _write_latents(
     folder: Path,
     data: ReportData,
     latents: npt.NDArray[np.int64],
-    maps: dict[tuple[int, int], TopMap],
-) -> None:
-    """Write the latents' pages."""
-    profiles = data.profiles.take(latents) if data.profiles else profile_all(data, latents)
-    for record in latent_records(data, latents, profiles, maps):
-        _write_data(folder, f"latents/{record['latent']}", record)
+    rows: npt.NDArray[np.int64],
+    measured: Measured,
+) -> dict[tuple[int, int], TopMap]:
+    """Write the images' pages; collect the maps of latents on the images of their pages in the same pass."""
+    wanted: dict[int, list[int]] = {}
+    for latent, evidence in zip(latents.tolist(), measured.evidence, strict=True):
+        for row in rows_of_latent(data, latent, evidence).tolist():
+            wanted.setdefault(row, []).append(latent)
+    maps: dict[tuple[int, int], TopMap] = {}
+    with Progress("images", len(rows), "images") as bar:
+        for row, found in measure_images(data, rows, wanted):
+            for at, latent in enumerate(wanted[row]):
+                maps[latent, row] = found.top.levels[at], float(found.top.peaks[at])
+            _write_data(folder, f"images/{data.numbers[row]}", image_record(data, found.record, row))
+            bar.advance()
+    return maps
 
 
 def _compare(data: ReportData) -> Comparisons:
