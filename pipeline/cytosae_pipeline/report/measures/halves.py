@@ -40,8 +40,10 @@ def split_rows(data: ReportData, rows: npt.NDArray[np.int64]) -> Halves:
     known = groups >= 0
     choosing = np.zeros(len(rows), dtype=bool)
     if known.any():
-        # Numbers without gaps: a label or patient without an image here has no half.
-        groups, labels = (np.unique(one[known], return_inverse=True)[1] for one in (groups, labels))
+        # Numbers without gaps, of persons by their first image: pseudonyms, which order them anew, change no half.
+        _, first, groups = np.unique(groups[known], return_index=True, return_inverse=True)
+        groups = np.argsort(np.argsort(first))[groups]
+        labels = np.unique(labels[known], return_inverse=True)[1]
         choosing[known] = split_in_halves(groups, labels, seed=data.config.seed)
     unit = "patient" if subjects is None else "subject"
     return Halves(choosing, known & ~choosing, unit, int((~known).sum()))

@@ -72,9 +72,10 @@ function latentValues({ values }) {
   const title = "Image values";
   const limit = format(state.overview.limits.significant_q);
   const about =
-    `Spearman's rank correlation of the activation with each image's value, on one half of the ${values.unit}s and on ` +
-    `the other, held-out half. q (Benjamini-Hochberg over ${format(values.n_tested)} pairs of latent and value) is of ` +
-    `the first half and takes images as independent; bold where it is below ${limit}.`;
+    `Spearman's rank correlation of the activation with each image's value, on one half of the ${values.unit}s and ` +
+    "on the other, held-out half. q (Benjamini-Hochberg over " +
+    `${format(values.n_tested)} pairs of latent and value) is of the first half and takes images as independent; ` +
+    `bold where it is below ${limit}.`;
   const rows = values.columns.map(({ name, n, rho, q, selected }) => [
     selected ? h("b", {}, name) : name,
     ...[n[0], rho[0], q, n[1], rho[1]].map((value) => format(value)),

@@ -20,8 +20,8 @@ function sourceNotice(latent) {
   if (!sources || !state.latents.oneSource[latent]) return null;
   const name = sources.names[state.latents.source[latent]];
   const text =
-    `This latent is of one ${sources.unit}: ${percent(state.latents.sourceShare[latent])} of its active tokens are of ` +
-    `${name}, who has far fewer of the images. It may show a ${sources.unit} or a stain, not a kind of cell.`;
+    `This latent is of one ${sources.unit}: ${percent(state.latents.sourceShare[latent])} of its active tokens are ` +
+    `of ${name}, who has far fewer of the images. It may show a ${sources.unit} or a stain, not a kind of cell.`;
   return h("p.notice", {}, text);
 }
 
