@@ -149,6 +149,17 @@ interface LatentRecord {
   } | null;
   partners: { name: string; partner: number; cosine: number }[];
   values: ValueCorrelations | null;
+  compartments: {
+    n_images: number;
+    n_without: number;
+    compartments: {
+      name: string;
+      share: number | null;
+      area: number | null;
+      precision: number | null;
+      inside: number | null;
+    }[];
+  } | null;
 }
 
 /** Of `records/latents.py`, from `measures/`; pairs are of the half that chooses and of the held-out half. */

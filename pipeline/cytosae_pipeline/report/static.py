@@ -20,6 +20,7 @@ from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.images.listing import list_stored_images
 from cytosae_pipeline.report.data.report_data import KEY_NAME, ReportData, make_latent_data, open_report_data
 from cytosae_pipeline.report.figures.write import require_matplotlib, write_figures
+from cytosae_pipeline.report.measures.compartments import measure_compartments
 from cytosae_pipeline.report.measures.evidence import EvidenceMaker
 from cytosae_pipeline.report.measures.extras import Extras, Measured, find_extras
 from cytosae_pipeline.report.measures.latent_pass import measure_latents
@@ -195,7 +196,7 @@ def _write_published(config: ReportConfig, results: Path) -> ReportResult:
     refused = {
         **{
             name: getattr(config, name) is not None
-            for name in ("groups", "covariates", "subject_column", "site_column", "image_values")
+            for name in ("groups", "covariates", "subject_column", "site_column", "image_values", "masks")
         },
         "other_sae_path": bool(config.other_sae_path),
         "figures": config.figures,
@@ -252,8 +253,9 @@ def _measure(data: ReportData, latents: npt.NDArray[np.int64], extras: Extras) -
                 correlations = correlate_values(
                     values, rows, maker.halves, len(latents), scores.column, advance=bar.advance
                 )
+    compartments = None if extras.masks is None else measure_compartments(data, latents, extras.masks)
     profiles = data.profiles.take(latents) if data.profiles else found.profiles
-    return profiles, Measured(rows, evidence, found.site_counts, correlations)
+    return profiles, Measured(rows, evidence, found.site_counts, correlations, compartments)
 
 
 def _write_images(

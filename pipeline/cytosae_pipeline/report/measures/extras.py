@@ -5,9 +5,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from cytosae.analysis.compartments import CompartmentScores
 from cytosae_pipeline.report.data.report_data import ReportData
+from cytosae_pipeline.report.measures.compartments import compartments_record
 from cytosae_pipeline.report.measures.evidence import LatentEvidence
 from cytosae_pipeline.report.measures.image_values import ImageValues, find_values
+from cytosae_pipeline.report.measures.masks import Masks, find_masks
 from cytosae_pipeline.report.measures.other_seeds import OtherSeed, find_partners, partner_records
 from cytosae_pipeline.report.measures.sites import Sites, find_sites
 from cytosae_pipeline.report.measures.sources import Sources, find_sources, sites_record, sources_record
@@ -25,6 +28,8 @@ class Extras(NamedTuple):
     """Nearest latents of other autoencoders."""
     values: ImageValues | None
     """Numbers known of each image."""
+    masks: Masks | None
+    """Masks of some images."""
 
 
 class Measured(NamedTuple):
@@ -38,6 +43,8 @@ class Measured(NamedTuple):
     """Tokens above the threshold by site, shape `(n_sites, M)`; None without sites."""
     correlations: ValueCorrelations | None
     """With image values; None without any."""
+    compartments: list[CompartmentScores] | None
+    """Of each latent; None without masks."""
 
 
 def find_extras(data: ReportData) -> Extras:
@@ -51,6 +58,7 @@ def find_extras(data: ReportData) -> Extras:
         sites=find_sites(data.inputs, data.config),
         seeds=find_partners(data.inputs, data.config),
         values=find_values(data.store, data.config.image_values),
+        masks=find_masks(data.store, data.config),
     )
 
 
@@ -74,5 +82,8 @@ def extras_record(extras: Extras, measured: Measured, latent: int, place: int, t
         if sites is None or counts is None
         else sites_record(sites, counts[:, place], measured.rows, threshold),
         "partners": partner_records(extras.seeds, latent),
+        "compartments": None
+        if extras.masks is None or measured.compartments is None
+        else compartments_record(extras.masks, measured.compartments[place]),
         "values": None if found is None else values_record(found, place),
     }

@@ -14,6 +14,7 @@ from cytosae.statistics.histograms import BINS_PER_OCTAVE, LOWEST_EXPONENT, Late
 from cytosae_cache.reading.permutation import spread_rows
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.report.data.report_data import ReportData, decoder_neighbours
+from cytosae_pipeline.report.measures.compartments import measure_compartments
 from cytosae_pipeline.report.measures.evidence import EvidenceMaker, LatentEvidence
 from cytosae_pipeline.report.measures.extras import Extras, Measured, extras_record
 from cytosae_pipeline.report.measures.value_correlations import correlate_values
@@ -66,7 +67,9 @@ def measure_sample(
     found = None
     if extras.values is not None:
         found = correlate_values(extras.values, rows, maker.halves, 1, lambda place: scores)
-    return profiles.result(), Measured(rows, [maker.make(scores)], site_counts, found)
+    one, masks = np.array([latent]), extras.masks
+    compartments = None if masks is None else measure_compartments(data, one, masks)
+    return profiles.result(), Measured(rows, [maker.make(scores)], site_counts, found, compartments)
 
 
 def latent_records(

@@ -95,4 +95,5 @@ def published_latents(data: LatentData, latents: npt.NDArray[np.int64]) -> Itera
             "sites": None,
             "partners": [],
             "values": None,
+            "compartments": None,
         }

@@ -85,3 +85,24 @@ function latentValues({ values }) {
   const rest = more > 0 && h("p.quiet", {}, `${countOf(more, "value")} with smaller correlations left out.`);
   return section(title, about, table(head, rows, { numeric: [1, 2, 3, 4, 5], caption: title }), rest);
 }
+
+/** @param {LatentRecord} latent */
+function latentCompartments({ compartments }) {
+  if (!compartments) return null;
+  const title = "Compartments";
+  const share = (/** @type {number | null} */ value) => (value === null ? "–" : percent(value));
+  const without = compartments.n_without ? ` (${countOf(compartments.n_without, "image")} without one)` : "";
+  const about =
+    `Where it is active on ${countOf(compartments.n_images, "image")} with a mask${without}: the share of the ` +
+    "activation beside that of the area, and the average precision of the heat map for patches that lie in the " +
+    "compartment with at least half of their pixels, beside that of chance.";
+  const rows = compartments.compartments.map((one) => [
+    one.name,
+    share(one.share),
+    share(one.area),
+    format(one.precision),
+    format(one.inside),
+  ]);
+  const head = ["compartment", "activation", "area", "average precision", "chance"];
+  return section(title, about, table(head, rows, { numeric: [1, 2, 3, 4], caption: title }));
+}

@@ -94,6 +94,7 @@ function latentBody(latent) {
     ),
     latentRules(latent),
     latentValues(latent),
+    latentCompartments(latent),
   );
 }
 
