@@ -10,7 +10,7 @@ function latentQuantiles(latent) {
       { "data-quantile": quantile },
       h("h3", {}, quantile ? `${Math.round(100 * quantile)}\u00a0% quantile: ${format(value)}` : "Just above 0"),
       h(
-        "div.grid",
+        "div.grid-band",
         {},
         images.map((item) => topImage(item, latent.latent)),
       ),
