@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cytosae.statistics.histograms import ProfileResult
 from cytosae_cache.storage.atomic import make_folder, replacing_path
 from cytosae_cache.storage.lock import locked
 from cytosae_pipeline.config import ReportConfig
@@ -20,19 +19,10 @@ from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.images.listing import list_stored_images
 from cytosae_pipeline.report.data.report_data import KEY_NAME, ReportData, make_latent_data, open_report_data
 from cytosae_pipeline.report.figures.write import require_matplotlib, write_figures
-from cytosae_pipeline.report.measures.compartments import measure_compartments
-from cytosae_pipeline.report.measures.evidence import EvidenceMaker
-from cytosae_pipeline.report.measures.extras import Extras, Measured, find_extras
-from cytosae_pipeline.report.measures.latent_pass import measure_latents
-from cytosae_pipeline.report.measures.score_file import ScoreFile
-from cytosae_pipeline.report.measures.value_correlations import (
-    FILE_NAME as VALUES_NAME,
-)
-from cytosae_pipeline.report.measures.value_correlations import (
-    columns_at_once,
-    correlate_values,
-    write_values,
-)
+from cytosae_pipeline.report.measures.extras import Measured, find_extras
+from cytosae_pipeline.report.measures.measure import measure_all
+from cytosae_pipeline.report.measures.value_correlations import FILE_NAME as VALUES_NAME
+from cytosae_pipeline.report.measures.value_correlations import write_values
 from cytosae_pipeline.report.records.cards import card_files
 from cytosae_pipeline.report.records.cell_map import map_files, measure_map, require_umap
 from cytosae_pipeline.report.records.choice import choose_latents, image_rows
@@ -121,7 +111,7 @@ def write_report(
     with _new_page(target) as folder:
         for name in ("data/images", "data/comparisons", "data/rows", "data/listings", "data/mapped", "thumbnails"):
             (folder / name).mkdir(parents=True)
-        profiles, measured = _measure(data, latents, extras)
+        profiles, measured = measure_all(data, latents, extras)
         rows = image_rows(data, latents, measured.evidence)
         book = make_image_book(data)
         cell_map = measure_map(data, latents)
@@ -233,29 +223,6 @@ def copy_page(folder: Path) -> None:
 def _write_data(folder: Path, name: str, value: object) -> None:
     """Write one data file."""
     (folder / "data" / f"{name}.js").write_bytes(to_script(name, value))
-
-
-def _measure(data: ReportData, latents: npt.NDArray[np.int64], extras: Extras) -> tuple[ProfileResult, Measured]:
-    """Look at all readable images in one pass over the store; scores lie in a file until everything is measured."""
-    rows, values = data.store.valid_rows, extras.values
-    maker = EvidenceMaker(data, rows)
-    with ScoreFile(data.inputs.folder, len(rows), len(latents)) as scores:
-        found = measure_latents(data, latents, scores, extras.sites)
-        with Progress("quantiles and labels", len(latents), "latents") as bar:
-            evidence = []
-            for place in range(len(latents)):
-                evidence.append(maker.make(scores.column(place)))
-                bar.advance()
-        correlations = None
-        if values is not None:
-            n_blocks = -(-len(values.names) // columns_at_once(len(rows)))
-            with Progress("image values", len(latents) * n_blocks, "latents") as bar:
-                correlations = correlate_values(
-                    values, rows, maker.halves, len(latents), scores.column, advance=bar.advance
-                )
-    compartments = None if extras.masks is None else measure_compartments(data, latents, extras.masks)
-    profiles = data.profiles.take(latents) if data.profiles else found.profiles
-    return profiles, Measured(rows, evidence, found.site_counts, correlations, compartments)
 
 
 def _write_images(

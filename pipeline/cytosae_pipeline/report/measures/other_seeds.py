@@ -28,8 +28,8 @@ def find_partners(inputs: Inputs, config: PageConfig) -> list[OtherSeed]:
     Raises:
         ValueError: If one cannot be read, has another width, or is the report's own.
     """
-    found = []
-    own = digest_sae(inputs.sae)
+    found: list[OtherSeed] = []
+    own = digest_sae(inputs.sae) if config.other_sae_path else ""
     for path in config.other_sae_path:
         resolved = resolve_sae(replace(config, sae_path=path))
         other = open_sae(resolved, device=inputs.sae.W_dec.device)
