@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,10 +119,7 @@ def write_report(
         for name, record in itertools.chain(book_files(book), card_files(data, data.numbers), mapped):
             _write_data(folder, name, record)
         maps = _write_images(folder, data, latents, rows, measured)
-        for record in latent_records(data, latents, profiles, maps, extras, measured):
-            _write_data(folder, f"latents/{record['latent']}", record)
-        if measured.correlations is not None:
-            write_values(folder / VALUES_NAME, measured.correlations, latents)
+        _write_latents(folder, latents, latent_records(data, latents, profiles, maps, extras, measured), measured)
         classification = _write_patients(folder, data, latents, comparisons)
         images = list_stored_images(data.store, config)
         missing, messages = _write_thumbnails(folder, data, images, rows)
@@ -245,6 +242,16 @@ def _write_images(
             _write_data(folder, f"images/{data.numbers[row]}", image_record(data, found.record, row))
             bar.advance()
     return maps
+
+
+def _write_latents(
+    folder: Path, latents: npt.NDArray[np.int64], records: Iterable[dict[str, Any]], measured: Measured
+) -> None:
+    """Write the latents' pages, and the table of their correlations with image values."""
+    for record in records:
+        _write_data(folder, f"latents/{record['latent']}", record)
+    if measured.correlations is not None:
+        write_values(folder / VALUES_NAME, measured.correlations, latents)
 
 
 def _compare(data: ReportData) -> Comparisons:

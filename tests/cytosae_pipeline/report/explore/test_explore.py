@@ -776,7 +776,7 @@ def test_in_a_browser(server, place):
         page.go_back()
         page.wait_for_function(f"document.querySelector('h1').textContent === 'Latent {latent}: theirs'")
         page.wait_for_selector(".top-image img")
-        page.locator(".top-image").last.click()
+        page.locator(".grid .top-image").last.click()
         page.wait_for_selector(".large-cell .patch")
         assert f"Image {expected[-1]}" in page.inner_text("h1")
 
