@@ -28,7 +28,7 @@ ORDER: dict[str, list[set[str]]] = {
 }  # fmt: skip
 """Rooms of each package, lowest first; those of one set do not know each other. CONTRIBUTING.md describes them."""
 
-REPORT = [{"data"}, {"records"}, {"figures", "explore"}, {"static"}]
+REPORT = [{"data"}, {"measures"}, {"records"}, {"figures", "explore"}, {"static"}]
 """The same inside `cytosae_pipeline.report`."""
 
 

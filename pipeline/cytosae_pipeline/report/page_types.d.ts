@@ -84,7 +84,14 @@ interface Overview {
     position: Packed<"f4">;
     lift: Packed<"f4">;
     best: Packed<"i4">;
+    source: Packed<"i4">;
+    source_share: Packed<"f4">;
+    one_source: Packed<"u1">;
   };
+  /** Persons behind `source`; null if the images have no patients. */
+  sources: { unit: "patient" | "subject"; names: string[] } | null;
+  /** Nearest latents of other autoencoders, -1 for none. */
+  partners: { name: string; latent: Packed<"i4">; cosine: Packed<"f4"> }[];
   featured: number[];
   featured_reason: string;
   cards: number[][];
@@ -130,6 +137,31 @@ interface LatentRecord {
   patients: { patient: number; per_image: number; count: number; n_images: number }[];
   threshold: number | null;
   neighbours: [number, number][] | null;
+  /** Images with a score above 0. */
+  n_active: number;
+  quantiles: { quantile: number; value: number; images: TopImage[] }[];
+  rules: LabelRules | null;
+  sources: { unit: string; total: number; largest: SourceShare[]; is_one: boolean } | null;
+  sites: {
+    column: string;
+    threshold: number;
+    total: number;
+    largest: (SourceShare & { name: string })[];
+    is_one: boolean;
+  } | null;
+  partners: { name: string; partner: number; cosine: number }[];
+  values: ValueCorrelations | null;
+  compartments: {
+    n_images: number;
+    n_without: number;
+    compartments: {
+      name: string;
+      share: number | null;
+      area: number | null;
+      precision: number | null;
+      inside: number | null;
+    }[];
+  } | null;
   /** Null without the store's tail; missing in reports of published feature data. */
   effect?: MeanEffect | null;
 }
@@ -149,6 +181,37 @@ interface EffectRecord {
   n_train: number;
   cosine: number;
   labels: [label: number, before: number, after: number][];
+}
+
+/** Of `records/latents.py`, from `measures/`; pairs are of the half that chooses and of the held-out half. */
+type Pair = [number | null, number | null];
+
+interface LabelRules {
+  unit: string;
+  n_images: [number, number];
+  best: number;
+  rules: {
+    label: number;
+    n_images: [number, number];
+    auroc: Pair;
+    threshold: number | null;
+    f1: Pair;
+    precision: number | null;
+    recall: number | null;
+  }[];
+}
+
+interface SourceShare {
+  source: number;
+  share: number;
+  of_images: number;
+}
+
+interface ValueCorrelations {
+  unit: string;
+  n_columns: number;
+  n_tested: number;
+  columns: { name: string; n: [number, number]; rho: Pair; q: number | null; selected: boolean }[];
 }
 
 /** `data/images/N.js`, from `records/latents.py`; an uploaded image has no row, but its picture. */
@@ -378,6 +441,12 @@ interface Latents {
   /** Largest lift over the labels, 0 where it is not known, and the label of that. */
   lift: Float32Array;
   best: Int32Array;
+  /** Person with the largest share of the active tokens, -1 where it is not known, the share, and whether it is of one. */
+  source: Int32Array;
+  sourceShare: Float32Array;
+  oneSource: Uint8Array;
+  /** Smallest cosine of its nearest latents in other autoencoders; NaN without any. */
+  partner: Float32Array;
   isFeatured: Uint8Array;
   maxEntropy: number;
   /** log10 sparsity; NaN for a dead latent. */
@@ -398,6 +467,8 @@ interface Filters {
   cluster: string;
   color: ColorBy;
   featured: boolean;
+  oneSource: boolean;
+  partner: Bounds;
 }
 
 interface View {

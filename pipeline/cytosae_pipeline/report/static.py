@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,14 @@ from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.images.listing import list_stored_images
 from cytosae_pipeline.report.data.report_data import KEY_NAME, ReportData, make_latent_data, open_report_data
 from cytosae_pipeline.report.figures.write import require_matplotlib, write_figures
+from cytosae_pipeline.report.measures.extras import Measured, find_extras
+from cytosae_pipeline.report.measures.measure import measure_all
+from cytosae_pipeline.report.measures.value_correlations import FILE_NAME as VALUES_NAME
+from cytosae_pipeline.report.measures.value_correlations import write_values
 from cytosae_pipeline.report.records.audit import audit_cohort, audit_record
 from cytosae_pipeline.report.records.cards import card_files
 from cytosae_pipeline.report.records.cell_map import map_files, measure_map, require_umap
-from cytosae_pipeline.report.records.choice import choose_latents, top_image_rows
+from cytosae_pipeline.report.records.choice import choose_latents, image_rows
 from cytosae_pipeline.report.records.comparisons import (
     Comparisons,
     all_groups_record,
@@ -41,12 +45,12 @@ from cytosae_pipeline.report.records.latents import (
     image_record,
     latent_records,
     measure_images,
+    rows_of_latent,
 )
 from cytosae_pipeline.report.records.masking import measure_masking
 from cytosae_pipeline.report.records.overview import overview_record
 from cytosae_pipeline.report.records.page_files import read_page_files
 from cytosae_pipeline.report.records.patients import patients_record
-from cytosae_pipeline.report.records.profiles import profile_all
 from cytosae_pipeline.report.records.published import published_latents, published_overview
 from cytosae_pipeline.report.records.thumbnails import explain_no_pictures, write_thumbnails
 from cytosae_pipeline.runtime.progress import Progress
@@ -104,20 +108,23 @@ def write_report(
     if published is not None:
         return _write_published(config, published)
     data = open_report_data(config, pseudonymous=config.pseudonymize, inputs=inputs, statistics=statistics)
+    extras = find_extras(data)
     comparisons = _compare(data)
     latents, reason = choose_latents(data, comparisons.found)
     target = config.out or data.inputs.folder / "report"
     with _new_page(target) as folder:
         for name in ("data/images", "data/comparisons", "data/rows", "data/listings", "data/mapped", "thumbnails"):
             (folder / name).mkdir(parents=True)
-        rows = top_image_rows(data, latents)
+        profiles, measured = measure_all(data, latents, extras)
+        rows = image_rows(data, latents, measured.evidence)
         book = make_image_book(data)
         cell_map = measure_map(data, latents)
         mapped = map_files(data, cell_map) if cell_map is not None else ()
         for name, record in itertools.chain(book_files(book), card_files(data, data.numbers), mapped):
             _write_data(folder, name, record)
-        maps = _write_images(folder, data, latents, rows)
-        _write_latents(folder, data, latents, maps)
+        maps = _write_images(folder, data, latents, rows, measured)
+        records = latent_records(data, latents, profiles, maps, extras, measured)
+        _write_latents(folder, data, latents, records, measured)
         classification = _write_patients(folder, data, latents, comparisons)
         images = list_stored_images(data.store, config)
         missing, messages = _write_thumbnails(folder, data, images, rows)
@@ -132,6 +139,7 @@ def write_report(
             messages=messages + notes,
             book=book,
             has_map=cell_map is not None,
+            extras=extras,
         )
         _write_data(folder, "overview", overview)
         figures: list[Path] = []
@@ -178,9 +186,14 @@ def _new_page(target: Path) -> Iterator[Path]:
 def _write_published(config: ReportConfig, results: Path) -> ReportResult:
     """Write the page of feature data that another program published."""
     refused = {
-        **{name: getattr(config, name) is not None for name in ("groups", "covariates", "subject_column")},
-        "figures": config.figures, "pseudonymize": config.pseudonymize,
-    }  # fmt: skip
+        **{
+            name: getattr(config, name) is not None
+            for name in ("groups", "covariates", "subject_column", "site_column", "image_values", "masks")
+        },
+        "other_sae_path": bool(config.other_sae_path),
+        "figures": config.figures,
+        "pseudonymize": config.pseudonymize,
+    }
     for name, is_given in refused.items():
         if is_given:
             raise UserError(f"--{name} needs a store, but '{results}' contains results of another program alone")
@@ -215,19 +228,23 @@ def _write_data(folder: Path, name: str, value: object) -> None:
 
 
 def _write_images(
-    folder: Path, data: ReportData, latents: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
+    folder: Path,
+    data: ReportData,
+    latents: npt.NDArray[np.int64],
+    rows: npt.NDArray[np.int64],
+    measured: Measured,
 ) -> dict[tuple[int, int], TopMap]:
-    """Write the images' pages; collect the maps of latents on their top images in the same pass."""
+    """Write the images' pages; collect the maps of latents on the images of their pages in the same pass."""
     wanted: dict[int, list[int]] = {}
-    for latent in latents.tolist():
-        for row in data.top_rows[latent].tolist():
+    for latent, evidence in zip(latents.tolist(), measured.evidence, strict=True):
+        for row in rows_of_latent(data, latent, evidence).tolist():
             wanted.setdefault(row, []).append(latent)
     maps: dict[tuple[int, int], TopMap] = {}
     with Progress("images", len(rows), "images") as bar:
-        for row, measured in measure_images(data, rows, wanted):
+        for row, found in measure_images(data, rows, wanted):
             for at, latent in enumerate(wanted[row]):
-                maps[latent, row] = measured.top.levels[at], float(measured.top.peaks[at])
-            _write_data(folder, f"images/{data.numbers[row]}", image_record(data, measured.record, row))
+                maps[latent, row] = found.top.levels[at], float(found.top.peaks[at])
+            _write_data(folder, f"images/{data.numbers[row]}", image_record(data, found.record, row))
             bar.advance()
     return maps
 
@@ -236,15 +253,17 @@ def _write_latents(
     folder: Path,
     data: ReportData,
     latents: npt.NDArray[np.int64],
-    maps: dict[tuple[int, int], TopMap],
+    records: Iterable[dict[str, Any]],
+    measured: Measured,
 ) -> None:
-    """Write the latents' pages."""
-    profiles = data.profiles.take(latents) if data.profiles else profile_all(data, latents)
+    """Write the latents' pages, and the table of their correlations with image values."""
     meter = open_meter(data)
     with StoreReader(data.store, verify=not data.config.no_verify) as reader:
-        for record in latent_records(data, latents, profiles, maps):
+        for record in records:
             effect = mean_effect_record(data, meter, reader, record["latent"])
             _write_data(folder, f"latents/{record['latent']}", {**record, "effect": effect})
+    if measured.correlations is not None:
+        write_values(folder / VALUES_NAME, measured.correlations, latents)
 
 
 def _compare(data: ReportData) -> Comparisons:

@@ -54,10 +54,10 @@ def find_subjects(
     if column == PATIENT_COLUMN:
         return None
     name = column or DEFAULT_COLUMN
-    if covariates is not None and (found := _same_name(name, covariates.cells)) is not None:
+    if covariates is not None and (found := same_name(name, covariates.cells)) is not None:
         where = f"column {quote(found)} of '{covariates.path}'"
         persons = [clean_cell(cell) for cell in covariates.cells[found]]
-    elif (found := _same_name(name, store.image_columns)) is not None:
+    elif (found := same_name(name, store.image_columns)) is not None:
         where = f"column {quote(found)} of the store's images"
         persons = _persons_of_images(patients, store, found, where)
     elif column is None:
@@ -130,7 +130,7 @@ def require_one_group(
         ) from error
 
 
-def _same_name(wanted: str, names: Iterable[str]) -> str | None:
+def same_name(wanted: str, names: Iterable[str]) -> str | None:
     """The column of a name: the same in every letter, else the only one that differs in upper and lower case alone."""
     known = list(names)
     near = [name for name in known if name.casefold() == wanted.casefold()]
@@ -143,7 +143,7 @@ def _persons_of_images(patients: Sequence[str], store: ActivationStore, column: 
     Raises:
         UserError: If the images of a patient name two.
     """
-    texts = _texts(store.image_columns[column])
+    texts = column_texts(store.image_columns[column])
     persons: dict[int, str] = {}
     for at, text in zip(number_names(store.images.patient, patients).tolist(), texts, strict=True):
         if at < 0 or not text:
@@ -157,7 +157,7 @@ def _persons_of_images(patients: Sequence[str], store: ActivationStore, column: 
     return [persons.get(at, "") for at in range(len(patients))]
 
 
-def _texts(column: npt.NDArray[np.generic]) -> list[str]:
+def column_texts(column: npt.NDArray[np.generic]) -> list[str]:
     """Names from a further column of the images, whatever its type; '' where unknown."""
     if column.dtype.kind == "f":
         # Whole numbers among which some are unknown.

@@ -347,7 +347,7 @@ def test_the_explorer_serves_it(tmp_path):
     from cytosae_pipeline.config import ExploreConfig
     from cytosae_pipeline.report.data.report_data import open_report_data
     from cytosae_pipeline.report.explore.service import ExploreService
-    from cytosae_pipeline.report.records.choice import choose_latents, top_image_rows
+    from cytosae_pipeline.report.records.choice import choose_latents, image_rows
     from cytosae_pipeline.report.records.images import make_image_book
     from cytosae_pipeline.report.records.overview import overview_record
 
@@ -357,7 +357,7 @@ def test_the_explorer_serves_it(tmp_path):
     place.train("--run_name", "r")
     data = open_report_data(ExploreConfig(root_dir=tmp_path, dataset_name="toy", sae_path=place.sae()), profiles=False)
     latents, reason = choose_latents(data, explore=True)
-    rows = top_image_rows(data, latents)
+    rows = image_rows(data, latents)
     book = make_image_book(data)
     overview = overview_record(
         data, latents, reason, rows, thumbnails=False, masking=None, messages=[], book=book, has_map=False, explore=True

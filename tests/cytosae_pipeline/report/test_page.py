@@ -621,7 +621,7 @@ def test_the_focus_follows_navigation(visit, demo_run):
     assert page.evaluate("() => [document.activeElement.id, location.hash]") == ["view", "#/latents"]
     visit.go(f"latent/{featured[0]}")
     page.wait_for_selector(".scroll")
-    page.locator(".scroll").focus()
+    page.get_by_role("region", name="Similar latents").focus()
     page.keyboard.press("ArrowRight")
     assert page.evaluate("() => location.hash") == f"#/latent/{featured[0]}"
     # The choice of groups keeps the focus, so that arrow keys continue through it.
@@ -910,7 +910,7 @@ def test_without_images_maps_are_shown_alone(browser, demo_run, tmp_path):
     visit = Visit(browser, file_url(tmp_path / "r"))
     assert "The images were not found" in visit.page.inner_text("#view")
     visit.go(f"latent/{read_data(tmp_path / 'r', 'overview')['featured'][0]}")
-    assert visit.page.locator(".no-picture").count() == 10
+    assert visit.page.locator(".grid .no-picture").count() == 10
     assert visit.page.locator(".grid canvas").first.evaluate(PAINTED) > 0
     visit.close()
 

@@ -57,19 +57,19 @@ def test_a_report_on_a_fresh_store_loads_and_encodes_once(with_sae, recorder):
     from cytosae_pipeline.report import static
 
     _record(recorder)
-    recorder.watch(static, "profile_all")
+    recorder.watch(static, "measure_all")
     arguments = ["--dataset_name", "toy", "--sae_path", with_sae.sae(), "--masking_images", 0]
     output = with_sae.run("report", *arguments).output
     assert "features + patients: " in output
     assert recorder.calls["load"] == 1
     assert recorder.calls["stores opened"] == 1
     assert _passes(recorder) == 1
-    assert recorder.calls["profile_all"] == 0
-    # Again: results are reused, and one cheap pass collects the profiles of the featured latents alone.
+    assert recorder.calls["measure_all"] == 1
+    # Again: results are reused, and one cheap pass measures the featured latents alone.
     with_sae.run("report", *arguments)
     assert recorder.calls["load"] == recorder.calls["stores opened"] == 2
     assert _passes(recorder) == 1
-    assert recorder.calls["profile_all"] == 1
+    assert recorder.calls["measure_all"] == 2
 
 
 def test_a_report_takes_what_is_open_and_computed(with_sae, recorder):
@@ -80,10 +80,11 @@ def test_a_report_takes_what_is_open_and_computed(with_sae, recorder):
     found = compute_statistics(opened, config, features=True, counts=["patient"], profiles=True, what="all")
     found.save(opened)
     _record(recorder)
-    recorder.watch(static, "profile_all")
+    recorder.watch(static, "measure_all")
     page = static.write_report(config, inputs=opened, statistics=found)
     assert page.index.is_file()
-    assert set(recorder.calls.values()) == {0}
+    assert recorder.calls["measure_all"] == 1
+    assert sum(recorder.calls.values()) == 1
 
 
 def test_a_store_that_is_built_first_is_passed_on(with_sae, recorder):

@@ -116,6 +116,11 @@ class ReportData(LatentData):
         return self.store.spec.tokens.n_cls + self.store.spec.tokens.n_registers
 
     @property
+    def threshold(self) -> float:
+        """Activation above which a token counts."""
+        return self.config.threshold[0] if self.cohort is None else self.cohort.threshold
+
+    @property
     def notes_path(self) -> Path:
         """File of the notes on latents."""
         return self.inputs.folder / FILE_NAME

@@ -14,8 +14,9 @@ from cytosae_pipeline.images.listing import list_stored_images
 from cytosae_pipeline.report.data.report_data import open_report_data
 from cytosae_pipeline.report.explore.service import ExploreService
 from cytosae_pipeline.report.explore.uploads import open_uploads
+from cytosae_pipeline.report.measures.extras import find_extras
 from cytosae_pipeline.report.records.cell_map import FEWEST_IMAGES, require_umap
-from cytosae_pipeline.report.records.choice import choose_latents, top_image_rows
+from cytosae_pipeline.report.records.choice import choose_latents, image_rows
 from cytosae_pipeline.report.records.effects import has_effects
 from cytosae_pipeline.report.records.images import make_image_book
 from cytosae_pipeline.report.records.masking import measure_masking
@@ -80,7 +81,7 @@ def explore(config: ExploreConfig, on_ready: Callable[[Serving], None]) -> Ended
     with bind(config.port) as listener:
         host, port = listener.getsockname()
         report_data = open_report_data(config, profiles=False)
-        store = report_data.store
+        store, extras = report_data.store, find_extras(report_data)
         latents, reason = choose_latents(report_data, explore=True)
         uploads = open_uploads(store, config)
         images = list_stored_images(store, config)
@@ -95,7 +96,7 @@ def explore(config: ExploreConfig, on_ready: Callable[[Serving], None]) -> Ended
             report_data,
             latents,
             reason,
-            top_image_rows(report_data, latents),
+            image_rows(report_data, latents),
             thumbnails=images is not None,
             masking=masking,
             messages=[*messages, *notes],
@@ -104,9 +105,10 @@ def explore(config: ExploreConfig, on_ready: Callable[[Serving], None]) -> Ended
             effects=has_effects(report_data),
             book=book,
             has_map=config.map_images > 0 and int(store.valid.sum()) >= FEWEST_IMAGES,
+            extras=extras,
         )
         token = secrets.token_urlsafe(24)
-        with ExploreService(report_data, latents, overview, images, uploads, book) as service:
+        with ExploreService(report_data, latents, overview, images, uploads, book, extras) as service:
             serving = Serving(
                 url=f"http://{host}:{port}/{token}/index.html",
                 n_latents=report_data.n_latents,

@@ -19,6 +19,8 @@ from cytosae_pipeline.report.explore.cohort_records import CohortRecords
 from cytosae_pipeline.report.explore.effects import Effects
 from cytosae_pipeline.report.explore.errors import MissingError, RefusedError
 from cytosae_pipeline.report.explore.uploads import UploadReader
+from cytosae_pipeline.report.measures.extras import Extras
+from cytosae_pipeline.report.measures.sample_size import PROFILE_IMAGES, profile_images
 from cytosae_pipeline.report.records.cell_map import CellMap, map_record, measure_map, n_score_files, scores_record
 from cytosae_pipeline.report.records.encoding import to_script
 from cytosae_pipeline.report.records.images import ImageBook, Kind, listing_record, rows_record
@@ -28,9 +30,9 @@ from cytosae_pipeline.report.records.latents import (
     image_record,
     latent_records,
     maps_of_latent,
-    profile_sample,
+    measure_sample,
+    rows_of_latent,
 )
-from cytosae_pipeline.report.records.profiles import PROFILE_IMAGES, profile_images
 from cytosae_pipeline.report.records.thumbnails import encode_jpeg, is_same
 from cytosae_pipeline.statistics.notes import LatentNote, Subject, check_note, save_note
 
@@ -51,6 +53,7 @@ class ExploreService:
         images: Location of the store's images; None if they were not found.
         uploads: Reader of new images; None if there is no vision transformer.
         book: All images of the store.
+        extras: What is known of latents beside the statistics.
     """
 
     def __init__(
@@ -61,8 +64,9 @@ class ExploreService:
         images: ImageList | None,
         uploads: UploadReader | None,
         book: ImageBook,
+        extras: Extras,
     ) -> None:
-        self._book = book
+        self._book, self._extras = book, extras
         self._cell_map: CellMap | None = None
         self._report_data, self._latents, self._overview = report_data, latents, overview
         self._images, self._uploads = images, uploads
@@ -327,13 +331,14 @@ class ExploreService:
 
     def _make_latent(self, latent: int) -> dict[str, Any]:
         """A latent's record."""
-        report_data, one = self._report_data, np.array([latent])
+        report_data, extras = self._report_data, self._extras
         sae, n_images = report_data.inputs.sae, PROFILE_IMAGES
         if sae.needs_whole_rows and sae.W_enc.device.type == "cpu":
             n_images = profile_images(report_data.store.n_tokens, sae.W_enc.numel())
-        profiles = profile_sample(report_data, self._reader, one, n_images)
-        maps = maps_of_latent(report_data, self._reader, latent)
-        record = next(latent_records(report_data, one, profiles, maps))
+        profiles, measured = measure_sample(report_data, self._reader, latent, n_images, extras)
+        rows = rows_of_latent(report_data, latent, measured.evidence[0])
+        maps = maps_of_latent(report_data, self._reader, latent, rows)
+        record = next(latent_records(report_data, np.array([latent]), profiles, maps, extras, measured))
         return {**record, "effect": self._effects.of_latent(latent)}
 
     def _make_image(self, row: int) -> dict[str, Any]:

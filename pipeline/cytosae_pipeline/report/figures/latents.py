@@ -116,7 +116,7 @@ def draw_reference_images(data: ReportData, latents: npt.NDArray[np.int64], imag
                 (2.6, fit_text(notes.get(latent, ""), _NOTE_MM, SMALL), {"size": SMALL}),
             ):
                 sheet.text(_EDGE_MM, top + _CELL_MM / 2 + shift, text, va="center_baseline", **look)
-            maps = maps_of_latent(data, reader, latent)
+            maps = maps_of_latent(data, reader, latent, data.top_rows[latent][data.top_rows[latent] >= 0])
             for column, row in enumerate(shown[line].tolist()):
                 if row < 0:
                     continue

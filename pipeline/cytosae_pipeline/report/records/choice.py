@@ -13,6 +13,7 @@ from cytosae_pipeline.config.report import PageConfig, parse_latents, parse_rang
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.report.data.limits import SIGNIFICANT_Q
 from cytosae_pipeline.report.data.report_data import LatentData, ReportData
+from cytosae_pipeline.report.measures.evidence import LatentEvidence
 
 Latents = npt.NDArray[np.int64]
 
@@ -91,9 +92,17 @@ def most_different(comparisons: Sequence[GroupComparison], allowed: npt.NDArray[
     return np.array(list(itertools.islice(turns, n)), dtype=np.int64)
 
 
-def top_image_rows(data: ReportData, latents: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Rows of all top images of the latents, in the order of the page's numbers, shape `(n,)`."""
-    rows = np.unique(data.top_rows[latents])
+def image_rows(
+    data: ReportData, latents: npt.NDArray[np.int64], evidence: Sequence[LatentEvidence] = ()
+) -> npt.NDArray[np.int64]:
+    """Rows of all images on the pages of latents, in the order of the page's numbers, shape `(n,)`.
+
+    Args:
+        data: Store, autoencoder and statistics.
+        latents: The latents, shape `(M,)`: their top images.
+        evidence: Of each of them: the images at quantiles.
+    """
+    rows = np.unique(np.concatenate([data.top_rows[latents].ravel(), *(one.rows for one in evidence)]))
     rows = rows[rows >= 0]
     return rows[np.argsort(data.numbers[rows])]
 

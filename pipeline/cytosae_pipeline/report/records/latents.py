@@ -14,6 +14,10 @@ from cytosae.statistics.histograms import BINS_PER_OCTAVE, LOWEST_EXPONENT, Late
 from cytosae_cache.reading.permutation import spread_rows
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.report.data.report_data import ReportData, decoder_neighbours
+from cytosae_pipeline.report.measures.compartments import measure_compartments
+from cytosae_pipeline.report.measures.evidence import EvidenceMaker, LatentEvidence
+from cytosae_pipeline.report.measures.extras import Extras, Measured, extras_record
+from cytosae_pipeline.report.measures.value_correlations import correlate_values
 from cytosae_pipeline.report.records.encoding import pack
 from cytosae_pipeline.statistics.inputs import Inputs
 from cytosae_pipeline.statistics.streaming import iter_parts, split_evenly
@@ -40,19 +44,32 @@ TopMap = tuple[npt.NDArray[np.uint8], float]
 """A map's bytes, shape `(n_patches,)`, and its peak."""
 
 
-def profile_sample(
-    data: ReportData, reader: StoreReader, latents: npt.NDArray[np.int64], n_images: int
-) -> ProfileResult:
-    """Profiles of latents over readable images spread evenly over the store."""
-    encoder = LatentEncoder(data.inputs.sae, latents)
-    profiles = LatentProfiles(len(latents), len(data.features.labels))
+def measure_sample(
+    data: ReportData, reader: StoreReader, latent: int, n_images: int, extras: Extras
+) -> tuple[ProfileResult, Measured]:
+    """The profile of a latent, and what else is measured, over readable images spread evenly over the store."""
+    encoder = LatentEncoder(data.inputs.sae, np.array([latent]))
+    profiles = LatentProfiles(1, len(data.features.labels))
     valid = data.store.valid_rows
     rows = valid[spread_rows(len(valid), n_images)]
-    at_once = images_at_once(data, len(latents))
+    sites, at_once = extras.sites, images_at_once(data, 1)
+    site_counts = None if sites is None else np.zeros((len(sites.names), 1), dtype=np.int64)
+    parts = [np.zeros(0, dtype=np.float32)]
     for start in range(0, len(rows), at_once):
         part = rows[start : start + at_once]
-        profiles.update(encoder(torch.from_numpy(reader.read(part))), torch.from_numpy(data.labels[part]))
-    return profiles.result()
+        acts = encoder(torch.from_numpy(reader.read(part)))
+        profiles.update(acts, torch.from_numpy(data.labels[part]))
+        parts.append(acts.mean(dim=1)[:, 0].cpu().numpy())
+        if sites is not None and site_counts is not None:
+            of_site, above = sites.of_image[part], (acts > data.threshold).sum(dim=1).cpu().numpy()
+            np.add.at(site_counts, of_site[of_site >= 0], above[of_site >= 0])
+    scores, maker = np.concatenate(parts), EvidenceMaker(data, rows)
+    found = None
+    if extras.values is not None:
+        found = correlate_values(extras.values, rows, maker.halves, 1, lambda place: scores)
+    one, masks = np.array([latent]), extras.masks
+    compartments = None if masks is None else measure_compartments(data, one, masks)
+    return profiles.result(), Measured(rows, [maker.make(scores)], site_counts, found, compartments)
 
 
 def latent_records(
@@ -60,6 +77,8 @@ def latent_records(
     latents: npt.NDArray[np.int64],
     profiles: ProfileResult,
     maps: dict[tuple[int, int], TopMap],
+    extras: Extras,
+    measured: Measured,
 ) -> Iterator[dict[str, Any]]:
     """Records of latents.
 
@@ -67,7 +86,9 @@ def latent_records(
         data: Store, autoencoder and statistics.
         latents: The latents, shape `(M,)`.
         profiles: Their profiles.
-        maps: Maps of their top images, by latent and row.
+        maps: Maps of their images, by latent and row.
+        extras: What else is known of all latents.
+        measured: What else was measured of these.
     """
     neighbours = decoder_neighbours(data, latents, _NEIGHBOURS)
     # Every token of every image is either in the histogram or zero.
@@ -76,7 +97,7 @@ def latent_records(
         yield {
             "latent": latent,
             "n_images": n_images,
-            "top": _top_images(data, latent, maps),
+            "top": _images(data, latent, data.top_rows[latent], data.features.top_values[latent], maps),
             "labels": [
                 {"label": label, "n_images": n, "n_active": active, "mean": mean}
                 for label, (n, active, mean) in enumerate(
@@ -97,6 +118,15 @@ def latent_records(
             "patients": _top_patients(data, latent),
             "threshold": data.cohort.threshold if data.cohort else None,
             "neighbours": [[other, round(cosine, 4)] for other, cosine in neighbours[at]],
+            "quantiles": [
+                {
+                    "quantile": found.quantile,
+                    "value": found.value,
+                    "images": _images(data, latent, found.places, found.scores, maps),
+                }
+                for found in measured.evidence[at].quantiles
+            ],
+            **extras_record(extras, measured, latent, at, data.threshold),
         }
 
 
@@ -182,12 +212,19 @@ def image_record(data: ReportData, measured: dict[str, Any], row: int | None) ->
     }
 
 
-def maps_of_latent(data: ReportData, reader: StoreReader, latent: int) -> dict[tuple[int, int], TopMap]:
-    """The maps of one latent on its top images."""
-    rows = data.top_rows[latent]
+def rows_of_latent(data: ReportData, latent: int, evidence: LatentEvidence) -> npt.NDArray[np.int64]:
+    """Rows of all images on the page of a latent, each once: its top images, and those at quantiles."""
+    top = data.top_rows[latent]
+    return np.union1d(top[top >= 0], evidence.rows)
+
+
+def maps_of_latent(
+    data: ReportData, reader: StoreReader, latent: int, rows: npt.NDArray[np.int64]
+) -> dict[tuple[int, int], TopMap]:
+    """The maps of one latent on some images."""
     encoder = LatentEncoder(data.inputs.sae, np.array([latent]))
     found: dict[tuple[int, int], TopMap] = {}
-    for row in rows[rows >= 0].tolist():
+    for row in rows.tolist():
         acts = encoder(torch.from_numpy(reader.read(np.array([row]))[0]))
         maps = make_byte_maps(acts[data.n_prefix :])
         found[latent, row] = maps.levels[0], float(maps.peaks[0])
@@ -200,19 +237,26 @@ def images_at_once(data: ReportData, n_latents: int) -> int:
     return max(1, min(_IMAGES_AT_ONCE, _ACTS_BYTES // (4 * data.store.n_tokens * max(width, 1))))
 
 
-def _top_images(data: ReportData, latent: int, maps: dict[tuple[int, int], TopMap]) -> list[dict[str, Any]]:
-    """The latent's top images with their maps."""
-    top = []
-    for row, value in zip(data.top_rows[latent].tolist(), data.features.top_values[latent].tolist(), strict=True):
-        if row < 0:
-            continue
-        levels, peak = maps[latent, row]
-        label, patient = int(data.labels[row]), int(data.patients[row])
-        number = int(data.numbers[row])
-        top.append(
-            {"row": number, "value": value, "peak": peak, "label": label, "patient": patient, "map": pack(levels)}
-        )
-    return top
+def _images(
+    data: ReportData,
+    latent: int,
+    rows: npt.NDArray[np.int64],
+    values: npt.NDArray[np.floating],
+    maps: dict[tuple[int, int], TopMap],
+) -> list[dict[str, Any]]:
+    """Images with their scores and maps of a latent; slots without an image, whose row is -1, are left out."""
+    return [
+        {
+            "row": int(data.numbers[row]),
+            "value": value,
+            "peak": maps[latent, row][1],
+            "label": int(data.labels[row]),
+            "patient": int(data.patients[row]),
+            "map": pack(maps[latent, row][0]),
+        }
+        for row, value in zip(rows.tolist(), values.tolist(), strict=True)
+        if row >= 0
+    ]
 
 
 def _top_patients(data: ReportData, latent: int) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """The overview's record: store, autoencoder, training, and the columns of all latents."""
 
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,6 +13,9 @@ from cytosae_pipeline import __version__
 from cytosae_pipeline.config import PageConfig
 from cytosae_pipeline.report.data.limits import MAX_UPLOAD, SIGNIFICANT_Q
 from cytosae_pipeline.report.data.report_data import LatentData, ReportData, label_counts, main_labels, read_training
+from cytosae_pipeline.report.measures.extras import Extras
+from cytosae_pipeline.report.measures.other_seeds import OtherSeed
+from cytosae_pipeline.report.measures.sources import Sources
 from cytosae_pipeline.report.records.encoding import finite, pack
 from cytosae_pipeline.report.records.images import ImageBook, book_record
 from cytosae_pipeline.runtime.palette import palette_record
@@ -51,6 +55,7 @@ def overview_record(
     messages: list[str],
     book: ImageBook,
     has_map: bool,
+    extras: Extras,
     explore: bool = False,
     can_upload: bool = False,
     effects: bool = False,
@@ -67,13 +72,20 @@ def overview_record(
         messages: What readers should know first.
         book: All images.
         has_map: Whether there is a map of cells.
+        extras: What is known of latents beside the statistics.
         explore: Whether the explore server serves the page, so that every latent and image can be opened.
         can_upload: Whether it can read new images.
         effects: Whether it can compute what a latent changes in an image.
     """
     return {
         **common_record(
-            data, latents, reason, title=data.store.provenance.dataset, messages=[*messages, *_missing_maps(data)]
+            data,
+            latents,
+            reason,
+            title=data.store.provenance.dataset,
+            messages=[*messages, *_missing_maps(data)],
+            sources=extras.sources,
+            seeds=extras.seeds,
         ),
         "explore": explore,
         "can_upload": can_upload,
@@ -100,7 +112,14 @@ def overview_record(
 
 
 def common_record(
-    data: LatentData, latents: npt.NDArray[np.int64], reason: str, *, title: str, messages: list[str]
+    data: LatentData,
+    latents: npt.NDArray[np.int64],
+    reason: str,
+    *,
+    title: str,
+    messages: list[str],
+    sources: Sources | None = None,
+    seeds: Sequence[OtherSeed] = (),
 ) -> dict[str, Any]:
     """What every page has, whatever it is made from.
 
@@ -110,6 +129,8 @@ def common_record(
         reason: Which these are, in a sentence.
         title: Title of the page.
         messages: What readers should know first.
+        sources: Active tokens by person; None if they are not known.
+        seeds: Nearest latents of other autoencoders.
     """
     n_active = data.features.n_active
     return {
@@ -121,7 +142,16 @@ def common_record(
         "palette": palette_record(),
         "limits": _LIMITS,
         "counts": {"active": n_active, "dead": data.n_latents - n_active},
-        "latents": _latent_columns(data),
+        "latents": {**_latent_columns(data), **_source_columns(sources, data.n_latents)},
+        "sources": None if sources is None else {"unit": sources.unit, "names": sources.names},
+        "partners": [
+            {
+                "name": seed.name,
+                "latent": pack(seed.partners.latent.astype(np.int32)),
+                "cosine": pack(seed.partners.cosine),
+            }
+            for seed in seeds
+        ],
         "featured": latents.tolist(),
         "featured_reason": reason,
         "main_label": main_labels(data, latents),
@@ -159,6 +189,22 @@ def _specificity_columns(features: Features) -> dict[str, Any]:
         "position": pack(found.position_share),
         "lift": pack(lift.max(axis=1).astype(np.float32)),
         "best": pack(best.astype(np.int32)),
+    }
+
+
+def _source_columns(sources: Sources | None, n_latents: int) -> dict[str, Any]:
+    """The person with the largest share of every latent, the share, and whether the latent is of one person."""
+    if sources is None:
+        return {
+            "source": pack(np.full(n_latents, -1, np.int32)),
+            "source_share": pack(np.zeros(n_latents, np.float32)),
+            "one_source": pack(np.zeros(n_latents, np.uint8)),
+        }
+    found = sources.largest
+    return {
+        "source": pack(found.source.astype(np.int32)),
+        "source_share": pack(found.share.astype(np.float32)),
+        "one_source": pack(found.is_one.astype(np.uint8)),
     }
 
 

@@ -88,4 +88,12 @@ def published_latents(data: LatentData, latents: npt.NDArray[np.int64]) -> Itera
             "patients": [],
             "threshold": None,
             "neighbours": None,
+            "quantiles": [],
+            "n_active": 0,
+            "rules": None,
+            "sources": None,
+            "sites": None,
+            "partners": [],
+            "values": None,
+            "compartments": None,
         }

@@ -34,9 +34,10 @@ from cytosae_pipeline.report.explore.app import make_app
 from cytosae_pipeline.report.explore.byte_cache import ByteCache
 from cytosae_pipeline.report.explore.http_server import ExploreServer, bind
 from cytosae_pipeline.report.explore.service import ExploreService
+from cytosae_pipeline.report.measures.extras import find_extras
+from cytosae_pipeline.report.measures.sample_size import profile_images
 from cytosae_pipeline.report.records.images import make_image_book
 from cytosae_pipeline.report.records.page_files import read_policy
-from cytosae_pipeline.report.records.profiles import profile_images
 from cytosae_pipeline.statistics.notes import read_notes, save_note
 from tests.conftest import Workplace
 from tests.support.browser import PAINTED, Visit, browser_or_skip
@@ -586,7 +587,8 @@ def _open_page(place: Workplace, **options) -> ExploreService:
     config = ExploreConfig(root_dir=place.root, dataset_name="toy", sae_path=place.sae(), **options)
     report_data = open_report_data(config)
     images = list_stored_images(report_data.store, config)
-    return ExploreService(report_data, np.array([1]), {}, images, None, make_image_book(report_data))
+    book, extras = make_image_book(report_data), find_extras(report_data)
+    return ExploreService(report_data, np.array([1]), {}, images, None, book, extras)
 
 
 def test_slow_computations_do_not_block_other_requests(with_sae):
@@ -733,7 +735,7 @@ def test_in_a_browser(server, place):
         page.keyboard.press("Enter")
         page.wait_for_selector(".top-image img")
         expected = [item["row"] for item in server.get(f"latents/{latent}")["top"]]
-        rows = page.locator(".top-image").evaluate_all("all => all.map(one => Number(one.dataset.row))")
+        rows = page.locator(".grid .top-image").evaluate_all("all => all.map(one => Number(one.dataset.row))")
         assert rows == expected
         page.fill("input[aria-label='Name of this latent']", "nucleoli <b>")
         page.fill("textarea", "seen twice")
@@ -775,7 +777,7 @@ def test_in_a_browser(server, place):
         page.go_back()
         page.wait_for_function(f"document.querySelector('h1').textContent === 'Latent {latent}: theirs'")
         page.wait_for_selector(".top-image img")
-        page.locator(".top-image").last.click()
+        page.locator(".grid .top-image").last.click()
         page.wait_for_selector(".large-cell .patch")
         assert f"Image {expected[-1]}" in page.inner_text("h1")
 

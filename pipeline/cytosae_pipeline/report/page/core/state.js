@@ -66,6 +66,10 @@ function prepareLatents(overview) {
     position: decode(overview.latents.position),
     lift: decode(overview.latents.lift),
     best,
+    source: decode(overview.latents.source),
+    sourceShare: decode(overview.latents.source_share),
+    oneSource: decode(overview.latents.one_source),
+    partner: smallestCosine(overview, n),
     isFeatured,
     maxEntropy,
     x: log(sparsity),
@@ -76,6 +80,22 @@ function prepareLatents(overview) {
   };
 }
 
+/**
+ * Smallest cosine of each latent's nearest latents in other autoencoders.
+ *
+ * @param {Overview} overview
+ * @param {number} n
+ */
+function smallestCosine(overview, n) {
+  const smallest = new Float32Array(n).fill(overview.partners.length ? 1 : NaN);
+  for (const { cosine } of overview.partners) {
+    cytosae.decode(cosine).forEach((value, i) => {
+      smallest[i] = Math.min(smallest[i], value);
+    });
+  }
+  return smallest;
+}
+
 function resetFilters() {
   state.filters = {
     sparsity: [null, null],
@@ -84,6 +104,8 @@ function resetFilters() {
     cluster: "",
     color: "entropy",
     featured: false,
+    oneSource: false,
+    partner: [null, null],
   };
 }
 

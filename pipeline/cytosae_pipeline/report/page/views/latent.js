@@ -43,6 +43,7 @@ const latentView = (index, text) => {
       cluster >= 0 && tile(String(cluster), "cluster"),
     ),
     positionNotice(index),
+    sourceNotice(index),
     latentParts(index),
   );
 };
@@ -84,12 +85,23 @@ function latentBody(latent) {
     {},
     notePanel(latent.latent),
     section("Top activating images", aboutTopImages(), cells.toggle(), images),
+    latentQuantiles(latent),
     h(
       "div.columns",
       {},
-      h("div.stack", {}, latentLabels(latent), latentPatients(latent)),
-      h("div.stack", {}, latentActivations(latent), latentNeighbours(latent), meanEffectPanel(latent.effect)),
+      h("div.stack", {}, latentLabels(latent), latentPatients(latent), latentSources(latent), latentSites(latent)),
+      h(
+        "div.stack",
+        {},
+        latentActivations(latent),
+        latentNeighbours(latent),
+        latentPartners(latent),
+        meanEffectPanel(latent.effect),
+      ),
     ),
+    latentRules(latent),
+    latentValues(latent),
+    latentCompartments(latent),
   );
 }
 

@@ -108,6 +108,8 @@ function latentCard(latent) {
       label >= 0 && `mostly ${labelName(label)} · `,
       `active on ${percent(latents.sparsity[latent])}`,
       dependsOnPosition(latent) && " · depends on position",
+      latents.oneSource[latent] > 0 && ` · ${oneSourceText(latent)}`,
+      overview.partners.length > 0 && ` · partner cosine ${format(latents.partner[latent], 2)}`,
     ),
   );
 }
@@ -124,6 +126,9 @@ function passesFilters(i) {
   if (filters.featured && !latents.isFeatured[i]) return false;
   if (filters.cluster !== "" && String(latents.cluster[i]) !== filters.cluster) return false;
   if (!inside(latents.x[i], filters.sparsity) || !inside(latents.y[i], filters.mean)) return false;
+  if (filters.oneSource && !latents.oneSource[i]) return false;
+  const matched = filters.partner[0] !== null || filters.partner[1] !== null;
+  if (matched && !inside(latents.partner[i], filters.partner)) return false;
   const bounded = filters.entropy[0] !== null || filters.entropy[1] !== null;
   return !bounded || (latents.entropy[i] >= 0 && inside(latents.entropy[i], filters.entropy));
 }
@@ -153,6 +158,12 @@ function filterBar(filters, apply, recolor) {
     filters.featured = event.target.checked;
     apply();
   };
+  /** @param {InputEvent & {target: HTMLInputElement}} event */
+  const chooseSource = (event) => {
+    filters.oneSource = event.target.checked;
+    apply();
+  };
+  const { overview } = state;
   const clusters = clusterNumbers().map((value) =>
     h("option", { value, selected: String(value) === filters.cluster }, String(value)),
   );
@@ -168,6 +179,8 @@ function filterBar(filters, apply, recolor) {
     rangeFilter(filters.sparsity, "log10 sparsity", "-2: active on 1 % of the images", apply),
     rangeFilter(filters.mean, "log10 mean", null, apply),
     rangeFilter(filters.entropy, "entropy", "0: a single label", apply),
+    overview.partners.length > 0 &&
+      rangeFilter(filters.partner, "partner cosine", "of its nearest latent in every other autoencoder", apply),
     h(
       "label",
       {},
@@ -181,6 +194,13 @@ function filterBar(filters, apply, recolor) {
       h("input", { type: "checkbox", checked: filters.featured, onchange: chooseFeatured }),
       `with a ${featuredWord()} only`,
     ),
+    overview.sources &&
+      h(
+        "label.tick-box",
+        { title: "More than half of its active tokens are of one person, who has far fewer of the images" },
+        h("input", { type: "checkbox", checked: filters.oneSource, onchange: chooseSource }),
+        `of one ${overview.sources.unit} only`,
+      ),
     h("button", { type: "reset" }, "Reset"),
   );
 }
@@ -233,7 +253,7 @@ function latentsLegend(by) {
 
 /** @param {number} i */
 function describeLatent(i) {
-  const { sparsity, mean, entropy, lift, best, isFeatured } = state.latents;
+  const { sparsity, mean, entropy, lift, best, oneSource, partner, isFeatured } = state.latents;
   const name = latentName(i);
   return [
     `Latent ${i}${name ? ` “${name}”` : ""}`,
@@ -242,6 +262,8 @@ function describeLatent(i) {
     `label entropy ${entropy[i] < 0 ? "not defined" : format(entropy[i])}`,
     ...(lift[i] > 1 ? [`${labelName(best[i])} ${format(lift[i])} times more often than by chance`] : []),
     ...(dependsOnPosition(i) ? ["depends on position"] : []),
+    ...(oneSource[i] ? [oneSourceText(i)] : []),
+    ...(state.overview.partners.length ? [`partner cosine ${format(partner[i], 2)}`] : []),
     ...(isFeatured[i] || state.overview.explore ? [] : ["(a short card in this report)"]),
   ].join("\n");
 }
