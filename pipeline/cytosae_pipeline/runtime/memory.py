@@ -4,6 +4,19 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+_PRIMITIVES = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+_N_PRIMITIVES = "32"
+
+
+def limit_primitive_cache() -> None:
+    """Limit how many matrix products of different shapes oneDNN keeps code for, unless the environment says it.
+
+    torch computes bfloat16 products on a CPU with oneDNN, which compiles a product for each shape and keeps the last
+    1,024 of them: hundreds of megabytes where sparse products have another shape in every step, none of which comes
+    again. Compiling is not what takes time.
+    """
+    os.environ.setdefault(_PRIMITIVES, _N_PRIMITIVES)
+
 
 def available_ram(root: Path = Path("/")) -> int | None:
     """Bytes that this process can allocate without swapping or being killed; None where the system does not say.

@@ -18,7 +18,7 @@ from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.config.commands import command
 from cytosae_pipeline.errors import say_count
 from cytosae_pipeline.runtime.interrupts import HeldInterrupts
-from cytosae_pipeline.runtime.memory import exceeds_page_cache
+from cytosae_pipeline.runtime.memory import exceeds_page_cache, limit_primitive_cache
 from cytosae_pipeline.runtime.progress import Progress
 from cytosae_pipeline.runtime.ranks import RankStoppedError, joined, launched
 from cytosae_pipeline.training.batches import Batches, TensorBatch, open_batches
@@ -150,6 +150,7 @@ class TrainingLoop:
         Raises:
             UserError: If `--resident` names a place with too little memory.
         """
+        limit_primitive_cache()
         run = self._runs[0]
         config = run.config
         with contextlib.ExitStack() as stack:

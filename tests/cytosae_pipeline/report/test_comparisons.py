@@ -13,6 +13,7 @@ from cytosae_pipeline.config import PageConfig
 from cytosae_pipeline.report.data.limits import SIGNIFICANT_Q
 from cytosae_pipeline.report.data.report_data import open_report_data
 from cytosae_pipeline.report.explore.service import ExploreService
+from cytosae_pipeline.report.measures.extras import find_extras
 from cytosae_pipeline.report.records.comparisons import GroupPair, compare_all, describe_design, sides_of_pair
 from cytosae_pipeline.report.records.images import make_image_book
 from tests.support.browser import Visit, browser_or_skip, file_url
@@ -92,7 +93,7 @@ def test_the_explorer_serves_the_same(demo_run):
     (sae,), (groups,) = demo_run.root.glob("out/checkpoints/*/final_*.pt"), demo_run.root.glob("dataset/*/patients.csv")
     config = PageConfig(root_dir=demo_run.root, dataset_name="demo-0", sae_path=sae, groups=groups)
     data = open_report_data(config, profiles=False)
-    with ExploreService(data, np.arange(3), {}, None, None, make_image_book(data)) as service:
+    with ExploreService(data, np.arange(3), {}, None, None, make_image_book(data), find_extras(data)) as service:
         for name, asked in (("all", service.all_groups()), ("3", service.comparison(3))):
             assert asked == (demo_run.report / f"data/comparisons/{name}.js").read_bytes()
 

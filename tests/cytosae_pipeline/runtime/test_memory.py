@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from cytosae_pipeline.runtime import memory
-from cytosae_pipeline.runtime.memory import available_ram, exceeds_page_cache
+from cytosae_pipeline.runtime.memory import available_ram, exceeds_page_cache, limit_primitive_cache
 
 GIB = 1 << 30
 
@@ -87,3 +87,46 @@ def test_the_limits_of_the_process_count(limit):
     before, after = map(int, output.split())
     assert before > 1 << 29
     assert 0 < after < 1 << 29
+
+
+_PRODUCTS = """
+import os, sys
+import torch
+from cytosae_pipeline.runtime.memory import limit_primitive_cache
+torch.set_num_threads(1)
+weights = torch.randn(384, 3072).bfloat16()
+torch.zeros(1, 384, dtype=torch.bfloat16) @ weights
+if sys.argv[1] == "limited":
+    limit_primitive_cache()
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+before = resident()
+for n in range(1, 500):
+    torch.zeros(n, 384, dtype=torch.bfloat16) @ weights
+print(resident() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="resident memory is read from /proc")
+def test_products_of_many_shapes_do_not_fill_the_memory():
+    environment = {name: value for name, value in os.environ.items() if "PRIMITIVE_CACHE" not in name}
+
+    def grown(how):
+        output = subprocess.run(
+            [sys.executable, "-c", _PRODUCTS, how], env=environment, check=True, capture_output=True, text=True
+        )
+        return int(output.stdout)
+
+    unlimited = grown("unlimited")
+    if unlimited < 200e6:
+        pytest.skip(f"this processor's products of 500 shapes take {unlimited / 1e6:.0f} MB")
+    assert grown("limited") < unlimited - 60e6
+
+
+def test_the_environment_decides_how_many_products_are_kept(monkeypatch):
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    limit_primitive_cache()
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "32"
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
+    limit_primitive_cache()
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "7"

@@ -189,7 +189,7 @@ def test_the_same_report_gives_the_same_bytes_under_any_matplotlib_settings(plac
 
 
 def test_only_top_images_are_read(with_sae):
-    arguments = ("--latents", "1,2", "--top_k", 2, "--masking_images", 0)
+    arguments = ("--latents", "1,2", "--top_k", 2, "--masking_images", 0, "--quantile_images", 0)
     before, _result = _figures(with_sae, *arguments)
     data = with_sae.root / "page" / "data" / "images"
     rows = {int(path.stem) for path in data.iterdir()}

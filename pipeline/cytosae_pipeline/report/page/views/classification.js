@@ -41,9 +41,10 @@ function calibrationSection({ calibration }, units) {
   const { predicted, right, n_subjects, brier } = calibration;
   const rows = predicted.map((value, i) => [percent(value), percent(right[i]), format(n_subjects[i])]);
   const about =
-    `Of ${units} ordered by the probability of the group predicted for them: the mean of it, and the share for whom it ` +
-    `was right. Brier score ${brier.toFixed(2)} (0 is best). The range beside the accuracy is a 95 % credible interval by ` +
-    `the numbers of ${units}; that of shuffled groups holds 95 % of them, each cross-validated as the true groups are.`;
+    `Of ${units} ordered by the probability of the group predicted for them: the mean of it, and the share for whom ` +
+    `it was right. Brier score ${brier.toFixed(2)} (0 is best). The range beside the accuracy is a 95 % credible ` +
+    `interval by the numbers of ${units}; that of shuffled groups holds 95 % of them, each cross-validated as the ` +
+    "true groups are.";
   const title = "Calibration";
   return section(title, about, table(["probability", "right", units], rows, { numeric: [0, 1, 2], caption: title }));
 }

@@ -74,7 +74,8 @@ const effectBody = (effect) =>
  */
 function meanEffectPanel(effect) {
   if (!effect) return null;
-  const about = `Mean over its ${countOf(effect.n_images, "top image")}, without the latent. ${aboutProbe(effect.n_train)}`;
+  const images = countOf(effect.n_images, "top image");
+  const about = `Mean over its ${images}, without the latent. ${aboutProbe(effect.n_train)}`;
   const cosine = `Mean cosine similarity of the embeddings: ${effect.cosine.toFixed(4)}.`;
   return section(
     "What the latent changes",
