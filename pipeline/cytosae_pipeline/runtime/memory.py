@@ -13,7 +13,8 @@ def limit_primitive_cache() -> None:
 
     torch computes bfloat16 products on a CPU with oneDNN, which compiles a product for each shape and keeps the last
     1,024 of them: hundreds of megabytes where sparse products have another shape in every step, none of which comes
-    again. Compiling is not what takes time.
+    again. Compiling is not what takes time. oneDNN reads the limit at its first product, so that products made before
+    this is called leave things as they are.
     """
     os.environ.setdefault(_PRIMITIVES, _N_PRIMITIVES)
 

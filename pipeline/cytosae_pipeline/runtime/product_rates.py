@@ -16,6 +16,7 @@ import torch
 from cytosae.sae.coo import CooMatrix
 from cytosae.sae.int8_weights import LARGEST, Int8Weights, has_int8_products
 from cytosae_cache.storage.atomic import write_file
+from cytosae_pipeline.runtime.memory import limit_primitive_cache
 
 _ROUNDS = 3
 _TOKENS, _LATENTS = 1024, 4096
@@ -68,6 +69,7 @@ def find_rates(d_in: int) -> ProductRates:
 
 def measure_rates(d_in: int, *, n_tokens: int = _TOKENS, n_latents: int = _LATENTS) -> ProductRates:
     """Measure the rates of products of `(n_tokens, d_in)` with `(d_in, n_latents)`; the fastest round counts."""
+    limit_primitive_cache()
     generator = torch.Generator().manual_seed(0)
     x, weights = (torch.randn(rows, d_in, generator=generator) for rows in (n_tokens, n_latents))
     n_active = min(_ENTRIES_PER_TOKEN, n_latents)

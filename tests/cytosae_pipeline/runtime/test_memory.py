@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -95,9 +96,9 @@ import torch
 from cytosae_pipeline.runtime.memory import limit_primitive_cache
 torch.set_num_threads(1)
 weights = torch.randn(384, 3072).bfloat16()
-torch.zeros(1, 384, dtype=torch.bfloat16) @ weights
 if sys.argv[1] == "limited":
     limit_primitive_cache()
+torch.zeros(1, 384, dtype=torch.bfloat16) @ weights
 resident = lambda: int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 before = resident()
 for n in range(1, 500):
@@ -107,7 +108,7 @@ print(resident() - before)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="resident memory is read from /proc")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
 def test_products_of_many_shapes_do_not_fill_the_memory():
     environment = {name: value for name, value in os.environ.items() if "PRIMITIVE_CACHE" not in name}
 
