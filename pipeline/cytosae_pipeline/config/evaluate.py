@@ -53,7 +53,7 @@ class EvaluateOptions(MatchChoice, SubjectChoice, ReadOptions):
         minimum=0,
         maximum=0.9,
     )
-    held_out_by: Literal["image", "patient"] | None = option(
+    held_out_by: Literal["image", "patient", "subject"] | None = option(
         None, "Unit that was held out as a whole. [default: as the autoencoder was trained, else image]"
     )
     downstream: bool = option(

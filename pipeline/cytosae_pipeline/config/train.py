@@ -165,7 +165,10 @@ class TrainConfig(StoreSource):
     held_out: float = option(
         0.0, "Share of images or patients held out for evaluation, chosen by a hash.", minimum=0, maximum=0.9
     )
-    held_out_by: Literal["image", "patient"] = option("image", "Unit that is held out as a whole.")
+    held_out_by: Literal["image", "patient", "subject"] = option(
+        "image",
+        "Unit that is held out as a whole; subject is the person that the manifest's column subject names.",
+    )
     resident: Resident = option(
         "auto", "Keep all activations in memory (ram) or on the GPU (gpu); batches are the same. auto: where it pays."
     )

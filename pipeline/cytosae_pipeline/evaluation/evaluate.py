@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -168,7 +168,8 @@ def _evaluate_reconstruction(inputs: Inputs, options: EvaluateOptions) -> tuple[
 def _held_out(inputs: Inputs, options: EvaluateOptions) -> tuple[float, HeldOutBy]:
     """The share of images to which the evaluation is limited, and by which unit they were held out."""
     cfg = inputs.sae_cfg
-    by: HeldOutBy = options.held_out_by or ("patient" if cfg.get("held_out_by") == "patient" else "image")
+    trained: HeldOutBy | None = next((unit for unit in get_args(HeldOutBy) if unit == cfg.get("held_out_by")), None)
+    by: HeldOutBy = options.held_out_by or trained or "image"
     if options.held_out is not None:
         return options.held_out, by
     trained_here = (cfg.get("spec_hash"), cfg.get("list_digest")) == (

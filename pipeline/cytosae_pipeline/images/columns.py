@@ -27,6 +27,14 @@ def describe_type(column: npt.NDArray[Any]) -> str:
     return _KINDS[column.dtype.kind]
 
 
+def column_texts(column: npt.NDArray[Any]) -> list[str]:
+    """Names from a column, whatever its type; '' where unknown."""
+    if column.dtype.kind == "f":
+        # Whole numbers among which some are unknown.
+        return ["" if value != value else f"{value:.17g}" for value in column.tolist()]
+    return ["" if is_unknown(text) else text for text in map(str, column.tolist())]
+
+
 def type_columns(images: ImageList) -> dict[str, npt.NDArray[Any]]:
     """The further columns of a list by name, each one entry per row in the type of all its cells."""
     return {name: type_cells([row.cells[place] for row in images.rows]) for place, name in enumerate(images.columns)}

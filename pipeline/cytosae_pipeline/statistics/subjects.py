@@ -10,7 +10,7 @@ import numpy.typing as npt
 from cytosae.analysis.subjects import SplitSubjectError, subject_groups
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.errors import UserError, quote
-from cytosae_pipeline.images.columns import is_unknown
+from cytosae_pipeline.images.columns import column_texts
 from cytosae_pipeline.statistics.covariates import Covariates, describe_columns, read_covariates
 from cytosae_pipeline.statistics.groups import PatientGroups
 from cytosae_pipeline.statistics.inputs import Inputs
@@ -155,11 +155,3 @@ def _persons_of_images(patients: Sequence[str], store: ActivationStore, column: 
                 "store again from a corrected manifest, with --overwrite"
             )
     return [persons.get(at, "") for at in range(len(patients))]
-
-
-def column_texts(column: npt.NDArray[np.generic]) -> list[str]:
-    """Names from a further column of the images, whatever its type; '' where unknown."""
-    if column.dtype.kind == "f":
-        # Whole numbers among which some are unknown.
-        return ["" if value != value else f"{value:.17g}" for value in column.tolist()]
-    return ["" if is_unknown(text) else text for text in map(str, column.tolist())]

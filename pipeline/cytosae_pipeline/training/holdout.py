@@ -8,8 +8,12 @@ import numpy.typing as npt
 
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.errors import UserError
+from cytosae_pipeline.images.columns import column_texts
 
-HeldOutBy = Literal["image", "patient"]
+HeldOutBy = Literal["image", "patient", "subject"]
+
+_SUBJECT = "subject"
+"""The column of the images that names the person, where several patients are samples of one."""
 
 _BUCKETS = 1 << 64
 
@@ -17,28 +21,45 @@ _BUCKETS = 1 << 64
 def held_out(store: ActivationStore, share: float, by: HeldOutBy) -> npt.NDArray[np.bool_]:
     """Whether each row is held out, shape `(n_images,)`.
 
-    Identical pictures have the same hash and stay together, as do all images of a patient with `patient`.
+    Identical pictures have the same hash and stay together, as do all images of a patient with `patient`, and of a
+    person with `subject`.
 
     Args:
         store: The store.
-        share: Share of images, or of patients, to hold out; 0 for none.
-        by: `image` hashes the file's digest, `patient` the patient; an image without a patient counts by itself.
+        share: Share of images, of patients, or of subjects to hold out; 0 for none.
+        by: `image` hashes the file's digest, `patient` the patient, `subject` the person; an image without a subject
+            counts by its patient, one without either by itself.
 
     Raises:
-        UserError: If `by` is `patient` and the store has no patients.
+        UserError: If `by` is `patient` or `subject` and the store has none.
     """
     if not share:
         return np.zeros(store.n_images, dtype=bool)
     digests = [bytes(row) for row in store.column("images/sha256")]
-    if by == "patient":
+    if by != "image":
         patients = store.images.patient
-        if not any(patients):
+        names = _subjects(store) if by == "subject" else patients
+        if not any(names):
             raise UserError(
-                f"--held_out_by patient was given, but store '{store.path}' has no patients. Give --held_out_by image"
+                f"--held_out_by {by} was given, but store '{store.path}' has no {by}s. Give --held_out_by "
+                + ("patient" if by == "subject" and any(patients) else "image")
             )
-        digests = [patient.encode() if patient else digest for patient, digest in zip(patients, digests, strict=True)]
+        # With another prefix a subject and a patient of the same name are not the same.
+        keys = [
+            f"subject {name}" if name and by == "subject" else patient
+            for name, patient in zip(names, patients, strict=True)
+        ]
+        digests = [key.encode() if key else digest for key, digest in zip(keys, digests, strict=True)]
     limit = int(share * _BUCKETS)
     return np.array([_bucket(digest) < limit for digest in digests], dtype=bool)
+
+
+def _subjects(store: ActivationStore) -> list[str]:
+    """Person of each image, '' where unknown."""
+    for name, column in store.image_columns.items():
+        if name.casefold() == _SUBJECT:
+            return column_texts(column)
+    return []
 
 
 def _bucket(data: bytes) -> int:

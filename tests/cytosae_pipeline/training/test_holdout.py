@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+import cytosae_cache
 from cytosae_cache.errors import StoreError
 from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.reader import StoreReader
@@ -99,3 +100,41 @@ def test_two_patients_of_a_class_are_on_two_sides():
         training = split_in_halves(groups, labels, seed=seed)
         assert training[groups == 0][0] != training[groups == 1][0]
         assert training[groups == 2][0] != training[groups == 3][0]
+
+
+def test_subjects_stay_whole_with_all_their_patients(with_images):
+    files = sorted(path for path in with_images.images.rglob("*.png") if "broken" not in path.name)
+    lines = ["path,label,patient,Subject"]
+    persons = []
+    for at, path in enumerate(files):
+        patient = at % 6
+        persons.append(f"person{patient // 2}" if patient < 4 else f"patient {patient}")
+        lines.append(f"{path.relative_to(with_images.root)},x,p{patient},{persons[-1] if patient < 4 else 'NA'}")
+    (with_images.root / "m.csv").write_text("\n".join(lines) + "\n")
+    with_images.build("--images", with_images.root / "m.csv")
+    store = cytosae_cache.open(with_images.store)
+    seen = set()
+    for share in (0.2, 0.5, 0.8):
+        mask = held_out(store, share, "subject")
+        sides = {person: set(mask[np.array(persons) == person].tolist()) for person in persons}
+        assert all(len(side) == 1 for side in sides.values())
+        seen |= {(person, *side) for person, side in sides.items()}
+    assert len(seen) > len(set(persons)), "some are held out, some not"
+    output = with_images.run(
+        "train", "--dataset_name", "toy", "--held_out", 0.5, "--held_out_by", "subject", "--run_name", "s",
+        "--total_training_tokens", 32, "--expansion_factor", 2,
+    ).output  # fmt: skip
+    assert "wrote" in output
+    output = with_images.run("evaluate", "--dataset_name", "toy", "--sae_path", "s").output
+    assert "held out (0.5 by subject)" in output
+
+
+def test_a_store_without_subjects_is_explained(tmp_path):
+    store = make(tmp_path / "s.zarr", 4)
+    with pytest.raises(
+        UserError, match="--held_out_by subject was given, .* has no subjects. Give --held_out_by patient"
+    ):
+        held_out(store, 0.5, "subject")
+    nobody = make(tmp_path / "n.zarr", 4, table=make_table(4, patients=[""]))
+    with pytest.raises(UserError, match="has no subjects. Give --held_out_by image"):
+        held_out(nobody, 0.5, "subject")

@@ -7,11 +7,12 @@ import numpy.typing as npt
 
 from cytosae_pipeline.config import PageConfig
 from cytosae_pipeline.errors import UserError, quote
+from cytosae_pipeline.images.columns import column_texts
 from cytosae_pipeline.statistics.covariates import describe_columns, read_covariates
 from cytosae_pipeline.statistics.inputs import Inputs
 from cytosae_pipeline.statistics.label_index import LabelIndex
 from cytosae_pipeline.statistics.patient_table import clean_cell
-from cytosae_pipeline.statistics.subjects import column_texts, same_name
+from cytosae_pipeline.statistics.subjects import same_name
 
 DEFAULT_COLUMN = "site"
 """Column that is taken if there is one."""
