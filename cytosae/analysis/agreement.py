@@ -11,10 +11,10 @@ Weights = Literal["none", "quadratic"]
 def cohen_kappa(first: npt.ArrayLike, second: npt.ArrayLike, n_categories: int, *, weights: Weights = "none") -> float:
     """Cohen's kappa of two raters: `1 - sum w_ij o_ij / sum w_ij e_ij`.
 
-    `o_ij` is the share of items that the first rater put into category i and the second into j, and `e_ij` the product of
+    `o_ij` is the share of items that the first rater put into category i and the second into j, `e_ij` the product of
     the two raters' own shares. Without weights `w_ij` is 1 off the diagonal (Cohen 1960, Educational and Psychological
-    Measurement 20:37); quadratic weights are `(i - j)^2`, for categories in an order (Cohen 1968, Psychological Bulletin
-    70:213).
+    Measurement 20:37); quadratic weights are `(i - j)^2`, for categories in an order (Cohen 1968, Psychological
+    Bulletin 70:213).
 
     Args:
         first: Categories of one rater, 0 to K - 1, shape `(n,)`.
@@ -66,7 +66,7 @@ def fleiss_kappa(ratings: npt.ArrayLike, n_categories: int) -> float:
     if found.ndim != 2 or found.shape[1] < 2:
         raise ValueError(f"ratings must be (n, m) with at least two raters, found {found.shape}")
     _check_categories(found, n_categories)
-    n, m = found.shape
+    n, m = int(found.shape[0]), int(found.shape[1])
     counts = (found[:, :, None] == np.arange(n_categories)).sum(axis=1)
     chance = int((counts.sum(axis=0) ** 2).sum())
     if n == 0 or chance == (n * m) ** 2:
