@@ -1,6 +1,7 @@
 """What a rater is shown: which images of a latent, in which order, with which intruders and decoys. Pure functions."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,12 +9,17 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-TITLES = ("strongest", "90 %", "50 %", "just above 0")
-"""Groups of examples, by the activation's quantile among images in which the latent is active."""
+STRONGEST = "strongest"
+"""Title of the group of top images."""
 
-_QUANTILES = (None, 0.9, 0.5, 0.0)
+_QUANTILES: dict[str, float | None] = {STRONGEST: None, "90 %": 0.9, "50 %": 0.5, "just above 0": 0.0}
+"""Groups of examples, by the activation's quantile among images of the sample in which the latent is active."""
+
 _PER_GROUP = 3
 _IN_ROW = 4
+_STRONGEST = 2 * _IN_ROW
+"""So many of the strongest images are split between the row and the examples: an image in both would tell."""
+
 FEWEST_ACTIVE = 4
 """A latent that is active on fewer of the candidate images cannot be rated."""
 
@@ -105,7 +111,7 @@ def plan_items(found: Candidates, n_rated: int, *, rater: str, seed: int, decoy_
 def _latent_item(found: Candidates, at: int, rng: np.random.Generator) -> Item | None:
     """A latent's item; None if there is no image on which it is not active among the top images of others."""
     scores, latent = found.scores[at], int(found.latents[at])
-    best = _strongest(scores, _IN_ROW + _PER_GROUP)
+    best = _strongest(scores, _STRONGEST)
     best = best[rng.permutation(len(best))]
     n_row = min(_IN_ROW, len(best) // 2)
     inside, shown = best[:n_row], best[n_row : n_row + _PER_GROUP]
@@ -115,13 +121,14 @@ def _latent_item(found: Candidates, at: int, rng: np.random.Generator) -> Item |
         return None
     row = [*inside.tolist(), int(rng.choice(strangers))]
     order = rng.permutation(len(row))
+    # Those of the strongest that are not shown stay out of the other groups, too.
     used = set(best.tolist())
-    groups = [(TITLES[0], shown.tolist())]
-    for title, quantile in zip(TITLES[1:], _QUANTILES[1:], strict=True):
-        assert quantile is not None
-        near = _near_quantile(scores, found.sampled, quantile, used, _PER_GROUP)
-        used.update(near)
-        groups.append((title, near))
+    groups = [(STRONGEST, shown.tolist())]
+    for title, quantile in _QUANTILES.items():
+        if quantile is not None:
+            near = _near_quantile(scores, found.sampled, quantile, used, _PER_GROUP)
+            used.update(near)
+            groups.append((title, near))
     return Item(
         latent,
         tuple((title, tuple(_show(found, at, place) for place in places)) for title, places in groups if places),
@@ -142,36 +149,45 @@ def _add_decoys(found: Candidates, items: Sequence[Item], rater: str, seed: int,
     for number in range(n_decoys):
         rng = _generator(seed, rater, "decoy", number)
         part = list(items[number * between : (number + 1) * between])
-        part.insert(int(rng.integers(len(part) + 1)), _decoy(found, able, rng))
+        like = part[int(rng.integers(len(part)))]
+        part.insert(int(rng.integers(len(part) + 1)), _decoy(found, able, like, rng))
         mixed += part
     return [*mixed, *items[n_decoys * between :]]
 
 
-def _decoy(found: Candidates, able: npt.NDArray[np.int64], rng: np.random.Generator) -> Item:
-    """Images of several latents, each at the quantile of its group, as if they were of one."""
-    turn = rng.permutation(able).tolist()
-    used: set[int] = set()
-    n_taken = 0
+def _decoy(found: Candidates, able: npt.NDArray[np.int64], like: Item, rng: np.random.Generator) -> Item:
+    """Images of several latents, each at the quantile of its group, as if they were of one.
 
-    def take(quantile: float | None, n: int) -> list[Shown]:
-        nonlocal n_taken
-        shown = []
-        for _ in range(n):
-            at = turn[n_taken % len(turn)]
-            n_taken += 1
-            scores = found.scores[at]
-            places = (
-                [place for place in _strongest(scores, _IN_ROW + _PER_GROUP).tolist() if place not in used][:1]
-                if quantile is None
-                else _near_quantile(scores, found.sampled, quantile, used, 1)
-            )
+    Args:
+        found: Candidates.
+        able: Places of the latents that lend images, shape `(n,)`.
+        like: An item with as many images everywhere: their numbers must not tell what is a decoy.
+        rng: Random numbers.
+    """
+    turn = itertools.cycle(rng.permutation(able).tolist())
+    used: set[int] = set()
+
+    def take(quantile: float | None, n: int) -> tuple[Shown, ...]:
+        shown: list[Shown] = []
+        # A latent whose images are all used is passed over.
+        for at in itertools.islice(turn, n + len(able)):
+            if len(shown) == n:
+                break
+            places = _of_group(found, at, quantile, used)
             used.update(places)
             shown += [_show(found, at, place) for place in places]
-        return shown
+        return tuple(shown)
 
-    row = take(None, _IN_ROW + 1)
-    groups = [(title, tuple(take(quantile, _PER_GROUP))) for title, quantile in zip(TITLES, _QUANTILES, strict=True)]
-    return Item(DECOY, tuple(group for group in groups if group[1]), tuple(row), -1)
+    row = take(None, len(like.row))
+    groups = [(title, take(_QUANTILES[title], len(shown))) for title, shown in like.groups]
+    return Item(DECOY, tuple(group for group in groups if group[1]), row, -1)
+
+
+def _of_group(found: Candidates, at: int, quantile: float | None, used: set[int]) -> list[int]:
+    """The place of one image of a latent at a quantile, or of its strongest for None; none if all are used."""
+    if quantile is not None:
+        return _near_quantile(found.scores[at], found.sampled, quantile, used, 1)
+    return [place for place in _strongest(found.scores[at], _STRONGEST).tolist() if place not in used][:1]
 
 
 def _strongest(scores: npt.NDArray[np.float32], n: int) -> npt.NDArray[np.int64]:
