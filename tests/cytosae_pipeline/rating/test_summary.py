@@ -74,8 +74,8 @@ def test_what_is_said_of_a_rater():
     assert (first.n_rated, first.n_yes, first.n_partly, first.n_no) == (4, 2, 1, 1)
     assert (first.n_found, first.chance, first.n_decoys, first.n_rejected) == (3, pytest.approx(0.2), 3, 2)
     assert first.describe() == (
-        "a: 4 latents rated (2 yes, 1 partly, 1 no); intruder found 3 of 4 (75%, by chance 20%); decoys rejected 2 of 3 "
-        "(67%)"
+        "a: 4 latents rated (2 yes, 1 partly, 1 no); intruder found 3 of 4 (75%, by chance 20%); decoys rejected "
+        "2 of 3 (67%)"
     )
     assert second.chance is None
     assert (
