@@ -249,7 +249,7 @@ def test_nothing_that_the_page_gets_tells_what_is_rated(root, browser, two_rater
                     assert value.keys() == {"groups", "n_row", "answer"}
                     assert all(group.keys() == {"title", "maps"} for group in value["groups"])
                     assert (value["n_row"], value["answer"]) == (5, None)
-                    assert [group["title"] for group in value["groups"]][0] == "strongest"
+                    assert value["groups"][0]["title"] == "strongest"
                     assert all(unpack(packed).max() == 255 for group in value["groups"] for packed in group["maps"])
                 else:
                     keys = {"rater", "done", "grid", "palette", "limits", "concepts"}
