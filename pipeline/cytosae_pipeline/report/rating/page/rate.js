@@ -56,6 +56,7 @@
     draft = item.answer ?? { name: "", concept: null, confidence: null, clicked: null };
     byId("view").replaceChildren(
       head(),
+      h("p.quiet", {}, "Examples, from those that show it most to those that hardly show it:"),
       h("div.rate-groups", {}, item.groups.map(exampleGroup)),
       row(item.groups.length, item.n_row),
       questions(),
@@ -136,8 +137,8 @@
     });
     return section(
       "Your answer",
-      "Keys: y, p, n for the concept, 1 to 5 for the confidence, a to e for the image, / for the name, Enter to save, " +
-        "← and → for other items, h and c for images with and without heat maps.",
+      `Keys: a to ${letter(nInRow - 1).toLowerCase()} for the image, / for the name, y, p, n for the concept, 1 to ` +
+        `${rating.limits.confidence} for the confidence, Enter to save, ← and → for other items, h for heat maps.`,
       h(
         "div.rate-questions",
         {},
@@ -241,6 +242,12 @@
     if (place >= 0 && place < rating.done.length) show(place);
   }
 
+  /** Show heat maps over the examples, or the bare cells if any maps are shown. */
+  function switchMaps() {
+    const isPlain = document.querySelector(".cell-controls button[data-value='plain'][aria-pressed='true']");
+    cells.set(isPlain ? "heat" : "plain");
+  }
+
   /** @param {KeyboardEvent} event */
   function onKey(event) {
     const target = /** @type {Element} */ (event.target);
@@ -252,18 +259,17 @@
     }
     if (event.key === "Escape") /** @type {HTMLElement} */ (target).blur();
     if (target.closest("input")) return;
-    const look = event.key === "h" || event.key === "c" ? cells.keys.get(event.key) : null;
     const concept = rating.concepts.find((value) => value[0] === event.key);
     const place = event.key.length === 1 ? event.key.charCodeAt(0) - 97 : -1;
     if (event.key === "/") {
       event.preventDefault();
       byId("name").focus();
-    } else if (event.key === "ArrowLeft") step(-1);
+    } else if (event.key === "h") switchMaps();
+    else if (event.key === "ArrowLeft") step(-1);
     else if (event.key === "ArrowRight") step(1);
     else if (/^[1-9]$/.test(event.key)) press("Confidence", event.key);
     else if (concept) press("Is it one concept?", concept);
     else if (place >= 0 && place < nInRow) click(place);
-    else if (look) look();
   }
 
   async function start() {
