@@ -93,9 +93,17 @@ def test_the_wheel_holds_the_whole_page_and_no_development_files(wheel):
     folder = "cytosae_pipeline/report/"
     packed = {name.removeprefix(folder) for name in wheel if name.startswith(folder) and not name.endswith(".py")}
     source = ROOT / "pipeline" / folder
-    on_disk = {path.relative_to(source).as_posix() for path in (source / "page").rglob("*") if path.is_file()}
+    pages = [source / "page", source / "rating" / "page"]
+    on_disk = {path.relative_to(source).as_posix() for page in pages for path in page.rglob("*") if path.is_file()}
     assert packed == on_disk
-    assert {Path(name).parts[1] for name in packed} == {"index.html", "app.js", "core", "charts", "views"}
+    assert {"rating/page/index.html", "rating/page/rate.js", "rating/page/rate.css"} <= packed
+    assert {Path(name).parts[1] for name in packed if name.startswith("page/")} == {
+        "index.html",
+        "app.js",
+        "core",
+        "charts",
+        "views",
+    }
 
 
 def _imports(path: Path) -> set[str]:

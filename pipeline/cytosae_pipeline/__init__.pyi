@@ -5,6 +5,7 @@ from .api.autoencoders import export_sae as export_sae
 from .api.autoencoders import latent_effects as latent_effects
 from .api.autoencoders import train_sae as train_sae
 from .api.pages import make_report as make_report
+from .api.pages import ratings as ratings
 from .api.statistics import FeatureStats as FeatureStats
 from .api.statistics import GroupStats as GroupStats
 from .api.statistics import class_counts as class_counts

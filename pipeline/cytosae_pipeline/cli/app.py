@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import click
 
-from cytosae_pipeline.cli import store_verbs  # noqa: F401 - registers its verbs
+from cytosae_pipeline.cli import rating_verbs, store_verbs  # noqa: F401 - register their verbs
 from cytosae_pipeline.cli.group import cli, verb
 from cytosae_pipeline.cli.options import GroupedCommand, config_options, given_options, make_config
 from cytosae_pipeline.cli.output import one_message, print_result
@@ -306,12 +306,23 @@ def explore(as_json: bool, **values: Any) -> None:
     with --model_path. The printed address contains a secret that is new each time;
     requests without it are refused. Needs, in your clone: pip install ".[explore]"
 
+    With --rate RATER it serves a blinded rating of latents instead: examples without numbers, labels, patients or
+    values, an intruder to be found, and decoys. Answers are kept beside the feature data; see `ratings` and --passed.
+
     \b
     cytosae-cache explore --dataset_name mll23 --sae_path latest
     cytosae-cache explore --dataset_name mll23 --sae_path SAE.pt --model_path ./DinoBloom-B.pth --images ./mll23
+    cytosae-cache explore --dataset_name mll23 --sae_path latest --rate anna --n_latents 40
     On a remote machine:  cytosae-cache explore --port 8080 ...  there,  ssh -L 8080:127.0.0.1:8080 SERVER  here
     """
     config = make_config(ExploreConfig, values)
+    if config.rate is not None:
+        from cytosae_pipeline.report.rating.server import rate
+
+        rated = rate(config, lambda serving: print_result(serving, serving.describe(), as_json))
+        if not as_json:
+            click.echo(f"\nstopped; {rated.n_rated:,} of {rated.n_items:,} items are rated, kept in {rated.path}")
+        return
     from cytosae_pipeline.report.explore.server import explore as run_explore
 
     ended = run_explore(config, lambda serving: print_result(serving, serving.describe(), as_json))

@@ -14,8 +14,8 @@ from cytosae_pipeline.runtime.ranks import require_one_process
 from cytosae_pipeline.runtime.shortage import explained_shortage
 
 _ORDER = (
-    "build", "import", "train", "evaluate", "compare", "features", "classes", "patients", "report", "explore", "export",
-    "list", "info", "verify", "demo",
+    "build", "import", "train", "evaluate", "compare", "features", "classes", "patients", "report", "explore",
+    "ratings", "export", "list", "info", "verify", "demo",
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from cytosae_pipeline.config.evaluate import (
 )
 from cytosae_pipeline.config.export import ExportConfig
 from cytosae_pipeline.config.imports import ImportConfig
+from cytosae_pipeline.config.rating import PassedChoice, RateChoice, RatingRule, RatingsConfig
 from cytosae_pipeline.config.report import ExploreConfig, PageConfig, ReportConfig
 from cytosae_pipeline.config.statistics import PassOptions, ReadOptions, SaeChoice, StatisticsConfig, StatisticsOptions
 from cytosae_pipeline.config.store import StoreChoice, StoreSource, VerifyConfig, WorkspaceChoice
@@ -34,6 +35,10 @@ __all__ = [
     "ImportConfig",
     "PageConfig",
     "PassOptions",
+    "PassedChoice",
+    "RateChoice",
+    "RatingRule",
+    "RatingsConfig",
     "ReadOptions",
     "ReportConfig",
     "SaeChoice",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from cytosae_pipeline.config.fields import option
+from cytosae_pipeline.config.rating import PassedChoice, RateChoice
 from cytosae_pipeline.config.statistics import StatisticsConfig
 from cytosae_pipeline.config.subjects import SubjectChoice
 from cytosae_pipeline.errors import UserError
@@ -15,7 +16,7 @@ Range = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PageConfig(SubjectChoice, StatisticsConfig):
+class PageConfig(PassedChoice, SubjectChoice, StatisticsConfig):
     """Options of every verb that makes the page."""
 
     latents: str | None = option(
@@ -100,7 +101,8 @@ class PageConfig(SubjectChoice, StatisticsConfig):
     )
     map_images: int = option(5000, "Images of the map of cells, spread over the store; 0 skips it.", minimum=0)
     keep_notes: bool = option(
-        False, "Take names and notes of latents even if they were written about another autoencoder or other images."
+        False,
+        "Take names, notes and ratings of latents even if they are about another autoencoder or other images.",
     )
     seed: int = option(
         0, "Seed of clusters, folds, permutations, UMAP and the masking experiment.", minimum=0, maximum=2**32 - 1
@@ -141,7 +143,7 @@ class ReportConfig(PageConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExploreConfig(PageConfig):
+class ExploreConfig(RateChoice, PageConfig):
     """Options of `explore`."""
 
     masking_images: int = option(

@@ -133,7 +133,7 @@ def save_note(
         StoreBusyError: If another process keeps writing it.
         WriteError: If the disk is full, read-only or fails; the file is unchanged.
     """
-    with _locked(path):
+    with waiting_lock(path):
         notes = read_notes(path, n_latents, subject=subject, keep=keep)
         here = notes.get(latent, LatentNote(name="", note=""))
         if before is not None and here not in (before, note):
@@ -165,7 +165,7 @@ def check_note(value: Any) -> LatentNote:  # noqa: ANN401 - any JSON
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def waiting_lock(path: Path) -> Iterator[None]:
     """Keep other threads and processes from writing; their notes are small, so they are waited for.
 
     Raises:

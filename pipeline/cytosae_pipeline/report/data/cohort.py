@@ -55,6 +55,8 @@ class Cohort:
     """The column within whose levels groups are compared."""
     adjust: tuple[str, ...] = ()
     """Columns of the linear model in which groups are compared."""
+    n_passed: int | None = None
+    """Latents over which groups are compared, those that passed their rating; None for all."""
 
     @property
     def units(self) -> "Cohort":
@@ -265,6 +267,19 @@ def choose_compared(
     raw = count_rows(inputs, config, rows, subjects[rows], len(kept), cohort.threshold)
     n_images = np.full(len(kept), n_each, dtype=np.int64)
     return replace(cohort, compared=replace(units, raw=raw, n_images=n_images, counts=raw / n_each, n_each=n_each))
+
+
+def limit_cohort(cohort: Cohort, latents: npt.NDArray[np.int64]) -> Cohort:
+    """The cohort of which only some latents are compared: counts of the others are 0, which is never tested.
+
+    Args:
+        cohort: The patients; what they show of themselves stays as it is.
+        latents: The latents.
+    """
+    units, kept = cohort.units, np.zeros(cohort.counts.shape[1], dtype=np.bool_)
+    kept[latents] = True
+    limited = replace(units, raw=np.where(kept, units.raw, 0), counts=np.where(kept, units.counts, 0))
+    return replace(cohort, compared=limited, n_passed=len(latents))
 
 
 def _take(subjects: Subjects, patients: npt.NDArray[np.int64], key: bytes | None) -> Subjects | None:

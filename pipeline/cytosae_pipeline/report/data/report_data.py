@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from cytosae_cache.storage.disk import reading
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import PageConfig
 from cytosae_pipeline.config.commands import command
-from cytosae_pipeline.report.data.cohort import Cohort, open_cohort
+from cytosae_pipeline.rating.passed import Passed, require_passed
+from cytosae_pipeline.report.data.cohort import Cohort, limit_cohort, open_cohort
 from cytosae_pipeline.report.data.pseudonyms import ensure_key, shuffled_numbers
 from cytosae_pipeline.statistics.features import Features
 from cytosae_pipeline.statistics.inputs import PlacedInputs, open_inputs
@@ -44,6 +45,8 @@ class LatentData:
     """Cluster of each latent, shape `(S,)`; -1 for those never active."""
     notes: dict[int, LatentNote]
     """Names and notes of latents."""
+    passed: Passed | None = field(default=None, kw_only=True)
+    """Latents that passed their rating, if the page is limited to them."""
 
     @property
     def n_latents(self) -> int:
@@ -68,14 +71,20 @@ def make_latent_data(
         subject: What the notes must be about, as for `read_notes`.
 
     Raises:
-        UserError: If the file contains something else than notes, or notes about something else.
+        UserError: If the file contains something else than notes, or notes about something else, or the page is limited
+            to latents that passed their rating and none did.
     """
+    n_latents, keep = len(features.sparsity), config.keep_notes
+    passed = None
+    if config.passed:
+        passed = require_passed(notes_path.parent, n_latents, config, subject=subject, keep=keep)
     return LatentData(
         config=config,
         features=features,
         entropy=features.label_entropy,
         clusters=cluster_latents(features.mean_acts, features.sparsity, config.clusters, seed=config.seed),
-        notes=read_notes(notes_path, len(features.sparsity), subject=subject, keep=config.keep_notes),
+        notes=read_notes(notes_path, n_latents, subject=subject, keep=keep),
+        passed=passed,
     )
 
 
@@ -165,8 +174,11 @@ def open_report_data(
         )
     key = ensure_key(inputs.folder / KEY_NAME) if pseudonymous and counts is not None else None
     cohort, patients = open_cohort(counts, inputs, config, key)
+    latent_data = make_latent_data(config, features, inputs.folder / FILE_NAME, subject=Subject.of(inputs))
+    if cohort is not None and latent_data.passed is not None:
+        cohort = limit_cohort(cohort, latent_data.passed.latents)
     return ReportData(
-        **vars(make_latent_data(config, features, inputs.folder / FILE_NAME, subject=Subject.of(inputs))),
+        **vars(latent_data),
         inputs=inputs,
         labels=number_names(store.images.label, features.labels),
         profiles=found.profiles,

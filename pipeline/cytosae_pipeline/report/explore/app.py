@@ -44,6 +44,19 @@ def make_app(service: ExploreService, *, port: int, token: str) -> Flask:
         port: Port on 127.0.0.1 at which the application is reached.
         token: Secret first part of every path; requests without it get 404.
     """
+    app = make_guarded_app(lambda: service.closed, port=port, token=token)
+    _add_routes(app, service)
+    return app
+
+
+def make_guarded_app(is_closed: Callable[[], bool], *, port: int, token: str) -> Flask:
+    """An application without addresses yet: it refuses foreign requests, and every response has the same headers.
+
+    Args:
+        is_closed: Whether the server has ended: what fails then is not logged.
+        port: Port on 127.0.0.1 at which the application is reached.
+        token: Secret first part of every path; requests without it get 404.
+    """
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False
     headers = {
@@ -83,13 +96,12 @@ def make_app(service: ExploreService, *, port: int, token: str) -> Flask:
         if isinstance(error, WriteError | StoreBusyError):
             app.logger.error(str(error))  # not to the browser: it contains paths
             return _respond("txt", _NOT_WRITTEN, HTTPStatus.SERVICE_UNAVAILABLE)
-        if not service.closed:
+        if not is_closed():
             app.log_exception(sys.exc_info())
         return _respond("txt", _INTERNAL_ERROR, HTTPStatus.INTERNAL_SERVER_ERROR)
 
     for status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.BAD_REQUEST):
         app.register_error_handler(status, _shorten)
-    _add_routes(app, service)
     return app
 
 

@@ -71,7 +71,7 @@ def explore(config: ExploreConfig, on_ready: Callable[[Serving], None]) -> Ended
     Raises:
         ValueError: If the autoencoder or store is missing, they do not fit, or an option does not fit them.
     """
-    _require("flask", "werkzeug")
+    require_libraries("flask", "werkzeug")
     require_umap(config)
     from cytosae_pipeline.report.explore.app import make_app
     from cytosae_pipeline.report.explore.http_server import ExploreServer, bind
@@ -123,7 +123,7 @@ def explore(config: ExploreConfig, on_ready: Callable[[Serving], None]) -> Ended
     return Ended(len(report_data.read_notes()), report_data.notes_path)
 
 
-def _require(*names: str) -> None:
+def require_libraries(*names: str) -> None:
     """Check that libraries are installed.
 
     Raises:

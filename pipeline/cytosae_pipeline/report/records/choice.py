@@ -39,7 +39,7 @@ def choose_latents(
     """
     config = data.config
     if config.latents is not None:
-        return _asked_for(config.latents, data.n_latents, explore=explore)
+        return _asked_for(config.latents, data, explore=explore)
     sparsity, mean = data.features.sparsity, data.features.mean_acts
     selected = select_latents(
         sparsity,
@@ -51,6 +51,8 @@ def choose_latents(
     )
     if config.cluster:
         selected &= np.isin(data.clusters, config.cluster)
+    if data.passed is not None:
+        selected &= np.isin(np.arange(data.n_latents), data.passed.latents)
     n_active, n_selected = int((sparsity > 0).sum()), int(selected.sum())
     if not n_selected:
         raise UserError(_nothing_left(config, n_active))
@@ -107,12 +109,17 @@ def image_rows(
     return rows[np.argsort(data.numbers[rows])]
 
 
-def _asked_for(text: str, n_latents: int, *, explore: bool) -> tuple[Latents, str]:
-    """The latents of `--latents`."""
+def _asked_for(text: str, data: LatentData, *, explore: bool) -> tuple[Latents, str]:
+    """The latents of `--latents`, of those that passed if the page is limited to them."""
+    n_latents = data.n_latents
     chosen = np.array(parse_latents(text), dtype=np.int64)
     if chosen.max() >= n_latents:
         near = suggest(chosen.max(), map(str, range(n_latents)))
         raise UserError(f"--latents names {chosen.max()}, but the autoencoder's latents are 0..{n_latents - 1}{near}")
+    if data.passed is not None:
+        chosen = chosen[np.isin(chosen, data.passed.latents)]
+        if not len(chosen):
+            raise UserError("none of the latents of --latents passed its rating: leave out --latents or --passed")
     shown = "The cards show" if explore else "This report has pages for"
     more = " Click a point or enter a number to open any other." if explore else ""
     return chosen, f"{shown} the {len(chosen):,} latents of --latents, of {n_latents:,} in total.{more}"
@@ -125,5 +132,5 @@ def _nothing_left(config: PageConfig, n_active: int) -> str:
     return (
         f"none of the {n_active:,} active latents passes --log10_sparsity {config.log10_sparsity or ':'}, "
         f"--log10_mean {config.log10_mean or ':'}, --entropy {config.entropy or ':'} and --cluster "
-        f"{', '.join(map(str, config.cluster)) or 'any'}: widen a range"
+        f"{', '.join(map(str, config.cluster)) or 'any'}{' and --passed' if config.passed else ''}: widen a range"
     )

@@ -176,13 +176,20 @@ def describe_several(cohort: Cohort) -> tuple[str, str, str]:
 
 def describe_left_out(cohort: Cohort, n_used: int, n_all: int) -> str:
     """How many subjects do not count, in a sentence; empty if all do."""
+    limited = "" if cohort.n_passed is None else describe_limit(cohort.n_passed)
     if n_used == n_all:
-        return ""
+        return limited
     if cohort.strata is not None:
         why = f"whose {cohort.strata} is unknown or has one group only"
     else:
         why = f"of whom {' or '.join(cohort.adjust)} is unknown"
-    return f"{n_all - n_used:,} of {n_all:,} {cohort.unit}s, {why}, do not count."
+    text = f"{n_all - n_used:,} of {n_all:,} {cohort.unit}s, {why}, do not count."
+    return f"{text} {limited}" if limited else text
+
+
+def describe_limit(n_passed: int) -> str:
+    """Which latents are compared, in a sentence."""
+    return f"Only latents that passed their rating are compared ({n_passed:,}), and q is adjusted over them."
 
 
 def _design(cohort: Cohort, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

@@ -138,7 +138,7 @@ def common_record(
         "title": title,
         "made": datetime.now(UTC).date().isoformat(),
         "version": __version__,
-        "messages": messages,
+        "messages": [*messages, *([] if data.passed is None else [data.passed.describe()])],
         "palette": palette_record(),
         "limits": _LIMITS,
         "counts": {"active": n_active, "dead": data.n_latents - n_active},

@@ -1,0 +1,1 @@
+"""The blinded rating of latents: its server, what it shows, and its page."""
