@@ -50,7 +50,7 @@ RECORDS = [
             "tokens must be all, patches or cls, found 'patch'. Did you mean 'patches'?",
         ),
         (TrainConfig, {"shuffle": "globall"}, "Did you mean 'global'?"),
-        (TrainConfig, {"held_out_by": "cell"}, "held_out_by must be image or patient, found 'cell'"),
+        (TrainConfig, {"held_out_by": "cell"}, "held_out_by must be image, patient or subject, found 'cell'"),
         (TrainConfig, {"resident": "disk"}, "resident must be auto, none, ram or gpu, found 'disk'"),
         (TrainConfig, {"precision": "fp64"}, "precision must be auto, fp32 or bf16, found 'fp64'"),
         (StatisticsConfig, {"precision": "fp64"}, "precision must be auto, fp32, bf16 or fp16, found 'fp64'"),
