@@ -1,7 +1,7 @@
-"""Finds images outside of what a reference knows: those that are reconstructed badly (docs/definitions.md, 13).
+"""Finds images outside of what a reference knows (docs/definitions.md, section 13).
 
-The share is that of conformal prediction (Vovk, Gammerman & Shafer, Algorithmic Learning in a Random World, 2005): if
-a new image and the reference images are drawn alike, a share of at most a appears with a probability of at most a,
+The shares are those of conformal prediction (Vovk, Gammerman & Shafer, Algorithmic Learning in a Random World, 2005):
+if a new image and the reference images are drawn alike, a share of at most a appears with a probability of at most a,
 whatever the distribution.
 """
 
@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 
 def worse_share(reference: npt.NDArray[np.floating], values: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Share of images that are reconstructed as badly as each new image, among the reference and the image itself.
+    """Share of images whose value is as large as that of each new image, among the reference and the image itself.
 
     Args:
-        reference: Unexplained share of each reference image, rising, shape `(n,)`.
-        values: Unexplained share of each new image, shape `(m,)`.
+        reference: Value of each reference image, rising, shape `(n,)`.
+        values: Value of each new image, shape `(m,)`.
 
     Returns:
         `(1 + #{reference >= value}) / (n + 1)`, float64, shape `(m,)`; NaN where a value is NaN.
@@ -27,6 +27,20 @@ def worse_share(reference: npt.NDArray[np.floating], values: npt.NDArray[np.floa
     n = len(reference)
     share = (1 + n - np.searchsorted(reference, values, side="left")) / (n + 1)
     return np.where(np.isnan(values), np.nan, share)
+
+
+def known_share(*shares: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """One share from those of several values: the smallest, times their number (Bonferroni), at most 1.
+
+    It is at most a with a probability of at most a, as each of them is, however they depend on each other.
+
+    Args:
+        *shares: Results of `worse_share` for different values of the same images, shape `(m,)` each.
+
+    Returns:
+        Float64, shape `(m,)`; NaN where one of them is NaN.
+    """
+    return np.asarray(np.minimum(len(shares) * np.min(shares, axis=0), 1.0), dtype=np.float64)
 
 
 def unusual_share(scores: npt.NDArray[np.floating], highest: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:

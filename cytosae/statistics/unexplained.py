@@ -5,22 +5,20 @@ import torch
 from cytosae.sae.devices import widest_type
 
 
-def unexplained_share(x: torch.Tensor, reconstruction: torch.Tensor, mean: torch.Tensor) -> float:
-    """Share of an image's deviation from the mean token that its reconstruction does not explain.
+def unexplained_variance(x: torch.Tensor, reconstruction: torch.Tensor, variance: float) -> float:
+    """Squared error of an image's tokens, in units of the variance of the reference's tokens.
 
-    The mean is that of the reference, not the image's own: an image without contrast has no variance of its own.
+    The unit is the reference's and not the image's own variance: an image without contrast has none, and a foreign one
+    would hide its errors behind its distance from everything known. Over all reference images, the mean is 1 minus
+    their explained variance (docs/definitions.md, section 9).
 
     Args:
         x: Tokens of one image, shape `(t, D)`.
         reconstruction: Their reconstructions, shape `(t, D)`.
-        mean: Mean token of the reference images, shape `(D,)`.
+        variance: Mean of `||x - mean||^2` over the tokens of the reference, above 0.
 
     Returns:
-        `sum ||x - x^||^2 / sum ||x - mean||^2`, sums in float64 where the device has it; at least 0, and infinity if
-        only the denominator is 0.
+        `mean ||x - x^||^2 / variance`, sums in float64 where the device has it; at least 0.
     """
     wide = widest_type(x.device)
-    x, reconstruction = x.to(wide), reconstruction.to(wide)
-    error = float((x - reconstruction).square().sum())
-    deviation = float((x - mean.to(wide)).square().sum())
-    return error / deviation if deviation else float("inf") if error else 0.0
+    return float((x.to(wide) - reconstruction.to(wide)).square().sum()) / len(x) / variance

@@ -172,10 +172,10 @@ def _require_resolution(atlas: Atlas, config: ApplyConfig) -> None:
         UserError: If it is too small for the atlas.
     """
     n = len(atlas.reference.unexplained)
-    if config.outside * (n + 1) < 1:
+    if config.outside * (n + 1) < 2:
         raise UserError(
             f"--outside {config.outside:g} is smaller than any share that {say_count(n, 'reference image')} can show, "
-            f"so that no image would be outside: give at least {1 / (n + 1):.3g}"
+            f"so that no image would be outside: give at least {2 / (n + 1):.3g}"
         )
     if atlas.reference.seen == "trained on":
         logger.warning(
@@ -241,7 +241,7 @@ def _write_cells(path: Path, atlas: Atlas, store: ActivationStore, config: Apply
         writer, next_row = CsvWriter(file, cell_columns(config.top)), 0
         for judged in judge_images(
             Inputs(store, atlas.sae), store.valid_rows, tokens=atlas.tokens, threshold=atlas.threshold,
-            mean_token=atlas.reference.mean_token, options=config, advance=bar.advance,
+            variance=atlas.reference.variance, options=config, advance=bar.advance,
         ):  # fmt: skip
             share, is_outside = judge(atlas, judged, config.outside)
             rows = judged.rows.tolist()

@@ -73,7 +73,7 @@ class Reference:
     n_images: int
     """Readable images of the store."""
     n_scored: int
-    """Images that the quantiles are of, spread evenly over the store."""
+    """Images that the quantiles are of, spread evenly over those that new images are not compared with."""
     quantiles: npt.NDArray[np.float32]
     """Quantiles of each latent's scores, shape `(S, len(LEVELS))`."""
     mean_acts: npt.NDArray[np.float32]
@@ -88,10 +88,12 @@ class Reference:
     """Those of them on which the latent is active, shape `(S, L)`."""
     label_means: npt.NDArray[np.float32]
     """Mean score over the images of each label, shape `(S, L)`."""
-    mean_token: npt.NDArray[np.float64]
-    """Mean token of the reference images, shape `(D,)`."""
+    variance: float
+    """Mean of `||x - mean||^2` over the tokens of all images, the unit of `unexplained`."""
     unexplained: npt.NDArray[np.float64]
-    """Unexplained share of some images, rising, shape `(n,)`."""
+    """Unexplained variance of the images that new ones are compared with, rising, shape `(n,)`."""
+    unusual: npt.NDArray[np.float64]
+    """Share of unusual latents of the same images, rising by itself, shape `(n,)`."""
     seen: SeenImages
     """Whether the autoencoder was trained on these images; `not recorded` if it was trained on other data, or its file
     does not say."""

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cytosae.statistics.unexplained import unexplained_share
+from cytosae.statistics.unexplained import unexplained_variance
 from cytosae_cache.reading.permutation import IntArray
 from cytosae_cache.reading.prefetch import Prefetcher
 from cytosae_cache.reading.reader import StoreReader, aligned_buffer
@@ -31,7 +31,7 @@ class JudgedImages(NamedTuple):
     counts: npt.NDArray[np.int32]
     """Tokens above the threshold, shape `(n, S)`."""
     unexplained: npt.NDArray[np.float64]
-    """Unexplained share of each image, shape `(n,)`."""
+    """Unexplained variance of each image, shape `(n,)`."""
 
 
 def judge_images(
@@ -40,7 +40,7 @@ def judge_images(
     *,
     tokens: Tokens,
     threshold: float,
-    mean_token: npt.NDArray[np.float64],
+    variance: float,
     options: PassOptions,
     advance: Callable[[int], None],
 ) -> Iterator[JudgedImages]:
@@ -51,7 +51,7 @@ def judge_images(
         rows: Rows of readable images, increasing, shape `(n,)`.
         tokens: Tokens by which reconstruction is judged; scores and counts are of all.
         threshold: Activation above which a token counts.
-        mean_token: Mean token of the reference, shape `(D,)`.
+        variance: Variance of the reference.
         options: How images are read and encoded.
         advance: Called with the number of images after each batch.
 
@@ -62,7 +62,6 @@ def judge_images(
     n_at_once = rows_at_once(options, len(rows))
     require_batch_memory(inputs, n_at_once, 1)
     encoder, matmul = make_encoder(inputs, options, (threshold,)), fp32_matmul(sae.b_enc.device)
-    mean = torch.from_numpy(mean_token).float().to(sae.b_enc.device)
     parts = [slice(start, min(start + n_at_once, len(rows))) for start in range(0, len(rows), n_at_once)]
     direct = exceeds_page_cache(store.n_images * store.spec.record_bytes)
     shape = (min(n_at_once, len(rows)), *store.spec.image_shape)
@@ -79,8 +78,8 @@ def judge_images(
             unexplained = np.empty(len(values))
             # One image at a time: a product rounds differently with its shape.
             for at, image in enumerate(choose_tokens(activations, tokens, store.spec.tokens)):
-                x = image.to(mean.device).float()
+                x = image.to(sae.b_enc.device).float()
                 with torch.no_grad():
-                    unexplained[at] = unexplained_share(x, reconstruct(sae, x, matmul)[1], mean)
+                    unexplained[at] = unexplained_variance(x, reconstruct(sae, x, matmul)[1], variance)
             yield JudgedImages(rows[part], pooled.scores.cpu().numpy(), pooled.counts[0].cpu().numpy(), unexplained)
             advance(len(values))

@@ -65,7 +65,7 @@ def read_atlas(folder: Path, *, device: torch.device | str = "cpu") -> Atlas:
     )
     try:
         spec = StoreSpec.from_json(manifest["spec"])
-        arrays = _read_arrays(folder, manifest, spec)
+        arrays = _read_arrays(folder, manifest)
         notes = _read_notes(folder, manifest)
         _hash_file(folder, SAE, manifest)
         sae = read_sae(folder / SAE, device=device)
@@ -134,6 +134,8 @@ def _check_types(manifest: Mapping[str, Any]) -> None:
             raise AtlasError(f"{name} must be a whole number above 0, found {shown(repr(manifest.get(name)))}")
     if type(manifest.get("threshold")) not in (int, float) or manifest["threshold"] < 0:
         raise AtlasError(f"threshold must be a number of at least 0, found {shown(repr(manifest.get('threshold')))}")
+    if type(manifest.get("variance")) not in (int, float) or not 0 < manifest["variance"] < 1e300:
+        raise AtlasError(f"variance must be a number above 0, found {shown(repr(manifest.get('variance')))}")
     for name in ("labels", "patients", "groups", "predicted_groups"):
         value = manifest.get(name)
         if not isinstance(value, list) or not all(_is_name(item) for item in value) or len(set(value)) != len(value):
@@ -231,7 +233,7 @@ def _read_notes(folder: Path, manifest: Mapping[str, Any]) -> dict[int, LatentNo
     return notes
 
 
-def _read_arrays(folder: Path, manifest: Mapping[str, Any], spec: StoreSpec) -> dict[str, npt.NDArray[Any]]:
+def _read_arrays(folder: Path, manifest: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
     """The arrays, of the shapes, types and ranges that the manifest asks for."""
     n_latents, n_labels, n_patients = manifest["n_latents"], len(manifest["labels"]), len(manifest["patients"])
     wanted: dict[str, tuple[Any, tuple[int, ...], float, float]] = {
@@ -241,8 +243,8 @@ def _read_arrays(folder: Path, manifest: Mapping[str, Any], spec: StoreSpec) -> 
         "label_images": (np.int64, (n_labels,), 0, np.inf),
         "label_active": (np.int64, (n_latents, n_labels), 0, np.inf),
         "label_means": (np.float32, (n_latents, n_labels), 0, np.inf),
-        "mean_token": (np.float64, (spec.d_model,), -np.inf, np.inf),
         "unexplained": (np.float64, (manifest["n_compared"],), 0, np.inf),
+        "unusual": (np.float64, (manifest["n_compared"],), 0, 1),
         "patient_counts": (np.int64, (n_patients, n_latents), 0, 1 << 53),
         "patient_images": (np.int64, (n_patients,), 1, 1 << 53),
         "patient_groups": (np.int64, (n_patients,), -1, len(manifest["groups"]) - 1),
@@ -263,7 +265,7 @@ def _read_arrays(folder: Path, manifest: Mapping[str, Any], spec: StoreSpec) -> 
             )
         if array.size and not (np.isfinite(array).all() and array.min() >= low and array.max() <= high):
             raise AtlasError(f"{name} of {REFERENCE} must be finite and lie in {low:g} to {high:g}")
-    for name, axis in (("quantiles", 1), ("unexplained", 0)):
+    for name, axis in (("quantiles", 1), ("unexplained", 0), ("unusual", 0)):
         if (np.diff(arrays[name], axis=axis) < 0).any():
             raise AtlasError(f"{name} of {REFERENCE} must rise")
     return arrays
@@ -280,7 +282,7 @@ def _assemble(
     reference = Reference(
         manifest["n_images"], manifest["n_scored"], arrays["quantiles"], arrays["mean_acts"], arrays["sparsity"],
         tuple(manifest["labels"]), arrays["label_images"], arrays["label_active"], arrays["label_means"],
-        arrays["mean_token"], arrays["unexplained"], manifest["seen"],
+        float(manifest["variance"]), arrays["unexplained"], arrays["unusual"], manifest["seen"],
     )  # fmt: skip
     unit: Literal["patient", "subject"] = manifest["unit"]
     barcodes = Barcodes(

@@ -1,13 +1,16 @@
 """Measures the reference images of an atlas."""
 
 import logging
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
+from cytosae.analysis.outside import unusual_share
+from cytosae_cache.format.moments import Moments
 from cytosae_cache.reading.permutation import IntArray, spread_rows
-from cytosae_pipeline.atlas.contents import LEVELS, Reference, SeenImages
-from cytosae_pipeline.atlas.passes import judge_images
+from cytosae_pipeline.atlas.contents import HIGH_LEVEL, LEVELS, Reference, SeenImages
+from cytosae_pipeline.atlas.passes import JudgedImages, judge_images
 from cytosae_pipeline.config import PassOptions
 from cytosae_pipeline.errors import say_count
 from cytosae_pipeline.evaluation.image_scores import Tokens
@@ -24,14 +27,14 @@ MOST_IMAGES = 10_000
 _SCORE_BYTES = 1 << 28
 """Memory for the scores of these images, which a wide autoencoder fills with fewer of them."""
 
-_FEWEST_IMAGES, _FEWEST_HELD_OUT = 1000, 100
+_FEWEST_IMAGES, _FEWEST_COMPARED = 1000, 200
 _LATENTS_AT_ONCE = 256
 
 
 def measure_reference(
     inputs: Inputs, features: Features, *, tokens: Tokens, threshold: float, options: PassOptions
 ) -> Reference:
-    """What an atlas has to know about images, in one pass over at most twice `MOST_IMAGES` of them.
+    """What an atlas has to know about images, over at most twice `MOST_IMAGES` of them.
 
     Args:
         inputs: Autoencoder, with its decoder, and store.
@@ -41,37 +44,44 @@ def measure_reference(
         options: How images are read and encoded.
     """
     store = inputs.store
-    moments = store.moments
-    mean_token = moments.sum.sum(axis=0) / max(1, int(moments.count.sum()))
+    compared, rest, seen = _split(inputs)
     n_most = min(MOST_IMAGES, max(_FEWEST_IMAGES, _SCORE_BYTES // (4 * inputs.n_latents)))
-    scored = store.valid_rows[spread_rows(len(store.valid_rows), n_most)]
-    compared, seen = _choose_compared(inputs)
+    scored = rest[spread_rows(len(rest), n_most)]
     compared = compared[spread_rows(len(compared), MOST_IMAGES)]
-    scores, unexplained = np.empty((len(scored), inputs.n_latents), dtype=np.float32), np.empty(len(compared))
-    rows = np.union1d(scored, compared)
-    with Progress("reference", len(rows), "images") as bar:
-        for images in judge_images(
-            inputs, rows, tokens=tokens, threshold=threshold, mean_token=mean_token, options=options,
-            advance=bar.advance,
-        ):  # fmt: skip
-            _, here, there = np.intersect1d(images.rows, scored, assume_unique=True, return_indices=True)
-            scores[there] = images.scores[here]
-            _, here, there = np.intersect1d(images.rows, compared, assume_unique=True, return_indices=True)
-            unexplained[there] = images.unexplained[here]
+    variance = token_variance(store.moments)
+    scores = np.empty((len(scored), inputs.n_latents), dtype=np.float32)
+    unexplained, unusual = np.empty(len(compared)), np.empty(len(compared))
+    with Progress("reference", len(scored) + len(compared), "images") as bar:
+
+        def judge(rows: IntArray) -> Iterator[tuple[slice, JudgedImages]]:
+            start = 0
+            for images in judge_images(
+                inputs, rows, tokens=tokens, threshold=threshold, variance=variance, options=options,
+                advance=bar.advance,
+            ):  # fmt: skip
+                yield slice(start, start := start + len(images.rows)), images
+
+        for part, images in judge(scored):
+            scores[part] = images.scores
+        quantiles = score_quantiles(scores)
+        for part, images in judge(compared):
+            unexplained[part] = images.unexplained
+            unusual[part] = unusual_share(images.scores, quantiles[:, HIGH_LEVEL])
     found = features.specificity
     n_labels = 0 if found is None else len(features.labels)
     return Reference(
         n_images=len(store.valid_rows),
         n_scored=len(scored),
-        quantiles=score_quantiles(scores),
+        quantiles=quantiles,
         mean_acts=features.mean_acts,
         sparsity=features.sparsity,
         labels=features.labels[:n_labels],
         label_images=np.zeros(0, dtype=np.int64) if found is None else found.label_images,
         label_active=np.zeros((inputs.n_latents, 0), dtype=np.int64) if found is None else found.label_active,
         label_means=np.zeros((inputs.n_latents, 0), dtype=np.float32) if found is None else found.label_means,
-        mean_token=mean_token,
+        variance=variance,
         unexplained=np.sort(unexplained),
+        unusual=np.sort(unusual),
         seen=seen,
     )
 
@@ -89,30 +99,46 @@ def score_quantiles(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return found
 
 
-def _choose_compared(inputs: Inputs) -> tuple[IntArray, SeenImages]:
-    """Rows of the images with whose reconstruction that of new images is compared: those not trained on if possible."""
+def token_variance(moments: Moments) -> float:
+    """Mean of `||x - mean||^2` over all tokens of a store's readable images, above 0."""
+    n = max(1, int(moments.count.sum()))
+    mean = moments.sum.sum(axis=0) / n
+    return max(float(moments.sum_sq.sum() / n - mean @ mean), float(np.finfo(np.float32).tiny))
+
+
+def _split(inputs: Inputs) -> tuple[IntArray, IntArray, SeenImages]:
+    """Images that new ones are compared with, and those that quantiles are of.
+
+    They are different images, because a score is above a quantile less often among the images that the quantile is of.
+    Images that were held out of training are compared with if there are enough of them, else every fifth.
+    """
     store, cfg = inputs.store, inputs.sae_cfg
-    every = store.valid_rows
-    if cfg.get("list_digest") != store.provenance.list_digest:
-        return every, "not recorded"
+    here = cfg.get("list_digest") == store.provenance.list_digest
     share = cfg.get("held_out")
     by: HeldOutBy = "patient" if cfg.get("held_out_by") == "patient" else "image"
-    if isinstance(share, int | float) and 0 < share < 1:
-        rows = np.flatnonzero(store.valid & held_out(store, float(share), by))
-        if len(rows) >= _FEWEST_HELD_OUT:
-            n = say_count(len(rows), "image")
-            logger.info(f"reconstruction is compared with that of {n} that were held out of training")
-            return rows, "held out"
+    if here and isinstance(share, int | float) and 0 < share < 1:
+        is_held_out = held_out(store, float(share), by)
+        compared, rest = np.flatnonzero(store.valid & is_held_out), np.flatnonzero(store.valid & ~is_held_out)
+        n = say_count(len(compared), "image")
+        if len(compared) >= _FEWEST_COMPARED and len(rest):
+            logger.info(f"new images are compared with {n} that were held out of training")
+            return compared, rest, "held out"
         logger.warning(
-            f"training held out {say_count(len(rows), 'image')}, too few to compare new images with (at least "
-            f"{_FEWEST_HELD_OUT}): all are used, most of which the autoencoder was trained on. {_CONSEQUENCE}"
+            f"training held out {n}, too few to compare new images with (at least {_FEWEST_COMPARED}): every fifth is "
+            f"used, and the autoencoder was trained on most of these. {_CONSEQUENCE}"
         )
-    else:
+    elif here:
         logger.warning(f"the autoencoder was trained on all images of the atlas. {_CONSEQUENCE}")
-    return every, "trained on"
+    rows = store.valid_rows
+    n_compared = max(len(rows) // 5, min(_FEWEST_COMPARED, len(rows) // 2))
+    chosen = np.zeros(len(rows), dtype=bool)
+    chosen[spread_rows(len(rows), n_compared)] = True
+    if len(rows) < 2:  # one image is both
+        return rows, rows, "trained on" if here else "not recorded"
+    return rows[chosen], rows[~chosen], "trained on" if here else "not recorded"
 
 
 _CONSEQUENCE = (
     "It reconstructs new images less well, so that more of them count as outside than --outside says. To avoid that, "
-    "train with --held_out 0.1 --held_out_by patient"
+    "train with --held_out 0.1 --held_out_by patient, or more for few images"
 )

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cytosae.analysis.outside import unusual_share, worse_share
+from cytosae.analysis.outside import known_share, unusual_share, worse_share
 from cytosae_pipeline.atlas.contents import HIGH_LEVEL, Atlas
 from cytosae_pipeline.atlas.passes import JudgedImages
 from cytosae_pipeline.export.table_files import escape_formula
@@ -14,14 +14,14 @@ from cytosae_pipeline.export.table_files import escape_formula
 
 def cell_columns(top: int) -> list[str]:
     """Columns of cells.csv."""
-    columns = ["path", "patient", "outside", "worse_share", "unexplained", "unusual"]
+    columns = ["path", "patient", "outside", "known_share", "unexplained", "unusual"]
     for at in range(1, top + 1):
         columns += [f"latent_{at}", f"score_{at}", f"name_{at}"]
     return columns
 
 
 def judge(atlas: Atlas, images: JudgedImages, outside: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """How many reference images are reconstructed as badly as each image, and whether it is outside.
+    """How much of the reference is as strange as each image, and whether it is outside.
 
     Args:
         atlas: The atlas.
@@ -29,9 +29,12 @@ def judge(atlas: Atlas, images: JudgedImages, outside: float) -> tuple[npt.NDArr
         outside: Share up to which an image is outside.
 
     Returns:
-        Shares and answers, shape `(n,)` each; an image whose reconstruction is not a number is outside.
+        `known_share` of reconstruction and unusual latents, and answers, shape `(n,)` each; an image whose
+        reconstruction is not a number is outside.
     """
-    share = worse_share(atlas.reference.unexplained, images.unexplained)
+    reference = atlas.reference
+    unusual = unusual_share(images.scores, reference.quantiles[:, HIGH_LEVEL])
+    share = known_share(worse_share(reference.unexplained, images.unexplained), worse_share(reference.unusual, unusual))
     return share, ~(share > outside)
 
 

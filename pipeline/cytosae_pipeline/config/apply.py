@@ -31,8 +31,8 @@ class ApplyConfig(PassOptions):
     )
     outside: float = option(
         0.01,
-        "An image is outside if at most this share of the reference images is reconstructed as badly: the share of "
-        "known images that are called outside.",
+        "An image is outside if its share of known images is at most this: also the most images like those of the "
+        "atlas that are called outside.",
         above=0,
         maximum=1,
     )
