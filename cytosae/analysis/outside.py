@@ -1,7 +1,7 @@
 """Finds images outside of what a reference knows (docs/definitions.md, section 13).
 
-The shares are those of conformal prediction (Vovk, Gammerman & Shafer, Algorithmic Learning in a Random World, 2005):
-if a new image and the reference images are drawn alike, a share of at most a appears with a probability of at most a,
+The share is that of conformal prediction (Vovk, Gammerman & Shafer, Algorithmic Learning in a Random World, 2005): if
+a new image and the reference images are drawn alike, a share of at most a appears with a probability of at most a,
 whatever the distribution.
 """
 
@@ -9,38 +9,39 @@ import numpy as np
 import numpy.typing as npt
 
 
-def worse_share(reference: npt.NDArray[np.floating], values: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Share of images whose value is as large as that of each new image, among the reference and the image itself.
+def known_share(reference: npt.NDArray[np.floating], values: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Share of images that are as strange as each new image, among the reference images and the image itself.
+
+    An image's rank in one number is how many of these n + 1 images have one at least as large, itself included. The
+    smaller the product of an image's ranks over all numbers, the stranger it is. All n + 1 images are treated alike, so
+    that the share is exact however the numbers depend on each other.
 
     Args:
-        reference: Value of each reference image, rising, shape `(n,)`.
-        values: Value of each new image, shape `(m,)`.
+        reference: K numbers of each reference image, larger if it is stranger, shape `(n, K)`.
+        values: The same of each new image, shape `(m, K)`; NaN is stranger than anything.
 
     Returns:
-        `(1 + #{reference >= value}) / (n + 1)`, float64, shape `(m,)`; NaN where a value is NaN.
+        `#{images with a product at most the new one's} / (n + 1)`, float64, shape `(m,)`.
 
     Raises:
-        ValueError: If there is no reference image, or the reference does not rise.
+        ValueError: If the shapes do not fit, there is no reference image, or one of its numbers is not finite.
     """
-    if reference.ndim != 1 or not len(reference) or not (np.diff(reference) >= 0).all():
-        raise ValueError(f"reference must be (n,), rising, with n at least 1, found shape {reference.shape}")
-    n = len(reference)
-    share = (1 + n - np.searchsorted(reference, values, side="left")) / (n + 1)
-    return np.where(np.isnan(values), np.nan, share)
-
-
-def known_share(*shares: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """One share from those of several values: the smallest, times their number (Bonferroni), at most 1.
-
-    It is at most a with a probability of at most a, as each of them is, however they depend on each other.
-
-    Args:
-        *shares: Results of `worse_share` for different values of the same images, shape `(m,)` each.
-
-    Returns:
-        Float64, shape `(m,)`; NaN where one of them is NaN.
-    """
-    return np.asarray(np.minimum(len(shares) * np.min(shares, axis=0), 1.0), dtype=np.float64)
+    if reference.ndim != 2 or values.ndim != 2 or not len(reference) or values.shape[1] != reference.shape[1]:
+        raise ValueError(
+            f"reference must be (n, K) with n at least 1, and values (m, K), found {reference.shape} and {values.shape}"
+        )
+    if not np.isfinite(reference).all():
+        raise ValueError("numbers of the reference must be finite")
+    n, n_numbers = reference.shape
+    values = np.where(np.isnan(values), np.inf, values)
+    ranks = np.empty((n, n_numbers), dtype=np.int64)
+    for at, column in enumerate(reference.T):
+        ranks[:, at] = n - np.searchsorted(np.sort(column), column, side="left")
+    found = np.empty(len(values))
+    for at, image in enumerate(values):
+        products = np.prod(ranks + (image >= reference), axis=1)
+        found[at] = (1 + np.count_nonzero(products <= np.prod(1 + (reference >= image).sum(axis=0)))) / (n + 1)
+    return found
 
 
 def unusual_share(scores: npt.NDArray[np.floating], highest: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:

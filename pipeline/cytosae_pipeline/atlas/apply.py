@@ -172,10 +172,10 @@ def _require_resolution(atlas: Atlas, config: ApplyConfig) -> None:
         UserError: If it is too small for the atlas.
     """
     n = len(atlas.reference.unexplained)
-    if config.outside * (n + 1) < 2:
+    if config.outside * (n + 1) < 1:
         raise UserError(
             f"--outside {config.outside:g} is smaller than any share that {say_count(n, 'reference image')} can show, "
-            f"so that no image would be outside: give at least {2 / (n + 1):.3g}"
+            f"so that no image would be outside: give at least {1 / (n + 1):.3g}"
         )
     if atlas.reference.seen == "trained on":
         logger.warning(

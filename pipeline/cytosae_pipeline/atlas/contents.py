@@ -93,7 +93,7 @@ class Reference:
     unexplained: npt.NDArray[np.float64]
     """Unexplained variance of the images that new ones are compared with, rising, shape `(n,)`."""
     unusual: npt.NDArray[np.float64]
-    """Share of unusual latents of the same images, rising by itself, shape `(n,)`."""
+    """Share of unusual latents of the same images, shape `(n,)`."""
     seen: SeenImages
     """Whether the autoencoder was trained on these images; `not recorded` if it was trained on other data, or its file
     does not say."""

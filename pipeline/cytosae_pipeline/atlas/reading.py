@@ -265,7 +265,7 @@ def _read_arrays(folder: Path, manifest: Mapping[str, Any]) -> dict[str, npt.NDA
             )
         if array.size and not (np.isfinite(array).all() and array.min() >= low and array.max() <= high):
             raise AtlasError(f"{name} of {REFERENCE} must be finite and lie in {low:g} to {high:g}")
-    for name, axis in (("quantiles", 1), ("unexplained", 0), ("unusual", 0)):
+    for name, axis in (("quantiles", 1), ("unexplained", 0)):
         if (np.diff(arrays[name], axis=axis) < 0).any():
             raise AtlasError(f"{name} of {REFERENCE} must rise")
     return arrays

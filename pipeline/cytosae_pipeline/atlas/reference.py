@@ -67,6 +67,8 @@ def measure_reference(
         for part, images in judge(compared):
             unexplained[part] = images.unexplained
             unusual[part] = unusual_share(images.scores, quantiles[:, HIGH_LEVEL])
+    # The order of the rows is that of paths, which are not to be told.
+    order = np.lexsort((unusual, unexplained))
     found = features.specificity
     n_labels = 0 if found is None else len(features.labels)
     return Reference(
@@ -80,8 +82,8 @@ def measure_reference(
         label_active=np.zeros((inputs.n_latents, 0), dtype=np.int64) if found is None else found.label_active,
         label_means=np.zeros((inputs.n_latents, 0), dtype=np.float32) if found is None else found.label_means,
         variance=variance,
-        unexplained=np.sort(unexplained),
-        unusual=np.sort(unusual),
+        unexplained=unexplained[order],
+        unusual=unusual[order],
         seen=seen,
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cytosae.analysis.outside import known_share, unusual_share, worse_share
+from cytosae.analysis.outside import known_share, unusual_share
 from cytosae_pipeline.atlas.contents import HIGH_LEVEL, Atlas
 from cytosae_pipeline.atlas.passes import JudgedImages
 from cytosae_pipeline.export.table_files import escape_formula
@@ -29,13 +29,14 @@ def judge(atlas: Atlas, images: JudgedImages, outside: float) -> tuple[npt.NDArr
         outside: Share up to which an image is outside.
 
     Returns:
-        `known_share` of reconstruction and unusual latents, and answers, shape `(n,)` each; an image whose
-        reconstruction is not a number is outside.
+        `known_share` of reconstruction and unusual latents, and answers, shape `(n,)` each.
     """
     reference = atlas.reference
     unusual = unusual_share(images.scores, reference.quantiles[:, HIGH_LEVEL])
-    share = known_share(worse_share(reference.unexplained, images.unexplained), worse_share(reference.unusual, unusual))
-    return share, ~(share > outside)
+    share = known_share(
+        np.stack([reference.unexplained, reference.unusual], axis=1), np.stack([images.unexplained, unusual], axis=1)
+    )
+    return share, share <= outside
 
 
 def cell_rows(
