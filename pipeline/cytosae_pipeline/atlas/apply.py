@@ -22,7 +22,7 @@ from cytosae_pipeline.atlas.passes import judge_images
 from cytosae_pipeline.atlas.reading import read_atlas
 from cytosae_pipeline.atlas.tables import cell_columns, cell_rows, judge, unread_row
 from cytosae_pipeline.config import ApplyConfig
-from cytosae_pipeline.errors import UserError, say_count
+from cytosae_pipeline.errors import UserError, escape, say_count
 from cytosae_pipeline.export.table_files import escape_formula
 from cytosae_pipeline.runtime.devices import choose_device
 from cytosae_pipeline.runtime.progress import Progress
@@ -41,7 +41,8 @@ _SHOWN = 20
 _ENDING = ".placed"
 
 
-class Neighbour(NamedTuple):
+@dataclass(frozen=True)
+class Neighbour:
     """A reference patient near a new one."""
 
     name: str
@@ -102,12 +103,13 @@ class ApplyResult:
             lines.append(f"{say_count(self.n_unreadable, 'image')} could not be read")
         for patient in self.patients[:_SHOWN]:
             near = ", ".join(
-                f"{one.name}{f' ({one.group})' if one.group else ''} {one.correlation:.2f}" for one in patient.nearest
+                f"{escape(one.name)}{f' ({escape(one.group)})' if one.group else ''} {one.correlation:.2f}"
+                for one in patient.nearest
             )
-            groups = "".join(f"; {name} {value:.0%}" for name, value in patient.probability.items())
+            groups = "".join(f"; {escape(name)} {value:.0%}" for name, value in patient.probability.items())
             lines.append(
-                f"{patient.name}: {say_count(patient.n_images, 'image')}, {patient.n_outside:,} outside; nearest "
-                f"{near}{groups}"
+                f"{escape(patient.name)}: {say_count(patient.n_images, 'image')}, {patient.n_outside:,} outside"
+                f"{near and '; nearest '}{near}{groups}"
             )
         if len(self.patients) > _SHOWN:
             lines.append(f"and {len(self.patients) - _SHOWN:,} more in {PATIENTS}")

@@ -21,7 +21,7 @@ def write_atlas(config: ExportConfig, as_json: bool) -> None:
 
 @verb
 @click.argument("atlas", type=click.Path(path_type=Path))
-@config_options(ApplyConfig, leave_out=("atlas", "seed"))
+@config_options(ApplyConfig, leave_out=("atlas",))
 def apply(atlas: Path, as_json: bool, **values: Any) -> None:
     """Place new images in an atlas.
 

@@ -14,7 +14,9 @@ from PIL import Image
 import cytosae_pipeline
 from cytosae.analysis.outside import known_share
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.atlas.apply import BARCODES, CELLS, PATIENTS
+from cytosae_pipeline.atlas import apply as apply_module
+from cytosae_pipeline.atlas import new_images
+from cytosae_pipeline.atlas.apply import BARCODES, CELLS, PATIENTS, ApplyResult, Neighbour, PlacedPatient
 from cytosae_pipeline.atlas.reading import read_atlas
 from cytosae_pipeline.demo.cells import Stain
 from cytosae_pipeline.demo.cohort import make_cell, plan_cohort, write_cohort
@@ -199,7 +201,7 @@ def test_the_command_writes_tables_and_says_what_they_mean(toy):
     assert found["n_unreadable"] == 1
     assert "latent_1" not in rows_of(folder / CELLS)[0]
     # Each patient is nearest to itself.
-    assert all(one["nearest"][0][2] == pytest.approx(1) for one in found["patients"])
+    assert all(one["nearest"][0]["correlation"] == pytest.approx(1) for one in found["patients"])
 
 
 def test_groups_come_with_a_warning(toy):
@@ -285,3 +287,31 @@ def test_imported_embeddings_need_a_store(toy, tmp_path):
     (store,) = (toy.root / "out/activations/vectors").glob("*.zarr")
     assert "outside of what the atlas knows" in toy.run_plain(*arguments, "--store", store).output
     assert ActivationStore.open(store).spec.imported
+
+
+def test_what_was_built_is_kept_until_the_tables_are_written(toy, tmp_path, monkeypatch):
+    arguments = ("--images", toy.images, "--layout", "class/patient", "--model_path", toy.vit, "--workers", 0,
+                 "--outside", 0.3, "--out", tmp_path / "o")  # fmt: skip
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(apply_module, "place_patients", fail)
+        assert "o" in place(toy, *arguments, code=1).output
+    (store,) = (tmp_path / "o" / "activations.work").rglob("*.zarr")
+    assert not (tmp_path / "o" / CELLS).exists()
+    before, removed = (store / "zarr.json").stat().st_mtime_ns, []
+    monkeypatch.setattr(new_images.shutil, "rmtree", lambda path, **_: removed.append(path))
+    place(toy, *arguments)
+    assert removed == [tmp_path / "o" / "activations.work"]
+    assert (store / "zarr.json").stat().st_mtime_ns == before  # not built again
+    assert (tmp_path / "o" / CELLS).exists()
+
+
+def test_names_of_a_foreign_atlas_cannot_control_a_terminal():
+    near = Neighbour("patient-1", "a\x1b[2J\nb", 0.5)
+    patient = PlacedPatient("p\n", 1, 0, [near], {"c\n": 1.0})
+    result = ApplyResult(Path("o"), [], 1, 0, 0, 0.01, "patient", 0.5, [patient])
+    assert len(result.describe().splitlines()) == 4
+    assert "\x1b" not in result.describe()
