@@ -22,8 +22,8 @@ ORDER: dict[str, list[set[str]]] = {
     ],
     "cytosae_pipeline": [
         {"errors"}, {"config", "assets"}, {"runtime"}, {"workspace"}, {"images"}, {"building"}, {"importing"},
-        {"training", "statistics"}, {"evaluation", "rating"}, {"export"}, {"report"}, {"demo"}, {"api"}, {"plot"},
-        {"cli"}, {"__main__"},
+        {"training", "statistics"}, {"evaluation", "rating"}, {"export"}, {"report"}, {"atlas"}, {"demo"}, {"api"},
+        {"plot"}, {"cli"}, {"__main__"},
     ],
 }  # fmt: skip
 """Rooms of each package, lowest first; those of one set do not know each other. CONTRIBUTING.md describes them."""

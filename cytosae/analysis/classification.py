@@ -132,6 +132,45 @@ def classify_groups(
     )
 
 
+def predict_groups(
+    counts: npt.NDArray[np.floating],
+    groups: npt.NDArray[np.integer],
+    names: Sequence[str],
+    new_counts: npt.NDArray[np.floating],
+    *,
+    patients: npt.NDArray[np.generic] | None = None,
+    seed: int = 0,
+) -> npt.NDArray[np.float64]:
+    """Probability of each group for new rows, by the model of `classify_groups` fitted on all rows.
+
+    Args:
+        counts: As for `classify_groups`, shape `(P, S)`.
+        groups: As for `classify_groups`, shape `(P,)`.
+        names: Names of the G groups.
+        new_counts: Counts of the new rows, normalised in the same way, shape `(Q, S)`.
+        patients: As for `classify_groups`, shape `(P,)`.
+        seed: Seed of the inner folds.
+
+    Returns:
+        Float64, shape `(Q, G)`; each row sums to 1. Groups count as equally frequent.
+
+    Raises:
+        ValueError: As for `classify_groups`, and if the new counts do not fit.
+    """
+    groups = np.asarray(groups)
+    ids = np.arange(len(groups)) if patients is None else np.unique(patients, return_inverse=True)[1]
+    _check(counts, groups, names, ids, 2)
+    if new_counts.ndim != 2 or new_counts.shape[1] != counts.shape[1]:
+        raise ValueError(f"new_counts must be (Q, {counts.shape[1]}), found {new_counts.shape}")
+    if not (new_counts.min(initial=0) >= 0 and new_counts.max(initial=0) < np.inf):
+        raise ValueError("new_counts must be finite and not negative")
+    if not len(new_counts):
+        return np.zeros((0, len(names)))
+    features = np.log1p(np.asarray(counts, dtype=np.float64))
+    model, _ = _fit(features, groups, ids, seed)
+    return np.asarray(model.predict_proba(np.log1p(np.asarray(new_counts, dtype=np.float64))))
+
+
 class _Folds(NamedTuple):
     """What the models of all folds predict and use."""
 

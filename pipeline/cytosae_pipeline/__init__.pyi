@@ -1,4 +1,6 @@
 from . import plot as plot
+from .api.atlases import apply as apply
+from .api.atlases import export_atlas as export_atlas
 from .api.autoencoders import compare as compare
 from .api.autoencoders import evaluate_sae as evaluate_sae
 from .api.autoencoders import export_sae as export_sae

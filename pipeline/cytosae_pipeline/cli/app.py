@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import click
 
-from cytosae_pipeline.cli import rating_verbs, store_verbs  # noqa: F401 - register their verbs
+from cytosae_pipeline.cli import atlas_verbs, rating_verbs, store_verbs  # noqa: F401 - register their verbs
 from cytosae_pipeline.cli.group import cli, verb
 from cytosae_pipeline.cli.options import GroupedCommand, config_options, given_options, make_config
 from cytosae_pipeline.cli.output import one_message, print_result
@@ -340,14 +340,19 @@ def export(as_json: bool, **values: Any) -> None:
     `reference` writes runs code when other programs unpickle it; it is read here without being executed.
 
     Statistics (anndata, csv, parquet) are the results of `features` and `patients` and the score of every image;
-    missing results are computed first.
+    missing results are computed first. An atlas is a folder to pass on, without images, paths or names of patients, in
+    which `apply` places new images (docs/atlas.md).
 
     \b
     cytosae-cache export --sae_path latest --format saelens
     cytosae-cache export --sae_path latest --format safetensors --out sae.safetensors
     cytosae-cache export --sae_path latest --format anndata --dataset_name mll23
+    cytosae-cache export --sae_path latest --format atlas --dataset_name mll23 --groups patients.csv --out mll23.atlas
     """
     config = make_config(ExportConfig, values)
+    if config.format == "atlas":
+        atlas_verbs.write_atlas(config, as_json)
+        return
     from cytosae_pipeline.export.run import run_export
     from cytosae_pipeline.export.statistics import TablesResult
 

@@ -15,7 +15,7 @@ from cytosae_pipeline.runtime.shortage import explained_shortage
 
 _ORDER = (
     "build", "import", "train", "evaluate", "compare", "features", "classes", "patients", "report", "explore",
-    "ratings", "export", "list", "info", "verify", "demo",
+    "ratings", "export", "apply", "list", "info", "verify", "demo",
 )  # fmt: skip
 
 

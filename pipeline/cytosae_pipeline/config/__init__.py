@@ -4,6 +4,7 @@ Defaults, help texts, choices and ranges are declared once, beside the field, an
 Python and the command line give the same errors. Nothing heavy is imported here: `--help` must answer at once.
 """
 
+from cytosae_pipeline.config.apply import ApplyConfig
 from cytosae_pipeline.config.build import BuildConfig
 from cytosae_pipeline.config.demo import DemoConfig
 from cytosae_pipeline.config.evaluate import (
@@ -23,6 +24,7 @@ from cytosae_pipeline.config.train import PRESETS, TrainConfig
 
 __all__ = [
     "PRESETS",
+    "ApplyConfig",
     "BuildConfig",
     "CompareConfig",
     "CompareOptions",

@@ -14,11 +14,11 @@ from cytosae_pipeline.errors import UserError
 class ExportConfig(SubjectChoice, StatisticsConfig):
     """Options of `export`: an autoencoder or, with the options of the statistics, what it found in a data set."""
 
-    format: Literal["saelens", "safetensors", "reference", "anndata", "csv", "parquet"] = option(
+    format: Literal["saelens", "safetensors", "reference", "anndata", "csv", "parquet", "atlas"] = option(
         "saelens",
         "The autoencoder: saelens = a folder for SAELens' SAE.load_from_disk, safetensors = one file of tensors, "
         "reference = a checkpoint that CytoSAE's own code reads (relu only). Its statistics on a data set: anndata = "
-        "files for scanpy, csv and parquet = tables.",
+        "files for scanpy, csv and parquet = tables. atlas = a folder to pass on, in which `apply` places new images.",
     )
     anndata_as: Literal["h5ad", "zarr"] = option("h5ad", "Container of anndata: one file, or a Zarr folder.")
     out: Path | None = option(
@@ -35,6 +35,11 @@ class ExportConfig(SubjectChoice, StatisticsConfig):
     overwrite: bool = option(False, "Replace existing files.")
 
     @property
+    def of_data_set(self) -> bool:
+        """Whether what is exported is about the images of a data set."""
+        return self.of_statistics or self.format == "atlas"
+
+    @property
     def of_statistics(self) -> bool:
         """Whether statistics are exported instead of the autoencoder."""
         return self.format in ("anndata", "csv", "parquet")
@@ -45,11 +50,11 @@ class ExportConfig(SubjectChoice, StatisticsConfig):
         if self.anndata_as != "h5ad" and self.format != "anndata":
             raise UserError(f"anndata_as {self.anndata_as} needs format anndata, found format {self.format}")
         for name in ("groups", "covariates", "subject_column"):
-            if getattr(self, name) is not None and not self.of_statistics:
-                raise UserError(f"{name} needs format anndata, csv or parquet, found format {self.format}")
+            if getattr(self, name) is not None and not self.of_data_set:
+                raise UserError(f"{name} needs format anndata, csv, parquet or atlas, found format {self.format}")
         name = "dataset_name" if self.dataset_name is not None else "store"
-        if not self.of_statistics and getattr(self, name) is not None:
+        if not self.of_data_set and getattr(self, name) is not None:
             raise UserError(
                 f"format {self.format} writes the autoencoder alone, but {name} was given. For its statistics on a "
-                "data set give format anndata, csv or parquet"
+                "data set give format anndata, csv, parquet or atlas"
             )

@@ -51,7 +51,7 @@ def export_sae(config: ExportConfig) -> ExportResult:
         SaeCheckpointError: If the autoencoder cannot be read.
         InteropError: If the format cannot represent it.
     """
-    if config.of_statistics:
+    if config.of_data_set:
         raise UserError(f"format {config.format} is for statistics, not for an autoencoder: use run_export")
     config = resolve_sae(config)
     sae_path, sae = require_sae_path(config), open_sae(config, device="cpu")

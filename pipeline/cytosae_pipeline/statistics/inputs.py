@@ -211,5 +211,9 @@ def find_differences(store: ActivationStore, sae: Sae) -> list[str]:
     cfg = {} if sae.source is None else sae.source.cfg
     if "spec" not in cfg:
         return []
-    theirs = StoreSpec.from_json(cfg["spec"])
-    return [shown(line, 200) for line in store.spec.differences(theirs) if not line.startswith(_HARMLESS)]
+    return differences_of_specs(store.spec, StoreSpec.from_json(cfg["spec"]))
+
+
+def differences_of_specs(here: StoreSpec, theirs: StoreSpec) -> list[str]:
+    """Differences between two specs that are more than roundings or names, as `name: here, theirs`."""
+    return [shown(line, 200) for line in here.differences(theirs) if not line.startswith(_HARMLESS)]

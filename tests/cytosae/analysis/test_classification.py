@@ -8,7 +8,13 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from cytosae.analysis.classification import DEFAULT_SETTING, SETTINGS, classify_groups, variance_share
+from cytosae.analysis.classification import (
+    DEFAULT_SETTING,
+    SETTINGS,
+    classify_groups,
+    predict_groups,
+    variance_share,
+)
 
 
 def _noise(n_rows: int, n_latents: int, seed: int) -> np.ndarray:
@@ -182,3 +188,37 @@ def test_errors():
     # Any two of three patients share a group, and one side of any split contains two of them.
     with pytest.raises(ValueError, match="patients have rows in several groups"):
         classify_groups(counts, np.array([0, 0, 1, 1, 2, 2]), list("abc"), patients=np.array(list("xyyzxz")))
+
+
+def test_new_rows_are_predicted_as_those_of_a_fold_are():
+    counts, groups = _planted(36, 3)
+    found = classify_groups(counts, groups, list("abc"))
+    for fold in range(5):
+        train, test = found.fold != fold, found.fold == fold
+        again = predict_groups(counts[train], groups[train], list("abc"), counts[test])
+        np.testing.assert_array_equal(again, found.probability[test])
+    assert predict_groups(counts, groups, list("abc"), counts[:0]).shape == (0, 3)
+
+
+def test_a_prediction_is_that_of_a_logistic_regression_written_out():
+    counts, new, groups = _noise(12, 6, seed=0), _noise(4, 6, seed=9), np.arange(12) % 2
+    rows = np.log1p(counts)
+    mean, spread = rows.mean(axis=0), rows.std(axis=0)
+    expected = []
+    for c in sorted({setting.c for setting in SETTINGS}):  # all six latents are selected, whatever the setting
+        model = LogisticRegression(C=c, class_weight="balanced", max_iter=1000).fit((rows - mean) / spread, groups)
+        logit = ((np.log1p(new) - mean) / spread) @ model.coef_[0] + model.intercept_[0]
+        expected.append(1 / (1 + np.exp(-logit)))
+    found = predict_groups(counts, groups, ["a", "b"], new)
+    assert sum(np.allclose(found[:, 1], one, rtol=1e-10) for one in expected) == 1
+    np.testing.assert_allclose(found.sum(axis=1), 1)
+
+
+def test_new_rows_that_do_not_fit_are_refused():
+    counts, groups = _planted(12, 2, n_latents=40)
+    with pytest.raises(ValueError, match=r"new_counts must be \(Q, 40\), found \(3, 5\)"):
+        predict_groups(counts, groups, ["a", "b"], np.zeros((3, 5)))
+    with pytest.raises(ValueError, match="new_counts must be finite and not negative"):
+        predict_groups(counts, groups, ["a", "b"], np.full((3, 40), -1.0))
+    with pytest.raises(ValueError, match="classification needs at least 2 groups, found 1"):
+        predict_groups(counts, np.zeros(12, dtype=int), ["a"], counts)

@@ -115,7 +115,7 @@ def test_names_of_latents_and_groups_of_patients_reach_every_export(with_sae):
 
 def test_groups_that_cannot_be_used_are_refused(with_sae, own):
     output = with_sae.run("export", "--sae_path", with_sae.sae(), "--groups", "g.csv", code=2).output
-    assert "groups needs format anndata, csv or parquet, found format saelens" in output
+    assert "groups needs format anndata, csv, parquet or atlas, found format saelens" in output
     path = with_sae.root / "groups.csv"
     path.write_text("patient,group\nnobody,ill\n")
     assert "names none of the 4 patients" in export(with_sae, "csv", "--groups", path, code=1).output

@@ -183,9 +183,9 @@ def test_covariates_name_persons_and_reach_every_export(place):
     obs = anndata.read_h5ad(place.root / "t" / "patients.h5ad").obs
     assert obs["subject"].tolist() == [f"person{at // 2}" for at in range(N_SAMPLES)]
     output = place.run("export", "--sae_path", place.sae(), "--covariates", table, code=2).output
-    assert "covariates needs format anndata, csv or parquet, found format saelens" in output
+    assert "covariates needs format anndata, csv, parquet or atlas, found format saelens" in output
     output = place.run("export", "--sae_path", place.sae(), "--subject_column", "x", code=2).output
-    assert "subject_column needs format anndata, csv or parquet" in output
+    assert "subject_column needs format anndata, csv, parquet or atlas" in output
     output = _report(place, "--covariates", table, "--subject_column", "who", code=1)[1]
     assert "gives subject 'x0' patients of two groups, such as 'sample00' in 'a' and 'sample01' in 'b'" in output
     groups = place.root / "three.csv"
