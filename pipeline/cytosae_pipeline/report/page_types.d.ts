@@ -376,7 +376,8 @@ interface AuditedColumn {
   n_subjects: number;
   n_tested: number;
   n_significant: number;
-  n_more_than_group: number | null;
+  /** Latents of which it tells significantly, and more than the group does, or at all without groups. */
+  more_than_group: Packed<"i4">;
   with_groups: [effect: number, p: number] | null;
   latents: {
     latent: number;
@@ -391,6 +392,7 @@ interface AuditedColumn {
 /** `data/audit.js`, from `records/audit.py`. */
 interface AuditRecord {
   columns: AuditedColumn[];
+  has_groups: boolean;
   strata: string | null;
   adjust: string[];
   /** Properties that are known, tested or not. */

@@ -14,7 +14,7 @@ from cytosae_pipeline.report.data.limits import SIGNIFICANT_Q
 from cytosae_pipeline.report.data.report_data import main_labels, open_report_data
 from cytosae_pipeline.report.records.comparisons import compare_all
 from tests.support.browser import Visit, browser_or_skip, file_url
-from tests.support.reports import read_data
+from tests.support.reports import read_data, unpack
 
 pytestmark = pytest.mark.slow
 
@@ -73,7 +73,7 @@ def test_the_audit_flags_the_scanner_and_not_the_age(place):
     assert set(columns) == {"scanner", "age", "readable images"} - ({"readable images"} - set(columns))
     scanner, age = columns["scanner"], columns["age"]
     assert scanner["n_significant"] > 200
-    assert scanner["n_more_than_group"] > 0.5 * scanner["n_significant"]
+    assert len(unpack(scanner["more_than_group"])) > 0.5 * scanner["n_significant"]
     assert scanner["latents"][0]["share"] > 0.6
     assert (age["n_significant"], age["n_levels"]) == (0, 0)
     effect, p = scanner["with_groups"]
@@ -123,6 +123,15 @@ def test_the_page_shows_the_audit_and_marks_latents(place):
         visit.page.wait_for_selector("th:has-text('told more by')")
         visit.go("patients/compare/all")
         visit.page.wait_for_selector("text=row mean scores within scanner: AML-like, CML-like, healthy")
+        featured = read_data(place["report"], "overview")["featured"]
+        columns = {column["name"]: column for column in read_data(place["report"], "audit")["columns"]}
+        told = set(unpack(columns["scanner"]["more_than_group"]).tolist())
+        marked, other = (next(one for one in featured if (one in told) == wanted) for wanted in (True, False))
+        visit.go(f"latent/{marked}")
+        visit.page.wait_for_selector("text=scanner: tells more of this latent than the group does.")
+        visit.go(f"latent/{other}")
+        visit.page.wait_for_selector("h2:has-text('Patients')")
+        assert "tells more of this latent" not in visit.page.inner_text("#view")
         visit.close()
 
 

@@ -23,7 +23,7 @@ from cytosae_pipeline.report.records.comparisons import (
 from cytosae_pipeline.report.records.group_tests import IncomparableError, compare_several, describe_left_out
 from cytosae_pipeline.statistics.patient_columns import Column
 from tests.support.browser import Visit, browser_or_skip, file_url
-from tests.support.reports import read_data
+from tests.support.reports import read_data, unpack
 
 N_PATIENTS = 12
 
@@ -169,7 +169,8 @@ def test_the_audit_relates_every_property():
     assert (by_site["n_levels"], by_age["n_levels"]) == (2, 0)
     assert by_site["latents"][0]["latent"] == 3
     assert by_age["latents"][0]["correlation"] == pytest.approx(1)
-    assert by_site["n_more_than_group"] == 1
+    assert unpack(by_site["more_than_group"]).tolist() == [3]
+    assert record["has_groups"]
     expected = relate_names(site, groups)
     assert by_site["with_groups"] == (expected.cramers_v, expected.p_value)
     assert (by_images["name"], by_images["n_subjects"]) == ("readable images", 30)
@@ -177,7 +178,7 @@ def test_the_audit_relates_every_property():
     without = _cohort([0] * 30, {"site": [f"s{at}" for at in site]})
     alone = audit_cohort(without, seed=0)
     assert alone.groups is None
-    assert audit_record(alone, without)["columns"][0]["n_more_than_group"] is None
+    assert not audit_record(alone, without)["has_groups"]
     assert audit_record(alone, without)["columns"][0]["with_groups"] is None
 
 

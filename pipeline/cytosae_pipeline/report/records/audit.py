@@ -12,6 +12,7 @@ from cytosae.analysis.omnibus import compare_all_groups
 from cytosae_pipeline.errors import join_few, quote
 from cytosae_pipeline.report.data.cohort import Cohort
 from cytosae_pipeline.report.data.limits import SIGNIFICANT_Q
+from cytosae_pipeline.report.records.encoding import pack
 from cytosae_pipeline.statistics.patient_columns import Column
 
 logger = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ def audit_record(audit: Audit, cohort: Cohort) -> dict[str, Any]:
     """
     return {
         "columns": [_column_record(column, audit) for column in audit.columns],
+        "has_groups": audit.groups is not None,
         "strata": cohort.strata,
         "adjust": list(cohort.adjust),
         "n_known": len(cohort.units.columns),
@@ -113,7 +115,7 @@ def _column_record(column: AuditedColumn, audit: Audit) -> dict[str, Any]:
         "n_subjects": found.n_subjects,
         "n_tested": len(tested),
         "n_significant": len(significant),
-        "n_more_than_group": None if audit.groups is None else int((found.share > group)[significant].sum()),
+        "more_than_group": pack(significant[(found.share > group)[significant]].astype(np.int32)),
         "with_groups": column.with_groups,
         "latents": [
             {

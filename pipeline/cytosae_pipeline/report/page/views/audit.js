@@ -47,17 +47,33 @@ function auditBody(found, data) {
 const groupsDiffer = (found) => (found ? `${found[0].toFixed(2)} (p ${format(found[1], 2)})` : "");
 
 /** @param {AuditRecord} found */
-function auditTable({ columns }) {
+function auditTable({ columns, has_groups }) {
   const rows = columns.map((column) => [
     column.name,
     column.n_levels ? `${column.n_levels} names` : "numbers",
     format(column.n_subjects),
     groupsDiffer(column.with_groups),
     `${format(column.n_significant)} of ${format(column.n_tested)}`,
-    column.n_more_than_group === null ? "" : format(column.n_more_than_group),
+    has_groups ? format(cytosae.decode(column.more_than_group).length) : "",
   ]);
   const head = ["property", "kind", "known of", "groups differ", "latents", "more than the group"];
   return h("div.scroll", {}, table(head, rows, { numeric: [2, 4, 5], caption: "What is known" }));
+}
+
+/**
+ * Properties that tell more of a latent than the group does; nothing if there are none, or no patients.
+ *
+ * @param {LatentRecord} latent
+ */
+function latentConfounders({ latent }) {
+  if (!state.overview.image_pages || !state.overview.has_patients) return null;
+  return later(cytosae.load("audit"), ({ columns, has_groups }) => {
+    const told = columns.filter(({ more_than_group }) => cytosae.decode(more_than_group).includes(latent));
+    if (!told.length) return h("div");
+    const names = told.map(({ name }) => name).join(", ");
+    const more = has_groups ? "tells more of this latent than the group does" : "tells of this latent";
+    return h("p.notice", {}, `${names}: ${more}. `, h("a", { href: "#/patients/audit" }, "Confounders"));
+  });
 }
 
 /** @param {AuditedColumn} column */

@@ -89,7 +89,15 @@ function latentBody(latent) {
     h(
       "div.columns",
       {},
-      h("div.stack", {}, latentLabels(latent), latentPatients(latent), latentSources(latent), latentSites(latent)),
+      h(
+        "div.stack",
+        {},
+        latentLabels(latent),
+        latentPatients(latent),
+        latentConfounders(latent),
+        latentSources(latent),
+        latentSites(latent),
+      ),
       h(
         "div.stack",
         {},
