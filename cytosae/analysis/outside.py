@@ -1,4 +1,4 @@
-"""Finds images outside of what a reference knows (docs/definitions.md, section 13).
+"""Finds images outside of what a reference knows (docs/definitions.md, section 15).
 
 The share is that of conformal prediction (Vovk, Gammerman & Shafer, Algorithmic Learning in a Random World, 2005): if
 a new image and the reference images are drawn alike, a share of at most a appears with a probability of at most a,

@@ -21,7 +21,7 @@ class QuantileImages(NamedTuple):
 
 
 def images_at_quantiles(scores: npt.NDArray[np.floating], quantiles: Sequence[float], n: int) -> list[QuantileImages]:
-    """Images at quantiles of the scores above 0 (docs/definitions.md, section 12).
+    """Images at quantiles of the scores above 0 (docs/definitions.md, section 13).
 
     The m active images are ordered by falling score, equals by place. Quantile q is the image at rank
     `m - max(ceil(q m), 1)`, counted from 0; the n images around it are taken, moved inwards at the ends.

@@ -20,7 +20,7 @@ class LargestShares(NamedTuple):
     share: npt.NDArray[np.float64]
     """The share; 0 where there is no activity."""
     is_one: npt.NDArray[np.bool_]
-    """Whether the latent is of one patient (docs/definitions.md, section 12)."""
+    """Whether the latent is of one patient (docs/definitions.md, section 13)."""
 
 
 def largest_shares(counts: npt.NDArray[np.integer], n_images: npt.NDArray[np.integer]) -> LargestShares:

@@ -14,7 +14,7 @@ def ratings(as_json: bool, **values: Any) -> None:
     """Show how raters rated latents, and how well they agree.
 
     Reads the answers of everybody who rated latents with `explore --rate`: how many intruders and decoys each rater
-    found, the agreement of raters beyond chance (Cohen's and Fleiss' kappa, docs/definitions.md, section 13), and which
+    found, the agreement of raters beyond chance (Cohen's and Fleiss' kappa, docs/definitions.md, section 14), and which
     latents passed. `report --passed` and `explore --passed` show these alone.
 
     \b
