@@ -347,6 +347,7 @@ def test_the_explorer_serves_it(tmp_path):
     from cytosae_pipeline.config import ExploreConfig
     from cytosae_pipeline.report.data.report_data import open_report_data
     from cytosae_pipeline.report.explore.service import ExploreService
+    from cytosae_pipeline.report.measures.extras import find_extras
     from cytosae_pipeline.report.records.choice import choose_latents, image_rows
     from cytosae_pipeline.report.records.images import make_image_book
     from cytosae_pipeline.report.records.overview import overview_record
@@ -358,12 +359,22 @@ def test_the_explorer_serves_it(tmp_path):
     data = open_report_data(ExploreConfig(root_dir=tmp_path, dataset_name="toy", sae_path=place.sae()), profiles=False)
     latents, reason = choose_latents(data, explore=True)
     rows = image_rows(data, latents)
-    book = make_image_book(data)
+    book, extras = make_image_book(data), find_extras(data)
     overview = overview_record(
-        data, latents, reason, rows, thumbnails=False, masking=None, messages=[], book=book, has_map=False, explore=True
+        data,
+        latents,
+        reason,
+        rows,
+        thumbnails=False,
+        masking=None,
+        messages=[],
+        book=book,
+        has_map=False,
+        explore=True,
+        extras=extras,
     )
     assert overview["store"]["grid"] == [0, 0]
-    with ExploreService(data, latents, overview, None, None, book) as service:
+    with ExploreService(data, latents, overview, None, None, book, extras) as service:
         assert service is not None
 
 

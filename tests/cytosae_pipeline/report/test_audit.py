@@ -40,7 +40,7 @@ def _cohort(groups, columns, strata=None, adjust=(), n_latents=5, seed=0):
     cohort = SimpleNamespace(
         groups=SimpleNamespace(of=groups, names=names), unit="patient", counts=counts, strata=strata, adjust=adjust,
         columns={name: _column(values) for name, values in columns.items()}, subjects=None,
-        n_images=np.arange(len(groups)) + 20,
+        n_images=np.arange(len(groups)) + 20, n_passed=None,
     )  # fmt: skip
     cohort.units = cohort
     return cohort

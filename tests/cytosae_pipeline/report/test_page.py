@@ -783,7 +783,9 @@ def test_patients_are_compared(visit, demo_run):
     visit.go("patients/classification")
     cells = page.locator(".confusion td").all_inner_texts()
     assert sum(int(text) for text in cells if text.strip()) == 36
-    balanced, plain = page.locator(".tile b").all_inner_texts()
+    balanced, p, plain = page.locator(".tile b").all_inner_texts()
+    assert float(p) == pytest.approx(patients["classification"]["shuffled"]["p"], abs=0.005)
+    assert "Calibration" in page.inner_text("#view")
     assert balanced == f"{100 * patients['classification']['balanced_accuracy']:.1f}\u00a0%"
     assert plain == f"{100 * patients['classification']['accuracy']:.1f}\u00a0%"
     assert "chance: 33.3\u00a0%" in page.inner_text(".tiles")
