@@ -2,7 +2,6 @@
 
 import hmac
 import json
-import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -17,19 +16,12 @@ from cytosae_cache.errors import StoreBusyError, WriteError
 from cytosae_pipeline.report.data.limits import MAX_UPLOAD
 from cytosae_pipeline.report.explore.errors import MissingError, RefusedError
 from cytosae_pipeline.report.explore.http_server import HOST
+from cytosae_pipeline.report.explore.responses import CONTENT_TYPES, parse_number, respond
 from cytosae_pipeline.report.explore.service import ExploreService
 from cytosae_pipeline.report.records.page_files import read_page_files, read_policy
 
 _MAX_NOTE_BYTES = 1 << 18
 _READ_METHODS = ("GET", "HEAD")
-_CONTENT_TYPES = {
-    "html": "text/html; charset=utf-8",
-    "js": "text/javascript; charset=utf-8",
-    "css": "text/css; charset=utf-8",
-    "jpg": "image/jpeg",
-    "json": "application/json",
-    "txt": "text/plain; charset=utf-8",
-}
 _NOT_WRITTEN = "The notes cannot be written now. See the terminal in which cytosae-cache explore was started."
 _INTERNAL_ERROR = "This failed. See the terminal in which cytosae-cache explore was started."
 
@@ -92,13 +84,13 @@ def make_guarded_app(is_closed: Callable[[], bool], *, port: int, token: str) ->
         if isinstance(error, MissingError):
             return _refuse(HTTPStatus.NOT_FOUND)
         if isinstance(error, RefusedError | UnreadableImageError):
-            return _respond("txt", str(error), HTTPStatus.BAD_REQUEST)
+            return respond("txt", str(error), HTTPStatus.BAD_REQUEST)
         if isinstance(error, WriteError | StoreBusyError):
             app.logger.error(str(error))  # not to the browser: it contains paths
-            return _respond("txt", _NOT_WRITTEN, HTTPStatus.SERVICE_UNAVAILABLE)
+            return respond("txt", _NOT_WRITTEN, HTTPStatus.SERVICE_UNAVAILABLE)
         if not is_closed():
             app.log_exception(sys.exc_info())
-        return _respond("txt", _INTERNAL_ERROR, HTTPStatus.INTERNAL_SERVER_ERROR)
+        return respond("txt", _INTERNAL_ERROR, HTTPStatus.INTERNAL_SERVER_ERROR)
 
     for status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.BAD_REQUEST):
         app.register_error_handler(status, _shorten)
@@ -138,49 +130,49 @@ def _add_routes(app: Flask, service: ExploreService) -> None:
         data = own.get(f"page/{name}")
         if data is None:
             raise MissingError
-        return _respond(name.rpartition(".")[2], data)
+        return respond(name.rpartition(".")[2], data)
 
     def numbered(make: Callable[[int], bytes], kind: str) -> Callable[[str], Response]:
-        return lambda name: _respond(kind, make(_number(name, f".{kind}")))
+        return lambda name: respond(kind, make(parse_number(name, f".{kind}")))
 
     def put_note(name: str) -> Response:
         body = _read_body(_MAX_NOTE_BYTES, "The note is too long")
         try:
             value = json.loads(body)
         except (ValueError, RecursionError):
-            return _respond("txt", "A note must be JSON", HTTPStatus.BAD_REQUEST)
-        other = service.save_note(_number(name, ""), value)
+            return respond("txt", "A note must be JSON", HTTPStatus.BAD_REQUEST)
+        other = service.save_note(parse_number(name, ""), value)
         if other is not None:
-            return _respond("json", json.dumps(other), HTTPStatus.CONFLICT)
-        return _respond("txt", "saved")
+            return respond("json", json.dumps(other), HTTPStatus.CONFLICT)
+        return respond("txt", "saved")
 
     def post_upload() -> Response:
         body = _read_body(MAX_UPLOAD, f"The file is larger than {MAX_UPLOAD >> 20} MB")
-        return _respond("json", json.dumps(service.upload(body), allow_nan=False))
+        return respond("json", json.dumps(service.upload(body), allow_nan=False))
 
-    add("index.html", lambda: _respond("html", own["index.html"]))
+    add("index.html", lambda: respond("html", own["index.html"]))
     add("page/<path:name>", own_file)
-    add("data/overview.js", lambda: _respond("js", service.overview()))
-    add("data/patients.js", lambda: _respond("js", service.patients()))
+    add("data/overview.js", lambda: respond("js", service.overview()))
+    add("data/patients.js", lambda: respond("js", service.patients()))
     add("data/latents/<name>", numbered(service.latent, "js"))
     add("data/images/<name>", numbered(service.image, "js"))
     add(
         "data/effects/<latent>/<row>/<name>",
-        lambda latent, row, name: _respond(
-            "js", service.effect(_number(latent, ""), _number(row, ""), _number(name, ".js"))
+        lambda latent, row, name: respond(
+            "js", service.effect(parse_number(latent, ""), parse_number(row, ""), parse_number(name, ".js"))
         ),
     )
-    add("data/map.js", lambda: _respond("js", service.map()))
+    add("data/map.js", lambda: respond("js", service.map()))
     add("data/mapped/<name>", numbered(service.mapped, "js"))
     add("data/rows/<name>", numbered(service.rows, "js"))
     add("data/listings/label-<name>", numbered(partial(service.listing, "label"), "js"))
     add("data/listings/patient-<name>", numbered(partial(service.listing, "patient"), "js"))
-    add("data/audit.js", lambda: _respond("js", service.audit()))
-    add("data/comparisons/all.js", lambda: _respond("js", service.all_groups()))
+    add("data/audit.js", lambda: respond("js", service.audit()))
+    add("data/comparisons/all.js", lambda: respond("js", service.all_groups()))
     add("data/comparisons/<name>", numbered(service.comparison, "js"))
     add("thumbnails/<name>", numbered(service.thumbnail, "jpg"))
     add("notes/<name>", put_note, "PUT")
-    add("data/notes/<name>", lambda name: _respond("json", json.dumps(service.note(_number(name, ".json")))))
+    add("data/notes/<name>", lambda name: respond("json", json.dumps(service.note(parse_number(name, ".json")))))
     add("upload", post_upload, "POST")
 
 
@@ -193,7 +185,7 @@ def _read_body(max_bytes: int, complaint: str) -> bytes:
     try:
         return request.get_data(cache=False)
     except RequestEntityTooLarge:
-        abort(_respond("txt", complaint, HTTPStatus.REQUEST_ENTITY_TOO_LARGE))
+        abort(respond("txt", complaint, HTTPStatus.REQUEST_ENTITY_TOO_LARGE))
 
 
 def _is_same_origin(host: str) -> bool:
@@ -204,27 +196,14 @@ def _is_same_origin(host: str) -> bool:
     return request.headers.get("Sec-Fetch-Site") == "same-origin"
 
 
-def _number(name: str, ending: str) -> int:
-    """The number in a name such as `12.js`, in its one canonical spelling."""
-    found = re.fullmatch(r"(0|[1-9][0-9]{0,8})" + re.escape(ending), name, re.ASCII)
-    if found is None:
-        raise MissingError
-    return int(found[1])
-
-
-def _respond(kind: str, data: bytes | str, status: HTTPStatus = HTTPStatus.OK) -> Response:
-    """A response."""
-    return Response(data, status=status, content_type=_CONTENT_TYPES[kind])
-
-
 def _refuse(status: HTTPStatus) -> Response:
     """A response that contains nothing but the standard phrase of its status."""
-    return _respond("txt", status.phrase, status)
+    return respond("txt", status.phrase, status)
 
 
 def _shorten(error: Any) -> Response:  # noqa: ANN401 - werkzeug's exception
     """Flask's own response to an unknown address or method, with the standard phrase as its body."""
     response: Response = error.get_response()
     response.set_data(HTTPStatus(error.code).phrase)
-    response.content_type = _CONTENT_TYPES["txt"]
+    response.content_type = CONTENT_TYPES["txt"]
     return response

@@ -11,7 +11,6 @@ import torch
 
 from cytosae.analysis.cell_map import cosine_similarity, nearest_images
 from cytosae_cache.reading.reader import StoreReader
-from cytosae_pipeline.images.decoding import open_decoder
 from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.report.data.report_data import ReportData
 from cytosae_pipeline.report.explore.byte_cache import ByteCache
@@ -33,7 +32,7 @@ from cytosae_pipeline.report.records.latents import (
     measure_sample,
     rows_of_latent,
 )
-from cytosae_pipeline.report.records.thumbnails import encode_jpeg, is_same
+from cytosae_pipeline.report.records.thumbnails import encode_jpeg, read_jpeg
 from cytosae_pipeline.statistics.notes import LatentNote, Subject, check_note, save_note
 
 NEAREST_SHOWN = 8
@@ -221,12 +220,9 @@ class ExploreService:
             raise MissingError
         data = self._pictures.get(str(row))
         if data is None:
-            with open_decoder(self._report_data.store, self._images) as decoder:
-                (image,) = decoder.iter_rows([row])
-            if not is_same(image, self._digests[row]):
+            data = read_jpeg(self._report_data.store, self._images, row, self._digests[row])
+            if data is None:
                 raise MissingError
-            assert image.pixels is not None
-            data = encode_jpeg(image.pixels)
             self._pictures.put(str(row), data)
         return data
 

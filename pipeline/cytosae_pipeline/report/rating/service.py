@@ -8,7 +8,6 @@ import torch
 
 from cytosae.statistics.heatmaps import LatentEncoder, make_byte_maps
 from cytosae_cache.reading.reader import StoreReader
-from cytosae_pipeline.images.decoding import open_decoder
 from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.rating.answers import CONCEPTS, MAX_NAME, MOST_CONFIDENT, Answer, check_answer
 from cytosae_pipeline.rating.files import read_ratings, save_answer
@@ -17,7 +16,7 @@ from cytosae_pipeline.report.data.report_data import ReportData
 from cytosae_pipeline.report.explore.byte_cache import ByteCache
 from cytosae_pipeline.report.explore.errors import MissingError, RefusedError
 from cytosae_pipeline.report.records.encoding import pack
-from cytosae_pipeline.report.records.thumbnails import encode_jpeg, is_same
+from cytosae_pipeline.report.records.thumbnails import read_jpeg
 from cytosae_pipeline.runtime.palette import palette_record
 from cytosae_pipeline.statistics.notes import Subject
 
@@ -93,12 +92,9 @@ class RatingService:
         row = groups[group][place].row
         data = self._pictures.get(str(row))
         if data is None:
-            with open_decoder(self._data.store, self._images) as decoder:
-                (image,) = decoder.iter_rows([row])
-            if not is_same(image, self._digests[row]):
+            data = read_jpeg(self._data.store, self._images, row, self._digests[row])
+            if data is None:
                 raise MissingError
-            assert image.pixels is not None
-            data = encode_jpeg(image.pixels)
             self._pictures.put(str(row), data)
         return data
 

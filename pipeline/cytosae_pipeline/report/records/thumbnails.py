@@ -22,6 +22,26 @@ def encode_jpeg(pixels: npt.NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
+def read_jpeg(store: ActivationStore, images: ImageList, row: int, digest: npt.NDArray[np.uint8]) -> bytes | None:
+    """The picture of a row as a JPEG file; None if its file is missing, broken, or has changed.
+
+    Args:
+        store: The store.
+        images: Location of its images.
+        row: The row.
+        digest: Digest of the file that the store was built from.
+
+    Raises:
+        SourceError: If the disk fails repeatedly.
+    """
+    with open_decoder(store, images) as decoder:
+        (image,) = decoder.iter_rows([row])
+    if not is_same(image, digest):
+        return None
+    assert image.pixels is not None
+    return encode_jpeg(image.pixels)
+
+
 def write_thumbnails(
     folder: Path,
     store: ActivationStore,
