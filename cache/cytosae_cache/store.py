@@ -13,7 +13,7 @@ import numpy.typing as npt
 from cytosae_cache.errors import StoreCorruptError
 from cytosae_cache.format.columns import BAD_METADATA
 from cytosae_cache.format.layout import StoreLayout
-from cytosae_cache.reading.reader import StoreReader
+from cytosae_cache.reading.reader import RowReader, StoreReader
 from cytosae_cache.reading.sampler import BatchOf, Shuffle
 from cytosae_cache.storage.base import Location
 from cytosae_cache.views import dask_view, describe, html_table, xarray_view
@@ -44,7 +44,7 @@ class ActivationStore(StoreLayout):
 
     def __init__(self, location: Location) -> None:
         super().__init__(location)
-        self._readers: dict[int, StoreReader] = {}
+        self._readers: dict[int, RowReader] = {}
 
     def __getitem__(self, rows: "int | slice | Sequence[int] | npt.NDArray[np.integer[Any]]") -> npt.NDArray[Any]:
         """Activations of one row, shape `(n_tokens, d_model)`, or of several, `(n, n_tokens, d_model)`; verified.
@@ -66,6 +66,20 @@ class ActivationStore(StoreLayout):
     def __fspath__(self) -> str:
         """The store's folder or URL, so that a store can be given wherever its place is asked for."""
         return str(self.path)
+
+    @property
+    def parts(self) -> "tuple[ActivationStore, ...]":
+        """The stores that it is joined of, in the order of the rows; a store alone is its only part."""
+        return (self,)
+
+    def open_reader(self, *, n_threads: int | None = None, verify: bool = True, direct: bool = False) -> RowReader:
+        """A reader of rows of the complete store; use as a context manager, or close it. Arguments as `StoreReader`'s.
+
+        Raises:
+            StoreIncompleteError: If the store is unfinished.
+            StoreCorruptError: If its tables are missing or damaged.
+        """
+        return StoreReader(self, n_threads=n_threads, verify=verify, direct=direct)
 
     def close(self) -> None:
         """Close the kept reader; no thread may be reading. The next access opens another."""
@@ -115,13 +129,13 @@ class ActivationStore(StoreLayout):
         Raises:
             StoreError: If xarray is not installed.
         """
-        return xarray_view(self)
+        return xarray_view(self, self.dask())
 
     def torch_images(self, *, dtype: "torch.dtype | str | None" = "float32") -> "StoreImages":
         """The readable images as a data set of torch, by number: see `StoreImages`."""
         from cytosae_cache.torch_views import StoreImages
 
-        return StoreImages(self, dtype=dtype)
+        return StoreImages(self.parts, dtype=dtype)
 
     def torch_batches(
         self,
@@ -139,18 +153,18 @@ class ActivationStore(StoreLayout):
         from cytosae_cache.torch_views import StoreBatches
 
         return StoreBatches(
-            self, batch_size=batch_size, batch_of=batch_of, shuffle=shuffle, seed=seed, dtype=dtype,
+            self.parts, batch_size=batch_size, batch_of=batch_of, shuffle=shuffle, seed=seed, dtype=dtype,
             with_rows=with_rows, rank=rank, n_ranks=n_ranks,
         )  # fmt: skip
 
-    def _reader(self) -> StoreReader:
+    def _reader(self) -> RowReader:
         """The kept reader of this process. Threads do not survive a fork, so a child never uses its parent's."""
         process = os.getpid()
         reader = self._readers.get(process)
         if reader is None:
             # A proxy: if reader and store referenced each other, files would stay open until Python collects cycles.
             # If two threads arrive here at once, `setdefault` keeps one reader; the other has opened nothing yet.
-            reader = self._readers.setdefault(process, StoreReader(weakref.proxy(self)))
+            reader = self._readers.setdefault(process, type(self).open_reader(weakref.proxy(self)))
         return reader
 
 

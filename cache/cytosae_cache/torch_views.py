@@ -12,9 +12,10 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from cytosae_cache.format.layout import StoreLayout
-from cytosae_cache.reading.concat import ConcatReader
+from cytosae_cache.reading.concat import ConcatReader, check_same_spec
+from cytosae_cache.reading.joined_reader import first_rows, read_through
 from cytosae_cache.reading.loader import ShuffledLoader
-from cytosae_cache.reading.reader import StoreReader
+from cytosae_cache.reading.reader import StoreReader, aligned_buffer
 from cytosae_cache.reading.sampler import BatchOf, Shuffle
 from cytosae_cache.storage.base import Location
 
@@ -26,20 +27,29 @@ class StoreImages(Dataset[torch.Tensor]):
     Checksums are verified.
 
     Args:
-        store: A complete store, or where it is.
+        stores: A complete store, or several of the same encoder, or where they are.
         dtype: Type of the items, of torch or its name; the store's own if None.
 
     Raises:
         StoreNotFoundError: If there is no store.
         StoreIncompleteError: If its build has not finished.
         StoreCorruptError: If it is damaged.
+        StoreMismatchError: If stores differ in their specs.
     """
 
-    def __init__(self, store: StoreLayout | Location, *, dtype: torch.dtype | str | None = "float32") -> None:
-        self._store, self._dtype = _open(store), _to_dtype(dtype)
-        self.rows: npt.NDArray[np.int64] = self._store.valid_rows
-        """Row number of each item, int64, shape `(n,)`."""
-        self._readers: dict[int, StoreReader] = {}
+    def __init__(
+        self,
+        stores: StoreLayout | Location | Sequence[StoreLayout | Location],
+        *,
+        dtype: torch.dtype | str | None = "float32",
+    ) -> None:
+        self._stores, self._dtype = _open_all(stores), _to_dtype(dtype)
+        check_same_spec(self._stores)
+        self._starts = first_rows(self._stores)
+        valid = [store.valid_rows + first for store, first in zip(self._stores, self._starts, strict=False)]
+        self.rows: npt.NDArray[np.int64] = np.concatenate(valid)
+        """Row number of each item, counted through all stores, int64, shape `(n,)`."""
+        self._readers: dict[int, list[StoreReader]] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -55,8 +65,14 @@ class StoreImages(Dataset[torch.Tensor]):
         """
         # Threads do not survive a fork, so every process opens a reader of its own.
         process = os.getpid()
-        reader = self._readers.get(process) or self._readers.setdefault(process, StoreReader(self._store))
-        return list(_to_tensor(reader.read(self.rows[np.asarray(numbers, dtype=np.int64)]), self._dtype).unbind())
+        readers = self._readers.get(process)
+        if readers is None:
+            readers = self._readers.setdefault(process, [StoreReader(store) for store in self._stores])
+        first = self._stores[0]
+        rows = self.rows[np.asarray(numbers, dtype=np.int64)]
+        out = aligned_buffer((len(rows), *first.spec.image_shape), first.dtype)
+        read_through(readers, self._starts, rows, out)
+        return list(_to_tensor(out, self._dtype).unbind())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_readers": {}}
@@ -102,8 +118,7 @@ class StoreBatches(IterableDataset[Any]):
         rank: int = 0,
         n_ranks: int = 1,
     ) -> None:
-        given = [stores] if isinstance(stores, StoreLayout | str | Path) else stores
-        self._stores = [_open(store) for store in given]
+        self._stores = _open_all(stores)
         if batch_size < 1 or not 0 <= rank < n_ranks:
             raise ValueError(
                 "batch_size must be 1 or more, and rank below n_ranks and 0 or more, found "
@@ -148,6 +163,11 @@ class StoreBatches(IterableDataset[Any]):
                 if self._batch_of == "tokens":
                     values, numbers = values.flatten(0, 1), numbers.flatten()
                 yield (numbers, values) if self._with_rows else values
+
+
+def _open_all(stores: StoreLayout | Location | Sequence[StoreLayout | Location]) -> list[StoreLayout]:
+    """One or several complete stores."""
+    return [_open(store) for store in ([stores] if isinstance(stores, StoreLayout | str | Path) else stores)]
 
 
 def _open(store: StoreLayout | Location) -> StoreLayout:

@@ -52,11 +52,12 @@ def dask_view(store: StoreLayout) -> "dask.array.Array":
     return da.concatenate(shards)
 
 
-def xarray_view(store: StoreLayout) -> "xarray.Dataset":
-    """The store as a labelled data set over `image`, `token` and `channel`; `activations` as `dask_view` returns them.
+def xarray_view(store: StoreLayout, activations: "dask.array.Array") -> "xarray.Dataset":
+    """The store as a labelled data set over `image`, `token` and `channel`.
 
     Args:
         store: A complete store.
+        activations: Its activations, as `dask_view` returns them.
 
     Returns:
         `activations` with the coordinates `path`, `label`, `patient`, `valid` and the further columns along `image`
@@ -79,7 +80,7 @@ def xarray_view(store: StoreLayout) -> "xarray.Dataset":
         if name not in {*table, "activations", "valid", "image", "token", "channel"}
     }
     return xarray.Dataset(
-        {"activations": (("image", "token", "channel"), dask_view(store))},
+        {"activations": (("image", "token", "channel"), activations)},
         coords={**table, **further, "valid": ("image", store.valid)},
         attrs={**vars(store.provenance), "model_name": store.spec.model_name, "spec_hash": store.spec.hash},
     )

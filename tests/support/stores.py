@@ -82,14 +82,16 @@ def seal(store: ActivationStore) -> None:
 
 
 def make_store(
-    path: Path, activations: np.ndarray, *, spec=None, shard_images=4, invalid=(), compression="none", table=None
-) -> ActivationStore:
+    path: Path, activations: np.ndarray, *, spec=None, shard_images=4, invalid=(), compression="none", table=None,
+    provenance=PROVENANCE, columns=None,
+) -> ActivationStore:  # fmt: skip
     spec = spec or make_spec(d_model=activations.shape[2], grid=(1, activations.shape[1] - 1))
     store = create_store(
         path,
         spec,
         table or make_table(len(activations)),
-        PROVENANCE,
+        provenance,
+        columns=columns or {},
         shard_images=shard_images,
         compression=compression,
     )

@@ -209,6 +209,11 @@ class StoreLayout:
             return self.n_shards
         return sum(name.endswith(".json") for name in self.storage.names(f"{PROGRESS_FOLDER}/"))
 
+    @property
+    def shard_starts(self) -> npt.NDArray[np.int64]:
+        """First row of each shard, shape `(n_shards,)`."""
+        return np.arange(self.n_shards, dtype=np.int64) * self.shard_images
+
     def shard_rows(self, shard: int) -> range:
         """Rows in a shard."""
         return range(shard * self.shard_images, min((shard + 1) * self.shard_images, self.n_images))

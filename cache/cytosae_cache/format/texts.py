@@ -1,6 +1,6 @@
 """Columns of texts of millions of images: sequences of str that are kept as arrays."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self, overload
 
 import numpy as np
@@ -60,6 +60,14 @@ class Texts(Sequence[str]):
         """The column of the given rows only, in their order."""
         return type(self)(self._values[rows])
 
+    @classmethod
+    def joined(cls, columns: Iterable["Texts"], prefixes: Iterable[str]) -> "Texts":
+        """One column after the other, each text with the prefix of its column before it."""
+        parts = [
+            np.strings.add(to_texts([prefix]), column._values) for prefix, column in zip(prefixes, columns, strict=True)
+        ]
+        return Texts(np.concatenate([to_texts([]), *parts]))
+
     def _to_list(self, part: slice) -> list[str]:
         values: list[str] = self._values[part].tolist()
         return values
@@ -85,6 +93,25 @@ class Names(Texts):
         numbers: dict[str, int] = {}
         values = np.fromiter((numbers.setdefault(text, len(numbers)) for text in texts), np.int32, len(texts))
         return cls(values, list(numbers))
+
+    @property
+    def different(self) -> list[str]:
+        """The different texts, in the order in which they occur."""
+        return list(self._names)
+
+    def renamed(self, rename: Callable[[str], str]) -> "Names":
+        """The column with every text changed."""
+        return Names(self._values, [rename(name) for name in self._names])
+
+    @classmethod
+    def concatenated(cls, columns: Iterable["Names"]) -> "Names":
+        """One column after the other."""
+        numbers: dict[str, int] = {}
+        parts = []
+        for column in columns:
+            at = np.array([numbers.setdefault(name, len(numbers)) for name in column._names], dtype=np.int32)
+            parts.append(at[column._values])
+        return Names(np.concatenate([np.zeros(0, dtype=np.int32), *parts]), list(numbers))
 
     def __getitem__(self, place: Any) -> Any:  # noqa: ANN401 - as in `Texts`
         return self._to_list(place) if isinstance(place, slice) else self._names[self._values[place]]

@@ -1,6 +1,5 @@
 """Reading several stores as if they were one."""
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,8 +8,9 @@ import numpy.typing as npt
 
 from cytosae_cache.errors import StoreError, StoreMismatchError
 from cytosae_cache.format.layout import StoreLayout
+from cytosae_cache.reading.joined_reader import first_rows, read_through
 from cytosae_cache.reading.permutation import IntArray
-from cytosae_cache.reading.reader import StoreReader, aligned_buffer
+from cytosae_cache.reading.reader import RowReader, aligned_buffer
 from cytosae_cache.reading.sampler import RowLayout
 
 _BLOCK_IMAGES = 256
@@ -43,11 +43,11 @@ class ConcatReader:
         StoreMismatchError: If the stores' specs differ.
     """
 
-    def __init__(self, readers: Sequence[StoreReader], chosen: Sequence[npt.NDArray[np.bool_]] | None = None) -> None:
+    def __init__(self, readers: Sequence[RowReader], chosen: Sequence[npt.NDArray[np.bool_]] | None = None) -> None:
         stores = [reader.store for reader in readers]
         check_same_spec(stores)
         self._readers = readers
-        self._offsets = np.cumsum([0, *(store.n_images for store in stores)])
+        self._offsets = first_rows(stores)
         masks = [store.valid for store in stores]
         if chosen is not None:
             masks = [valid & mask for valid, mask in zip(masks, chosen, strict=True)]
@@ -61,10 +61,7 @@ class ConcatReader:
             )
         if not len(self.rows):
             raise StoreError(f"no image of store '{stores[0].path}' could be read, so there is nothing to train on")
-        starts = [
-            offset + np.arange(store.n_shards) * store.shard_images
-            for store, offset in zip(stores, self._offsets, strict=False)
-        ]
+        starts = [offset + store.shard_starts for store, offset in zip(stores, self._offsets, strict=False)]
         ends = self._offsets[-1:]
         self.layout = RowLayout(
             np.searchsorted(self.rows, np.concatenate([*starts, ends])), np.searchsorted(self.rows, self._offsets)
@@ -89,13 +86,7 @@ class ConcatReader:
             ValueError: If `out` has another shape or dtype.
             StoreCorruptError: If a file is missing or damaged.
         """
-        rows = self.rows[images]
-        numbers = np.searchsorted(self._offsets, rows, side="right") - 1
-        bounds = [0, *(np.flatnonzero(np.diff(numbers)) + 1), len(rows)]
-        for start, end in itertools.pairwise(bounds):
-            if start < end:
-                number = numbers[start]
-                self._readers[number].read_rows(rows[start:end] - self._offsets[number], out[start:end])
+        read_through(self._readers, self._offsets, self.rows[images], out)
 
     def iter_blocks(self) -> Iterator[slice]:
         """Consecutive slices of the valid images, each of a convenient size for one read."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.permutation import IntArray
 from cytosae_cache.reading.prefetch import Plan, Prefetcher
-from cytosae_cache.reading.reader import StoreReader, aligned_buffer
+from cytosae_cache.reading.reader import RowReader, aligned_buffer
 from cytosae_cache.reading.sampler import BatchOf, RowGroup, Sampler, Shuffle
 
 MakeBuffer = Callable[[tuple[int, ...], np.dtype[np.generic]], npt.NDArray[Any]]
@@ -232,7 +232,7 @@ def gather(images: npt.NDArray[Any], parts: IntArray, out: npt.NDArray[Any], par
 
 
 def iter_row_blocks(
-    reader: StoreReader, *, block_rows: int, start: int = 0, stop: int | None = None
+    reader: RowReader, *, block_rows: int, start: int = 0, stop: int | None = None
 ) -> Iterator[RowBlock]:
     """Read rows of a store in order, in blocks that start at multiples of `block_rows`.
 

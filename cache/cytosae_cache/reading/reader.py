@@ -3,6 +3,7 @@
 import math
 import shlex
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from types import TracebackType
@@ -30,7 +31,58 @@ def aligned_buffer(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> npt.N
     return memory[start : start + n_bytes].view(dtype).reshape(shape)
 
 
-class StoreReader:
+class RowReader(ABC):
+    """Reads rows of a store, or of several that are joined; use as a context manager, or `close` it."""
+
+    store: StoreLayout
+    """The store."""
+
+    @abstractmethod
+    def read_rows(self, rows: IntArray, out: npt.NDArray[Any]) -> None:
+        """Fill a batch with the given rows.
+
+        Args:
+            rows: Row numbers in the order of the batch, shape `(n,)`.
+            out: C-contiguous memory of the store's dtype, shape `(n, n_tokens, d_model)`; row `rows[i]` goes to
+                `out[i]`. Rows of unreadable images are filled with NaN.
+
+        Raises:
+            ValueError: If `out` has another shape or dtype, or a row is out of range.
+            StoreCorruptError: If a file is missing or truncated, or an image fails its checksum.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close files and threads."""
+
+    def read(self, rows: IntArray) -> npt.NDArray[Any]:
+        """Read the given rows into new memory, shape `(n, n_tokens, d_model)`."""
+        rows = np.asarray(rows, dtype=np.int64)
+        out = aligned_buffer((len(rows), *self.store.spec.image_shape), self.store.dtype)
+        self.read_rows(rows, out)
+        return out
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _require_room(self, rows: IntArray, out: npt.NDArray[Any]) -> None:
+        """Raise ValueError if rows do not exist or `out` is not the memory for them."""
+        store = self.store
+        shape = (len(rows), *store.spec.image_shape)
+        if out.shape != shape or out.dtype != store.dtype or not out.flags.c_contiguous:
+            raise ValueError(
+                f"out must be C-contiguous {store.dtype} of shape {shape}, found {out.dtype} of shape {out.shape}"
+            )
+        if len(rows) and not 0 <= rows.min() <= rows.max() < store.n_images:
+            raise ValueError(f"rows must lie in 0..{store.n_images - 1}, found {rows.min()}..{rows.max()}")
+
+
+class StoreReader(RowReader):
     """Reads rows of a complete store straight into slots of a batch; use as a context manager, or `close` it.
 
     Any thread may read. Threads of this process do the work, not worker processes, which would copy every image once
@@ -63,26 +115,9 @@ class StoreReader:
         self._pool = ThreadPoolExecutor(self.n_threads, thread_name_prefix="store-reader")
 
     def read_rows(self, rows: IntArray, out: npt.NDArray[Any]) -> None:
-        """Fill a batch with the given rows.
-
-        Args:
-            rows: Row numbers in the order of the batch, shape `(n,)`.
-            out: C-contiguous memory of the store's dtype, shape `(n, n_tokens, d_model)`; row `rows[i]` goes to
-                `out[i]`. Rows of unreadable images are filled with NaN.
-
-        Raises:
-            ValueError: If `out` has another shape or dtype, or a row is out of range.
-            StoreCorruptError: If a file is missing or truncated, or an image fails its checksum.
-        """
-        store = self.store
-        shape = (len(rows), *store.spec.image_shape)
-        if out.shape != shape or out.dtype != store.dtype or not out.flags.c_contiguous:
-            raise ValueError(
-                f"out must be C-contiguous {store.dtype} of shape {shape}, found {out.dtype} of shape {out.shape}"
-            )
-        if len(rows) and not 0 <= rows.min() <= rows.max() < store.n_images:
-            raise ValueError(f"rows must lie in 0..{store.n_images - 1}, found {rows.min()}..{rows.max()}")
-        reads = coalesce_reads(rows, store.shard_images, max_images=_MAX_READ_IMAGES)
+        """See `RowReader`."""
+        self._require_room(rows, out)
+        reads = coalesce_reads(rows, self.store.shard_images, max_images=_MAX_READ_IMAGES)
         # One task per thread, not per read: submitting a task costs as much as reading a small image. The threads share
         # one iterator, so that none is idle while another has several reads left.
         pending = iter(reads)
@@ -96,25 +131,10 @@ class StoreReader:
         for task in tasks:
             task.result()
 
-    def read(self, rows: IntArray) -> npt.NDArray[Any]:
-        """Read the given rows into new memory, shape `(n, n_tokens, d_model)`."""
-        rows = np.asarray(rows, dtype=np.int64)
-        out = aligned_buffer((len(rows), *self.store.spec.image_shape), self.store.dtype)
-        self.read_rows(rows, out)
-        return out
-
     def close(self) -> None:
-        """Close files and threads."""
+        """See `RowReader`."""
         self._pool.shutdown()
         self._files.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _read_pending(self, reads: Iterator[ReadRange], out: npt.NDArray[Any]) -> None:
         """Take reads until none is left."""

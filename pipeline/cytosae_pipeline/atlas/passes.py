@@ -10,7 +10,7 @@ import torch
 from cytosae.statistics.unexplained import unexplained_variance
 from cytosae_cache.reading.permutation import IntArray
 from cytosae_cache.reading.prefetch import Prefetcher
-from cytosae_cache.reading.reader import StoreReader, aligned_buffer
+from cytosae_cache.reading.reader import aligned_buffer
 from cytosae_pipeline.config import PassOptions
 from cytosae_pipeline.evaluation.image_scores import Tokens
 from cytosae_pipeline.runtime.memory import exceeds_page_cache
@@ -65,7 +65,7 @@ def judge_images(
     parts = [slice(start, min(start + n_at_once, len(rows))) for start in range(0, len(rows), n_at_once)]
     direct = exceeds_page_cache(store.n_images * store.spec.record_bytes)
     shape = (min(n_at_once, len(rows)), *store.spec.image_shape)
-    with StoreReader(store, verify=not options.no_verify, direct=direct) as reader:
+    with store.open_reader(verify=not options.no_verify, direct=direct) as reader:
 
         def read(part: slice, buffer: npt.NDArray[Any]) -> tuple[slice, npt.NDArray[Any]]:
             values = buffer[: part.stop - part.start]

@@ -1,12 +1,15 @@
 """The store that a verb needs: found, finished, or built first where everything needed was given."""
 
 import logging
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 from cytosae.backbones.weights import weights_sha256
 from cytosae_cache.errors import StoreNotFoundError
 from cytosae_cache.format.spec import Preprocessing
+from cytosae_cache.joined import require_different
+from cytosae_cache.reading.concat import check_same_spec
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.building.build import build_and_open
 from cytosae_pipeline.config import BuildConfig, StoreSource
@@ -61,6 +64,47 @@ def ensure_store(
     store = build_and_open(BuildConfig(**shared), weights_digest=digest)[0]
     require_finished(store, config)
     return store
+
+
+def ensure_stores(
+    config: StoreSource,
+    with_dataset: Sequence[str],
+    *,
+    spec_hash: str | None = None,
+    default_block: int | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> tuple[ActivationStore, ...]:
+    """The store that the options mean, and those of further data sets of the same encoder: see `ensure_store`.
+
+    Args:
+        config: The verb's options.
+        with_dataset: Names of the further data sets, each with images of its own.
+        spec_hash: As for `ensure_store`; of several stores of a further data set, the one like the first is taken.
+        default_block: As for `ensure_store`.
+        preprocessing: As for `ensure_store`.
+
+    Raises:
+        StoreMismatchError: If a store was given twice, or their encoders differ.
+        StoreNotFoundError: As for `ensure_store`.
+        StoreIncompleteError: As for `ensure_store`.
+        ClusterError: As for `ensure_store`.
+    """
+    first = ensure_store(config, spec_hash=spec_hash, default_block=default_block, preprocessing=preprocessing)
+    if not with_dataset:
+        return (first,)
+    spec = first.spec
+    block = config.block_layer if spec.imported else spec.block - spec.n_blocks
+    further = [
+        ensure_store(
+            replace(config, dataset_name=name, store=None, images=None, block_layer=block),
+            spec_hash=spec.hash, default_block=default_block, preprocessing=spec.preprocessing,
+        )
+        for name in with_dataset
+    ]  # fmt: skip
+    stores = (first, *further)
+    require_different(stores)
+    check_same_spec(stores)
+    return stores
 
 
 def _hash_weights(config: StoreSource) -> str | None:

@@ -25,6 +25,7 @@ from cytosae_cache.format.spec import StoreSpec
 from cytosae_cache.storage.atomic import write_file
 from cytosae_cache.storage.base import Location, StorageBackend
 from cytosae_cache.storage.open import open_storage
+from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import StoreChoice
 from cytosae_pipeline.config.store import StorePlace
 from cytosae_pipeline.errors import UserError
@@ -105,6 +106,11 @@ def tail_bytes(store: Location) -> int | None:
     """Length of the tail of a store in bytes; None if there is none."""
     place = _place_of(store)
     return place.storage.size(place.name)
+
+
+def find_tail(store: ActivationStore) -> ActivationStore:
+    """The store itself; of joined ones the first that has a tail, which is that of all, or else the first."""
+    return next((part for part in store.parts if tail_bytes(part.path) is not None), store.parts[0])
 
 
 def write_tail(store: StoreLayout, model_path: Path, info: BackboneInfo, config: StorePlace) -> Location:

@@ -32,6 +32,8 @@ WHICH_RESULTS = (
     "sae_k",
     "sae_threshold",
     "allow_mismatch",
+    "with_dataset",
+    "joined_patients",
 )
 """Options that say which autoencoder and statistics are meant."""
 

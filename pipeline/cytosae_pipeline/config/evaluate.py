@@ -6,6 +6,7 @@ from typing import Literal
 
 from cytosae_pipeline.config.fields import Config, option
 from cytosae_pipeline.config.statistics import ReadOptions, SaeChoice
+from cytosae_pipeline.config.store import JoinChoice
 from cytosae_pipeline.config.subjects import SubjectChoice
 from cytosae_pipeline.errors import UserError
 
@@ -90,7 +91,7 @@ class EffectOptions(ReadOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(EvaluateOptions, SaeChoice):
+class EvaluateConfig(EvaluateOptions, JoinChoice, SaeChoice):
     """Options of `evaluate`."""
 
 

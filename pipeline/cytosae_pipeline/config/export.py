@@ -52,9 +52,9 @@ class ExportConfig(SubjectChoice, StatisticsConfig):
         for name in ("groups", "covariates", "subject_column"):
             if getattr(self, name) is not None and not self.of_data_set:
                 raise UserError(f"{name} needs format anndata, csv, parquet or atlas, found format {self.format}")
-        name = "dataset_name" if self.dataset_name is not None else "store"
-        if not self.of_data_set and getattr(self, name) is not None:
+        given = next((name for name in ("dataset_name", "store", "with_dataset") if getattr(self, name)), None)
+        if not self.of_data_set and given is not None:
             raise UserError(
-                f"format {self.format} writes the autoencoder alone, but {name} was given. For its statistics on a "
+                f"format {self.format} writes the autoencoder alone, but {given} was given. For its statistics on a "
                 "data set give format anndata, csv, parquet or atlas"
             )

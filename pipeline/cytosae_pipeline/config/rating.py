@@ -6,6 +6,7 @@ from typing import Literal
 
 from cytosae_pipeline.config.fields import MAX_SEED, Config, option
 from cytosae_pipeline.config.statistics import SaeChoice
+from cytosae_pipeline.config.store import JoinChoice
 from cytosae_pipeline.errors import UserError
 
 _RATER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", re.ASCII)
@@ -61,7 +62,7 @@ class RateChoice(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RatingsConfig(RatingRule, SaeChoice):
+class RatingsConfig(RatingRule, JoinChoice, SaeChoice):
     """Options of `ratings`."""
 
     keep_notes: bool = option(False, "Take ratings even if they were made of another autoencoder or other images.")

@@ -7,7 +7,7 @@ from typing import Literal
 from cytosae.sae.registry import ARCHITECTURES, check_stated
 from cytosae_pipeline.config.cluster import ClusterChoice
 from cytosae_pipeline.config.fields import Config, option
-from cytosae_pipeline.config.store import PrecisionChoice, StoreSource
+from cytosae_pipeline.config.store import JoinChoice, PrecisionChoice, StoreSource
 from cytosae_pipeline.errors import UserError
 
 
@@ -85,7 +85,7 @@ class SaeChoice(StoreSource, ReadOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StatisticsConfig(StatisticsOptions, SaeChoice):
+class StatisticsConfig(StatisticsOptions, JoinChoice, SaeChoice):
     """Options of `features`, `classes` and `patients`."""
 
     replace_foreign: bool = option(

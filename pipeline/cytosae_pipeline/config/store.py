@@ -7,6 +7,7 @@ from typing import Literal
 from cytosae_pipeline.config.cluster import ClusterChoice
 from cytosae_pipeline.config.fields import Config, option
 from cytosae_pipeline.config.layout import parse_layout
+from cytosae_pipeline.errors import UserError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 PrecisionChoice = Literal["auto", "fp32", "bf16", "fp16"]
@@ -95,6 +96,28 @@ class ImageSource(Config):
 @dataclass(frozen=True, kw_only=True)
 class StoreSource(ImageSource, StoreChoice):
     """Options of every verb that builds a missing store first: from what."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinChoice(Config):
+    """Options of every verb that can read the stores of several data sets as one: which further ones."""
+
+    with_dataset: tuple[str, ...] = option(
+        (),
+        "Name of a further data set, whose store is read together with the first; both must be of the same encoder. "
+        "Its name is a column of the images, `dataset`. Repeatable.",
+    )
+    joined_patients: Literal["same", "separate"] | None = option(
+        None,
+        "What it means that a patient's name stands in several data sets (--with_dataset): same = one person, "
+        "separate = another one in each, called `data set/patient`. Needed only if there are such names.",
+    )
+
+    def __post_init__(self) -> None:
+        """Check that something is joined."""
+        super().__post_init__()
+        if self.joined_patients is not None and not self.with_dataset:
+            raise UserError("joined_patients is about several data sets: name the others with --with_dataset NAME")
 
 
 @dataclass(frozen=True, kw_only=True)

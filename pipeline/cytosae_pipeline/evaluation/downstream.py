@@ -16,9 +16,8 @@ from cytosae.backbones.tail import Tail
 from cytosae.sae.base import Sae
 from cytosae.training.matmul import MatmulConfig, iter_parts
 from cytosae_cache.reading.permutation import IntArray, spread_rows
-from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.building.tail_file import open_tail
+from cytosae_pipeline.building.tail_file import find_tail, open_tail
 from cytosae_pipeline.config import EvaluateOptions
 from cytosae_pipeline.config.store import StorePlace
 from cytosae_pipeline.errors import join_few, quote
@@ -193,7 +192,7 @@ def measure_downstream(inputs: Inputs, options: EvaluateOptions, rows: IntArray,
     """
     store, device = inputs.store, inputs.sae.b_enc.device
     choice = options if isinstance(options, StorePlace) else None
-    tail = open_tail(store, choice, device=device)
+    tail = open_tail(find_tail(store), choice, device=device)
     embedder = Embedder(inputs.sae, tail, store, tokens, options.ablation)
     names, numbers = LabelIndex.of(store.images.label)
     plan = _make_plan(store, rows, numbers[rows], names)
@@ -287,7 +286,7 @@ def _iter_embeddings(
     store = embedder.store
     matmul = fp32_matmul(embedder.sae.b_enc.device)
     direct = exceeds_page_cache(store.n_images * store.spec.record_bytes)
-    with StoreReader(store, verify=not options.no_verify, direct=direct) as reader:
+    with store.open_reader(verify=not options.no_verify, direct=direct) as reader:
         for start in range(0, len(places), _IMAGES_AT_ONCE):
             at = places[start : start + _IMAGES_AT_ONCE]
             yield at, embedder.embed(reader.read(rows[at]), matmul)

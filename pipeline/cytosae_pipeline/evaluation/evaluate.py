@@ -8,8 +8,7 @@ import numpy as np
 
 from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.permutation import IntArray, spread_rows
-from cytosae_cache.reading.reader import StoreReader
-from cytosae_pipeline.building.tail_file import open_tail
+from cytosae_pipeline.building.tail_file import find_tail, open_tail
 from cytosae_pipeline.config import EvaluateConfig, EvaluateOptions
 from cytosae_pipeline.config.store import StorePlace
 from cytosae_pipeline.errors import UserError, say_count
@@ -128,22 +127,22 @@ def evaluate_pair(inputs: Inputs, options: EvaluateOptions) -> SaeEvaluation:
 
 def _evaluate_reconstruction(inputs: Inputs, options: EvaluateOptions) -> tuple[SaeEvaluation, IntArray]:
     """What training printed at its end, and the rows of the evaluated images."""
-    store, sae, cfg = inputs.store, inputs.sae, inputs.sae_cfg
+    store, sae = inputs.store, inputs.sae
     share, by = _held_out(inputs, options)
     tokens = _tokens(inputs, options)
     if options.downstream:  # before anything is computed
-        open_tail(store, options if isinstance(options, StorePlace) else None)
+        open_tail(find_tail(store), options if isinstance(options, StorePlace) else None)
     rows = store.valid & held_out(store, share, by) if share else store.valid
     if not rows.any():
         raise UserError(
             f"no readable image of store '{store.path}' is held out with held_out {share:g} by {by}: give held_out 0 "
             "to evaluate all images"
         )
-    if not share and cfg.get("list_digest") == store.provenance.list_digest:
+    if not share and _knows(inputs):
         logger.info("the autoencoder was trained on these images: it may reconstruct new ones less well")
     labels = LabelIndex.of(store.images.label)
     direct = exceeds_page_cache(store.n_images * store.spec.record_bytes)
-    with StoreReader(store, verify=not options.no_verify, direct=direct) as reader:
+    with store.open_reader(verify=not options.no_verify, direct=direct) as reader:
         images = ConcatReader([reader], [rows])
         chosen = spread_rows(len(images), options.limit or len(images))
         groups = labels.numbers[images.rows[chosen]]
@@ -172,11 +171,17 @@ def _held_out(inputs: Inputs, options: EvaluateOptions) -> tuple[float, HeldOutB
     by: HeldOutBy = options.held_out_by or trained or "image"
     if options.held_out is not None:
         return options.held_out, by
-    trained_here = (cfg.get("spec_hash"), cfg.get("list_digest")) == (
-        inputs.store.spec.hash, inputs.store.provenance.list_digest,
-    )  # fmt: skip
+    trained_here = cfg.get("spec_hash") == inputs.store.spec.hash and _knows(inputs)
     share = cfg.get("held_out")
     return (float(share) if trained_here and isinstance(share, int | float) else 0.0), by
+
+
+def _knows(inputs: Inputs) -> bool:
+    """Whether the autoencoder was trained on images of the store, or of one of those that are joined."""
+    cfg = inputs.sae_cfg
+    further = cfg.get("with_list_digest")
+    trained = [cfg.get("list_digest"), *(further if isinstance(further, list) else [])]
+    return any(part.provenance.list_digest in trained for part in inputs.store.parts)
 
 
 def _tokens(inputs: Inputs, options: EvaluateOptions) -> Tokens:

@@ -9,7 +9,7 @@ import torch
 from cytosae_cache.format.spec import TokenLayout
 from cytosae_cache.reading.permutation import IntArray
 from cytosae_cache.reading.prefetch import Prefetcher
-from cytosae_cache.reading.reader import StoreReader, aligned_buffer
+from cytosae_cache.reading.reader import aligned_buffer
 from cytosae_pipeline.config import PassOptions
 from cytosae_pipeline.runtime.memory import exceeds_page_cache
 from cytosae_pipeline.statistics.encode import make_encoder, require_batch_memory, rows_at_once
@@ -65,7 +65,7 @@ class ImageScores:
         parts = [slice(start, min(start + n_at_once, len(self))) for start in range(0, len(self), n_at_once)]
         direct = exceeds_page_cache(store.n_images * store.spec.record_bytes)
         shape = (min(n_at_once, len(self)), *store.spec.image_shape)
-        with StoreReader(store, verify=not self._config.no_verify, direct=direct) as reader:
+        with store.open_reader(verify=not self._config.no_verify, direct=direct) as reader:
 
             def read(part: slice, buffer: npt.NDArray[Any]) -> tuple[slice, npt.NDArray[Any]]:
                 values = buffer[: part.stop - part.start]

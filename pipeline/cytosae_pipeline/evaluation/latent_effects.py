@@ -14,8 +14,7 @@ from cytosae.backbones.tail import Tail
 from cytosae.sae.base import Sae
 from cytosae.statistics.heatmaps import LatentEncoder
 from cytosae_cache.reading.permutation import IntArray, spread_rows
-from cytosae_cache.reading.reader import StoreReader
-from cytosae_pipeline.building.tail_file import open_tail
+from cytosae_pipeline.building.tail_file import find_tail, open_tail
 from cytosae_pipeline.config import EffectOptions
 from cytosae_pipeline.config.store import StorePlace
 from cytosae_pipeline.errors import UserError, say_count
@@ -124,7 +123,7 @@ def make_meter(inputs: Inputs, place: StorePlace | None, *, verify: bool = True)
         UserError: If fewer than two labels have training images.
     """
     store, device = inputs.store, inputs.sae.b_dec.device
-    tail = open_tail(store, place, device=device)
+    tail = open_tail(find_tail(store), place, device=device)
     names, numbers = LabelIndex.of(store.images.label)
     labelled = store.valid_rows[numbers[store.valid_rows] >= 0]
     half = labelled
@@ -142,7 +141,7 @@ def make_meter(inputs: Inputs, place: StorePlace | None, *, verify: bool = True)
     rows = chosen[enough[numbers[chosen]]]
     labels = torch.from_numpy((np.cumsum(enough) - 1)[numbers[rows]])
     features = []
-    with StoreReader(store, verify=verify) as reader, Progress("probe of the labels", len(rows), "images") as bar:
+    with store.open_reader(verify=verify) as reader, Progress("probe of the labels", len(rows), "images") as bar:
         for start in range(0, len(rows), _IMAGES_AT_ONCE):
             part = rows[start : start + _IMAGES_AT_ONCE]
             with torch.no_grad():
@@ -168,7 +167,7 @@ def measure_effects(inputs: Inputs, options: EffectOptions) -> LatentEffects:
     _require(there, f"readable images among the rows 0 to {store.n_images - 1}")
     meter = make_meter(inputs, None, verify=not options.no_verify)
     found = []
-    with StoreReader(store, verify=not options.no_verify) as reader:
+    with store.open_reader(verify=not options.no_verify) as reader:
         for start in range(0, len(rows), _IMAGES_AT_ONCE):
             x = reader.read(rows[start : start + _IMAGES_AT_ONCE])
             found.append([meter.measure(x, latent, options.factor) for latent in options.latents])

@@ -6,7 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
@@ -17,7 +17,7 @@ from cytosae.backbones.images import IMAGE_SIZE, LargeImageError, UnreadableImag
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.images.files import UnusableFileError, read_file
 from cytosae_pipeline.images.folders import JPEG_2000_ENDINGS, WEBP_ENDINGS
-from cytosae_pipeline.images.image_list import DatasetError, ImageList, ImageRow
+from cytosae_pipeline.images.image_list import DatasetError, ImageList, ImageRow, Root
 from cytosae_pipeline.images.isolation import (
     DecodingError,
     Isolation,
@@ -180,7 +180,7 @@ class ImageDecoder:
 
     def _iter_tasks(
         self,
-        function: Callable[[Path, _Task, Wanted], list[T]],
+        function: Callable[[Root, _Task, Wanted], list[T]],
         rows: Iterable[int],
         recover: Callable[[_Task, WorkerDiedError], list[T]] = lambda task, error: [],
     ) -> Iterator[T]:
@@ -249,7 +249,7 @@ def open_decoder(store: ActivationStore, images: ImageList) -> ImageDecoder:
     )
 
 
-def decode_files(root: Path, items: _Task, wanted: Wanted) -> list[Decoded | Deferred]:
+def decode_files(root: Root, items: _Task, wanted: Wanted) -> list[Decoded | Deferred]:
     """Read and decode files.
 
     Args:
@@ -263,7 +263,7 @@ def decode_files(root: Path, items: _Task, wanted: Wanted) -> list[Decoded | Def
     return [_decode_file(root, number, row, wanted) for number, row in items]
 
 
-def decode_with_limits(root: Path, items: _Task, wanted: Wanted, limits: Limits) -> list[Decoded | Deferred]:
+def decode_with_limits(root: Root, items: _Task, wanted: Wanted, limits: Limits) -> list[Decoded | Deferred]:
     """`decode_files`, in a worker process, which ends if one of them takes too long.
 
     Raises:
@@ -276,7 +276,7 @@ def decode_with_limits(root: Path, items: _Task, wanted: Wanted, limits: Limits)
     return found
 
 
-def decode_alone(root: Path, number: int, row: ImageRow, wanted: Wanted, limits: Limits) -> Decoded:
+def decode_alone(root: Root, number: int, row: ImageRow, wanted: Wanted, limits: Limits) -> Decoded:
     """Read and decode a file, however much memory it takes, in a process that does nothing else.
 
     Raises:
@@ -301,7 +301,7 @@ def decode_data(data: bytes, wanted: Wanted, limits: Limits) -> npt.NDArray[np.u
     return decode_image(data, **wanted._asdict())
 
 
-def refuse_file(root: Path, number: int, row: ImageRow, reason: str) -> Decoded:
+def refuse_file(root: Root, number: int, row: ImageRow, reason: str) -> Decoded:
     """A file that is set aside without decoding it.
 
     Raises:
@@ -314,7 +314,7 @@ def refuse_file(root: Path, number: int, row: ImageRow, reason: str) -> Decoded:
     return Decoded(number, None, hashlib.sha256(data).digest(), reason, len(data))
 
 
-def hash_files(root: Path, items: _Task, wanted: "Wanted | None" = None) -> list[Hashed]:
+def hash_files(root: Root, items: _Task, wanted: "Wanted | None" = None) -> list[Hashed]:
     """Read and hash files; runs in a worker process.
 
     Args:
@@ -328,7 +328,7 @@ def hash_files(root: Path, items: _Task, wanted: "Wanted | None" = None) -> list
     return [_hash_file(root, number, row) for number, row in items]
 
 
-def _decode_file(root: Path, number: int, row: ImageRow, wanted: Wanted) -> Decoded | Deferred:
+def _decode_file(root: Root, number: int, row: ImageRow, wanted: Wanted) -> Decoded | Deferred:
     remarks: list[str] = []
     try:
         data = _read_inside(root, row)
@@ -362,14 +362,14 @@ def _check_ending(data: bytes, path: str) -> None:
             raise UnreadableImageError(f"a {name} image under another ending: rename it to {endings[0]}")
 
 
-def _hash_file(root: Path, number: int, row: ImageRow) -> Hashed:
+def _hash_file(root: Root, number: int, row: ImageRow) -> Hashed:
     try:
         return Hashed(number, hashlib.sha256(_read_inside(root, row)).digest(), "")
     except UnusableFileError as error:
         return Hashed(number, None, str(error))
 
 
-def _read_inside(root: Path, row: ImageRow) -> bytes:
+def _read_inside(root: Root, row: ImageRow) -> bytes:
     """The bytes of a row's file, if it is inside the root and the one that was listed."""
     try:
         path = resolve_inside(root, row.path)

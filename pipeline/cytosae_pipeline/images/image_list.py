@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 from cytosae_cache.format.layout import ImageTable
 from cytosae_pipeline.errors import UserError, quote
@@ -75,11 +75,22 @@ class StoredRows(Sequence[ImageRow]):
         return itertools.starmap(ImageRow, zip(*self.table, strict=True))
 
 
+class SeveralRoots(NamedTuple):
+    """Where the images of joined stores are."""
+
+    folders: dict[str, Path]
+    """The folder of each data set that was found; its name is the first part of a path."""
+
+
+Root = Path | SeveralRoots
+"""Folder that paths start from, or those of several data sets."""
+
+
 @dataclass(frozen=True)
 class ImageList:
-    """The images of a data set in row order: sorted by the bytes of their paths."""
+    """The images of a data set in row order: sorted by the bytes of their paths, data set by data set if joined."""
 
-    root: Path
+    root: Root
     """Folder that the paths start from."""
     rows: Sequence[ImageRow]
     """The images."""

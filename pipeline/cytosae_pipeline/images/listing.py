@@ -1,6 +1,7 @@
 """Opening a data set: a folder of images, a CSV manifest, or the images of a store."""
 
 import itertools
+import logging
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +9,21 @@ from pathlib import Path
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import StoreSource
 from cytosae_pipeline.config.fields import suggest
+from cytosae_pipeline.errors import quote
 from cytosae_pipeline.images.folders import resolve, scan_folder
-from cytosae_pipeline.images.image_list import STORED, DatasetError, DatasetNotFoundError, ImageList, StoredRows
+from cytosae_pipeline.images.image_list import (
+    STORED,
+    DatasetError,
+    DatasetNotFoundError,
+    ImageList,
+    Root,
+    SeveralRoots,
+    StoredRows,
+)
 from cytosae_pipeline.images.manifest import read_manifest
 from cytosae_pipeline.workspace.build_record import find_images
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.csv"
 """Name of a manifest inside a folder of images; such a folder is read as the manifest says."""
@@ -65,11 +77,23 @@ def list_stored_images(store: ActivationStore, source: StoreSource) -> ImageList
     """The images of a store where they lie now; None if that place does not exist.
 
     Args:
-        store: The store.
-        source: Names the place of the images, if they are not where the store was built from.
+        store: The store; of joined ones, those whose images are there.
+        source: Names the place of the images (of the first store), if they are not where the store was built from.
     """
-    root = find_images(store, source.root_dir, source.images)
-    return list_images_of(store, root) if root.exists() else None
+    places = [
+        find_images(part, source.root_dir, None if number else source.images) for number, part in enumerate(store.parts)
+    ]
+    if len(places) == 1:
+        return list_images_of(store, places[0]) if places[0].exists() else None
+    folders = {
+        part.provenance.dataset: _folder_of(place)
+        for part, place in zip(store.parts, places, strict=True)
+        if place.exists()
+    }
+    for name in (part.provenance.dataset for part in store.parts):
+        if folders and name not in folders:
+            logger.warning(f"the images of data set {quote(name)} were not found: they are shown without pictures")
+    return ImageList(SeveralRoots(folders), StoredRows(store.images), STORED) if folders else None
 
 
 def list_images_of(store: ActivationStore, root: Path) -> ImageList:
@@ -79,15 +103,25 @@ def list_images_of(store: ActivationStore, root: Path) -> ImageList:
         store: The store, finished or not.
         root: The folder or CSV that it was built from, as it is called now.
     """
-    return ImageList(root.parent if root.is_file() else root, StoredRows(store.images), STORED)
+    return ImageList(_folder_of(root), StoredRows(store.images), STORED)
 
 
-def resolve_inside(root: Path, relative: str) -> Path:
+def _folder_of(place: Path) -> Path:
+    """The folder that paths start from: that of a CSV, or the folder itself."""
+    return place.parent if place.is_file() else place
+
+
+def resolve_inside(root: Root, relative: str) -> Path:
     """The file that a relative path names, if it lies below the root, links followed.
 
     Raises:
-        DatasetError: If it leads out of the root.
+        DatasetError: If it leads out of the root, or belongs to a data set whose images were not found.
     """
+    if isinstance(root, SeveralRoots):
+        name, _, relative = relative.partition("/")
+        if name not in root.folders:
+            raise DatasetError(f"the images of data set {quote(name)} were not found")
+        root = root.folders[name]
     if "\0" in relative:
         raise DatasetError(f"{relative!r} cannot be a file name")
     path = resolve(root / relative)

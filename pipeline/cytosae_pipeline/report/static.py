@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cytosae_cache.reading.reader import StoreReader
 from cytosae_cache.storage.atomic import make_folder, replacing_path
 from cytosae_cache.storage.lock import locked
 from cytosae_pipeline.config import ReportConfig
@@ -258,7 +257,7 @@ def _write_latents(
 ) -> None:
     """Write the latents' pages, and the table of their correlations with image values."""
     meter = open_meter(data)
-    with StoreReader(data.store, verify=not data.config.no_verify) as reader:
+    with data.store.open_reader(verify=not data.config.no_verify) as reader:
         for record in records:
             effect = mean_effect_record(data, meter, reader, record["latent"])
             _write_data(folder, f"latents/{record['latent']}", {**record, "effect": effect})

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -12,7 +12,7 @@ from cytosae.statistics.screened_images import ScreenedImageEncoder
 from cytosae_cache.reading.loader import iter_row_blocks
 from cytosae_cache.reading.permutation import spread_rows
 from cytosae_cache.reading.prefetch import PREFETCHED
-from cytosae_cache.reading.reader import StoreReader
+from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.config import PassOptions
 from cytosae_pipeline.errors import say_count
 from cytosae_pipeline.runtime.devices import DTYPES
@@ -88,7 +88,7 @@ def _choose_screened(inputs: Inputs, config: PassOptions) -> ScreenedEncoder | N
     if cost > _MOST_COST or (encoder := make_screened_encoder(sae)) is None:
         return None
     rows = store.valid_rows[spread_rows(len(store.valid_rows), _SAMPLED_IMAGES)]
-    with StoreReader(store, verify=not config.no_verify) as reader:
+    with store.open_reader(verify=not config.no_verify) as reader:
         tokens = torch.from_numpy(reader.read(rows)).flatten(0, 1)
     tokens = tokens[torch.from_numpy(spread_rows(len(tokens), _SAMPLED_TOKENS))].float() - sae.b_dec.detach()
     share = encoder.candidate_share(tokens)
@@ -187,26 +187,42 @@ def encode_shards(
     require_batch_memory(inputs, n_at_once, len(thresholds))
     encoder = make_encoder(inputs, config, thresholds, screened=screened)
     direct = exceeds_page_cache(store.n_images * store.spec.record_bytes)
-    with StoreReader(store, verify=not config.no_verify, direct=direct) as reader:
-        for block in iter_row_blocks(reader, block_rows=n_at_once, start=part.start, stop=part.stop):
-            valid = torch.from_numpy(block.valid)
-            rows = torch.arange(block.first, block.first + len(valid))
-            pooled = encoder.reduce(
-                torch.from_numpy(block.activations),
-                block.first,
-                on_acts=functools.partial(_pass_on, on_acts, rows, valid) if on_acts else None,
-            )
-            here = valid.to(pooled.scores.device)
-            chosen = PooledActs(pooled.scores[here], pooled.counts[:, here])
-            for consume in consumers:
-                consume(rows[valid], chosen)
-            advance(len(valid))
+    for one, start, own in _cut(store, part):
+        with one.open_reader(verify=not config.no_verify, direct=direct) as reader:
+            for block in iter_row_blocks(reader, block_rows=n_at_once, start=own.start, stop=own.stop):
+                valid = torch.from_numpy(block.valid)
+                rows = torch.arange(block.first, block.first + len(valid)) + start
+                pooled = encoder.reduce(
+                    torch.from_numpy(block.activations),
+                    block.first,
+                    on_acts=functools.partial(_pass_on, on_acts, rows, valid) if on_acts else None,
+                )
+                here = valid.to(pooled.scores.device)
+                chosen = PooledActs(pooled.scores[here], pooled.counts[:, here])
+                for consume in consumers:
+                    consume(rows[valid], chosen)
+                advance(len(valid))
+
+
+def _cut(store: ActivationStore, rows: range) -> Iterator[tuple[ActivationStore, int, range]]:
+    """The parts of a store that rows are in: store, number of its first row, and its own rows.
+
+    Each by itself, so that blocks of the encoder begin where they do for the part alone: the statistics of joined
+    stores are those of their parts, merged.
+    """
+    start = 0
+    for part in store.parts:
+        low, high = max(rows.start - start, 0), min(rows.stop - start, part.n_images)
+        if low < high:
+            yield part, start, range(low, high)
+        start += part.n_images
 
 
 def rows_of(inputs: Inputs, shards: range) -> range:
     """Rows of consecutive shards."""
-    size, n_images = inputs.store.shard_images, inputs.store.n_images
-    return range(min(shards.start * size, n_images), min(shards.stop * size, n_images))
+    if not shards:
+        return range(0)
+    return range(inputs.store.shard_rows(shards.start).start, inputs.store.shard_rows(shards[-1]).stop)
 
 
 def _pass_on(

@@ -16,13 +16,15 @@ from cytosae_cache.errors import StoreMismatchError
 from cytosae_cache.format.spec import StoreSpec
 from cytosae_cache.storage.atomic import make_folder
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.building.ensure import ensure_store
+from cytosae_pipeline.building.ensure import ensure_stores
 from cytosae_pipeline.config import SaeChoice
 from cytosae_pipeline.config.commands import command
+from cytosae_pipeline.config.store import JoinChoice
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.devices import choose_device
 from cytosae_pipeline.runtime.memory import available_ram
 from cytosae_pipeline.runtime.shortage import require_memory
+from cytosae_pipeline.statistics.data_sets import join_data_sets
 from cytosae_pipeline.statistics.label_index import LabelIndex
 from cytosae_pipeline.workspace.paths import Workspace
 from cytosae_pipeline.workspace.runs import LATEST, suggest_sae
@@ -111,7 +113,11 @@ def open_pair(config: SaeChoice, *, encoder_only: bool = True) -> Inputs:
     spec_hash, block = cfg.get("spec_hash"), cfg.get("block_layer")
     trained = StoreSpec.from_json(cfg["spec"]).preprocessing if "spec" in cfg else None
     default_block = block if isinstance(block, int) else None
-    store = ensure_store(config, spec_hash=spec_hash, default_block=default_block, preprocessing=trained)
+    with_dataset = config.with_dataset if isinstance(config, JoinChoice) else ()
+    stores = ensure_stores(
+        config, with_dataset, spec_hash=spec_hash, default_block=default_block, preprocessing=trained
+    )
+    store = join_data_sets(stores, config.joined_patients) if isinstance(config, JoinChoice) else stores[0]
     require_match(store, sae, allow_mismatch=config.allow_mismatch)
     return Inputs(store, sae)
 

@@ -30,7 +30,7 @@ def find_published(config: StatisticsConfig) -> Path | None:
     Args:
         config: Names autoencoder, data set and `vit_type`; the autoencoder's file need not exist.
     """
-    if config.sae_path is None or config.dataset_name is None or config.replace_foreign:
+    if config.sae_path is None or config.dataset_name is None or config.with_dataset or config.replace_foreign:
         return None
     folder = Workspace(config.root_dir).feature_dir(config.sae_path, config.vit_type, config.dataset_name)
     needed = (stem for name, (stem, _) in TENSORS.items() if name != _OPTIONAL)

@@ -12,7 +12,7 @@ from cytosae.statistics.accumulators import GroupCounts
 from cytosae.statistics.block_encoder import PooledActs
 from cytosae_cache.reading.permutation import IntArray
 from cytosae_cache.reading.prefetch import Prefetcher
-from cytosae_cache.reading.reader import StoreReader, aligned_buffer
+from cytosae_cache.reading.reader import aligned_buffer
 from cytosae_pipeline.config import StatisticsOptions
 from cytosae_pipeline.runtime.memory import exceeds_page_cache
 from cytosae_pipeline.runtime.progress import Progress
@@ -123,7 +123,7 @@ def _encode(
     """
     encoder, store = make_encoder(inputs, config, thresholds, screened=screened), inputs.store
     direct = exceeds_page_cache(store.n_images * store.spec.record_bytes)
-    with StoreReader(store, verify=not config.no_verify, direct=direct) as reader:
+    with store.open_reader(verify=not config.no_verify, direct=direct) as reader:
 
         def read(part: range, buffer: npt.NDArray[Any]) -> tuple[range, npt.NDArray[Any]]:
             reader.read_rows(rows[part.start : part.stop], buffer[: len(part)])

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae.analysis.subjects import SplitSubjectError, subject_groups
+from cytosae_cache.joined import JoinedStore
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.errors import UserError, quote
 from cytosae_pipeline.images.columns import column_texts
@@ -144,6 +145,8 @@ def _persons_of_images(patients: Sequence[str], store: ActivationStore, column: 
         UserError: If the images of a patient name two.
     """
     texts = column_texts(store.image_columns[column])
+    if isinstance(store, JoinedStore):
+        texts = _tell_apart(store, texts, where)
     persons: dict[int, str] = {}
     for at, text in zip(number_names(store.images.patient, patients).tolist(), texts, strict=True):
         if at < 0 or not text:
@@ -155,3 +158,24 @@ def _persons_of_images(patients: Sequence[str], store: ActivationStore, column: 
                 "store again from a corrected manifest, with --overwrite"
             )
     return [persons.get(at, "") for at in range(len(patients))]
+
+
+def _tell_apart(store: JoinedStore, persons: list[str], where: str) -> list[str]:
+    """The person of each image, with the name of the data set where every data set has persons of its own.
+
+    Raises:
+        UserError: If a name stands in several data sets, and it was not said what that means.
+    """
+    datasets = column_texts(store.image_columns[store.dataset_column])
+    if store.joined_patients == "separate":
+        return [f"{dataset}/{person}" if person else "" for dataset, person in zip(datasets, persons, strict=True)]
+    if store.joined_patients is None:
+        first: dict[str, str] = {}
+        for dataset, person in zip(datasets, persons, strict=True):
+            if person and first.setdefault(person, dataset) != dataset:
+                raise UserError(
+                    f"{where} has {quote(person)} in the data sets {quote(first[person])} and {quote(dataset)}. Say "
+                    "what that means: --joined_patients same if it is the same person, --joined_patients separate if "
+                    "it is another one in each data set"
+                )
+    return persons

@@ -35,6 +35,12 @@ def held_out(store: ActivationStore, share: float, by: HeldOutBy) -> npt.NDArray
     """
     if not share:
         return np.zeros(store.n_images, dtype=bool)
+    # As in the training, which knows no names of joined stores.
+    return np.concatenate([_held_out(part, share, by) for part in store.parts])
+
+
+def _held_out(store: ActivationStore, share: float, by: HeldOutBy) -> npt.NDArray[np.bool_]:
+    """Whether each row of a store is held out."""
     digests = [bytes(row) for row in store.column("images/sha256")]
     if by != "image":
         patients = store.images.patient

@@ -16,10 +16,9 @@ from cytosae.sae.registry import make_sae
 from cytosae.sae.world import ALONE, World
 from cytosae.training.matmul import MatmulConfig
 from cytosae_cache.format.spec import canonical_json
-from cytosae_cache.reading.concat import check_same_spec
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline import __version__
-from cytosae_pipeline.building.ensure import ensure_store
+from cytosae_pipeline.building.ensure import ensure_stores
 from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.config.fields import suggest
 from cytosae_pipeline.config.train import OF_ARCHITECTURES, without_foreign
@@ -155,7 +154,7 @@ def prepare_run(
         config = _resumed_config(config, workspace)
     device = choose_device(config.device)
     config = config.filled()
-    stores = stores or _find_stores(config)
+    stores = stores or ensure_stores(config, config.with_dataset)
     store = stores[0]
     if config.clip_dim not in (None, store.d_model):
         raise TrainingError(
@@ -297,27 +296,6 @@ def require_same_contents(run: Run, found: object) -> None:
         f"run '{run.folder.name}' was trained on other activations: store '{changed.path}' was made again since, with "
         f"other contents. Choose another --run_name, or move '{run.folder}' away to train from scratch"
     )
-
-
-def _find_stores(config: TrainConfig) -> tuple[ActivationStore, ...]:
-    """The first store and those of the further data sets."""
-    first = ensure_store(config)
-    # Of several stores of a further data set, take the one with the spec of the first.
-    further = [
-        ensure_store(
-            replace(config, dataset_name=name, store=None, images=None),
-            spec_hash=first.spec.hash,
-            preprocessing=first.spec.preprocessing,
-        )
-        for name in config.with_dataset
-    ]
-    stores = (first, *further)
-    paths = [store.path if isinstance(store.path, str) else store.path.resolve() for store in stores]
-    for store, path in zip(stores, paths, strict=True):
-        if paths.count(path) > 1:
-            raise TrainingError(f"store '{store.path}' was given twice: omit one --with_dataset")
-    check_same_spec(stores)
-    return stores
 
 
 def _check_k(config: TrainConfig, n_latents: int) -> None:

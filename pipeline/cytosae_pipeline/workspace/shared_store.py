@@ -5,6 +5,7 @@ import socket
 import threading
 from dataclasses import dataclass
 
+from cytosae_cache.joined import JoinedStore, SameNames, join_stores
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.runtime.cluster_worker import ClusterError
 
@@ -15,15 +16,18 @@ _opening = threading.Lock()
 class SharedStore:
     """A store that workers open."""
 
-    location: str
-    """Its path from the root, or its URL."""
+    locations: tuple[str, ...]
+    """Its path from the root, or its URL; of joined stores, those of all."""
     contents: str
     """Its content digest."""
+    joined_patients: SameNames | None = None
+    """What was stated about patients of joined stores."""
 
     @classmethod
     def of(cls, store: ActivationStore) -> "SharedStore":
         """What workers need to know of a store."""
-        return cls(str(store.absolute_location), store.contents)
+        stated = store.joined_patients if isinstance(store, JoinedStore) else None
+        return cls(tuple(str(part.absolute_location) for part in store.parts), store.contents, stated)
 
     def open(self) -> ActivationStore:
         """The store, opened once in this process.
@@ -53,10 +57,14 @@ def different(what: str, place: str) -> ClusterError:
 
 @functools.lru_cache(maxsize=1)
 def _open_store(shared: SharedStore) -> ActivationStore:
+    place = shared.locations[0]
     try:
-        store = ActivationStore.open(shared.location)
+        stores = []
+        for place in shared.locations:
+            stores.append(ActivationStore.open(place))
     except FileNotFoundError as error:
-        raise unreachable("store", shared.location) from error
+        raise unreachable("store", place) from error
+    store = join_stores(stores, joined_patients=shared.joined_patients)
     if store.contents != shared.contents:
-        raise different("store", shared.location)
+        raise different("store", " + ".join(shared.locations))
     return store

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cytosae_cache.reading.reader import StoreReader
+from cytosae_cache.reading.reader import RowReader
 from cytosae_pipeline.evaluation.latent_effects import EffectMeter
 from cytosae_pipeline.report.data.report_data import ReportData
 from cytosae_pipeline.report.records.effects import MOST_PERCENT, effect_record, mean_effect_record, open_meter
@@ -17,7 +17,7 @@ class Effects:
         there: Whether there is what they are computed from.
     """
 
-    def __init__(self, data: ReportData, reader: StoreReader, *, there: bool) -> None:
+    def __init__(self, data: ReportData, reader: RowReader, *, there: bool) -> None:
         self._data, self._reader, self._there = data, reader, there
         self._meter: EffectMeter | None = None
 

@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 
 from cytosae.analysis.cell_map import cosine_similarity, nearest_images
-from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.report.data.report_data import ReportData
 from cytosae_pipeline.report.explore.byte_cache import ByteCache
@@ -77,7 +76,7 @@ class ExploreService:
         self._comparing = threading.Lock()
         self.closed = False
         """Whether the service has ended: computations still running then fail, and no client waits for them."""
-        self._reader = StoreReader(report_data.store, verify=not report_data.config.no_verify)
+        self._reader = report_data.store.open_reader(verify=not report_data.config.no_verify)
         self._effects = Effects(report_data, self._reader, there=bool(overview.get("effects")))
 
     def __enter__(self) -> "ExploreService":

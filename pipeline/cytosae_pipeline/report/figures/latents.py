@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cytosae.analysis.latents import is_defined
-from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.images.decoding import open_decoder
 from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.report.data.report_data import ReportData
@@ -107,7 +106,7 @@ def draw_reference_images(data: ReportData, latents: npt.NDArray[np.int64], imag
     )
     sheet = make_sheet(figure)
     grid = data.store.spec.tokens.grid
-    with StoreReader(data.store, verify=not data.config.no_verify) as reader:
+    with data.store.open_reader(verify=not data.config.no_verify) as reader:
         for line, latent in enumerate(latents.tolist()):
             top = _EDGE_MM + line * pitch_y
             for shift, text, look in (

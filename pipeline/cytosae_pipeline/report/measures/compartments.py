@@ -11,7 +11,6 @@ import torch
 
 from cytosae.analysis.compartments import CompartmentScores, compare_compartments
 from cytosae.statistics.heatmaps import LatentEncoder
-from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.report.data.report_data import ReportData
 from cytosae_pipeline.report.measures.masks import Masks
 from cytosae_pipeline.report.measures.score_file import ScoreFile
@@ -70,7 +69,7 @@ def _encode(
 ) -> Iterator[npt.NDArray[np.float32]]:
     """Activations of all patches of the images of each part, shape `(n x n_patches, M)`."""
     encoder = LatentEncoder(inputs.sae, latents)
-    with StoreReader(inputs.store, verify=verify) as reader:
+    with inputs.store.open_reader(verify=verify) as reader:
         for part in parts:
             # One image at a time: a product rounds differently with its shape.
             found = [encoder(torch.from_numpy(reader.read(rows[at : at + 1]))[0, n_prefix:]).cpu() for at in part]

@@ -11,7 +11,6 @@ import torch
 from cytosae.statistics.heatmaps import LatentEncoder
 from cytosae.statistics.histograms import LatentProfiles, ProfileResult
 from cytosae_cache.reading.loader import iter_row_blocks
-from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.report.data.report_data import ReportData
 from cytosae_pipeline.report.measures.score_file import ScoreFile
 from cytosae_pipeline.report.measures.sites import Sites
@@ -88,7 +87,7 @@ def _measure(
     """What is found on the readable images of ranges of rows."""
     encoder = LatentEncoder(inputs.sae, latents)
     numbers = torch.from_numpy(number_names(inputs.store.images.label, labels))
-    with StoreReader(inputs.store, verify=verify) as reader:
+    with inputs.store.open_reader(verify=verify) as reader:
         for part in parts:
             profiles = LatentProfiles(len(latents), len(labels))
             site_counts = np.zeros((n_sites, len(latents)), dtype=np.int64)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from cytosae_cache.joined import JoinedStore
 from cytosae_pipeline.config import PageConfig
 from cytosae_pipeline.errors import UserError, quote
 from cytosae_pipeline.images.columns import column_texts
@@ -30,7 +31,7 @@ class Sites(NamedTuple):
 
 
 def find_sites(inputs: Inputs, config: PageConfig) -> Sites | None:
-    """The site of every image; None if no column says it.
+    """The site of every image: of joined stores without such a column, the data set; None if nothing says it.
 
     The column is looked for in the table of covariates first, then among the further columns of the store's images.
 
@@ -52,7 +53,10 @@ def find_sites(inputs: Inputs, config: PageConfig) -> Sites | None:
     if (found := same_name(wanted, images)) is not None:
         return _index(column_texts(images[found]), found)
     if config.site_column is None:
-        return None
+        store = inputs.store
+        return (
+            _index(column_texts(images[store.dataset_column]), "data set") if isinstance(store, JoinedStore) else None
+        )
     named.append(f"the images of store '{inputs.store.path}' have {describe_columns(list(images))}")
     raise UserError(
         f"--site_column {quote(wanted)} names no column: beside path, label and patient, {', '.join(named)}. Give one "

@@ -6,7 +6,7 @@ import torch
 
 from cytosae.statistics.heatmaps import LatentEncoder
 from cytosae_cache.reading.permutation import spread_rows
-from cytosae_cache.reading.reader import StoreReader
+from cytosae_cache.reading.reader import RowReader
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.rating.items import Candidates
 from cytosae_pipeline.report.data.report_data import ReportData
@@ -22,7 +22,7 @@ MOST_RATED = 1000
 _LENDERS = 64
 
 
-def find_candidates(data: ReportData, reader: StoreReader, latents: npt.NDArray[np.int64]) -> Candidates:
+def find_candidates(data: ReportData, reader: RowReader, latents: npt.NDArray[np.int64]) -> Candidates:
     """The top images of the latents and of 64 others, a sample of the store, and scores on all of them.
 
     Args:

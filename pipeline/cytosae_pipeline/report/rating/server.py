@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.config import ExploreConfig
 from cytosae_pipeline.errors import UserError, say_count
 from cytosae_pipeline.images.listing import list_stored_images
@@ -73,7 +72,7 @@ def rate(config: ExploreConfig, on_ready: Callable[[Rating], None]) -> Rating:
         if images is None:
             raise UserError(f"latents cannot be rated without pictures: {''.join(explain_no_pictures(data.store))}")
         latents, _ = choose_latents(data, explore=True)
-        with StoreReader(data.store, verify=not config.no_verify) as reader:
+        with data.store.open_reader(verify=not config.no_verify) as reader:
             found = find_candidates(data, reader, latents)
             plan = plan_items(found, len(latents), rater=rater, seed=config.rate_seed, decoy_every=config.decoy_every)
             _require_items(plan)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from cytosae.statistics.heatmaps import LatentEncoder, make_byte_maps
-from cytosae_cache.reading.reader import StoreReader
+from cytosae_cache.reading.reader import RowReader
 from cytosae_pipeline.images.image_list import ImageList
 from cytosae_pipeline.rating.answers import CONCEPTS, MAX_NAME, MOST_CONFIDENT, Answer, check_answer
 from cytosae_pipeline.rating.files import read_ratings, save_answer
@@ -35,7 +35,7 @@ class RatingService:
     """
 
     def __init__(
-        self, data: ReportData, images: ImageList, reader: StoreReader, items: tuple[Item, ...], rater: str
+        self, data: ReportData, images: ImageList, reader: RowReader, items: tuple[Item, ...], rater: str
     ) -> None:
         self._data, self._images, self._reader = data, images, reader
         self._items, self._rater = items, rater

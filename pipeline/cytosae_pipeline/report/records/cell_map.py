@@ -14,7 +14,6 @@ import torch
 from cytosae.analysis.cell_map import Components, principal_components
 from cytosae.statistics.heatmaps import LatentEncoder
 from cytosae_cache.reading.permutation import spread_rows
-from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.config import PageConfig
 from cytosae_pipeline.errors import UserError, install
 from cytosae_pipeline.report.data.report_data import ReportData
@@ -166,7 +165,7 @@ def _measure_parts(
 ) -> Iterator[npt.NDArray[np.float32]]:
     """Scores of latents on the images of each part."""
     encoder = LatentEncoder(inputs.sae, latents)
-    with StoreReader(inputs.store, verify=verify) as reader:
+    with inputs.store.open_reader(verify=verify) as reader:
         for part in parts:
             acts = encoder(torch.from_numpy(reader.read(rows[part.start : part.stop])))
             yield acts.mean(dim=1).cpu().numpy()

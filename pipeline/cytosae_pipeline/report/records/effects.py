@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from cytosae_cache.reading.reader import StoreReader
-from cytosae_pipeline.building.tail_file import tail_bytes
+from cytosae_cache.reading.reader import RowReader
+from cytosae_pipeline.building.tail_file import find_tail, tail_bytes
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.evaluation.latent_effects import EffectMeter, make_meter
 from cytosae_pipeline.report.data.report_data import ReportData
@@ -22,7 +22,7 @@ MOST_PERCENT = 1000
 
 def has_effects(data: ReportData) -> bool:
     """Whether there is what effects are computed from: a tail beside the store, and labels."""
-    return tail_bytes(data.store.path) is not None and len(data.features.labels) > 1
+    return tail_bytes(find_tail(data.store).path) is not None and len(data.features.labels) > 1
 
 
 def open_meter(data: ReportData) -> EffectMeter | None:
@@ -42,7 +42,7 @@ def open_meter(data: ReportData) -> EffectMeter | None:
 
 
 def effect_record(
-    data: ReportData, meter: EffectMeter, reader: StoreReader, row: int, latent: int, percent: int
+    data: ReportData, meter: EffectMeter, reader: RowReader, row: int, latent: int, percent: int
 ) -> dict[str, Any]:
     """What scaling a latent changes in one image.
 
@@ -65,7 +65,7 @@ def effect_record(
 
 
 def mean_effect_record(
-    data: ReportData, meter: EffectMeter | None, reader: StoreReader, latent: int
+    data: ReportData, meter: EffectMeter | None, reader: RowReader, latent: int
 ) -> dict[str, Any] | None:
     """What zeroing a latent changes on average over its first top images; None without a meter or top images.
 

@@ -12,7 +12,7 @@ from cytosae.sae.base import Sae
 from cytosae.statistics.heatmaps import ByteMaps, ImageSummary, LatentEncoder, make_byte_maps, summarize_image
 from cytosae.statistics.histograms import BINS_PER_OCTAVE, LOWEST_EXPONENT, LatentProfiles, ProfileResult
 from cytosae_cache.reading.permutation import spread_rows
-from cytosae_cache.reading.reader import StoreReader
+from cytosae_cache.reading.reader import RowReader
 from cytosae_pipeline.report.data.report_data import ReportData, decoder_neighbours
 from cytosae_pipeline.report.measures.compartments import measure_compartments
 from cytosae_pipeline.report.measures.evidence import EvidenceMaker, LatentEvidence
@@ -45,7 +45,7 @@ TopMap = tuple[npt.NDArray[np.uint8], float]
 
 
 def measure_sample(
-    data: ReportData, reader: StoreReader, latent: int, n_images: int, extras: Extras
+    data: ReportData, reader: RowReader, latent: int, n_images: int, extras: Extras
 ) -> tuple[ProfileResult, Measured]:
     """The profile of a latent, and what else is measured, over readable images spread evenly over the store."""
     encoder = LatentEncoder(data.inputs.sae, np.array([latent]))
@@ -158,7 +158,7 @@ def _measure_parts(
     parts: Sequence[range],
 ) -> Iterator[list[ImageMeasures]]:
     """What the page shows of the images of each part."""
-    with StoreReader(inputs.store, verify=verify) as reader:
+    with inputs.store.open_reader(verify=verify) as reader:
         for part in parts:
             measured = []
             for row in rows[part.start : part.stop].tolist():
@@ -219,7 +219,7 @@ def rows_of_latent(data: ReportData, latent: int, evidence: LatentEvidence) -> n
 
 
 def maps_of_latent(
-    data: ReportData, reader: StoreReader, latent: int, rows: npt.NDArray[np.int64]
+    data: ReportData, reader: RowReader, latent: int, rows: npt.NDArray[np.int64]
 ) -> dict[tuple[int, int], TopMap]:
     """The maps of one latent on some images."""
     encoder = LatentEncoder(data.inputs.sae, np.array([latent]))
