@@ -20,13 +20,15 @@ def test_everything_that_says_what_is_meant_is_repeated():
         "block_layer": 3, "model_path": Path("v.pth"), "images": Path("d"), "layout": "class", "vit_type": "mine",
         "sae_path": Path("s.pt"), "sae_arch": "batchtopk", "sae_k": 4, "sae_threshold": 0.5, "allow_mismatch": True,
         "image_size": 448, "image_mean": (0.1, 0.2, 0.3), "image_std": (0.4, 0.5, 0.6), "image_resample": "box",
-        "white_level": 4095,
+        "white_level": 4095, "with_dataset": ("b", "c"), "joined_patients": "same",
     }  # fmt: skip
     words = shlex.split(command("features", StatisticsConfig(**which)))
     assert set(which) == set(WHICH_RESULTS) - {"module_name"}
     for name, value in which.items():
         at = words.index(f"--{name}")
         shown = [*map(str, value)] if isinstance(value, tuple) else [str(value)]
+        if name == "with_dataset":
+            shown = ["b", "--with_dataset", "c"]
         assert value is True or words[at + 1 : at + 1 + len(shown)] == shown
 
 
