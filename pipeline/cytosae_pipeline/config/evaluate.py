@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from cytosae_pipeline.config.fields import Config, option
+from cytosae_pipeline.config.masks import MaskChoice
 from cytosae_pipeline.config.statistics import ReadOptions, SaeChoice
 from cytosae_pipeline.config.store import JoinChoice
 from cytosae_pipeline.config.subjects import SubjectChoice
@@ -25,7 +26,7 @@ class MatchChoice(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(MatchChoice, SubjectChoice, ReadOptions):
+class EvaluateOptions(MatchChoice, SubjectChoice, MaskChoice, ReadOptions):
     """Options of what `evaluate` measures."""
 
     other_sae_path: tuple[Path, ...] = option(
@@ -68,11 +69,13 @@ class EvaluateOptions(MatchChoice, SubjectChoice, ReadOptions):
     )
 
     def __post_init__(self) -> None:
-        """Check that what is said about persons is used."""
+        """Check that what is said about persons and patches is used."""
         super().__post_init__()
         for name in ("covariates", "subject_column"):
             if getattr(self, name) is not None and not self.probe:
                 raise UserError(f"{name} says which images the probe must not learn from: give it with --probe")
+        if self.masks is not None and not self.monosemanticity:
+            raise UserError("masks says which patches are compared with each other: give it with --monosemanticity")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from cytosae_pipeline.config.fields import option
+from cytosae_pipeline.config.masks import MaskChoice
 from cytosae_pipeline.config.rating import PassedChoice, RateChoice
 from cytosae_pipeline.config.statistics import StatisticsConfig
 from cytosae_pipeline.config.subjects import SubjectChoice
@@ -16,7 +17,7 @@ Range = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PageConfig(PassedChoice, SubjectChoice, StatisticsConfig):
+class PageConfig(PassedChoice, SubjectChoice, MaskChoice, StatisticsConfig):
     """Options of every verb that makes the page."""
 
     latents: str | None = option(
@@ -84,15 +85,6 @@ class PageConfig(PassedChoice, SubjectChoice, StatisticsConfig):
         "CSV with a column path, as in the store, and columns of numbers, such as nucleus_area: the page shows their "
         "rank correlation with each latent, beside those of numbers in the manifest.",
     )
-    masks: Path | None = option(
-        None,
-        "Folder of label images named as the images (0 background, 1 and more compartments): the page shows each "
-        "latent's share of activation by compartment.",
-    )
-    mask_names: str | None = option(
-        None, "Names of the compartments from 1 on, separated by commas: nucleus,cytoplasm."
-    )
-    mask_images: int = option(1000, "Most images whose masks are read, spread over the store.", minimum=1)
     masking_images: int = option(
         2000, "Images of the masking experiment, spread over the store; 0 skips it.", minimum=0
     )
@@ -121,9 +113,6 @@ class PageConfig(PassedChoice, SubjectChoice, StatisticsConfig):
                 f"--adjust compares groups in a linear model, {other} by another test: give one of them. A linear "
                 "model takes names such as sites, too: --adjust site --adjust age"
             )
-        parse_names(self.mask_names)
-        if self.mask_names is not None and self.masks is None:
-            raise UserError("mask_names needs the folder of the masks: give --masks FOLDER, too")
         wrong = [number for number in self.cluster if not 0 <= number < self.clusters]
         if wrong:
             raise UserError(
@@ -173,18 +162,6 @@ def parse_range(name: str, text: str | None) -> Range | None:
     if ends[0] is not None and ends[1] is not None and ends[0] > ends[1]:
         raise UserError(f"{name} must rise from LO to HI, found {text!r}")
     return ends
-
-
-def parse_names(text: str | None) -> tuple[str, ...]:
-    """Names written as `nucleus,cytoplasm`; none if no text was given.
-
-    Raises:
-        UserError: If one is empty, or stands twice.
-    """
-    names = () if text is None else tuple(part.strip() for part in text.split(","))
-    if not all(names) or len(set(names)) != len(names):
-        raise UserError(f"mask_names must be different names separated by commas, found {text!r}")
-    return names
 
 
 def parse_latents(text: str) -> list[int]:

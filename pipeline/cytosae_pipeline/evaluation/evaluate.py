@@ -15,8 +15,10 @@ from cytosae_pipeline.errors import UserError, say_count
 from cytosae_pipeline.evaluation.downstream import Downstream, measure_downstream
 from cytosae_pipeline.evaluation.image_scores import ImageScores, Tokens
 from cytosae_pipeline.evaluation.monosemanticity import SaeMonosemanticity, measure_monosemanticity
+from cytosae_pipeline.evaluation.patch_monosemanticity import PatchMonosemanticity, measure_patch_monosemanticity
 from cytosae_pipeline.evaluation.probing import SaeProbe, measure_probe
 from cytosae_pipeline.evaluation.stability import Stability, measure_stability
+from cytosae_pipeline.images.masks import find_masks
 from cytosae_pipeline.runtime.memory import exceeds_page_cache
 from cytosae_pipeline.runtime.progress import Progress
 from cytosae_pipeline.statistics.inputs import Inputs, open_pair, require_sae_path
@@ -55,6 +57,8 @@ class SaeEvaluation:
     """Probes of labels; None if they were not requested."""
     monosemanticity: SaeMonosemanticity | None = None
     """Similarity of the images of each latent; None if it was not requested."""
+    patches: PatchMonosemanticity | None = None
+    """The same of patches; None without masks."""
     downstream: Downstream | None = None
     """What is left of the encoder's embedding; None if it was not asked for."""
 
@@ -79,7 +83,7 @@ class SaeEvaluation:
                 f"{shown:<{width}}  {found.n_images:>9,}  {found.explained_variance:>10.4f}  {found.l0:>9.1f}  "
                 f"{found.dead_share:>6.1%}  {found.cosine:>6.3f}"
             )
-        parts = [*self.stability, self.monosemanticity, self.probe, self.downstream]
+        parts = [*self.stability, self.monosemanticity, self.patches, self.probe, self.downstream]
         return "\n".join([*lines, *(part.describe() for part in parts if part is not None)])
 
 
@@ -116,13 +120,15 @@ def evaluate_pair(inputs: Inputs, options: EvaluateOptions) -> SaeEvaluation:
         for path in options.other_sae_path
     ]
     monosemanticity = measure_monosemanticity(scores) if options.monosemanticity else None
+    masks = find_masks(inputs.store, options, rows)
+    patches = None if masks is None else measure_patch_monosemanticity(inputs, masks, no_verify=options.no_verify)
     probe = None
     if options.probe:
         subjects = find_persons(inputs, options.covariates, options.subject_column)
         probe = measure_probe(
             inputs, found.tokens, n_images=options.probe_images, subjects=subjects, no_verify=options.no_verify
         )
-    return replace(found, stability=stability, monosemanticity=monosemanticity, probe=probe)
+    return replace(found, stability=stability, monosemanticity=monosemanticity, patches=patches, probe=probe)
 
 
 def _evaluate_reconstruction(inputs: Inputs, options: EvaluateOptions) -> tuple[SaeEvaluation, IntArray]:

@@ -11,8 +11,8 @@ import torch
 
 from cytosae.analysis.compartments import CompartmentScores, compare_compartments
 from cytosae.statistics.heatmaps import LatentEncoder
+from cytosae_pipeline.images.masks import Masks
 from cytosae_pipeline.report.data.report_data import ReportData
-from cytosae_pipeline.report.measures.masks import Masks
 from cytosae_pipeline.report.measures.score_file import ScoreFile
 from cytosae_pipeline.runtime.progress import Progress
 from cytosae_pipeline.statistics.inputs import Inputs

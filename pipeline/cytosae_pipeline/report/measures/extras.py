@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae.analysis.compartments import CompartmentScores
+from cytosae_pipeline.images.masks import Masks, find_masks
 from cytosae_pipeline.report.data.report_data import ReportData
 from cytosae_pipeline.report.measures.compartments import compartments_record
 from cytosae_pipeline.report.measures.evidence import LatentEvidence
 from cytosae_pipeline.report.measures.image_values import ImageValues, find_values
-from cytosae_pipeline.report.measures.masks import Masks, find_masks
 from cytosae_pipeline.report.measures.other_seeds import OtherSeed, find_partners, partner_records
 from cytosae_pipeline.report.measures.sites import Sites, find_sites
 from cytosae_pipeline.report.measures.sources import Sources, find_sources, sites_record, sources_record

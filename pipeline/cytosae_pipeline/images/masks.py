@@ -12,10 +12,10 @@ import numpy.typing as npt
 from cytosae.analysis.compartments import patch_shares
 from cytosae.backbones.image_values import UnreadableImageError
 from cytosae.backbones.label_images import MAX_COMPARTMENTS, decode_label_image, read_image_size
-from cytosae_cache.reading.permutation import spread_rows
+from cytosae_cache.reading.permutation import IntArray, spread_rows
 from cytosae_cache.store import ActivationStore
-from cytosae_pipeline.config import PageConfig
-from cytosae_pipeline.config.report import parse_names
+from cytosae_pipeline.config.masks import MaskChoice, parse_names
+from cytosae_pipeline.config.store import StoreSource
 from cytosae_pipeline.errors import UserError, quote, say_count
 from cytosae_pipeline.images.files import UnusableFileError, read_file
 from cytosae_pipeline.images.image_list import DatasetError, ImageList
@@ -41,8 +41,13 @@ class Masks(NamedTuple):
     """Images that were looked at and have no usable mask."""
 
 
-def find_masks(store: ActivationStore, config: PageConfig) -> Masks | None:
-    """Read the masks of up to `--mask_images` readable images, spread evenly over the store; None without the option.
+def find_masks(store: ActivationStore, config: MaskChoice, candidates: IntArray | None = None) -> Masks | None:
+    """Read the masks of up to `--mask_images` images, spread evenly; None without the option.
+
+    Args:
+        store: The store.
+        config: Where the masks are and, if it says it, where the images are.
+        candidates: Rows of readable images that masks are wanted of, increasing, shape `(n,)`; default all.
 
     Raises:
         UserError: If there is no such folder, no mask can be used, or the store's images have no known patches.
@@ -59,11 +64,12 @@ def find_masks(store: ActivationStore, config: PageConfig) -> Masks | None:
             f"--masks '{config.masks}' is not a folder: expected one with label images that are named as the images, "
             f"such as '{config.masks / store.images.path[0]}' or the same with .png"
         )
-    images = list_stored_images(store, config)
+    images = list_stored_images(store, config) if isinstance(config, StoreSource) else None
     if images is None:
         logger.info("the images were not found, so that the sizes of masks are not compared with theirs")
     names = parse_names(config.mask_names)
-    rows = store.valid_rows[spread_rows(len(store.valid_rows), config.mask_images)]
+    candidates = store.valid_rows if candidates is None else candidates
+    rows = candidates[spread_rows(len(candidates), config.mask_images)]
     size, grid = store.spec.preprocessing.image_size, (store.spec.tokens.grid[0], store.spec.tokens.grid[1])
     kept, shares, largest, reasons, examples = [], [], 0, Counter[str](), dict[str, str]()
     with Progress("masks", len(rows), "images") as bar:
