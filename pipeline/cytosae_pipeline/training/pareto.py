@@ -137,8 +137,9 @@ def _draw_panel(
     y_axis = _Axis(*_widen(low, high), top + _PANEL_HEIGHT - _BOTTOM, top + _TOP)
     runs = "1 run" if len(found) == 1 else f"{len(found)} runs"
     title = f"{name}: {unit}" if unit else name
+    label = f"{title}, against L0; {runs}, {min(values):.4f} to {max(values):.4f}"
     return [
-        f'<g role="group" aria-label="{escape(f"{title}, against L0; {runs}, {min(values):.4f} to {max(values):.4f}")}">',
+        f'<g role="group" aria-label="{escape(label)}">',
         *_draw_axes(x_axis, y_axis, title, between_labels=_PANEL_LABELS),
         *(
             _draw_point(x_axis, y_axis, point, value, colours[point.group], f"{name} {value:.4f}, L0 {point.l0:.1f}")
