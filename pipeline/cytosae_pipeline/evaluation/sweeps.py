@@ -20,8 +20,14 @@ PROBE_K = 5
 MOST_IMAGES = 4000
 """Images of the store on which the runs are measured, at most."""
 
-COLUMNS = ("stability_decoder", "stability_activation", f"probe_{PROBE_K}", "probe_mean_token", "monosemanticity")
-"""Columns that are added; definitions in docs/definitions.md, section 12."""
+COLUMNS = {
+    "stability_decoder": "share of live latents",
+    "stability_activation": "share of live latents",
+    f"probe_{PROBE_K}": "balanced accuracy",
+    "probe_mean_token": "balanced accuracy",
+    "monosemanticity": "median over latents",
+}
+"""Columns that are added, and their units; definitions in docs/definitions.md, section 12."""
 
 
 def measure_sweep(base: TrainConfig, result: SweepResult) -> SweepResult:
@@ -51,7 +57,7 @@ def measure_sweep(base: TrainConfig, result: SweepResult) -> SweepResult:
     nothing: dict[str, float | None] = dict.fromkeys(COLUMNS)
     rows = [replace(row, measures=measured.get(row.run, nothing)) for row in result.rows]
     made = replace(result, rows=rows)
-    write_sweep(made)
+    write_sweep(made, COLUMNS)
     return made
 
 

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import tomllib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,8 @@ class SweepRow:
 
     @property
     def text(self) -> str:
-        """What distinguishes the run, and what was measured of it."""
-        options = [f"{name} {value}" for name, value in self.options.items()]
-        measures = [f"{name} {value:.3f}" for name, value in self.measures.items() if value is not None]
-        return ", ".join(options + measures)
+        """What distinguishes the run."""
+        return ", ".join(f"{name} {value}" for name, value in self.options.items())
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class SweepResult:
     table: Path
     """The same as CSV."""
     picture: Path
-    """Explained variance against L0, as SVG."""
+    """Explained variance and what was measured against L0, as SVG."""
 
     def describe(self) -> str:
         """The table as text."""
@@ -183,19 +182,26 @@ def _run_sweep(base: TrainConfig, path: Path, world: World) -> SweepResult:
     return result
 
 
-def write_sweep(result: SweepResult) -> None:
+def write_sweep(result: SweepResult, units: Mapping[str, str] | None = None) -> None:
     """Write the table and the picture of a sweep, in place of those that are there.
 
     Args:
         result: The sweep.
+        units: Unit of each measure, for the picture.
     """
     write_file(result.table, _to_csv(result.rows))
     points = [
-        Point(row.l0, row.explained_variance, row.arch, row.text)
+        Point(
+            row.l0,
+            math.nan if row.explained_variance is None else row.explained_variance,
+            row.arch,
+            row.text,
+            row.measures,
+        )
         for row in result.rows
-        if row.l0 is not None and row.explained_variance is not None
+        if row.l0 is not None
     ]
-    write_file(result.picture, draw_pareto(points).encode())
+    write_file(result.picture, draw_pareto(points, units or {}).encode())
 
 
 def _train_dealt(runs: list[Run], options: list[dict[str, Any]], world: World) -> list[SweepRow]:

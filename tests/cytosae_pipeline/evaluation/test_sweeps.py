@@ -6,6 +6,7 @@ import pytest
 
 import cytosae_pipeline
 from tests.cytosae_pipeline.training.test_sweep import write
+from tests.support.sweep_pictures import read_panels
 
 
 def table(place):
@@ -36,7 +37,18 @@ def test_every_run_is_measured_and_seeds_are_compared(with_store, tmp_path):
         }.items():
             assert float(row[column]) == pytest.approx(value), (name, column)
     assert "stability_decoder" in text
-    assert "monosemanticity 0." in (with_store.root / "out/checkpoints/grid/sweep.svg").read_text()
+    panels = read_panels((with_store.root / "out/checkpoints/grid/sweep.svg").read_text())
+    assert [panel.titles[1].split(": ") for panel in panels] == [
+        ["stability_decoder", "share of live latents"], ["stability_activation", "share of live latents"],
+        ["probe_5", "balanced accuracy"], ["probe_mean_token", "balanced accuracy"],
+        ["monosemanticity", "median over latents"],
+    ]  # fmt: skip
+    for panel in panels:
+        column = panel.titles[1].split(":")[0]
+        assert [mark.value for mark in panel.marks] == pytest.approx(
+            [float(row[column]) for row in rows.values()], abs=0.002
+        )
+        assert [mark.l0 for mark in panel.marks] == pytest.approx([float(row["l0"]) for row in rows.values()], rel=0.01)
 
 
 def test_what_does_not_apply_is_empty(with_images, tmp_path, messages):
@@ -50,6 +62,8 @@ def test_what_does_not_apply_is_empty(with_images, tmp_path, messages):
     for row in table(with_images).values():
         assert [row[name] for name in ("stability_decoder", "stability_activation", "probe_5")] == ["", "", ""]
         assert float(row["monosemanticity"])
+    (panel,) = read_panels((with_images.root / "out/checkpoints/grid/sweep.svg").read_text())
+    assert panel.label.startswith("monosemanticity: median over latents, against L0; 2 runs, ")
 
 
 def test_measure_is_for_sweeps(with_store):
@@ -61,3 +75,4 @@ def test_measure_is_for_sweeps(with_store):
 def test_a_sweep_without_it_has_no_further_columns(with_store, tmp_path):
     with_store.train("--sweep", write(tmp_path, 'arch = "topk"\nk = [3]\nseed = [1, 2]'))
     assert list(next(iter(table(with_store).values())))[-1] == "sae"
+    assert read_panels((with_store.root / "out/checkpoints/grid/sweep.svg").read_text()) == []
