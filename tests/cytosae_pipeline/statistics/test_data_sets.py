@@ -225,8 +225,13 @@ def test_the_report_has_pictures_of_all_and_the_data_set_as_a_covariate(both):
     shutil.rmtree(page)
     (both.root / "dataset" / "more").rename(both.root / "elsewhere")
     output = both.run("report", *options).output
-    assert "the images of data set 'more' were not found: they are shown without pictures" in output
+    expected = "the images of data set 'more' were not found: they are shown without pictures. Put them, or a link to"
+    assert expected in output
+    assert "pass --images" not in output
     assert 0 < len(list((page / "thumbnails").glob("*.jpg"))) < shown - 10
+    (both.root / "dataset" / "more").symlink_to(both.root / "elsewhere")
+    both.run("report", *options)
+    assert len(list((page / "thumbnails").glob("*.jpg"))) == shown
 
 
 def test_tables_name_the_data_set_of_every_image(both):
@@ -297,5 +302,9 @@ def test_in_python_a_joined_store_is_given_like_any_other(both):
     assert np.array_equal(np.asarray(found.top_rows), expected.numpy())
     evaluation = cytosae_pipeline.evaluate_sae(both.sae(), store)
     assert evaluation.overall.n_images == 39
+    with pytest.raises(ValueError, match="found where the place of one is expected"):
+        cytosae_pipeline.make_report(root_dir=both.root, sae_path=both.sae(), store=store)
+    with pytest.raises(UserError, match="no images at '/nowhere'"):
+        cytosae_pipeline.plot.latent(found, 0, images="/nowhere")
     with pytest.raises(ValueError, match="was given twice"):
         cytosae_cache.join_stores([parts[0], parts[0].path])
