@@ -253,6 +253,10 @@ def test_an_autoencoder_is_evaluated_on_the_images_that_were_held_out_of_all(bot
     # The second data set alone was trained on, too.
     alone = ["--dataset_name", "more", "--sae_path", both.sae("part"), "--json"]
     assert json.loads(both.run("evaluate", *alone).stdout)["overall"]["n_images"] == int(masks[1].sum())
+    # So does an atlas, which compares new images with those.
+    output = both.run("export", *sae, "--format", "atlas", "--out", both.root / "of-both").output
+    n_held_out = sum(int(mask.sum()) for mask in masks)
+    assert f"training held out {n_held_out} images, too few to compare new images with" in output
 
 
 def test_images_that_were_held_out_are_those_of_the_parts(both):
