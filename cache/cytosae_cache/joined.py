@@ -1,6 +1,8 @@
 """Several stores of the same encoder, opened as one: cohorts that span sites, or that grow."""
 
 import hashlib
+import os
+import typing
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property, partial
@@ -50,13 +52,20 @@ class JoinedStore(ActivationStore):
     Raises:
         StoreError: If a store cannot be opened or is unfinished, or there are fewer than two.
         StoreMismatchError: If encoders differ, two stores are of data sets of the same name, or a patient's name
-            stands in several and `joined_patients` does not say what that means.
+            stands in several and `joined_patients` does not say what that means, or contradicts what was stated when
+            some of the stores were joined.
+        TypeError: If one place is given instead of several.
+        ValueError: If `joined_patients` is another word.
     """
 
     def __init__(
         self, stores: Sequence[ActivationStore | Location], *, joined_patients: SameNames | None = None
     ) -> None:
+        _require_sequence(stores)
+        if joined_patients not in (None, *typing.get_args(SameNames)):
+            raise ValueError(f"joined_patients must be 'same', 'separate' or None, found {joined_patients!r}")
         opened = [one if isinstance(one, ActivationStore) else ActivationStore.open(one) for one in stores]
+        _require_stated_alike(opened, joined_patients)
         self._parts = tuple(part for store in opened for part in store.parts)
         self.joined_patients = joined_patients
         """What was stated about patients."""
@@ -81,6 +90,17 @@ class JoinedStore(ActivationStore):
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         return partial(JoinedStore, joined_patients=self.joined_patients), (
             [part.absolute_location for part in self._parts],
+        )
+
+    def __fspath__(self) -> str:
+        """Joined stores have no place of their own.
+
+        Raises:
+            StoreError: Always.
+        """
+        raise StoreError(
+            f"'{self.path}' are several stores that are read as one, found where the place of one is expected. Name "
+            "their data sets instead, with dataset_name and with_dataset"
         )
 
     @property
@@ -210,6 +230,7 @@ def join_stores(
     stores: Sequence[ActivationStore | Location], *, joined_patients: SameNames | None = None
 ) -> ActivationStore:
     """Open several stores as one, see `JoinedStore`; one alone is opened as it is."""
+    _require_sequence(stores)
     if len(stores) == 1:
         return stores[0] if isinstance(stores[0], ActivationStore) else ActivationStore.open(stores[0])
     return JoinedStore(stores, joined_patients=joined_patients)
@@ -225,6 +246,22 @@ def require_different(stores: Sequence[ActivationStore]) -> None:
     twice = next((store for store, place in zip(stores, places, strict=True) if places.count(place) > 1), None)
     if twice is not None:
         raise StoreMismatchError(f"store '{twice.path}' was given twice: omit one --with_dataset")
+
+
+def _require_sequence(stores: Sequence[ActivationStore | Location]) -> None:
+    """Refuse one place, whose letters would be taken for places."""
+    if isinstance(stores, str | os.PathLike):
+        raise TypeError(f"stores must be a list of stores or places, found '{os.fspath(stores)}' alone")
+
+
+def _require_stated_alike(stores: Sequence[ActivationStore], joined_patients: SameNames | None) -> None:
+    """Refuse stores that were joined with another statement about patients, which would be lost."""
+    for store in stores:
+        if isinstance(store, JoinedStore) and store.joined_patients not in (None, joined_patients):
+            raise StoreMismatchError(
+                f"'{store.path}' were joined with joined_patients {store.joined_patients!r}, found "
+                f"{joined_patients!r}: state the same, or join their .parts"
+            )
 
 
 def _require_several(parts: Sequence[ActivationStore]) -> None:

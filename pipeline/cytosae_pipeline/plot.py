@@ -43,7 +43,8 @@ def latent(stats: FeatureStats, latents: int | Sequence[int], *, images: str | P
     Args:
         stats: Results of `feature_stats`.
         latents: One latent or several.
-        images: Folder of the pictures, or the CSV that lists them; without it maps are drawn on grey.
+        images: Folder of the pictures, or the CSV that lists them, of joined stores those of the first; without it maps
+            are drawn on grey.
 
     Raises:
         UserError: If a latent does not exist, the folder is missing, or matplotlib is not installed.
@@ -56,7 +57,7 @@ def latent(stats: FeatureStats, latents: int | Sequence[int], *, images: str | P
     found = None
     if images is not None:
         found = list_stored_images(stats.inputs.store, StoreSource(images=Path(images)))
-        if found is None:
+        if found is None or not Path(images).exists():
             raise UserError(f"no images at '{images}'")
     with figure_style():
         return draw_reference_images(_page_data(stats), chosen, found)

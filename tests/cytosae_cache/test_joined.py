@@ -1,6 +1,7 @@
 """Stores that are joined behave like one store of all images."""
 
 import dataclasses
+import os
 import pickle
 
 import numpy as np
@@ -53,6 +54,23 @@ def test_activations_are_those_of_the_parts(parts):
     assert joined[[]].shape == (0, 5, 8)
     joined.close()
     assert np.array_equal(joined[12], expected[12])
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        25, -26, np.int64(12), slice(3, 20), slice(None, None, -1), slice(20, 3, -3), slice(5, 5), slice(-3, None),
+        [1, -1], np.array([3, 25, 11]), np.arange(26) % 3 == 0, np.zeros(26, bool), np.uint8([9, 12]),
+    ],
+)  # fmt: skip
+def test_rows_are_chosen_as_of_an_array(parts, rows):
+    assert np.array_equal(JoinedStore(parts)[rows], all_of(parts)[rows], equal_nan=True)
+
+
+@pytest.mark.parametrize("rows", [26, -27, [0, 26], np.ones(25, bool), [1.0]])
+def test_rows_that_are_not_there_are_refused(parts, rows):
+    with pytest.raises(IndexError):
+        JoinedStore(parts)[rows]
 
 
 def test_shards_cover_the_rows_and_none_crosses_a_part(parts):
@@ -268,6 +286,27 @@ def test_what_cannot_be_joined_is_refused(parts, tmp_path):
         JoinedStore([north, unfinished])
 
 
+def test_one_place_is_no_list_of_stores(parts):
+    for place in (parts[0].path, str(parts[0].path), parts[0]):
+        for join in (JoinedStore, join_stores):
+            with pytest.raises(TypeError, match=r"must be a list of stores or places, found '.*north\.zarr' alone"):
+                join(place)
+
+
+def test_what_patients_mean_is_one_of_two_words(parts):
+    with pytest.raises(ValueError, match=r"joined_patients must be 'same', 'separate' or None, found 'both'"):
+        JoinedStore(parts, joined_patients="both")
+
+
+def test_what_was_stated_about_patients_is_not_lost_by_joining_further(parts):
+    first = JoinedStore(parts[:2], joined_patients="separate")
+    for stated in (None, "same"):
+        with pytest.raises(StoreMismatchError, match=f"with joined_patients 'separate', found {stated!r}: state the "):
+            JoinedStore([first, parts[2]], joined_patients=stated)
+    both = JoinedStore([first, parts[2]], joined_patients="separate")
+    assert both.contents == JoinedStore(parts, joined_patients="separate").contents
+
+
 def test_what_only_parts_have_is_asked_of_them(parts):
     joined = JoinedStore(parts)
     assert joined.parts == tuple(parts)
@@ -275,6 +314,8 @@ def test_what_only_parts_have_is_asked_of_them(parts):
         joined.zarr_array()
     with pytest.raises(StoreError, match=r"they have no array 'channels/mean'\. Ask one of \.parts"):
         joined.column("channels/mean")
+    with pytest.raises(StoreError, match=r"found where the place of one is expected\. Name their data sets instead"):
+        os.fspath(joined)
 
 
 def test_one_store_stays_as_it_is_and_joined_ones_can_be_joined_further(parts):

@@ -17,7 +17,7 @@ from cytosae_pipeline.evaluation.image_scores import Tokens
 from cytosae_pipeline.runtime.progress import Progress
 from cytosae_pipeline.statistics.features import Features
 from cytosae_pipeline.statistics.inputs import Inputs
-from cytosae_pipeline.training.holdout import HeldOutBy, held_out
+from cytosae_pipeline.training.holdout import held_out, is_trained_on, trained_unit
 
 logger = logging.getLogger(__name__)
 
@@ -115,9 +115,8 @@ def _split(inputs: Inputs) -> tuple[IntArray, IntArray, SeenImages]:
     Images that were held out of training are compared with if there are enough of them, else every fifth.
     """
     store, cfg = inputs.store, inputs.sae_cfg
-    here = cfg.get("list_digest") == store.provenance.list_digest
-    share = cfg.get("held_out")
-    by: HeldOutBy = "patient" if cfg.get("held_out_by") == "patient" else "image"
+    here = is_trained_on(cfg, store)
+    share, by = cfg.get("held_out"), trained_unit(cfg)
     if here and isinstance(share, int | float) and 0 < share < 1:
         is_held_out = held_out(store, float(share), by)
         compared, rest = np.flatnonzero(store.valid & is_held_out), np.flatnonzero(store.valid & ~is_held_out)
@@ -130,7 +129,7 @@ def _split(inputs: Inputs) -> tuple[IntArray, IntArray, SeenImages]:
             f"used, and the autoencoder was trained on most of these. {_CONSEQUENCE}"
         )
     elif here:
-        logger.warning(f"the autoencoder was trained on all images of the atlas. {_CONSEQUENCE}")
+        logger.warning(f"the autoencoder was trained on images of the atlas. {_CONSEQUENCE}")
     rows = store.valid_rows
     n_compared = max(len(rows) // 5, min(_FEWEST_COMPARED, len(rows) // 2))
     chosen = np.zeros(len(rows), dtype=bool)

@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from cytosae_pipeline.statistics.label_index import LabelIndex
 from cytosae_pipeline.statistics.subjects import find_persons
 from cytosae_pipeline.training.evaluation import Evaluation, measure
 from cytosae_pipeline.training.expectations import explain_dense
-from cytosae_pipeline.training.holdout import HeldOutBy, held_out
+from cytosae_pipeline.training.holdout import HeldOutBy, held_out, is_trained_on, trained_unit
 from cytosae_pipeline.training.matmul import fp32_matmul
 from cytosae_pipeline.workspace.runs import resolve_sae
 
@@ -144,7 +144,7 @@ def _evaluate_reconstruction(inputs: Inputs, options: EvaluateOptions) -> tuple[
             f"no readable image of store '{store.path}' is held out with held_out {share:g} by {by}: give held_out 0 "
             "to evaluate all images"
         )
-    if not share and _knows(inputs):
+    if not share and is_trained_on(inputs.sae_cfg, store):
         logger.info("the autoencoder was trained on these images: it may reconstruct new ones less well")
     labels = LabelIndex.of(store.images.label)
     direct = exceeds_page_cache(store.n_images * store.spec.record_bytes)
@@ -173,21 +173,12 @@ def _evaluate_reconstruction(inputs: Inputs, options: EvaluateOptions) -> tuple[
 def _held_out(inputs: Inputs, options: EvaluateOptions) -> tuple[float, HeldOutBy]:
     """The share of images to which the evaluation is limited, and by which unit they were held out."""
     cfg = inputs.sae_cfg
-    trained: HeldOutBy | None = next((unit for unit in get_args(HeldOutBy) if unit == cfg.get("held_out_by")), None)
-    by: HeldOutBy = options.held_out_by or trained or "image"
+    by = options.held_out_by or trained_unit(cfg)
     if options.held_out is not None:
         return options.held_out, by
-    trained_here = cfg.get("spec_hash") == inputs.store.spec.hash and _knows(inputs)
+    trained_here = cfg.get("spec_hash") == inputs.store.spec.hash and is_trained_on(cfg, inputs.store)
     share = cfg.get("held_out")
     return (float(share) if trained_here and isinstance(share, int | float) else 0.0), by
-
-
-def _knows(inputs: Inputs) -> bool:
-    """Whether the autoencoder was trained on images of the store, or of one of those that are joined."""
-    cfg = inputs.sae_cfg
-    further = cfg.get("with_list_digest")
-    trained = [cfg.get("list_digest"), *(further if isinstance(further, list) else [])]
-    return any(part.provenance.list_digest in trained for part in inputs.store.parts)
 
 
 def _tokens(inputs: Inputs, options: EvaluateOptions) -> Tokens:

@@ -22,6 +22,7 @@ from cytosae_pipeline.images.image_list import (
 )
 from cytosae_pipeline.images.manifest import read_manifest
 from cytosae_pipeline.workspace.build_record import find_images
+from cytosae_pipeline.workspace.paths import Workspace
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +81,10 @@ def list_stored_images(store: ActivationStore, source: StoreSource) -> ImageList
         store: The store; of joined ones, those whose images are there.
         source: Names the place of the images (of the first store), if they are not where the store was built from.
     """
+    # --images is about the first data set.
     places = [
-        find_images(part, source.root_dir, None if number else source.images) for number, part in enumerate(store.parts)
+        find_images(part, source.root_dir, None if number else source.images, advise=not number)
+        for number, part in enumerate(store.parts)
     ]
     if len(places) == 1:
         return list_images_of(store, places[0]) if places[0].exists() else None
@@ -90,9 +93,14 @@ def list_stored_images(store: ActivationStore, source: StoreSource) -> ImageList
         for part, place in zip(store.parts, places, strict=True)
         if place.exists()
     }
-    for name in (part.provenance.dataset for part in store.parts):
+    for number, part in enumerate(store.parts):
+        name = part.provenance.dataset
         if folders and name not in folders:
-            logger.warning(f"the images of data set {quote(name)} were not found: they are shown without pictures")
+            own = Workspace(source.root_dir).dataset_dir(name)
+            advice = f"Put them, or a link to their folder, at '{own}'" if number else "Pass --images PATH"
+            logger.warning(
+                f"the images of data set {quote(name)} were not found: they are shown without pictures. {advice}"
+            )
     return ImageList(SeveralRoots(folders), StoredRows(store.images), STORED) if folders else None
 
 

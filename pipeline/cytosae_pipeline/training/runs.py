@@ -32,7 +32,7 @@ from cytosae_pipeline.training.matmul import (
     read_products,
 )
 from cytosae_pipeline.workspace.find import IMPORTED
-from cytosae_pipeline.workspace.paths import Workspace, checkpoint_name, file_part, final_name
+from cytosae_pipeline.workspace.paths import Workspace, checkpoint_name, file_part, final_name, short_name
 from cytosae_pipeline.workspace.runs import CONFIG_NAME, STATE_NAMES, read_config, run_folders
 
 logger = logging.getLogger(__name__)
@@ -237,7 +237,7 @@ def _make_run(config: TrainConfig, stores: tuple[ActivationStore, ...], device: 
     """The run of a precision, with products that nothing was measured for."""
     recipe = _make_recipe(config, stores)
     digest = hashlib.sha256(canonical_json(recipe)).hexdigest()[:8]
-    datasets = "+".join(file_part(store.provenance.dataset) for store in stores)
+    datasets = short_name("+".join(file_part(store.provenance.dataset) for store in stores))
     folder = Workspace(config.root_dir).run_dir(config.run_name or f"{datasets}-{digest}")
     return Run(config, stores, folder, recipe, device, choose_products(config.precision, device, stores[0].d_model))
 

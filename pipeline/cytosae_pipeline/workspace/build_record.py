@@ -71,18 +71,20 @@ def find_build(store: ActivationStore, root_dir: Path) -> BuildConfig | None:
         return None
 
 
-def find_images(store: ActivationStore, root_dir: Path, given: Path | None) -> Path:
+def find_images(store: ActivationStore, root_dir: Path, given: Path | None, *, advise: bool = True) -> Path:
     """Where the images of a store are to be looked for; nothing need be there.
 
     Args:
         store: The store.
         root_dir: Folder of the workspace.
         given: The place that the user names, if any.
+        advise: Whether to say that it can be named, if the images are no longer where the store was built from.
 
     Returns:
         That place, else where the store was built from, else the data set's own folder in the workspace.
     """
-    return given or _recorded(store, root_dir, "images") or Workspace(root_dir).dataset_dir(store.provenance.dataset)
+    found = given or _recorded(store, root_dir, "images", advise=advise)
+    return found or Workspace(root_dir).dataset_dir(store.provenance.dataset)
 
 
 def find_model(store: ActivationStore, root_dir: Path, given: Path | None) -> Path | None:
@@ -96,7 +98,9 @@ def find_model(store: ActivationStore, root_dir: Path, given: Path | None) -> Pa
     return given or _recorded(store, root_dir, "model_path")
 
 
-def _recorded(store: ActivationStore, root_dir: Path, name: Literal["images", "model_path"]) -> Path | None:
+def _recorded(
+    store: ActivationStore, root_dir: Path, name: Literal["images", "model_path"], *, advise: bool = True
+) -> Path | None:
     """A place that a build was given, if it still exists."""
     build = find_build(store, root_dir)
     path: Path | None = getattr(build, name) if build is not None else None
@@ -104,7 +108,8 @@ def _recorded(store: ActivationStore, root_dir: Path, name: Literal["images", "m
         return path
     what = {"images": "images", "model_path": "checkpoint"}[name]
     if not path.exists():
-        logger.info(f"the store was built with the {what} '{path}', which is not there any more: pass --{name} PATH")
+        advice = f": pass --{name} PATH" if advise else ""
+        logger.info(f"the store was built with the {what} '{path}', which is not there any more{advice}")
         return None
     logger.info(f"{what}: '{path}', as when the store was built")
     return path

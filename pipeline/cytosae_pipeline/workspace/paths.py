@@ -1,5 +1,6 @@
 """The one place that knows the layout of `<root>/dataset` and `<root>/out`."""
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -11,6 +12,9 @@ EMBEDDED_MODEL = Path(__file__).parents[1] / "assets" / "cytosae_tiny14.pth"
 """Checkpoint of the small vision transformer in the package, which the word `embedded` stands for."""
 
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+_MAX_LETTERS = 200
+"""Longest name of data sets in a folder's name; file systems allow 255 bytes, and more may follow."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,9 @@ class Workspace:
         return self.checkpoints_dir / safe_name(run, "run")
 
     def feature_dir(self, sae_path: Path, vit_type: str, dataset: str) -> Path:
-        """Statistics of one autoencoder on one data set."""
+        """Statistics of one autoencoder on one data set, or on several that are joined."""
         folder = f"sae_{safe_name(run_of_sae(sae_path), 'run')}"
-        name = safe_name(dataset, "data set")
+        name = short_name(safe_name(dataset, "data set"))
         return self.root / "out" / "feature_data" / folder / safe_name(vit_type, "vit_type") / name
 
 
@@ -99,6 +103,14 @@ def checkpoint_name(n_images: int, model_name: str, block: str, module_name: str
 def file_part(name: str) -> str:
     """A name turned into part of a file name: a hub name's slash becomes a dash."""
     return re.sub(r"[^A-Za-z0-9._+-]", "-", name)
+
+
+def short_name(name: str) -> str:
+    """The name, if a folder can have it; of a longer one, as of many data sets, its beginning and a digest."""
+    if len(name) <= _MAX_LETTERS:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return f"{name[: _MAX_LETTERS - len(digest) - 1]}-{digest}"
 
 
 def safe_name(name: str, what: str) -> str:

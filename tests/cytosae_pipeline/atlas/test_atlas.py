@@ -46,7 +46,7 @@ def test_an_atlas_contains_what_was_found(with_sae, groups):
     output = export(with_sae, "--groups", groups).output
     folder = with_sae.root / "toy.atlas"
     assert "atlas of 22 images, 4 patients and 96 latents (1 with a name or note)" in output
-    assert "the autoencoder was trained on all images of the atlas" in output
+    assert "the autoencoder was trained on images of the atlas" in output
     assert f"key of the pseudonyms (not part of the atlas; keep it secret): {folder}.key" in output
     assert {path.name for path in folder.iterdir()} == {MANIFEST, *FILES}
     atlas, store = read_atlas(folder), ActivationStore.open(with_sae.store)

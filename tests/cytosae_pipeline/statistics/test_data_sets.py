@@ -225,8 +225,13 @@ def test_the_report_has_pictures_of_all_and_the_data_set_as_a_covariate(both):
     shutil.rmtree(page)
     (both.root / "dataset" / "more").rename(both.root / "elsewhere")
     output = both.run("report", *options).output
-    assert "the images of data set 'more' were not found: they are shown without pictures" in output
+    expected = "the images of data set 'more' were not found: they are shown without pictures. Put them, or a link to"
+    assert expected in output
+    assert "pass --images" not in output
     assert 0 < len(list((page / "thumbnails").glob("*.jpg"))) < shown - 10
+    (both.root / "dataset" / "more").symlink_to(both.root / "elsewhere")
+    both.run("report", *options)
+    assert len(list((page / "thumbnails").glob("*.jpg"))) == shown
 
 
 def test_tables_name_the_data_set_of_every_image(both):
@@ -248,6 +253,10 @@ def test_an_autoencoder_is_evaluated_on_the_images_that_were_held_out_of_all(bot
     # The second data set alone was trained on, too.
     alone = ["--dataset_name", "more", "--sae_path", both.sae("part"), "--json"]
     assert json.loads(both.run("evaluate", *alone).stdout)["overall"]["n_images"] == int(masks[1].sum())
+    # So does an atlas, which compares new images with those.
+    output = both.run("export", *sae, "--format", "atlas", "--out", both.root / "of-both").output
+    n_held_out = sum(int(mask.sum()) for mask in masks)
+    assert f"training held out {n_held_out} images, too few to compare new images with" in output
 
 
 def test_images_that_were_held_out_are_those_of_the_parts(both):
@@ -297,5 +306,9 @@ def test_in_python_a_joined_store_is_given_like_any_other(both):
     assert np.array_equal(np.asarray(found.top_rows), expected.numpy())
     evaluation = cytosae_pipeline.evaluate_sae(both.sae(), store)
     assert evaluation.overall.n_images == 39
+    with pytest.raises(ValueError, match="found where the place of one is expected"):
+        cytosae_pipeline.make_report(root_dir=both.root, sae_path=both.sae(), store=store)
+    with pytest.raises(UserError, match="no images at '/nowhere'"):
+        cytosae_pipeline.plot.latent(found, 0, images="/nowhere")
     with pytest.raises(ValueError, match="was given twice"):
         cytosae_cache.join_stores([parts[0], parts[0].path])

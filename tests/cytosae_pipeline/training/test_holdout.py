@@ -1,5 +1,6 @@
 """Images held out by a hash: the share, what stays together, and that nothing else decides."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -11,8 +12,12 @@ from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.reader import StoreReader
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.statistics.halves import split_in_halves
-from cytosae_pipeline.training.holdout import held_out
-from tests.support.stores import make_activations, make_store, make_table
+from cytosae_pipeline.training.holdout import held_out, is_trained_on, trained_unit
+from tests.support.stores import PROVENANCE, make_activations, make_store, make_table
+
+
+def named(dataset):
+    return dataclasses.replace(PROVENANCE, dataset=dataset, list_digest=dataset[0] * 64)
 
 
 def make(folder, n, **options):
@@ -138,3 +143,38 @@ def test_a_store_without_subjects_is_explained(tmp_path):
     nobody = make(tmp_path / "n.zarr", 4, table=make_table(4, patients=[""]))
     with pytest.raises(UserError, match="has no subjects. Give --held_out_by image"):
         held_out(nobody, 0.5, "subject")
+
+
+def test_an_autoencoder_knows_the_stores_that_it_was_trained_on_alone_and_joined(tmp_path):
+    north, south, west = (
+        make(tmp_path / f"{name}.zarr", 3, table=make_table(3, patients=(name,)), provenance=named(name))
+        for name in ("north", "south", "west")
+    )
+    cfg = {"list_digest": north.provenance.list_digest, "with_list_digest": [south.provenance.list_digest]}
+    assert is_trained_on(cfg, north)
+    assert is_trained_on(cfg, south)
+    assert not is_trained_on(cfg, west)
+    assert is_trained_on(cfg, cytosae_cache.join_stores([west, south]))
+    assert is_trained_on({"list_digest": north.provenance.list_digest}, north)
+    assert not is_trained_on({}, north)
+
+
+@pytest.mark.parametrize(
+    ("said", "unit"),
+    [("image", "image"), ("patient", "patient"), ("subject", "subject"), (None, "image"), ([], "image")],
+)
+def test_what_training_held_out_is_read_from_the_file(said, unit):
+    assert trained_unit({"held_out_by": said}) == unit
+    assert trained_unit({}) == "image"
+
+
+def test_images_of_a_joined_store_without_patients_count_by_themselves(tmp_path):
+    north = make(tmp_path / "n.zarr", 40, table=make_table(40, patients=("p", "q", "r")), provenance=named("north"))
+    south = make(tmp_path / "s.zarr", 30, table=make_table(30, patients=("",)), provenance=named("south"))
+    found = held_out(cytosae_cache.join_stores([north, south]), 0.5, "patient")
+    assert found.tolist() == [*held_out(north, 0.5, "patient"), *held_out(south, 0.5, "image")]
+    west = make(tmp_path / "w.zarr", 3, table=make_table(3, patients=("",)), provenance=named("west"))
+    with pytest.raises(
+        UserError, match=r"but store '.*s\.zarr \+ .*w\.zarr' has no patients\. Give --held_out_by image"
+    ):
+        held_out(cytosae_cache.join_stores([south, west]), 0.5, "patient")

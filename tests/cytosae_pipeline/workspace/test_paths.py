@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cytosae_pipeline.errors import UserError
-from cytosae_pipeline.workspace.paths import Workspace, checkpoint_name, final_name, run_of_sae, safe_name
+from cytosae_pipeline.workspace.paths import Workspace, checkpoint_name, final_name, run_of_sae, safe_name, short_name
 
 
 def test_the_layout_is_that_of_the_contract(tmp_path):
@@ -25,6 +25,17 @@ def test_the_layout_is_that_of_the_contract(tmp_path):
 def test_names_that_are_no_plain_folder_are_refused(name):
     with pytest.raises(UserError, match="cannot be the name of a folder"):
         safe_name(name, "data set")
+
+
+def test_folders_of_many_data_sets_are_named_by_their_beginning_and_a_digest(tmp_path):
+    assert short_name("a+b" * 66) == "a+b" * 66
+    long = "+".join(f"hospital-{number:02d}" for number in range(30))
+    folders = [Workspace(tmp_path).feature_dir(tmp_path / "s.pt", "custom", name) for name in (long, f"{long}x")]
+    assert len({folder.name for folder in folders}) == 2
+    for folder in folders:
+        assert len(folder.name) == 200
+        assert folder.name.startswith("hospital-00+hospital-01+")
+        folder.mkdir(parents=True)
 
 
 def test_a_file_outside_a_run_is_its_own_run(tmp_path):
