@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import patches, shuffle, train_step
+from benchmarks import memory, patches, shuffle, train_step
 from cytosae.sae.registry import ARCHITECTURES
 from cytosae.training.matmul import MatmulConfig
 from tests.support.stores import make_activations, make_spec, make_store
@@ -141,11 +141,38 @@ def test_half_size_compares_ways_and_autoencoders(tmp_path):
 
 def test_peak_memory_does_not_hold_the_images(tmp_path):
     # 270 further images of 65,792 bytes are 18 MB; the noise of an allocator is a fraction of that.
-    build, epoch = _run("memory", "--folder", tmp_path, "--images", 30, "--shard-images", 5, "--batch", 4)
+    sizes = ["--images", 30, "--shard-images", 5, "--batch", 4]
+    build, epoch = _run("memory", "--folder", tmp_path, *sizes, "--jobs", "build", "epoch")
     assert (build["name"], epoch["name"]) == ("memory_build", "memory_epoch")
     for line in (build, epoch):
         assert line["images"] == [30, 300]
         assert line["growth_bytes_per_image"] < 0.75 * line["activation_bytes_per_image"]
+
+
+def test_memory_is_measured_of_verbs_that_read_one_store_or_two(tmp_path):
+    jobs = ["features", "joined_features"]
+    lines = _run("memory", "--folder", tmp_path, "--read-images", 24, "--shard-images", 5, "--jobs", *jobs)
+    assert [line["name"] for line in lines] == [f"memory_{job}" for job in jobs]
+    assert all(line["images"] == [24, 240] and min(line["peak_mb"]) > 50 for line in lines)
+    # 17 tokens of 64 numbers, each of two bytes.
+    assert all(line["activation_bytes_per_image"] == 17 * 64 * 2 for line in lines)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_verb_whose_memory_is_measured_runs_on_the_stores_made_for_it(tmp_path, capsys):
+    memory.write_workspace(tmp_path, 192, 20)
+    for job in memory.READERS:
+        memory.run_verb(tmp_path, job, 96)
+    printed = capsys.readouterr().out
+    assert "probes of 4 labels on 96 images of " in printed
+    assert "monosemanticity: median" in printed
+    assert f"stability against {tmp_path / 'other.pt'}" in printed
+    results = tmp_path / "out" / "feature_data" / "sae_sae" / "custom"
+    for dataset in ("whole", "one+two"):
+        page = results / dataset / "report" / "data"
+        assert len(list((page / "latents").iterdir())) == 16
+        (latent, *_) = (page / "latents").iterdir()
+        assert all(f"site {number}" in latent.read_text() for number in range(3))
 
 
 SMALL_STEP = ["--d-in", 16, "--latents", 64, "--tokens", 40, "--rounds", 1]
