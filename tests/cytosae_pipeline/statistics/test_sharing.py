@@ -221,6 +221,8 @@ def test_what_a_worker_does_not_find_is_named(place, tmp_path):
     with pytest.raises(
         ClusterError, match=r"the worker on \S+ finds no store at '/nowhere.zarr'. Put it on a disk that"
     ):
-        dataclasses.replace(shared.store, location="/nowhere.zarr").open()
+        dataclasses.replace(shared.store, locations=("/nowhere.zarr",)).open()
+    with pytest.raises(ClusterError, match=r"the worker on \S+ finds no store at '/other.zarr'"):
+        dataclasses.replace(shared.store, locations=(*shared.store.locations, "/other.zarr")).open()
     with pytest.raises(ClusterError, match=r"the worker on \S+ finds no autoencoder at '/nowhere.pt'"):
         dataclasses.replace(shared, sae_path="/nowhere.pt").open()
