@@ -17,7 +17,7 @@ SOURCES = {
 ORDER: dict[str, list[set[str]]] = {
     "cytosae": [{"pickles"}, {"backbones", "sae"}, {"training", "statistics"}, {"formats", "analysis"}],
     "cytosae_cache": [
-        {"errors"}, {"storage"}, {"format"}, {"reading"}, {"views", "torch_views"}, {"store"}, {"joined"},
+        {"errors"}, {"storage"}, {"format"}, {"reading"}, {"views", "torch_views"}, {"store"}, {"joined_store"},
         {"creation", "shard_data"}, {"writer"}, {"verify"},
     ],
     "cytosae_pipeline": [

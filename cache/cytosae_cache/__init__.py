@@ -7,7 +7,7 @@
 
 Modules, lowest first, each importing only lower ones: `errors`, `storage/` (files), `format/` (what they contain),
 `reading/` (rows into memory, in training order), `views` (dask, xarray, notebooks) and `torch_views`, `store` (the
-facade that users open), `joined` (several as one), `writer`, `verify`.
+facade that users open), `joined_store` (several as one), `writer`, `verify`.
 
 Shape letters: `N` images in a store, `T` tokens per image, `D` model width.
 """

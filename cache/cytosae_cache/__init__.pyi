@@ -10,8 +10,8 @@ from .errors import StoreUnreachableError as StoreUnreachableError
 from .format.spec import Preprocessing as Preprocessing
 from .format.spec import StoreSpec as StoreSpec
 from .format.spec import TokenLayout as TokenLayout
-from .joined import JoinedStore as JoinedStore
-from .joined import join_stores as join_stores
+from .joined_store import JoinedStore as JoinedStore
+from .joined_store import join_stores as join_stores
 from .store import ActivationStore as ActivationStore
 from .store import open as open
 from .torch_views import StoreBatches as StoreBatches

@@ -8,7 +8,7 @@ from typing import Any
 from cytosae.backbones.weights import weights_sha256
 from cytosae_cache.errors import StoreNotFoundError
 from cytosae_cache.format.spec import Preprocessing
-from cytosae_cache.joined import require_different
+from cytosae_cache.joined_store import require_different
 from cytosae_cache.reading.concat import check_same_spec
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.building.build import build_and_open

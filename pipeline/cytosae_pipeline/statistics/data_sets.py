@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from cytosae_cache.joined import SameNames, join_stores
+from cytosae_cache.joined_store import SameNames, join_stores
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.errors import quote, say_count
 

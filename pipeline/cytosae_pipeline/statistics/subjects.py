@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cytosae.analysis.subjects import SplitSubjectError, subject_groups
-from cytosae_cache.joined import JoinedStore
+from cytosae_cache.joined_store import JoinedStore
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.errors import UserError, quote
 from cytosae_pipeline.images.columns import column_texts

@@ -5,7 +5,7 @@ import socket
 import threading
 from dataclasses import dataclass
 
-from cytosae_cache.joined import JoinedStore, SameNames, join_stores
+from cytosae_cache.joined_store import JoinedStore, SameNames, join_stores
 from cytosae_cache.store import ActivationStore
 from cytosae_pipeline.runtime.cluster_worker import ClusterError
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cytosae_cache.joined import JoinedStore
+from cytosae_cache.joined_store import JoinedStore
 from cytosae_pipeline.config import PageConfig
 from cytosae_pipeline.errors import UserError, quote
 from cytosae_pipeline.images.columns import column_texts
