@@ -16,7 +16,7 @@ from cytosae_cache.format.layout import ImageTable
 from cytosae_cache.format.metadata import Provenance
 from cytosae_cache.format.moments import Moments
 from cytosae_cache.format.spec import canonical_json
-from cytosae_cache.format.texts import Names, Texts, to_texts
+from cytosae_cache.format.texts import Names, Texts, as_texts, to_texts
 from cytosae_cache.reading.concat import check_same_spec
 from cytosae_cache.reading.joined_reader import JoinedReader, first_rows
 from cytosae_cache.reading.reader import RowReader
@@ -74,12 +74,8 @@ class JoinedStore(ActivationStore):
         self.names = tuple(part.provenance.dataset for part in self._parts)
         """Names of the data sets, in the order of the rows."""
         self.path = " + ".join(str(part.path) for part in self._parts)
-        self.spec, self.complete, self.files, self.compression = (
-            self._parts[0].spec,
-            True,
-            {},
-            self._parts[0].compression,
-        )
+        self.spec, self.compression = self._parts[0].spec, self._parts[0].compression
+        self.complete, self.files = True, {}
         self.n_images = sum(part.n_images for part in self._parts)
         self.shard_images = max(part.shard_images for part in self._parts)
         self._first_shards = np.cumsum([0, *(part.n_shards for part in self._parts)])
@@ -130,8 +126,8 @@ class JoinedStore(ActivationStore):
     def images(self) -> ImageTable:
         """Path, label and patient of every row: see `JoinedStore`."""
         tables = [part.images for part in self._parts]
-        path = Texts.joined([_as_texts(table.path) for table in tables], [f"{name}/" for name in self.names])
-        label = Names.concatenated([_as_names(table.label) for table in tables])
+        path = Texts.joined([as_texts(table.path) for table in tables], [f"{name}/" for name in self.names])
+        label = Names.concatenated([Names.of(table.label) for table in tables])
         return ImageTable(path, label, Names.concatenated(self._patients()))
 
     @cached_property
@@ -203,7 +199,7 @@ class JoinedStore(ActivationStore):
 
     def _patients(self) -> list[Names]:
         """The patients of each part as they are called here."""
-        found = [_as_names(part.images.patient) for part in self._parts]
+        found = [Names.of(part.images.patient) for part in self._parts]
         if self.joined_patients != "separate":
             return found
         return [column.renamed(partial(_rename, dataset)) for dataset, column in zip(self.names, found, strict=True)]
@@ -286,7 +282,7 @@ def _require_known_patients(store: JoinedStore) -> None:
     """Refuse names of patients that stand in several data sets, unless it was said what that means."""
     if store.joined_patients is not None:
         return
-    counts = Counter(name for part in store.parts for name in _as_names(part.images.patient).different if name)
+    counts = Counter(name for part in store.parts for name in Names.of(part.images.patient).different if name)
     shared = sorted(name for name, n in counts.items() if n > 1)
     if shared:
         named = ", ".join(repr(name) for name in shared[:_NAMED])
@@ -299,7 +295,7 @@ def _require_known_patients(store: JoinedStore) -> None:
         )
 
 
-def _join_column(parts: "Sequence[npt.NDArray[Any] | None]", sizes: Sequence[int]) -> npt.NDArray[Any]:
+def _join_column(parts: Sequence[npt.NDArray[Any] | None], sizes: Sequence[int]) -> npt.NDArray[Any]:
     """A further column of several parts, None where a part has none.
 
     Whole numbers become float64 if there are parts without the column, or with fractions; numbers become texts if
@@ -329,13 +325,3 @@ def _write(numbers: npt.NDArray[Any]) -> list[str]:
 def _rename(dataset: str, patient: str) -> str:
     """What a patient is called where every data set has patients of its own."""
     return f"{dataset}/{patient}" if patient else ""
-
-
-def _as_texts(column: Sequence[str]) -> Texts:
-    """A column of paths, as stores keep it."""
-    return column if isinstance(column, Texts) else Texts(to_texts(column))
-
-
-def _as_names(column: Sequence[str]) -> Names:
-    """A column of labels or patients, as stores keep it."""
-    return column if isinstance(column, Names) else Names.of(_as_texts(column))

@@ -24,7 +24,7 @@ from cytosae_cache.format.moments import Moments
 from cytosae_cache.format.quantize import Channels
 from cytosae_cache.format.shard import index_bytes, shard_name
 from cytosae_cache.format.spec import FORMAT_VERSION, StoreSpec
-from cytosae_cache.format.texts import Names, Texts, to_texts
+from cytosae_cache.format.texts import Names, Texts, as_texts
 from cytosae_cache.storage.base import Location
 from cytosae_cache.storage.open import open_storage
 
@@ -53,8 +53,7 @@ class ImageTable(NamedTuple):
 
     def take(self, rows: npt.NDArray[np.integer]) -> "ImageTable":
         """The table of the given rows only, in their order."""
-        columns = (column if isinstance(column, Texts) else Texts(to_texts(column)) for column in self)
-        return ImageTable(*(column.take(rows) for column in columns))
+        return ImageTable(*(as_texts(column).take(rows) for column in self))
 
 
 class StoreLayout:

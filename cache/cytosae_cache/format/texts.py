@@ -73,6 +73,11 @@ class Texts(Sequence[str]):
         return values
 
 
+def as_texts(column: Sequence[str]) -> Texts:
+    """A column of texts as stores keep it; one that is kept so already stays."""
+    return column if isinstance(column, Texts) else Texts(to_texts(column))
+
+
 class Names(Texts):
     """A column of few different texts, such as labels: four bytes for each, and every different one once.
 
@@ -88,8 +93,10 @@ class Names(Texts):
         self._names = names
 
     @classmethod
-    def of(cls, texts: Texts) -> Self:
-        """The same column."""
+    def of(cls, texts: Sequence[str]) -> "Names":
+        """The same column; one that is kept so already stays."""
+        if isinstance(texts, Names):
+            return texts
         numbers: dict[str, int] = {}
         values = np.fromiter((numbers.setdefault(text, len(numbers)) for text in texts), np.int32, len(texts))
         return cls(values, list(numbers))

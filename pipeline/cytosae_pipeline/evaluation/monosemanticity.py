@@ -1,10 +1,11 @@
 """How similar the images are that activate each latent."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from cytosae.statistics.monosemanticity import MonosemanticityStatistics
+from cytosae.statistics.monosemanticity import Monosemanticity, MonosemanticityStatistics
 from cytosae_pipeline.evaluation.image_scores import ImageScores, embed
 from cytosae_pipeline.runtime.devices import accumulator_device
 from cytosae_pipeline.runtime.progress import Progress
@@ -49,13 +50,16 @@ def measure_monosemanticity(scores: ImageScores) -> SaeMonosemanticity:
         for images in scores:
             found.update(embed(images, layout), images.scores)
             bar.advance(len(images.scores))
-    result = found.result()
-    values = result.scores.numpy()
+    return SaeMonosemanticity(embedding="cls" if layout.n_cls else "mean", **summarise(found.result()))
+
+
+def summarise(found: Monosemanticity) -> dict[str, Any]:
+    """What is told of the scores of latents, of images or of patches: `median`, `any_pair`, `n_latents`, `scores`."""
+    values = found.scores.numpy()
     is_defined = np.isfinite(values)
-    return SaeMonosemanticity(
-        float(np.median(values[is_defined])) if is_defined.any() else None,
-        result.any_pair if np.isfinite(result.any_pair) else None,
-        int(is_defined.sum()),
-        "cls" if layout.n_cls else "mean",
-        [value if kept else None for value, kept in zip(values.tolist(), is_defined.tolist(), strict=True)],
-    )
+    return {
+        "median": float(np.median(values[is_defined])) if is_defined.any() else None,
+        "any_pair": found.any_pair if np.isfinite(found.any_pair) else None,
+        "n_latents": int(is_defined.sum()),
+        "scores": [value if kept else None for value, kept in zip(values.tolist(), is_defined.tolist(), strict=True)],
+    }

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from cytosae.statistics.patch_monosemanticity import PatchMonosemanticityStatistics
+from cytosae_pipeline.evaluation.monosemanticity import summarise
 from cytosae_pipeline.images.masks import Masks
 from cytosae_pipeline.runtime.devices import accumulator_device
 from cytosae_pipeline.runtime.memory import available_ram
@@ -89,24 +90,11 @@ def measure_patch_monosemanticity(inputs: Inputs, masks: Masks, *, no_verify: bo
                 inside = (of_patch == number).to(device)
                 found[1 + number].update(patches[inside], acts[inside])
             bar.advance()
-    return PatchMonosemanticity(
-        len(masks.rows), masks.n_without, [_conclude(name, one) for name, one in zip(names, found, strict=True)]
-    )
-
-
-def _conclude(name: str, found: PatchMonosemanticityStatistics) -> CompartmentMonosemanticity:
-    """What is told of a compartment."""
-    result = found.result()
-    values = result.scores.numpy()
-    is_defined = np.isfinite(values)
-    return CompartmentMonosemanticity(
-        name,
-        found.n_patches,
-        float(np.median(values[is_defined])) if is_defined.any() else None,
-        result.any_pair if np.isfinite(result.any_pair) else None,
-        int(is_defined.sum()),
-        [value if kept else None for value, kept in zip(values.tolist(), is_defined.tolist(), strict=True)],
-    )
+    compared = [
+        CompartmentMonosemanticity(name=name, n_patches=one.n_patches, **summarise(one.result()))
+        for name, one in zip(names, found, strict=True)
+    ]
+    return PatchMonosemanticity(len(masks.rows), masks.n_without, compared)
 
 
 def _shown(value: float | None) -> str:
