@@ -6,10 +6,14 @@ from typing import Any
 import torch
 from torch.optim.adam import adam
 
+from cytosae.sae.kernels import find_kernels
 from cytosae.training.gradients import RowGradient, by_latent
 
 _FUSED_DEVICES = ("cpu", "cuda")
 """Devices on which every supported torch has a fused Adam."""
+
+_KERNELS = "cytosae.training.triton_adam"
+"""The module that updates rows on a GPU."""
 
 _UNWRAPPED = {
     name: inspect.unwrap(getattr(torch.optim.Adam, name))
@@ -20,6 +24,8 @@ _UNWRAPPED = {
 
 class RowwiseAdam(torch.optim.Adam):
     """torch's Adam (Kingma and Ba 2014), with the same numbers and the same state, whatever the blocks.
+
+    On a GPU that has kernels of our own, rows are updated by one of them: the same up to rounding.
 
     Args:
         groups: Parameter groups.
@@ -32,6 +38,7 @@ class RowwiseAdam(torch.optim.Adam):
         self, groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], device: torch.device
     ) -> None:
         super().__init__(groups, lr=lr, betas=betas, fused=device.type in _FUSED_DEVICES)
+        self._counts: dict[torch.nn.Parameter, int] = {}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """See torch."""
@@ -48,8 +55,21 @@ class RowwiseAdam(torch.optim.Adam):
         return state
 
     @torch.no_grad()
-    def update_rows(self, parameter: torch.nn.Parameter, gradient: RowGradient) -> None:
+    def update_rows(
+        self,
+        parameter: torch.nn.Parameter,
+        gradient: RowGradient,
+        *,
+        on_sphere: bool = False,
+        scale: torch.Tensor | None = None,
+    ) -> None:
         """Update some latents' weights; `finish_rows` counts the step once all latents were updated.
+
+        Args:
+            parameter: The matrix.
+            gradient: Its gradient, which may be overwritten.
+            on_sphere: Whether the component along each row is taken out of the gradient first.
+            scale: What the gradient is multiplied by then, 0-dimensional; None for 1.
 
         Raises:
             ValueError: If the weights of a latent do not lie next to each other in memory.
@@ -63,6 +83,17 @@ class RowwiseAdam(torch.optim.Adam):
         if not weights.is_contiguous():
             raise ValueError(f"{name} must have its latents' weights next to each other in memory")
         beta1, beta2 = group["betas"]
+        kernels = find_kernels(weights, values, _KERNELS) if weights.dtype == torch.float32 else None
+        if kernels is not None and weights.shape[1] <= kernels.WIDEST and not group["weight_decay"]:
+            kernels.update_rows(
+                weights, values, first, second, n_steps=self._n_steps(parameter) + 1, lr=group["lr"], beta1=beta1,
+                beta2=beta2, eps=group["eps"], on_sphere=on_sphere, scale=scale,
+            )  # fmt: skip
+            return
+        if on_sphere:
+            remove_radial_(values, weights)
+        if scale is not None:
+            values.mul_(scale)
         adam(
             [weights], [values.contiguous()], [first], [second], [], [state["step"].clone()],
             fused=group["fused"], amsgrad=False, beta1=beta1, beta2=beta2, lr=group["lr"],
@@ -71,7 +102,16 @@ class RowwiseAdam(torch.optim.Adam):
 
     def finish_rows(self, parameter: torch.nn.Parameter) -> None:
         """Count a step of a parameter that was updated by rows."""
+        n_steps = self._n_steps(parameter) + 1
         self._state_of(parameter)["step"] += 1
+        self._counts[parameter] = n_steps
+
+    def _n_steps(self, parameter: torch.nn.Parameter) -> int:
+        """Steps of a parameter that were finished, on the host."""
+        if parameter not in self._counts:
+            # CPU-GPU sync point, once: later steps are counted.
+            self._counts[parameter] = int(self._state_of(parameter)["step"])
+        return self._counts[parameter]
 
     def _state_of(self, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
         """Moments of a parameter, in its own layout, and the number of its steps."""
@@ -85,6 +125,12 @@ class RowwiseAdam(torch.optim.Adam):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See torch; moments take the layout of their parameters."""
         _UNWRAPPED["load_state_dict"](self, state_dict)
+        self._counts = {}
         for parameter, state in self.state.items():
             for name in ("exp_avg", "exp_avg_sq"):
                 state[name] = torch.empty_like(parameter).copy_(state[name])
+
+
+def remove_radial_(gradient: torch.Tensor, rows: torch.Tensor) -> None:
+    """Take the component along each row of norm 1 out of the row's gradient, in place, shape `(n, D)` both."""
+    gradient.addcmul_((gradient * rows).sum(dim=1, keepdim=True), rows, value=-1)

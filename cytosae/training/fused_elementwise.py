@@ -4,9 +4,10 @@ Where few latents are active, everything but the encoder is computed from those 
 the batch that fit the memory.
 """
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 
@@ -15,10 +16,12 @@ from cytosae.sae.coo import CooMatrix
 from cytosae.sae.devices import runs_ahead
 from cytosae.sae.gated import GatedSae
 from cytosae.sae.jumprelu import JumpReluSae
+from cytosae.sae.kernels import find_kernels
 from cytosae.sae.loss import LossInputs, LossTerms, SaeLoss
 from cytosae.training.encoder_blocks import EncoderProduct
-from cytosae.training.fused_loss import fused_loss_for
+from cytosae.training.fused_loss import ACTIVATIONS, fused_loss_for
 from cytosae.training.gradients import (
+    MATRICES,
     Gradients,
     SparseGradients,
     SparsePiece,
@@ -32,17 +35,6 @@ _TOKENS_AT_ONCE = 64
 """Tokens whose activation functions are computed together on a CPU, for a block of latents."""
 
 Latents = slice | torch.Tensor
-SumTokens = Callable[[torch.Tensor], torch.Tensor]
-"""Sums over tokens: what belongs to each entry becomes a value for each latent."""
-
-
-class Backward(NamedTuple):
-    """Gradients of an activation function."""
-
-    pre: torch.Tensor
-    """Gradient before the nonlinearity, of the same shape as there."""
-    vectors: dict[str, torch.Tensor]
-    """Gradients of the parameters with one value for each latent, by name."""
 
 
 class Rule(ABC):
@@ -56,6 +48,8 @@ class Rule(ABC):
 
     n_decoded: ClassVar[int] = 1
     """Number of matrices that are decoded."""
+    n_summed: ClassVar[int]
+    """Number of matrices that `backward` gives."""
 
     def __init__(self, sae: Sae, inputs: LossInputs, n_tokens: int) -> None:
         self.sae, self.inputs, self.n_tokens = sae, inputs, n_tokens
@@ -79,22 +73,33 @@ class Rule(ABC):
         """The sparsity term, from sums over the whole batch of what is decoded, and the number of active entries."""
 
     @abstractmethod
-    def backward(
-        self, pre: torch.Tensor, latents: Latents, products: list[torch.Tensor], sum_tokens: SumTokens
-    ) -> Backward:
-        """Gradients, after `sparsity`.
+    def backward(self, pre: torch.Tensor, latents: Latents, products: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """The gradient before the nonlinearity, and what else `vectors` needs the sums over tokens of.
 
         Args:
             pre: Latents before the nonlinearity.
             latents: Which latents they are.
             products: Gradient of the squared error by what is decoded, of the same shape as `pre`, in the same order.
-            sum_tokens: Sums over tokens.
         """
+
+    @abstractmethod
+    def vectors(self, sums: list[torch.Tensor], latents: slice) -> dict[str, torch.Tensor]:
+        """Gradients of the parameters with one value for each latent, by name, after `sparsity`.
+
+        Args:
+            sums: Sums over tokens of what `backward` gives, shape `(n,)` each.
+            latents: Which latents they are.
+        """
+
+    @abstractmethod
+    def constants(self, latents: slice) -> tuple[list[torch.Tensor], float]:
+        """What the kernels of `triton_activations` compute with: vectors of shape `(n,)`, and a number."""
 
 
 class _JumpRelu(Rule):
     """See `JumpReluSae`."""
 
+    n_summed: ClassVar[int] = 3
     sae: JumpReluSae
 
     @property
@@ -110,23 +115,28 @@ class _JumpRelu(Rule):
         self._grad_active = 2 * coefficient * excess / self.sae.k / self.n_tokens
         return coefficient * excess.square()
 
-    def backward(
-        self, pre: torch.Tensor, latents: Latents, products: list[torch.Tensor], sum_tokens: SumTokens
-    ) -> Backward:
-        threshold, bandwidth = torch.relu(self.sae.threshold), self.sae.bandwidth
+    def backward(self, pre: torch.Tensor, latents: Latents, products: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+        threshold = torch.relu(self.sae.threshold)[latents]
         (grad_acts,) = products
-        near = (pre - threshold[latents]).abs() < bandwidth / 2
-        grad_pre = grad_acts * (pre > threshold[latents])
-        summed = latents if isinstance(latents, slice) else slice(None)  # one value for each latent
-        kernel = threshold[summed] * sum_tokens(grad_acts * near) + self._grad_active * sum_tokens(near)
-        grad_threshold = kernel / -bandwidth * (self.sae.threshold[summed] > 0)
-        return Backward(grad_pre, {"b_enc": sum_tokens(grad_pre), "threshold": grad_threshold})
+        yield grad_acts * (pre > threshold)
+        near = (pre - threshold).abs() < self.sae.bandwidth / 2
+        yield grad_acts * near
+        yield near
+
+    def vectors(self, sums: list[torch.Tensor], latents: slice) -> dict[str, torch.Tensor]:
+        threshold = self.sae.threshold[latents]
+        kernel = torch.relu(threshold) * sums[1] + self._grad_active * sums[2]
+        return {"b_enc": sums[0], "threshold": kernel / -self.sae.bandwidth * (threshold > 0)}
+
+    def constants(self, latents: slice) -> tuple[list[torch.Tensor], float]:
+        return [torch.relu(self.sae.threshold[latents])], self.sae.bandwidth / 2
 
 
 class _Gated(Rule):
     """See `GatedSae`."""
 
     n_decoded: ClassVar[int] = 2
+    n_summed: ClassVar[int] = 4
     sae: GatedSae
 
     @property
@@ -139,21 +149,24 @@ class _Gated(Rule):
     def sparsity(self, sums: list[torch.Tensor], n_active: torch.Tensor) -> torch.Tensor:
         return self.inputs.weights.l1_coefficient * sums[1] / self.n_tokens
 
-    def backward(
-        self, pre: torch.Tensor, latents: Latents, products: list[torch.Tensor], sum_tokens: SumTokens
-    ) -> Backward:
+    def backward(self, pre: torch.Tensor, latents: Latents, products: list[torch.Tensor]) -> Iterator[torch.Tensor]:
         scaled = (pre - self.sae.b_enc[latents]) * self.sae.r_mag[latents].exp()
         is_open = pre > 0
         grad_magnitude = products[0] * (is_open & (scaled + self.sae.b_mag[latents] > 0))
         grad_gate = (products[1] + self.inputs.weights.l1_coefficient / self.n_tokens) * is_open
-        grad_pre = grad_magnitude * self.sae.r_mag[latents].exp() + grad_gate
+        yield grad_magnitude * self.sae.r_mag[latents].exp() + grad_gate
         # The magnitude is computed from `pre - b_enc`, so that its gradient does not reach `b_enc`.
-        vectors = {
-            "b_enc": sum_tokens(grad_gate),
-            "r_mag": sum_tokens(grad_magnitude * scaled),
-            "b_mag": sum_tokens(grad_magnitude),
-        }
-        return Backward(grad_pre, vectors)
+        yield grad_gate
+        yield grad_magnitude * scaled
+        yield grad_magnitude
+
+    def vectors(self, sums: list[torch.Tensor], latents: slice) -> dict[str, torch.Tensor]:
+        return dict(zip(("b_enc", "r_mag", "b_mag"), sums[1:], strict=True))
+
+    def constants(self, latents: slice) -> tuple[list[torch.Tensor], float]:
+        sae = self.sae
+        vectors = [sae.b_enc[latents], sae.r_mag[latents].exp(), sae.b_mag[latents]]
+        return vectors, self.inputs.weights.l1_coefficient / self.n_tokens
 
 
 _RULES: dict[type[Sae], type[Rule]] = {JumpReluSae: _JumpRelu, GatedSae: _Gated}
@@ -198,14 +211,12 @@ def _sparse_loss(rule: Rule, x: torch.Tensor, centred: torch.Tensor, entries: Co
     gs = [reconstruction.sub(x).mul_(2 / rule.inputs.variance) for reconstruction in reconstructions]
     products = [transposed.sampled_matmul(sae.W_dec, g) for g in gs]
 
-    def sum_tokens(values: torch.Tensor) -> torch.Tensor:
-        return transposed.with_values(values).row_sums().to(x.dtype)
-
-    backward = rule.backward(transposed.values, transposed.rows, products, sum_tokens)
-    for name, gradient in backward.vectors.items():
+    parts = [transposed.with_values(one) for one in rule.backward(transposed.values, transposed.rows, products)]
+    sums = [part.row_sums().to(x.dtype) for part in parts]
+    for name, gradient in rule.vectors(sums, slice(None)).items():
         getattr(sae, name).grad = gradient
-    sae.b_dec.grad = gs[0].sum(dim=0) - sae.W_enc @ sum_tokens(backward.pre)
-    piece = SparsePiece(0, transposed_acts, transposed.with_values(backward.pre).drop_zeros(), gs[0])
+    sae.b_dec.grad = gs[0].sum(dim=0) - sae.W_enc @ sums[0]
+    piece = SparsePiece(0, transposed_acts, parts[0].drop_zeros(), gs[0])
     gradients = SparseGradients([piece], centred)
     return SaeLoss(_terms(errors, sparsity), n_fired, reconstructions[0]), gradients
 
@@ -230,6 +241,7 @@ class _DenseLoss:
         self._parts = list(iter_parts(len(x), matmul.n_tokens(len(sae.b_enc))))
         sizes = [max(one.stop - one.start for one in several) for several in (self._parts, self._blocks)]
         self._n_rows = sizes[0] if runs_ahead(x.device) else _TOKENS_AT_ONCE
+        self._kernels = find_kernels(self._centred, self._centred, ACTIVATIONS)
         # New memory costs as much as the arithmetic in it, so that a block's matrices take the place of those before.
         self._room = [x.new_empty(sizes[0] * sizes[1], dtype=matmul.dtype) for _ in range(1 + rule.n_decoded)]
 
@@ -246,8 +258,8 @@ class _DenseLoss:
         errors = _errors(rule, x, reconstructions)
         sparsity = _sparsity(rule, sums, n_fired.sum())
         gs = [reconstruction.sub(x).mul_(2 / rule.inputs.variance) for reconstruction in reconstructions]
-        for parameter in sae.parameters():
-            parameter.grad = torch.zeros_like(parameter)
+        for name, parameter in sae.named_parameters():
+            parameter.grad = torch.empty_like(parameter) if name in MATRICES else torch.zeros_like(parameter)
         assert sae.b_dec.grad is not None
         sae.b_dec.grad += gs[0].sum(dim=0)
         for part in self._parts:
@@ -273,16 +285,23 @@ class _DenseLoss:
         """Add what some tokens and latents decode to, and its sums; says on how many tokens each latent is active."""
         wide = self._x.dtype
         decoded = self._matrices(pre)[: len(sums)]
-        n_fired = self._x.new_zeros(pre.shape[1])
-        for rows in self._rows(pre):
-            acts = self._rule.decoded(pre[rows].to(wide), latents)
-            n_fired += (acts[0] > 0).to(wide).sum(dim=0)
-            for total, kept, one in zip(sums, decoded, acts, strict=True):
+        if self._kernels is not None:
+            vectors, _ = self._rule.constants(latents)
+            n_fired, *totals = self._kernels.activate(self._sae.architecture, pre, decoded, vectors)
+            for total, one in zip(sums, totals, strict=True):
                 total += one.sum()
-                kept[rows] = one
+        else:
+            n_fired = self._x.new_zeros(pre.shape[1])
+            for rows in self._rows(pre):
+                acts = self._rule.decoded(pre[rows].to(wide), latents)
+                n_fired += (acts[0] > 0).to(wide).sum(dim=0)
+                for total, kept, one in zip(sums, decoded, acts, strict=True):
+                    total += one.sum()
+                    kept[rows] = one
         for reconstruction, one in zip(reconstructions, decoded, strict=True):
             reconstruction[part] += one @ self._W_dec[latents]
-        return n_fired.to(torch.int64)
+        counts: torch.Tensor = n_fired.to(torch.int64)
+        return counts
 
     def _add_gradients(self, pre: torch.Tensor, part: slice, latents: slice, gs: list[torch.Tensor]) -> None:
         """Add the gradients of some tokens and latents."""
@@ -291,24 +310,41 @@ class _DenseLoss:
         for product, g in zip(products, gs, strict=True):
             torch.mm(g, self._W_dec[latents].t(), out=product)
         grad_pre = products[0]  # which it replaces
-        sum_pre = self._x.new_zeros(pre.shape[1])
+        if self._kernels is None:
+            sums = self._differentiate(pre, latents, acts, products)
+        else:
+            vectors, constant = self._rule.constants(latents)
+            found = self._kernels.differentiate(sae.architecture, pre, acts, products, vectors, constant)
+            sums = list(found.to(wide))
+        for name, gradient in self._rule.vectors(sums, latents).items():
+            getattr(sae, name).grad[latents] += gradient
+        assert sae.b_dec.grad is not None
+        sae.b_dec.grad -= sae.W_enc[:, latents] @ sums[0]
+        further = {"W_dec": acts.t() @ gs[0], "W_enc": grad_pre.t() @ self._centred[part]}
+        for name, gradient in further.items():
+            total = by_latent(name, getattr(sae, name).grad)[latents]
+            # The first part fills in what has no value yet.
+            total.add_(gradient) if part.start else total.copy_(gradient)
 
-        def sum_tokens(values: torch.Tensor) -> torch.Tensor:
-            return values.sum(dim=0, dtype=wide)
+    def _differentiate(
+        self, pre: torch.Tensor, latents: slice, acts: torch.Tensor, products: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Fill in activations, and gradients before the nonlinearity in place of the first product.
 
+        Returns:
+            Sums over tokens of what the rule's `backward` gives, shape `(n,)` each.
+        """
+        wide = self._x.dtype
+        sums = [self._x.new_zeros(pre.shape[1]) for _ in range(self._rule.n_summed)]
         for rows in self._rows(pre):
             here = pre[rows].to(wide)
             acts[rows] = self._rule.decoded(here, latents)[0]
-            backward = self._rule.backward(here, latents, [one[rows].to(wide) for one in products], sum_tokens)
-            grad_pre[rows] = backward.pre
-            sum_pre += sum_tokens(backward.pre)
-            for name, gradient in backward.vectors.items():
-                getattr(sae, name).grad[latents] += gradient
-        assert sae.b_dec.grad is not None
-        sae.b_dec.grad -= sae.W_enc[:, latents] @ sum_pre
-        further = {"W_dec": acts.t() @ gs[0], "W_enc": grad_pre.t() @ self._centred[part]}
-        for name, gradient in further.items():
-            by_latent(name, getattr(sae, name).grad)[latents] += gradient
+            parts = self._rule.backward(here, latents, [one[rows].to(wide) for one in products])
+            grad_pre = next(parts)
+            for total, one in zip(sums, itertools.chain([grad_pre], parts), strict=True):
+                total += one.sum(dim=0, dtype=wide)
+            products[0][rows] = grad_pre
+        return sums
 
     def _matrices(self, pre: torch.Tensor) -> list[torch.Tensor]:
         """Matrices of a block's shape, in the type of the products."""

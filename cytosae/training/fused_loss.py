@@ -18,6 +18,9 @@ from cytosae.training.matmul import MatmulConfig
 FusedLoss = Callable[[Any, torch.Tensor, LossInputs, MatmulConfig], tuple[SaeLoss, Gradients]]
 """Loss of a whole batch of tokens, shape `(N, D)`, and its gradients."""
 
+ACTIVATIONS = "cytosae.training.triton_activations"
+"""The module of kernels for activation functions on a GPU."""
+
 _MODULES = ("fused_relu", "fused_topk", "fused_elementwise")
 
 _fused_losses: dict[type[Sae], FusedLoss] = {}

@@ -11,10 +11,11 @@ import torch
 from cytosae.sae.base import Sae
 from cytosae.sae.coo import CooMatrix
 from cytosae.sae.devices import widest_type
+from cytosae.sae.kernels import find_kernels
 from cytosae.sae.loss import LossInputs, LossTerms, SaeLoss
 from cytosae.sae.relu import EPSILON, ReluSae, norm_as_divisor
 from cytosae.training.encoder_blocks import EncoderProduct
-from cytosae.training.fused_loss import fused_loss_for
+from cytosae.training.fused_loss import ACTIVATIONS, fused_loss_for
 from cytosae.training.gradients import (
     Gradients,
     RowAddition,
@@ -121,11 +122,11 @@ class _Sums:
         if active is not None:
             part = _SparsePart(sae, active, centred)
         else:
-            acts = torch.addmm(sae.b_enc.to(matmul.dtype), centred_cast, self._encoder()).relu_()
+            pre = torch.addmm(sae.b_enc.to(matmul.dtype), centred_cast, self._encoder())
             if len(x) == self._n_own:
                 self._W_enc = None  # nothing else is encoded
-            part = _DensePart(sae, acts, centred_cast, self._decoder())
-            del acts
+            part = _DensePart(sae, pre, centred_cast, self._decoder())
+            del pre
         latent_ranks = self._inputs.latent_ranks
         reconstruction = latent_ranks.sum(part.decode()).add_(sae.b_dec)
         residual = reconstruction - x
@@ -193,15 +194,20 @@ class _DensePart(Gradients):
 
     Args:
         sae: The autoencoder; gradients of its biases are added to their `grad`.
-        acts: Activations, shape `(n, S)`.
+        pre: Latents before the nonlinearity, shape `(n, S)`, which the activations replace.
         centred_cast: Centred tokens in the type of the products, shape `(n, D)`.
         W_dec: Decoder in the type of the products.
     """
 
     repeats_cheaply = False
 
-    def __init__(self, sae: Sae, acts: torch.Tensor, centred_cast: torch.Tensor, W_dec: torch.Tensor) -> None:
-        self._sae, self._acts, self._centred_cast, self._W_dec = sae, acts, centred_cast, W_dec
+    def __init__(self, sae: Sae, pre: torch.Tensor, centred_cast: torch.Tensor, W_dec: torch.Tensor) -> None:
+        self._sae, self._acts, self._centred_cast, self._W_dec = sae, pre, centred_cast, W_dec
+        self._kernels = find_kernels(pre, pre, ACTIVATIONS)
+        if self._kernels is None:
+            pre.relu_()
+        else:
+            self._counted = self._kernels.activate("relu", pre, [pre], [])
 
     def decode(self) -> torch.Tensor:
         """Reconstruction without `b_dec`, in the type of the weights, shape `(n, D)`."""
@@ -224,13 +230,21 @@ class _DensePart(Gradients):
         for latents in blocks_of_latents(len(self._l1), self._l1.device):
             acts = self._acts[:, latents]
             grad_pre = torch.addmm(self._l1[latents], self._g, self._W_dec[latents].t())
-            torch.ops.aten.threshold_backward.grad_input(grad_pre, acts, 0, grad_input=grad_pre)
+            if self._kernels is None:
+                torch.ops.aten.threshold_backward.grad_input(grad_pre, acts, 0, grad_input=grad_pre)
+                sum_pre = grad_pre.sum(dim=0, dtype=wide)
+            else:
+                sum_pre = self._kernels.differentiate("relu", acts, acts, [grad_pre], [], 0.0)[0].to(wide)
             yield RowGradient("W_dec", latents, (acts.t() @ self._g).to(wide))
-            _add_bias_gradients(self._sae, latents, grad_pre.sum(dim=0, dtype=wide))
+            _add_bias_gradients(self._sae, latents, sum_pre)
             yield RowGradient("W_enc", latents, (grad_pre.t() @ self._centred_cast).to(wide))
 
     def count(self, sums: torch.Tensor, n_fired: torch.Tensor) -> None:
         """Add each latent's activations and the number of tokens on which it is active, shape `(S,)` each."""
+        if self._kernels is not None:
+            sums += self._counted[1]
+            n_fired += self._counted[0].to(torch.int64)
+            return
         wide = self._sae.b_enc.dtype
         n_rows = _ROWS_PER_BLOCK if self._acts.device.type == "cpu" else _ROWS_PER_BLOCK_GPU
         for rows in torch.split(self._acts, n_rows):

@@ -1,7 +1,6 @@
 """One training step: decoder normalised, loss, gradients, Adam. Plain and fused losses behind one call."""
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from cytosae.sae.base import Sae
 from cytosae.sae.devices import widest_type
 from cytosae.sae.loss import LossInputs, LossWeights, SaeLoss
 from cytosae.sae.world import ALONE, World
-from cytosae.training.adam import RowwiseAdam
+from cytosae.training.adam import RowwiseAdam, remove_radial_
 from cytosae.training.fused_loss import find_fused_loss
 from cytosae.training.gradients import MATRICES, Gradients, GradientsOfRanks, RowGradient, StoredGradients
 from cytosae.training.latent_parts import LatentParts
@@ -167,10 +166,10 @@ class TrainStep:
                 gradients.store_(sae)
                 gradients = StoredGradients(sae)
             scale = self._clipping(gradients)
-        for gradient in self._along_the_sphere(gradients):
-            if scale is not None:
-                gradient.values.mul_(scale)
-            self.optimizer.update_rows(getattr(sae, gradient.name), gradient)
+        for gradient in gradients.rows():
+            self.optimizer.update_rows(
+                getattr(sae, gradient.name), gradient, on_sphere=self._is_on_sphere(gradient), scale=scale
+            )
         for matrix in (sae.W_enc, sae.W_dec):
             self.optimizer.finish_rows(matrix)
             matrix.grad = None
@@ -182,7 +181,11 @@ class TrainStep:
     def _clipping(self, gradients: Gradients) -> torch.Tensor:
         """The factor that clips the gradient of all parameters together, 0-dimensional, as torch computes it."""
         wide = widest_type(self.sae.b_enc.device)
-        squares = [gradient.values.square().sum(dtype=wide) for gradient in self._along_the_sphere(gradients)]
+        squares = []
+        for gradient in gradients.rows():
+            if self._is_on_sphere(gradient):
+                remove_radial_(gradient.values, self.sae.W_dec[gradient.latents])
+            squares.append(gradient.values.square().sum(dtype=wide))
         vectors = {name: part.grad for name, part in self.sae.named_parameters() if name not in MATRICES}
         if self._latent_ranks.rank:
             del vectors["b_dec"]  # the same on all of them
@@ -191,13 +194,9 @@ class TrainStep:
         assert self._max_gradient is not None
         return (self._max_gradient / (norm + 1e-6)).clamp_max(1.0)
 
-    def _along_the_sphere(self, gradients: Gradients) -> Iterator[RowGradient]:
-        """Gradients without the component along each decoder row, which the next normalisation would undo."""
-        for gradient in gradients.rows():
-            if gradient.name == "W_dec" and not self._norm_weighted_l1:
-                rows = self.sae.W_dec[gradient.latents]
-                gradient.values.addcmul_((gradient.values * rows).sum(dim=1, keepdim=True), rows, value=-1)
-            yield gradient
+    def _is_on_sphere(self, gradient: RowGradient) -> bool:
+        """Whether the rows keep norm 1: the next normalisation would undo what changes their norms."""
+        return gradient.name == "W_dec" and not self._norm_weighted_l1
 
     def _loss_inputs(self, x: torch.Tensor, sparsity: float) -> LossInputs:
         """Everything that the loss of a batch depends on, apart from the batch and the parameters."""

@@ -1,16 +1,11 @@
-"""Our kernels against torch: products, searches, losses, gradients; on a GPU, and on the CPU in Triton's interpreter.
-
-Triton decides when it is imported whether it interprets, so the CPU's part runs where `TRITON_INTERPRET` is set;
-`tests/cytosae/sae/test_kernels.py` starts it.
-"""
+"""Our kernels of sparse products and searches against torch; on a GPU, and on the CPU in Triton's interpreter."""
 
 import copy
-import os
 
 import pytest
 import torch
 
-from cytosae.sae import coo, kernels
+from cytosae.sae import kernels
 from cytosae.sae.base import Sae
 from cytosae.sae.coo import CooMatrix
 from cytosae.sae.loss import LossInputs, LossWeights
@@ -29,23 +24,13 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-3}
 """Relative error of a product by type: bfloat16 rounds the result to 8 bits."""
 
 
-@pytest.fixture(
-    params=[*(["cpu"] if os.environ.get("TRITON_INTERPRET") else []), pytest.param("cuda", marks=pytest.mark.gpu)]
-)
-def device(request, monkeypatch) -> torch.device:
-    """A device whose products run as kernels."""
+@pytest.fixture
+def device(device_of_kernels, monkeypatch) -> torch.device:
+    """A device whose products run as kernels, which divide long rows."""
     from cytosae.sae import triton_kernels
 
-    monkeypatch.setattr(triton_kernels, "_LONGEST", 32)  # longer rows are divided
-    where = torch.device(request.param)
-    if where.type == "cuda":
-        if not torch.cuda.is_available():
-            pytest.skip("needs a CUDA device")
-        assert kernels.has_kernels(where), "Triton is there and does not work"
-    else:
-        for module in (coo, block_search):
-            monkeypatch.setattr(module, "find_kernels", lambda *parts: triton_kernels if kernels._is_on else None)
-    return where
+    monkeypatch.setattr(triton_kernels, "_LONGEST", 32)
+    return device_of_kernels
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -238,7 +223,7 @@ def test_a_block_is_one_sync_point(device, monkeypatch):
 def test_kernels_are_right_when_they_are_tried_out(device):
     from cytosae.sae import triton_kernels
 
-    assert kernels.find_problem(triton_kernels, device) is None
+    assert triton_kernels.find_problem(device) is None
 
 
 def make_case(arch: str, device: torch.device) -> Sae:

@@ -53,14 +53,17 @@ def driver(request, tmp_path, monkeypatch) -> AbsentDriver:
     from triton.runtime.driver import driver as drivers
 
     from cytosae.sae import triton_kernels
+    from cytosae.training import triton_activations, triton_adam
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     absent = AbsentDriver(request.param)
     monkeypatch.setattr(drivers, "_active", absent)
     yield absent
     # What was compiled goes with the driver that it was compiled for.
-    for name in ("sum_pieces", "join_pieces", "sample_products", "count_chunks", "take_chunks"):
-        getattr(triton_kernels, name).device_caches.clear()
+    for module in (triton_kernels, triton_activations, triton_adam):
+        for kernel in vars(module).values():
+            if hasattr(kernel, "device_caches"):
+                kernel.device_caches.clear()
     absent.launched.clear()
     gc.collect()
 
@@ -112,6 +115,40 @@ def test_searches_compile_to_machine_code_without_a_gpu(driver, tmp_path, dtype,
         assert m % 16 or "ld.global.v4.b32" in text, f"{name} reads fewer than 16 bytes at once"
 
 
+@pytest.mark.parametrize("m", [49152, 4097, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rule", "n_vectors"), [("relu", 0), ("jumprelu", 1), ("gated", 3)])
+def test_activation_functions_compile_to_machine_code_without_a_gpu(driver, tmp_path, rule, n_vectors, dtype, m):
+    from cytosae.training import triton_activations
+
+    matrices, vectors = [torch.zeros(N_ROWS, m, dtype=dtype) for _ in range(4)], [torch.zeros(m)] * n_vectors
+    n_decoded = 2 if rule == "gated" else 1
+    sums = triton_activations.activate(rule, matrices[0], matrices[1:][:n_decoded], vectors)
+    assert sums.shape == (1 + n_decoded, m)
+    sums = triton_activations.differentiate(rule, matrices[0], matrices[1], matrices[2:][:n_decoded], vectors, 0.5)
+    assert sums.shape == ({"relu": 1, "jumprelu": 3, "gated": 4}[rule], m)
+    names = ["activate_columns", "differentiate_columns"]
+    assert [launched[:2] for launched in driver.launched] == [(name, (-(-m // 128), 1, 1)) for name in names]
+    code = {path.stem: path.read_text() for path in tmp_path.rglob("*.ptx")}
+    assert sorted(code) == names == sorted(path.stem for path in tmp_path.rglob("*.cubin"))
+    for name, text in code.items():
+        assert not re.search(r"\b(atom|red)\b|\.ftz", text), f"{name} adds in any order, or loses small numbers"
+        assert m % 16 or "ld.global.v4.b32" in text, f"{name} reads fewer than 16 bytes at once"
+
+
+@pytest.mark.parametrize("width", [768, 100, 1])
+@pytest.mark.parametrize("options", [{"on_sphere": False, "scale": None}, {"on_sphere": True, "scale": torch.ones(())}])
+def test_adam_compiles_to_machine_code_without_a_gpu(driver, tmp_path, width, options):
+    from cytosae.training import triton_adam
+
+    parts = [torch.zeros(N_ROWS, width) for _ in range(4)]
+    triton_adam.update_rows(*parts, n_steps=1, lr=0.1, beta1=0.9, beta2=0.999, eps=1e-8, **options)
+    assert [launched[:2] for launched in driver.launched] == [("update_row", (N_ROWS, 1, 1))]
+    (code,) = (path.read_text() for path in tmp_path.rglob("*.ptx"))
+    assert not re.search(r"\b(atom|red)\b|\.ftz", code), "it adds in any order, or loses small numbers"
+    assert width % 16 or "ld.global.v4.b32" in code, "it reads fewer than 16 bytes at once"
+
+
 @pytest.mark.slow
 def test_numbers_are_right_in_tritons_interpreter():
     pytest.importorskip("triton", reason=NO_TRITON)
@@ -119,8 +156,8 @@ def test_numbers_are_right_in_tritons_interpreter():
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     environment.pop("PYTEST_XDIST_WORKER", None)
     done = subprocess.run(
-        [*command, "tests/gpu/test_triton_kernels.py"], cwd=ROOT, env=environment, capture_output=True, text=True,
-        check=False,
+        [*command, "tests/gpu/test_triton_kernels.py", "tests/gpu/test_step_kernels.py"], cwd=ROOT, env=environment,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"\d\d passed", done.stdout), done.stdout
@@ -141,7 +178,7 @@ def test_no_kernel_is_used_or_imported_on_a_cpu():
         "options = dict(lr=1e-3, weights=LossWeights(), use_ghost_grads=False, dead_feature_window=1)\n"
         "TrainStep(make_sae('topk', 8, 32, k=3), matmul=MatmulConfig(), **options).step(torch.randn(1, 9, 8))\n"
         "assert 'cytosae.sae.kernels' in sys.modules\n"
-        "assert 'cytosae.sae.triton_kernels' not in sys.modules\n"
+        "assert not [name for name in sys.modules if name.startswith('cytosae') and 'triton_' in name]\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
@@ -158,7 +195,7 @@ def fake_tensor(dtype: torch.dtype = torch.float32, requires_grad: bool = False)
 
 def test_kernels_are_for_float32_and_bfloat16_without_autograd(monkeypatch):
     mine = ModuleType("mine")
-    monkeypatch.setattr(kernels, "_load", lambda number: mine)
+    monkeypatch.setattr(kernels, "_load", lambda number, name: mine)
     plain, wide = fake_tensor(), fake_tensor(torch.float64)
     assert kernels.find_kernels(plain, fake_tensor(torch.bfloat16)) is mine
     assert kernels.find_kernels(wide, plain) is None
@@ -187,32 +224,42 @@ def test_a_triton_that_does_not_work_is_one_warning(new_gpu, monkeypatch, caplog
         raise RuntimeError("Failed to find C compiler.\nPlease specify via CC")
 
     monkeypatch.setattr(kernels.importlib, "import_module", fail)
-    assert kernels._load.__wrapped__(0) is None
+    assert kernels._load.__wrapped__(0, kernels.PRODUCTS) is None
     assert caplog.messages == [
         "Triton does not work here, so its kernels are not used: RuntimeError: Failed to find C compiler."
     ]
 
 
 def test_kernels_that_compute_something_else_are_not_used(new_gpu, monkeypatch, caplog):
-    def sum_rows(rows, columns, values, bounds, table):
-        return CooMatrix(rows, columns, values, (40, 40)).matmul(table)
-
-    wrong = SimpleNamespace(
-        sum_rows=lambda *parts: 1.001 * sum_rows(*parts),
-        multiply_sampled=lambda rows, columns, left, right: (left[rows] * right[columns]).sum(1),
-        count_above=lambda pre, bound: (pre > bound).flatten().cumsum(0),
-        take_above=lambda pre, bound, *more: (*(pre > bound).nonzero(as_tuple=True), pre[pre > bound]),
-    )
+    wrong = SimpleNamespace(find_problem=lambda device: f"its sums differ on {device}")
     monkeypatch.setattr(kernels.importlib, "import_module", lambda name: wrong)
-    monkeypatch.setattr(torch, "device", lambda *name: "cpu")
-    assert kernels._load.__wrapped__(0) is None
-    assert caplog.messages == [
-        "Triton does not work here, so its kernels are not used: its matrix product differs from torch's by 1.0e-03, "
-        "more than 1e-05"
-    ]
-    wrong.sum_rows = sum_rows
-    assert kernels._load.__wrapped__(0) is wrong
+    assert kernels._load.__wrapped__(0, kernels.PRODUCTS) is None
+    assert caplog.messages == ["Triton does not work here, so its kernels are not used: its sums differ on cuda:0"]
+    wrong.find_problem = lambda device: None
+    assert kernels._load.__wrapped__(0, kernels.PRODUCTS) is wrong
+
+
+def test_wrong_products_and_searches_are_found_when_they_are_tried_out(monkeypatch):
+    pytest.importorskip("triton", reason=NO_TRITON)
+    from cytosae.sae import triton_kernels
+
+    right = {
+        "sum_rows": lambda rows, columns, values, bounds, table: CooMatrix(rows, columns, values, (40, 40)).matmul(
+            table
+        ),
+        "multiply_sampled": lambda rows, columns, left, right: (left[rows] * right[columns]).sum(1),
+        "count_above": lambda pre, bound: (pre > bound).flatten().cumsum(0),
+        "take_above": lambda pre, bound, *more: (*(pre > bound).nonzero(as_tuple=True), pre[pre > bound]),
+    }
+    for name, function in right.items():
+        monkeypatch.setattr(triton_kernels, name, function)
+    assert triton_kernels.find_problem(torch.device("cpu")) is None
     for name, fault, message in (
+        (
+            "sum_rows",
+            lambda *parts: 1.001 * right["sum_rows"](*parts),
+            "its matrix product differs from torch's by 1.0e-03, more than 1e-05",
+        ),
         (
             "multiply_sampled",
             lambda *parts: torch.full((len(parts[0]),), torch.nan),
@@ -221,11 +268,26 @@ def test_kernels_that_compute_something_else_are_not_used(new_gpu, monkeypatch, 
         ("count_above", lambda pre, bound: torch.tensor([3]), "counts 3 positive entries, torch 272"),
         ("take_above", lambda pre, *more: [pre.t()[pre.t() > 0]] * 3, "finds other positive entries than torch"),
     ):
-        right = getattr(wrong, name)
-        setattr(wrong, name, fault)
-        assert kernels._load.__wrapped__(0) is None
-        assert message in caplog.messages[-1]
-        setattr(wrong, name, right)
+        monkeypatch.setattr(triton_kernels, name, fault)
+        assert message in (triton_kernels.find_problem(torch.device("cpu")) or "")
+        monkeypatch.setattr(triton_kernels, name, right[name])
+
+
+def test_a_wrong_activation_function_or_adam_is_found_when_it_is_tried_out(monkeypatch):
+    pytest.importorskip("triton", reason=NO_TRITON)
+    from cytosae.training import triton_activations, triton_adam
+
+    def activate(rule, pre, decoded, vectors):
+        decoded[0].copy_(pre.relu())
+        return torch.stack([(pre > 1).sum(dim=0), pre.relu().sum(dim=0)])
+
+    monkeypatch.setattr(triton_activations, "activate", activate)
+    monkeypatch.setattr(triton_activations, "differentiate", lambda *parts: torch.zeros(1, 136))
+    problem = triton_activations.find_problem(torch.device("cpu"))
+    assert problem is not None
+    assert problem.startswith("its activation function of relu differs from torch's by ")
+    monkeypatch.setattr(triton_adam, "update_rows", lambda *parts, **options: None)
+    assert triton_adam.find_problem(torch.device("cpu")) == "its Adam differs from torch's by 1.0e+00"
 
 
 @pytest.mark.parametrize(("name", "value"), [("capability", (7, 5)), ("hip", "6.2"), ("triton", None)])
@@ -237,7 +299,7 @@ def test_old_gpus_and_those_of_others_keep_torchs_products(new_gpu, monkeypatch,
         monkeypatch.setattr(torch.version, "hip", value)
     else:
         monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: value)
-    assert kernels._load.__wrapped__(0) is None
+    assert kernels._load.__wrapped__(0, kernels.PRODUCTS) is None
     assert not caplog.messages
 
 

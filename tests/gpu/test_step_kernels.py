@@ -1,0 +1,236 @@
+"""Our kernels of activation functions and of Adam against torch; on a GPU, and on the CPU in Triton's interpreter."""
+
+import copy
+
+import pytest
+import torch
+
+from cytosae.sae import kernels
+from cytosae.sae.loss import LossInputs, LossWeights
+from cytosae.training.adam import RowwiseAdam
+from cytosae.training.fused_loss import find_fused_loss
+from cytosae.training.gradients import RowGradient
+from cytosae.training.matmul import MatmulConfig
+from cytosae.training.step import TrainStep
+from tests.gpu.test_triton_kernels import DEAD, D, S, make_case, random
+
+pytest.importorskip("triton", reason="needs Triton: pip install -e '.[gpu-tests]'")
+
+RULES = ("relu", "jumprelu", "gated")
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-3}
+"""Relative error by type: bfloat16 has 8 bits, and Triton's interpreter cuts further ones off."""
+
+
+@pytest.fixture
+def device(device_of_kernels, monkeypatch) -> torch.device:
+    """A device with kernels, of which each program looks at few tokens."""
+    from cytosae.training import triton_activations
+
+    for name, size in (("_ROWS", 4), ("_COLUMNS", 16), ("_STEPS", 3)):
+        monkeypatch.setattr(triton_activations, name, size)
+    return device_of_kernels
+
+
+def make_vectors(rule: str, m: int) -> list[torch.Tensor]:
+    """Thresholds, or a gate's bias, scale and the magnitude's bias."""
+    parts = [random(m, seed=7), random(m, seed=8).exp(), random(m, seed=9)]
+    return {"relu": [], "jumprelu": [parts[0].relu()], "gated": parts}[rule]
+
+
+def activate(rule: str, pre: torch.Tensor, vectors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """What is decoded, in float32."""
+    if rule == "gated":
+        return [torch.relu((pre - vectors[0]) * vectors[1] + vectors[2]) * (pre > 0), torch.relu(pre)]
+    return [pre * (pre > vectors[0]) if rule == "jumprelu" else torch.relu(pre)]
+
+
+def differentiate(
+    rule: str, pre: torch.Tensor, products: list[torch.Tensor], vectors: list[torch.Tensor]
+) -> list[torch.Tensor]:
+    """The gradient before the nonlinearity and what else is summed, in float32, with the constant 0.5."""
+    if rule == "gated":
+        acts = activate(rule, pre, vectors)[0]
+        magnitude, gate = products[0] * (acts > 0), (products[1] + 0.5) * (pre > 0)
+        return [magnitude * vectors[1] + gate, gate, magnitude * (pre - vectors[0]) * vectors[1], magnitude]
+    if rule == "jumprelu":
+        near = ((pre - vectors[0]).abs() < 0.5).float()
+        return [products[0] * (pre > vectors[0]), products[0] * near, near]
+    return [products[0] * (pre > 0)]
+
+
+def check(found: torch.Tensor, expected: torch.Tensor, rel: float) -> None:
+    """Compare with a limit in terms of the whole."""
+    assert found.shape == expected.shape
+    assert (found.cpu().double() - expected.double()).norm() <= rel * expected.double().norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1), (13, 1), (12, 16), (31, 49), (0, 4), (4, 0)])
+@pytest.mark.parametrize("rule", RULES)
+def test_activations_gradients_and_sums_are_those_of_torch(device, rule, shape, dtype):
+    from cytosae.training import triton_activations
+
+    rel = TOLERANCE[dtype]
+    n, m = shape
+    # A block of a wider matrix, as for some of the latents.
+    wide = random(n, m + 7).to(device, dtype)
+    pre, vectors = wide[:, 3 : 3 + m], make_vectors(rule, m)
+    there, n_decoded = [one.to(device) for one in vectors], 2 if rule == "gated" else 1
+    given = [random(n, m, seed=seed).to(device, dtype) for seed in (1, 2)][:n_decoded]
+    host, expected_products = pre.cpu().float(), [one.cpu().float() for one in given]
+    expected, gradients = activate(rule, host, vectors), differentiate(rule, host, expected_products, vectors)
+    again: list[torch.Tensor] = []
+    for _ in range(2):
+        decoded, acts = [torch.full_like(given[0], 9.0) for _ in range(n_decoded)], torch.full_like(given[0], 9.0)
+        counted = triton_activations.activate(rule, pre, decoded, there)
+        products = [one.clone() for one in given]
+        summed = triton_activations.differentiate(rule, pre, acts, products, there, 0.5)
+        assert counted.dtype == summed.dtype == torch.float64
+        assert torch.equal(counted[0].cpu(), (expected[0] > 0).sum(dim=0).double())
+        for one, wanted, total in zip(decoded, expected, counted[1:], strict=True):
+            check(one, wanted, rel)
+            check(total, wanted.sum(dim=0), 1e-5)
+        check(products[0], gradients[0], rel)
+        if rule != "relu":
+            assert torch.equal(acts, decoded[0])
+        for total, wanted in zip(summed, gradients, strict=True):
+            check(total, wanted.sum(dim=0), 1e-5)
+        bits = [*decoded, counted, products[0], summed]
+        again = again or bits
+        assert all(torch.equal(one, other) for one, other in zip(bits, again, strict=True)), "repeated, other bits"
+    assert torch.equal(wide.cpu(), random(n, m + 7).to(dtype)), "it wrote beside its block"
+
+
+def test_relu_takes_the_place_of_what_it_is_computed_from(device):
+    from cytosae.training import triton_activations
+
+    wide = random(9, 30).to(device)
+    counted = triton_activations.activate("relu", wide[:, 4:20], [wide[:, 4:20]], [])
+    expected = random(9, 30)
+    expected[:, 4:20].relu_()
+    assert torch.equal(wide.cpu(), expected)
+    assert torch.equal(counted[0].cpu(), (expected[:, 4:20] > 0).sum(dim=0).double())
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_what_is_no_number_is_not_hidden(device, rule):
+    from cytosae.training import triton_activations
+
+    pre = torch.tensor([[torch.nan, torch.inf, 1.0]]).repeat(5, 1).to(device)
+    decoded = [torch.zeros_like(pre) for _ in range(2 if rule == "gated" else 1)]
+    vectors = [one.to(device) for one in make_vectors(rule, 3)]
+    counted = triton_activations.activate(rule, pre, decoded, vectors)
+    assert torch.isnan(decoded[0][:, 0]).all()
+    assert torch.isinf(decoded[0][:, 1]).all()
+    assert torch.isnan(counted[1][0])
+    assert torch.isfinite(decoded[0][:, 2]).all()
+
+
+@pytest.mark.parametrize("max_bytes", [1 << 29, 4 * S * 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rule", RULES)
+def test_dense_losses_and_gradients_are_those_without_kernels(device, rule, dtype, max_bytes):
+    x, weights = random(40, D, seed=9).to(device), LossWeights(l1_coefficient=0.05)
+    dead, results = torch.arange(S, device=device) < DEAD, []
+    matmul = MatmulConfig(dtype, max_bytes, sparse_below=0.0)
+    for own in (True, False):
+        sae = make_case(rule, device)
+        inputs = LossInputs((x - x.mean(dim=0)).square().sum(), weights, dtype, dead, use_ghost_grads=rule == "relu")
+        if own:
+            loss, gradients = find_fused_loss(sae)(sae, x, inputs, matmul)
+            gradients.store_(sae)
+        else:
+            with kernels.without_kernels():
+                loss, gradients = find_fused_loss(sae)(sae, x, inputs, matmul)
+                gradients.store_(sae)
+        results.append((loss, {name: part.grad for name, part in sae.named_parameters()}))
+    (found, gradients), (wanted, expected) = results
+    assert torch.equal(found.n_fired, wanted.n_fired)
+    rel = TOLERANCE[dtype]
+    assert found.terms.loss.item() == pytest.approx(wanted.terms.loss.item(), rel=rel)
+    check(found.reconstruction, wanted.reconstruction.cpu(), rel)
+    for name, gradient in gradients.items():
+        check(gradient, expected[name].cpu(), rel)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_dense_steps_repeat_to_the_last_bit_and_are_those_of_autograd(device, rule):
+    sae, results = make_case(rule, device), []
+    for matmul in (MatmulConfig(sparse_below=0.0), MatmulConfig(sparse_below=0.0), None):
+        step = TrainStep(
+            copy.deepcopy(sae), lr=1e-3, weights=LossWeights(l1_coefficient=0.05), use_ghost_grads=rule == "relu",
+            dead_feature_window=1, max_gradient=0.5, matmul=matmul,
+        )  # fmt: skip
+        step.tracker.n_steps_since_fired[:DEAD] = 10
+        losses = [step.step(random(1, 24, D, seed=seed).to(device)).terms.loss.item() for seed in (9, 10)]
+        results.append((losses, list(step.sae.state_dict().values())))
+    (losses, found), (_, again), (wanted, expected) = results
+    assert losses == pytest.approx(wanted, rel=1e-4)
+    for one, other, plain in zip(found, again, expected, strict=True):
+        assert torch.equal(one, other)
+        # Adam's first steps have the length of the learning rate, whichever way the smallest gradients are rounded.
+        assert ((one - plain).abs() > 1e-4).float().mean() < 0.02
+
+
+@pytest.mark.parametrize("on_sphere", [False, True])
+@pytest.mark.parametrize("scale", [None, 0.25])
+@pytest.mark.parametrize("width", [1, 24, 100, 768])
+def test_adam_is_torchs(device, width, scale, on_sphere):
+    weights = torch.nn.functional.normalize(random(6, width, seed=3), dim=1)
+    mine, theirs = (torch.nn.Parameter(weights.clone().to(where)) for where in (device, "cpu"))
+    adam = RowwiseAdam([{"params": [mine]}], lr=0.01, betas=(0.8, 0.98), device=device)
+    other = torch.optim.Adam([theirs], lr=0.01, betas=(0.8, 0.98), foreach=False)
+    factor = None if scale is None else torch.tensor(scale, device=device)
+    for seed in range(4):
+        values = random(6, width, seed=seed)
+        rows = theirs.detach()
+        along = (values * rows).sum(dim=1, keepdim=True) * rows if on_sphere else 0
+        theirs.grad = (values - along) * (scale or 1)
+        other.step()
+        for block in (slice(0, 2), slice(2, 6)):
+            gradient = RowGradient("W_dec", block, values[block].to(device))
+            adam.update_rows(mine, gradient, on_sphere=on_sphere, scale=factor)
+        adam.finish_rows(mine)
+    assert adam.state[mine]["step"] == 4
+    if on_sphere and width == 1:
+        return  # what is left is rounding, which Adam scales up
+    check(mine.detach() - weights.to(device), theirs.detach() - weights, 1e-5)
+    for name in ("exp_avg", "exp_avg_sq"):
+        check(adam.state[mine][name], other.state[theirs][name], 1e-5)
+
+
+def test_adam_goes_on_from_a_saved_state(device):
+    first, second = (torch.nn.Parameter(random(6, 24, seed=3).to(device)) for _ in range(2))
+    mine, again = (
+        RowwiseAdam([{"params": [one]}], lr=0.01, betas=(0.9, 0.999), device=device) for one in (first, second)
+    )
+
+    def step(adam: RowwiseAdam, parameter: torch.nn.Parameter, seed: int) -> None:
+        adam.update_rows(parameter, RowGradient("W_dec", slice(0, 6), random(6, 24, seed=seed).to(device)))
+        adam.finish_rows(parameter)
+
+    for seed in range(3):
+        step(mine, first, seed)
+    step(again, second, 9)  # counted, and forgotten
+    second.data.copy_(first.data)
+    again.load_state_dict(copy.deepcopy(mine.state_dict()))
+    for adam, parameter in ((mine, first), (again, second)):
+        step(adam, parameter, 5)
+    assert torch.equal(first, second)
+    assert again.state[second]["step"] == 4
+
+
+def test_rows_that_no_program_holds_are_torchs(device):
+    from cytosae.training import triton_adam
+
+    parameter = torch.nn.Parameter(torch.ones(2, triton_adam.WIDEST + 1, device=device))
+    adam = RowwiseAdam([{"params": [parameter]}], lr=0.01, betas=(0.9, 0.999), device=device)
+    adam.update_rows(parameter, RowGradient("W_dec", slice(0, 2), torch.ones_like(parameter)))
+    torch.testing.assert_close(parameter.detach(), torch.full_like(parameter, 0.99))
+
+
+def test_kernels_are_right_when_they_are_tried_out(device):
+    from cytosae.training import triton_activations, triton_adam
+
+    assert triton_activations.find_problem(device) is None
+    assert triton_adam.find_problem(device) is None
