@@ -16,6 +16,7 @@ the interpreter with torch loaded: weights, gradients, Adam's moments and everyt
 
 import argparse
 import contextlib
+import itertools
 import statistics
 import subprocess
 import sys
@@ -39,6 +40,8 @@ DENSITIES = (0.5, 0.1, 0.01, 0.001)
 CROSSOVER = (0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.01)
 OF_DENSITY = ("relu", "gated")
 """Architectures whose share of active latents nothing but the loss decides."""
+DENSE_OR_SPARSE = (*OF_DENSITY, "jumprelu")
+"""Architectures whose products are of all latents where many are active."""
 WEIGHTS = LossWeights(l1_coefficient=8e-5)
 DENSE = 0.25
 """Density from which the least products are those of all latents."""
@@ -222,15 +225,20 @@ def compare_products(options: argparse.Namespace, device: torch.device, products
     """Where sparse products become faster than dense ones: a ratio above 1 says that they are."""
     x = make_batch(options, device)
     dtype = choose_matmul(products, device, None).dtype
-    for density in options.density or CROSSOVER:
-        dense = make_step(options, device, "relu", density, MatmulConfig(dtype, sparse_below=0.0))
-        sparse = make_step(options, device, "relu", density, MatmulConfig(dtype, sparse_below=1.1))
+    wanted = ARCHITECTURES if "ALL" in options.arch else options.arch
+    for arch, density in itertools.product(
+        [arch for arch in wanted if arch in DENSE_OR_SPARSE], options.density or CROSSOVER
+    ):
+        if arch not in OF_DENSITY:
+            options.k = max(1, round(density * options.latents))
+        dense = make_step(options, device, arch, density, MatmulConfig(dtype, sparse_below=0.0))
+        sparse = make_step(options, device, arch, density, MatmulConfig(dtype, sparse_below=1.1))
         compare(
             "crossover",
             lambda: run_step(dense, x),  # noqa: B023 - called at once
             lambda: run_step(sparse, x),  # noqa: B023
-            rounds=options.rounds, d_in=options.d_in, latents=options.latents, tokens=options.tokens, density=density,
-            precision=products.precision, kernels=has_kernels(device),
+            rounds=options.rounds, arch=arch, d_in=options.d_in, latents=options.latents, tokens=options.tokens,
+            density=density, precision=products.precision, kernels=has_kernels(device),
         )  # fmt: skip
 
 

@@ -231,8 +231,10 @@ def test_null_tests_print_level_and_power():
 
 
 def test_train_step_compares_dense_and_sparse_products():
-    lines = _run("train_step", *SMALL_STEP, "--crossover", "--density", 0.3, "--density", 0.1)
-    assert [(line["name"], line["density"]) for line in lines] == [("crossover", 0.3), ("crossover", 0.1)]
+    lines = _run("train_step", *SMALL_STEP, "--crossover", "--arch", "ALL", "--density", 0.3, "--density", 0.1)
+    assert [(line["name"], line["arch"], line["density"]) for line in lines] == [
+        ("crossover", arch, density) for arch in ("relu", "jumprelu", "gated") for density in (0.3, 0.1)
+    ]
 
 
 def test_the_benchmarks_densities_are_those_asked_for():
