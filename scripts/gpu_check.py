@@ -56,12 +56,12 @@ _TINY_FEATURES = "benchmarks.features --images 4 --d-in 16 --latents 64"
 _TINY_BUILD = "benchmarks.build --model-path pipeline/cytosae_pipeline/assets/cytosae_tiny14.pth"
 
 ON_GPU = (
-    Part("tests", 80, f"{_PYTEST} -m gpu tests/gpu"),
-    Part("train_step", 60, f"{_STEP} --arch ALL --density 0.5 --density 0.01 --rounds 5 --no-memory"),
+    Part("tests", 110, f"{_PYTEST} -m gpu tests/gpu"),
+    Part("train_step", 50, f"{_STEP} --arch ALL --density 0.5 --density 0.01 --rounds 5 --no-memory"),
     Part("build", 75, "benchmarks.build --encoders dinov2_vitb14 --images 1024 --rounds 2 --workers 12"),
-    Part("end_to_end", 90, "benchmarks.end_to_end --encoder dinov2_vitb14 --images 512 --epochs 8 --expansion 64"),
+    Part("end_to_end", 75, "benchmarks.end_to_end --encoder dinov2_vitb14 --images 512 --epochs 8 --expansion 64"),
     Part("features", 25, "benchmarks.features --images 256 --latents 49152"),
-    Part("memory", 70, f"{_STEP} --arch relu topk --density 0.01 --rounds 1", only="memory"),
+    Part("memory", 65, f"{_STEP} --arch relu topk --density 0.01 --rounds 1", only="memory"),
 )
 """Parts on a GPU; 49,152 latents are 64 times the width of a ViT-B."""
 

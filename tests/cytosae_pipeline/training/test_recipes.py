@@ -212,14 +212,18 @@ def test_options_of_later_versions_leave_the_names_of_older_runs(with_store):
 
 
 def test_gradients_are_clipped(with_store, monkeypatch):
-    from cytosae.training.adam import RowwiseAdam
+    from cytosae.training.adam import RowwiseAdam, remove_radial_
+    from cytosae.training.gradients import by_latent
 
     norms, squares = [], []
     update_rows, step = RowwiseAdam.update_rows, RowwiseAdam.step
 
-    def watched_rows(self, parameter, gradient):
-        squares.append(gradient.values.square().sum().item())
-        update_rows(self, parameter, gradient)
+    def watched_rows(self, parameter, gradient, *, on_sphere, scale):
+        values = gradient.values.clone()
+        if on_sphere:
+            remove_radial_(values, by_latent(gradient.name, parameter.detach())[gradient.latents])
+        squares.append(values.square().sum().item() * (1 if scale is None else float(scale) ** 2))
+        update_rows(self, parameter, gradient, on_sphere=on_sphere, scale=scale)
 
     def watched_step(self, closure=None):
         given = (part.grad for group in self.param_groups for part in group["params"])
