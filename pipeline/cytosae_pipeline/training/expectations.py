@@ -7,6 +7,8 @@ _DENSE_SHARE = 0.1
 """Share of active latents above which a single one says little."""
 _DEAD_SHARE = 0.1
 """Share of latents that never fire above which much of the autoencoder is wasted."""
+_FEWEST_STEPS = 16
+"""Steps without firing up to which a latent is never called dead: a rare one is absent from a few batches."""
 _OFF_TARGET = 0.2
 """Relative distance of L0 from a target that only the loss pulls at."""
 _FIRST_SHARE = 0.25
@@ -36,7 +38,7 @@ class Expectations:
         Args:
             n_done: Steps done.
             l0: Mean number of active latents per token.
-            dead_share: Share of latents that have not fired for longer than `dead_feature_window` steps.
+            dead_share: Share of latents that have not fired for more than `dead_steps` steps.
         """
         if n_done < self._first:
             return []
@@ -50,6 +52,11 @@ class Expectations:
         found = [text for kind, text in texts.items() if text and kind not in self._said]
         self._said |= {kind for kind, text in texts.items() if text}
         return found
+
+
+def dead_steps(config: TrainConfig) -> int:
+    """Steps without firing after which a latent is called dead; those that are revived may be so sooner."""
+    return max(config.dead_feature_window, _FEWEST_STEPS)
 
 
 def explain_dense(architecture: str, l0: float | None, n_latents: int) -> str:
@@ -85,7 +92,7 @@ def explain_dead(config: TrainConfig, dead_share: float, n_latents: int) -> str:
     if config.encoder_init != "decoder":
         advice.append("give --encoder_init decoder")
     return (
-        f"{dead_share:.0%} of the {n_latents:,} latents have not fired for more than {config.dead_feature_window} steps"
+        f"{dead_share:.0%} of the {n_latents:,} latents have not fired for more than {dead_steps(config)} steps"
         f". For fewer dead ones: {', '.join(advice)}, or lower --expansion_factor"
     )
 

@@ -23,7 +23,7 @@ from cytosae_cache.storage.atomic import replacing_path
 from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.errors import say_count
 from cytosae_pipeline.training.evaluation import Evaluation, evaluate
-from cytosae_pipeline.training.expectations import Expectations
+from cytosae_pipeline.training.expectations import Expectations, dead_steps
 from cytosae_pipeline.training.init import DataInit
 from cytosae_pipeline.training.loggers.base import MetricLoggers, make_histogram
 from cytosae_pipeline.training.loggers.of_run import open_loggers
@@ -176,14 +176,15 @@ class Trainer:
         if logs:
             # CPU-GPU sync point.
             frequency = self._parts.join_counts(self._n_fired).cpu().double() / max(self._n_tokens, 1)
-            metrics = {**self._measure(result, x, n_tokens, rate, frequency), **pace}
+            since = self._parts.join_counts(self.step.tracker.n_steps_since_fired).cpu()
+            metrics = {**self._measure(result, x, n_tokens, rate, frequency, since), **pace}
             if (due or last) and self._held_out is not None:
                 limit = None if last else images_on_the_way(config)
                 self._evaluation = self._evaluate(self.finished_sae(), self._held_out, limit=limit)
                 metrics |= self._evaluation.metrics() if self._evaluation else {}
             histogram = make_histogram(torch.log10(frequency + _LEAST_FREQUENCY).numpy())
             self._loggers.log(self.n_done, metrics, {"plots/feature_density_line_chart": histogram})
-            dead_share = metrics["sparsity/n_passes_since_fired_over_threshold"] / self.run.n_latents
+            dead_share = float((since > dead_steps(config)).double().mean())
             for text in self._expectations.check(self.n_done, metrics["metrics/l0"], dead_share):
                 logger.warning(f"run '{self.run.folder.name}', step {self.n_done:,} of {self.run.n_steps:,}: {text}")
             self.note = f"loss {metrics['losses/overall_loss']:.4g}, EV {metrics['metrics/explained_variance']:.3f}"
@@ -341,7 +342,13 @@ class Trainer:
 
     @torch.no_grad()
     def _measure(
-        self, result: SaeLoss, x: torch.Tensor, n_tokens: int, rate: float, frequency: torch.Tensor
+        self,
+        result: SaeLoss,
+        x: torch.Tensor,
+        n_tokens: int,
+        rate: float,
+        frequency: torch.Tensor,
+        since: torch.Tensor,
     ) -> dict[str, float]:
         """Metrics of a step under the reference's names. A CPU-GPU sync point, hence only every few steps.
 
@@ -351,13 +358,13 @@ class Trainer:
             n_tokens: Tokens of the whole batch.
             rate: Its learning rate.
             frequency: Firing rates in the sampling window, float64 on the host, shape `(S,)`.
+            since: Steps since each latent last fired, int64 on the host, shape `(S,)`.
         """
         variance = explained_variance(x, result.reconstruction, self.run.token_ranks)
         config = self.run.config
         loss = float(result.terms.loss)
         if not math.isfinite(loss):
             raise self._failure(loss)
-        since = self._parts.join_counts(self.step.tracker.n_steps_since_fired).cpu()
         return {
             "losses/overall_loss": loss,
             "losses/mse_loss": float(result.terms.mse),

@@ -1,12 +1,19 @@
 """Runs with too many active latents, too many dead ones, or an L0 off its target say so, with the option to change."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from cytosae.sae.registry import ARCHITECTURES
 from cytosae_pipeline.config import TrainConfig
-from cytosae_pipeline.training.expectations import Expectations, explain_dead, explain_dense, explain_off_target
+from cytosae_pipeline.training.expectations import (
+    Expectations,
+    dead_steps,
+    explain_dead,
+    explain_dense,
+    explain_off_target,
+)
 
 
 @pytest.mark.parametrize(
@@ -37,11 +44,18 @@ def test_a_tenth_is_allowed_and_what_is_not_known_is_not_said():
     ],
 )
 def test_dead_latents_have_their_options(options, advice):
-    config = TrainConfig(dataset_name="toy", dead_feature_window=9, **options)
+    config = TrainConfig(dataset_name="toy", dead_feature_window=90, **options)
     assert explain_dead(config, 0.1, 1000) == ""
     text = explain_dead(config, 0.25, 1000)
-    assert text.startswith("25% of the 1,000 latents have not fired for more than 9 steps. For fewer dead ones: ")
+    assert text.startswith("25% of the 1,000 latents have not fired for more than 90 steps. For fewer dead ones: ")
     assert f": {advice} lower --expansion_factor" in text
+
+
+def test_a_latent_that_is_revived_soon_is_not_called_dead_soon():
+    config = TrainConfig(dataset_name="toy", arch="topk", dead_feature_window=2)
+    assert dead_steps(config) == 16
+    assert "have not fired for more than 16 steps" in explain_dead(config, 0.25, 1000)
+    assert dead_steps(replace(config, dead_feature_window=17)) == 17
 
 
 def test_an_l0_off_its_target():
