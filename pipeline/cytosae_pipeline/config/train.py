@@ -1,6 +1,7 @@
 """Options of `train`, and its presets."""
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
@@ -44,6 +45,10 @@ OF_ARCHITECTURES: dict[str, Any] = {
     "bandwidth": 1.0,
 }
 """Defaults of options that only some architectures have; None in a record stands for them."""
+
+_STEPS_UNTIL_DEAD, _FEWEST_STEPS_UNTIL_DEAD, _FIRINGS_UNTIL_DEAD = 4, 2, 20
+"""When a latent is revived under `--preset modern`: after steps, where nothing says how often it should fire; otherwise
+after as many as a latent of average frequency needs to fire so often, but not before so many."""
 
 _SWITCHES_OF_ARCHITECTURES = ("use_ghost_grads", "norm_weighted_l1", "mse_cls_coefficient")
 
@@ -180,7 +185,12 @@ class TrainConfig(StoreSource):
     mse_cls_coefficient: float = option(1.0, "Weight of the CLS token's reconstruction error (relu).", minimum=0)
     use_ghost_grads: bool = option(False, "Revive dead latents with ghost gradients (relu).")
     feature_sampling_window: int = option(64, "Steps over which firing rates are measured.", minimum=1)
-    dead_feature_window: int = option(64, "Steps without firing after which a latent is revived.", minimum=0)
+    dead_feature_window: int | None = option(
+        64,
+        "Steps without firing after which a latent is revived; --preset modern takes as many as a latent of average "
+        "frequency needs to fire 20 times.",
+        minimum=0,
+    )
     dead_feature_threshold: float = option(1e-6, "Firing rate below which a latent is reported as dead.", minimum=0)
     seed: int = option(42, "Seed of the weights, the order and the samples.", minimum=0, maximum=MAX_SEED)
     order_seed: int | None = option(None, "Seed of the order alone. [default: --seed]", minimum=0, maximum=MAX_SEED)
@@ -211,6 +221,20 @@ class TrainConfig(StoreSource):
     def warm_up_steps(self, n_steps: int) -> int:
         """Steps over which the learning rate rises, of `n_steps` in all."""
         return self.lr_warm_up_steps if self.lr_warm_up_share is None else round(self.lr_warm_up_share * n_steps)
+
+    def steps_until_dead(self, n_latents: int, n_tokens: int) -> int:
+        """Steps without firing after which a latent is revived.
+
+        Args:
+            n_latents: Latents S.
+            n_tokens: Tokens of an image that are trained on.
+        """
+        if self.dead_feature_window is not None:
+            return self.dead_feature_window
+        if self.k is None:
+            return _STEPS_UNTIL_DEAD
+        firings = self.k * self.batch_size * n_tokens / n_latents
+        return max(_FEWEST_STEPS_UNTIL_DEAD, math.ceil(_FIRINGS_UNTIL_DEAD / firings))
 
     @property
     def trained_on(self) -> Literal["all", "patches", "cls"]:
@@ -271,7 +295,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "modern": {
         "arch": "batchtopk", "k": 32, "lr": 0.006, "encoder_lr_factor": 0.5, "adam_beta1": 0.8, "adam_beta2": 0.98,
-        "lr_warm_up_share": 0.02, "lr_decay_share": 0.6, "dead_feature_window": 4, "standardise": True,
+        "lr_warm_up_share": 0.02, "lr_decay_share": 0.6, "dead_feature_window": None, "standardise": True,
         "encoder_init": "decoder", "b_dec_init_method": "mean", "batch_of": "tokens", "held_out": 0.05,
     },
 }  # fmt: skip

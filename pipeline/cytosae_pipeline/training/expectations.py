@@ -28,7 +28,7 @@ class Expectations:
 
     def __init__(self, config: TrainConfig, n_latents: int, n_steps: int) -> None:
         self._config, self._n_latents = config, n_latents
-        warm_up = max(config.warm_up_steps(n_steps), config.l1_warm_up_steps, config.dead_feature_window)
+        warm_up = max(config.warm_up_steps(n_steps), config.l1_warm_up_steps, config.dead_feature_window or 0)
         self._first = max(warm_up + 1, _FIRST_SHARE * n_steps)
         self._said: set[str] = set()
 
@@ -56,7 +56,7 @@ class Expectations:
 
 def dead_steps(config: TrainConfig) -> int:
     """Steps without firing after which a latent is called dead; those that are revived may be so sooner."""
-    return max(config.dead_feature_window, _FEWEST_STEPS)
+    return max(config.dead_feature_window or 0, _FEWEST_STEPS)
 
 
 def explain_dense(architecture: str, l0: float | None, n_latents: int) -> str:

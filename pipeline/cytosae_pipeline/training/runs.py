@@ -24,6 +24,7 @@ from cytosae_pipeline.config.fields import suggest
 from cytosae_pipeline.config.train import OF_ARCHITECTURES, without_foreign
 from cytosae_pipeline.errors import UserError, say_count
 from cytosae_pipeline.runtime.devices import choose_device
+from cytosae_pipeline.training.init import choose_tokens
 from cytosae_pipeline.training.matmul import (
     TRAINING_PRECISIONS,
     Products,
@@ -56,7 +57,7 @@ class Run:
     """A training run: everything fixed before the first step."""
 
     config: TrainConfig
-    """Options, with their precision resolved."""
+    """Options, with their precision and `dead_feature_window` resolved."""
     stores: tuple[ActivationStore, ...]
     """The stores, trained on as one."""
     folder: Path
@@ -84,6 +85,12 @@ class Run:
     def n_latents(self) -> int:
         """Latents S."""
         return self.config.expansion_factor * self.store.d_model
+
+    @property
+    def steps_until_dead(self) -> int:
+        """Steps without firing after which a latent is revived."""
+        assert self.config.dead_feature_window is not None
+        return self.config.dead_feature_window
 
     @property
     def n_steps(self) -> int:
@@ -175,6 +182,10 @@ def prepare_run(
             f"{error}. --expansion_factor {config.expansion_factor} at width {store.d_model} gives {n_latents} "
             "latents: change --k or --expansion_factor"
         ) from error
+    tokens = choose_tokens(
+        torch.empty(1, store.n_tokens, 1, device="meta"), choice=config.trained_on, layout=store.spec.tokens
+    )
+    config = replace(config, dead_feature_window=config.steps_until_dead(n_latents, tokens.shape[1]))
     if products is not None:
         return replace(_make_run(replace(config, precision=products.precision), stores, device), products=products)
     return _with_products(config, stores, device)

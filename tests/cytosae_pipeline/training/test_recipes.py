@@ -211,6 +211,31 @@ def test_options_of_later_versions_leave_the_names_of_older_runs(with_store):
         assert other.folder != plain.folder
 
 
+@pytest.mark.parametrize(
+    ("latents", "options", "expected"),
+    [
+        (3072, {}, 2),  # a latent of average frequency fires 43 times in a step
+        (3072, {"k": 16}, 2),
+        (24_576, {}, 4),  # 5.4 times
+        (24_576, {"batch_size": 4}, 15),
+        (24_576, {"batch_size": 4, "dead_feature_window": 7}, 7),
+        (3072, {"arch": "relu"}, 4),  # nothing says how often
+        (3072, {"preset": None, "arch": "topk"}, 64),
+    ],
+)
+def test_rare_latents_are_revived_later_with_the_preset(latents, options, expected):
+    config = TrainConfig(**{"preset": "modern", "batch_size": 16, **options})
+    assert config.steps_until_dead(latents, 257) == expected
+
+
+def test_a_run_records_after_how_many_steps_latents_are_revived(with_store):
+    with_store.train("--preset", "modern", "--expansion_factor", 4, "--k", 5, "--run_name", "r", "--tokens", "all")
+    recipe = json.loads((with_store.root / "out/checkpoints/r/config.json").read_text())["recipe"]
+    n_tokens = ActivationStore.open(with_store.store).n_tokens
+    steps = 20 * recipe["n_latents"] / (5 * recipe["batch_size"] * n_tokens)
+    assert recipe["dead_feature_window"] == math.ceil(steps) > 2
+
+
 def test_gradients_are_clipped(with_store, monkeypatch):
     from cytosae.training.adam import RowwiseAdam, remove_radial_
     from cytosae.training.gradients import by_latent
