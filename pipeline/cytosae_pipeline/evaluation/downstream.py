@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from cytosae.analysis.downstream import DownstreamStatistics, Embeddings, EmbeddingValues, ProbeValues
-from cytosae.analysis.logistic_probe import PENALTY, fit_logistic
+from cytosae.analysis.logistic_probe import PENALTY, fit_logistic_probe
 from cytosae.analysis.probe import Probe
 from cytosae.backbones.tail import Tail
 from cytosae.sae.base import Sae
@@ -74,7 +74,7 @@ class Downstream:
     trained_on_other: Literal["patients", "images"]
     """Whether training and test images are of different patients, or only different images where none are known."""
     penalty: float
-    """Strength of the probe's penalty; see `cytosae.analysis.logistic_probe.fit_logistic`."""
+    """Strength of the probe's penalty; see `cytosae.analysis.logistic_probe.fit_logistic_probe`."""
 
     def describe(self) -> str:
         """The result as tables for humans."""
@@ -206,7 +206,7 @@ def measure_downstream(inputs: Inputs, options: EvaluateOptions, rows: IntArray,
             features.append(embeddings.original[torch.from_numpy(plan.trains[at])].cpu())
         if plan.classes:
             train = torch.from_numpy(np.flatnonzero(plan.trains))
-            probe = fit_logistic(torch.cat(features), labels[train], len(plan.classes))
+            probe = fit_logistic_probe(torch.cat(features), labels[train], len(plan.classes))
         _test(embedder, rows, plan, probe, found, groups, labels, options, bar.advance)
     return _conclude(found, names, plan, options.ablation, tail.info.pooling)
 

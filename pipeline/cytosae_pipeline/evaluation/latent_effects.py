@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cytosae.analysis.logistic_probe import fit_logistic
+from cytosae.analysis.logistic_probe import fit_logistic_probe
 from cytosae.analysis.probe import Probe
 from cytosae.backbones.tail import Tail
 from cytosae.sae.base import Sae
@@ -147,7 +147,7 @@ def make_meter(inputs: Inputs, place: StorePlace | None, *, verify: bool = True)
             with torch.no_grad():
                 features.append(tail(torch.from_numpy(reader.read(part)).to(device)).cpu())
             bar.advance(len(part))
-    return EffectMeter(inputs.sae, tail, fit_logistic(torch.cat(features), labels, len(classes)), classes, len(rows))
+    return EffectMeter(inputs.sae, tail, fit_logistic_probe(torch.cat(features), labels, len(classes)), classes, len(rows))
 
 
 def measure_effects(inputs: Inputs, options: EffectOptions) -> LatentEffects:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cytosae.analysis.downstream import DownstreamStatistics, Embeddings
-from cytosae.analysis.logistic_probe import fit_logistic
+from cytosae.analysis.logistic_probe import fit_logistic_probe
 
 N, WIDTH = 30, 6
 
@@ -35,7 +35,7 @@ def run(embeddings, labels, probe, sizes):
 @pytest.mark.parametrize("sizes", [(N,), (1, 9, 20), (10, 10, 10)])
 def test_the_formulas(images, sizes):
     embeddings, labels = images
-    probe = fit_logistic(embeddings.original, labels, 3)
+    probe = fit_logistic_probe(embeddings.original, labels, 3)
     found = run(embeddings, labels, probe, sizes)
     for group, members in ((None, labels >= 0), (1, labels == 1)):
         e, r, a = (item[members].double() for item in embeddings)
@@ -62,7 +62,7 @@ def test_the_formulas(images, sizes):
 
 def test_a_perfect_reconstruction_recovers_all_and_the_ablation_nothing(images):
     embeddings, labels = images
-    probe = fit_logistic(embeddings.original, labels, 3)
+    probe = fit_logistic_probe(embeddings.original, labels, 3)
     perfect = run(embeddings._replace(reconstructed=embeddings.original), labels, probe, (N,))
     assert (perfect.embedding().error_recovered, perfect.probe().loss_recovered) == (1, 1)
     assert perfect.probe().agreement == 1
@@ -73,7 +73,7 @@ def test_a_perfect_reconstruction_recovers_all_and_the_ablation_nothing(images):
 
 def test_an_ablation_without_harm_has_nothing_to_recover(images):
     embeddings, labels = images
-    probe = fit_logistic(embeddings.original, labels, 3)
+    probe = fit_logistic_probe(embeddings.original, labels, 3)
     found = run(embeddings._replace(ablated=embeddings.original), labels, probe, (N,))
     assert found.embedding().error_recovered is None
     assert found.probe().loss_recovered is None

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cytosae.analysis.logistic_probe import fit_logistic
+from cytosae.analysis.logistic_probe import fit_logistic_probe
 
 
 def make(n_classes, n=120, width=5):
@@ -16,7 +16,7 @@ def make(n_classes, n=120, width=5):
 @pytest.mark.parametrize("n_classes", [2, 3, 4])
 def test_it_is_the_minimum_of_its_loss(n_classes):
     features, labels = make(n_classes)
-    probe = fit_logistic(features, labels, n_classes, penalty=0.05)
+    probe = fit_logistic_probe(features, labels, n_classes, penalty=0.05)
     weights, intercept = (part.clone().requires_grad_() for part in (probe.weights, probe.intercept))
     z = (features.double() - probe.mean) / probe.scale
     loss = torch.nn.functional.cross_entropy(z @ weights + intercept, labels)
@@ -30,7 +30,7 @@ def test_it_is_the_minimum_of_its_loss(n_classes):
 def test_a_constant_channel_has_no_weight():
     features, labels = make(3)
     features[:, 2] = 7
-    probe = fit_logistic(features, labels, 3)
+    probe = fit_logistic_probe(features, labels, 3)
     assert probe.weights[2].abs().max() < 1e-9
     assert torch.isfinite(probe.logits(features)).all()
 
@@ -40,4 +40,4 @@ def test_a_constant_channel_has_no_weight():
 )
 def test_what_cannot_be_fitted_is_refused(labels, n_classes, penalty):
     with pytest.raises(ValueError, match="a probe needs two classes with images and a penalty above 0, found"):
-        fit_logistic(torch.randn(3, 2), torch.tensor(labels), n_classes, penalty=penalty)
+        fit_logistic_probe(torch.randn(3, 2), torch.tensor(labels), n_classes, penalty=penalty)
