@@ -15,7 +15,9 @@ _CONSTANT = 1e-12
 """A channel counts as constant if its variance is at most this share of its mean square."""
 
 
-def fit_logistic_probe(features: torch.Tensor, labels: torch.Tensor, n_classes: int, *, penalty: float = PENALTY) -> Probe:
+def fit_logistic_probe(
+    features: torch.Tensor, labels: torch.Tensor, n_classes: int, *, penalty: float = PENALTY
+) -> Probe:
     """Fit multinomial logistic regression on standardised features.
 
     With z the standardised features and W the weights it minimises `mean_i CE(softmax(z_i W + c), y_i) + penalty / 2

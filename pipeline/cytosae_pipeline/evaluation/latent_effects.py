@@ -147,7 +147,8 @@ def make_meter(inputs: Inputs, place: StorePlace | None, *, verify: bool = True)
             with torch.no_grad():
                 features.append(tail(torch.from_numpy(reader.read(part)).to(device)).cpu())
             bar.advance(len(part))
-    return EffectMeter(inputs.sae, tail, fit_logistic_probe(torch.cat(features), labels, len(classes)), classes, len(rows))
+    probe = fit_logistic_probe(torch.cat(features), labels, len(classes))
+    return EffectMeter(inputs.sae, tail, probe, classes, len(rows))
 
 
 def measure_effects(inputs: Inputs, options: EffectOptions) -> LatentEffects:
