@@ -94,7 +94,18 @@ class JoinedStore(ActivationStore):
         Raises:
             StoreError: Always.
         """
-        raise StoreError(
+        raise self._without_place()
+
+    def read_file(self, name: str, *, max_bytes: int | None = None) -> bytes:
+        """Files belong to one of the parts: ask that one.
+
+        Raises:
+            StoreError: Always.
+        """
+        raise self._without_place()
+
+    def _without_place(self) -> StoreError:
+        return StoreError(
             f"'{self.path}' are several stores that are read as one, found where the place of one is expected. Name "
             "their data sets instead, with dataset_name and with_dataset"
         )

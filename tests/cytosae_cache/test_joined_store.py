@@ -316,6 +316,8 @@ def test_what_only_parts_have_is_asked_of_them(parts):
         joined.column("channels/mean")
     with pytest.raises(StoreError, match=r"found where the place of one is expected\. Name their data sets instead"):
         os.fspath(joined)
+    with pytest.raises(StoreError, match="found where the place of one is expected"):
+        joined.read_file("zarr.json")
 
 
 def test_one_store_stays_as_it_is_and_joined_ones_can_be_joined_further(parts):
