@@ -40,7 +40,7 @@ DENSITIES = (0.5, 0.1, 0.01, 0.001)
 CROSSOVER = (0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.01)
 OF_DENSITY = ("relu", "gated")
 """Architectures whose share of active latents nothing but the loss decides."""
-DENSE_OR_SPARSE = (*OF_DENSITY, "jumprelu")
+DENSE_OR_SPARSE = ("relu", "jumprelu", "gated")
 """Architectures whose products are of all latents where many are active."""
 WEIGHTS = LossWeights(l1_coefficient=8e-5)
 DENSE = 0.25
@@ -225,14 +225,13 @@ def compare_products(options: argparse.Namespace, device: torch.device, products
     """Where sparse products become faster than dense ones: a ratio above 1 says that they are."""
     x = make_batch(options, device)
     dtype = choose_matmul(products, device, None).dtype
-    wanted = ARCHITECTURES if "ALL" in options.arch else options.arch
-    for arch, density in itertools.product(
-        [arch for arch in wanted if arch in DENSE_OR_SPARSE], options.density or CROSSOVER
-    ):
-        if arch not in OF_DENSITY:
-            options.k = max(1, round(density * options.latents))
-        dense = make_step(options, device, arch, density, MatmulConfig(dtype, sparse_below=0.0))
-        sparse = make_step(options, device, arch, density, MatmulConfig(dtype, sparse_below=1.1))
+    wanted = DENSE_OR_SPARSE if "ALL" in options.arch else options.arch
+    if foreign := [arch for arch in wanted if arch not in DENSE_OR_SPARSE]:
+        sys.exit(f"--crossover is for {', '.join(DENSE_OR_SPARSE)}: products of {foreign[0]} are always sparse")
+    for arch, density in itertools.product(wanted, options.density or CROSSOVER):
+        sizes = argparse.Namespace(**{**vars(options), "k": max(1, round(density * options.latents))})
+        dense = make_step(sizes, device, arch, density, MatmulConfig(dtype, sparse_below=0.0))
+        sparse = make_step(sizes, device, arch, density, MatmulConfig(dtype, sparse_below=1.1))
         compare(
             "crossover",
             lambda: run_step(dense, x),  # noqa: B023 - called at once

@@ -230,6 +230,15 @@ def test_null_tests_print_level_and_power():
     assert all(line["lowest"] <= line["highest"] for line in lines)
 
 
+def test_train_step_compares_no_products_that_are_always_sparse():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.train_step", "--crossover", "--arch", "relu", "topk"], cwd=ROOT,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.strip() == "--crossover is for relu, jumprelu, gated: products of topk are always sparse"
+
+
 def test_train_step_compares_dense_and_sparse_products():
     lines = _run("train_step", *SMALL_STEP, "--crossover", "--arch", "ALL", "--density", 0.3, "--density", 0.1)
     assert [(line["name"], line["arch"], line["density"]) for line in lines] == [

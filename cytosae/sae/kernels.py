@@ -1,4 +1,4 @@
-"""Where sparse matrices are found and multiplied by kernels of our own: on NVIDIA's GPUs, if Triton is there and works.
+"""Where kernels of our own take the place of torch's: on NVIDIA's GPUs, if Triton is there and works.
 
 torch's builds for CUDA bring Triton. It is imported when the first tensor on such a device arrives, never on a CPU.
 """
@@ -22,6 +22,8 @@ _OLDEST = (8, 0)
 
 _log = logging.getLogger(__name__)
 _is_on = True
+_said: set[str] = set()
+"""Problems that were logged."""
 
 
 def find_kernels(table: torch.Tensor, other: torch.Tensor, name: str = PRODUCTS) -> ModuleType | None:
@@ -73,6 +75,8 @@ def _load(number: int, name: str) -> ModuleType | None:
         problem = f"{type(error).__name__}: {error}"
     if problem is None:
         return kernels
-    first_line = problem.strip().partition("\n")[0]
-    _log.warning("Triton does not work here, so its kernels are not used: %.300s", first_line)
+    first_line = problem.strip().partition("\n")[0][:300]
+    if first_line not in _said:  # what all modules need may be missing
+        _said.add(first_line)
+        _log.warning("Triton kernels of %s do not work here, so torch's own functions are used: %s", name, first_line)
     return None

@@ -311,5 +311,5 @@ def _launch(
     *arguments: torch.Tensor | int,
     **sizes: int,
 ) -> None:
-    """The same for a kernel that computes addresses from the sizes alone; what it writes to is new: contiguous."""
+    """Start a kernel that computes addresses from the sizes alone: what it reads is made contiguous."""
     launch(kernel, grid, *(one.contiguous() if isinstance(one, torch.Tensor) else one for one in arguments), **sizes)

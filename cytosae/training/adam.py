@@ -40,6 +40,11 @@ class RowwiseAdam(torch.optim.Adam):
         super().__init__(groups, lr=lr, betas=betas, fused=device.type in _FUSED_DEVICES)
         self._counts: dict[torch.nn.Parameter, int] = {}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """See torch, which copies nothing that it does not know."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._counts = {}
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """See torch."""
         _UNWRAPPED["add_param_group"](self, param_group)
@@ -68,8 +73,8 @@ class RowwiseAdam(torch.optim.Adam):
         Args:
             parameter: The matrix.
             gradient: Its gradient, which may be overwritten.
-            on_sphere: Whether the component along each row is taken out of the gradient first.
-            scale: What the gradient is multiplied by then, 0-dimensional; None for 1.
+            on_sphere: Whether the component along each row is removed from the gradient first.
+            scale: Factor of the gradient, applied afterwards, 0-dimensional; None for 1.
 
         Raises:
             ValueError: If the weights of a latent do not lie next to each other in memory.
@@ -132,5 +137,5 @@ class RowwiseAdam(torch.optim.Adam):
 
 
 def remove_radial_(gradient: torch.Tensor, rows: torch.Tensor) -> None:
-    """Take the component along each row of norm 1 out of the row's gradient, in place, shape `(n, D)` both."""
+    """Remove the component along each row of norm 1 from its gradient, in place; both of shape `(n, D)`."""
     gradient.addcmul_((gradient * rows).sum(dim=1, keepdim=True), rows, value=-1)

@@ -169,10 +169,11 @@ class _Gated(Rule):
         return vectors, self.inputs.weights.l1_coefficient / self.n_tokens
 
 
-_RULES: dict[type[Sae], type[Rule]] = {JumpReluSae: _JumpRelu, GatedSae: _Gated}
+RULES: dict[type[Sae], type[Rule]] = {JumpReluSae: _JumpRelu, GatedSae: _Gated}
+"""The activation function of each architecture."""
 
 
-@fused_loss_for(*_RULES)
+@fused_loss_for(*RULES)
 @torch.no_grad()
 def fused_elementwise_loss(
     sae: Sae, x: torch.Tensor, inputs: LossInputs, matmul: MatmulConfig
@@ -185,7 +186,7 @@ def fused_elementwise_loss(
         inputs: Everything else that the loss depends on; `matmul` decides on types.
         matmul: How products are computed.
     """
-    rule = _RULES[type(sae)](sae, inputs, inputs.count(x))
+    rule = RULES[type(sae)](sae, inputs, inputs.count(x))
     centred = x - sae.b_dec
     product = EncoderProduct(sae, centred, matmul)
     bound = rule.bound.to(matmul.dtype)
@@ -313,8 +314,10 @@ class _DenseLoss:
         if self._kernels is None:
             sums = self._differentiate(pre, latents, acts, products)
         else:
-            vectors, constant = self._rule.constants(latents)
-            found = self._kernels.differentiate(sae.architecture, pre, acts, products, vectors, constant)
+            rule = self._rule
+            found = self._kernels.differentiate(
+                sae.architecture, pre, acts, products, rule.constants(latents), rule.n_summed
+            )
             sums = list(found.to(wide))
         for name, gradient in self._rule.vectors(sums, latents).items():
             getattr(sae, name).grad[latents] += gradient

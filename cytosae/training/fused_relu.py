@@ -234,7 +234,7 @@ class _DensePart(Gradients):
                 torch.ops.aten.threshold_backward.grad_input(grad_pre, acts, 0, grad_input=grad_pre)
                 sum_pre = grad_pre.sum(dim=0, dtype=wide)
             else:
-                sum_pre = self._kernels.differentiate("relu", acts, acts, [grad_pre], [], 0.0)[0].to(wide)
+                sum_pre = self._kernels.differentiate("relu", acts, acts, [grad_pre], ([], 0.0), 1)[0].to(wide)
             yield RowGradient("W_dec", latents, (acts.t() @ self._g).to(wide))
             _add_bias_gradients(self._sae, latents, sum_pre)
             yield RowGradient("W_enc", latents, (grad_pre.t() @ self._centred_cast).to(wide))

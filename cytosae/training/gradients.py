@@ -15,7 +15,7 @@ ROWS_PER_BLOCK = 1024
 """Latents whose weights, gradients and moments are updated together on a CPU: they stay in the processor's cache."""
 
 ROWS_PER_BLOCK_GPU = 65_536
-"""The same on a GPU, where every block costs launches and CPU-GPU sync points: few blocks, of up to 200 MB each."""
+"""The same on a GPU, where every block costs launches and CPU-GPU sync points: few blocks."""
 
 MATRICES = ("W_enc", "W_dec")
 """Names of the parameters with a row for each latent and a column for each channel, or the other way round."""

@@ -20,9 +20,9 @@ _TOLERANCE = 1e-5
 
 @triton.jit
 def update_row(
-    weights: tl.tensor, gradient: tl.tensor, first: tl.tensor, second: tl.tensor, scale: tl.tensor,
-    width: tl.tensor, step_length: tl.tensor, beta1: tl.tensor, rest1: tl.tensor, beta2: tl.tensor, rest2: tl.tensor,
-    root: tl.tensor, eps: tl.tensor,
+    weights: tl.tensor, gradient: tl.tensor, exp_avg: tl.tensor, exp_avg_sq: tl.tensor, scale: tl.tensor,
+    width: tl.tensor, step_size: tl.tensor, beta1: tl.tensor, one_minus_beta1: tl.tensor, beta2: tl.tensor,
+    one_minus_beta2: tl.tensor, bias_correction2_sqrt: tl.tensor, eps: tl.tensor,
     ON_SPHERE: tl.constexpr, SCALED: tl.constexpr, CHANNELS: tl.constexpr,
 ) -> None:  # fmt: skip
     """The kernel of `update_rows`: each program updates a row."""
@@ -31,21 +31,22 @@ def update_row(
     at = tl.program_id(0).to(tl.int64) * width + channels
     weight = tl.load(weights + at, mask=inside, other=0.0)
     grad = tl.load(gradient + at, mask=inside, other=0.0).to(tl.float32)
-    mean = tl.load(first + at, mask=inside, other=0.0)
-    square = tl.load(second + at, mask=inside, other=0.0)
+    mean = tl.load(exp_avg + at, mask=inside, other=0.0)
+    square = tl.load(exp_avg_sq + at, mask=inside, other=0.0)
     if ON_SPHERE:
         grad -= tl.sum(grad * weight, axis=0) * weight
     if SCALED:
         grad *= tl.load(scale)
-    mean = beta1 * mean + rest1 * grad
-    square = beta2 * square + rest2 * grad * grad
-    tl.store(first + at, mean, mask=inside)
-    tl.store(second + at, square, mask=inside)
-    tl.store(weights + at, weight - step_length * mean / (tl.sqrt_rn(square) / root + eps), mask=inside)
+    mean = beta1 * mean + one_minus_beta1 * grad
+    square = beta2 * square + one_minus_beta2 * grad * grad
+    tl.store(exp_avg + at, mean, mask=inside)
+    tl.store(exp_avg_sq + at, square, mask=inside)
+    divisor = tl.sqrt_rn(square) / bias_correction2_sqrt + eps
+    tl.store(weights + at, weight - step_size * mean / divisor, mask=inside)
 
 
 def update_rows(
-    weights: torch.Tensor, gradient: torch.Tensor, first: torch.Tensor, second: torch.Tensor, *,
+    weights: torch.Tensor, gradient: torch.Tensor, exp_avg: torch.Tensor, exp_avg_sq: torch.Tensor, *,
     n_steps: int, lr: float, beta1: float, beta2: float, eps: float, on_sphere: bool, scale: torch.Tensor | None,
 ) -> None:  # fmt: skip
     """Take a step of Adam (Kingma and Ba 2014, algorithm 1), in place.
@@ -53,20 +54,20 @@ def update_rows(
     Args:
         weights: Float32, contiguous, shape `(n, D)`.
         gradient: Of the same shape; it is not changed.
-        first: Decaying mean of the gradients, as `weights`.
-        second: Decaying mean of their squares, as `weights`.
+        exp_avg: Decaying mean of the gradients, as `weights`.
+        exp_avg_sq: Decaying mean of their squares, as `weights`.
         n_steps: Steps with this one.
         lr: Learning rate.
         beta1: Decay of the mean.
         beta2: Decay of the mean of squares.
         eps: What is added to the root of the latter.
-        on_sphere: Whether the gradient's component along each row is taken out before.
-        scale: What the gradient is multiplied by then, 0-dimensional; None for 1.
+        on_sphere: Whether the component along each row is removed from the gradient first.
+        scale: Factor of the gradient, applied afterwards, 0-dimensional; None for 1.
     """
     n, width = weights.shape
     launch(
         update_row, (n,),
-        weights, gradient.contiguous(), first, second, weights if scale is None else scale,
+        weights, gradient.contiguous(), exp_avg, exp_avg_sq, weights if scale is None else scale,
         width, lr / (1 - beta1**n_steps), beta1, 1 - beta1, beta2, 1 - beta2, math.sqrt(1 - beta2**n_steps), eps,
         ON_SPHERE=on_sphere, SCALED=scale is not None, CHANNELS=triton.next_power_of_2(width), num_warps=_WARPS,
     )  # fmt: skip

@@ -31,33 +31,6 @@ def device(device_of_kernels, monkeypatch) -> torch.device:
     return device_of_kernels
 
 
-def make_vectors(rule: str, m: int) -> list[torch.Tensor]:
-    """Thresholds, or a gate's bias, scale and the magnitude's bias."""
-    parts = [random(m, seed=7), random(m, seed=8).exp(), random(m, seed=9)]
-    return {"relu": [], "jumprelu": [parts[0].relu()], "gated": parts}[rule]
-
-
-def activate(rule: str, pre: torch.Tensor, vectors: list[torch.Tensor]) -> list[torch.Tensor]:
-    """What is decoded, in float32."""
-    if rule == "gated":
-        return [torch.relu((pre - vectors[0]) * vectors[1] + vectors[2]) * (pre > 0), torch.relu(pre)]
-    return [pre * (pre > vectors[0]) if rule == "jumprelu" else torch.relu(pre)]
-
-
-def differentiate(
-    rule: str, pre: torch.Tensor, products: list[torch.Tensor], vectors: list[torch.Tensor]
-) -> list[torch.Tensor]:
-    """The gradient before the nonlinearity and what else is summed, in float32, with the constant 0.5."""
-    if rule == "gated":
-        acts = activate(rule, pre, vectors)[0]
-        magnitude, gate = products[0] * (acts > 0), (products[1] + 0.5) * (pre > 0)
-        return [magnitude * vectors[1] + gate, gate, magnitude * (pre - vectors[0]) * vectors[1], magnitude]
-    if rule == "jumprelu":
-        near = ((pre - vectors[0]).abs() < 0.5).float()
-        return [products[0] * (pre > vectors[0]), products[0] * near, near]
-    return [products[0] * (pre > 0)]
-
-
 def check(found: torch.Tensor, expected: torch.Tensor, rel: float) -> None:
     """Compare with a limit in terms of the whole."""
     assert found.shape == expected.shape
@@ -65,37 +38,34 @@ def check(found: torch.Tensor, expected: torch.Tensor, rel: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(1, 1), (13, 1), (12, 16), (31, 49), (0, 4), (4, 0)])
+@pytest.mark.parametrize("shape", [(1, 1), (13, 1), (12, 16), (31, 49), (0, 4)])
 @pytest.mark.parametrize("rule", RULES)
 def test_activations_gradients_and_sums_are_those_of_torch(device, rule, shape, dtype):
     from cytosae.training import triton_activations
 
-    rel = TOLERANCE[dtype]
     n, m = shape
     # A block of a wider matrix, as for some of the latents.
-    wide = random(n, m + 7).to(device, dtype)
-    pre, vectors = wide[:, 3 : 3 + m], make_vectors(rule, m)
-    there, n_decoded = [one.to(device) for one in vectors], 2 if rule == "gated" else 1
-    given = [random(n, m, seed=seed).to(device, dtype) for seed in (1, 2)][:n_decoded]
-    host, expected_products = pre.cpu().float(), [one.cpu().float() for one in given]
-    expected, gradients = activate(rule, host, vectors), differentiate(rule, host, expected_products, vectors)
-    again: list[torch.Tensor] = []
+    wide, products = random(n, m + 7).to(device, dtype), [random(n, m, seed=seed).to(dtype) for seed in (1, 2)]
+    pre = wide[:, 3 : 3 + m]
+    decoded, backward, (vectors, constant) = triton_activations.compute_by_torch(
+        rule, pre.cpu().float(), [one.float() for one in products]
+    )
+    given, again = [one.to(device) for one in vectors], []
     for _ in range(2):
-        decoded, acts = [torch.full_like(given[0], 9.0) for _ in range(n_decoded)], torch.full_like(given[0], 9.0)
-        counted = triton_activations.activate(rule, pre, decoded, there)
-        products = [one.clone() for one in given]
-        summed = triton_activations.differentiate(rule, pre, acts, products, there, 0.5)
+        room = [torch.full((n, m), 9.0, dtype=dtype, device=device) for _ in range(3)]
+        outputs, acts, changed = room[: len(decoded)], room[2], [one.to(device, copy=True) for one in products]
+        counted = triton_activations.activate(rule, pre, outputs, given)
+        summed = triton_activations.differentiate(rule, pre, acts, changed, (given, constant), len(backward))
         assert counted.dtype == summed.dtype == torch.float64
-        assert torch.equal(counted[0].cpu(), (expected[0] > 0).sum(dim=0).double())
-        for one, wanted, total in zip(decoded, expected, counted[1:], strict=True):
-            check(one, wanted, rel)
+        assert torch.equal(counted[0].cpu(), (decoded[0] > 0).sum(dim=0).double())
+        for found, wanted, total in zip(outputs, decoded, counted[1:], strict=True):
+            check(found, wanted, TOLERANCE[dtype])
             check(total, wanted.sum(dim=0), 1e-5)
-        check(products[0], gradients[0], rel)
-        if rule != "relu":
-            assert torch.equal(acts, decoded[0])
-        for total, wanted in zip(summed, gradients, strict=True):
+        check(changed[0], backward[0], TOLERANCE[dtype])
+        assert torch.equal(acts, torch.full_like(acts, 9.0) if rule == "relu" else outputs[0])
+        for total, wanted in zip(summed, backward, strict=True):
             check(total, wanted.sum(dim=0), 1e-5)
-        bits = [*decoded, counted, products[0], summed]
+        bits = [*outputs, counted, changed[0], summed]
         again = again or bits
         assert all(torch.equal(one, other) for one, other in zip(bits, again, strict=True)), "repeated, other bits"
     assert torch.equal(wide.cpu(), random(n, m + 7).to(dtype)), "it wrote beside its block"
@@ -118,7 +88,7 @@ def test_what_is_no_number_is_not_hidden(device, rule):
 
     pre = torch.tensor([[torch.nan, torch.inf, 1.0]]).repeat(5, 1).to(device)
     decoded = [torch.zeros_like(pre) for _ in range(2 if rule == "gated" else 1)]
-    vectors = [one.to(device) for one in make_vectors(rule, 3)]
+    vectors = [one.to(device) for one in triton_activations.compute_by_torch(rule, pre.cpu(), [pre.cpu()] * 2)[2][0]]
     counted = triton_activations.activate(rule, pre, decoded, vectors)
     assert torch.isnan(decoded[0][:, 0]).all()
     assert torch.isinf(decoded[0][:, 1]).all()
@@ -126,13 +96,16 @@ def test_what_is_no_number_is_not_hidden(device, rule):
     assert torch.isfinite(decoded[0][:, 2]).all()
 
 
+@pytest.mark.parametrize("rows", [16, 1 << 20])
 @pytest.mark.parametrize("max_bytes", [1 << 29, 4 * S * 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rule", RULES)
-def test_dense_losses_and_gradients_are_those_without_kernels(device, rule, dtype, max_bytes):
+def test_dense_losses_and_gradients_are_those_without_kernels(device, rule, dtype, max_bytes, rows, monkeypatch):
     x, weights = random(40, D, seed=9).to(device), LossWeights(l1_coefficient=0.05)
     dead, results = torch.arange(S, device=device) < DEAD, []
     matmul = MatmulConfig(dtype, max_bytes, sparse_below=0.0)
+    for name in ("ROWS_PER_BLOCK", "ROWS_PER_BLOCK_GPU"):
+        monkeypatch.setattr(f"cytosae.training.gradients.{name}", rows)
     for own in (True, False):
         sae = make_case(rule, device)
         inputs = LossInputs((x - x.mean(dim=0)).square().sum(), weights, dtype, dead, use_ghost_grads=rule == "relu")

@@ -46,9 +46,12 @@ OF_ARCHITECTURES: dict[str, Any] = {
 }
 """Defaults of options that only some architectures have; None in a record stands for them."""
 
-_STEPS_UNTIL_DEAD, _FEWEST_STEPS_UNTIL_DEAD, _FIRINGS_UNTIL_DEAD = 4, 2, 20
-"""When a latent is revived under `--preset modern`: after steps, where nothing says how often it should fire; otherwise
-after as many as a latent of average frequency needs to fire so often, but not before so many."""
+_DEAD_FEATURE_WINDOW = 64
+"""Steps of `dead_feature_window` by default, and the most that are derived from how often a latent should fire."""
+_SHORTEST_WINDOW = 2
+"""The fewest that are derived."""
+_FIRINGS = 20
+"""Times that a latent of average frequency fires within a derived window."""
 
 _SWITCHES_OF_ARCHITECTURES = ("use_ghost_grads", "norm_weighted_l1", "mse_cls_coefficient")
 
@@ -186,9 +189,9 @@ class TrainConfig(StoreSource):
     use_ghost_grads: bool = option(False, "Revive dead latents with ghost gradients (relu).")
     feature_sampling_window: int = option(64, "Steps over which firing rates are measured.", minimum=1)
     dead_feature_window: int | None = option(
-        64,
-        "Steps without firing after which a latent is revived; --preset modern takes as many as a latent of average "
-        "frequency needs to fire 20 times.",
+        _DEAD_FEATURE_WINDOW,
+        "Steps without firing after which a latent is revived. --preset modern derives them from --k: as many as a "
+        "latent of average frequency needs to fire 20 times, from 2 to 64.",
         minimum=0,
     )
     dead_feature_threshold: float = option(1e-6, "Firing rate below which a latent is reported as dead.", minimum=0)
@@ -222,8 +225,8 @@ class TrainConfig(StoreSource):
         """Steps over which the learning rate rises, of `n_steps` in all."""
         return self.lr_warm_up_steps if self.lr_warm_up_share is None else round(self.lr_warm_up_share * n_steps)
 
-    def steps_until_dead(self, n_latents: int, n_tokens: int) -> int:
-        """Steps without firing after which a latent is revived.
+    def revive_after_steps(self, n_latents: int, n_tokens: int) -> int:
+        """`dead_feature_window`; where it is None, from how often a latent should fire, or 64 if there is no `k`.
 
         Args:
             n_latents: Latents S.
@@ -232,9 +235,9 @@ class TrainConfig(StoreSource):
         if self.dead_feature_window is not None:
             return self.dead_feature_window
         if self.k is None:
-            return _STEPS_UNTIL_DEAD
-        firings = self.k * self.batch_size * n_tokens / n_latents
-        return max(_FEWEST_STEPS_UNTIL_DEAD, math.ceil(_FIRINGS_UNTIL_DEAD / firings))
+            return _DEAD_FEATURE_WINDOW
+        firings_per_step = self.k * self.batch_size * n_tokens / n_latents
+        return min(max(math.ceil(_FIRINGS / firings_per_step), _SHORTEST_WINDOW), _DEAD_FEATURE_WINDOW)
 
     @property
     def trained_on(self) -> Literal["all", "patches", "cls"]:

@@ -7,8 +7,9 @@ _DENSE_SHARE = 0.1
 """Share of active latents above which a single one says little."""
 _DEAD_SHARE = 0.1
 """Share of latents that never fire above which much of the autoencoder is wasted."""
-_FEWEST_STEPS = 16
-"""Steps without firing up to which a latent is never called dead: a rare one is absent from a few batches."""
+_DEAD_AFTER_STEPS = 16
+"""Steps without firing after which a latent is called dead, or later if it is revived later: rare latents miss a few
+batches."""
 _OFF_TARGET = 0.2
 """Relative distance of L0 from a target that only the loss pulls at."""
 _FIRST_SHARE = 0.25
@@ -24,11 +25,14 @@ class Expectations:
         config: Options of the run.
         n_latents: Latents S.
         n_steps: Steps of the whole run.
+        revive_after_steps: Steps without firing after which a latent is revived.
     """
 
-    def __init__(self, config: TrainConfig, n_latents: int, n_steps: int) -> None:
+    def __init__(self, config: TrainConfig, n_latents: int, n_steps: int, revive_after_steps: int) -> None:
         self._config, self._n_latents = config, n_latents
-        warm_up = max(config.warm_up_steps(n_steps), config.l1_warm_up_steps, config.dead_feature_window or 0)
+        self.dead_after_steps = max(revive_after_steps, _DEAD_AFTER_STEPS)
+        """Steps without firing after which a latent is called dead."""
+        warm_up = max(config.warm_up_steps(n_steps), config.l1_warm_up_steps, revive_after_steps)
         self._first = max(warm_up + 1, _FIRST_SHARE * n_steps)
         self._said: set[str] = set()
 
@@ -38,7 +42,7 @@ class Expectations:
         Args:
             n_done: Steps done.
             l0: Mean number of active latents per token.
-            dead_share: Share of latents that have not fired for more than `dead_steps` steps.
+            dead_share: Share of latents that have not fired for more than `dead_after_steps` steps.
         """
         if n_done < self._first:
             return []
@@ -46,17 +50,12 @@ class Expectations:
         target = config.filled().k if config.arch == "jumprelu" else None
         texts = {
             "dense": explain_dense(config.arch, l0, self._n_latents),
-            "dead": explain_dead(config, dead_share, self._n_latents),
+            "dead": explain_dead(config, dead_share, self._n_latents, self.dead_after_steps),
             "target": explain_off_target(l0, target),
         }
         found = [text for kind, text in texts.items() if text and kind not in self._said]
         self._said |= {kind for kind, text in texts.items() if text}
         return found
-
-
-def dead_steps(config: TrainConfig) -> int:
-    """Steps without firing after which a latent is called dead; those that are revived may be so sooner."""
-    return max(config.dead_feature_window or 0, _FEWEST_STEPS)
 
 
 def explain_dense(architecture: str, l0: float | None, n_latents: int) -> str:
@@ -79,8 +78,15 @@ def explain_dense(architecture: str, l0: float | None, n_latents: int) -> str:
     )
 
 
-def explain_dead(config: TrainConfig, dead_share: float, n_latents: int) -> str:
-    """What to do about a run in which more than a tenth of the latents never fire; '' if there are fewer."""
+def explain_dead(config: TrainConfig, dead_share: float, n_latents: int, n_steps: int) -> str:
+    """What to do about a run in which more than a tenth of the latents never fire; '' if there are fewer.
+
+    Args:
+        config: Options of the run.
+        dead_share: Share of latents that have not fired for more than `n_steps` steps.
+        n_latents: Latents S.
+        n_steps: Steps without firing after which a latent is called dead.
+    """
     if dead_share <= _DEAD_SHARE:
         return ""
     options = ARCHITECTURES[config.arch].training_options
@@ -92,7 +98,7 @@ def explain_dead(config: TrainConfig, dead_share: float, n_latents: int) -> str:
     if config.encoder_init != "decoder":
         advice.append("give --encoder_init decoder")
     return (
-        f"{dead_share:.0%} of the {n_latents:,} latents have not fired for more than {dead_steps(config)} steps"
+        f"{dead_share:.0%} of the {n_latents:,} latents have not fired for more than {n_steps} steps"
         f". For fewer dead ones: {', '.join(advice)}, or lower --expansion_factor"
     )
 

@@ -87,7 +87,7 @@ class Run:
         return self.config.expansion_factor * self.store.d_model
 
     @property
-    def steps_until_dead(self) -> int:
+    def revive_after_steps(self) -> int:
         """Steps without firing after which a latent is revived."""
         assert self.config.dead_feature_window is not None
         return self.config.dead_feature_window
@@ -185,7 +185,7 @@ def prepare_run(
     tokens = choose_tokens(
         torch.empty(1, store.n_tokens, 1, device="meta"), choice=config.trained_on, layout=store.spec.tokens
     )
-    config = replace(config, dead_feature_window=config.steps_until_dead(n_latents, tokens.shape[1]))
+    config = replace(config, dead_feature_window=config.revive_after_steps(n_latents, tokens.shape[1]))
     if products is not None:
         return replace(_make_run(replace(config, precision=products.precision), stores, device), products=products)
     return _with_products(config, stores, device)

@@ -23,7 +23,7 @@ from cytosae_cache.storage.atomic import replacing_path
 from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.errors import say_count
 from cytosae_pipeline.training.evaluation import Evaluation, evaluate
-from cytosae_pipeline.training.expectations import Expectations, dead_steps
+from cytosae_pipeline.training.expectations import Expectations
 from cytosae_pipeline.training.init import DataInit
 from cytosae_pipeline.training.loggers.base import MetricLoggers, make_histogram
 from cytosae_pipeline.training.loggers.of_run import open_loggers
@@ -79,7 +79,7 @@ class Trainer:
             lr=config.lr,
             weights=LossWeights(*(run.recipe[f"{name}_coefficient"] for name in ("l1", "aux", "l0"))),
             use_ghost_grads=config.use_ghost_grads,
-            dead_feature_window=run.steps_until_dead,
+            dead_feature_window=run.revive_after_steps,
             mse_cls_coefficient=config.mse_cls_coefficient if layout.n_cls else 1.0,
             norm_weighted_l1=config.norm_weighted_l1,
             max_gradient=config.max_gradient_norm,
@@ -99,7 +99,7 @@ class Trainer:
             n_cycles=config.lr_cycles,
             decay_share=config.lr_decay_share,
         )
-        self._expectations = Expectations(config, run.n_latents, run.n_steps)
+        self._expectations = Expectations(config, run.n_latents, run.n_steps, run.revive_after_steps)
         self._n_fired = torch.zeros_like(sae.b_enc, dtype=torch.int64)
         self._n_tokens = 0
         self._evaluation: Evaluation | None = None
@@ -184,7 +184,7 @@ class Trainer:
                 metrics |= self._evaluation.metrics() if self._evaluation else {}
             histogram = make_histogram(torch.log10(frequency + _LEAST_FREQUENCY).numpy())
             self._loggers.log(self.n_done, metrics, {"plots/feature_density_line_chart": histogram})
-            dead_share = float((since > dead_steps(config)).double().mean())
+            dead_share = float((since > self._expectations.dead_after_steps).double().mean())
             for text in self._expectations.check(self.n_done, metrics["metrics/l0"], dead_share):
                 logger.warning(f"run '{self.run.folder.name}', step {self.n_done:,} of {self.run.n_steps:,}: {text}")
             self.note = f"loss {metrics['losses/overall_loss']:.4g}, EV {metrics['metrics/explained_variance']:.3f}"
@@ -375,7 +375,7 @@ class Trainer:
             "metrics/l0": float(self.run.latent_ranks.sum(result.n_fired.sum())) / n_tokens,
             "metrics/mean_log10_feature_sparsity": float(torch.log10(frequency + _LEAST_FREQUENCY).mean()),
             "sparsity/mean_passes_since_fired": float(since.double().mean()),
-            "sparsity/n_passes_since_fired_over_threshold": int((since > self.run.steps_until_dead).sum()),
+            "sparsity/n_passes_since_fired_over_threshold": int((since > self.run.revive_after_steps).sum()),
             "sparsity/below_1e-5": float((frequency < 1e-5).double().mean()),
             "sparsity/below_1e-6": float((frequency < 1e-6).double().mean()),
             "sparsity/dead_features": float((frequency < config.dead_feature_threshold).double().mean()),

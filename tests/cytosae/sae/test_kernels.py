@@ -125,8 +125,11 @@ def test_activation_functions_compile_to_machine_code_without_a_gpu(driver, tmp_
     n_decoded = 2 if rule == "gated" else 1
     sums = triton_activations.activate(rule, matrices[0], matrices[1:][:n_decoded], vectors)
     assert sums.shape == (1 + n_decoded, m)
-    sums = triton_activations.differentiate(rule, matrices[0], matrices[1], matrices[2:][:n_decoded], vectors, 0.5)
-    assert sums.shape == ({"relu": 1, "jumprelu": 3, "gated": 4}[rule], m)
+    n_summed = {"relu": 1, "jumprelu": 3, "gated": 4}[rule]
+    sums = triton_activations.differentiate(
+        rule, matrices[0], matrices[1], matrices[2:][:n_decoded], (vectors, 0.5), n_summed
+    )
+    assert sums.shape == (n_summed, m)
     names = ["activate_columns", "differentiate_columns"]
     assert [launched[:2] for launched in driver.launched] == [(name, (-(-m // 128), 1, 1)) for name in names]
     code = {path.stem: path.read_text() for path in tmp_path.rglob("*.ptx")}
@@ -216,6 +219,7 @@ def new_gpu(monkeypatch) -> None:
     """This machine seems to have a GPU that Triton supports."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: (9, 0))
     monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(kernels, "_said", set())
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: object())
 
 
@@ -226,15 +230,21 @@ def test_a_triton_that_does_not_work_is_one_warning(new_gpu, monkeypatch, caplog
     monkeypatch.setattr(kernels.importlib, "import_module", fail)
     assert kernels._load.__wrapped__(0, kernels.PRODUCTS) is None
     assert caplog.messages == [
-        "Triton does not work here, so its kernels are not used: RuntimeError: Failed to find C compiler."
+        "Triton kernels of cytosae.sae.triton_kernels do not work here, so torch's own functions are used: "
+        "RuntimeError: Failed to find C compiler."
     ]
+    assert kernels._load.__wrapped__(0, "cytosae.training.triton_adam") is None
+    assert len(caplog.messages) == 1
 
 
 def test_kernels_that_compute_something_else_are_not_used(new_gpu, monkeypatch, caplog):
     wrong = SimpleNamespace(find_problem=lambda device: f"its sums differ on {device}")
     monkeypatch.setattr(kernels.importlib, "import_module", lambda name: wrong)
     assert kernels._load.__wrapped__(0, kernels.PRODUCTS) is None
-    assert caplog.messages == ["Triton does not work here, so its kernels are not used: its sums differ on cuda:0"]
+    assert caplog.messages == [
+        "Triton kernels of cytosae.sae.triton_kernels do not work here, so torch's own functions are used: its sums "
+        "differ on cuda:0"
+    ]
     wrong.find_problem = lambda device: None
     assert kernels._load.__wrapped__(0, kernels.PRODUCTS) is wrong
 
@@ -273,19 +283,45 @@ def test_wrong_products_and_searches_are_found_when_they_are_tried_out(monkeypat
         monkeypatch.setattr(triton_kernels, name, right[name])
 
 
-def test_a_wrong_activation_function_or_adam_is_found_when_it_is_tried_out(monkeypatch):
+@pytest.mark.parametrize("architecture", ["relu", "jumprelu", "gated"])
+@pytest.mark.parametrize("wrong", ["acts", "counts", "sums", "acts again", "gradient", "further sums", "gate"])
+def test_a_wrong_activation_function_is_found_when_it_is_tried_out(monkeypatch, architecture, wrong):
     pytest.importorskip("triton", reason=NO_TRITON)
-    from cytosae.training import triton_activations, triton_adam
+    from cytosae.training import triton_activations
 
-    def activate(rule, pre, decoded, vectors):
-        decoded[0].copy_(pre.relu())
-        return torch.stack([(pre > 1).sum(dim=0), pre.relu().sum(dim=0)])
+    if wrong == "gate":
+        architecture = "gated"  # the only one that has it
+    products = []
+
+    def spoil(name: str, tensor: torch.Tensor, kind: str) -> torch.Tensor:
+        return tensor * 1.001 if (name, kind) == (wrong, architecture) else tensor
+
+    def activate(kind, pre, decoded, vectors):
+        m = torch.arange(pre.numel(), device="cpu").view(pre.shape)
+        products[:] = [m.mul(step).sin() for step in (2, 3)]
+        outputs = triton_activations.compute_by_torch(kind, pre, products)[0]
+        for name, to, one in zip(("acts", "gate"), decoded, outputs, strict=False):
+            to.copy_(spoil(name, one, kind))
+        counts = spoil("counts", (outputs[0] > 0).sum(dim=0).double(), kind)
+        return torch.stack([counts, *(spoil("sums", one.sum(dim=0), kind) for one in outputs)])
+
+    def differentiate(kind, pre, acts, changed, constants, n_summed):
+        decoded, backward, _ = triton_activations.compute_by_torch(kind, pre, products)
+        acts.copy_(spoil("acts again", decoded[0], kind))
+        changed[0].copy_(spoil("gradient", backward[0], kind))
+        return torch.stack([spoil("further sums", one.sum(dim=0), kind) for one in backward])
 
     monkeypatch.setattr(triton_activations, "activate", activate)
-    monkeypatch.setattr(triton_activations, "differentiate", lambda *parts: torch.zeros(1, 136))
+    monkeypatch.setattr(triton_activations, "differentiate", differentiate)
     problem = triton_activations.find_problem(torch.device("cpu"))
     assert problem is not None
-    assert problem.startswith("its activation function of relu differs from torch's by ")
+    assert re.fullmatch(rf"its activation function of {architecture} differs from torch's by 1\.0e-03", problem)
+
+
+def test_a_wrong_adam_is_found_when_it_is_tried_out(monkeypatch):
+    pytest.importorskip("triton", reason=NO_TRITON)
+    from cytosae.training import triton_adam
+
     monkeypatch.setattr(triton_adam, "update_rows", lambda *parts, **options: None)
     assert triton_adam.find_problem(torch.device("cpu")) == "its Adam differs from torch's by 1.0e+00"
 

@@ -7,8 +7,12 @@ import sys
 import pytest
 import torch
 
+from cytosae.sae.loss import LossWeights
+from cytosae.sae.registry import make_sae
 from cytosae.training.adam import RowwiseAdam
 from cytosae.training.gradients import MATRICES, RowGradient, StoredGradients, by_latent
+from cytosae.training.matmul import MatmulConfig
+from cytosae.training.step import TrainStep
 from tests.cytosae.training.test_fused_loss import make_case
 
 S, D = 160, 24
@@ -69,6 +73,18 @@ def test_a_state_in_another_layout_is_taken_over():
     take_step(9, again, resumed, copy.deepcopy(other), theirs)
     for one, two in zip(sae.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+def test_a_copied_step_goes_on_like_the_original():
+    step = TrainStep(
+        make_sae("topk", 8, 32, k=3), lr=1e-3, weights=LossWeights(), use_ghost_grads=False, dead_feature_window=1,
+        matmul=MatmulConfig(),
+    )  # fmt: skip
+    x = torch.randn(1, 9, 8, generator=torch.Generator().manual_seed(0))
+    step.step(x)
+    copied = copy.deepcopy(step)
+    assert torch.equal(step.step(x).reconstruction, copied.step(x).reconstruction)
+    assert copied.optimizer.state[copied.sae.W_enc]["step"] == 2
 
 
 def test_weights_that_are_not_laid_out_by_latent_are_refused():

@@ -1,7 +1,6 @@
 """Runs with too many active latents, too many dead ones, or an L0 off its target say so, with the option to change."""
 
 import re
-from dataclasses import replace
 
 import pytest
 
@@ -9,7 +8,6 @@ from cytosae.sae.registry import ARCHITECTURES
 from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.training.expectations import (
     Expectations,
-    dead_steps,
     explain_dead,
     explain_dense,
     explain_off_target,
@@ -44,18 +42,22 @@ def test_a_tenth_is_allowed_and_what_is_not_known_is_not_said():
     ],
 )
 def test_dead_latents_have_their_options(options, advice):
-    config = TrainConfig(dataset_name="toy", dead_feature_window=90, **options)
-    assert explain_dead(config, 0.1, 1000) == ""
-    text = explain_dead(config, 0.25, 1000)
+    config = TrainConfig(dataset_name="toy", **options)
+    assert explain_dead(config, 0.1, 1000, 90) == ""
+    text = explain_dead(config, 0.25, 1000, 90)
     assert text.startswith("25% of the 1,000 latents have not fired for more than 90 steps. For fewer dead ones: ")
     assert f": {advice} lower --expansion_factor" in text
 
 
-def test_a_latent_that_is_revived_soon_is_not_called_dead_soon():
-    config = TrainConfig(dataset_name="toy", arch="topk", dead_feature_window=2)
-    assert dead_steps(config) == 16
-    assert "have not fired for more than 16 steps" in explain_dead(config, 0.25, 1000)
-    assert dead_steps(replace(config, dead_feature_window=17)) == 17
+def test_a_latent_that_is_revived_soon_is_not_called_dead_soon(with_store):
+    config = TrainConfig(dataset_name="toy")
+    assert [Expectations(config, 9, 99, steps).dead_after_steps for steps in (0, 2, 16, 17)] == [16, 16, 16, 17]
+    # One of 96 latents is active on a token, and nothing is learned: nearly all are dead from the first step on.
+    options = ("--arch", "topk", "--k", 1, "--lr", 0, "--lr_warm_up_steps", 1, "--dead_feature_window", 1)
+    pace = ("--batch_size", 2, "--total_training_tokens", 60, "--wandb_log_frequency", 1)
+    output = with_store.train(*options, *pace, "--run_name", "r").output
+    (step,) = re.findall(r"step (\d+) of 30: \d+% of the 96 latents have not fired for more than 16 steps", output)
+    assert int(step) == 17
 
 
 def test_an_l0_off_its_target():
@@ -64,8 +66,8 @@ def test_an_l0_off_its_target():
 
 
 def test_a_run_is_judged_after_a_quarter_and_each_fault_is_said_once():
-    config = TrainConfig(dataset_name="toy", arch="jumprelu", lr_warm_up_steps=0, dead_feature_window=3)
-    expectations = Expectations(config, 1000, 100)
+    config = TrainConfig(dataset_name="toy", arch="jumprelu", lr_warm_up_steps=0)
+    expectations = Expectations(config, 1000, 100, 3)
     assert expectations.check(24, 500, 0.9) == []
     assert expectations.check(25, 33, 0.05) == []
     first = expectations.check(26, 50, 0.05)

@@ -212,20 +212,22 @@ def test_options_of_later_versions_leave_the_names_of_older_runs(with_store):
 
 
 @pytest.mark.parametrize(
-    ("latents", "options", "expected"),
+    ("latents", "tokens", "options", "expected"),
     [
-        (3072, {}, 2),  # a latent of average frequency fires 43 times in a step
-        (3072, {"k": 16}, 2),
-        (24_576, {}, 4),  # 5.4 times
-        (24_576, {"batch_size": 4}, 15),
-        (24_576, {"batch_size": 4, "dead_feature_window": 7}, 7),
-        (3072, {"arch": "relu"}, 4),  # nothing says how often
-        (3072, {"preset": None, "arch": "topk"}, 64),
+        (3072, 257, {}, 2),  # a latent of average frequency fires 43 times in a step
+        (3072, 257, {"k": 16}, 2),
+        (24_576, 257, {}, 4),  # 5.4 times
+        (24_576, 257, {"batch_size": 4}, 15),
+        (24_576, 257, {"batch_size": 4, "dead_feature_window": 7}, 7),
+        (24_576, 257, {"dead_feature_window": 64}, 64),
+        (49_152, 1, {}, 64),  # once in 96 steps
+        (3072, 257, {"arch": "relu"}, 64),  # nothing says how often
+        (3072, 257, {"preset": None, "arch": "topk"}, 64),
     ],
 )
-def test_rare_latents_are_revived_later_with_the_preset(latents, options, expected):
+def test_rare_latents_are_revived_later_with_the_preset(latents, tokens, options, expected):
     config = TrainConfig(**{"preset": "modern", "batch_size": 16, **options})
-    assert config.steps_until_dead(latents, 257) == expected
+    assert config.revive_after_steps(latents, tokens) == expected
 
 
 def test_a_run_records_after_how_many_steps_latents_are_revived(with_store):
@@ -234,6 +236,9 @@ def test_a_run_records_after_how_many_steps_latents_are_revived(with_store):
     n_tokens = ActivationStore.open(with_store.store).n_tokens
     steps = 20 * recipe["n_latents"] / (5 * recipe["batch_size"] * n_tokens)
     assert recipe["dead_feature_window"] == math.ceil(steps) > 2
+    # What was derived is kept, whatever later versions derive.
+    config = TrainConfig(root_dir=with_store.root, resume="r")
+    assert prepare_run(config).revive_after_steps == recipe["dead_feature_window"]
 
 
 def test_gradients_are_clipped(with_store, monkeypatch):
