@@ -190,6 +190,18 @@ def test_options_of_the_command_line_apply_to_the_architectures_that_have_them(w
         assert [row["status"] for row in rows] == ["trained"] * 3
 
 
+def test_each_run_derives_when_latents_are_revived_unless_the_grid_says(with_store):
+    grid = write(with_store.root, "[[run]]\nk = [2, 8]\n[[run]]\nk = 2\ndead_feature_window = 3\n")
+    arguments = ("--run_name", "g", "--sweep", grid, "--preset", "modern", "--batch_size", 4, "--json")
+    rows = json.loads(with_store.train(*arguments).stdout)["rows"]
+    folders = [with_store.root / "out" / "checkpoints" / row["run"] for row in rows]
+    recipes = [json.loads((folder / "config.json").read_text())["recipe"] for folder in folders]
+    rare, common, given = (recipe["dead_feature_window"] for recipe in recipes)
+    assert [recipe["k"] for recipe in recipes] == [2, 8, 2]
+    assert 64 >= rare > common >= 2
+    assert given == 3
+
+
 def test_options_that_contradict_are_named_with_their_run(with_store):
     output = with_store.train("--sweep", write(with_store.root, 'arch = "topk"\nuse_ghost_grads = true'), code=1).output
     assert "(grid) is not possible: use_ghost_grads is an option of arch relu, found arch topk" in output
