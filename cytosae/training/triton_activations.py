@@ -19,6 +19,38 @@ _TOLERANCE = 1e-5
 """Relative error up to which a kernel is right."""
 
 
+@triton.jit
+def load_constants(
+    threshold_or_b_enc: tl.tensor, gain: tl.tensor, b_mag: tl.tensor, columns: tl.tensor, inside: tl.tensor,
+    ARCHITECTURE: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
+    """What belongs to some latents, as rows; 0 where the architecture has none."""
+    offset = tl.zeros_like(columns).to(tl.float32)
+    scale = offset
+    bias = offset
+    if ARCHITECTURE != "relu":
+        offset = tl.load(threshold_or_b_enc + columns, mask=inside, other=0.0)
+    if ARCHITECTURE == "gated":
+        scale = tl.load(gain + columns, mask=inside, other=0.0)
+        bias = tl.load(b_mag + columns, mask=inside, other=0.0)
+    return offset[None, :], scale[None, :], bias[None, :]
+
+
+@triton.jit
+def compute_acts(
+    value: tl.tensor, offset: tl.tensor, scale: tl.tensor, bias: tl.tensor, ARCHITECTURE: tl.constexpr
+) -> tl.tensor:  # fmt: skip
+    """Activations; NaN stays NaN, since it is not below 0."""
+    if ARCHITECTURE == "relu":
+        acts = tl.where(value < 0, 0.0, value)
+    elif ARCHITECTURE == "jumprelu":
+        acts = value * (value > offset).to(tl.float32)
+    else:
+        magnitude = (value - offset) * scale + bias
+        acts = tl.where(magnitude < 0, 0.0, magnitude) * (value > 0).to(tl.float32)
+    return acts
+
+
 @triton.jit(do_not_specialize=["n"])
 def activate_columns(
     pre: tl.tensor, acts: tl.tensor, gate: tl.tensor,
@@ -33,24 +65,14 @@ def activate_columns(
     n_active = tl.zeros((ROWS, COLUMNS), tl.float32)
     sum_acts = tl.zeros((ROWS, COLUMNS), tl.float32)
     sum_gate = tl.zeros((ROWS, COLUMNS), tl.float32)
-    if ARCHITECTURE != "relu":
-        offset = tl.load(threshold_or_b_enc + columns, mask=inside, other=0.0)[None, :]
-    if ARCHITECTURE == "gated":
-        scale = tl.load(gain + columns, mask=inside, other=0.0)[None, :]
-        bias = tl.load(b_mag + columns, mask=inside, other=0.0)[None, :]
+    offset, scale, bias = load_constants(threshold_or_b_enc, gain, b_mag, columns, inside, ARCHITECTURE)
     for step in range(STEPS):
         rows = start + step * ROWS + tl.arange(0, ROWS)
         mask = (rows < n)[:, None] & inside[None, :]
         value = tl.load(pre + rows[:, None] * pre_stride + columns[None, :], mask=mask, other=0.0).to(tl.float32)
-        # NaN stays NaN: it is not below 0.
-        positive = tl.where(value < 0, 0.0, value)
-        if ARCHITECTURE == "relu":
-            act = positive
-        elif ARCHITECTURE == "jumprelu":
-            act = value * (value > offset).to(tl.float32)
-        else:
-            magnitude = (value - offset) * scale + bias
-            act = tl.where(magnitude < 0, 0.0, magnitude) * (value > 0).to(tl.float32)
+        act = compute_acts(value, offset, scale, bias, ARCHITECTURE)
+        if ARCHITECTURE == "gated":
+            positive = compute_acts(value, offset, scale, bias, "relu")
             sum_gate += tl.where(mask, positive, 0.0)
             tl.store(gate + rows[:, None] * stride + columns[None, :], positive, mask=mask)
         n_active += (mask & (act > 0)).to(tl.float32)
@@ -79,11 +101,7 @@ def differentiate_columns(
     sum_two = tl.zeros((ROWS, COLUMNS), tl.float32)
     sum_three = tl.zeros((ROWS, COLUMNS), tl.float32)
     sum_four = tl.zeros((ROWS, COLUMNS), tl.float32)
-    if ARCHITECTURE != "relu":
-        offset = tl.load(threshold_or_b_enc + columns, mask=inside, other=0.0)[None, :]
-    if ARCHITECTURE == "gated":
-        scale = tl.load(gain + columns, mask=inside, other=0.0)[None, :]
-        bias = tl.load(b_mag + columns, mask=inside, other=0.0)[None, :]
+    offset, scale, bias = load_constants(threshold_or_b_enc, gain, b_mag, columns, inside, ARCHITECTURE)
     for step in range(STEPS):
         rows = start + step * ROWS + tl.arange(0, ROWS)
         mask = (rows < n)[:, None] & inside[None, :]
@@ -92,25 +110,22 @@ def differentiate_columns(
         grad = tl.load(product + at, mask=mask, other=0.0).to(tl.float32)
         if ARCHITECTURE == "relu":
             grad_pre = tl.where(value > 0, grad, 0.0)
-        elif ARCHITECTURE == "jumprelu":
-            active = (value > offset).to(tl.float32)
-            grad_pre = grad * active
-            near = (mask & (tl.abs(value - offset) < constant)).to(tl.float32)
-            sum_two += grad * near
-            sum_three += near
-            tl.store(acts + at, value * active, mask=mask)
         else:
-            scaled = (value - offset) * scale
-            is_open = (value > 0).to(tl.float32)
-            magnitude = scaled + bias
-            grad_magnitude = grad * is_open * (magnitude > 0).to(tl.float32)
-            further = tl.load(gate_product + at, mask=mask, other=0.0).to(tl.float32)
-            grad_gate = (further + constant) * is_open
-            grad_pre = grad_magnitude * scale + grad_gate
-            sum_two += grad_gate
-            sum_three += tl.where(mask, grad_magnitude * scaled, 0.0)
-            sum_four += grad_magnitude
-            tl.store(acts + at, tl.where(magnitude < 0, 0.0, magnitude) * is_open, mask=mask)
+            act = compute_acts(value, offset, scale, bias, ARCHITECTURE)
+            tl.store(acts + at, act, mask=mask)
+            grad_acts = grad * (act > 0).to(tl.float32)
+            if ARCHITECTURE == "jumprelu":
+                grad_pre = grad_acts
+                near = (mask & (tl.abs(value - offset) < constant)).to(tl.float32)
+                sum_two += grad * near
+                sum_three += near
+            else:
+                further = tl.load(gate_product + at, mask=mask, other=0.0).to(tl.float32)
+                grad_gate = (further + constant) * (value > 0).to(tl.float32)
+                grad_pre = grad_acts * scale + grad_gate
+                sum_two += grad_gate
+                sum_three += tl.where(mask, grad_acts * (value - offset) * scale, 0.0)
+                sum_four += grad_acts
         sum_pre += grad_pre
         tl.store(product + at, grad_pre, mask=mask)
     to = sums + tl.program_id(1) * m + columns
