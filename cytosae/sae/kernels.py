@@ -43,11 +43,11 @@ def find_kernels(table: torch.Tensor, other: torch.Tensor, name: str = PRODUCTS)
     return _load(table.device.index, name) if _is_on else None
 
 
-def has_kernels(device: torch.device, name: str = PRODUCTS) -> bool:
-    """Whether products of float32 and bfloat16 on a device, or another module's work, run as kernels of our own."""
+def has_kernels(device: torch.device) -> bool:
+    """Whether products of float32 and bfloat16 on a device run as kernels of our own."""
     if not _is_on or device.type != "cuda" or not torch.cuda.is_available():
         return False
-    return _load(torch.cuda.current_device() if device.index is None else device.index, name) is not None
+    return _load(torch.cuda.current_device() if device.index is None else device.index, PRODUCTS) is not None
 
 
 @contextlib.contextmanager

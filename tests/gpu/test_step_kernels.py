@@ -5,14 +5,10 @@ import copy
 import pytest
 import torch
 
-from cytosae.sae import kernels
-from cytosae.sae.loss import LossInputs, LossWeights
 from cytosae.training.adam import RowwiseAdam
-from cytosae.training.fused_loss import find_fused_loss
 from cytosae.training.gradients import RowGradient
 from cytosae.training.matmul import MatmulConfig
-from cytosae.training.step import TrainStep
-from tests.gpu.test_triton_kernels import DEAD, D, S, make_case, random
+from tests.gpu.test_triton_kernels import S, check_steps, compute_twice, random
 
 pytest.importorskip("triton", reason="needs Triton: pip install -e '.[gpu-tests]'")
 
@@ -101,23 +97,10 @@ def test_what_is_no_number_is_not_hidden(device, rule):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rule", RULES)
 def test_dense_losses_and_gradients_are_those_without_kernels(device, rule, dtype, max_bytes, rows, monkeypatch):
-    x, weights = random(40, D, seed=9).to(device), LossWeights(l1_coefficient=0.05)
-    dead, results = torch.arange(S, device=device) < DEAD, []
-    matmul = MatmulConfig(dtype, max_bytes, sparse_below=0.0)
     for name in ("ROWS_PER_BLOCK", "ROWS_PER_BLOCK_GPU"):
         monkeypatch.setattr(f"cytosae.training.gradients.{name}", rows)
-    for own in (True, False):
-        sae = make_case(rule, device)
-        inputs = LossInputs((x - x.mean(dim=0)).square().sum(), weights, dtype, dead, use_ghost_grads=rule == "relu")
-        if own:
-            loss, gradients = find_fused_loss(sae)(sae, x, inputs, matmul)
-            gradients.store_(sae)
-        else:
-            with kernels.without_kernels():
-                loss, gradients = find_fused_loss(sae)(sae, x, inputs, matmul)
-                gradients.store_(sae)
-        results.append((loss, {name: part.grad for name, part in sae.named_parameters()}))
-    (found, gradients), (wanted, expected) = results
+    matmul = MatmulConfig(dtype, max_bytes, sparse_below=0.0)
+    (found, _, gradients), (wanted, _, expected) = compute_twice(rule, device, matmul)
     assert torch.equal(found.n_fired, wanted.n_fired)
     rel = TOLERANCE[dtype]
     assert found.terms.loss.item() == pytest.approx(wanted.terms.loss.item(), rel=rel)
@@ -128,21 +111,7 @@ def test_dense_losses_and_gradients_are_those_without_kernels(device, rule, dtyp
 
 @pytest.mark.parametrize("rule", RULES)
 def test_dense_steps_repeat_to_the_last_bit_and_are_those_of_autograd(device, rule):
-    sae, results = make_case(rule, device), []
-    for matmul in (MatmulConfig(sparse_below=0.0), MatmulConfig(sparse_below=0.0), None):
-        step = TrainStep(
-            copy.deepcopy(sae), lr=1e-3, weights=LossWeights(l1_coefficient=0.05), use_ghost_grads=rule == "relu",
-            dead_feature_window=1, max_gradient=0.5, matmul=matmul,
-        )  # fmt: skip
-        step.tracker.n_steps_since_fired[:DEAD] = 10
-        losses = [step.step(random(1, 24, D, seed=seed).to(device)).terms.loss.item() for seed in (9, 10)]
-        results.append((losses, list(step.sae.state_dict().values())))
-    (losses, found), (_, again), (wanted, expected) = results
-    assert losses == pytest.approx(wanted, rel=1e-4)
-    for one, other, plain in zip(found, again, expected, strict=True):
-        assert torch.equal(one, other)
-        # Adam's first steps have the length of the learning rate, whichever way the smallest gradients are rounded.
-        assert ((one - plain).abs() > 1e-4).float().mean() < 0.02
+    check_steps(rule, device, MatmulConfig(sparse_below=0.0), max_gradient=0.5)
 
 
 @pytest.mark.parametrize("on_sphere", [False, True])

@@ -1,5 +1,6 @@
 """Our kernels of sparse products and searches against torch; on a GPU, and on the CPU in Triton's interpreter."""
 
+import contextlib
 import copy
 
 import pytest
@@ -8,11 +9,12 @@ import torch
 from cytosae.sae import kernels
 from cytosae.sae.base import Sae
 from cytosae.sae.coo import CooMatrix
-from cytosae.sae.loss import LossInputs, LossWeights
+from cytosae.sae.loss import LossInputs, LossWeights, SaeLoss
 from cytosae.sae.registry import ARCHITECTURES, make_sae
 from cytosae.training import block_search, encoder_blocks
 from cytosae.training.encoder_blocks import EncoderProduct
 from cytosae.training.fused_loss import find_fused_loss
+from cytosae.training.gradients import Gradients
 from cytosae.training.matmul import MatmulConfig
 from cytosae.training.step import TrainStep
 from tests.cytosae.training.test_sync_points import Waits
@@ -239,41 +241,32 @@ def make_case(arch: str, device: torch.device) -> Sae:
     return sae.to(device)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_losses_and_gradients_are_those_of_torchs_products(device, arch, dtype):
+Found = tuple[SaeLoss, Gradients, dict[str, torch.Tensor]]
+"""A loss, its gradients, and what these are by parameter."""
+
+
+def compute_twice(arch: str, device: torch.device, matmul: MatmulConfig) -> tuple[Found, Found]:
+    """The loss of a batch with our kernels, and without them."""
     x, weights = random(40, D, seed=9).to(device), LossWeights(l1_coefficient=0.05)
-    dead = torch.arange(S, device=device) < DEAD
-    results = []
-    for own in (True, False):
+    dead, results = torch.arange(S, device=device) < DEAD, []
+    for around in (contextlib.nullcontext(), kernels.without_kernels()):
         sae = make_case(arch, device)
         variance = (x - x.mean(dim=0)).square().sum()
-        inputs = LossInputs(variance, weights, dtype, dead, use_ghost_grads=arch == "relu")
-        if own:
-            loss, gradients = find_fused_loss(sae)(sae, x, inputs, MatmulConfig(dtype, sparse_below=0.9))
+        inputs = LossInputs(variance, weights, matmul.dtype, dead, use_ghost_grads=arch == "relu")
+        with around:
+            loss, gradients = find_fused_loss(sae)(sae, x, inputs, matmul)
             gradients.store_(sae)
-        else:
-            with kernels.without_kernels():
-                loss, gradients = find_fused_loss(sae)(sae, x, inputs, MatmulConfig(dtype, sparse_below=0.9))
-                gradients.store_(sae)
-        assert type(gradients).__name__ in ("SparseGradients", "SumOfGradients")
-        results.append((loss, {name: part.grad for name, part in sae.named_parameters()}))
-    (found, gradients), (wanted, expected) = results
-    assert found.n_fired[DEAD + 1] == len(x), "no latent is active on all tokens"
-    assert torch.equal(found.n_fired, wanted.n_fired)
-    assert found.terms.loss.item() == pytest.approx(wanted.terms.loss.item(), rel=1e-5)
-    assert (found.reconstruction - wanted.reconstruction).norm() <= 1e-5 * wanted.reconstruction.norm()
-    for name, gradient in gradients.items():
-        assert (gradient - expected[name]).norm() <= 1e-5 * expected[name].norm(), name
+        results.append((loss, gradients, {name: part.grad for name, part in sae.named_parameters()}))
+    return results[0], results[1]
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_steps_repeat_to_the_last_bit_and_are_those_of_autograd(device, arch):
+def check_steps(arch: str, device: torch.device, matmul: MatmulConfig, **options) -> None:
+    """Two steps repeat to the last bit, and are those of autograd."""
     sae, results = make_case(arch, device), []
-    for matmul in (MatmulConfig(sparse_below=0.9), MatmulConfig(sparse_below=0.9), None):
+    for one in (matmul, matmul, None):
         step = TrainStep(
             copy.deepcopy(sae), lr=1e-3, weights=LossWeights(l1_coefficient=0.05), use_ghost_grads=arch == "relu",
-            dead_feature_window=1, matmul=matmul,
+            dead_feature_window=1, matmul=one, **options,
         )  # fmt: skip
         step.tracker.n_steps_since_fired[:DEAD] = 10
         losses = [step.step(random(1, 24, D, seed=seed).to(device)).terms.loss.item() for seed in (9, 10)]
@@ -284,3 +277,22 @@ def test_steps_repeat_to_the_last_bit_and_are_those_of_autograd(device, arch):
         assert torch.equal(one, other)
         # Adam's first steps have the length of the learning rate, whichever way the smallest gradients are rounded.
         assert ((one - plain).abs() > 1e-4).float().mean() < 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_losses_and_gradients_are_those_of_torchs_products(device, arch, dtype):
+    results = compute_twice(arch, device, MatmulConfig(dtype, sparse_below=0.9))
+    assert all(type(kind).__name__ in ("SparseGradients", "SumOfGradients") for _, kind, _ in results)
+    (found, _, gradients), (wanted, _, expected) = results
+    assert found.n_fired[DEAD + 1] == 40, "no latent is active on all tokens"
+    assert torch.equal(found.n_fired, wanted.n_fired)
+    assert found.terms.loss.item() == pytest.approx(wanted.terms.loss.item(), rel=1e-5)
+    assert (found.reconstruction - wanted.reconstruction).norm() <= 1e-5 * wanted.reconstruction.norm()
+    for name, gradient in gradients.items():
+        assert (gradient - expected[name]).norm() <= 1e-5 * expected[name].norm(), name
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_steps_repeat_to_the_last_bit_and_are_those_of_autograd(device, arch):
+    check_steps(arch, device, MatmulConfig(sparse_below=0.9))
