@@ -236,8 +236,7 @@ class _DenseLoss:
         sae = rule.sae
         self._rule, self._sae, self._x, self._dtype = rule, sae, x, matmul.dtype
         self._centred = centred.to(matmul.dtype)
-        self._W_enc, self._W_dec = sae.W_enc.to(matmul.dtype), sae.W_dec.to(matmul.dtype)
-        # A block's matrices of tokens and latents stay in the processor's cache.
+        # A block's weights, and its matrices of tokens and latents, stay in the processor's cache.
         self._blocks = list(blocks_of_latents(len(sae.b_enc), x.device))
         self._parts = list(iter_parts(len(x), matmul.n_tokens(len(sae.b_enc))))
         sizes = [max(one.stop - one.start for one in several) for several in (self._parts, self._blocks)]
@@ -254,8 +253,8 @@ class _DenseLoss:
         sums = [x.new_zeros(()) for _ in range(rule.n_decoded)]
         for part in self._parts:
             pre = self._encode(part)
-            for latents in self._blocks:
-                n_fired[latents] += self._decode(pre[:, latents], part, latents, reconstructions, sums)
+            for latents, block in zip(self._blocks, pre, strict=True):
+                n_fired[latents] += self._decode(block, part, latents, reconstructions, sums)
         errors = _errors(rule, x, reconstructions)
         sparsity = _sparsity(rule, sums, n_fired.sum())
         gs = [reconstruction.sub(x).mul_(2 / rule.inputs.variance) for reconstruction in reconstructions]
@@ -267,13 +266,19 @@ class _DenseLoss:
             # The second pass needs what the first one knew of all tokens; more than one part is encoded again.
             pre = pre if len(self._parts) == 1 else self._encode(part)
             gs_cast = [g[part].to(self._dtype) for g in gs]
-            for latents in self._blocks:
-                self._add_gradients(pre[:, latents], part, latents, gs_cast)
+            for latents, block in zip(self._blocks, pre, strict=True):
+                self._add_gradients(block, part, latents, gs_cast)
         return SaeLoss(_terms(errors, sparsity), n_fired, reconstructions[0]), StoredGradients(sae)
 
-    def _encode(self, part: slice) -> torch.Tensor:
-        """Latents before the nonlinearity, shape `(n, S)`."""
-        return torch.addmm(self._sae.b_enc.to(self._dtype), self._centred[part], self._W_enc)
+    def _encode(self, part: slice) -> list[torch.Tensor]:
+        """Latents before the nonlinearity, shape `(n, latents)` in every block."""
+        sae, tokens = self._sae, self._centred[part]
+        weights = ((sae.b_enc[here].to(self._dtype), sae.W_enc[:, here].to(self._dtype)) for here in self._blocks)
+        return [torch.addmm(b_enc, tokens, W_enc) for b_enc, W_enc in weights]
+
+    def _decoder(self, latents: slice) -> torch.Tensor:
+        """Decoder rows of a block in the type of the products."""
+        return self._sae.W_dec[latents].to(self._dtype)
 
     def _decode(
         self,
@@ -299,8 +304,9 @@ class _DenseLoss:
                 for total, kept, one in zip(sums, decoded, acts, strict=True):
                     total += one.sum()
                     kept[rows] = one
+        W_dec = self._decoder(latents)
         for reconstruction, one in zip(reconstructions, decoded, strict=True):
-            reconstruction[part] += one @ self._W_dec[latents]
+            reconstruction[part] += one @ W_dec
         counts: torch.Tensor = n_fired.to(torch.int64)
         return counts
 
@@ -308,8 +314,9 @@ class _DenseLoss:
         """Add the gradients of some tokens and latents."""
         sae, wide = self._sae, self._x.dtype
         acts, *products = self._matrices(pre)
+        W_dec = self._decoder(latents).t()
         for product, g in zip(products, gs, strict=True):
-            torch.mm(g, self._W_dec[latents].t(), out=product)
+            torch.mm(g, W_dec, out=product)
         grad_pre = products[0]  # which it replaces
         if self._kernels is None:
             sums = self._differentiate(pre, latents, acts, products)

@@ -53,7 +53,7 @@ def fused_relu_loss(sae: Sae, x: torch.Tensor, inputs: LossInputs, matmul: Matmu
         dead = dead if inputs.latent_ranks.add(len(dead)) else None
     norms = sae.W_dec.norm(dim=1) if inputs.norm_weighted_l1 else torch.ones_like(sae.b_enc)
     l1 = norms * inputs.weights.l1_coefficient
-    sums = _Sums(sae, dead, l1, inputs, matmul, n_own=len(x), n_all=inputs.count(x))
+    sums = _Sums(sae, dead, l1, inputs, matmul, n_all=inputs.count(x))
     weights = inputs.token_weights if inputs.token_weights is not None else x.new_ones(len(x))
     reconstruction = torch.empty_like(x)
     product = EncoderProduct(sae, x - sae.b_dec, matmul)
@@ -80,7 +80,6 @@ class _Sums:
         l1: Weight of each latent's activation, shape `(S,)`.
         inputs: What the loss depends on.
         matmul: How products are computed.
-        n_own: Tokens of this rank.
         n_all: Tokens of the whole batch.
     """
 
@@ -92,13 +91,10 @@ class _Sums:
         inputs: LossInputs,
         matmul: MatmulConfig,
         *,
-        n_own: int,
         n_all: int,
     ) -> None:
         self._sae, self._dead, self._l1, self._inputs, self._matmul = sae, dead, l1, inputs, matmul
-        self._n_own, self._n_all = n_own, n_all
-        self._W_enc: torch.Tensor | None = None
-        self._W_dec: torch.Tensor | None = None
+        self._n_all = n_all
         wide = widest_type(sae.b_enc.device)
         self._terms = torch.zeros(3, dtype=wide, device=sae.b_enc.device)
         self._sums = torch.zeros_like(sae.b_enc, dtype=wide)
@@ -118,15 +114,7 @@ class _Sums:
         sae, matmul = self._sae, self._matmul
         centred = x - sae.b_dec
         centred_cast = centred.to(matmul.dtype)
-        part: _SparsePart | _DensePart
-        if active is not None:
-            part = _SparsePart(sae, active, centred)
-        else:
-            pre = torch.addmm(sae.b_enc.to(matmul.dtype), centred_cast, self._encoder())
-            if len(x) == self._n_own:
-                self._W_enc = None  # nothing else is encoded
-            part = _DensePart(sae, pre, centred_cast, self._decoder())
-            del pre
+        part = _DensePart(sae, centred_cast) if active is None else _SparsePart(sae, active, centred)
         latent_ranks = self._inputs.latent_ranks
         reconstruction = latent_ranks.sum(part.decode()).add_(sae.b_dec)
         residual = reconstruction - x
@@ -155,18 +143,6 @@ class _Sums:
         mse, l1, ghost = inputs.token_ranks.sum(self._terms).to(self._sae.b_enc.dtype)
         return LossTerms(mse + l1 + ghost, mse, l1, ghost), gradients
 
-    def _encoder(self) -> torch.Tensor:
-        """`W_enc` in the type of the products, converted on first use."""
-        if self._W_enc is None:
-            self._W_enc = self._sae.W_enc.to(self._matmul.dtype)
-        return self._W_enc
-
-    def _decoder(self) -> torch.Tensor:
-        """`W_dec` in the type of the products, converted on first use."""
-        if self._W_dec is None:
-            self._W_dec = self._sae.W_dec.to(self._matmul.dtype)
-        return self._W_dec
-
     def _ghost_term(
         self, centred_cast: torch.Tensor, residual: torch.Tensor, error: torch.Tensor, scale: int
     ) -> RowAddition:
@@ -190,28 +166,50 @@ class _Sums:
 
 
 class _DensePart(Gradients):
-    """Products over all latents.
+    """Products over all latents, in blocks of latents: weights are converted to the type of the products in the cache.
 
     Args:
         sae: The autoencoder; gradients of its biases are added to their `grad`.
-        pre: Latents before the nonlinearity, shape `(n, S)`, which the activations replace.
         centred_cast: Centred tokens in the type of the products, shape `(n, D)`.
-        W_dec: Decoder in the type of the products.
     """
 
     repeats_cheaply = False
 
-    def __init__(self, sae: Sae, pre: torch.Tensor, centred_cast: torch.Tensor, W_dec: torch.Tensor) -> None:
-        self._sae, self._acts, self._centred_cast, self._W_dec = sae, pre, centred_cast, W_dec
-        self._kernels = find_kernels(pre, pre, ACTIVATIONS)
-        if self._kernels is None:
-            pre.relu_()
-        else:
-            self._counted = self._kernels.activate("relu", pre, [pre], [])
+    def __init__(self, sae: Sae, centred_cast: torch.Tensor) -> None:
+        self._sae, self._centred_cast, self._dtype = sae, centred_cast, centred_cast.dtype
+        self._kernels = find_kernels(centred_cast, centred_cast, ACTIVATIONS)
+        self._blocks = list(blocks_of_latents(len(sae.b_enc), centred_cast.device))
+        self._n_fired = torch.zeros_like(sae.b_enc, dtype=torch.int64)
+        self._sums = torch.zeros_like(sae.b_enc, dtype=widest_type(sae.b_enc.device))
+        self._acts = [self._encode(latents) for latents in self._blocks]
+
+    def _encode(self, latents: slice) -> torch.Tensor:
+        """Activations of a block, shape `(n, latents)`, which are counted and added up."""
+        W_enc, b_enc = (part[..., latents].to(self._dtype) for part in (self._sae.W_enc, self._sae.b_enc))
+        acts = torch.addmm(b_enc, self._centred_cast, W_enc)
+        wide = self._sae.b_enc.dtype
+        if self._kernels is not None:
+            n_fired, sums = self._kernels.activate("relu", acts, [acts], [])
+            self._n_fired[latents], self._sums[latents] = n_fired.to(torch.int64), sums
+            return acts
+        acts.relu_()
+        n_rows = _ROWS_PER_BLOCK if acts.device.type == "cpu" else _ROWS_PER_BLOCK_GPU
+        for rows in torch.split(acts, n_rows):
+            self._sums[latents] += rows.sum(dim=0, dtype=wide)
+            self._n_fired[latents] += (rows > 0).to(wide).sum(dim=0).to(torch.int64)
+        return acts
+
+    def _decoder(self, latents: slice) -> torch.Tensor:
+        """Decoder rows of a block in the type of the products."""
+        return self._sae.W_dec[latents].to(self._dtype)
 
     def decode(self) -> torch.Tensor:
         """Reconstruction without `b_dec`, in the type of the weights, shape `(n, D)`."""
-        return (self._acts @ self._W_dec).to(self._sae.b_dec.dtype)
+        products = (acts @ self._decoder(latents) for latents, acts in zip(self._blocks, self._acts, strict=True))
+        reconstruction = next(products).to(self._sae.b_dec.dtype)
+        for product in products:
+            reconstruction += product
+        return reconstruction
 
     def gradients(self, g: torch.Tensor, l1: torch.Tensor) -> Gradients:
         """The gradients of the matrices.
@@ -220,16 +218,14 @@ class _DensePart(Gradients):
             g: Gradient of the reconstruction, shape `(n, D)`.
             l1: Gradient of the sparsity term where a latent is active, shape `(S,)`.
         """
-        dtype = self._acts.dtype
-        self._g, self._l1 = g.to(dtype), l1.to(dtype)
+        self._g, self._l1 = g.to(self._dtype), l1.to(self._dtype)
         return self
 
     def rows(self) -> Iterator[RowGradient]:
         """See `Gradients`; may be asked for once."""
         wide = self._sae.b_enc.dtype
-        for latents in blocks_of_latents(len(self._l1), self._l1.device):
-            acts = self._acts[:, latents]
-            grad_pre = torch.addmm(self._l1[latents], self._g, self._W_dec[latents].t())
+        for latents, acts in zip(self._blocks, self._acts, strict=True):
+            grad_pre = torch.addmm(self._l1[latents], self._g, self._decoder(latents).t())
             if self._kernels is None:
                 torch.ops.aten.threshold_backward.grad_input(grad_pre, acts, 0, grad_input=grad_pre)
                 sum_pre = grad_pre.sum(dim=0, dtype=wide)
@@ -241,15 +237,8 @@ class _DensePart(Gradients):
 
     def count(self, sums: torch.Tensor, n_fired: torch.Tensor) -> None:
         """Add each latent's activations and the number of tokens on which it is active, shape `(S,)` each."""
-        if self._kernels is not None:
-            sums += self._counted[1]
-            n_fired += self._counted[0].to(torch.int64)
-            return
-        wide = self._sae.b_enc.dtype
-        n_rows = _ROWS_PER_BLOCK if self._acts.device.type == "cpu" else _ROWS_PER_BLOCK_GPU
-        for rows in torch.split(self._acts, n_rows):
-            sums += rows.sum(dim=0, dtype=wide)
-            n_fired += (rows > 0).to(wide).sum(dim=0).to(torch.int64)
+        sums += self._sums
+        n_fired += self._n_fired
 
 
 class _SparsePart:
