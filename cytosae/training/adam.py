@@ -28,7 +28,8 @@ class RowwiseAdam(torch.optim.Adam):
     On a GPU that has kernels of our own, rows are updated by one of them: the same up to rounding.
 
     Args:
-        groups: Parameter groups.
+        groups: Parameter groups. A group's `weight_decay` is decoupled from the gradient (AdamW; Loshchilov and Hutter
+            2019, arXiv:1711.05101, algorithm 2) and holds for parameters that are updated by rows.
         lr: Learning rate of groups without one of their own.
         betas: Decay of the mean gradient, and of the mean squared gradient.
         device: Device of the parameters.
@@ -88,21 +89,24 @@ class RowwiseAdam(torch.optim.Adam):
         if not weights.is_contiguous():
             raise ValueError(f"{name} must have its latents' weights next to each other in memory")
         beta1, beta2 = group["betas"]
+        kept = 1 - group["lr"] * group["weight_decay"]
         kernels = find_kernels(weights, values, _KERNELS) if weights.dtype == torch.float32 else None
-        if kernels is not None and weights.shape[1] <= kernels.WIDEST and not group["weight_decay"]:
+        if kernels is not None and weights.shape[1] <= kernels.WIDEST:
             kernels.update_rows(
                 weights, values, first, second, n_steps=self._n_steps(parameter) + 1, lr=group["lr"], beta1=beta1,
-                beta2=beta2, eps=group["eps"], on_sphere=on_sphere, scale=scale,
+                beta2=beta2, eps=group["eps"], kept=kept, on_sphere=on_sphere, scale=scale,
             )  # fmt: skip
             return
         if on_sphere:
             remove_radial_(values, weights)
         if scale is not None:
             values.mul_(scale)
+        if kept != 1:
+            weights.mul_(kept)
         adam(
             [weights], [values.contiguous()], [first], [second], [], [state["step"].clone()],
             fused=group["fused"], amsgrad=False, beta1=beta1, beta2=beta2, lr=group["lr"],
-            weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
+            weight_decay=0.0, eps=group["eps"], maximize=False,
         )  # fmt: skip
 
     def finish_rows(self, parameter: torch.nn.Parameter) -> None:

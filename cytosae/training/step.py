@@ -57,6 +57,8 @@ class TrainStep:
         beta1: Adam's decay of the mean gradient; None for 0.9.
         beta2: Adam's decay of the mean squared gradient; None for 0.999.
         encoder_lr_factor: Learning rate of `W_enc` in terms of `lr`; None for 1.
+        weight_decay: Before every step `W_enc` is multiplied by 1 - its learning rate x this (AdamW; Loshchilov and
+            Hutter 2019, arXiv:1711.05101); None for 0.
         token_ranks: Processes that train the same autoencoder on other tokens of every batch.
         parts: How the autoencoder is cut, if `sae` is this process' part of one.
         latent_ranks: Processes that hold its other parts, and train on the same tokens.
@@ -80,6 +82,7 @@ class TrainStep:
         beta1: float | None = None,
         beta2: float | None = None,
         encoder_lr_factor: float | None = None,
+        weight_decay: float | None = None,
         token_ranks: World = ALONE,
         latent_ranks: World = ALONE,
         parts: LatentParts | None = None,
@@ -109,7 +112,7 @@ class TrainStep:
         # A row for each latent, next to each other: gradients, moments and weights of a latent are updated together.
         sae.W_enc.data = sae.W_enc.data.t().contiguous().t()
         self.optimizer = RowwiseAdam(
-            _parameter_groups(sae, lr, encoder_lr_factor),
+            _parameter_groups(sae, lr, encoder_lr_factor, weight_decay),
             lr=lr,
             betas=(_BETA1 if beta1 is None else beta1, _BETA2 if beta2 is None else beta2),
             device=sae.b_enc.device,
@@ -258,13 +261,17 @@ class TrainStep:
         return [names[id(part)] for group in self.optimizer.param_groups for part in group["params"]]
 
 
-def _parameter_groups(sae: Sae, lr: float, encoder_lr_factor: float | None) -> list[dict[str, Any]]:
-    """Adam's parameter groups: one with the common rate, and one per parameter with a rate of its own."""
+def _parameter_groups(
+    sae: Sae, lr: float, encoder_lr_factor: float | None, weight_decay: float | None
+) -> list[dict[str, Any]]:
+    """Adam's parameter groups: one with the common rate, and one per parameter with a rate or a decay of its own."""
     named = dict(sae.named_parameters())
     factors = dict(sae.lr_factors)
-    if encoder_lr_factor is not None:
-        factors["W_enc"] = encoder_lr_factor
+    if encoder_lr_factor is not None or weight_decay:
+        factors["W_enc"] = 1.0 if encoder_lr_factor is None else encoder_lr_factor
     common = [part for name, part in named.items() if name not in factors]
     groups: list[dict[str, Any]] = [{"params": common}]
-    groups += [{"params": [named[name]], "lr": lr * factor, "lr_factor": factor} for name, factor in factors.items()]
+    for name, factor in factors.items():
+        decay = (weight_decay or 0.0) if name == "W_enc" else 0.0
+        groups.append({"params": [named[name]], "lr": lr * factor, "lr_factor": factor, "weight_decay": decay})
     return groups

@@ -22,7 +22,7 @@ _TOLERANCE = 1e-5
 def update_row(
     weights: tl.tensor, gradient: tl.tensor, exp_avg: tl.tensor, exp_avg_sq: tl.tensor, scale: tl.tensor,
     width: tl.tensor, step_size: tl.tensor, beta1: tl.tensor, one_minus_beta1: tl.tensor, beta2: tl.tensor,
-    one_minus_beta2: tl.tensor, bias_correction2_sqrt: tl.tensor, eps: tl.tensor,
+    one_minus_beta2: tl.tensor, bias_correction2_sqrt: tl.tensor, eps: tl.tensor, kept: tl.tensor,
     ON_SPHERE: tl.constexpr, SCALED: tl.constexpr, CHANNELS: tl.constexpr,
 ) -> None:  # fmt: skip
     """The kernel of `update_rows`: each program updates a row."""
@@ -42,12 +42,13 @@ def update_row(
     tl.store(exp_avg + at, mean, mask=inside)
     tl.store(exp_avg_sq + at, square, mask=inside)
     divisor = tl.sqrt_rn(square) / bias_correction2_sqrt + eps
-    tl.store(weights + at, weight - step_size * mean / divisor, mask=inside)
+    tl.store(weights + at, kept * weight - step_size * mean / divisor, mask=inside)
 
 
 def update_rows(
     weights: torch.Tensor, gradient: torch.Tensor, exp_avg: torch.Tensor, exp_avg_sq: torch.Tensor, *,
-    n_steps: int, lr: float, beta1: float, beta2: float, eps: float, on_sphere: bool, scale: torch.Tensor | None,
+    n_steps: int, lr: float, beta1: float, beta2: float, eps: float, kept: float, on_sphere: bool,
+    scale: torch.Tensor | None,
 ) -> None:  # fmt: skip
     """Take a step of Adam (Kingma and Ba 2014, algorithm 1), in place.
 
@@ -61,6 +62,7 @@ def update_rows(
         beta1: Decay of the mean.
         beta2: Decay of the mean of squares.
         eps: What is added to the root of the latter.
+        kept: Factor of the weights before the step: 1 but for weight decay.
         on_sphere: Whether the component along each row is removed from the gradient first.
         scale: Factor of the gradient, applied afterwards, 0-dimensional; None for 1.
     """
@@ -68,7 +70,7 @@ def update_rows(
     launch(
         update_row, (n,),
         weights, gradient.contiguous(), exp_avg, exp_avg_sq, weights if scale is None else scale,
-        width, lr / (1 - beta1**n_steps), beta1, 1 - beta1, beta2, 1 - beta2, math.sqrt(1 - beta2**n_steps), eps,
+        width, lr / (1 - beta1**n_steps), beta1, 1 - beta1, beta2, 1 - beta2, math.sqrt(1 - beta2**n_steps), eps, kept,
         ON_SPHERE=on_sphere, SCALED=scale is not None, CHANNELS=triton.next_power_of_2(width), num_warps=_WARPS,
     )  # fmt: skip
 
@@ -79,7 +81,7 @@ def find_problem(device: torch.device) -> str | None:
     start, gradient = (torch.arange(n * width, device="cpu").view(n, width).mul(step).sin() for step in (1, 2))
     start /= start.norm(dim=1, keepdim=True)
     wanted = torch.nn.Parameter(start.clone())
-    adam = torch.optim.Adam([wanted], lr=0.01, foreach=False)
+    adam = torch.optim.AdamW([wanted], lr=0.01, weight_decay=0.5, foreach=False)
     found = [part.to(device) for part in (start.clone(), torch.zeros(n, width), torch.zeros(n, width))]
     scale = torch.tensor(0.5)
     for number in (1, 2):
@@ -88,7 +90,7 @@ def find_problem(device: torch.device) -> str | None:
         adam.step()
         update_rows(
             found[0], gradient.to(device), *found[1:], n_steps=number, lr=0.01, beta1=0.9, beta2=0.999, eps=1e-8,
-            on_sphere=True, scale=scale.to(device),
+            kept=0.995, on_sphere=True, scale=scale.to(device),
         )  # fmt: skip
     difference = float((found[0].cpu() - wanted.detach()).norm() / (wanted.detach() - start).norm())
     return None if difference <= _TOLERANCE else f"its Adam differs from torch's by {difference:.1e}"

@@ -116,12 +116,13 @@ def test_dense_steps_repeat_to_the_last_bit_and_are_those_of_autograd(device, ru
 
 @pytest.mark.parametrize("on_sphere", [False, True])
 @pytest.mark.parametrize("scale", [None, 0.25])
+@pytest.mark.parametrize("decay", [0.0, 5.0])
 @pytest.mark.parametrize("width", [1, 24, 100, 768])
-def test_adam_is_torchs(device, width, scale, on_sphere):
+def test_adam_is_torchs(device, width, decay, scale, on_sphere):
     weights = torch.nn.functional.normalize(random(6, width, seed=3), dim=1)
     mine, theirs = (torch.nn.Parameter(weights.clone().to(where)) for where in (device, "cpu"))
-    adam = RowwiseAdam([{"params": [mine]}], lr=0.01, betas=(0.8, 0.98), device=device)
-    other = torch.optim.Adam([theirs], lr=0.01, betas=(0.8, 0.98), foreach=False)
+    adam = RowwiseAdam([{"params": [mine], "weight_decay": decay}], lr=0.01, betas=(0.8, 0.98), device=device)
+    other = torch.optim.AdamW([theirs], lr=0.01, betas=(0.8, 0.98), weight_decay=decay, foreach=False)
     factor = None if scale is None else torch.tensor(scale, device=device)
     for seed in range(4):
         values = random(6, width, seed=seed)

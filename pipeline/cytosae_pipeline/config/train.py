@@ -143,6 +143,12 @@ class TrainConfig(StoreSource):
         "[default: 1]",
         above=0,
     )
+    weight_decay: float | None = option(
+        None,
+        "Decay of the encoder's weights (AdamW): every step multiplies them by 1 - their rate x this, so that few "
+        "images are not learned by heart. [default: 0]",
+        minimum=0,
+    )
     adam_beta1: float | None = option(
         None, "Adam's decay of the mean gradient. [default: 0.9]", minimum=0, maximum=0.999999
     )
@@ -251,6 +257,12 @@ class TrainConfig(StoreSource):
             raise UserError(f"resume names the run '{self.resume}', and run_name another: leave out run_name")
         self._check_tokens()
         self._check_architecture()
+        shrinks = self.lr * (self.encoder_lr_factor or 1) * (self.weight_decay or 0)
+        if shrinks >= 1:
+            raise UserError(
+                f"weight_decay {self.weight_decay:g} takes {shrinks:g} of the encoder's weights in every step (lr x "
+                "encoder_lr_factor x weight_decay), which must be less than 1"
+            )
 
     def _check_tokens(self) -> None:
         """Raise for options that no batch could satisfy."""

@@ -87,6 +87,7 @@ class Trainer:
             beta1=config.adam_beta1,
             beta2=config.adam_beta2,
             encoder_lr_factor=config.encoder_lr_factor,
+            weight_decay=config.weight_decay,
             token_ranks=run.token_ranks,
             latent_ranks=run.latent_ranks,
             parts=self._parts,

@@ -21,13 +21,20 @@ S, D = 160, 24
 CPU = torch.device("cpu")
 
 
-def make_pair(device=CPU):
+def make_pair(device=CPU, decay=0.0):
     sae = make_case("relu", torch.float32).to(device)
     sae.W_enc.data = sae.W_enc.data.t().contiguous().t()
     other = copy.deepcopy(sae)
-    mine = RowwiseAdam([{"params": list(sae.parameters())}], lr=0.01, betas=(0.9, 0.999), device=device)
-    theirs = torch.optim.Adam(other.parameters(), lr=0.01, betas=(0.9, 0.999), fused=True)
+    mine = RowwiseAdam(groups(sae, decay), lr=0.01, betas=(0.9, 0.999), device=device)
+    theirs = torch.optim.AdamW(groups(other, decay), lr=0.01, betas=(0.9, 0.999), fused=True)
     return sae, mine, other, theirs
+
+
+def groups(sae, decay):
+    return [
+        {"params": [sae.W_enc], "weight_decay": decay},
+        {"params": [part for part in sae.parameters() if part is not sae.W_enc], "weight_decay": 0.0},
+    ]
 
 
 def take_step(seed, sae, mine, other, theirs):
@@ -44,10 +51,11 @@ def take_step(seed, sae, mine, other, theirs):
     theirs.step()
 
 
-def test_updates_by_rows_are_torchs_to_the_last_bit(monkeypatch):
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_updates_by_rows_are_torchs_to_the_last_bit(monkeypatch, decay):
     for rows in (16, 64, 1024):
         monkeypatch.setattr("cytosae.training.gradients.ROWS_PER_BLOCK", rows)
-        sae, mine, other, theirs = make_pair()
+        sae, mine, other, theirs = make_pair(decay=decay)
         for seed in range(5):
             take_step(seed, sae, mine, other, theirs)
         for one, two in zip(sae.parameters(), other.parameters(), strict=True):
@@ -64,9 +72,7 @@ def test_a_state_in_another_layout_is_taken_over():
         for name in ("exp_avg", "exp_avg_sq"):
             moments[name] = moments[name].contiguous()
     again = copy.deepcopy(sae)
-    resumed = RowwiseAdam(
-        [{"params": list(again.parameters())}], lr=0.01, betas=(0.9, 0.999), device=torch.device("cpu")
-    )
+    resumed = RowwiseAdam(groups(again, 0.0), lr=0.01, betas=(0.9, 0.999), device=CPU)
     resumed.load_state_dict(state)
     assert resumed.state[again.W_enc]["exp_avg"].stride() == again.W_enc.stride()
     take_step(9, sae, mine, other, theirs)

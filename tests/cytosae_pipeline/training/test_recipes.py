@@ -184,19 +184,22 @@ def test_warm_up_by_share_and_options_of_adam_reach_the_step(with_store, monkeyp
         encoder_rates.append(encoder["lr"])
         betas.append(common["betas"])
         assert encoder["betas"] == betas[-1]
+        assert (common["weight_decay"], encoder["weight_decay"]) == (0, 0.125)
         return train_on(self, *arguments)
 
     monkeypatch.setattr(Trainer, "train_on", watched)
     with_store.train(
         "--run_name", "r", "--lr", 0.5, "--lr_warm_up_share", 0.4, "--adam_beta1", 0.8,
-        "--adam_beta2", 0.9, "--encoder_lr_factor", 0.25,
+        "--adam_beta2", 0.9, "--encoder_lr_factor", 0.25, "--weight_decay", 0.125,
     )  # fmt: skip
     assert len(rates) == 15
     assert rates[:7] == pytest.approx([0.5 * step / 6 for step in range(1, 7)] + [0.5])
     assert encoder_rates == pytest.approx([rate / 4 for rate in rates])
     assert set(betas) == {(0.8, 0.9)}
     recipe = json.loads((with_store.root / "out/checkpoints/r/config.json").read_text())["recipe"]
-    given = {"lr_warm_up_share": 0.4, "adam_beta1": 0.8, "adam_beta2": 0.9, "encoder_lr_factor": 0.25}
+    given = {
+        "lr_warm_up_share": 0.4, "adam_beta1": 0.8, "adam_beta2": 0.9, "encoder_lr_factor": 0.25, "weight_decay": 0.125
+    }  # fmt: skip
     assert given.items() <= recipe.items()
 
 
@@ -204,7 +207,9 @@ def test_options_of_later_versions_leave_the_names_of_older_runs(with_store):
 
     options = {"root_dir": with_store.root, "dataset_name": "toy", "model_path": with_store.vit, "precision": "fp32"}
     plain = prepare_run(TrainConfig(**options))
-    later = {"lr_warm_up_share": 0.1, "adam_beta1": 0.8, "adam_beta2": 0.99, "encoder_lr_factor": 0.5}
+    later = {
+        "lr_warm_up_share": 0.1, "adam_beta1": 0.8, "adam_beta2": 0.99, "encoder_lr_factor": 0.5, "weight_decay": 0.1
+    }  # fmt: skip
     assert not later.keys() & plain.recipe.keys()
     for name, value in later.items():
         other = prepare_run(TrainConfig(**options, **{name: value}))
@@ -307,6 +312,11 @@ def test_registers_are_no_patches():
         (["--max_memory", 0], "max_memory must be above 0"),
         (["--max_gradient_norm", 0], "max_gradient_norm must be above 0"),
         (["--k", 0], "k must be at least 1"),
+        (
+            ["--lr", 0.5, "--encoder_lr_factor", 0.5, "--weight_decay", 4],
+            "weight_decay 4 takes 1 of the encoder's weights in every step (lr x encoder_lr_factor x weight_decay), "
+            "which must be less than 1",
+        ),
     ],
 )
 def test_options_that_contradict_are_usage_errors(with_store, options, message):
