@@ -149,6 +149,12 @@ class TrainConfig(StoreSource):
         "images are not learned by heart. [default: 0]",
         minimum=0,
     )
+    input_noise: float | None = option(
+        None,
+        "Standard deviation of Gaussian noise on the activations that are trained on, in terms of their channel's. "
+        "[default: 0]",
+        minimum=0,
+    )
     adam_beta1: float | None = option(
         None, "Adam's decay of the mean gradient. [default: 0.9]", minimum=0, maximum=0.999999
     )

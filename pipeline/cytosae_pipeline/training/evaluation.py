@@ -21,6 +21,10 @@ from cytosae_pipeline.training.init import choose_tokens
 _IMAGES_AT_ONCE = 32
 _TOKENS_AT_ONCE = 1024
 """Tokens whose latents are all computed at once: several matrices of them live at the same time."""
+_MOST_ON_THE_WAY, _FEWEST_ON_THE_WAY = 512, 4
+"""Images of an evaluation during training; that of the end is of all."""
+_SHARE_ON_THE_WAY = 0.1
+"""Images of all evaluations during training together, as a share of those trained on."""
 
 
 @dataclass(frozen=True)
@@ -154,3 +158,14 @@ def _split(
         return [(None, slice(None))]
     here = groups[first : first + n]
     return [(None if group < 0 else group, np.flatnonzero(here == group)) for group in np.unique(here).tolist()]
+
+
+def images_on_the_way(n_trained: int, n_checkpoints: int) -> int:
+    """Images of an evaluation at a checkpoint: few where a run is short, so that it does not wait for them.
+
+    Args:
+        n_trained: Images trained on in the whole run.
+        n_checkpoints: Checkpoints before its end.
+    """
+    share = int(_SHARE_ON_THE_WAY * n_trained / max(1, n_checkpoints))
+    return min(_MOST_ON_THE_WAY, max(_FEWEST_ON_THE_WAY, share))

@@ -30,10 +30,12 @@ class Scaling(NamedTuple):
     """Mean of every channel, float32, shape `(D,)`."""
     scale: float
     """Root of the mean of the channels' variances."""
+    stds: torch.Tensor
+    """Standard deviation of every channel, float32, shape `(D,)`."""
 
     def to(self, device: torch.device) -> "Scaling":
         """The same on a device."""
-        return Scaling(self.mean.to(device), self.scale)
+        return Scaling(self.mean.to(device), self.scale, self.stds.to(device))
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """Activations of shape `(..., D)`, centred and scaled."""
@@ -49,8 +51,9 @@ def find_scaling(stores: Sequence[ActivationStore]) -> Scaling:
     count = sum(float(part.count.sum()) for part in parts)
     mean = sum(part.sum.sum(axis=0) for part in parts) / count
     squares = sum(part.sum_sq.sum(axis=0) for part in parts) / count
-    variance = float(np.maximum(squares - mean**2, 0).mean())
-    return Scaling(torch.from_numpy(np.asarray(mean, dtype=np.float32)), variance**0.5 or 1.0)
+    variances = np.maximum(squares - mean**2, 0)
+    mean, stds = (torch.from_numpy(np.asarray(values, dtype=np.float32)) for values in (mean, np.sqrt(variances)))
+    return Scaling(mean, float(variances.mean()) ** 0.5 or 1.0, stds)
 
 
 def choose_tokens(x: torch.Tensor, choice: str, layout: TokenLayout) -> torch.Tensor:

@@ -44,7 +44,7 @@ NOT_THE_RECIPE = {
 }  # fmt: skip
 """Options that do not change the numbers: they are not part of the run's identity nor of anything that is shared."""
 
-_PART_IF_GIVEN = ("lr_warm_up_share", "adam_beta1", "adam_beta2", "encoder_lr_factor", "weight_decay")
+_PART_IF_GIVEN = ("lr_warm_up_share", "adam_beta1", "adam_beta2", "encoder_lr_factor", "weight_decay", "input_noise")
 """Options of later versions: left out of the recipe where they are not given, so that older runs keep their names."""
 
 

@@ -22,12 +22,13 @@ from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.storage.atomic import replacing_path
 from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.errors import say_count
-from cytosae_pipeline.training.evaluation import Evaluation, evaluate
+from cytosae_pipeline.training.evaluation import Evaluation, evaluate, images_on_the_way
 from cytosae_pipeline.training.expectations import Expectations
 from cytosae_pipeline.training.init import DataInit
 from cytosae_pipeline.training.loggers.base import MetricLoggers, make_histogram
 from cytosae_pipeline.training.loggers.of_run import open_loggers
 from cytosae_pipeline.training.matmul import fp32_matmul
+from cytosae_pipeline.training.noise import find_noise
 from cytosae_pipeline.training.runs import Run, TrainingError, sae_cfg
 from cytosae_pipeline.training.states import load_state
 from cytosae_pipeline.workspace.files import write_torch
@@ -35,10 +36,6 @@ from cytosae_pipeline.workspace.files import write_torch
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_SAVES = 300.0
-_MOST_ON_THE_WAY, _FEWEST_ON_THE_WAY = 512, 4
-"""Held-out images of an intermediate evaluation; the last one evaluates all."""
-_EVALUATED_SHARE = 0.1
-"""Images of all intermediate evaluations together, as a share of those trained on."""
 _LEAST_FREQUENCY = 1e-10
 """Added before the logarithm, as in the reference; a latent that never fired is at -10."""
 
@@ -68,6 +65,7 @@ class Trainer:
         """Whether log line or checkpoint of the last step could not be written: a run resumed after it never would."""
         config, layout = run.config, run.store.spec.tokens
         self._scaling = start.scaling.to(run.device) if config.standardise else None
+        self._noise = find_noise(run, start)
         self._parts = LatentParts(run.latent_ranks, run.n_latents)
         whole = make_sae(
             config.arch, run.store.d_model, run.n_latents, seed=config.seed,
@@ -159,12 +157,14 @@ class Trainer:
         """
         config = self.run.config
         started = time.perf_counter()
+        n_images = samples_seen - self.samples_seen
+        x = self._noise.add(x, n_images=n_images, n_done=self.n_done) if self._noise else x
         x = self._scaling.apply(x) if self._scaling else x
         rate = self.step.optimizer.param_groups[0]["lr"]
         warm = config.l1_warm_up_steps
         result = self.step.step(x, sparsity=min(1.0, (self.n_done + 1) / warm) if warm else 1.0)
         self._n_fired += result.n_fired
-        n_tokens = (samples_seen - self.samples_seen) * x.shape[1]
+        n_tokens = n_images * x.shape[1]
         self._n_tokens += n_tokens
         self._schedule.step()
         self.seconds, self.n_timed = self.seconds + time.perf_counter() - started, self.n_timed + 1
@@ -180,7 +180,7 @@ class Trainer:
             since = self._parts.join_counts(self.step.tracker.n_steps_since_fired).cpu()
             metrics = {**self._measure(result, x, n_tokens, rate, frequency, since), **pace}
             if (due or last) and self._held_out is not None:
-                limit = None if last else images_on_the_way(config)
+                limit = None if last else images_on_the_way(config.total_training_tokens, config.n_checkpoints)
                 self._evaluation = self._evaluate(self.finished_sae(), self._held_out, limit=limit)
                 metrics |= self._evaluation.metrics() if self._evaluation else {}
             histogram = make_histogram(torch.log10(frequency + _LEAST_FREQUENCY).numpy())
@@ -383,12 +383,6 @@ class Trainer:
             "details/n_training_tokens": self.samples_seen,
             "details/current_learning_rate": rate,
         }
-
-
-def images_on_the_way(config: TrainConfig) -> int:
-    """Held-out images of an intermediate evaluation: few where a run is short, so that it does not wait for them."""
-    share = int(_EVALUATED_SHARE * config.total_training_tokens / max(1, config.n_checkpoints))
-    return min(_MOST_ON_THE_WAY, max(_FEWEST_ON_THE_WAY, share))
 
 
 def _checkpoint_positions(config: TrainConfig, *, after: int) -> Iterator[int]:

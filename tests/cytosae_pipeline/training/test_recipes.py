@@ -80,7 +80,7 @@ def test_a_run_that_an_older_version_began_is_resumed(with_store, monkeypatch):
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_architecture_trains_resumes_and_is_read(with_store, arch):
-    options = ["--arch", arch, "--lr_decay_share", 0.2, "--held_out", 0.2, "--standardise"]
+    options = ["--arch", arch, "--lr_decay_share", 0.2, "--held_out", 0.2, "--standardise", "--input_noise", 0.1]
     options += [] if arch in ("relu", "gated") else ["--k", 5]
     with_store.train("--run_name", "r", *options)
     with interrupted_at_step(9):
@@ -208,7 +208,8 @@ def test_options_of_later_versions_leave_the_names_of_older_runs(with_store):
     options = {"root_dir": with_store.root, "dataset_name": "toy", "model_path": with_store.vit, "precision": "fp32"}
     plain = prepare_run(TrainConfig(**options))
     later = {
-        "lr_warm_up_share": 0.1, "adam_beta1": 0.8, "adam_beta2": 0.99, "encoder_lr_factor": 0.5, "weight_decay": 0.1
+        "lr_warm_up_share": 0.1, "adam_beta1": 0.8, "adam_beta2": 0.99, "encoder_lr_factor": 0.5, "weight_decay": 0.1,
+        "input_noise": 0.1,
     }  # fmt: skip
     assert not later.keys() & plain.recipe.keys()
     for name, value in later.items():

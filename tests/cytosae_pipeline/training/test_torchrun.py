@@ -51,12 +51,18 @@ def _assert_alike(place, one, other, tolerance=1e-4):
     "more",
     [
         ("--use_ghost_grads", "--dead_feature_window", 0, "--max_gradient_norm", 0.5, "--held_out", 0.3),
-        ("--arch", "batchtopk", "--k", 5, "--batch_of", "tokens", "--dead_feature_window", 1, "--held_out", 0.3),
+        (
+            "--arch", "batchtopk", "--k", 5, "--batch_of", "tokens", "--dead_feature_window", 1, "--held_out", 0.3,
+            "--input_noise", 0.5, "--weight_decay", 0.5,
+        ),
         ("--split", "latents", "--arch", "relu", "--max_gradient_norm", 0.5, "--held_out", 0.3),
-        ("--split", "latents", "--arch", "batchtopk", "--k", 5, "--dead_feature_window", 1, "--held_out", 0.3),
+        (
+            "--split", "latents", "--arch", "batchtopk", "--k", 5, "--dead_feature_window", 1, "--held_out", 0.3,
+            "--input_noise", 0.5, "--weight_decay", 0.5,
+        ),
         ("--arch", "jumprelu", "--k", 5, "--resident", "ram", "--shuffle", "windowed", "--tokens", "patches"),
     ],
-)
+)  # fmt: skip
 def test_two_processes_give_the_run_of_one(with_store, more):
     # The last batch has 2 images.
     with_store.run_plain(*_options(with_store, "one", *more, images=58))
