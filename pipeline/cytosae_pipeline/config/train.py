@@ -48,8 +48,6 @@ OF_ARCHITECTURES: dict[str, Any] = {
 
 _DEAD_FEATURE_WINDOW = 64
 """Steps of `dead_feature_window` by default, and the most that are derived from how often a latent should fire."""
-_SHORTEST_WINDOW = 2
-"""The fewest that are derived."""
 _FIRINGS = 20
 """Times that a latent of average frequency fires within a derived window."""
 
@@ -203,7 +201,7 @@ class TrainConfig(StoreSource):
     dead_feature_window: int | None = option(
         _DEAD_FEATURE_WINDOW,
         "Steps without firing after which a latent is revived. --preset modern derives them from --k: as many as a "
-        "latent of average frequency needs to fire 20 times, from 2 to 64.",
+        "latent of average frequency needs to fire 20 times, at most 64.",
         minimum=0,
     )
     dead_feature_threshold: float = option(1e-6, "Firing rate below which a latent is reported as dead.", minimum=0)
@@ -249,7 +247,7 @@ class TrainConfig(StoreSource):
         if self.k is None:
             return _DEAD_FEATURE_WINDOW
         firings_per_step = self.k * self.batch_size * n_tokens / n_latents
-        return min(max(math.ceil(_FIRINGS / firings_per_step), _SHORTEST_WINDOW), _DEAD_FEATURE_WINDOW)
+        return min(math.ceil(_FIRINGS / firings_per_step), _DEAD_FEATURE_WINDOW)
 
     @property
     def trained_on(self) -> Literal["all", "patches", "cls"]:
@@ -318,6 +316,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "arch": "batchtopk", "k": 32, "lr": 0.006, "encoder_lr_factor": 0.5, "adam_beta1": 0.8, "adam_beta2": 0.98,
         "lr_warm_up_share": 0.02, "lr_decay_share": 0.6, "dead_feature_window": None, "standardise": True,
         "encoder_init": "decoder", "b_dec_init_method": "mean", "batch_of": "tokens", "held_out": 0.05,
+        "weight_decay": 0.4, "input_noise": 0.2,
     },
 }  # fmt: skip
 """Values of options that are not given, by preset."""
