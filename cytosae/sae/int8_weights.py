@@ -54,13 +54,26 @@ class Int8Weights:
             0 where it is not, and another number where it is: uint8, shape `(N, S)`.
         """
         if not self._fast:
-            products = torch.mm(tokens.float(), self._packed).mul_(self.scale * scale).add_(bias)
-            return (products > 0).to(torch.uint8)
+            return (self.multiply(tokens).mul_(scale).add_(bias) > 0).to(torch.uint8)
+        return self._compute(tokens, scale, bias, _OUTPUT_SCALE, torch.uint8, "relu")
+
+    def multiply(self, tokens: torch.Tensor) -> torch.Tensor:
+        """`tokens @ rounded weights.T`, float32, shape `(N, S)`, of int8 tokens, shape `(N, D)`.
+
+        oneDNN's sums of whole numbers are exact: a token's products do not depend on which others there are.
+        """
+        if not self._fast:
+            return torch.mm(tokens.float(), self._packed).mul_(self.scale)
+        return self._compute(tokens, 1.0, None, 1.0, torch.float32, "none")
+
+    def _compute(
+        self, tokens: torch.Tensor, scale: float, bias: torch.Tensor | None, step: float, dtype: torch.dtype, then: str
+    ) -> torch.Tensor:
+        """The product by oneDNN, in steps of the result's type, after the operation `then`."""
         unsigned = tokens.view(torch.uint8) ^ _ZERO  # the bits of tokens + 128
         found: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
-            unsigned, scale, _ZERO, self._packed, self.scale, self._zeros, bias,
-            _OUTPUT_SCALE, 0, torch.uint8, "relu", [], "",
-        )  # fmt: skip
+            unsigned, scale, _ZERO, self._packed, self.scale, self._zeros, bias, step, 0, dtype, then, [], ""
+        )
         return found
 
 
@@ -82,6 +95,9 @@ def has_int8_products() -> bool:
             found = weights.above_zero(rows.to(torch.int8), 1.0, (0.5 - limit.expand(len(rows))).contiguous())
             if not torch.equal(found > 0, products + 0.5 > limit):
                 return False
+        fast, plain = (one.multiply(rows.to(torch.int8)) for one in (weights, Int8Weights(rows.float(), fast=False)))
+        if not torch.allclose(fast, plain, rtol=1e-6):
+            return False
     except (AttributeError, RuntimeError, TypeError):
         return False
     return True

@@ -8,6 +8,7 @@ import torch
 
 from cytosae.sae.base import Sae
 from cytosae.sae.coo import CooMatrix
+from cytosae.sae.int8_weights import LARGEST, Int8Weights
 from cytosae.sae.topk import TopKSae
 from cytosae.statistics.screen import Screen
 
@@ -15,6 +16,11 @@ _SAMPLED = 16
 """Every how manieth latent a token's bound is estimated from."""
 _PASSED, _SPARE = 1.5, 3
 """Latents of the sample that are passed, in terms of those expected among the k largest, and beyond them."""
+_SHARES = (1.0, 0.8)
+"""Shares of the estimate that are tried as a token's bound, before all of its latents are computed."""
+_MOST = 8
+"""Latents above its bound that a token may have, in terms of k and a few more."""
+_TINY = torch.finfo(torch.float32).tiny
 
 
 class LatentActs(NamedTuple):
@@ -86,58 +92,83 @@ class LargestEncoder(ScreenedEncoder):
 
     def __init__(self, sae: TopKSae, *, fast: bool) -> None:
         self._sae, self._screen = sae, Screen(sae, fast=fast)
-        self._sampled = sae.W_enc.detach().float()[:, ::_SAMPLED].contiguous()
+        self._bias = sae.b_enc.detach().float()[::_SAMPLED]
+        sampled = sae.W_enc.detach().float()[:, ::_SAMPLED].t()
+        # In units of the weights, as `Screen` does.
+        self._channel_scale = sampled.square().mean(dim=0).sqrt().clamp_min(_TINY)
+        self._sampled = Int8Weights(sampled / self._channel_scale, fast=fast)
 
     def encode(self, tokens: torch.Tensor) -> Iterator[LatentActs]:
         """See `ScreenedEncoder`."""
-        k, n_latents = self._sae.k, len(self._sae.b_enc)
-        bound = self._estimate(tokens)
-        screened = (bound > 0).squeeze(1).nonzero().squeeze(1)
-        bound = bound[screened]
-        found = _join(self._screen.above(tokens[screened], bound))
+        bound, waiting = self._estimate(tokens)
+        dense = torch.ones(len(tokens), dtype=torch.bool)
+        dense[waiting] = False
+        found = []
+        for share in _SHARES:
+            acts, enough = self._largest_above(tokens[waiting], share * bound)
+            found.append(acts._replace(columns=waiting[acts.columns]))
+            bound, waiting = bound[~enough], waiting[~enough]
+        dense[waiting] = True
+        yield LatentActs(0, self._with_dense(found, tokens, dense.nonzero().squeeze(1)))
+
+    def _largest_above(self, tokens: torch.Tensor, bound: torch.Tensor) -> tuple[CooMatrix, torch.Tensor]:
+        """The k largest latents of tokens of which at least k, and not too many, are above the token's bound.
+
+        Returns:
+            A row for each latent and a column for each token, in any order, and which tokens they are of, bool.
+        """
+        found = _join(self._screen.above(tokens, bound))
         above = (found.values > bound.squeeze(1)[found.columns]).nonzero().squeeze(1)
         by_token = found.take(above).transpose()
-        # Falling values within every token: the k-th of at least k that are above the bound is its k-th largest.
-        order = by_token.values.argsort(descending=True, stable=True)
-        order = order[by_token.rows[order].argsort(stable=True)]
-        values = by_token.values[order]
-        counts = by_token.row_lengths()
-        enough = counts >= k
-        smallest = values.new_full((len(screened),), torch.inf)
-        smallest[enough] = values[(counts.cumsum(0) - counts)[enough] + k - 1]
-        kept = by_token.take((by_token.values >= smallest[by_token.rows]).nonzero().squeeze(1))
-        largest = CooMatrix(kept.columns, screened[kept.rows], kept.values, (n_latents, len(tokens)))
-        again = torch.ones(len(tokens), dtype=torch.bool)
-        again[screened[enough]] = False
-        yield LatentActs(0, self._with_dense(largest, tokens, again.nonzero().squeeze(1)))
+        kth, enough = _kth_largest(by_token, self._sae.k)
+        kept = by_token.take((by_token.values >= kth[by_token.rows]).nonzero().squeeze(1))
+        return CooMatrix(kept.columns, kept.rows, kept.values, found.shape), enough
 
     def candidate_share(self, tokens: torch.Tensor) -> float:
         """See `ScreenedEncoder`."""
-        bound = self._estimate(tokens)
-        screened = (bound > 0).squeeze(1)
-        share = _share(self._screen.above(tokens[screened], bound[screened]))
-        n_dense = len(tokens) - int(screened.sum())
-        return (share * int(screened.sum()) + n_dense) / max(len(tokens), 1)
+        bound, screened = self._estimate(tokens)
+        share = _share(self._screen.above(tokens[screened], bound))
+        n_dense = len(tokens) - len(screened)
+        return (share * len(screened) + n_dense) / max(len(tokens), 1)
 
-    def _estimate(self, tokens: torch.Tensor) -> torch.Tensor:
-        """For every token a value that more than k latents exceed, most likely, shape `(N, 1)`."""
-        pre = torch.addmm(self._sae.b_enc.detach().float()[::_SAMPLED], tokens, self._sampled)
+    def _estimate(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """For every token a value that more than k latents exceed, most likely; without those that have none above 0.
+
+        It depends on the token alone, and with it whether its latents are screened.
+
+        Returns:
+            The values, shape `(n, 1)`, and the numbers of their tokens, int64, shape `(n,)`.
+        """
+        scaled = tokens * self._channel_scale
+        step = (scaled.abs().amax(dim=1, keepdim=True) / LARGEST).clamp_min_(_TINY)
+        pre = self._sampled.multiply((scaled / step).round_().to(torch.int8)).mul_(step).add_(self._bias)
         n = min(pre.shape[1], -int(-_PASSED * self._sae.k // _SAMPLED) + _SPARE)
-        return pre.topk(n, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+        bound = pre.topk(n, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+        screened = ((bound > 0) & (bound < torch.inf)).squeeze(1).nonzero().squeeze(1)
+        return bound[screened], screened
 
-    def _with_dense(self, found: CooMatrix, tokens: torch.Tensor, again: torch.Tensor) -> CooMatrix:
-        """Entries, and those of tokens whose bound was too high, from all latents."""
-        if len(again):
-            sae = self._sae
-            pre = torch.addmm(sae.b_enc.detach().float(), tokens[again], sae.W_enc.detach().float())
+    def _with_dense(self, found: list[CooMatrix], tokens: torch.Tensor, dense: torch.Tensor) -> CooMatrix:
+        """Entries of different tokens, and those of the tokens `dense` from all latents."""
+        sae = self._sae
+        if len(dense):
+            pre = torch.addmm(sae.b_enc.detach().float(), tokens[dense], sae.W_enc.detach().float())
             more = CooMatrix.from_dense(sae.activate(pre))
-            found = CooMatrix(
-                torch.cat([found.rows, more.columns]),
-                torch.cat([found.columns, again[more.rows]]),
-                torch.cat([found.values, more.values]),
-                found.shape,
-            )
-        return found.sort()
+            found = [*found, CooMatrix(more.columns, dense[more.rows], more.values, found[0].shape)]
+        rows, columns, values = (torch.cat([getattr(part, name) for part in found]) for name in CooMatrix._fields[:3])
+        return CooMatrix(rows, columns, values, (len(sae.b_enc), len(tokens))).sort()
+
+
+def _kth_largest(entries: CooMatrix, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k-th largest value of every row, infinite where a row has fewer or very many, and where it is not: `(N,)`."""
+    lengths = entries.row_lengths()
+    width = _MOST * (k + _SAMPLED)
+    enough = (lengths >= k) & (lengths <= width)
+    slots = torch.arange(len(entries.rows)) - (lengths.cumsum(0) - lengths)[entries.rows]
+    values = entries.values.new_full((len(lengths), width), -torch.inf)
+    kept = (slots < width).nonzero().squeeze(1)
+    values[entries.rows[kept], slots[kept]] = entries.values[kept]
+    kth = values.topk(k, dim=1, sorted=False).values.amin(dim=1)
+    return kth.masked_fill_(~enough, torch.inf), enough
 
 
 def _join(parts: list[CooMatrix]) -> CooMatrix:

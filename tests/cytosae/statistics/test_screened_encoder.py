@@ -127,6 +127,15 @@ def test_tokens_with_fewer_than_k_positive_latents():
     assert_same(encode_screened(sae, tokens, fast=has_int8_products()), expected)
 
 
+@pytest.mark.parametrize("shares", [(1.0,), (100.0, 0.8), (100.0,), (1e-6,), (1.2, 1e-6)])
+def test_any_bound_gives_the_largest_latents(monkeypatch, shares):
+    """Too high, too few are above it; too low, too many."""
+    monkeypatch.setattr("cytosae.statistics.screened_encoder._SHARES", shares)
+    monkeypatch.setattr("cytosae.statistics.screened_encoder._MOST", 1)
+    sae, tokens = make_trained("topk"), make_tokens(200)
+    assert_same(encode_screened(sae, tokens, fast=has_int8_products()), encode_densely(sae, tokens))
+
+
 @pytest.mark.parametrize("name", ["batchtopk", "topk"])
 def test_values_that_are_not_numbers_stay_so(name):
     sae, tokens = make_trained(name), make_tokens(300)
@@ -172,8 +181,9 @@ def test_activations_are_passed_on_in_parts(name, monkeypatch):
     assert_same(found.view(-1, S), expected)
 
 
-def test_the_sum_of_an_activation_does_not_depend_on_the_others():
-    sae, tokens = make_trained("jumprelu"), make_tokens(300)
+@pytest.mark.parametrize("name", ["jumprelu", "topk"])
+def test_the_sum_of_an_activation_does_not_depend_on_the_others(name):
+    sae, tokens = make_trained(name), make_tokens(300)
     whole = encode_screened(sae, tokens, fast=has_int8_products())
     alone = [encode_screened(sae, tokens[at : at + 1], fast=has_int8_products()) for at in range(0, 300, 7)]
     assert torch.equal(torch.cat(alone), whole[::7])
@@ -193,6 +203,7 @@ def test_fast_products_equal_plain_ones(shape):
     found = Int8Weights(weights, fast=True).above_zero(tokens, 0.01, bias) > 0
     assert torch.equal(found[decided], (products + bias > 0)[decided])
     assert torch.equal(found[decided], (plain.above_zero(tokens, 0.01, bias) > 0)[decided])
+    torch.testing.assert_close(Int8Weights(weights, fast=True).multiply(tokens) * 0.01, products.float())
 
 
 @pytest.fixture
