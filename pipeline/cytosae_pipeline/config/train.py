@@ -51,6 +51,9 @@ _DEAD_FEATURE_WINDOW = 64
 _FIRINGS = 20
 """Times that a latent of average frequency fires within a derived window."""
 
+_WEIGHT_DECAY = 0.4
+"""The preset's, where latents compete: it would silence those with a threshold of their own, or with an L1."""
+
 _SWITCHES_OF_ARCHITECTURES = ("use_ghost_grads", "norm_weighted_l1", "mse_cls_coefficient")
 
 
@@ -142,15 +145,14 @@ class TrainConfig(StoreSource):
         above=0,
     )
     weight_decay: float | None = option(
-        None,
+        0.0,
         "Decay of the encoder's weights (AdamW): every step multiplies them by 1 - their rate x this, so that few "
-        "images are not learned by heart. [default: 0]",
+        "images are not learned by heart. --preset modern takes 0.4 for architectures that keep the largest latents.",
         minimum=0,
     )
-    input_noise: float | None = option(
-        None,
-        "Standard deviation of Gaussian noise on the activations that are trained on, in terms of their channel's. "
-        "[default: 0]",
+    input_noise: float = option(
+        0.0,
+        "Standard deviation of Gaussian noise on the activations that are trained on, in terms of their channel's.",
         minimum=0,
     )
     adam_beta1: float | None = option(
@@ -250,6 +252,13 @@ class TrainConfig(StoreSource):
         return min(math.ceil(_FIRINGS / firings_per_step), _DEAD_FEATURE_WINDOW)
 
     @property
+    def decay(self) -> float:
+        """`weight_decay`; where it is None, what suits the architecture."""
+        if self.weight_decay is not None:
+            return self.weight_decay
+        return _WEIGHT_DECAY if _belongs("aux_coefficient", self.arch) else 0.0
+
+    @property
     def trained_on(self) -> Literal["all", "patches", "cls"]:
         """Which tokens of an image are trained on."""
         return "cls" if self.class_token else self.tokens
@@ -261,10 +270,10 @@ class TrainConfig(StoreSource):
             raise UserError(f"resume names the run '{self.resume}', and run_name another: leave out run_name")
         self._check_tokens()
         self._check_architecture()
-        shrinks = self.lr * (self.encoder_lr_factor or 1) * (self.weight_decay or 0)
+        shrinks = self.lr * (self.encoder_lr_factor or 1) * self.decay
         if shrinks >= 1:
             raise UserError(
-                f"weight_decay {self.weight_decay:g} takes {shrinks:g} of the encoder's weights in every step (lr x "
+                f"weight_decay {self.decay:g} takes {shrinks:g} of the encoder's weights in every step (lr x "
                 "encoder_lr_factor x weight_decay), which must be less than 1"
             )
 
@@ -316,7 +325,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "arch": "batchtopk", "k": 32, "lr": 0.006, "encoder_lr_factor": 0.5, "adam_beta1": 0.8, "adam_beta2": 0.98,
         "lr_warm_up_share": 0.02, "lr_decay_share": 0.6, "dead_feature_window": None, "standardise": True,
         "encoder_init": "decoder", "b_dec_init_method": "mean", "batch_of": "tokens", "held_out": 0.05,
-        "weight_decay": 0.4, "input_noise": 0.2,
+        "weight_decay": None, "input_noise": 0.2,
     },
 }  # fmt: skip
 """Values of options that are not given, by preset."""

@@ -45,7 +45,7 @@ NOT_THE_RECIPE = {
 """Options that do not change the numbers: they are not part of the run's identity nor of anything that is shared."""
 
 _PART_IF_GIVEN = ("lr_warm_up_share", "adam_beta1", "adam_beta2", "encoder_lr_factor", "weight_decay", "input_noise")
-"""Options of later versions: left out of the recipe where they are not given, so that older runs keep their names."""
+"""Options of later versions: left out of the recipe at their default, so that older runs keep their names."""
 
 
 class TrainingError(UserError):
@@ -57,7 +57,7 @@ class Run:
     """A training run: everything fixed before the first step."""
 
     config: TrainConfig
-    """Options, with their precision and `dead_feature_window` resolved."""
+    """Options, with what was derived: `precision`, `dead_feature_window`, `weight_decay`."""
     stores: tuple[ActivationStore, ...]
     """The stores, trained on as one."""
     folder: Path
@@ -185,7 +185,8 @@ def prepare_run(
     tokens = choose_tokens(
         torch.empty(1, store.n_tokens, 1, device="meta"), choice=config.trained_on, layout=store.spec.tokens
     )
-    config = replace(config, dead_feature_window=config.revive_after_steps(n_latents, tokens.shape[1]))
+    window = config.revive_after_steps(n_latents, tokens.shape[1])
+    config = replace(config, dead_feature_window=window, weight_decay=config.decay)
     if products is not None:
         return replace(_make_run(replace(config, precision=products.precision), stores, device), products=products)
     return _with_products(config, stores, device)
@@ -266,7 +267,8 @@ def _make_recipe(config: TrainConfig, stores: tuple[ActivationStore, ...]) -> di
     """What determines a run's numbers, as plain JSON values."""
     store, further = stores[0], stores[1:]
     values = json.loads(json.dumps(asdict(config), default=str))
-    left_out = {*NOT_THE_RECIPE, *(name for name in _PART_IF_GIVEN if values[name] is None)}
+    fields = TrainConfig.__dataclass_fields__
+    left_out = {*NOT_THE_RECIPE, *(name for name in _PART_IF_GIVEN if values[name] == fields[name].default)}
     recipe = {name: value for name, value in values.items() if name not in left_out}
     # Defaults of other architectures as well: they are part of every run's hash.
     recipe |= {name: value for name, value in OF_ARCHITECTURES.items() if recipe[name] is None}
@@ -336,7 +338,9 @@ def _resumed_config(config: TrainConfig, workspace: Workspace) -> TrainConfig:
         )
     try:
         record = read_config(folder)
-        options = record["options"]
+        # Options of later versions were off, whatever a preset makes of them by now.
+        defaults = {name: field.default for name, field in TrainConfig.__dataclass_fields__.items()}
+        options = defaults | record["options"]
         for name in ("model_path", "images"):
             options[name] = Path(options[name]) if options[name] is not None else None
         options["with_dataset"] = tuple(options.get("with_dataset", ()))

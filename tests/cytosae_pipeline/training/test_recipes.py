@@ -72,6 +72,10 @@ def test_a_run_that_an_older_version_began_is_resumed(with_store, monkeypatch):
     assert others.items() <= record["recipe"].items()
     for values in (record["recipe"], record["options"]):
         values |= others | {"k": 64}
+    for name in ("weight_decay", "input_noise"):  # which today's preset would fill in
+        del record["options"][name]
+        assert name not in record["recipe"]
+    record["options"]["preset"] = "modern"
     (folder / "config.json").write_text(json.dumps(record))
     state = torch.load(folder / "training_state.pt", weights_only=True)
     torch.save({**state, "recipe": record["recipe"]}, folder / "training_state.pt")
@@ -236,6 +240,15 @@ def test_rare_latents_are_revived_later_with_the_preset(latents, tokens, options
     assert config.revive_after_steps(latents, tokens) == expected
 
 
+def test_the_presets_decay_is_for_architectures_whose_latents_compete():
+    base = TrainConfig(preset="modern")
+    found = {arch: replace(base, arch=arch).decay for arch in ARCHITECTURES}
+    assert found == {"relu": 0, "topk": 0.4, "batchtopk": 0.4, "jumprelu": 0, "gated": 0, "matryoshka": 0.4}
+    for arch in ARCHITECTURES:
+        assert TrainConfig(preset="modern", arch=arch, weight_decay=0.1).decay == 0.1
+        assert TrainConfig(arch=arch).decay == 0
+
+
 def test_a_run_records_after_how_many_steps_latents_are_revived(with_store):
     with_store.train("--preset", "modern", "--expansion_factor", 4, "--k", 5, "--run_name", "r", "--tokens", "all")
     recipe = json.loads((with_store.root / "out/checkpoints/r/config.json").read_text())["recipe"]
@@ -245,6 +258,7 @@ def test_a_run_records_after_how_many_steps_latents_are_revived(with_store):
     # What was derived is kept, whatever later versions derive.
     config = TrainConfig(root_dir=with_store.root, resume="r")
     assert prepare_run(config).revive_after_steps == recipe["dead_feature_window"]
+    assert (recipe["weight_decay"], recipe["input_noise"]) == (0.4, 0.2)
 
 
 def test_gradients_are_clipped(with_store, monkeypatch):
