@@ -29,7 +29,7 @@ class RowwiseAdam(torch.optim.Adam):
 
     Args:
         groups: Parameter groups. A group's `weight_decay` is decoupled from the gradient (AdamW; Loshchilov and Hutter
-            2019, arXiv:1711.05101, algorithm 2) and holds for parameters that are updated by rows.
+            2019, arXiv:1711.05101, algorithm 2) and holds for parameters that are updated by rows, for chosen rows.
         lr: Learning rate of groups without one of their own.
         betas: Decay of the mean gradient, and of the mean squared gradient.
         device: Device of the parameters.
@@ -68,6 +68,7 @@ class RowwiseAdam(torch.optim.Adam):
         *,
         on_sphere: bool = False,
         scale: torch.Tensor | None = None,
+        decaying: torch.Tensor | None = None,
     ) -> None:
         """Update some latents' weights; `finish_rows` counts the step once all latents were updated.
 
@@ -76,6 +77,7 @@ class RowwiseAdam(torch.optim.Adam):
             gradient: Its gradient, which may be overwritten.
             on_sphere: Whether the component along each row is removed from the gradient first.
             scale: Factor of the gradient, applied afterwards, 0-dimensional; None for 1.
+            decaying: Which of all latents' weights decay, bool, shape `(S,)`; None for all.
 
         Raises:
             ValueError: If the weights of a latent do not lie next to each other in memory.
@@ -89,20 +91,24 @@ class RowwiseAdam(torch.optim.Adam):
         if not weights.is_contiguous():
             raise ValueError(f"{name} must have its latents' weights next to each other in memory")
         beta1, beta2 = group["betas"]
-        kept = 1 - group["lr"] * group["weight_decay"]
+        kept = None
+        if decay := group["lr"] * group["weight_decay"]:
+            everything = torch.ones(len(weights), dtype=torch.bool, device=weights.device)
+            decays = everything if decaying is None else decaying[latents]
+            kept = weights.new_ones(len(weights)).masked_fill_(decays, 1 - decay)
         kernels = find_kernels(weights, values, _KERNELS) if weights.dtype == torch.float32 else None
         if kernels is not None and weights.shape[1] <= kernels.WIDEST:
             kernels.update_rows(
                 weights, values, first, second, n_steps=self._n_steps(parameter) + 1, lr=group["lr"], beta1=beta1,
-                beta2=beta2, eps=group["eps"], kept=kept, on_sphere=on_sphere, scale=scale,
+                beta2=beta2, eps=group["eps"], on_sphere=on_sphere, scale=scale, kept=kept,
             )  # fmt: skip
             return
         if on_sphere:
             remove_radial_(values, weights)
         if scale is not None:
             values.mul_(scale)
-        if kept != 1:
-            weights.mul_(kept)
+        if kept is not None:
+            weights.mul_(kept[:, None])
         adam(
             [weights], [values.contiguous()], [first], [second], [], [state["step"].clone()],
             fused=group["fused"], amsgrad=False, beta1=beta1, beta2=beta2, lr=group["lr"],

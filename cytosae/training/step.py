@@ -57,8 +57,9 @@ class TrainStep:
         beta1: Adam's decay of the mean gradient; None for 0.9.
         beta2: Adam's decay of the mean squared gradient; None for 0.999.
         encoder_lr_factor: Learning rate of `W_enc` in terms of `lr`; None for 1.
-        weight_decay: Before every step `W_enc` is multiplied by 1 - its learning rate x this (AdamW; Loshchilov and
-            Hutter 2019, arXiv:1711.05101); None for 0.
+        weight_decay: In a step in which a latent is active, its encoder weights are first multiplied by 1 - their
+            learning rate x this (AdamW; Loshchilov and Hutter 2019, arXiv:1711.05101, but for rare latents, which
+            would shrink most of the time and be active ever more seldom); None for 0.
         token_ranks: Processes that train the same autoencoder on other tokens of every batch.
         parts: How the autoencoder is cut, if `sae` is this process' part of one.
         latent_ranks: Processes that hold its other parts, and train on the same tokens.
@@ -149,7 +150,7 @@ class TrainStep:
         self.tracker.update(n_fired)
         if inputs.ranks.size > 1:
             gradients = GradientsOfRanks(sae, gradients, inputs.token_ranks, inputs.latent_ranks)
-        self._update(gradients)
+        self._update(gradients, n_fired > 0)
         return loss._replace(n_fired=n_fired, reconstruction=loss.reconstruction.view(x.shape))
 
     def _plain_loss(self, tokens: torch.Tensor, inputs: LossInputs) -> tuple[SaeLoss, Gradients]:
@@ -160,8 +161,8 @@ class TrainStep:
         return SaeLoss(terms, loss.n_fired, loss.reconstruction.detach()), StoredGradients(self.sae)
 
     @torch.no_grad()
-    def _update(self, gradients: Gradients) -> None:
-        """Take Adam's step. A block of a gradient is dropped as soon as its rows were updated."""
+    def _update(self, gradients: Gradients, is_active: torch.Tensor) -> None:
+        """Take Adam's step, given which latents were active. A block of a gradient is dropped once it was taken up."""
         sae = self.sae
         scale = None
         if self._max_gradient is not None:
@@ -171,8 +172,9 @@ class TrainStep:
             scale = self._clipping(gradients)
         for gradient in gradients.rows():
             self.optimizer.update_rows(
-                getattr(sae, gradient.name), gradient, on_sphere=self._is_on_sphere(gradient), scale=scale
-            )
+                getattr(sae, gradient.name), gradient, on_sphere=self._is_on_sphere(gradient), scale=scale,
+                decaying=is_active,
+            )  # fmt: skip
         for matrix in (sae.W_enc, sae.W_dec):
             self.optimizer.finish_rows(matrix)
             matrix.grad = None

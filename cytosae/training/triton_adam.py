@@ -21,9 +21,9 @@ _TOLERANCE = 1e-5
 @triton.jit
 def update_row(
     weights: tl.tensor, gradient: tl.tensor, exp_avg: tl.tensor, exp_avg_sq: tl.tensor, scale: tl.tensor,
-    width: tl.tensor, step_size: tl.tensor, beta1: tl.tensor, one_minus_beta1: tl.tensor, beta2: tl.tensor,
-    one_minus_beta2: tl.tensor, bias_correction2_sqrt: tl.tensor, eps: tl.tensor, kept: tl.tensor,
-    ON_SPHERE: tl.constexpr, SCALED: tl.constexpr, CHANNELS: tl.constexpr,
+    kept: tl.tensor, width: tl.tensor, step_size: tl.tensor, beta1: tl.tensor, one_minus_beta1: tl.tensor,
+    beta2: tl.tensor, one_minus_beta2: tl.tensor, bias_correction2_sqrt: tl.tensor, eps: tl.tensor,
+    ON_SPHERE: tl.constexpr, SCALED: tl.constexpr, DECAYS: tl.constexpr, CHANNELS: tl.constexpr,
 ) -> None:  # fmt: skip
     """The kernel of `update_rows`: each program updates a row."""
     channels = tl.arange(0, CHANNELS)
@@ -42,13 +42,15 @@ def update_row(
     tl.store(exp_avg + at, mean, mask=inside)
     tl.store(exp_avg_sq + at, square, mask=inside)
     divisor = tl.sqrt_rn(square) / bias_correction2_sqrt + eps
-    tl.store(weights + at, kept * weight - step_size * mean / divisor, mask=inside)
+    if DECAYS:
+        weight *= tl.load(kept + tl.program_id(0))
+    tl.store(weights + at, weight - step_size * mean / divisor, mask=inside)
 
 
 def update_rows(
     weights: torch.Tensor, gradient: torch.Tensor, exp_avg: torch.Tensor, exp_avg_sq: torch.Tensor, *,
-    n_steps: int, lr: float, beta1: float, beta2: float, eps: float, kept: float, on_sphere: bool,
-    scale: torch.Tensor | None,
+    n_steps: int, lr: float, beta1: float, beta2: float, eps: float, on_sphere: bool, scale: torch.Tensor | None,
+    kept: torch.Tensor | None,
 ) -> None:  # fmt: skip
     """Take a step of Adam (Kingma and Ba 2014, algorithm 1), in place.
 
@@ -62,16 +64,18 @@ def update_rows(
         beta1: Decay of the mean.
         beta2: Decay of the mean of squares.
         eps: What is added to the root of the latter.
-        kept: Factor of the weights before the step: 1 but for weight decay.
         on_sphere: Whether the component along each row is removed from the gradient first.
         scale: Factor of the gradient, applied afterwards, 0-dimensional; None for 1.
+        kept: Factor of every row before the step, by weight decay, float32, shape `(n,)`; None for 1.
     """
     n, width = weights.shape
     launch(
         update_row, (n,),
         weights, gradient.contiguous(), exp_avg, exp_avg_sq, weights if scale is None else scale,
-        width, lr / (1 - beta1**n_steps), beta1, 1 - beta1, beta2, 1 - beta2, math.sqrt(1 - beta2**n_steps), eps, kept,
-        ON_SPHERE=on_sphere, SCALED=scale is not None, CHANNELS=triton.next_power_of_2(width), num_warps=_WARPS,
+        weights if kept is None else kept, width, lr / (1 - beta1**n_steps), beta1, 1 - beta1, beta2, 1 - beta2,
+        math.sqrt(1 - beta2**n_steps), eps,
+        ON_SPHERE=on_sphere, SCALED=scale is not None, DECAYS=kept is not None,
+        CHANNELS=triton.next_power_of_2(width), num_warps=_WARPS,
     )  # fmt: skip
 
 
@@ -90,7 +94,7 @@ def find_problem(device: torch.device) -> str | None:
         adam.step()
         update_rows(
             found[0], gradient.to(device), *found[1:], n_steps=number, lr=0.01, beta1=0.9, beta2=0.999, eps=1e-8,
-            kept=0.995, on_sphere=True, scale=scale.to(device),
+            on_sphere=True, scale=scale.to(device), kept=torch.full((n,), 0.995, device=device),
         )  # fmt: skip
     difference = float((found[0].cpu() - wanted.detach()).norm() / (wanted.detach() - start).norm())
     return None if difference <= _TOLERANCE else f"its Adam differs from torch's by {difference:.1e}"

@@ -142,6 +142,24 @@ def test_adam_is_torchs(device, width, decay, scale, on_sphere):
         check(adam.state[mine][name], other.state[theirs][name], 1e-5)
 
 
+def test_rows_that_are_not_chosen_do_not_decay(device):
+    weights, values = random(6, 24, seed=3), random(6, 24, seed=4)
+    found = []
+    for decaying in (None, torch.tensor([True, False, True, True, False, False]), torch.zeros(6, dtype=torch.bool)):
+        mine = torch.nn.Parameter(weights.clone().to(device))
+        groups = [{"params": [mine], "weight_decay": 5.0}]
+        adam = RowwiseAdam(groups, lr=0.01, betas=(0.8, 0.98), device=device)
+        chosen = None if decaying is None else decaying.to(device)
+        for block in (slice(0, 2), slice(2, 6)):
+            gradient = RowGradient("W_dec", block, values[block].to(device))
+            adam.update_rows(mine, gradient, decaying=chosen)
+        found.append(mine.detach().cpu())
+    everything, some, none = found
+    torch.testing.assert_close(none - everything, 0.05 * weights)
+    for row, decays in enumerate([True, False, True, True, False, False]):
+        assert torch.equal(some[row], (everything if decays else none)[row])
+
+
 def test_adam_goes_on_from_a_saved_state(device):
     first, second = (torch.nn.Parameter(random(6, 24, seed=3).to(device)) for _ in range(2))
     mine, again = (

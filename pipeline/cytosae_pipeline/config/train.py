@@ -51,8 +51,9 @@ _DEAD_FEATURE_WINDOW = 64
 _FIRINGS = 20
 """Times that a latent of average frequency fires within a derived window."""
 
-_WEIGHT_DECAY = 0.4
-"""The preset's, where latents compete: it would silence those with a threshold of their own, or with an L1."""
+_WEIGHT_DECAY, _INPUT_NOISE = 0.4, 0.2
+"""What None stands for where latents compete. Decay silences latents with a threshold of their own, and noise, which
+makes more of them active, moves the threshold."""
 
 _SWITCHES_OF_ARCHITECTURES = ("use_ghost_grads", "norm_weighted_l1", "mse_cls_coefficient")
 
@@ -150,9 +151,10 @@ class TrainConfig(StoreSource):
         "images are not learned by heart. --preset modern takes 0.4 for architectures that keep the largest latents.",
         minimum=0,
     )
-    input_noise: float = option(
+    input_noise: float | None = option(
         0.0,
-        "Standard deviation of Gaussian noise on the activations that are trained on, in terms of their channel's.",
+        "Standard deviation of Gaussian noise on the activations that are trained on, in terms of their channel's. "
+        "--preset modern takes 0.2 for the same architectures.",
         minimum=0,
     )
     adam_beta1: float | None = option(
@@ -251,12 +253,13 @@ class TrainConfig(StoreSource):
         firings_per_step = self.k * self.batch_size * n_tokens / n_latents
         return min(math.ceil(_FIRINGS / firings_per_step), _DEAD_FEATURE_WINDOW)
 
-    @property
-    def decay(self) -> float:
-        """`weight_decay`; where it is None, what suits the architecture."""
-        if self.weight_decay is not None:
-            return self.weight_decay
-        return _WEIGHT_DECAY if _belongs("aux_coefficient", self.arch) else 0.0
+    def against_overfitting(self) -> tuple[float, float]:
+        """`weight_decay` and `input_noise`; where one is None, what suits the architecture."""
+        decay, noise = (_WEIGHT_DECAY, _INPUT_NOISE) if _belongs("aux_coefficient", self.arch) else (0.0, 0.0)
+        return (
+            decay if self.weight_decay is None else self.weight_decay,
+            noise if self.input_noise is None else self.input_noise,
+        )
 
     @property
     def trained_on(self) -> Literal["all", "patches", "cls"]:
@@ -270,10 +273,11 @@ class TrainConfig(StoreSource):
             raise UserError(f"resume names the run '{self.resume}', and run_name another: leave out run_name")
         self._check_tokens()
         self._check_architecture()
-        shrinks = self.lr * (self.encoder_lr_factor or 1) * self.decay
+        decay, _ = self.against_overfitting()
+        shrinks = self.lr * (self.encoder_lr_factor or 1) * decay
         if shrinks >= 1:
             raise UserError(
-                f"weight_decay {self.decay:g} takes {shrinks:g} of the encoder's weights in every step (lr x "
+                f"weight_decay {decay:g} takes {shrinks:g} of the encoder's weights in every step (lr x "
                 "encoder_lr_factor x weight_decay), which must be less than 1"
             )
 
@@ -325,7 +329,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "arch": "batchtopk", "k": 32, "lr": 0.006, "encoder_lr_factor": 0.5, "adam_beta1": 0.8, "adam_beta2": 0.98,
         "lr_warm_up_share": 0.02, "lr_decay_share": 0.6, "dead_feature_window": None, "standardise": True,
         "encoder_init": "decoder", "b_dec_init_method": "mean", "batch_of": "tokens", "held_out": 0.05,
-        "weight_decay": None, "input_noise": 0.2,
+        "weight_decay": None, "input_noise": None,
     },
 }  # fmt: skip
 """Values of options that are not given, by preset."""

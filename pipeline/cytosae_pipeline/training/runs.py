@@ -57,7 +57,7 @@ class Run:
     """A training run: everything fixed before the first step."""
 
     config: TrainConfig
-    """Options, with what was derived: `precision`, `dead_feature_window`, `weight_decay`."""
+    """Options, with what was derived: `precision`, `dead_feature_window`, `weight_decay`, `input_noise`."""
     stores: tuple[ActivationStore, ...]
     """The stores, trained on as one."""
     folder: Path
@@ -186,7 +186,8 @@ def prepare_run(
         torch.empty(1, store.n_tokens, 1, device="meta"), choice=config.trained_on, layout=store.spec.tokens
     )
     window = config.revive_after_steps(n_latents, tokens.shape[1])
-    config = replace(config, dead_feature_window=window, weight_decay=config.decay)
+    decay, noise = config.against_overfitting()
+    config = replace(config, dead_feature_window=window, weight_decay=decay, input_noise=noise)
     if products is not None:
         return replace(_make_run(replace(config, precision=products.precision), stores, device), products=products)
     return _with_products(config, stores, device)

@@ -140,12 +140,18 @@ def test_activation_functions_compile_to_machine_code_without_a_gpu(driver, tmp_
 
 
 @pytest.mark.parametrize("width", [768, 100, 1])
-@pytest.mark.parametrize("options", [{"on_sphere": False, "scale": None}, {"on_sphere": True, "scale": torch.ones(())}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"on_sphere": False, "scale": None, "kept": None},
+        {"on_sphere": True, "scale": torch.ones(()), "kept": torch.ones(N_ROWS)},
+    ],
+)
 def test_adam_compiles_to_machine_code_without_a_gpu(driver, tmp_path, width, options):
     from cytosae.training import triton_adam
 
     parts = [torch.zeros(N_ROWS, width) for _ in range(4)]
-    triton_adam.update_rows(*parts, n_steps=1, lr=0.1, beta1=0.9, beta2=0.999, eps=1e-8, kept=0.9, **options)
+    triton_adam.update_rows(*parts, n_steps=1, lr=0.1, beta1=0.9, beta2=0.999, eps=1e-8, **options)
     assert [launched[:2] for launched in driver.launched] == [("update_row", (N_ROWS, 1, 1))]
     (code,) = (path.read_text() for path in tmp_path.rglob("*.ptx"))
     assert not re.search(r"\b(atom|red)\b|\.ftz", code), "it adds in any order, or loses small numbers"

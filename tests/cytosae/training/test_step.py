@@ -185,13 +185,14 @@ def test_parameters_with_a_rate_of_their_own_get_it():
 
 @pytest.mark.parametrize("matmul", [None, MatmulConfig()])
 @pytest.mark.parametrize(("factor", "rate"), [(None, 0.01), (0.5, 0.005)])
-def test_weight_decay_shrinks_the_encoder_alone_at_its_own_rate(matmul, factor, rate):
+def test_weight_decay_shrinks_the_encoder_of_active_latents_at_its_own_rate(matmul, factor, rate):
     free, decaying = (make_step(matmul=matmul, encoder_lr_factor=factor, weight_decay=decay) for decay in (None, 2.0))
     before = free.sae.W_enc.detach().clone()
     for step in (free, decaying):
-        step.step(make_x(3))
+        is_active = step.step(make_x(3)).n_fired > 0
+    assert is_active.tolist() == [number != 1 for number in range(S)]
     for (name, one), other in zip(free.sae.named_parameters(), decaying.sae.parameters(), strict=True):
         if name == "W_enc":
-            torch.testing.assert_close(one - other, 2.0 * rate * before)
+            torch.testing.assert_close(one - other, 2.0 * rate * before * is_active)
         else:
             assert torch.equal(one, other)

@@ -240,13 +240,14 @@ def test_rare_latents_are_revived_later_with_the_preset(latents, tokens, options
     assert config.revive_after_steps(latents, tokens) == expected
 
 
-def test_the_presets_decay_is_for_architectures_whose_latents_compete():
+def test_the_preset_has_decay_and_noise_for_architectures_whose_latents_compete():
     base = TrainConfig(preset="modern")
-    found = {arch: replace(base, arch=arch).decay for arch in ARCHITECTURES}
-    assert found == {"relu": 0, "topk": 0.4, "batchtopk": 0.4, "jumprelu": 0, "gated": 0, "matryoshka": 0.4}
     for arch in ARCHITECTURES:
-        assert TrainConfig(preset="modern", arch=arch, weight_decay=0.1).decay == 0.1
-        assert TrainConfig(arch=arch).decay == 0
+        decay, noise = (0.4, 0.2) if arch in ("topk", "batchtopk", "matryoshka") else (0, 0)
+        assert replace(base, arch=arch).against_overfitting() == (decay, noise)
+        assert TrainConfig(preset="modern", arch=arch, input_noise=0.1).against_overfitting() == (decay, 0.1)
+        assert TrainConfig(preset="modern", arch=arch, weight_decay=0.3).against_overfitting() == (0.3, noise)
+        assert TrainConfig(arch=arch).against_overfitting() == (0, 0)
 
 
 def test_a_run_records_after_how_many_steps_latents_are_revived(with_store):
@@ -268,12 +269,12 @@ def test_gradients_are_clipped(with_store, monkeypatch):
     norms, squares = [], []
     update_rows, step = RowwiseAdam.update_rows, RowwiseAdam.step
 
-    def watched_rows(self, parameter, gradient, *, on_sphere, scale):
+    def watched_rows(self, parameter, gradient, *, on_sphere, scale, decaying):
         values = gradient.values.clone()
         if on_sphere:
             remove_radial_(values, by_latent(gradient.name, parameter.detach())[gradient.latents])
         squares.append(values.square().sum().item() * (1 if scale is None else float(scale) ** 2))
-        update_rows(self, parameter, gradient, on_sphere=on_sphere, scale=scale)
+        update_rows(self, parameter, gradient, on_sphere=on_sphere, scale=scale, decaying=decaying)
 
     def watched_step(self, closure=None):
         given = (part.grad for group in self.param_groups for part in group["params"])
