@@ -147,8 +147,9 @@ class TrainConfig(StoreSource):
     )
     weight_decay: float | None = option(
         0.0,
-        "Decay of the encoder's weights (AdamW): every step multiplies them by 1 - their rate x this, so that few "
-        "images are not learned by heart. --preset modern takes 0.4 for architectures that keep the largest latents.",
+        "Decay of the encoder's weights (AdamW): a step multiplies those of active latents by 1 - their rate x this, "
+        "so that few images are not learned by heart. --preset modern takes 0.4 for architectures that keep the "
+        "largest latents.",
         minimum=0,
     )
     input_noise: float | None = option(
@@ -277,7 +278,7 @@ class TrainConfig(StoreSource):
         shrinks = self.lr * (self.encoder_lr_factor or 1) * decay
         if shrinks >= 1:
             raise UserError(
-                f"weight_decay {decay:g} takes {shrinks:g} of the encoder's weights in every step (lr x "
+                f"weight_decay {decay:g} takes {shrinks:g} of the encoder's weights in a step (lr x "
                 "encoder_lr_factor x weight_decay), which must be less than 1"
             )
 

@@ -330,7 +330,7 @@ def test_registers_are_no_patches():
         (["--k", 0], "k must be at least 1"),
         (
             ["--lr", 0.5, "--encoder_lr_factor", 0.5, "--weight_decay", 4],
-            "weight_decay 4 takes 1 of the encoder's weights in every step (lr x encoder_lr_factor x weight_decay), "
+            "weight_decay 4 takes 1 of the encoder's weights in a step (lr x encoder_lr_factor x weight_decay), "
             "which must be less than 1",
         ),
     ],
