@@ -56,7 +56,7 @@ def test_versions_are_those_that_are_installed():
 
 def test_commands_in_the_document_have_options_that_exist():
     lines = re.findall(r"^ {4}python -m benchmarks\.peers (.*)$", TEXT, re.MULTILINE)
-    assert len(lines) == 11
+    assert len(lines) == 12
     for line in lines:
         peers.parse(line.split())
 

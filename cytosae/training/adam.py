@@ -93,9 +93,9 @@ class RowwiseAdam(torch.optim.Adam):
         beta1, beta2 = group["betas"]
         kept = None
         if decay := group["lr"] * group["weight_decay"]:
-            everything = torch.ones(len(weights), dtype=torch.bool, device=weights.device)
-            decays = everything if decaying is None else decaying[latents]
-            kept = weights.new_ones(len(weights)).masked_fill_(decays, 1 - decay)
+            kept = weights.new_full((len(weights),), 1 - decay)
+            if decaying is not None:
+                kept.masked_fill_(~decaying[latents], 1.0)
         kernels = find_kernels(weights, values, _KERNELS) if weights.dtype == torch.float32 else None
         if kernels is not None and weights.shape[1] <= kernels.WIDEST:
             kernels.update_rows(
