@@ -92,7 +92,7 @@ def test_relu_with_ghosts_and_clipping_has_the_bits_of_one_process_that_adds_the
         for name, part in alone.sae.named_parameters():
             part.grad = summed[name]
         alone.tracker.update(n_fired)
-        alone._update(StoredGradients(alone.sae))
+        alone._update(StoredGradients(alone.sae), n_fired > 0)
     for step, _ in run_steps(sae, matmul, halves, max_gradient=0.05):
         assert largest_difference(step.sae, alone.sae) == 0
     assert largest_difference(alone.sae, sae) > 1e-3
