@@ -43,11 +43,12 @@ class Screen:
         squares = weights.new_zeros(weights.shape[1])
         for part in torch.split(weights, LATENTS_AT_ONCE):
             squares += part.square().sum(dim=0)
-        self._channel_scale = (squares / len(weights)).sqrt_().clamp_min_(_TINY)
+        self.channel_scale = (squares / len(weights)).sqrt_().clamp_min_(_TINY)
+        """Root mean square of every channel's weights, by which they are divided, shape `(D,)`."""
         self._chunks = []
         for start in range(0, len(weights), LATENTS_AT_ONCE):
             exact = weights[start : start + LATENTS_AT_ONCE].contiguous()
-            scaled = exact / self._channel_scale
+            scaled = exact / self.channel_scale
             norms = torch.linalg.vector_norm(scaled, dim=1)
             latents = slice(start, start + len(exact))
             self._chunks.append(_Chunk(latents, exact, Int8Weights(scaled, fast=fast), norms))
@@ -69,7 +70,7 @@ class Screen:
             return [CooMatrix(empty, empty, tokens.new_empty(0), (len(chunk.exact), 0)) for chunk in self._chunks]
         by_token = bound.ndim == 2
         # A bound of every token becomes 1 if the token is divided by it.
-        scaled = (tokens / bound if by_token else tokens) * self._channel_scale
+        scaled = (tokens / bound if by_token else tokens) * self.channel_scale
         groups = [self._round(scaled, members, bound if by_token else None) for members in _group(scaled)]
         found = []
         for latents, exact, rounded, norms in self._chunks:

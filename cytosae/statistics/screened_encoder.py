@@ -94,9 +94,7 @@ class LargestEncoder(ScreenedEncoder):
         self._sae, self._screen = sae, Screen(sae, fast=fast)
         self._bias = sae.b_enc.detach().float()[::_SAMPLED]
         sampled = sae.W_enc.detach().float()[:, ::_SAMPLED].t()
-        # In units of the weights, as `Screen` does.
-        self._channel_scale = sampled.square().mean(dim=0).sqrt().clamp_min(_TINY)
-        self._sampled = Int8Weights(sampled / self._channel_scale, fast=fast)
+        self._sampled = Int8Weights(sampled / self._screen.channel_scale, fast=fast)
 
     def encode(self, tokens: torch.Tensor) -> Iterator[LatentActs]:
         """See `ScreenedEncoder`."""
@@ -139,7 +137,7 @@ class LargestEncoder(ScreenedEncoder):
         Returns:
             The values, shape `(n, 1)`, and the numbers of their tokens, int64, shape `(n,)`.
         """
-        scaled = tokens * self._channel_scale
+        scaled = tokens * self._screen.channel_scale
         step = (scaled.abs().amax(dim=1, keepdim=True) / LARGEST).clamp_min_(_TINY)
         pre = self._sampled.multiply((scaled / step).round_().to(torch.int8)).mul_(step).add_(self._bias)
         n = min(pre.shape[1], -int(-_PASSED * self._sae.k // _SAMPLED) + _SPARE)

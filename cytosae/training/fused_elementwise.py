@@ -19,7 +19,7 @@ from cytosae.sae.jumprelu import JumpReluSae
 from cytosae.sae.kernels import find_kernels
 from cytosae.sae.loss import LossInputs, LossTerms, SaeLoss
 from cytosae.training.encoder_blocks import EncoderProduct
-from cytosae.training.fused_loss import ACTIVATIONS, fused_loss_for
+from cytosae.training.fused_loss import ACTIVATIONS, decoder_block, encode_block, fused_loss_for
 from cytosae.training.gradients import (
     MATRICES,
     Gradients,
@@ -272,13 +272,7 @@ class _DenseLoss:
 
     def _encode(self, part: slice) -> list[torch.Tensor]:
         """Latents before the nonlinearity, shape `(n, latents)` in every block."""
-        sae, tokens = self._sae, self._centred[part]
-        weights = ((sae.b_enc[here].to(self._dtype), sae.W_enc[:, here].to(self._dtype)) for here in self._blocks)
-        return [torch.addmm(b_enc, tokens, W_enc) for b_enc, W_enc in weights]
-
-    def _decoder(self, latents: slice) -> torch.Tensor:
-        """Decoder rows of a block in the type of the products."""
-        return self._sae.W_dec[latents].to(self._dtype)
+        return [encode_block(self._sae, self._centred[part], latents) for latents in self._blocks]
 
     def _decode(
         self,
@@ -304,7 +298,7 @@ class _DenseLoss:
                 for total, kept, one in zip(sums, decoded, acts, strict=True):
                     total += one.sum()
                     kept[rows] = one
-        W_dec = self._decoder(latents)
+        W_dec = decoder_block(self._sae, latents, self._dtype)
         for reconstruction, one in zip(reconstructions, decoded, strict=True):
             reconstruction[part] += one @ W_dec
         counts: torch.Tensor = n_fired.to(torch.int64)
@@ -314,7 +308,7 @@ class _DenseLoss:
         """Add the gradients of some tokens and latents."""
         sae, wide = self._sae, self._x.dtype
         acts, *products = self._matrices(pre)
-        W_dec = self._decoder(latents).t()
+        W_dec = decoder_block(self._sae, latents, self._dtype).t()
         for product, g in zip(products, gs, strict=True):
             torch.mm(g, W_dec, out=product)
         grad_pre = products[0]  # which it replaces

@@ -41,3 +41,14 @@ def find_fused_loss(sae: Sae) -> FusedLoss | None:
     for module in _MODULES:
         importlib.import_module(f"cytosae.training.{module}")
     return _fused_losses.get(type(sae))
+
+
+def encode_block(sae: Sae, centred: torch.Tensor, latents: slice) -> torch.Tensor:
+    """Some latents before the nonlinearity, shape `(N, n)`, of tokens minus `b_dec`, shape `(N, D)`; in their type."""
+    b_enc, W_enc = (part[..., latents].to(centred.dtype) for part in (sae.b_enc, sae.W_enc))
+    return torch.addmm(b_enc, centred, W_enc)
+
+
+def decoder_block(sae: Sae, latents: slice, dtype: torch.dtype) -> torch.Tensor:
+    """Decoder rows of some latents in the type of the products, shape `(n, D)`."""
+    return sae.W_dec[latents].to(dtype)

@@ -15,7 +15,7 @@ from cytosae.sae.kernels import find_kernels
 from cytosae.sae.loss import LossInputs, LossTerms, SaeLoss
 from cytosae.sae.relu import EPSILON, ReluSae, norm_as_divisor
 from cytosae.training.encoder_blocks import EncoderProduct
-from cytosae.training.fused_loss import ACTIVATIONS, fused_loss_for
+from cytosae.training.fused_loss import ACTIVATIONS, decoder_block, encode_block, fused_loss_for
 from cytosae.training.gradients import (
     Gradients,
     RowAddition,
@@ -185,8 +185,7 @@ class _DensePart(Gradients):
 
     def _encode(self, latents: slice) -> torch.Tensor:
         """Activations of a block, shape `(n, latents)`, which are counted and added up."""
-        W_enc, b_enc = (part[..., latents].to(self._dtype) for part in (self._sae.W_enc, self._sae.b_enc))
-        acts = torch.addmm(b_enc, self._centred_cast, W_enc)
+        acts = encode_block(self._sae, self._centred_cast, latents)
         wide = self._sae.b_enc.dtype
         if self._kernels is not None:
             n_fired, sums = self._kernels.activate("relu", acts, [acts], [])
@@ -199,13 +198,10 @@ class _DensePart(Gradients):
             self._n_fired[latents] += (rows > 0).to(wide).sum(dim=0).to(torch.int64)
         return acts
 
-    def _decoder(self, latents: slice) -> torch.Tensor:
-        """Decoder rows of a block in the type of the products."""
-        return self._sae.W_dec[latents].to(self._dtype)
-
     def decode(self) -> torch.Tensor:
         """Reconstruction without `b_dec`, in the type of the weights, shape `(n, D)`."""
-        products = (acts @ self._decoder(latents) for latents, acts in zip(self._blocks, self._acts, strict=True))
+        sae, blocks = self._sae, zip(self._blocks, self._acts, strict=True)
+        products = (acts @ decoder_block(sae, latents, self._dtype) for latents, acts in blocks)
         reconstruction = next(products).to(self._sae.b_dec.dtype)
         for product in products:
             reconstruction += product
@@ -225,7 +221,7 @@ class _DensePart(Gradients):
         """See `Gradients`; may be asked for once."""
         wide = self._sae.b_enc.dtype
         for latents, acts in zip(self._blocks, self._acts, strict=True):
-            grad_pre = torch.addmm(self._l1[latents], self._g, self._decoder(latents).t())
+            grad_pre = torch.addmm(self._l1[latents], self._g, decoder_block(self._sae, latents, self._dtype).t())
             if self._kernels is None:
                 torch.ops.aten.threshold_backward.grad_input(grad_pre, acts, 0, grad_input=grad_pre)
                 sum_pre = grad_pre.sum(dim=0, dtype=wide)

@@ -9,11 +9,11 @@ from cytosae_pipeline.training.runs import Run
 
 
 class InputNoise:
-    """Adds Gaussian noise, of which every step has its own: no token is seen twice, so that few are learned by heart.
+    """Adds Gaussian noise, new in every step, so that a few tokens cannot be learned by heart.
 
-    It acts as a penalty on functions that change quickly (Bishop 1995, "Training with noise is equivalent to Tikhonov
-    regularization"). A step's noise depends on the seed and the step alone, so that a resumed run goes on with it, and
-    several processes add what a single one would have added.
+    To second order it is a penalty on the model's derivatives (Bishop 1995, "Training with noise is equivalent to
+    Tikhonov regularization"). A step's noise depends only on the seed and the step number: a resumed run adds the same
+    noise as an uninterrupted one, and several processes the same as one.
 
     Args:
         stds: Standard deviation of the noise in every channel, float32, shape `(D,)`.
