@@ -58,8 +58,8 @@ class TrainStep:
         beta2: Adam's decay of the mean squared gradient; None for 0.999.
         encoder_lr_factor: Learning rate of `W_enc` in terms of `lr`; None for 1.
         weight_decay: In a step in which a latent is active, its encoder weights are first multiplied by 1 - their
-            learning rate x this (AdamW; Loshchilov and Hutter 2019, arXiv:1711.05101, but for rare latents, which
-            would shrink most of the time and be active ever more seldom); None for 0.
+            learning rate x this; None for 0. AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) does so in every
+            step, in which rare latents shrink until they die.
         token_ranks: Processes that train the same autoencoder on other tokens of every batch.
         parts: How the autoencoder is cut, if `sae` is this process' part of one.
         latent_ranks: Processes that hold its other parts, and train on the same tokens.
