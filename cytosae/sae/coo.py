@@ -28,6 +28,8 @@ class CooMatrix(NamedTuple):
     """Value of each entry, shape `(n,)`."""
     shape: tuple[int, int]
     """N and S."""
+    known_bounds: torch.Tensor | None = None
+    """What `bounds` gives, if it was asked for before."""
 
     @classmethod
     def from_dense(cls, matrix: torch.Tensor) -> "CooMatrix":
@@ -41,7 +43,7 @@ class CooMatrix(NamedTuple):
 
     def matmul(self, weights: torch.Tensor) -> torch.Tensor:
         """`A @ weights`, shape `(N, D)`, for weights of shape `(S, D)`."""
-        bounds = self._bounds()
+        bounds = self.bounds()
         kernels = find_kernels(weights, self.values)
         if kernels is not None:
             sums: torch.Tensor = kernels.sum_rows(self.rows, self.columns, self.values, bounds, weights)
@@ -65,10 +67,10 @@ class CooMatrix(NamedTuple):
         if kernels is not None:
             products = kernels.multiply_sampled(self.rows, self.columns, left, right)
             return products
-        with warnings.catch_warnings():  # torch warns once per process that sparse CSR is in beta
-            warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
+        with warnings.catch_warnings():  # torch warns once per process that CSR is in beta, and that it checks nothing
+            warnings.filterwarnings("ignore", "Sparse (CSR tensor support|invariant checks)", UserWarning)
             pattern = torch.sparse_csr_tensor(
-                self._bounds(),
+                self.bounds(),
                 self.columns,
                 left.new_zeros(len(self.rows)),
                 self.shape,
@@ -85,7 +87,7 @@ class CooMatrix(NamedTuple):
 
     def take(self, at: torch.Tensor) -> "CooMatrix":
         """Some of the entries, in the order of their indices, int64."""
-        return self._replace(rows=self.rows[at], columns=self.columns[at], values=self.values[at])
+        return CooMatrix(self.rows[at], self.columns[at], self.values[at], self.shape)
 
     def drop_zeros(self) -> "CooMatrix":
         """The same matrix without entries of value 0."""
@@ -118,12 +120,12 @@ class CooMatrix(NamedTuple):
 
     def row_lengths(self) -> torch.Tensor:
         """Number of entries of every row, int64, shape `(N,)`."""
-        return self._bounds().diff()
+        return self.bounds().diff()
 
     def row_sums(self) -> torch.Tensor:
         """Sum of every row, in float64 where the device has it, shape `(N,)`."""
         if self.values.device.type == "cuda":
-            return _sum_segments(self.values.double(), self.row_lengths())
+            return _sum_segments(self.values.double(), self.bounds())
         sums = torch.bincount(self.rows.cpu(), self.values.cpu().double(), minlength=self.shape[0])
         # bincount returns integers if there are no entries.
         return sums.to(widest_type(self.values.device)).to(self.values.device)
@@ -133,11 +135,17 @@ class CooMatrix(NamedTuple):
         order = _sort_order(self.columns, self.shape[1])
         return CooMatrix(self.columns[order], self.rows[order], self.values[order], (self.shape[1], self.shape[0]))
 
-    def _bounds(self) -> torch.Tensor:
+    def with_bounds(self) -> "CooMatrix":
+        """The same matrix, which has its bounds from now on, also with other values: to be asked for several times."""
+        return self._replace(known_bounds=self.bounds())
+
+    def bounds(self) -> torch.Tensor:
         """Index of each row's first entry, and the number of entries, int64, shape `(N + 1,)`.
 
         They are searched for, not counted: `bincount` makes a GPU wait.
         """
+        if self.known_bounds is not None:
+            return self.known_bounds
         return torch.searchsorted(self.rows.contiguous(), torch.arange(self.shape[0] + 1, device=self.rows.device))
 
 
@@ -152,11 +160,11 @@ def _slices(ends: Sequence[int]) -> Iterator[slice]:
     return itertools.starmap(slice, itertools.pairwise(ends))
 
 
-def _sum_segments(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+def _sum_segments(values: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
     """Sums of consecutive runs of values, in a fixed order on a GPU, too, where `bincount` adds in any order.
 
     Args:
         values: Shape `(n,)`.
-        lengths: Length of each run, int64; they sum to n.
+        bounds: First index of each run, and n, int64.
     """
-    return torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True, initial=0)
+    return torch.segment_reduce(values, "sum", offsets=bounds, unsafe=True, initial=0)

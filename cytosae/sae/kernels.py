@@ -16,6 +16,9 @@ import torch
 PRODUCTS = "cytosae.sae.triton_kernels"
 """The module of sparse products and searches. Others are named by who uses them: they belong to other rooms."""
 
+WIDEST_ROW = 8192
+"""Numbers of a row of weights up to which one program of our kernels holds it."""
+
 _TYPES = (torch.float32, torch.bfloat16)
 _OLDEST = (8, 0)
 """Compute capability from which Triton supports a device."""

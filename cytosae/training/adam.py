@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.optim.adam import adam
 
-from cytosae.sae.kernels import find_kernels
+from cytosae.sae.kernels import WIDEST_ROW, find_kernels
 from cytosae.training.gradients import RowGradient, by_latent
 
 _FUSED_DEVICES = ("cpu", "cuda")
@@ -97,12 +97,13 @@ class RowwiseAdam(torch.optim.Adam):
             if decaying is not None:
                 kept.masked_fill_(~decaying[latents], 1.0)
         kernels = find_kernels(weights, values, _KERNELS) if weights.dtype == torch.float32 else None
-        if kernels is not None and weights.shape[1] <= kernels.WIDEST:
+        if kernels is not None and weights.shape[1] <= WIDEST_ROW:
             kernels.update_rows(
                 weights, values, first, second, n_steps=self._n_steps(parameter) + 1, lr=group["lr"], beta1=beta1,
                 beta2=beta2, eps=group["eps"], on_sphere=on_sphere, scale=scale, kept=kept,
             )  # fmt: skip
             return
+        values = gradient.wide(weights)
         if on_sphere:
             remove_radial_(values, weights)
         if scale is not None:

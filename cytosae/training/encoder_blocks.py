@@ -12,12 +12,15 @@ import torch
 from cytosae.sae.base import Sae
 from cytosae.sae.coo import CooMatrix
 from cytosae.sae.devices import runs_ahead
+from cytosae.sae.kernels import find_kernels
 from cytosae.training.block_search import Entries, search_block
 from cytosae.training.matmul import MatmulConfig, iter_parts
 
 LATENTS_PER_BLOCK = 2048
 """Latents of a block on a CPU: their weights and a few thousand tokens stay in the processor's cache."""
 
+_LARGEST = "cytosae.training.triton_topk"
+"""The module of kernels that look for the largest entries of rows on a GPU."""
 _FEWEST_BLOCKS = 6
 """Blocks from which a bound of every token's largest latents pays: it comes from one of them."""
 _SHORTEST_PART = 64
@@ -116,7 +119,7 @@ class EncoderProduct:
     def largest(self, k: int) -> CooMatrix:
         """The positive ones among the k largest of every token, by token and latent; in the type of the product."""
         if self._n_blocks < _FEWEST_BLOCKS:
-            values, columns = self._largest_of(torch.arange(self.n_tokens, device=self._bias.device), k)
+            values, columns = self._largest_of(None, k)
             return _positive_entries(values, columns, self.n_latents)
         # A value that about 2 k latents of a token exceed, from the first block.
         bound = self._centred.new_zeros((self.n_tokens, 1))
@@ -146,16 +149,21 @@ class EncoderProduct:
         columns = columns.gather(1, chosen)
         again = wrong.nonzero().squeeze(1)
         values[again], columns[again] = self._largest_of(again, k)
-        return _positive_entries(values, columns, self.n_latents)
+        columns, order = columns.sort(dim=1)
+        return _positive_entries(values.gather(1, order), columns, self.n_latents)
 
-    def _largest_of(self, tokens: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The k largest values of some tokens and their latents, shape `(n, k)`, from all latents at once."""
-        values = self._centred.new_empty((len(tokens), k))
-        columns = tokens.new_empty((len(tokens), k))
+    def _largest_of(self, tokens: torch.Tensor | None, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The k largest values of some tokens, None for all, and their latents, from all latents at once.
+
+        Returns:
+            Shape `(n, k)` each, by latent; perhaps without values that are not positive.
+        """
+        centred = self._centred if tokens is None else self._centred[tokens]
+        values = centred.new_empty((len(centred), k))
+        columns = torch.empty((len(centred), k), dtype=torch.int64, device=centred.device)
         weights, bias = self._weights_of(slice(None))
-        for part in iter_parts(len(tokens), self._matmul.n_tokens(self.n_latents)) if len(tokens) else ():
-            pre = torch.addmm(bias, self._centred[tokens[part]], weights)
-            values[part], columns[part] = pre.topk(k, dim=1, sorted=False)
+        for part in iter_parts(len(centred), self._matmul.n_tokens(self.n_latents)) if len(centred) else ():
+            values[part], columns[part] = _largest_in_rows(torch.addmm(bias, centred[part], weights), k)
         return values, columns
 
     def _place(self, block: EncoderBlock, rows: torch.Tensor, columns: torch.Tensor, values: torch.Tensor) -> Entries:
@@ -170,10 +178,19 @@ class EncoderProduct:
         return self._weights[latents].to(dtype).t(), self._bias[latents].to(dtype)
 
 
-def _positive_entries(values: torch.Tensor, columns: torch.Tensor, n_latents: int) -> CooMatrix:
-    """The positive entries among k values per row, shape `(N, k)`, with their columns."""
+def _largest_in_rows(pre: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k largest values of every row and their columns, by column; perhaps 0 for those that are not positive."""
+    kernels = find_kernels(pre, pre, _LARGEST)
+    if kernels is not None and kernels.can_find(pre.shape[1], k):
+        found: tuple[torch.Tensor, torch.Tensor] = kernels.find_largest(pre, k)
+        return found
+    values, columns = pre.topk(k, dim=1, sorted=False)
     columns, order = columns.sort(dim=1)
-    values = values.gather(1, order)
+    return values.gather(1, order), columns
+
+
+def _positive_entries(values: torch.Tensor, columns: torch.Tensor, n_latents: int) -> CooMatrix:
+    """The positive entries among k values per row, shape `(N, k)`, with their columns, which ascend."""
     # CPU-GPU sync point: the number of positive ones decides a shape.
     rows, at = (values > 0).nonzero(as_tuple=True)
     return CooMatrix(rows, columns[rows, at], values[rows, at], (len(values), n_latents))

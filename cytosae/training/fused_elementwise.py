@@ -23,6 +23,7 @@ from cytosae.training.fused_loss import ACTIVATIONS, decoder_block, encode_block
 from cytosae.training.gradients import (
     MATRICES,
     Gradients,
+    RowGradient,
     SparseGradients,
     SparsePiece,
     StoredGradients,
@@ -188,13 +189,13 @@ def fused_elementwise_loss(
     """
     rule = RULES[type(sae)](sae, inputs, inputs.count(x))
     centred = x - sae.b_dec
-    product = EncoderProduct(sae, centred, matmul)
-    bound = rule.bound.to(matmul.dtype)
-    # Rounded down: an entry that is not needed does no harm.
-    bound = torch.nextafter(bound, torch.full_like(bound, -torch.inf)) if matmul.dtype != x.dtype else bound
-    entries = product.above_if_few(bound, matmul.sparse_below) if matmul.sparse_below else None
-    if entries is not None:
-        return _sparse_loss(rule, x, centred, entries)
+    if matmul.sparse_below:
+        bound = rule.bound.to(matmul.dtype)
+        # Rounded down: an entry that is not needed does no harm.
+        bound = torch.nextafter(bound, torch.full_like(bound, -torch.inf)) if matmul.dtype != x.dtype else bound
+        entries = EncoderProduct(sae, centred, matmul).above_if_few(bound, matmul.sparse_below)
+        if entries is not None:
+            return _sparse_loss(rule, x, centred, entries)
     return _DenseLoss(rule, x, centred, matmul).compute()
 
 
@@ -203,7 +204,7 @@ def _sparse_loss(rule: Rule, x: torch.Tensor, centred: torch.Tensor, entries: Co
     sae = rule.sae
     pre = entries.with_values(entries.values.to(x.dtype))
     acts = rule.decoded(pre.values, pre.columns)
-    transposed = pre.transpose()
+    transposed = pre.transpose().with_bounds()
     transposed_acts = transposed.with_values(rule.decoded(transposed.values, transposed.rows)[0]).drop_zeros()
     n_fired = transposed_acts.row_lengths()
     reconstructions = [pre.with_values(one).drop_zeros().matmul(sae.W_dec).add_(sae.b_dec) for one in acts]
@@ -254,21 +255,44 @@ class _DenseLoss:
         for part in self._parts:
             pre = self._encode(part)
             for latents, block in zip(self._blocks, pre, strict=True):
-                n_fired[latents] += self._decode(block, part, latents, reconstructions, sums)
+                n_fired[latents].add_(self._decode(block, part, latents, reconstructions, sums))
         errors = _errors(rule, x, reconstructions)
         sparsity = _sparsity(rule, sums, n_fired.sum())
         gs = [reconstruction.sub(x).mul_(2 / rule.inputs.variance) for reconstruction in reconstructions]
         for name, parameter in sae.named_parameters():
-            parameter.grad = torch.empty_like(parameter) if name in MATRICES else torch.zeros_like(parameter)
+            parameter.grad = None if name in MATRICES else torch.zeros_like(parameter)
         assert sae.b_dec.grad is not None
         sae.b_dec.grad += gs[0].sum(dim=0)
+        gs_cast = [g.to(self._dtype) for g in gs]
+        gradients: Gradients
+        if len(self._parts) == 1:
+            gradients = _DenseGradients(self, pre, gs_cast)
+        else:
+            self._store_gradients(gs_cast)
+            gradients = StoredGradients(sae)
+        return SaeLoss(_terms(errors, sparsity), n_fired, reconstructions[0]), gradients
+
+    def _store_gradients(self, gs: list[torch.Tensor]) -> None:
+        """Add the gradients of all parts up in the parameters' `grad`."""
+        for name in MATRICES:
+            getattr(self._sae, name).grad = torch.empty_like(getattr(self._sae, name))
         for part in self._parts:
-            # The second pass needs what the first one knew of all tokens; more than one part is encoded again.
-            pre = pre if len(self._parts) == 1 else self._encode(part)
-            gs_cast = [g[part].to(self._dtype) for g in gs]
-            for latents, block in zip(self._blocks, pre, strict=True):
-                self._add_gradients(block, part, latents, gs_cast)
-        return SaeLoss(_terms(errors, sparsity), n_fired, reconstructions[0]), StoredGradients(sae)
+            # What the second pass needs, the first one knew of all tokens only at its end: they are encoded again.
+            for name, latents, values in self.gradients(self._encode(part), part, gs):
+                total = by_latent(name, getattr(self._sae, name).grad)[latents]
+                # The first part fills in what has no value yet.
+                total.add_(values) if part.start else total.copy_(values)
+
+    def gradients(self, pre: list[torch.Tensor], part: slice, gs: list[torch.Tensor]) -> Iterator[RowGradient]:
+        """The gradients that some tokens give to the matrices; those of vectors are added to their `grad`.
+
+        Args:
+            pre: What `_encode` gave for these tokens.
+            part: Which tokens.
+            gs: Gradient of every reconstruction, in the type of the products, of all tokens.
+        """
+        for latents, block in zip(self._blocks, pre, strict=True):
+            yield from self._gradients_of_block(block, part, latents, [g[part] for g in gs])
 
     def _encode(self, part: slice) -> list[torch.Tensor]:
         """Latents before the nonlinearity, shape `(n, latents)` in every block."""
@@ -300,12 +324,14 @@ class _DenseLoss:
                     kept[rows] = one
         W_dec = decoder_block(self._sae, latents, self._dtype)
         for reconstruction, one in zip(reconstructions, decoded, strict=True):
-            reconstruction[part] += one @ W_dec
+            reconstruction[part].add_(one @ W_dec)
         counts: torch.Tensor = n_fired.to(torch.int64)
         return counts
 
-    def _add_gradients(self, pre: torch.Tensor, part: slice, latents: slice, gs: list[torch.Tensor]) -> None:
-        """Add the gradients of some tokens and latents."""
+    def _gradients_of_block(
+        self, pre: torch.Tensor, part: slice, latents: slice, gs: list[torch.Tensor]
+    ) -> Iterator[RowGradient]:
+        """The gradients that some tokens give to some latents."""
         sae, wide = self._sae, self._x.dtype
         acts, *products = self._matrices(pre)
         W_dec = decoder_block(self._sae, latents, self._dtype).t()
@@ -321,14 +347,11 @@ class _DenseLoss:
             )
             sums = list(found.to(wide))
         for name, gradient in self._rule.vectors(sums, latents).items():
-            getattr(sae, name).grad[latents] += gradient
+            getattr(sae, name).grad[latents].add_(gradient)
         assert sae.b_dec.grad is not None
         sae.b_dec.grad -= sae.W_enc[:, latents] @ sums[0]
-        further = {"W_dec": acts.t() @ gs[0], "W_enc": grad_pre.t() @ self._centred[part]}
-        for name, gradient in further.items():
-            total = by_latent(name, getattr(sae, name).grad)[latents]
-            # The first part fills in what has no value yet.
-            total.add_(gradient) if part.start else total.copy_(gradient)
+        yield RowGradient("W_dec", latents, acts.t() @ gs[0])
+        yield RowGradient("W_enc", latents, grad_pre.t() @ self._centred[part])
 
     def _differentiate(
         self, pre: torch.Tensor, latents: slice, acts: torch.Tensor, products: list[torch.Tensor]
@@ -357,6 +380,25 @@ class _DenseLoss:
     def _rows(self, pre: torch.Tensor) -> list[slice]:
         """Few tokens at a time, so that all that is computed from their entries stays in the processor's cache."""
         return list(iter_parts(len(pre), self._n_rows))
+
+
+class _DenseGradients(Gradients):
+    """The gradients of a batch that is one part.
+
+    Args:
+        loss: What computes them.
+        pre: Latents before the nonlinearity, shape `(n, latents)` in every block.
+        gs: Gradient of every reconstruction, in the type of the products.
+    """
+
+    repeats_cheaply = False
+
+    def __init__(self, loss: _DenseLoss, pre: list[torch.Tensor], gs: list[torch.Tensor]) -> None:
+        self._loss, self._pre, self._gs = loss, pre, gs
+
+    def rows(self) -> Iterator[RowGradient]:
+        """See `Gradients`; may be asked for once."""
+        return self._loss.gradients(self._pre, slice(None), self._gs)
 
 
 def _errors(rule: Rule, x: torch.Tensor, reconstructions: list[torch.Tensor]) -> list[torch.Tensor]:

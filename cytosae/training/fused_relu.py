@@ -10,7 +10,7 @@ import torch
 
 from cytosae.sae.base import Sae
 from cytosae.sae.coo import CooMatrix
-from cytosae.sae.devices import widest_type
+from cytosae.sae.devices import runs_ahead, widest_type
 from cytosae.sae.kernels import find_kernels
 from cytosae.sae.loss import LossInputs, LossTerms, SaeLoss
 from cytosae.sae.relu import EPSILON, ReluSae, norm_as_divisor
@@ -51,23 +51,26 @@ def fused_relu_loss(sae: Sae, x: torch.Tensor, inputs: LossInputs, matmul: Matmu
         dead = inputs.dead_mask.nonzero().squeeze(1)
         # Ranks without dead latents of their own take part in the others' ghost term.
         dead = dead if inputs.latent_ranks.add(len(dead)) else None
-    norms = sae.W_dec.norm(dim=1) if inputs.norm_weighted_l1 else torch.ones_like(sae.b_enc)
-    l1 = norms * inputs.weights.l1_coefficient
+    l1 = torch.full_like(sae.b_enc, inputs.weights.l1_coefficient)
+    if inputs.norm_weighted_l1:
+        l1 = sae.W_dec.norm(dim=1) * l1
     sums = _Sums(sae, dead, l1, inputs, matmul, n_all=inputs.count(x))
-    weights = inputs.token_weights if inputs.token_weights is not None else x.new_ones(len(x))
-    reconstruction = torch.empty_like(x)
-    product = EncoderProduct(sae, x - sae.b_dec, matmul)
-    active = (
-        product.above_if_few(x.new_zeros((), dtype=matmul.dtype), matmul.sparse_below) if matmul.sparse_below else None
-    )
-    parts = [slice(None)] if active is not None else list(iter_parts(len(x), matmul.n_tokens(len(sae.b_enc))))
-    total = None if len(parts) == 1 else _GradientSum(sae)
+    weights = None if inputs.token_weights is None else inputs.token_weights[:, None]
+    active = None
+    if matmul.sparse_below:
+        product = EncoderProduct(sae, x - sae.b_dec, matmul)
+        active = product.above_if_few(x.new_zeros((), dtype=matmul.dtype), matmul.sparse_below)
+    parts = list(iter_parts(len(x), matmul.n_tokens(len(sae.b_enc))))
     gradients: Gradients
-    for part in parts:
-        reconstruction[part], gradients = sums.add(x[part], weights[part, None], active)
-        if total is not None:
-            total.add(gradients)
-    terms, gradients = sums.finish(gradients if total is None else StoredGradients(sae))
+    if active is not None or len(parts) == 1:
+        reconstruction, gradients = sums.add(x, weights, active)
+    else:
+        reconstruction, total = torch.empty_like(x), _GradientSum(sae)
+        for part in parts:
+            reconstruction[part], own = sums.add(x[part], None if weights is None else weights[part], None)
+            total.add(own)
+        gradients = StoredGradients(sae)
+    terms, gradients = sums.finish(gradients)
     return SaeLoss(terms, sums.n_fired, reconstruction), gradients
 
 
@@ -100,12 +103,14 @@ class _Sums:
         self._sums = torch.zeros_like(sae.b_enc, dtype=wide)
         self.n_fired = torch.zeros_like(sae.b_enc, dtype=torch.int64)
 
-    def add(self, x: torch.Tensor, weights: torch.Tensor, active: CooMatrix | None) -> tuple[torch.Tensor, Gradients]:
+    def add(
+        self, x: torch.Tensor, weights: torch.Tensor | None, active: CooMatrix | None
+    ) -> tuple[torch.Tensor, Gradients]:
         """Add tokens.
 
         Args:
             x: Shape `(n, D)`.
-            weights: Weight of each token's error, shape `(n, 1)`.
+            weights: Weight of each token's error, shape `(n, 1)`; None for 1.
             active: Their activations; None if too many are active.
 
         Returns:
@@ -121,8 +126,10 @@ class _Sums:
         inverse_norm = 1 / norm_as_divisor(x)
         error = residual.square().mul_(inverse_norm)
         scale = self._n_all * x.shape[1]
-        self._terms[0] += (error * weights).sum(dtype=self._terms.dtype) / scale
-        g = residual * (inverse_norm * weights * (2 / scale))
+        factor = inverse_norm if weights is None else inverse_norm * weights
+        weighted = error if weights is None else error * weights
+        self._terms[0].add_(weighted.sum(dtype=self._terms.dtype) / scale)
+        g = residual * (factor * (2 / scale))
         part.count(self._sums, self.n_fired)
         gradients: Gradients = part.gradients(g, self._l1 / self._n_all)
         if self._dead is not None:
@@ -157,7 +164,7 @@ class _Sums:
         inverse_norm = 1 / norm_as_divisor(residual)
         ghost_error = difference.square().mul_(inverse_norm)
         rescale = error / (ghost_error + EPSILON)
-        self._terms[2] += (rescale * ghost_error).sum(dtype=self._terms.dtype) / scale
+        self._terms[2].add_((rescale * ghost_error).sum(dtype=self._terms.dtype) / scale)
         g = difference.mul_(rescale).mul_(inverse_norm * stretch * (2 / scale)).to(dtype)
         grad_pre = (g @ rows.t()).mul_(exp_pre)
         _add_bias_gradients(sae, dead, grad_pre.sum(dim=0, dtype=residual.dtype))
@@ -182,10 +189,11 @@ class _DensePart(Gradients):
         self._n_fired = torch.zeros_like(sae.b_enc, dtype=torch.int64)
         self._sums = torch.zeros_like(sae.b_enc, dtype=widest_type(sae.b_enc.device))
         self._acts = [self._encode(latents) for latents in self._blocks]
+        self._W_dec: list[torch.Tensor] = []
 
     def _encode(self, latents: slice) -> torch.Tensor:
         """Activations of a block, shape `(n, latents)`, which are counted and added up."""
-        acts = encode_block(self._sae, self._centred_cast, latents)
+        acts = encode_block(self._sae, self._centred_cast, latents, rectified=self._kernels is not None)
         wide = self._sae.b_enc.dtype
         if self._kernels is not None:
             n_fired, sums = self._kernels.activate("relu", acts, [acts], [])
@@ -194,17 +202,22 @@ class _DensePart(Gradients):
         acts.relu_()
         n_rows = _ROWS_PER_BLOCK if acts.device.type == "cpu" else _ROWS_PER_BLOCK_GPU
         for rows in torch.split(acts, n_rows):
-            self._sums[latents] += rows.sum(dim=0, dtype=wide)
-            self._n_fired[latents] += (rows > 0).to(wide).sum(dim=0).to(torch.int64)
+            self._sums[latents].add_(rows.sum(dim=0, dtype=wide))
+            self._n_fired[latents].add_((rows > 0).to(wide).sum(dim=0).to(torch.int64))
         return acts
 
     def decode(self) -> torch.Tensor:
         """Reconstruction without `b_dec`, in the type of the weights, shape `(n, D)`."""
-        sae, blocks = self._sae, zip(self._blocks, self._acts, strict=True)
-        products = (acts @ decoder_block(sae, latents, self._dtype) for latents, acts in blocks)
-        reconstruction = next(products).to(self._sae.b_dec.dtype)
-        for product in products:
-            reconstruction += product
+        reconstruction: torch.Tensor | None = None
+        for latents, acts in zip(self._blocks, self._acts, strict=True):
+            W_dec = decoder_block(self._sae, latents, self._dtype)
+            product = acts @ W_dec
+            reconstruction = (
+                product.to(self._sae.b_dec.dtype) if reconstruction is None else reconstruction.add_(product)
+            )
+            if runs_ahead(W_dec.device):  # on a CPU they are as fast to convert again as to read
+                self._W_dec.append(W_dec)
+        assert reconstruction is not None
         return reconstruction
 
     def gradients(self, g: torch.Tensor, l1: torch.Tensor) -> Gradients:
@@ -221,15 +234,17 @@ class _DensePart(Gradients):
         """See `Gradients`; may be asked for once."""
         wide = self._sae.b_enc.dtype
         for latents, acts in zip(self._blocks, self._acts, strict=True):
-            grad_pre = torch.addmm(self._l1[latents], self._g, decoder_block(self._sae, latents, self._dtype).t())
+            W_dec = self._W_dec.pop(0) if self._W_dec else decoder_block(self._sae, latents, self._dtype)
+            grad_pre = torch.addmm(self._l1[latents], self._g, W_dec.t())
+            del W_dec
             if self._kernels is None:
                 torch.ops.aten.threshold_backward.grad_input(grad_pre, acts, 0, grad_input=grad_pre)
                 sum_pre = grad_pre.sum(dim=0, dtype=wide)
             else:
                 sum_pre = self._kernels.differentiate("relu", acts, acts, [grad_pre], ([], 0.0), 1)[0].to(wide)
-            yield RowGradient("W_dec", latents, (acts.t() @ self._g).to(wide))
+            yield RowGradient("W_dec", latents, acts.t() @ self._g)
             _add_bias_gradients(self._sae, latents, sum_pre)
-            yield RowGradient("W_enc", latents, (grad_pre.t() @ self._centred_cast).to(wide))
+            yield RowGradient("W_enc", latents, grad_pre.t() @ self._centred_cast)
 
     def count(self, sums: torch.Tensor, n_fired: torch.Tensor) -> None:
         """Add each latent's activations and the number of tokens on which it is active, shape `(S,)` each."""
@@ -249,7 +264,7 @@ class _SparsePart:
     def __init__(self, sae: Sae, acts: CooMatrix, centred: torch.Tensor) -> None:
         self._sae, self._centred = sae, centred
         self._acts = acts.with_values(acts.values.to(centred.dtype))
-        self._by_latent = self._acts.transpose()
+        self._by_latent = self._acts.transpose().with_bounds()
 
     def decode(self) -> torch.Tensor:
         """Reconstruction without `b_dec`, shape `(n, D)`."""
@@ -286,8 +301,10 @@ class _NormGradients(Gradients):
         for gradient in self._gradients.rows():
             if gradient.name == "W_dec":
                 here = gradient.latents
-                gradient.values.addcmul_(self._factors[here, None], self._W_dec[here])
-            yield gradient
+                values = gradient.wide(self._W_dec).addcmul_(self._factors[here, None], self._W_dec[here])
+                yield gradient._replace(values=values)
+            else:
+                yield gradient
 
 
 class _GradientSum:
@@ -314,5 +331,5 @@ def _add_bias_gradients(sae: Sae, latents: slice | torch.Tensor, grad_b_enc: tor
     """
     assert sae.b_enc.grad is not None
     assert sae.b_dec.grad is not None
-    sae.b_enc.grad[latents] += grad_b_enc
+    sae.b_enc.grad[latents] += grad_b_enc  # latents may be a tensor of indices
     sae.b_dec.grad -= sae.W_enc[:, latents] @ grad_b_enc

@@ -38,16 +38,17 @@ def fused_topk_loss(
         inputs: Everything else that the loss depends on; `matmul` decides on types.
         matmul: How products are computed.
     """
+    dead = sae.find_dead(inputs)  # first, while a GPU has nothing to do: their number decides a shape
     centred = x - sae.b_dec
     active = _select(sae, centred, inputs, matmul)
     acts = active.with_values(active.values.to(x.dtype))
-    by_latent = acts.transpose()
+    by_latent = acts.transpose().with_bounds()
     reconstruction, unexplained, pieces = _reconstruct(sae, x, acts, by_latent, inputs)
     sae.b_enc.grad = torch.cat([piece.grad_pre.row_sums() for piece in pieces]).to(x.dtype)
     sae.b_dec.grad = pieces[0].g.sum(dim=0)
     if inputs.latent_ranks.rank:  # the same on all of them, which add theirs up
         sae.b_dec.grad.zero_()
-    aux, addition = _revive(sae, x - reconstruction, centred, inputs, matmul)
+    aux, addition = _revive(sae, dead, x - reconstruction, centred, inputs, matmul)
     sae.b_dec.grad -= sae.W_enc @ sae.b_enc.grad
     n_fired = by_latent.row_lengths()
     terms = LossTerms(unexplained + aux, unexplained, x.new_zeros(()), aux)
@@ -187,11 +188,15 @@ def _reconstruct(
 
 
 def _revive(
-    sae: TopKSae, residual: torch.Tensor, centred: torch.Tensor, inputs: LossInputs, matmul: MatmulConfig
+    sae: TopKSae,
+    dead: torch.Tensor,
+    residual: torch.Tensor,
+    centred: torch.Tensor,
+    inputs: LossInputs,
+    matmul: MatmulConfig,
 ) -> tuple[torch.Tensor, RowAddition | None]:
     """The term AuxK, and its gradients for dead latents; adds to the gradient of `b_enc`."""
     zero = residual.new_zeros(())
-    dead = sae.find_dead(inputs)
     n_dead = inputs.latent_ranks.add(len(dead))
     if not n_dead:
         return zero, None

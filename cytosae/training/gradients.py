@@ -29,7 +29,11 @@ class RowGradient(NamedTuple):
     latents: slice
     """Which latents."""
     values: torch.Tensor
-    """Shape `(n, D)`, a row for each latent, also of `W_enc`; the receiver may overwrite it."""
+    """Shape `(n, D)`, a row for each latent, also of `W_enc`; in the type of the weights or of the products."""
+
+    def wide(self, weights: torch.Tensor) -> torch.Tensor:
+        """The values in the type of the weights; the receiver may overwrite them."""
+        return self.values.to(weights.dtype)
 
 
 class Gradients(ABC):
@@ -152,8 +156,10 @@ class SumOfGradients(Gradients):
             first, last = map(int, np.searchsorted(numbers, [gradient.latents.start, gradient.latents.stop]))
             if first < last:
                 further = getattr(self._addition, gradient.name)[first:last]
-                gradient.values.index_add_(0, latents[first:last] - gradient.latents.start, further)
-            yield gradient
+                values = gradient.wide(further).index_add_(0, latents[first:last] - gradient.latents.start, further)
+                yield gradient._replace(values=values)
+            else:
+                yield gradient
 
 
 class GradientsOfRanks(Gradients):
@@ -175,7 +181,7 @@ class GradientsOfRanks(Gradients):
     def rows(self) -> Iterator[RowGradient]:
         """See `Gradients`; may be asked for once."""
         for gradient in self._gradients.rows():
-            yield gradient._replace(values=self._token_ranks.sum(gradient.values))
+            yield gradient._replace(values=self._token_ranks.sum(gradient.wide(self._sae.b_dec)))
         vectors = [part for name, part in self._sae.named_parameters() if name not in MATRICES]
         own = [vector.grad for vector in vectors if vector.grad is not None]
         assert len(own) == len(vectors)

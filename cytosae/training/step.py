@@ -175,6 +175,7 @@ class TrainStep:
                 getattr(sae, gradient.name), gradient, on_sphere=self._is_on_sphere(gradient), scale=scale,
                 decaying=is_active,
             )  # fmt: skip
+            del gradient  # it need not live while the next one is computed
         for matrix in (sae.W_enc, sae.W_dec):
             self.optimizer.finish_rows(matrix)
             matrix.grad = None
@@ -188,9 +189,10 @@ class TrainStep:
         wide = widest_type(self.sae.b_enc.device)
         squares = []
         for gradient in gradients.rows():
+            values = gradient.wide(self.sae.b_dec)
             if self._is_on_sphere(gradient):
-                remove_radial_(gradient.values, self.sae.W_dec[gradient.latents])
-            squares.append(gradient.values.square().sum(dtype=wide))
+                remove_radial_(values, self.sae.W_dec[gradient.latents])
+            squares.append(values.square().sum(dtype=wide))
         vectors = {name: part.grad for name, part in self.sae.named_parameters() if name not in MATRICES}
         if self._latent_ranks.rank:
             del vectors["b_dec"]  # the same on all of them

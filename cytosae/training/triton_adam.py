@@ -11,8 +11,6 @@ import triton.language as tl
 
 from cytosae.sae.triton_kernels import launch
 
-WIDEST = 8192
-"""Numbers of a row up to which one program holds it."""
 _WARPS = 4
 _TOLERANCE = 1e-5
 """Relative error up to which the kernel is right."""

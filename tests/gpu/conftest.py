@@ -8,8 +8,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from cytosae.sae import coo, kernels
-from cytosae.training import adam, block_search, fused_elementwise, fused_relu
+from cytosae.sae import base, coo, kernels
+from cytosae.training import adam, block_search, encoder_blocks, fused_elementwise, fused_relu
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -44,6 +44,6 @@ def device_of_kernels(request, monkeypatch) -> torch.device:
         known = {table.dtype, other.dtype} <= {torch.float32, torch.bfloat16}
         return importlib.import_module(name) if kernels._is_on and known else None
 
-    for module in (coo, block_search, adam, fused_elementwise, fused_relu):
+    for module in (base, coo, block_search, encoder_blocks, adam, fused_elementwise, fused_relu):
         monkeypatch.setattr(module, "find_kernels", find)
     return where

@@ -5,10 +5,12 @@ import copy
 import pytest
 import torch
 
+from cytosae.sae import kernels
 from cytosae.training.adam import RowwiseAdam
+from cytosae.training.fused_loss import encode_block
 from cytosae.training.gradients import RowGradient
 from cytosae.training.matmul import MatmulConfig
-from tests.gpu.test_triton_kernels import S, check_steps, compute_twice, random
+from tests.gpu.test_triton_kernels import D, S, check_steps, compute_twice, make_case, random
 
 pytest.importorskip("triton", reason="needs Triton: pip install -e '.[gpu-tests]'")
 
@@ -50,7 +52,9 @@ def test_activations_gradients_and_sums_are_those_of_torch(device, rule, shape, 
     for _ in range(2):
         room = [torch.full((n, m), 9.0, dtype=dtype, device=device) for _ in range(3)]
         outputs, acts, changed = room[: len(decoded)], room[2], [one.to(device, copy=True) for one in products]
-        counted = triton_activations.activate(rule, pre, outputs, given)
+        if rule == "relu":  # rectified by the product
+            outputs = [wide.relu()[:, 3 : 3 + m]]
+        counted = triton_activations.activate(rule, outputs[0] if rule == "relu" else pre, outputs, given)
         summed = triton_activations.differentiate(rule, pre, acts, changed, (given, constant), len(backward))
         assert counted.dtype == summed.dtype == torch.float64
         assert torch.equal(counted[0].cpu(), (decoded[0] > 0).sum(dim=0).double())
@@ -67,15 +71,18 @@ def test_activations_gradients_and_sums_are_those_of_torch(device, rule, shape, 
     assert torch.equal(wide.cpu(), random(n, m + 7).to(dtype)), "it wrote beside its block"
 
 
-def test_relu_takes_the_place_of_what_it_is_computed_from(device):
-    from cytosae.training import triton_activations
-
-    wide = random(9, 30).to(device)
-    counted = triton_activations.activate("relu", wide[:, 4:20], [wide[:, 4:20]], [])
-    expected = random(9, 30)
-    expected[:, 4:20].relu_()
-    assert torch.equal(wide.cpu(), expected)
-    assert torch.equal(counted[0].cpu(), (expected[:, 4:20] > 0).sum(dim=0).double())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_encoders_product_is_rectified_and_hides_no_nan(device_of_kernels, dtype):
+    sae = make_case("relu", device_of_kernels)
+    sae.b_enc.data[3] = torch.nan
+    x = random(40, D, seed=9).to(device_of_kernels, dtype)
+    with torch.no_grad():
+        acts = encode_block(sae, x, slice(2, 20), rectified=True)
+        assert torch.equal(acts.isnan(), encode_block(sae, x, slice(2, 20)).isnan())
+        assert acts[:, 1].isnan().all()
+        torch.testing.assert_close(acts, encode_block(sae, x, slice(2, 20)).relu(), equal_nan=True)
+    assert (acts == 0).any()
+    assert not (acts < 0).any()
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -83,7 +90,7 @@ def test_what_is_no_number_is_not_hidden(device, rule):
     from cytosae.training import triton_activations
 
     pre = torch.tensor([[torch.nan, torch.inf, 1.0]]).repeat(5, 1).to(device)
-    decoded = [torch.zeros_like(pre) for _ in range(2 if rule == "gated" else 1)]
+    decoded = [pre] if rule == "relu" else [torch.zeros_like(pre) for _ in range(2 if rule == "gated" else 1)]
     vectors = [one.to(device) for one in triton_activations.compute_by_torch(rule, pre.cpu(), [pre.cpu()] * 2)[2][0]]
     counted = triton_activations.activate(rule, pre, decoded, vectors)
     assert torch.isnan(decoded[0][:, 0]).all()
@@ -182,16 +189,109 @@ def test_adam_goes_on_from_a_saved_state(device):
 
 
 def test_rows_that_no_program_holds_are_torchs(device):
-    from cytosae.training import triton_adam
-
-    parameter = torch.nn.Parameter(torch.ones(2, triton_adam.WIDEST + 1, device=device))
+    parameter = torch.nn.Parameter(torch.ones(2, kernels.WIDEST_ROW + 1, device=device))
     adam = RowwiseAdam([{"params": [parameter]}], lr=0.01, betas=(0.9, 0.999), device=device)
     adam.update_rows(parameter, RowGradient("W_dec", slice(0, 2), torch.ones_like(parameter)))
     torch.testing.assert_close(parameter.detach(), torch.full_like(parameter, 0.99))
 
 
-def test_kernels_are_right_when_they_are_tried_out(device):
-    from cytosae.training import triton_activations, triton_adam
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("n", "m", "k"), [(5, 300, 7), (4, 150, 32), (3, 1, 1), (0, 5, 2), (2, 0, 3), (6, 20, 20), (3, 257, 40), (2, 9, 12)]
+)
+def test_the_largest_of_a_row_are_those_of_torch(device, n, m, k, dtype, monkeypatch):
+    from cytosae.training import triton_topk
 
+    monkeypatch.setattr(triton_topk, "_GROUPS", 64)
+    monkeypatch.setattr(triton_topk, "_CHUNK", 16)
+    pre = random(n, m, seed=n).to(dtype)
+    wanted = torch.nn.functional.pad(pre, (0, max(0, k - m))).topk(k, dim=1).values.relu()
+    assert triton_topk.can_find(m, k)
+    again = []
+    for _ in range(2):
+        values, columns = (part.cpu() for part in triton_topk.find_largest(pre.to(device), k))
+        assert (values.dtype, columns.dtype) == (dtype, torch.int64)
+        assert torch.equal(values.sort(dim=1, descending=True).values, wanted)
+        for row, kept, at in zip(pre, values, columns, strict=True):
+            n_kept = int((kept > 0).sum())
+            assert torch.equal(row[at[:n_kept]], kept[:n_kept])
+            assert (at[:n_kept].diff() > 0).all(), "not by column"
+            assert not kept[n_kept:].any()
+        assert not again or all(torch.equal(one, other) for one, other in zip(again, (values, columns), strict=True))
+        again = [values, columns]
+
+
+def test_of_equal_numbers_the_first_are_kept_and_what_is_no_number_is_not(device, monkeypatch):
+    from cytosae.training import triton_topk
+
+    monkeypatch.setattr(triton_topk, "_GROUPS", 4)
+    monkeypatch.setattr(triton_topk, "_CHUNK", 8)
+    pre = torch.zeros(6, 50)
+    pre[0], pre[1, ::3], pre[2, 5:] = 1.0, 2.0, torch.nan
+    pre[2, :5] = torch.tensor([-1.0, 3.0, 0.0, -0.0, torch.inf])
+    pre[3], pre[4, 49], pre[5, ::7] = -torch.inf, 1e-40, 1e-40
+    values, columns = (part.cpu() for part in triton_topk.find_largest(pre.to(device), 3))
+    assert columns[0].tolist() == [0, 1, 2]
+    assert columns[1].tolist() == [0, 3, 6]
+    assert (columns[2, :2].tolist(), values[2].tolist()) == ([1, 4], [3, torch.inf, 0])
+    assert values[3].tolist() == [0, 0, 0]
+    assert (columns[4, 0], values[4].tolist()) == (49, pre[4, [49, 0, 0]].tolist())
+    assert columns[5].tolist() == [0, 7, 14]
+
+
+def test_too_many_candidates_are_left_to_torch(device):
+    from cytosae.training import triton_topk
+
+    assert triton_topk.can_find(49152, 256)
+    assert not triton_topk.can_find(49152, 512)
+    assert not triton_topk.can_find(10, 0)
+    values, columns = triton_topk.find_largest(random(2, 5000, seed=3).to(device), 300)
+    assert values.shape == columns.shape == (2, 300)
+
+
+@pytest.mark.parametrize("width", [1, 24, 100, 768])
+def test_rows_are_normalised(device, width):
+    from cytosae.sae import triton_kernels
+
+    matrix = random(7, width, seed=3)
+    matrix[2], matrix[4] = 0, 1e-3
+    found = matrix.to(device, copy=True)
+    triton_kernels.normalise_rows_(found, 0.5)
+    check(found, matrix / matrix.norm(dim=1, keepdim=True).clamp_min(0.5), 1e-6)
+    found[1, 0] = torch.nan
+    triton_kernels.normalise_rows_(found, 0.5)
+    assert found[1].isnan().all()
+
+
+def test_decoders_are_normalised_by_a_kernel(device, monkeypatch):
+    from cytosae.sae import triton_kernels
+
+    calls = []
+    real = triton_kernels.normalise_rows_
+    monkeypatch.setattr(triton_kernels, "normalise_rows_", lambda *given: (calls.append(len(given[0])), real(*given)))
+    sae = make_case("relu", device)
+    sae.W_dec.data.mul_(3)
+    calls.clear()
+    sae.normalise_decoder_()
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(S, device=device))
+    assert calls == [S]
+
+
+@pytest.mark.parametrize("on_sphere", [False, True])
+def test_adam_takes_gradients_in_the_type_of_the_products(device, on_sphere):
+    weights, values = random(6, 24, seed=3), random(6, 24, seed=4).to(torch.bfloat16)
+    found = []
+    for given in (values, values.float()):
+        mine = torch.nn.Parameter(weights.clone().to(device))
+        adam = RowwiseAdam([{"params": [mine]}], lr=0.01, betas=(0.8, 0.98), device=device)
+        adam.update_rows(mine, RowGradient("W_dec", slice(0, 6), given.to(device, copy=True)), on_sphere=on_sphere)
+        found.append(mine.detach())
+    assert torch.equal(*found)
+
+
+def test_kernels_are_right_when_they_are_tried_out(device):
+    from cytosae.training import triton_activations, triton_adam, triton_topk
+
+    assert triton_topk.find_problem(device) is None
     assert triton_activations.find_problem(device) is None
     assert triton_adam.find_problem(device) is None

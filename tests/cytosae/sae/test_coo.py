@@ -103,5 +103,15 @@ def test_what_devices_have():
 @pytest.mark.parametrize("density", [0.0, 0.3])
 def test_sums_of_segments_are_those_of_bincount(density):
     entries = CooMatrix.from_dense(make_matrix(density))
-    lengths = torch.bincount(entries.rows, minlength=N)
-    assert torch.equal(coo._sum_segments(entries.values, lengths), entries.row_sums())
+    assert torch.equal(coo._sum_segments(entries.values, entries.bounds()), entries.row_sums())
+
+
+def test_bounds_that_are_kept_are_those_of_the_same_entries():
+    entries = CooMatrix.from_dense(make_matrix(0.3))
+    kept = entries.with_bounds()
+    assert kept.known_bounds is not None
+    assert torch.equal(kept.known_bounds, entries.bounds())
+    assert kept.with_values(2 * kept.values).known_bounds is kept.known_bounds
+    for other in (kept.take(torch.tensor([0, 1])), kept.drop_zeros(), kept.transpose(), kept.split_rows([0, 2, N])[0]):
+        assert other.known_bounds is None
+    assert torch.equal(kept.take(torch.tensor([0])).bounds().diff().sum(), torch.tensor(1))

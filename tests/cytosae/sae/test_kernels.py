@@ -53,14 +53,14 @@ def driver(request, tmp_path, monkeypatch) -> AbsentDriver:
     from triton.runtime.driver import driver as drivers
 
     from cytosae.sae import triton_kernels
-    from cytosae.training import triton_activations, triton_adam
+    from cytosae.training import triton_activations, triton_adam, triton_topk
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     absent = AbsentDriver(request.param)
     monkeypatch.setattr(drivers, "_active", absent)
     yield absent
     # What was compiled goes with the driver that it was compiled for.
-    for module in (triton_kernels, triton_activations, triton_adam):
+    for module in (triton_kernels, triton_activations, triton_adam, triton_topk):
         for kernel in vars(module).values():
             if hasattr(kernel, "device_caches"):
                 kernel.device_caches.clear()
@@ -156,6 +156,33 @@ def test_adam_compiles_to_machine_code_without_a_gpu(driver, tmp_path, width, op
     (code,) = (path.read_text() for path in tmp_path.rglob("*.ptx"))
     assert not re.search(r"\b(atom|red)\b|\.ftz", code), "it adds in any order, or loses small numbers"
     assert width % 16 or "ld.global.v4.b32" in code, "it reads fewer than 16 bytes at once"
+
+
+@pytest.mark.parametrize(("m", "k"), [(49152, 32), (4097, 1), (1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_searches_for_the_largest_compile_to_machine_code_without_a_gpu(driver, tmp_path, dtype, m, k):
+    from cytosae.training import triton_topk
+
+    assert triton_topk.can_find(m, k)
+    values, columns = triton_topk.find_largest(torch.zeros(N_ROWS, m, dtype=dtype), k)
+    assert (values.shape, values.dtype, columns.shape, columns.dtype) == ((9, k), dtype, (9, k), torch.int64)
+    names = ["bound_rows", "take_candidates", "keep_largest"]
+    assert [launched[:2] for launched in driver.launched] == [(name, (N_ROWS, 1, 1)) for name in names]
+    code = {path.stem: path.read_text() for path in tmp_path.rglob("*.ptx")}
+    assert sorted(code) == sorted(names) == sorted(path.stem for path in tmp_path.rglob("*.cubin"))
+    for name, text in code.items():
+        assert not re.search(r"\b(atom|red)\b|\.ftz", text), f"{name} adds in any order, or loses small numbers"
+        assert name == "keep_largest" or m % 16 or "ld.global.v4.b32" in text, f"{name} reads few bytes at once"
+
+
+def test_normalising_compiles_to_machine_code_without_a_gpu(driver, tmp_path):
+    from cytosae.sae import triton_kernels
+
+    triton_kernels.normalise_rows_(torch.ones(N_ROWS, 768), 1e-30)
+    assert [launched[:2] for launched in driver.launched] == [("normalise_row", (N_ROWS, 1, 1))]
+    (code,) = (path.read_text() for path in tmp_path.rglob("*.ptx"))
+    assert not re.search(r"\b(atom|red)\b|\.ftz", code), "it adds in any order, or loses small numbers"
+    assert "ld.global.v4.b32" in code, "it reads fewer than 16 bytes at once"
 
 
 @pytest.mark.slow
@@ -264,6 +291,7 @@ def test_wrong_products_and_searches_are_found_when_they_are_tried_out(monkeypat
             table
         ),
         "multiply_sampled": lambda rows, columns, left, right: (left[rows] * right[columns]).sum(1),
+        "normalise_rows_": lambda matrix, smallest: matrix.div_(matrix.norm(dim=1, keepdim=True)),
         "count_above": lambda pre, bound: (pre > bound).flatten().cumsum(0),
         "take_above": lambda pre, bound, *more: (*(pre > bound).nonzero(as_tuple=True), pre[pre > bound]),
     }
@@ -281,12 +309,30 @@ def test_wrong_products_and_searches_are_found_when_they_are_tried_out(monkeypat
             lambda *parts: torch.full((len(parts[0]),), torch.nan),
             "sampled product differs from torch's by nan",
         ),
+        ("normalise_rows_", lambda matrix, smallest: matrix.div_(1.5), "its row of norm 1 differs from torch's by"),
         ("count_above", lambda pre, bound: torch.tensor([3]), "counts 3 positive entries, torch 272"),
         ("take_above", lambda pre, *more: [pre.t()[pre.t() > 0]] * 3, "finds other positive entries than torch"),
     ):
         monkeypatch.setattr(triton_kernels, name, fault)
         assert message in (triton_kernels.find_problem(torch.device("cpu")) or "")
         monkeypatch.setattr(triton_kernels, name, right[name])
+
+
+def test_wrong_largest_entries_are_found_when_they_are_tried_out(monkeypatch):
+    pytest.importorskip("triton", reason=NO_TRITON)
+    from cytosae.training import triton_topk
+
+    def right(pre, k):
+        values, columns = pre.topk(k, dim=1)
+        return values.relu(), columns
+
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(triton_topk, "find_largest", right)
+    assert triton_topk.find_problem(cpu) is None
+    monkeypatch.setattr(triton_topk, "find_largest", lambda pre, k: right(pre.abs(), k))
+    assert triton_topk.find_problem(cpu) == "its largest entries of a row differ from torch's"
+    monkeypatch.setattr(triton_topk, "find_largest", lambda pre, k: (right(pre, k)[0], right(pre, k)[1].flip(1)))
+    assert triton_topk.find_problem(cpu) == "its largest entries of a row are in other columns"
 
 
 @pytest.mark.parametrize("architecture", ["relu", "jumprelu", "gated"])

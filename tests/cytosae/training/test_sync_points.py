@@ -109,7 +109,7 @@ def test_the_first_tokens_show_that_many_are_active_before_the_others_are_encode
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_host_waits_where_a_number_decides_a_shape_and_nowhere_else(ahead, arch, monkeypatch):
     # A CPU counts its rows otherwise, and need not wait for itself.
-    monkeypatch.setattr(CooMatrix, "row_sums", lambda self: coo._sum_segments(self.values.double(), self.row_lengths()))
+    monkeypatch.setattr(CooMatrix, "row_sums", lambda self: coo._sum_segments(self.values.double(), self.bounds()))
     step = make_step(make_case(arch), MatmulConfig(torch.float64, sparse_below=0.9), max_gradient=0.05)
     step.step(make_tokens(0))
     step.tracker.n_steps_since_fired[:DEAD] = 10
