@@ -14,6 +14,7 @@ def compare(
     *,
     between: Callable[[], object] | None = None,
     rounds: int = 7,
+    repeats: int = 1,
     images_per_round: int | None = None,
     **sizes: object,
 ) -> dict[str, object]:
@@ -25,6 +26,7 @@ def compare(
         ours: Our code.
         between: Called after both in every round; not timed.
         rounds: Rounds after one that warms up.
+        repeats: How often each function does its work when it is called: times are divided by it.
         images_per_round: Images that each function handles; with it, the line contains CPU microseconds per image.
         **sizes: Further entries of the line.
 
@@ -40,8 +42,8 @@ def compare(
             start, start_cpu = time.perf_counter(), time.process_time()
             function()
             if round_number:
-                kept.append(time.perf_counter() - start)
-                kept_cpu.append(time.process_time() - start_cpu)
+                kept.append((time.perf_counter() - start) / repeats)
+                kept_cpu.append((time.process_time() - start_cpu) / repeats)
         if between is not None:
             between()
     baseline_s, ours_s = (statistics.median(kept) for kept in times)

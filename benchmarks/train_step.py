@@ -2,8 +2,9 @@
 
     python -m benchmarks.train_step --arch ALL --tokens 4112
 
-Baseline and ours take the same steps (docs/definitions.md, section 5, and docs/training.md) in turn; the baseline is
-the architecture's own loss in float32 with autograd and default Adam. A density is the share of latents active on a
+Baseline and ours take the same steps (docs/definitions.md, section 5, and docs/training.md) in turn, on a GPU several
+in a row, as in training, where the host prepares a step while the device computes the one before; the baseline is the
+architecture's own loss in float32 with autograd and default Adam. A density is the share of latents active on a
 token, for `relu` and `gated`: 0.5 is a new autoencoder, a trained one has 0.01 and less. The others have `--k`.
 
 `limit` is the time of the least products that the step needs (the encoder's of all latents once, everything else of
@@ -91,6 +92,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--ghost-share", type=float, default=0.0, help="share of latents that are dead")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--in-a-row", type=int, help="steps of a turn; 5 on a GPU and 1 on a CPU by default")
     parser.add_argument("--no-memory", action="store_true", help="leave out the peaks of memory")
     parser.add_argument("--no-kernels", action="store_true", help="torch's own sparse products on a GPU, too")
     parser.add_argument("--crossover", action="store_true", help="dense products against sparse ones instead")
@@ -103,6 +105,7 @@ def main() -> None:
 def measure(options: argparse.Namespace) -> None:
     """Measure what was asked for."""
     device = choose_device(options.device)
+    options.in_a_row = options.in_a_row or (5 if device.type == "cuda" else 1)
     products = choose_products(options.precision, device, options.d_in)
     if options.peak_of:
         print(measure_peak(options, device, products))
@@ -121,6 +124,7 @@ def run(options: argparse.Namespace, device: torch.device, products: Products, a
         "arch": arch, "d_in": options.d_in, "latents": options.latents, "tokens": options.tokens,
         "density": round(density, 5), "precision": products.precision, "device": device.type,
         "threads": torch.get_num_threads(), "ghost_share": options.ghost_share, "kernels": has_kernels(device),
+        "in_a_row": options.in_a_row,
     }  # fmt: skip
     x = make_batch(options, device)
     plain = make_step(options, device, arch, density, None)
@@ -130,14 +134,17 @@ def run(options: argparse.Namespace, device: torch.device, products: Products, a
 
     def run_ours() -> None:
         start = time.perf_counter()
-        run_step(ours, x)
-        times.append(time.perf_counter() - start)
+        run_steps(ours, x, options.in_a_row)
+        times.append((time.perf_counter() - start) / options.in_a_row)
 
     def measure_rates() -> None:
         for name, found in rates.items():
             found.append(product_rate(ours, x, DTYPES[name]))
 
-    compare("train_step", lambda: run_step(plain, x), run_ours, between=measure_rates, rounds=options.rounds, **sizes)
+    compare(
+        "train_step", lambda: run_steps(plain, x, options.in_a_row), run_ours,
+        between=measure_rates, rounds=options.rounds, repeats=options.in_a_row, **sizes,
+    )  # fmt: skip
     best = {name: statistics.median(found[1:]) for name, found in rates.items()}
     limit = operations(options, arch, density) / max(best.values())
     median = statistics.median(times[1:])
@@ -211,12 +218,13 @@ def make_step(
     return step
 
 
-def run_step(step: TrainStep | PlainStep, x: torch.Tensor) -> None:
-    """One step that changes nothing, so that the density stays."""
-    kept = step.tracker.n_steps_since_fired.clone() if isinstance(step, TrainStep) else None
-    step.step(x)
-    if isinstance(step, TrainStep) and kept is not None:
-        step.tracker.n_steps_since_fired.copy_(kept)
+def run_steps(step: TrainStep | PlainStep, x: torch.Tensor, n: int = 1) -> None:
+    """Steps that change nothing, so that the density stays."""
+    for _ in range(n):
+        kept = step.tracker.n_steps_since_fired.clone() if isinstance(step, TrainStep) else None
+        step.step(x)
+        if isinstance(step, TrainStep) and kept is not None:
+            step.tracker.n_steps_since_fired.copy_(kept)
     if x.device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -234,9 +242,10 @@ def compare_products(options: argparse.Namespace, device: torch.device, products
         sparse = make_step(sizes, device, arch, density, MatmulConfig(dtype, sparse_below=1.1))
         compare(
             "crossover",
-            lambda: run_step(dense, x),  # noqa: B023 - called at once
-            lambda: run_step(sparse, x),  # noqa: B023
-            rounds=options.rounds, arch=arch, d_in=options.d_in, latents=options.latents, tokens=options.tokens,
+            lambda: run_steps(dense, x, options.in_a_row),  # noqa: B023 - called at once
+            lambda: run_steps(sparse, x, options.in_a_row),  # noqa: B023
+            rounds=options.rounds, repeats=options.in_a_row,
+            arch=arch, d_in=options.d_in, latents=options.latents, tokens=options.tokens,
             density=density, precision=products.precision, kernels=has_kernels(device),
         )  # fmt: skip
 
@@ -260,12 +269,12 @@ def measure_peak(options: argparse.Namespace, device: torch.device, products: Pr
     torch.ones(8, 8, device=device) @ torch.ones(8, 8, device=device)  # loads the libraries
     before = _resident() if device.type == "cpu" else torch.cuda.memory_allocated()
     step, x = make_step(options, device, arch, density, matmul), make_batch(options, device)
-    run_step(step, x)  # makes the moments
+    run_steps(step, x)  # makes the moments
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    run_step(step, x)
+    run_steps(step, x)
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else _resident("VmHWM")
     return peak - before
 

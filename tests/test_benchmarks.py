@@ -254,7 +254,7 @@ def test_the_benchmarks_densities_are_those_asked_for():
         for matmul in (None, MatmulConfig()):
             step = train_step.make_step(options, cpu, "relu", density, matmul)
             for _ in range(2):
-                train_step.run_step(step, x)
+                train_step.run_steps(step, x)
             acts = step.sae.encode(x)
             assert (acts > 0).float().mean().item() == pytest.approx(density, rel=0.25)
             if matmul is not None:

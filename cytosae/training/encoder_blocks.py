@@ -24,8 +24,8 @@ _LARGEST = "cytosae.training.triton_topk"
 _FEWEST_BLOCKS = 6
 """Blocks from which a bound of every token's largest latents pays: it comes from one of them."""
 _SHORTEST_PART = 64
-_TOKENS_AHEAD = 256
-"""Tokens of a first block on a GPU that shows whether few latents are active, before all of them are encoded."""
+_SAMPLED_TOKENS, _SAMPLED_LATENTS = 256, 4096
+"""A sample that shows whether few latents are active, before all tokens are encoded."""
 _SPARE = 4
 """Entries by which the k-th of a sample of latents is passed, so that a token seldom has too few candidates."""
 
@@ -59,18 +59,8 @@ class EncoderProduct:
         self._n_blocks = 1 if self._runs_ahead else -(-self.n_latents // LATENTS_PER_BLOCK)
 
     def __iter__(self) -> Iterator[EncoderBlock]:
-        return self._blocks(0)
-
-    def _blocks(self, n_ahead: int) -> Iterator[EncoderBlock]:
-        """All blocks; the first tokens, if any, are in blocks of their own."""
         width = -(-self.n_latents // self._n_blocks)
-        longest = max(_SHORTEST_PART, self._matmul.n_tokens(width))
-        bounds = [(0, n_ahead), (n_ahead, self.n_tokens)] if 0 < n_ahead < self.n_tokens else [(0, self.n_tokens)]
-        parts = [
-            slice(start + part.start, start + part.stop)
-            for start, end in bounds
-            for part in iter_parts(end - start, longest)
-        ]
+        parts = list(iter_parts(self.n_tokens, max(_SHORTEST_PART, self._matmul.n_tokens(width))))
         longest = max(part.stop - part.start for part in parts)
         buffer = torch.empty(longest * width, dtype=self._matmul.dtype, device=self._bias.device)
         for number in range(self._n_blocks):
@@ -92,7 +82,9 @@ class EncoderProduct:
         return entries
 
     def above_if_few(self, bound: torch.Tensor, most: float) -> CooMatrix | None:
-        """The same by token and latent, unless they are more than a share of all, or of the first blocks."""
+        """The same by token and latent, unless they are more than a share of a sample, of the first blocks or of all."""
+        if self._are_more(bound, most):
+            return None
         entries = self._scan(lambda block: bound[block.latents] if bound.ndim else bound, most)
         return None if entries is None else self._sort(entries)
 
@@ -100,7 +92,7 @@ class EncoderProduct:
         """Entries of every block above a bound that is found when the block is there; see `above_if_few`."""
         found: list[Entries] = []
         n_found = n_seen = 0
-        for block in self._blocks(_TOKENS_AHEAD if self._runs_ahead and most < 1 else 0):
+        for block in self:
             n_seen += block.pre.numel()
             limit = math.floor(most * n_seen) - n_found if most < 1 else None
             entries = search_block(block.pre, bound_of(block), limit)
@@ -110,6 +102,17 @@ class EncoderProduct:
             found.append(self._place(block, *entries))
         rows, columns, values = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
         return CooMatrix(rows, columns, values, (self.n_tokens, self.n_latents))
+
+    def _are_more(self, bound: torch.Tensor, most: float) -> bool:
+        """Whether entries above a bound are more than a share of a sample, which is much smaller than the batch."""
+        latents = slice(None, None, max(1, self.n_latents // _SAMPLED_LATENTS))
+        tokens = self._centred[:_SAMPLED_TOKENS]
+        if most >= 1 or 2 * len(tokens) > self.n_tokens:
+            return False
+        weights, bias = self._weights_of(latents)
+        pre = torch.addmm(bias, tokens, weights)
+        # CPU-GPU sync point: whether to go on.
+        return int((pre > (bound[latents] if bound.ndim else bound)).sum()) > most * pre.numel()
 
     def _sort(self, entries: CooMatrix) -> CooMatrix:
         """Found entries by token and latent."""

@@ -14,7 +14,7 @@ from cytosae.sae.world import World
 ROWS_PER_BLOCK = 1024
 """Latents whose weights, gradients and moments are updated together on a CPU: they stay in the processor's cache."""
 
-ROWS_PER_BLOCK_GPU = 65_536
+ROWS_PER_BLOCK_GPU = 32_768
 """The same on a GPU, where every block costs launches and CPU-GPU sync points: few blocks."""
 
 MATRICES = ("W_enc", "W_dec")

@@ -192,7 +192,7 @@ def test_the_encoders_product_finds_what_it_finds_without_kernels(device, dtype,
     if ahead:
         for module in (block_search, encoder_blocks):
             monkeypatch.setattr(module, "runs_ahead", lambda device: True)
-    for name, n in (("_TOKENS_AHEAD", 5), ("_SHORTEST_PART", 4), ("LATENTS_PER_BLOCK", 6)):
+    for name, n in (("_SAMPLED_TOKENS", 5), ("_SHORTEST_PART", 4), ("LATENTS_PER_BLOCK", 6)):
         monkeypatch.setattr(encoder_blocks, name, n)
     product = EncoderProduct(
         make_case("relu", device), random(12, D, seed=9).to(device), MatmulConfig(dtype, max_bytes)
@@ -213,7 +213,7 @@ def test_the_encoders_product_finds_what_it_finds_without_kernels(device, dtype,
 
 def test_a_block_is_one_sync_point(device, monkeypatch):
     monkeypatch.setattr(encoder_blocks, "runs_ahead", lambda device: True)
-    monkeypatch.setattr(encoder_blocks, "_TOKENS_AHEAD", 16)
+    monkeypatch.setattr(encoder_blocks, "_SAMPLED_TOKENS", 16)
     product = EncoderProduct(make_case("relu", device), random(40, D, seed=9).to(device), MatmulConfig())
     bound = torch.zeros((), device=device)
     for most, n_blocks in ((1.0, 1), (0.9, 2)):

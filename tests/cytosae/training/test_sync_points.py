@@ -14,7 +14,7 @@ from cytosae.sae.coo import CooMatrix
 from cytosae.sae.registry import ARCHITECTURES
 from cytosae.training.encoder_blocks import EncoderProduct
 from cytosae.training.matmul import MatmulConfig
-from tests.cytosae.training.test_fused_loss import DEAD, N, largest_difference, make_case, make_step, make_tokens
+from tests.cytosae.training.test_fused_loss import DEAD, largest_difference, make_case, make_step, make_tokens
 
 WAITING = (
     "__bool__",
@@ -30,14 +30,14 @@ WAITING = (
 )
 """Functions that hand numbers to the host, or give a tensor whose shape depends on them."""
 WAITS = {
-    # Two blocks of the encoder's product are counted and searched where few may be active, one is searched
-    # elsewhere; dead latents, and their numbers whenever gradients are read; BatchTopK's threshold; parts of entries.
-    "relu": {"__int__": 2, "nonzero": 3, "cpu": 2},
+    # The encoder's product is searched, after a sample of it was counted where few may be active; dead latents, and
+    # their numbers whenever gradients are read; BatchTopK's threshold; parts of entries.
+    "relu": {"__int__": 2, "nonzero": 2, "cpu": 2},
     "topk": {"nonzero": 2, "cpu": 2},
     "batchtopk": {"__bool__": 1, "nonzero": 2, "cpu": 2},
     "matryoshka": {"__bool__": 1, "nonzero": 2, "cpu": 2, "tolist": 2},
-    "jumprelu": {"__int__": 2, "nonzero": 5},
-    "gated": {"__int__": 2, "nonzero": 6},
+    "jumprelu": {"__int__": 2, "nonzero": 4},
+    "gated": {"__int__": 2, "nonzero": 5},
 }
 """Calls in a step of few active latents, once it has a threshold; clipped, so that gradients are read twice."""
 
@@ -65,7 +65,7 @@ def ahead(monkeypatch) -> None:
     """CPU tensors are handled like those of a device that the host runs ahead of."""
     for module in ("sae.masks", "training.block_search", "training.encoder_blocks", "training.fused_topk"):
         monkeypatch.setattr(f"cytosae.{module}.runs_ahead", lambda device: True)
-    monkeypatch.setattr("cytosae.training.encoder_blocks._TOKENS_AHEAD", 16)
+    monkeypatch.setattr("cytosae.training.encoder_blocks._SAMPLED_TOKENS", 16)
 
 
 def take_steps(arch: str, dtype: torch.dtype, sparse_below: float) -> tuple[list[torch.Tensor], torch.nn.Module]:
@@ -94,13 +94,15 @@ def test_ties_at_the_threshold_go_to_the_first(arch, request):
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
-def test_the_first_tokens_show_that_many_are_active_before_the_others_are_encoded(ahead):
+@pytest.mark.parametrize("sampled", [8, 1 << 20])
+def test_a_sample_shows_that_many_are_active_before_all_are_encoded(ahead, sampled, monkeypatch):
+    monkeypatch.setattr("cytosae.training.encoder_blocks._SAMPLED_LATENTS", sampled)
     sae, x = make_case("relu"), make_tokens()[0]
     product = EncoderProduct(sae, (x - sae.b_dec).detach(), MatmulConfig(torch.float64))
-    blocks = list(product._blocks(16))
-    assert [block.tokens for block in blocks] == [slice(0, 16), slice(16, N)]
-    assert [block.tokens for block in product] == [slice(0, N)]
-    assert product.above_if_few(torch.zeros(()), 0.01) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(EncoderProduct, "__iter__", lambda self: pytest.fail("all tokens were encoded"))
+        for bound in (torch.zeros(()), torch.zeros(len(sae.b_enc))):
+            assert product.above_if_few(bound.double(), 0.01) is None
     few = product.above_if_few(torch.full((), 1.0, dtype=torch.float64), 0.5)
     assert few is not None
     assert len(few.values) == (sae.pre_activations(x) > 1.0).sum()
