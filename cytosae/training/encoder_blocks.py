@@ -82,7 +82,7 @@ class EncoderProduct:
         return entries
 
     def above_if_few(self, bound: torch.Tensor, most: float) -> CooMatrix | None:
-        """The same by token and latent, unless they are more than a share of a sample, of the first blocks or of all."""
+        """The same by token and latent, unless they are more than a share of a sample, of some blocks or of all."""
         if self._are_more(bound, most):
             return None
         entries = self._scan(lambda block: bound[block.latents] if bound.ndim else bound, most)

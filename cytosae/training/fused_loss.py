@@ -43,20 +43,10 @@ def find_fused_loss(sae: Sae) -> FusedLoss | None:
     return _fused_losses.get(type(sae))
 
 
-def encode_block(sae: Sae, centred: torch.Tensor, latents: slice, *, rectified: bool = False) -> torch.Tensor:
-    """Some latents of tokens minus `b_dec`, shape `(N, D)`, in their type.
-
-    Args:
-        sae: The autoencoder.
-        centred: The tokens.
-        latents: Which latents.
-        rectified: Whether what is below 0 is set to 0, before a GPU writes it; NaN stays.
-
-    Returns:
-        Shape `(N, n)`, before the nonlinearity unless `rectified`.
-    """
+def encode_block(sae: Sae, centred: torch.Tensor, latents: slice) -> torch.Tensor:
+    """Some latents before the nonlinearity, shape `(N, n)`, of tokens minus `b_dec`, shape `(N, D)`; in their type."""
     b_enc, W_enc = (part[..., latents].to(centred.dtype) for part in (sae.b_enc, sae.W_enc))
-    return torch._addmm_activation(b_enc, centred, W_enc) if rectified else torch.addmm(b_enc, centred, W_enc)
+    return torch.addmm(b_enc, centred, W_enc)
 
 
 def decoder_block(sae: Sae, latents: slice, dtype: torch.dtype) -> torch.Tensor:

@@ -193,7 +193,7 @@ class _DensePart(Gradients):
 
     def _encode(self, latents: slice) -> torch.Tensor:
         """Activations of a block, shape `(n, latents)`, which are counted and added up."""
-        acts = encode_block(self._sae, self._centred_cast, latents, rectified=self._kernels is not None)
+        acts = encode_block(self._sae, self._centred_cast, latents)
         wide = self._sae.b_enc.dtype
         if self._kernels is not None:
             n_fired, sums = self._kernels.activate("relu", acts, [acts], [])

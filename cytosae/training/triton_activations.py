@@ -77,8 +77,7 @@ def activate_columns(
             tl.store(gate + rows[:, None] * stride + columns[None, :], positive, mask=mask)
         n_active += (mask & (act > 0)).to(tl.float32)
         sum_acts += tl.where(mask, act, 0.0)
-        if ARCHITECTURE != "relu":
-            tl.store(acts + rows[:, None] * stride + columns[None, :], act, mask=mask)
+        tl.store(acts + rows[:, None] * stride + columns[None, :], act, mask=mask)
     to = sums + tl.program_id(1) * m + columns
     size = tl.num_programs(1) * m
     tl.store(to, tl.sum(n_active, axis=0), mask=inside)
@@ -146,10 +145,9 @@ def activate(
 
     Args:
         architecture: `relu`, `jumprelu` or `gated`.
-        pre: Latents before the nonlinearity, shape `(n, m)`, a row's numbers next to each other; for `relu`
-            activations, which the product before has rectified.
-        decoded: Where it is written, in the type of `pre`: activations, and for `gated` the gate's, with equal strides;
-            for `relu` nothing is written, and it is `pre`.
+        pre: Latents before the nonlinearity, shape `(n, m)`, a row's numbers next to each other.
+        decoded: Where it is written, in the type of `pre`: activations, and for `gated` the gate's, with equal strides.
+            For `relu` it may be `pre`.
         vectors: Those of `Rule.constants`, float32, shape `(m,)` each; none for `relu`.
 
     Returns:
@@ -249,9 +247,7 @@ def find_problem(device: torch.device) -> str | None:
         there = pre.to(device)
         given = [one.to(device) for one in vectors]
         room, changed = [torch.empty_like(there) for _ in decoded], [one.to(device, copy=True) for one in products]
-        if architecture == "relu":
-            room = [there.relu()]
-        counted = activate(architecture, room[0] if architecture == "relu" else there, room, given)
+        counted = activate(architecture, there, room, given)
         written = [one.clone() for one in room]
         acts = room[0] if architecture == "relu" else torch.empty_like(there)
         summed = differentiate(architecture, there, acts, changed, (given, constant), len(backward))

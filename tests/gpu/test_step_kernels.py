@@ -7,10 +7,9 @@ import torch
 
 from cytosae.sae import kernels
 from cytosae.training.adam import RowwiseAdam
-from cytosae.training.fused_loss import encode_block
 from cytosae.training.gradients import RowGradient
 from cytosae.training.matmul import MatmulConfig
-from tests.gpu.test_triton_kernels import D, S, check_steps, compute_twice, make_case, random
+from tests.gpu.test_triton_kernels import S, check_steps, compute_twice, make_case, random
 
 pytest.importorskip("triton", reason="needs Triton: pip install -e '.[gpu-tests]'")
 
@@ -52,9 +51,7 @@ def test_activations_gradients_and_sums_are_those_of_torch(device, rule, shape, 
     for _ in range(2):
         room = [torch.full((n, m), 9.0, dtype=dtype, device=device) for _ in range(3)]
         outputs, acts, changed = room[: len(decoded)], room[2], [one.to(device, copy=True) for one in products]
-        if rule == "relu":  # rectified by the product
-            outputs = [wide.relu()[:, 3 : 3 + m]]
-        counted = triton_activations.activate(rule, outputs[0] if rule == "relu" else pre, outputs, given)
+        counted = triton_activations.activate(rule, pre, outputs, given)
         summed = triton_activations.differentiate(rule, pre, acts, changed, (given, constant), len(backward))
         assert counted.dtype == summed.dtype == torch.float64
         assert torch.equal(counted[0].cpu(), (decoded[0] > 0).sum(dim=0).double())
@@ -71,18 +68,15 @@ def test_activations_gradients_and_sums_are_those_of_torch(device, rule, shape, 
     assert torch.equal(wide.cpu(), random(n, m + 7).to(dtype)), "it wrote beside its block"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_encoders_product_is_rectified_and_hides_no_nan(device_of_kernels, dtype):
-    sae = make_case("relu", device_of_kernels)
-    sae.b_enc.data[3] = torch.nan
-    x = random(40, D, seed=9).to(device_of_kernels, dtype)
-    with torch.no_grad():
-        acts = encode_block(sae, x, slice(2, 20), rectified=True)
-        assert torch.equal(acts.isnan(), encode_block(sae, x, slice(2, 20)).isnan())
-        assert acts[:, 1].isnan().all()
-        torch.testing.assert_close(acts, encode_block(sae, x, slice(2, 20)).relu(), equal_nan=True)
-    assert (acts == 0).any()
-    assert not (acts < 0).any()
+def test_relu_takes_the_place_of_what_it_is_computed_from(device):
+    from cytosae.training import triton_activations
+
+    wide = random(9, 30).to(device)
+    counted = triton_activations.activate("relu", wide[:, 4:20], [wide[:, 4:20]], [])
+    expected = random(9, 30)
+    expected[:, 4:20].relu_()
+    assert torch.equal(wide.cpu(), expected)
+    assert torch.equal(counted[0].cpu(), (expected[:, 4:20] > 0).sum(dim=0).double())
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -90,7 +84,7 @@ def test_what_is_no_number_is_not_hidden(device, rule):
     from cytosae.training import triton_activations
 
     pre = torch.tensor([[torch.nan, torch.inf, 1.0]]).repeat(5, 1).to(device)
-    decoded = [pre] if rule == "relu" else [torch.zeros_like(pre) for _ in range(2 if rule == "gated" else 1)]
+    decoded = [torch.zeros_like(pre) for _ in range(2 if rule == "gated" else 1)]
     vectors = [one.to(device) for one in triton_activations.compute_by_torch(rule, pre.cpu(), [pre.cpu()] * 2)[2][0]]
     counted = triton_activations.activate(rule, pre, decoded, vectors)
     assert torch.isnan(decoded[0][:, 0]).all()
