@@ -17,7 +17,7 @@ TRAINING_PRECISIONS: tuple[TrainingPrecision, ...] = ("fp32", "bf16")
 _MAX_GIB_CPU, _MAX_GIB_GPU = 0.5, 4.0
 _SPARSE_BELOW: dict[TrainingPrecision, float] = {"fp32": 0.12, "bf16": 0.04}
 """Share of active latents below which products over those alone are faster on a CPU, where nothing was measured."""
-_SPARSE_BELOW_GPU: dict[TrainingPrecision, float] = {"fp32": 0.06, "bf16": 0.002}
+_SPARSE_BELOW_GPU: dict[TrainingPrecision, float] = {"fp32": 0.06, "bf16": 0.0}
 """The same on a GPU with kernels of our own: for `relu`, `jumprelu` and `gated` on an H200 (docs/benchmarks.md)."""
 _WORTHWHILE = 1.15
 """How many times as fast bf16 must be: it rounds."""
