@@ -3,6 +3,8 @@
 Names: `write` (baseline: write + fsync of the same bytes), `read` (baseline: readinto of the raw file), `stream`,
 `tokens` (batches of tokens) and `random` (baseline: our sequential pass). `cache` says how files are read: `warm` from
 the page cache, `direct` bypassing it (O_DIRECT, both sides), `cold` through it after the files were dropped from it.
+With a warm cache, `stream` and `tokens` read several epochs with one loader, as training does, and the sequential pass
+as many: a loader's buffers are new memory in its first epoch alone.
 """
 
 import argparse
@@ -81,9 +83,10 @@ def drop_cache(store: ActivationStore) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def read_sequentially(reader: StoreReader, batch: int) -> None:
-    for _ in iter_row_blocks(reader, block_rows=batch):
-        pass
+def read_sequentially(reader: StoreReader, batch: int, epochs: int = 1) -> None:
+    for _ in range(epochs):
+        for _ in iter_row_blocks(reader, block_rows=batch):
+            pass
 
 
 def read_into(reader: StoreReader, buffer: np.ndarray) -> None:
@@ -94,9 +97,9 @@ def read_into(reader: StoreReader, buffer: np.ndarray) -> None:
         reader.read_rows(rows, buffer[: len(rows)])
 
 
-def stream_epoch(reader: StoreReader, batch: int, epoch: int, batch_of: BatchOf = "images") -> None:
+def stream_epochs(reader: StoreReader, batch: int, first: int, epochs: int, batch_of: BatchOf = "images") -> None:
     n = reader.store.n_images
-    samples_seen, stop = epoch * n, (epoch + 1) * n
+    samples_seen, stop = first * n, (first + epochs) * n
     for _ in ShuffledLoader(
         ConcatReader([reader]), batch_images=batch, seed=0, samples_seen=samples_seen, stop=stop, batch_of=batch_of
     ):
@@ -136,7 +139,8 @@ def run(folder: Path, options: argparse.Namespace) -> None:
 
 def measure(reader: StoreReader, raw: ActivationStore, options: argparse.Namespace, sizes: dict[str, object]) -> None:
     """Measure sequential, shuffled and random reading of one store."""
-    store, rounds, epochs = reader.store, options.rounds, itertools.count()
+    store, rounds, first = reader.store, options.rounds, itertools.count()
+    epochs = options.epochs if sizes["cache"] == "warm" else 1
     buffer, rng = aligned_buffer((options.batch, *store.spec.image_shape), store.dtype), np.random.default_rng(0)
     flags = os.O_DIRECT if sizes["cache"] == "direct" and store.image_bytes % 512 == 0 else 0
 
@@ -151,11 +155,12 @@ def measure(reader: StoreReader, raw: ActivationStore, options: argparse.Namespa
 
     bare = prepared(lambda: read_bare(raw, buffer, flags=flags))
     sequential = prepared(lambda: read_sequentially(reader, options.batch))
-    stream = prepared(lambda: stream_epoch(reader, options.batch, next(epochs)))
-    tokens = prepared(lambda: stream_epoch(reader, options.batch, next(epochs), "tokens"))
+    several = prepared(lambda: read_sequentially(reader, options.batch, epochs))
+    stream = prepared(lambda: stream_epochs(reader, options.batch, next(first), epochs))
+    tokens = prepared(lambda: stream_epochs(reader, options.batch, next(first), epochs, "tokens"))
     compare("read", bare, prepared(lambda: read_into(reader, buffer)), rounds=rounds, **sizes)
-    compare("stream", sequential, stream, rounds=rounds, **sizes)
-    compare("tokens", sequential, tokens, rounds=rounds, **sizes)
+    compare("stream", several, stream, rounds=rounds, repeats=epochs, epochs=epochs, **sizes)
+    compare("tokens", several, tokens, rounds=rounds, repeats=epochs, epochs=epochs, **sizes)
     compare("random", sequential, prepared(lambda: read_random(reader, buffer, rng)), rounds=rounds, **sizes)
 
 
@@ -169,6 +174,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=4, help="reading threads with a warm cache")
     parser.add_argument("--cold-threads", type=int, default=8, help="reading threads without a warm cache")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--epochs", type=int, default=5, help="epochs of a loader with a warm cache")
     parser.add_argument("--codecs", nargs="*", default=["none", "lz4", "zstd"])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:

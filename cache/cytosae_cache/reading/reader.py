@@ -21,6 +21,8 @@ from cytosae_cache.reading.shard_files import ShardFiles
 
 _PAGE_BYTES = 4096
 _MAX_READ_IMAGES = 16
+_CHECKED_BYTES = 1 << 21
+"""Bytes that are read together where checksums follow: they are still in the processor's cache."""
 
 
 def aligned_buffer(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> npt.NDArray[Any]:
@@ -110,6 +112,9 @@ class StoreReader(RowReader):
         self.n_threads = max(1, default if n_threads is None else n_threads)
         self._files = ShardFiles(store, direct=direct, verified=verify)
         self._checksums = store.image_checksums if verify else None
+        self._max_read_images = _MAX_READ_IMAGES
+        if verify and not direct and not store.storage.is_remote:
+            self._max_read_images = max(1, min(_MAX_READ_IMAGES, _CHECKED_BYTES // store.spec.record_bytes))
         self._channels = store.channels
         self._scratch = threading.local()
         self._pool = ThreadPoolExecutor(self.n_threads, thread_name_prefix="store-reader")
@@ -117,7 +122,7 @@ class StoreReader(RowReader):
     def read_rows(self, rows: IntArray, out: npt.NDArray[Any]) -> None:
         """See `RowReader`."""
         self._require_room(rows, out)
-        reads = coalesce_reads(rows, self.store.shard_images, max_images=_MAX_READ_IMAGES)
+        reads = coalesce_reads(rows, self.store.shard_images, max_images=self._max_read_images)
         # One task per thread, not per read: submitting a task costs as much as reading a small image. The threads share
         # one iterator, so that none is idle while another has several reads left.
         pending = iter(reads)
