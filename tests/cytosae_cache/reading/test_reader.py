@@ -14,6 +14,7 @@ from cytosae_cache.format.codec import make_codec
 from cytosae_cache.format.shard import as_bytes, make_index, shard_name
 from cytosae_cache.reading.concat import ConcatReader
 from cytosae_cache.reading.reader import StoreReader, aligned_buffer
+from cytosae_cache.reading.shard_files import ShardFiles
 from cytosae_cache.storage.local import is_aligned
 from cytosae_cache.store import ActivationStore
 from cytosae_cache.verify import verify_store
@@ -35,6 +36,23 @@ def test_round_trip_at_odd_sizes(tmp_path, n, shard_images, compression):
         assert np.array_equal(reader.read(np.arange(n)), activations, equal_nan=True)
     assert np.array_equal(zarr.open_group(store.path, mode="r")["activations"][...], activations, equal_nan=True)
     assert store.valid_rows.tolist() == [row for row in range(n) if row not in invalid]
+
+
+@pytest.mark.parametrize(("verify", "direct", "n_images"), [(True, False, 2), (False, False, 5), (True, True, 5)])
+def test_images_whose_checksums_follow_are_read_few_at_a_time(tmp_path, monkeypatch, verify, direct, n_images):
+    activations = make_activations(10)
+    store = make_store(tmp_path / "s.zarr", activations, shard_images=5)
+    monkeypatch.setattr("cytosae_cache.reading.reader._CHECKED_BYTES", 2 * store.spec.record_bytes + 1)
+    read, sizes = ShardFiles.read, []
+
+    def record(self, shard, first, target):
+        sizes.append(len(target))
+        return read(self, shard, first, target)
+
+    monkeypatch.setattr(ShardFiles, "read", record)
+    with StoreReader(store, verify=verify, direct=direct) as reader:
+        assert np.array_equal(reader.read(np.arange(10)), activations)
+    assert (sum(sizes), max(sizes)) == (10, n_images)
 
 
 def test_an_empty_store_round_trips(tmp_path):
