@@ -10,12 +10,19 @@ from typing import NamedTuple
 import torch
 
 from cytosae.sae.base import Sae
+from cytosae.sae.devices import runs_ahead
 
 BLOCK_IMAGES = 8
 """Images encoded together; blocks start at multiples of it, independently of the batches read from disk."""
 
-LATENT_CHUNK = 4096
-"""Latents computed together: bounds memory to 8 x 257 x 4096 numbers for any width of the autoencoder."""
+LATENT_CHUNK = 2048
+"""Latents computed together: bounds memory to 8 x 257 x 2048 numbers for any width of the autoencoder.
+
+They are 17 MB. From 32 MB on, the C library takes new memory for every block, which costs a third of the product.
+"""
+
+LATENT_CHUNK_GPU = 16_384
+"""The same on a GPU, where every block starts some twenty small kernels."""
 
 ActsHook = Callable[[slice, slice, torch.Tensor], None]
 """Takes a range of images, a range of latents, and their activations, float32, shape `(n, T, n_latents)`, which are
@@ -82,7 +89,8 @@ class BlockEncoder(ImageEncoder):
         super().__init__(sae, thresholds)
         # If latents compete within a token, all are computed together, one image at a time.
         whole = sae.needs_whole_rows
-        width = len(self._bias) if whole else LATENT_CHUNK
+        chunk = LATENT_CHUNK_GPU if runs_ahead(self.device) else LATENT_CHUNK
+        width = len(self._bias) if whole else chunk
         self._n_at_once = 1 if whole else BLOCK_IMAGES
         self._chunks = [part.contiguous() for part in torch.split(sae.W_enc.detach().to(dtype), width, dim=1)]
         self._dtype = dtype
