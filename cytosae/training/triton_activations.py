@@ -11,7 +11,7 @@ import triton.language as tl
 from cytosae.sae.loss import LossInputs, LossWeights
 from cytosae.sae.registry import make_sae
 from cytosae.sae.triton_kernels import launch
-from cytosae.training.fused_elementwise import RULES
+from cytosae.training.activation_rules import RULES
 
 _ROWS, _COLUMNS, _STEPS, _WARPS = 4, 128, 64, 2
 """Tokens and latents that a program looks at together, how often it does, and its warps: on an H200, the best of 15."""
