@@ -139,8 +139,9 @@ def run(folder: Path, options: argparse.Namespace) -> None:
 
 def measure(reader: StoreReader, raw: ActivationStore, options: argparse.Namespace, sizes: dict[str, object]) -> None:
     """Measure sequential, shuffled and random reading of one store."""
-    store, rounds, first = reader.store, options.rounds, itertools.count()
-    epochs = options.epochs if sizes["cache"] == "warm" else 1
+    store, rounds = reader.store, options.rounds
+    epochs = max(1, options.epochs) if sizes["cache"] == "warm" else 1
+    first = itertools.count(step=epochs)
     buffer, rng = aligned_buffer((options.batch, *store.spec.image_shape), store.dtype), np.random.default_rng(0)
     flags = os.O_DIRECT if sizes["cache"] == "direct" and store.image_bytes % 512 == 0 else 0
 

@@ -244,7 +244,7 @@ def compare_products(options: argparse.Namespace, device: torch.device, products
             "crossover",
             lambda: run_steps(dense, x, options.in_a_row),  # noqa: B023 - called at once
             lambda: run_steps(sparse, x, options.in_a_row),  # noqa: B023
-            rounds=options.rounds, repeats=options.in_a_row,
+            rounds=options.rounds, repeats=options.in_a_row, in_a_row=options.in_a_row,
             arch=arch, d_in=options.d_in, latents=options.latents, tokens=options.tokens,
             density=density, precision=products.precision, kernels=has_kernels(device),
         )  # fmt: skip

@@ -29,7 +29,7 @@ class CooMatrix(NamedTuple):
     shape: tuple[int, int]
     """N and S."""
     known_bounds: torch.Tensor | None = None
-    """What `bounds` gives, if it was asked for before."""
+    """What `bounds` returns, if `with_bounds` computed it before."""
 
     @classmethod
     def from_dense(cls, matrix: torch.Tensor) -> "CooMatrix":
@@ -136,7 +136,7 @@ class CooMatrix(NamedTuple):
         return CooMatrix(self.columns[order], self.rows[order], self.values[order], (self.shape[1], self.shape[0]))
 
     def with_bounds(self) -> "CooMatrix":
-        """The same matrix, which has its bounds from now on, also with other values: to be asked for several times."""
+        """A copy that keeps its bounds, for callers that need them several times; `with_values` keeps them, too."""
         return self._replace(known_bounds=self.bounds())
 
     def bounds(self) -> torch.Tensor:

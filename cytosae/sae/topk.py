@@ -186,7 +186,7 @@ class BatchTopKSae(TopKSae):
             parts = torch.split(tokens, _TOKENS_AT_ONCE)
             found = torch.cat([self._above(part, share * self.threshold) for part in parts])
             if len(found) > n_wanted:
-                self.threshold.copy_(nth_largest(found, n_wanted + 1))
+                self.threshold.copy_(find_nth_largest(found, n_wanted + 1))
                 return
         self.threshold.zero_()
 
@@ -268,7 +268,7 @@ def n_among_largest(values: torch.Tensor, n: int, ranks: World = ALONE) -> int:
     n_all = sum(map(len, parts))
     if len(parts) == 1 or n_all <= n or not n:
         return min(n, len(values))
-    smallest = nth_largest(torch.cat(parts), n)
+    smallest = find_nth_largest(torch.cat(parts), n)
     # CPU-GPU sync point: the numbers decide shapes.
     n_larger = [int((part > smallest).sum()) for part in parts]
     n_ties = [int((part == smallest).sum()) for part in parts]
@@ -276,10 +276,10 @@ def n_among_largest(values: torch.Tensor, n: int, ranks: World = ALONE) -> int:
     return n_larger[ranks.rank] + max(0, min(n_ties[ranks.rank], left))
 
 
-def nth_largest(values: torch.Tensor, n: int) -> torch.Tensor:
-    """The n-th largest of at least n values, shape `(m,)`; 0-dimensional."""
+def find_nth_largest(values: torch.Tensor, n: int) -> torch.Tensor:
+    """The n-th largest of at least n values, shape `(m,)`, 0-dimensional; NaN is larger than all numbers."""
     if runs_ahead(values.device):  # for a single value, a GPU looks with few of its cores
-        return values.topk(n, sorted=False).values.amin()
+        return values.topk(n).values[-1]
     return values.kthvalue(len(values) - n + 1).values
 
 
@@ -287,7 +287,7 @@ def keep_largest(values: torch.Tensor, n: int) -> torch.Tensor:
     """Where the n largest of at least n values are, ascending, int64, shape `(n,)`; ties go to the first."""
     if not n:
         return torch.empty(0, dtype=torch.int64, device=values.device)
-    smallest = nth_largest(values, n)
+    smallest = find_nth_largest(values, n)
     is_larger = values > smallest
     ties = (values == smallest).nonzero().squeeze(1)[: n - int(is_larger.sum())]
     is_larger[ties] = True

@@ -1,4 +1,4 @@
-"""Products of sparse matrices, and their entries above a bound, as Triton kernels; `cytosae.sae.kernels` decides where.
+"""Products of sparse matrices, searches, and norms of rows as Triton kernels; `cytosae.sae.kernels` decides where.
 
 Nothing is added atomically, so results repeat to the last bit, and all sums are in float32, whatever the type of the
 factors. No product uses tensor cores, so float32 is never rounded to TF32.

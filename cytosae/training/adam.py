@@ -103,7 +103,7 @@ class RowwiseAdam(torch.optim.Adam):
                 beta2=beta2, eps=group["eps"], on_sphere=on_sphere, scale=scale, kept=kept,
             )  # fmt: skip
             return
-        values = gradient.wide(weights)
+        values = gradient.widen(weights)
         if on_sphere:
             remove_radial_(values, weights)
         if scale is not None:

@@ -25,7 +25,7 @@ _FEWEST_BLOCKS = 6
 """Blocks from which a bound of every token's largest latents pays: it comes from one of them."""
 _SHORTEST_PART = 64
 _SAMPLED_TOKENS, _SAMPLED_LATENTS = 256, 4096
-"""A sample that shows whether few latents are active, before all tokens are encoded."""
+"""A sample of the whole batch that shows whether few latents are active, before all tokens are encoded."""
 _SPARE = 4
 """Entries by which the k-th of a sample of latents is passed, so that a token seldom has too few candidates."""
 
@@ -83,7 +83,7 @@ class EncoderProduct:
 
     def above_if_few(self, bound: torch.Tensor, most: float) -> CooMatrix | None:
         """The same by token and latent, unless they are more than a share of a sample, of some blocks or of all."""
-        if self._are_more(bound, most):
+        if self._sample_exceeds(bound, most):
             return None
         entries = self._scan(lambda block: bound[block.latents] if bound.ndim else bound, most)
         return None if entries is None else self._sort(entries)
@@ -103,10 +103,10 @@ class EncoderProduct:
         rows, columns, values = found[0] if len(found) == 1 else map(torch.cat, zip(*found, strict=True))
         return CooMatrix(rows, columns, values, (self.n_tokens, self.n_latents))
 
-    def _are_more(self, bound: torch.Tensor, most: float) -> bool:
+    def _sample_exceeds(self, bound: torch.Tensor, most: float) -> bool:
         """Whether entries above a bound are more than a share of a sample, which is much smaller than the batch."""
         latents = slice(None, None, max(1, self.n_latents // _SAMPLED_LATENTS))
-        tokens = self._centred[:_SAMPLED_TOKENS]
+        tokens = self._centred[:: max(1, self.n_tokens // _SAMPLED_TOKENS)][:_SAMPLED_TOKENS]
         if most >= 1 or 2 * len(tokens) > self.n_tokens:
             return False
         weights, bias = self._weights_of(latents)

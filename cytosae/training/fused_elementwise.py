@@ -100,13 +100,13 @@ class _DenseLoss:
         self._blocks = list(blocks_of_latents(len(sae.b_enc), x.device))
         self._parts = list(iter_parts(len(x), matmul.n_tokens(len(sae.b_enc))))
         sizes = [max(one.stop - one.start for one in several) for several in (self._parts, self._blocks)]
-        self._n_rows = sizes[0] if runs_ahead(x.device) else _TOKENS_AT_ONCE
+        self._n_rows = max(1, sizes[0]) if runs_ahead(x.device) else _TOKENS_AT_ONCE
         self._kernels = find_kernels(self._centred, self._centred, ACTIVATIONS)
         # New memory costs as much as the arithmetic in it, so that a block's matrices take the place of those before.
         self._room = [x.new_empty(sizes[0] * sizes[1], dtype=matmul.dtype) for _ in range(1 + rule.n_decoded)]
 
     def compute(self) -> tuple[SaeLoss, Gradients]:
-        """The loss; gradients are added up in the parameters' `grad`."""
+        """The loss and its gradients: those of the matrices by block if the batch is one part, else kept in `grad`."""
         sae, rule, x = self._sae, self._rule, self._x
         n_fired = torch.zeros_like(sae.b_enc, dtype=torch.int64)
         reconstructions = [sae.b_dec.detach().repeat(len(x), 1) for _ in range(rule.n_decoded)]
@@ -127,6 +127,7 @@ class _DenseLoss:
         if len(self._parts) == 1:
             gradients = _DenseGradients(self, pre, gs_cast)
         else:
+            del pre, block  # of the last part
             self._store_gradients(gs_cast)
             gradients = StoredGradients(sae)
         return SaeLoss(_terms(errors, sparsity), n_fired, reconstructions[0]), gradients
@@ -136,7 +137,7 @@ class _DenseLoss:
         for name in MATRICES:
             getattr(self._sae, name).grad = torch.empty_like(getattr(self._sae, name))
         for part in self._parts:
-            # What the second pass needs, the first one knew of all tokens only at its end: they are encoded again.
+            # The second pass needs sums over all tokens, known only after the first one: each part is encoded again.
             for name, latents, values in self.gradients(self._encode(part), part, gs):
                 total = by_latent(name, getattr(self._sae, name).grad)[latents]
                 # The first part fills in what has no value yet.

@@ -215,7 +215,7 @@ class _DensePart(Gradients):
             reconstruction = (
                 product.to(self._sae.b_dec.dtype) if reconstruction is None else reconstruction.add_(product)
             )
-            if runs_ahead(W_dec.device):  # on a CPU they are as fast to convert again as to read
+            if runs_ahead(W_dec.device):  # a CPU converts them as fast as it reads them
                 self._W_dec.append(W_dec)
         assert reconstruction is not None
         return reconstruction
@@ -300,11 +300,11 @@ class _NormGradients(Gradients):
         """See `Gradients`."""
         for gradient in self._gradients.rows():
             if gradient.name == "W_dec":
-                here = gradient.latents
-                values = gradient.wide(self._W_dec).addcmul_(self._factors[here, None], self._W_dec[here])
-                yield gradient._replace(values=values)
+                factors, rows = self._factors[gradient.latents, None], self._W_dec[gradient.latents]
+                yield gradient._replace(values=gradient.widen(self._W_dec).addcmul_(factors, rows))
             else:
                 yield gradient
+            del gradient  # it need not live while the next one is computed
 
 
 class _GradientSum:

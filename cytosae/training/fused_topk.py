@@ -8,7 +8,7 @@ import torch
 from cytosae.sae.coo import CooMatrix
 from cytosae.sae.devices import runs_ahead
 from cytosae.sae.loss import LossInputs, LossTerms, SaeLoss
-from cytosae.sae.topk import BatchTopKSae, MatryoshkaSae, TopKSae, keep_largest, n_among_largest, nth_largest
+from cytosae.sae.topk import BatchTopKSae, MatryoshkaSae, TopKSae, find_nth_largest, keep_largest, n_among_largest
 from cytosae.sae.world import World
 from cytosae.training.encoder_blocks import EncoderProduct
 from cytosae.training.fused_loss import fused_loss_for
@@ -137,7 +137,7 @@ def _keep_largest(entries: CooMatrix, n: int) -> CooMatrix:
         # A GPU sorts with all of its cores, without a sync point, and looks for the n-th value with a few.
         return entries.take(entries.values.sort(descending=True, stable=True).indices[:n].sort().values)
     if len(entries.values) > n:
-        smallest = nth_largest(entries.values, n)
+        smallest = find_nth_largest(entries.values, n)
         entries = entries.take((entries.values >= smallest).nonzero().squeeze(1))
     entries = entries.sort()
     return entries if len(entries.values) <= n else entries.take(keep_largest(entries.values, n))

@@ -31,8 +31,8 @@ class RowGradient(NamedTuple):
     values: torch.Tensor
     """Shape `(n, D)`, a row for each latent, also of `W_enc`; in the type of the weights or of the products."""
 
-    def wide(self, weights: torch.Tensor) -> torch.Tensor:
-        """The values in the type of the weights; the receiver may overwrite them."""
+    def widen(self, weights: torch.Tensor) -> torch.Tensor:
+        """The values in the type of the weights, which may be `values` itself; the receiver may overwrite them."""
         return self.values.to(weights.dtype)
 
 
@@ -46,7 +46,7 @@ class Gradients(ABC):
     def rows(self) -> Iterator[RowGradient]:
         """The gradients of both matrices. The weights of a block may be changed as soon as it was handed out.
 
-        Every latent occurs once in each matrix. May be called again as long as no weight was changed.
+        Every latent occurs once in each matrix. May be called again, if `repeats_cheaply` and no weight was changed.
         """
 
     @torch.no_grad()
@@ -156,10 +156,11 @@ class SumOfGradients(Gradients):
             first, last = map(int, np.searchsorted(numbers, [gradient.latents.start, gradient.latents.stop]))
             if first < last:
                 further = getattr(self._addition, gradient.name)[first:last]
-                values = gradient.wide(further).index_add_(0, latents[first:last] - gradient.latents.start, further)
-                yield gradient._replace(values=values)
+                at = latents[first:last] - gradient.latents.start
+                yield gradient._replace(values=gradient.widen(further).index_add_(0, at, further))
             else:
                 yield gradient
+            del gradient  # it need not live while the next one is computed
 
 
 class GradientsOfRanks(Gradients):
@@ -181,7 +182,8 @@ class GradientsOfRanks(Gradients):
     def rows(self) -> Iterator[RowGradient]:
         """See `Gradients`; may be asked for once."""
         for gradient in self._gradients.rows():
-            yield gradient._replace(values=self._token_ranks.sum(gradient.wide(self._sae.b_dec)))
+            yield gradient._replace(values=self._token_ranks.sum(gradient.widen(self._sae.b_dec)))
+            del gradient
         vectors = [part for name, part in self._sae.named_parameters() if name not in MATRICES]
         own = [vector.grad for vector in vectors if vector.grad is not None]
         assert len(own) == len(vectors)

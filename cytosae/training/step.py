@@ -189,7 +189,7 @@ class TrainStep:
         wide = widest_type(self.sae.b_enc.device)
         squares = []
         for gradient in gradients.rows():
-            values = gradient.wide(self.sae.b_dec)
+            values = gradient.widen(self.sae.b_dec)
             if self._is_on_sphere(gradient):
                 remove_radial_(values, self.sae.W_dec[gradient.latents])
             squares.append(values.square().sum(dtype=wide))

@@ -1,8 +1,8 @@
 """The k largest entries of every row as Triton kernels that read a matrix twice; `cytosae.sae.kernels` decides where.
 
 Entries are divided into groups, of which the k-th largest maximum is a bound that at least k entries of the row reach
-and few exceed. Among those few, the k largest are chosen. Numbers are compared by their bits, as integers: of numbers
-that are not negative they have the same order.
+and few exceed. Among those few, the k largest are chosen. Numbers are compared by their bits, as integers:
+non-negative floats order like their bits.
 """
 
 import torch
@@ -137,15 +137,20 @@ def _n_candidates(m: int, k: int) -> int:
 
 
 def find_problem(device: torch.device) -> str | None:
-    """Compare the largest entries of a small matrix with torch's on the CPU; what is wrong, or None."""
+    """Compare the largest entries of small matrices with torch's on the CPU; what is wrong, or None."""
     n, m, k = 3, 2 * _GROUPS + 9, 5
-    pre = torch.arange(n * m, device="cpu").view(n, m).mul(1.7).sin()
-    pre[1] = pre[1].relu() - pre[1, :3].relu().sum()  # fewer than k are positive
-    pre[2, ::7] = 2.0  # more than k are equal
-    wanted = pre.topk(k, dim=1).values.relu()
-    values, columns = (part.cpu() for part in find_largest(pre.to(device), k))
-    if not torch.equal(values.sort(dim=1, descending=True).values, wanted):
-        return "its largest entries of a row differ from torch's"
-    if not torch.equal(torch.where(values > 0, pre.gather(1, columns), 0.0), values):
-        return "its largest entries of a row are in other columns"
+    for dtype in _LOWEST_BIT:
+        pre = torch.arange(n * m, device="cpu").view(n, m).mul(1.7).sin().to(dtype)
+        pre[1] = -pre[1].abs()
+        pre[1, [3, _GROUPS + 9]] = 1.0  # fewer than k are positive
+        pre[2, ::7] = 2.0  # more than k are equal
+        wanted = pre.topk(k, dim=1).values.relu()
+        values, columns = (part.cpu() for part in find_largest(pre.to(device), k))
+        if not torch.equal(values.sort(dim=1, descending=True).values, wanted):
+            return "its largest entries of a row differ from torch's"
+        if not torch.equal(torch.where(values > 0, pre.gather(1, columns), 0.0), values):
+            return "its largest entries of a row are in other columns"
+        ascends = columns.diff(dim=1) > 0
+        if not bool((ascends | (values[:, 1:] == 0)).all()):
+            return "its largest entries of a row are not by column"
     return None

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cytosae.sae import kernels
+from cytosae.training import encoder_blocks
 from cytosae.training.adam import RowwiseAdam
 from cytosae.training.gradients import RowGradient
 from cytosae.training.matmul import MatmulConfig
@@ -233,14 +234,21 @@ def test_of_equal_numbers_the_first_are_kept_and_what_is_no_number_is_not(device
     assert columns[5].tolist() == [0, 7, 14]
 
 
-def test_too_many_candidates_are_left_to_torch(device):
+def test_too_many_candidates_are_left_to_torch(device, monkeypatch):
     from cytosae.training import triton_topk
 
     assert triton_topk.can_find(49152, 256)
     assert not triton_topk.can_find(49152, 512)
     assert not triton_topk.can_find(10, 0)
-    values, columns = triton_topk.find_largest(random(2, 5000, seed=3).to(device), 300)
-    assert values.shape == columns.shape == (2, 300)
+    pre = random(2, 5000, seed=3).to(device)
+    values, columns = encoder_blocks._largest_in_rows(pre, 300)
+    wanted = pre.topk(300, dim=1)
+    assert torch.equal(values, wanted.values.gather(1, wanted.indices.argsort(dim=1)))
+    assert torch.equal(columns, wanted.indices.sort(dim=1).values)
+    monkeypatch.setattr(triton_topk, "find_largest", lambda pre, k: pytest.fail("it looked for them"))
+    monkeypatch.setattr(triton_topk, "_WIDEST", 1)
+    for found, expected in zip(encoder_blocks._largest_in_rows(pre, 300), (values, columns), strict=True):
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("width", [1, 24, 100, 768])

@@ -206,6 +206,9 @@ def test_the_encoders_product_finds_what_it_finds_without_kernels(device, dtype,
             at = found.rows * S + found.columns
             assert torch.equal(at, at.sort().values)
     assert product.above_if_few(bound.new_full((), -99.0, dtype=dtype), 0.5) is None
+    with monkeypatch.context() as patch:  # no sample, so that the search itself stops
+        patch.setattr(encoder_blocks, "_SAMPLED_TOKENS", 12)
+        assert product.above_if_few(bound.new_full((), -99.0, dtype=dtype), 0.5) is None
     found = product.largest(3)
     with kernels.without_kernels():
         assert all(torch.equal(one, other) for one, other in zip(found[:3], product.largest(3)[:3], strict=True))

@@ -113,6 +113,7 @@ class StoreReader(RowReader):
         self._files = ShardFiles(store, direct=direct, verified=verify)
         self._checksums = store.image_checksums if verify else None
         self._max_read_images = _MAX_READ_IMAGES
+        # Disks without a page cache, and object stores, are faster with fewer and longer requests.
         if verify and not direct and not store.storage.is_remote:
             self._max_read_images = max(1, min(_MAX_READ_IMAGES, _CHECKED_BYTES // store.spec.record_bytes))
         self._channels = store.channels

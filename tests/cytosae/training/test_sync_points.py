@@ -12,9 +12,10 @@ from torch.overrides import TorchFunctionMode
 from cytosae.sae import coo
 from cytosae.sae.coo import CooMatrix
 from cytosae.sae.registry import ARCHITECTURES
+from cytosae.sae.topk import find_nth_largest
 from cytosae.training.encoder_blocks import EncoderProduct
 from cytosae.training.matmul import MatmulConfig
-from tests.cytosae.training.test_fused_loss import DEAD, largest_difference, make_case, make_step, make_tokens
+from tests.cytosae.training.test_fused_loss import DEAD, D, largest_difference, make_case, make_step, make_tokens
 
 WAITING = (
     "__bool__",
@@ -63,8 +64,10 @@ class Waits(TorchFunctionMode):
 @pytest.fixture
 def ahead(monkeypatch) -> None:
     """CPU tensors are handled like those of a device that the host runs ahead of."""
-    for module in ("sae.masks", "training.block_search", "training.encoder_blocks", "training.fused_topk"):
+    for module in ("sae.masks", "sae.topk"):
         monkeypatch.setattr(f"cytosae.{module}.runs_ahead", lambda device: True)
+    for module in ("block_search", "encoder_blocks", "fused_relu", "fused_topk"):
+        monkeypatch.setattr(f"cytosae.training.{module}.runs_ahead", lambda device: True)
     monkeypatch.setattr("cytosae.training.encoder_blocks._SAMPLED_TOKENS", 16)
 
 
@@ -92,6 +95,34 @@ def test_ties_at_the_threshold_go_to_the_first(arch, request):
         results.append([step.step(x).n_fired for _ in range(3)])
         request.getfixturevalue("ahead")
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def test_the_nth_largest_is_that_of_a_sort(request):
+    values = torch.tensor([2.0, 5.0, 2.0, -1.0, torch.nan, 5.0, torch.inf])
+    ordered = values.sort(descending=True).values
+    for _ in range(2):
+        for n in range(1, len(values) + 1):
+            torch.testing.assert_close(find_nth_largest(values, n), ordered[n - 1], rtol=0, atol=0, equal_nan=True)
+        request.getfixturevalue("ahead")
+
+
+def test_a_sample_is_of_the_whole_batch(ahead, monkeypatch):
+    monkeypatch.setattr("cytosae.training.encoder_blocks._SAMPLED_TOKENS", 8)
+    sae = make_case("relu", torch.float64)
+    x = torch.zeros(64, D, dtype=torch.float64)
+    with torch.no_grad():
+        sae.b_enc.fill_(-1.0)
+        sae.b_dec.zero_()
+        x[8:] = 100 * sae.W_enc.detach().t()[:56]  # all but the first tokens have active latents
+    product = EncoderProduct(sae, x, MatmulConfig(torch.float64))
+    assert product._sample_exceeds(torch.zeros((), dtype=torch.float64), 0.05)
+
+
+def test_a_batch_may_have_many_active_latents_that_no_sample_shows(ahead, monkeypatch):
+    monkeypatch.setattr(EncoderProduct, "_sample_exceeds", lambda self, bound, most: False)
+    sae, x = make_case("relu"), make_tokens()[0]
+    product = EncoderProduct(sae, (x - sae.b_dec).detach(), MatmulConfig(torch.float64))
+    assert product.above_if_few(torch.zeros((), dtype=torch.float64), 0.01) is None
 
 
 @pytest.mark.parametrize("sampled", [8, 1 << 20])
