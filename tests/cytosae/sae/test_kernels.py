@@ -322,9 +322,14 @@ def test_wrong_largest_entries_are_found_when_they_are_tried_out(monkeypatch):
     pytest.importorskip("triton", reason=NO_TRITON)
     from cytosae.training import triton_topk
 
-    def right(pre, k):
+    def unordered(pre, k):
         values, columns = pre.topk(k, dim=1)
         return values.relu(), columns
+
+    def right(pre, k):
+        values, columns = unordered(pre, k)
+        order = torch.where(values > 0, columns, pre.shape[1]).argsort(dim=1, stable=True)
+        return values.gather(1, order), columns.gather(1, order)
 
     cpu = torch.device("cpu")
     monkeypatch.setattr(triton_topk, "find_largest", right)
@@ -333,6 +338,8 @@ def test_wrong_largest_entries_are_found_when_they_are_tried_out(monkeypatch):
     assert triton_topk.find_problem(cpu) == "its largest entries of a row differ from torch's"
     monkeypatch.setattr(triton_topk, "find_largest", lambda pre, k: (right(pre, k)[0], right(pre, k)[1].flip(1)))
     assert triton_topk.find_problem(cpu) == "its largest entries of a row are in other columns"
+    monkeypatch.setattr(triton_topk, "find_largest", unordered)
+    assert triton_topk.find_problem(cpu) == "its largest entries of a row are not by column"
 
 
 @pytest.mark.parametrize("architecture", ["relu", "jumprelu", "gated"])
