@@ -55,8 +55,7 @@ class EncoderProduct:
         self._centred, self._matmul = centred.to(matmul.dtype), matmul
         self.n_tokens, self.n_latents = len(centred), len(self._bias)
         # The host waits for the entries of every block on a GPU: there, blocks are as large as the memory allows.
-        self._runs_ahead = runs_ahead(self._bias.device)
-        self._n_blocks = 1 if self._runs_ahead else -(-self.n_latents // LATENTS_PER_BLOCK)
+        self._n_blocks = 1 if runs_ahead(self._bias.device) else -(-self.n_latents // LATENTS_PER_BLOCK)
 
     def __iter__(self) -> Iterator[EncoderBlock]:
         width = -(-self.n_latents // self._n_blocks)

@@ -34,6 +34,19 @@ def kth_largest(bits: tl.tensor, k: tl.tensor, LOWEST_BIT: tl.constexpr) -> tl.t
 
 
 @triton.jit
+def write_chosen(
+    values: tl.tensor, columns: tl.tensor, at: tl.tensor, value: tl.tensor, column: tl.tensor,
+    above: tl.tensor, equal: tl.tensor, n_equal: tl.tensor,
+) -> tl.tensor:  # fmt: skip
+    """Write entries above a bound, and the first `n_equal` at it, in their order from `at` on; returns how many."""
+    chosen = above | (equal & (tl.cumsum(equal.to(tl.int32), axis=0) <= n_equal))
+    place = at + tl.cumsum(chosen.to(tl.int32), axis=0) - 1
+    tl.store(values + place, value, mask=chosen)
+    tl.store(columns + place, column, mask=chosen)
+    return tl.sum(chosen.to(tl.int32), axis=0)
+
+
+@triton.jit
 def bound_rows(
     pre: tl.tensor, bounds: tl.tensor, m: tl.tensor, k: tl.tensor, GROUPS: tl.constexpr, LOWEST_BIT: tl.constexpr
 ) -> None:  # fmt: skip
@@ -62,16 +75,14 @@ def take_candidates(
         column = start + tl.arange(0, CHUNK)
         value = tl.load(pre + row * m + column, mask=column < m, other=0.0).to(tl.float32)
         bits = tl.where(value > 0, value, 0.0).to(tl.int32, bitcast=True)
-        equal = ((bits == bound) & (bits > 0)).to(tl.int32)
+        equal = (bits == bound) & (bits > 0)
         above = bits > bound
-        if tl.sum(above.to(tl.int32) + equal, axis=0) > 0:
+        if tl.sum((above | equal).to(tl.int32), axis=0) > 0:
             # The first k of those at the bound are enough; they may be many.
-            taken = above | ((equal > 0) & (n_equal + tl.cumsum(equal, axis=0) <= k))
-            place = row * width + n_taken + tl.cumsum(taken.to(tl.int32), axis=0) - 1
-            tl.store(values + place, value, mask=taken)
-            tl.store(columns + place, column, mask=taken)
-            n_taken += tl.sum(taken.to(tl.int32), axis=0)
-            n_equal += tl.sum(equal, axis=0)
+            n_taken += write_chosen(
+                values, columns, row * width + n_taken, value, column, above, equal, k - n_equal
+            )  # fmt: skip
+            n_equal += tl.sum(equal.to(tl.int32), axis=0)
     tl.store(counts + row, n_taken)
 
 
@@ -88,12 +99,9 @@ def keep_largest(
     column = tl.load(columns + row * width + slots, mask=there, other=0)
     bits = value.to(tl.int32, bitcast=True)
     bound = kth_largest(bits, k, LOWEST_BIT)
-    above = (bits > bound).to(tl.int32)
-    equal = ((bits == bound) & there).to(tl.int32)
-    kept = (above > 0) | ((equal > 0) & (tl.cumsum(equal, axis=0) <= k - tl.sum(above, axis=0)))
-    place = row * k + tl.cumsum(kept.to(tl.int32), axis=0) - 1
-    tl.store(kept_values + place, value, mask=kept)
-    tl.store(kept_columns + place, column, mask=kept)
+    above = bits > bound
+    n_equal = k - tl.sum(above.to(tl.int32), axis=0)
+    write_chosen(kept_values, kept_columns, row * k, value, column, above, (bits == bound) & there, n_equal)
 
 
 def can_find(n_columns: int, k: int) -> bool:
