@@ -10,7 +10,9 @@ token, for `relu` and `gated`: 0.5 is a new autoencoder, a trained one has 0.01 
 `limit` is the time of the least products that the step needs (the encoder's of all latents once, everything else of
 active ones; of all latents at a density of 0.25 and more) at the fastest rate of products that was measured in the
 same rounds; `limit_share` is that time divided by ours. `memory` is the peak of a step in a process of its own, above
-the interpreter with torch loaded: weights, gradients, Adam's moments and everything the step makes.
+the interpreter with torch loaded: weights, gradients, Adam's moments and everything the step makes. `loaded` is what a
+tiny step of the same kind takes: modules that it imports, such as torch's compiler for its Adam; `ratio_tensors` is the
+ratio without them.
 
 `kernels` says whether sparse products ran as kernels of our own, on a GPU; `--no-kernels` measures without them.
 """
@@ -23,6 +25,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -44,6 +47,8 @@ OF_DENSITY = ("relu", "gated")
 DENSE_OR_SPARSE = ("relu", "jumprelu", "gated")
 """Architectures whose products are of all latents where many are active."""
 WEIGHTS = LossWeights(l1_coefficient=8e-5)
+TINY = {"d_in": 64, "latents": 256, "tokens": 64}
+"""Sizes of a step that loads everything and takes no memory."""
 DENSE = 0.25
 """Density from which the least products are those of all latents."""
 N_PRODUCTS = {"gated": (6, 1), "jumprelu": (4, 1)}
@@ -108,7 +113,7 @@ def measure(options: argparse.Namespace) -> None:
     options.in_a_row = options.in_a_row or (5 if device.type == "cuda" else 1)
     products = choose_products(options.precision, device, options.d_in)
     if options.peak_of:
-        print(measure_peak(options, device, products))
+        print(*measure_peak(options, device, products))
         return
     if options.crossover:
         compare_products(options, device, products)
@@ -156,12 +161,12 @@ def run(options: argparse.Namespace, device: torch.device, products: Products, a
     )  # fmt: skip
     if options.no_memory:
         return
-    baseline, found = (run_peak(options, arch, density, products.precision, which) for which in ("plain", "ours"))
-    state = 4 * 4 * 2 * options.d_in * options.latents
+    plain, own = (run_peak(options, arch, density, products.precision, which) for which in ("plain", "ours"))
     print_line(
         {
-            "name": "memory", "ratio": round(baseline / found, 3), "baseline_bytes": baseline, "ours_bytes": found,
-            "ratio_beyond_state": round((baseline - state) / max(1, found - state), 3), **sizes,
+            "name": "memory", "ratio": round(plain.peak / own.peak, 3), "baseline_bytes": plain.peak,
+            "ours_bytes": own.peak, "baseline_loaded_bytes": plain.loaded, "ours_loaded_bytes": own.loaded,
+            "ratio_tensors": round((plain.peak - plain.loaded) / max(1, own.peak - own.loaded), 3), **sizes,
         }
     )  # fmt: skip
 
@@ -250,8 +255,17 @@ def compare_products(options: argparse.Namespace, device: torch.device, products
         )  # fmt: skip
 
 
-def run_peak(options: argparse.Namespace, arch: str, density: float, precision: str, which: str) -> int:
-    """Peak memory of a step in a process of its own, in bytes."""
+class Peak(NamedTuple):
+    """Memory of a process, in bytes."""
+
+    peak: int
+    """The most that its steps take, `loaded` included."""
+    loaded: int
+    """What a tiny step leaves behind."""
+
+
+def run_peak(options: argparse.Namespace, arch: str, density: float, precision: str, which: str) -> Peak:
+    """Peak memory of a step in a process of its own."""
     command = [
         sys.executable, "-m", "benchmarks.train_step", "--arch", arch, "--k", options.k,
         "--d-in", options.d_in, "--latents", options.latents,
@@ -259,15 +273,18 @@ def run_peak(options: argparse.Namespace, arch: str, density: float, precision: 
         "--ghost-share", options.ghost_share, "--peak-of", which, *(["--no-kernels"] if options.no_kernels else []),
     ]  # fmt: skip
     done = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True)
-    return int(done.stdout)
+    return Peak(*map(int, done.stdout.split()))
 
 
-def measure_peak(options: argparse.Namespace, device: torch.device, products: Products) -> int:
-    """Peak memory of this process's steps above what it had before, in bytes."""
+def measure_peak(options: argparse.Namespace, device: torch.device, products: Products) -> Peak:
+    """Peak memory of this process's steps above what it had before."""
     matmul = None if options.peak_of == "plain" else choose_matmul(products, device, None)
     (arch,), (density,) = options.arch, options.density
     torch.ones(8, 8, device=device) @ torch.ones(8, 8, device=device)  # loads the libraries
-    before = _resident() if device.type == "cpu" else torch.cuda.memory_allocated()
+    before = _allocated(device)
+    tiny = argparse.Namespace(**{**vars(options), **TINY})
+    run_steps(make_step(tiny, device, arch, density, matmul), make_batch(tiny, device))
+    loaded = _allocated(device) - before
     step, x = make_step(options, device, arch, density, matmul), make_batch(options, device)
     run_steps(step, x)  # makes the moments
     if device.type == "cuda":
@@ -276,7 +293,12 @@ def measure_peak(options: argparse.Namespace, device: torch.device, products: Pr
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     run_steps(step, x)
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else _resident("VmHWM")
-    return peak - before
+    return Peak(peak - before, loaded)
+
+
+def _allocated(device: torch.device) -> int:
+    """Memory that the process has on a device, in bytes."""
+    return _resident() if device.type == "cpu" else torch.cuda.memory_allocated()
 
 
 def _resident(name: str = "VmRSS") -> int:

@@ -24,7 +24,7 @@ _LARGEST = "cytosae.training.triton_topk"
 _FEWEST_BLOCKS = 6
 """Blocks from which a bound of every token's largest latents pays: it comes from one of them."""
 _SHORTEST_PART = 64
-_SAMPLED_TOKENS, _SAMPLED_LATENTS = 256, 4096
+_SAMPLED_TOKENS, _SAMPLED_LATENTS = 256, 2048
 """A sample of the whole batch that shows whether few latents are active, before all tokens are encoded."""
 _SPARE = 4
 """Entries by which the k-th of a sample of latents is passed, so that a token seldom has too few candidates."""

@@ -120,6 +120,7 @@ class _Sums:
         centred = x - sae.b_dec
         centred_cast = centred.to(matmul.dtype)
         part = _DensePart(sae, centred_cast) if active is None else _SparsePart(sae, active, centred)
+        del centred
         latent_ranks = self._inputs.latent_ranks
         reconstruction = latent_ranks.sum(part.decode()).add_(sae.b_dec)
         residual = reconstruction - x
@@ -129,11 +130,12 @@ class _Sums:
         factor = inverse_norm if weights is None else inverse_norm * weights
         weighted = error if weights is None else error * weights
         self._terms[0].add_(weighted.sum(dtype=self._terms.dtype) / scale)
-        g = residual * (factor * (2 / scale))
+        ghosts_residual = None if self._dead is None else -residual
+        g = residual.mul_(factor * (2 / scale))
         part.count(self._sums, self.n_fired)
         gradients: Gradients = part.gradients(g, self._l1 / self._n_all)
-        if self._dead is not None:
-            gradients = SumOfGradients(gradients, self._ghost_term(centred_cast, residual.neg_(), error, scale))
+        if ghosts_residual is not None:
+            gradients = SumOfGradients(gradients, self._ghost_term(centred_cast, ghosts_residual, error, scale))
         if not latent_ranks.rank:  # the same on all of them, which add theirs up
             assert sae.b_dec.grad is not None
             sae.b_dec.grad += g.sum(dim=0)
