@@ -1,7 +1,7 @@
 """JumpReLU: each latent has a learned threshold, below which it is inactive."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -17,7 +17,8 @@ class JumpReluSae(Sae):
     """`a = pre` where `pre > threshold`, else 0 (Rajamanoharan et al. 2024, arXiv:2407.14435).
 
     The thresholds are learned through straight-through estimators with a rectangle kernel of width `bandwidth`. The
-    loss `(L0 / k - 1)^2` keeps L0 near k (section 4.3 of the same paper trains to a given L0).
+    loss `(L0 / k - 1)^2` keeps L0 near k (section 4.3 of the same paper trains to a given L0). A pre-activation loss,
+    off by default, revives dead latents.
 
     Args:
         d_in: Width D of the activations.
@@ -32,7 +33,7 @@ class JumpReluSae(Sae):
 
     architecture: ClassVar[str] = "jumprelu"
     setting_names: ClassVar[tuple[str, ...]] = ("k", "bandwidth")
-    training_options: ClassVar[frozenset[str]] = frozenset({"l0_coefficient"})
+    training_options: ClassVar[frozenset[str]] = frozenset({"l0_coefficient", "pre_act_coefficient"})
     fits_to_tokens: ClassVar[bool] = True
     # A threshold is one number in units of activations; 2 D weights move the value that it is compared with.
     lr_factors: ClassVar[Mapping[str, float]] = {"threshold": 10.0}
@@ -73,7 +74,7 @@ class JumpReluSae(Sae):
         self.threshold.fill_(pre.topk(n_active).values[-1].clamp_min(0))
 
     def training_loss(self, x: torch.Tensor, inputs: LossInputs) -> SaeLoss:
-        """Unexplained share of the variance, and the distance of L0 from k; see `Sae`."""
+        """Unexplained share of the variance, the distance of L0 from k, and `find_pull`'s term; see `Sae`."""
         pre = self.pre_activations_in(x, inputs.dtype)
         # Thresholds below 0 would let negative latents through.
         threshold = torch.relu(self.threshold)
@@ -83,7 +84,36 @@ class JumpReluSae(Sae):
         l0 = inputs.mean(active.sum(dim=1, dtype=x.dtype))
         sparsity = inputs.weights.l0_coefficient * (l0 / self.k - 1).square()
         n_fired = active.detach().sum(dim=0, dtype=x.dtype).round().to(torch.int64)
-        return SaeLoss(LossTerms(mse + sparsity, mse, sparsity, x.new_zeros(())), n_fired, reconstruction)
+        pull = self.find_pull(x, inputs)
+        revival = x.new_zeros(()) if pull is None else pull.term
+        return SaeLoss(LossTerms(mse + sparsity + revival, mse, sparsity, revival), n_fired, reconstruction)
+
+    def find_pull(self, x: torch.Tensor, inputs: LossInputs) -> "Pull | None":
+        """The pre-activation loss: how far dead latents are below their thresholds on average.
+
+        A dead latent has no gradient: this gives it one. The term is the mean over all latents of
+        `relu(threshold - mean(pre))`, with 0 for those that are not dead; its gradient reaches the encoder, and not the
+        thresholds. It follows Anthropic's circuits updates of January 2025, whose term is of single tokens and of all
+        inactive latents: of dead ones, it differs by the few tokens on which they are active, and needs no product.
+
+        Args:
+            x: Tokens, shape `(N, D)`.
+            inputs: What the loss depends on.
+
+        Returns:
+            None if no latents are to be revived.
+        """
+        weight = inputs.weights.pre_act_coefficient / len(self.b_enc)
+        if inputs.dead_mask is None or not weight:
+            return None
+        n_all = inputs.count(x)
+        share, direction = len(x) / n_all, x.sum(dim=0) / n_all
+        direction = direction - share * self.b_dec
+        # This rank's part of the distances, whose sum decides.
+        distance = share * (torch.relu(self.threshold.detach()) - self.b_enc) - direction @ self.W_enc
+        is_pulled = inputs.dead_mask & (inputs.token_ranks.sum(distance.detach()) > 0)
+        factors = is_pulled.to(distance.dtype) * weight
+        return Pull(inputs.token_ranks.total((distance * factors).sum()), factors, share, direction.detach())
 
     def to_saelens(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """See `Sae`; a threshold below 0 acts as 0 and is exported as 0."""
@@ -92,6 +122,19 @@ class JumpReluSae(Sae):
 
     def _latent_units(self) -> tuple[torch.Tensor, ...]:
         return (self.b_enc, self.threshold)
+
+
+class Pull(NamedTuple):
+    """A term that pulls latents towards their thresholds, and what its gradient is made of."""
+
+    term: torch.Tensor
+    """The term of the whole batch, 0-dimensional."""
+    factors: torch.Tensor
+    """Minus its gradient by each latent's mean pre-activation, shape `(S,)`."""
+    share: float
+    """Share of the batch's tokens that this rank has: minus its gradient by `b_enc`, in terms of the factors."""
+    direction: torch.Tensor
+    """Sum of this rank's tokens minus `b_dec`, over the number of all: the same for the columns of `W_enc`, `(D,)`."""
 
 
 class _Jump(torch.autograd.Function):

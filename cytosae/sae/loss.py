@@ -17,7 +17,8 @@ class LossTerms(NamedTuple):
     l1: torch.Tensor
     """Sparsity term, coefficient included: L1, or what the architecture uses instead."""
     ghost: torch.Tensor
-    """Term that revives latents, coefficient included: ghost gradients, AuxK, or the gate's own error."""
+    """Term that revives latents, coefficient included: ghost gradients, AuxK, the pre-activation loss; or the gate's
+    own error."""
 
 
 class LossWeights(NamedTuple):
@@ -29,6 +30,8 @@ class LossWeights(NamedTuple):
     """Weight of AuxK (`topk`, `batchtopk`, `matryoshka`)."""
     l0_coefficient: float = 1.0
     """Weight of the squared relative distance between L0 and its target (`jumprelu`)."""
+    pre_act_coefficient: float = 0.0
+    """Weight of the distance of dead latents from their thresholds (`jumprelu`)."""
 
 
 class LossInputs(NamedTuple):

@@ -9,7 +9,8 @@ import torch
 from cytosae.sae.base import Sae
 from cytosae.sae.gated import GatedSae
 from cytosae.sae.jumprelu import JumpReluSae
-from cytosae.sae.loss import LossInputs
+from cytosae.sae.loss import LossInputs, SaeLoss
+from cytosae.training.gradients import Gradients, OuterAddition
 
 Latents = slice | torch.Tensor
 
@@ -72,6 +73,16 @@ class Rule(ABC):
     def constants(self, latents: slice) -> tuple[list[torch.Tensor], float]:
         """What the kernels of `triton_activations` compute with: vectors of shape `(n,)`, and a number."""
 
+    def revive(self, x: torch.Tensor, loss: SaeLoss, gradients: Gradients) -> tuple[SaeLoss, Gradients]:
+        """Add what revives dead latents to a loss and its gradients: nothing by default.
+
+        Args:
+            x: Tokens, shape `(N, D)`.
+            loss: The loss without it.
+            gradients: Gradients of the matrices; those of vectors are in their `grad`, or will be added to it.
+        """
+        return loss, gradients
+
 
 class _JumpRelu(Rule):
     """See `JumpReluSae`."""
@@ -107,6 +118,17 @@ class _JumpRelu(Rule):
 
     def constants(self, latents: slice) -> tuple[list[torch.Tensor], float]:
         return [torch.relu(self.sae.threshold[latents])], self.sae.bandwidth / 2
+
+    def revive(self, x: torch.Tensor, loss: SaeLoss, gradients: Gradients) -> tuple[SaeLoss, Gradients]:
+        sae, pull = self.sae, self.sae.find_pull(x, self.inputs)
+        if pull is None:
+            return loss, gradients
+        assert sae.b_enc.grad is not None
+        assert sae.b_dec.grad is not None
+        sae.b_enc.grad.sub_(pull.factors, alpha=pull.share)
+        sae.b_dec.grad.add_(sae.W_enc @ pull.factors, alpha=pull.share)
+        terms = loss.terms._replace(loss=loss.terms.loss + pull.term, ghost=pull.term)
+        return loss._replace(terms=terms), OuterAddition(gradients, pull.factors.neg(), pull.direction)
 
 
 class _Gated(Rule):

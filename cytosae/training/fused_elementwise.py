@@ -54,8 +54,8 @@ def fused_elementwise_loss(
         bound = torch.nextafter(bound, torch.full_like(bound, -torch.inf)) if matmul.dtype != x.dtype else bound
         entries = EncoderProduct(sae, centred, matmul).above_if_few(bound, matmul.sparse_below)
         if entries is not None:
-            return _sparse_loss(rule, x, centred, entries)
-    return _DenseLoss(rule, x, centred, matmul).compute()
+            return rule.revive(x, *_sparse_loss(rule, x, centred, entries))
+    return rule.revive(x, *_DenseLoss(rule, x, centred, matmul).compute())
 
 
 def _sparse_loss(rule: Rule, x: torch.Tensor, centred: torch.Tensor, entries: CooMatrix) -> tuple[SaeLoss, Gradients]:

@@ -163,6 +163,29 @@ class SumOfGradients(Gradients):
             del gradient  # it need not live while the next one is computed
 
 
+class OuterAddition(Gradients):
+    """Gradients of all latents, and a multiple of one direction for each latent's encoder weights.
+
+    Args:
+        gradients: Those of all.
+        factors: The multiples, shape `(S,)`.
+        direction: Shape `(D,)`.
+    """
+
+    def __init__(self, gradients: Gradients, factors: torch.Tensor, direction: torch.Tensor) -> None:
+        self._gradients, self._factors, self._direction = gradients, factors, direction
+        self.repeats_cheaply = gradients.repeats_cheaply
+
+    def rows(self) -> Iterator[RowGradient]:
+        """See `Gradients`."""
+        for gradient in self._gradients.rows():
+            if gradient.name == "W_enc":
+                factors, direction = (one.to(gradient.values.dtype) for one in (self._factors, self._direction))
+                gradient.values.addr_(factors[gradient.latents], direction)
+            yield gradient
+            del gradient  # it need not live while the next one is computed
+
+
 class GradientsOfRanks(Gradients):
     """Gradients summed over processes that computed them from different tokens, or from different latents.
 

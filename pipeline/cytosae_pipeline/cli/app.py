@@ -99,7 +99,7 @@ class _TrainCommand(GroupedCommand):
         ),
         "Options of arch relu and gated": ("use_ghost_grads", "norm_weighted_l1", "mse_cls_coefficient"),
         "Options of arch topk, batchtopk and matryoshka": ("aux_coefficient",),
-        "Options of arch jumprelu": ("l0_coefficient", "bandwidth"),
+        "Options of arch jumprelu": ("l0_coefficient", "bandwidth", "pre_act_coefficient"),
     }  # fmt: skip
 
 

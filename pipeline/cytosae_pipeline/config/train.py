@@ -27,7 +27,8 @@ def _fills_from_preset(record: type[_Record]) -> type[_Record]:
         values = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
         arch = given.get("arch", values.get("arch"))
         if isinstance(arch, str) and arch in ARCHITECTURES:
-            foreign = {name: value for name, value in values.items() if not _belongs(name, arch)}
+            # None is not foreign: it stands for what suits any architecture.
+            foreign = {n: value for n, value in values.items() if value is not None and not _belongs(n, arch)}
             values = {name: value for name, value in values.items() if name not in foreign}
             # `dataclasses.replace` passes what the preset had set for another architecture.
             given = {name: value for name, value in given.items() if name not in foreign or value != foreign[name]}
@@ -51,11 +52,15 @@ _DEAD_FEATURE_WINDOW = 64
 _FIRINGS = 20
 """Times that a latent of average frequency fires within a derived window."""
 
-_WEIGHT_DECAY, _INPUT_NOISE = 0.4, 0.2
-"""What None stands for where latents compete. Decay silences latents with a threshold of their own, and noise, which
-makes more of them active, moves the threshold."""
+_SUITED = {
+    "weight_decay": (0.4, ("topk", "batchtopk", "matryoshka", "jumprelu")),
+    "input_noise": (0.2, ("topk", "batchtopk", "matryoshka")),
+    "pre_act_coefficient": (0.03125, ("jumprelu",)),
+}
+"""What None stands for, and for which architectures; 0 for others. Noise makes more latents active, which moves learned
+thresholds."""
 
-_SWITCHES_OF_ARCHITECTURES = ("use_ghost_grads", "norm_weighted_l1", "mse_cls_coefficient")
+_SWITCHES_OF_ARCHITECTURES = ("use_ghost_grads", "norm_weighted_l1", "mse_cls_coefficient", "pre_act_coefficient")
 
 
 def _owners(name: str) -> list[str]:
@@ -123,6 +128,12 @@ class TrainConfig(StoreSource):
     )
     l0_coefficient: float | None = option(
         None, "Weight of the distance between L0 and k (jumprelu). [default: 1.0]", minimum=0
+    )
+    pre_act_coefficient: float | None = option(
+        0.0,
+        "Weight of the pre-activation loss, which revives dead latents by pulling them towards their thresholds "
+        "(jumprelu). --preset modern takes 0.03125.",
+        minimum=0,
     )
     bandwidth: float | None = option(
         None,
@@ -254,13 +265,13 @@ class TrainConfig(StoreSource):
         firings_per_step = self.k * self.batch_size * n_tokens / n_latents
         return min(math.ceil(_FIRINGS / firings_per_step), _DEAD_FEATURE_WINDOW)
 
-    def against_overfitting(self) -> tuple[float, float]:
-        """`weight_decay` and `input_noise`; where one is None, what suits the architecture."""
-        decay, noise = (_WEIGHT_DECAY, _INPUT_NOISE) if _belongs("aux_coefficient", self.arch) else (0.0, 0.0)
-        return (
-            decay if self.weight_decay is None else self.weight_decay,
-            noise if self.input_noise is None else self.input_noise,
-        )
+    def _suited(self) -> dict[str, Any]:
+        """Options of which None stands for what suits the architecture."""
+        values = {name: getattr(self, name) for name in _SUITED}
+        return {
+            name: (suited if self.arch in archs else 0.0) if values[name] is None else values[name]
+            for name, (suited, archs) in _SUITED.items()
+        }
 
     @property
     def trained_on(self) -> Literal["all", "patches", "cls"]:
@@ -274,7 +285,7 @@ class TrainConfig(StoreSource):
             raise UserError(f"resume names the run '{self.resume}', and run_name another: leave out run_name")
         self._check_tokens()
         self._check_architecture()
-        decay, _ = self.against_overfitting()
+        decay = self._suited()["weight_decay"]
         shrinks = self.lr * (self.encoder_lr_factor or 1) * decay
         if shrinks >= 1:
             raise UserError(
@@ -306,6 +317,7 @@ class TrainConfig(StoreSource):
             "use_ghost_grads": self.use_ghost_grads,
             "norm_weighted_l1": self.norm_weighted_l1,
             "mse_cls_coefficient": self.mse_cls_coefficient != 1,
+            "pre_act_coefficient": self.pre_act_coefficient not in (None, 0),
         }
         for name, given in of_some.items():
             if given and not _belongs(name, self.arch):
@@ -315,9 +327,9 @@ class TrainConfig(StoreSource):
                 )
 
     def filled(self) -> "TrainConfig":
-        """The same options, with the defaults of those of the architecture that were not given."""
+        """The same options, with the defaults of those of the architecture that were not given, and what suits it."""
         unset = {name: value for name, value in OF_ARCHITECTURES.items() if getattr(self, name) is None}
-        return replace(self, **without_foreign(self.arch, unset))
+        return replace(self, **without_foreign(self.arch, unset), **self._suited())
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -330,7 +342,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "arch": "batchtopk", "k": 32, "lr": 0.006, "encoder_lr_factor": 0.5, "adam_beta1": 0.8, "adam_beta2": 0.98,
         "lr_warm_up_share": 0.02, "lr_decay_share": 0.6, "dead_feature_window": None, "standardise": True,
         "encoder_init": "decoder", "b_dec_init_method": "mean", "batch_of": "tokens", "held_out": 0.05,
-        "weight_decay": None, "input_noise": None,
+        "weight_decay": None, "input_noise": None, "pre_act_coefficient": None,
     },
 }  # fmt: skip
 """Values of options that are not given, by preset."""

@@ -91,8 +91,7 @@ def explain_dead(config: TrainConfig, dead_share: float, n_latents: int, n_steps
         return ""
     options = ARCHITECTURES[config.arch].training_options
     advice = ["lower --lr"]
-    if "aux_coefficient" in options:
-        advice.append("raise --aux_coefficient")
+    advice += [f"raise --{name}" for name in ("aux_coefficient", "pre_act_coefficient") if name in options]
     if "use_ghost_grads" in options and not config.use_ghost_grads:
         advice.append("give --use_ghost_grads")
     if config.encoder_init != "decoder":

@@ -44,7 +44,10 @@ NOT_THE_RECIPE = {
 }  # fmt: skip
 """Options that do not change the numbers: they are not part of the run's identity nor of anything that is shared."""
 
-_PART_IF_GIVEN = ("lr_warm_up_share", "adam_beta1", "adam_beta2", "encoder_lr_factor", "weight_decay", "input_noise")
+_PART_IF_GIVEN = (
+    "lr_warm_up_share", "adam_beta1", "adam_beta2", "encoder_lr_factor", "weight_decay", "input_noise",
+    "pre_act_coefficient",
+)  # fmt: skip
 """Options of later versions: left out of the recipe at their default, so that older runs keep their names."""
 
 
@@ -57,7 +60,7 @@ class Run:
     """A training run: everything fixed before the first step."""
 
     config: TrainConfig
-    """Options, with what was derived: `precision`, `dead_feature_window`, `weight_decay`, `input_noise`."""
+    """Options as `filled` gives them, with what was derived: `precision`, `dead_feature_window`."""
     stores: tuple[ActivationStore, ...]
     """The stores, trained on as one."""
     folder: Path
@@ -186,8 +189,7 @@ def prepare_run(
         torch.empty(1, store.n_tokens, 1, device="meta"), choice=config.trained_on, layout=store.spec.tokens
     )
     window = config.revive_after_steps(n_latents, tokens.shape[1])
-    decay, noise = config.against_overfitting()
-    config = replace(config, dead_feature_window=window, weight_decay=decay, input_noise=noise)
+    config = replace(config, dead_feature_window=window)
     if products is not None:
         return replace(_make_run(replace(config, precision=products.precision), stores, device), products=products)
     return _with_products(config, stores, device)

@@ -249,6 +249,36 @@ def test_thresholds_learn_by_the_straight_through_estimator():
     assert torch.equal(found.n_fired, active.sum(dim=0).long())
 
 
+def test_dead_latents_are_pulled_towards_their_thresholds():
+    sae, x = make_random("jumprelu"), make_tokens()
+    dead = torch.arange(S) < 5
+    with torch.no_grad():
+        sae.b_enc[:4] = -3
+        sae.b_enc[4] = 3  # above its threshold on average: nothing pulls it
+    mean_pre = ((x - sae.b_dec) @ sae.W_enc + sae.b_enc).detach().mean(dim=0)
+    found = loss_of(sae, x, dead=dead, weights=LossWeights(pre_act_coefficient=0.7))
+    assert found.terms.ghost.item() == pytest.approx(0.7 / S * (sae.threshold - mean_pre)[:4].sum().item())
+    torch.testing.assert_close(found.terms.loss, found.terms.mse + found.terms.l1 + found.terms.ghost)
+    found.terms.ghost.backward()
+    wanted = torch.zeros(S, dtype=x.dtype)
+    wanted[:4] = -0.7 / S
+    torch.testing.assert_close(sae.b_enc.grad, wanted)
+    torch.testing.assert_close(sae.W_enc.grad, torch.outer((x - sae.b_dec).detach().mean(dim=0), wanted))
+    torch.testing.assert_close(sae.b_dec.grad, -(sae.W_enc @ wanted).detach())
+    assert sae.threshold.grad is None
+
+
+@pytest.mark.parametrize(("coefficient", "n_revived"), [(0.0, 0), (0.03125, 6)])
+def test_pulled_latents_of_jumprelu_fire_again(coefficient, n_revived):
+    sae, x = make_random("jumprelu", dtype=torch.float32), make_tokens(64, torch.float32)[None]
+    with torch.no_grad():
+        sae.b_enc[:6] = -20
+    weights = LossWeights(pre_act_coefficient=coefficient)
+    step = TrainStep(sae, lr=0.1, weights=weights, use_ghost_grads=False, dead_feature_window=1, matmul=MatmulConfig())
+    has_fired = sum(step.step(x).n_fired[:6] for _ in range(400)) > 0
+    assert has_fired.sum() == n_revived
+
+
 def test_jumprelu_starts_with_k_active_latents_per_token():
     sae, x = make_random("jumprelu"), make_tokens(200)
     sae.fit_to_tokens_(x)

@@ -17,7 +17,7 @@ from cytosae.training.step import TrainStep
 N, D, S, K = 77, 24, 160, 5
 SMALL = 8 * S * 11
 """Bytes for the latents of 11 tokens, so that parts are uneven."""
-WEIGHTS = LossWeights(l1_coefficient=0.05)
+WEIGHTS = LossWeights(l1_coefficient=0.05, pre_act_coefficient=0.5)
 INPUTS = LossInputs(torch.ones(()), WEIGHTS, torch.float64)
 DEAD = 60
 """More than D / 2, so that AuxK must choose."""

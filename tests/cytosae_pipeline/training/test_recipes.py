@@ -123,6 +123,22 @@ def test_options_of_relu_are_refused_elsewhere(with_store, option):
     assert f"{option[0].strip('-')} is an option of arch relu, found arch gated" in output
 
 
+def test_the_pre_activation_loss_is_an_option_of_jumprelu_alone(with_store):
+    output = with_store.train("--arch", "topk", "--pre_act_coefficient", 0.1, code=2).output
+    assert "pre_act_coefficient is an option of arch jumprelu, found arch topk" in output
+
+
+def test_jumprelu_without_it_keeps_the_name_of_earlier_runs(with_store):
+    recipes = [
+        prepare_run(
+            TrainConfig(root_dir=with_store.root, dataset_name="toy", arch="jumprelu", pre_act_coefficient=value)
+        ).recipe
+        for value in (0.0, 0.1)
+    ]
+    assert "pre_act_coefficient" not in recipes[0]
+    assert recipes[1] == {**recipes[0], "pre_act_coefficient": 0.1}
+
+
 # --- options
 
 
@@ -240,14 +256,27 @@ def test_rare_latents_are_revived_later_with_the_preset(latents, tokens, options
     assert config.revive_after_steps(latents, tokens) == expected
 
 
-def test_the_preset_has_decay_and_noise_for_architectures_whose_latents_compete():
-    base = TrainConfig(preset="modern")
-    for arch in ARCHITECTURES:
-        decay, noise = (0.4, 0.2) if arch in ("topk", "batchtopk", "matryoshka") else (0, 0)
-        assert replace(base, arch=arch).against_overfitting() == (decay, noise)
-        assert TrainConfig(preset="modern", arch=arch, input_noise=0.1).against_overfitting() == (decay, 0.1)
-        assert TrainConfig(preset="modern", arch=arch, weight_decay=0.3).against_overfitting() == (0.3, noise)
-        assert TrainConfig(arch=arch).against_overfitting() == (0, 0)
+@pytest.mark.parametrize(
+    ("arch", "decay", "noise", "pull"),
+    [
+        ("relu", 0, 0, 0),
+        ("topk", 0.4, 0.2, 0),
+        ("batchtopk", 0.4, 0.2, 0),
+        ("matryoshka", 0.4, 0.2, 0),
+        ("jumprelu", 0.4, 0, 0.03125),
+        ("gated", 0, 0, 0),
+    ],
+)
+def test_the_preset_has_what_suits_an_architecture(arch, decay, noise, pull):
+    def found(config):
+        config = config.filled()
+        return config.weight_decay, config.input_noise, config.pre_act_coefficient
+
+    assert found(TrainConfig(preset="modern", arch=arch)) == (decay, noise, pull)
+    assert found(replace(TrainConfig(preset="modern"), arch=arch)) == (decay, noise, pull)
+    assert found(TrainConfig(preset="modern", arch=arch, input_noise=0.1)) == (decay, 0.1, pull)
+    assert found(TrainConfig(preset="modern", arch=arch, weight_decay=0.3)) == (0.3, noise, pull)
+    assert found(TrainConfig(arch=arch)) == (0, 0, 0)
 
 
 def test_a_run_records_after_how_many_steps_latents_are_revived(with_store):
