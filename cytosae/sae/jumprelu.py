@@ -92,9 +92,9 @@ class JumpReluSae(Sae):
         """The pre-activation loss: how far dead latents are below their thresholds on average.
 
         A dead latent has no gradient: this gives it one. The term is the mean over all latents of
-        `relu(threshold - mean(pre))`, with 0 for those that are not dead; its gradient reaches the encoder, and not the
-        thresholds. It follows Anthropic's circuits updates of January 2025, whose term is of single tokens and of all
-        inactive latents: of dead ones, it differs by the few tokens on which they are active, and needs no product.
+        `relu(threshold - mean(pre))`, with 0 for those that are not dead; its gradient reaches `W_enc` and `b_enc`
+        alone. It follows Anthropic's circuits updates of January 2025, whose term is of single tokens and of all
+        inactive latents; this one needs no product of tokens and latents.
 
         Args:
             x: Tokens, shape `(N, D)`.
@@ -108,12 +108,12 @@ class JumpReluSae(Sae):
             return None
         n_all = inputs.count(x)
         share, direction = len(x) / n_all, x.sum(dim=0) / n_all
-        direction = direction - share * self.b_dec
+        direction = direction - share * self.b_dec.detach()
         # This rank's part of the distances, whose sum decides.
         distance = share * (torch.relu(self.threshold.detach()) - self.b_enc) - direction @ self.W_enc
         is_pulled = inputs.dead_mask & (inputs.token_ranks.sum(distance.detach()) > 0)
         factors = is_pulled.to(distance.dtype) * weight
-        return Pull(inputs.token_ranks.total((distance * factors).sum()), factors, share, direction.detach())
+        return Pull(inputs.token_ranks.total((distance * factors).sum()), factors, share, direction)
 
     def to_saelens(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """See `Sae`; a threshold below 0 acts as 0 and is exported as 0."""

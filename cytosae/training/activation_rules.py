@@ -124,9 +124,7 @@ class _JumpRelu(Rule):
         if pull is None:
             return loss, gradients
         assert sae.b_enc.grad is not None
-        assert sae.b_dec.grad is not None
         sae.b_enc.grad.sub_(pull.factors, alpha=pull.share)
-        sae.b_dec.grad.add_(sae.W_enc @ pull.factors, alpha=pull.share)
         terms = loss.terms._replace(loss=loss.terms.loss + pull.term, ghost=pull.term)
         return loss._replace(terms=terms), OuterAddition(gradients, pull.factors.neg(), pull.direction)
 
