@@ -52,13 +52,14 @@ _DEAD_FEATURE_WINDOW = 64
 _FIRINGS = 20
 """Times that a latent of average frequency fires within a derived window."""
 
-_SUITED = {
-    "weight_decay": (0.4, ("topk", "batchtopk", "matryoshka", "jumprelu")),
-    "input_noise": (0.2, ("topk", "batchtopk", "matryoshka")),
-    "pre_act_coefficient": (0.03125, ("jumprelu",)),
+_COMPETING = ("topk", "batchtopk", "matryoshka")
+_SUITED: dict[str, dict[str, float]] = {
+    "weight_decay": dict.fromkeys((*_COMPETING, "jumprelu"), 0.4),
+    "input_noise": {**dict.fromkeys(_COMPETING, 0.2), "jumprelu": 0.1},
+    "pre_act_coefficient": {"jumprelu": 0.03125},
 }
-"""What None stands for, and for which architectures; 0 for others. Noise makes more latents active, which moves learned
-thresholds."""
+"""What None stands for, by architecture; 0 for others. Noise makes more latents active, so that learned thresholds let
+fewer through on what is read without noise."""
 
 _SWITCHES_OF_ARCHITECTURES = ("use_ghost_grads", "norm_weighted_l1", "mse_cls_coefficient", "pre_act_coefficient")
 
@@ -159,14 +160,13 @@ class TrainConfig(StoreSource):
     weight_decay: float | None = option(
         0.0,
         "Decay of the encoder's weights (AdamW): a step multiplies those of active latents by 1 - their rate x this, "
-        "so that few images are not learned by heart. --preset modern takes 0.4 for architectures that keep the "
-        "largest latents.",
+        "so that few images are not learned by heart. --preset modern takes 0.4 for architectures with --k.",
         minimum=0,
     )
     input_noise: float | None = option(
         0.0,
         "Standard deviation of Gaussian noise on the activations that are trained on, in terms of their channel's. "
-        "--preset modern takes 0.2 for the same architectures.",
+        "--preset modern takes 0.2 for topk, batchtopk and matryoshka, and 0.1 for jumprelu.",
         minimum=0,
     )
     adam_beta1: float | None = option(
@@ -268,10 +268,7 @@ class TrainConfig(StoreSource):
     def _suited(self) -> dict[str, Any]:
         """Options of which None stands for what suits the architecture."""
         values = {name: getattr(self, name) for name in _SUITED}
-        return {
-            name: (suited if self.arch in archs else 0.0) if values[name] is None else values[name]
-            for name, (suited, archs) in _SUITED.items()
-        }
+        return {name: _SUITED[name].get(self.arch, 0.0) if value is None else value for name, value in values.items()}
 
     @property
     def trained_on(self) -> Literal["all", "patches", "cls"]:

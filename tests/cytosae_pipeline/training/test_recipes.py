@@ -263,7 +263,7 @@ def test_rare_latents_are_revived_later_with_the_preset(latents, tokens, options
         ("topk", 0.4, 0.2, 0),
         ("batchtopk", 0.4, 0.2, 0),
         ("matryoshka", 0.4, 0.2, 0),
-        ("jumprelu", 0.4, 0, 0.03125),
+        ("jumprelu", 0.4, 0.1, 0.03125),
         ("gated", 0, 0, 0),
     ],
 )
@@ -274,7 +274,7 @@ def test_the_preset_has_what_suits_an_architecture(arch, decay, noise, pull):
 
     assert found(TrainConfig(preset="modern", arch=arch)) == (decay, noise, pull)
     assert found(replace(TrainConfig(preset="modern"), arch=arch)) == (decay, noise, pull)
-    assert found(TrainConfig(preset="modern", arch=arch, input_noise=0.1)) == (decay, 0.1, pull)
+    assert found(TrainConfig(preset="modern", arch=arch, input_noise=0.3)) == (decay, 0.3, pull)
     assert found(TrainConfig(preset="modern", arch=arch, weight_decay=0.3)) == (0.3, noise, pull)
     assert found(TrainConfig(arch=arch)) == (0, 0, 0)
 
