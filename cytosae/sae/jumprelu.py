@@ -74,7 +74,7 @@ class JumpReluSae(Sae):
         self.threshold.fill_(pre.topk(n_active).values[-1].clamp_min(0))
 
     def training_loss(self, x: torch.Tensor, inputs: LossInputs) -> SaeLoss:
-        """Unexplained share of the variance, the distance of L0 from k, and `find_pull`'s term; see `Sae`."""
+        """Unexplained share of the variance, the distance of L0 from k, and the pre-activation loss; see `Sae`."""
         pre = self.pre_activations_in(x, inputs.dtype)
         # Thresholds below 0 would let negative latents through.
         threshold = torch.relu(self.threshold)
@@ -84,14 +84,14 @@ class JumpReluSae(Sae):
         l0 = inputs.mean(active.sum(dim=1, dtype=x.dtype))
         sparsity = inputs.weights.l0_coefficient * (l0 / self.k - 1).square()
         n_fired = active.detach().sum(dim=0, dtype=x.dtype).round().to(torch.int64)
-        pull = self.find_pull(x, inputs)
-        revival = x.new_zeros(()) if pull is None else pull.term
-        return SaeLoss(LossTerms(mse + sparsity + revival, mse, sparsity, revival), n_fired, reconstruction)
+        found = self.pre_activation_loss(x, inputs)
+        pre_act = x.new_zeros(()) if found is None else found.term
+        return SaeLoss(LossTerms(mse + sparsity + pre_act, mse, sparsity, pre_act), n_fired, reconstruction)
 
-    def find_pull(self, x: torch.Tensor, inputs: LossInputs) -> "Pull | None":
-        """The pre-activation loss: how far dead latents are below their thresholds on average.
+    def pre_activation_loss(self, x: torch.Tensor, inputs: LossInputs) -> "PreActivationLoss | None":
+        """How far dead latents are below their thresholds on average.
 
-        A dead latent has no gradient: this gives it one. The term is the mean over all latents of
+        The encoder of a dead latent has no other gradient. The term is the mean over all latents of
         `relu(threshold - mean(pre))`, with 0 for those that are not dead; its gradient reaches `W_enc` and `b_enc`
         alone. It follows Anthropic's circuits updates of January 2025, whose term is of single tokens and of all
         inactive latents; this one needs no product of tokens and latents.
@@ -111,9 +111,9 @@ class JumpReluSae(Sae):
         direction = direction - share * self.b_dec.detach()
         # This rank's part of the distances, whose sum decides.
         distance = share * (torch.relu(self.threshold.detach()) - self.b_enc) - direction @ self.W_enc
-        is_pulled = inputs.dead_mask & (inputs.token_ranks.sum(distance.detach()) > 0)
-        factors = is_pulled.to(distance.dtype) * weight
-        return Pull(inputs.token_ranks.total((distance * factors).sum()), factors, share, direction)
+        is_below = inputs.dead_mask & (inputs.token_ranks.sum(distance.detach()) > 0)
+        factors = is_below.to(distance.dtype) * weight
+        return PreActivationLoss(inputs.token_ranks.total((distance * factors).sum()), factors, share, direction)
 
     def to_saelens(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """See `Sae`; a threshold below 0 acts as 0 and is exported as 0."""
@@ -124,17 +124,18 @@ class JumpReluSae(Sae):
         return (self.b_enc, self.threshold)
 
 
-class Pull(NamedTuple):
-    """A term that pulls latents towards their thresholds, and what its gradient is made of."""
+class PreActivationLoss(NamedTuple):
+    """The term that revives dead latents, and what its gradient is made of."""
 
     term: torch.Tensor
     """The term of the whole batch, 0-dimensional."""
     factors: torch.Tensor
-    """Minus its gradient by each latent's mean pre-activation, shape `(S,)`."""
+    """Minus the gradient by each latent's mean pre-activation, shape `(S,)`."""
     share: float
-    """Share of the batch's tokens that this rank has: minus its gradient by `b_enc`, in terms of the factors."""
+    """Share of the batch's tokens on this rank. The gradient of `b_enc` is `-share * factors`."""
     direction: torch.Tensor
-    """Sum of this rank's tokens minus `b_dec`, over the number of all: the same for the columns of `W_enc`, `(D,)`."""
+    """Sum of this rank's tokens minus `b_dec`, over the number of all. The gradient of `W_enc` is `-outer(direction,
+    factors)`."""
 
 
 class _Jump(torch.autograd.Function):

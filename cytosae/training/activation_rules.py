@@ -10,7 +10,7 @@ from cytosae.sae.base import Sae
 from cytosae.sae.gated import GatedSae
 from cytosae.sae.jumprelu import JumpReluSae
 from cytosae.sae.loss import LossInputs, SaeLoss
-from cytosae.training.gradients import Gradients, OuterAddition
+from cytosae.training.gradients import Gradients, WithOuterProduct
 
 Latents = slice | torch.Tensor
 
@@ -120,13 +120,13 @@ class _JumpRelu(Rule):
         return [torch.relu(self.sae.threshold[latents])], self.sae.bandwidth / 2
 
     def revive(self, x: torch.Tensor, loss: SaeLoss, gradients: Gradients) -> tuple[SaeLoss, Gradients]:
-        sae, pull = self.sae, self.sae.find_pull(x, self.inputs)
-        if pull is None:
+        sae, found = self.sae, self.sae.pre_activation_loss(x, self.inputs)
+        if found is None:
             return loss, gradients
         assert sae.b_enc.grad is not None
-        sae.b_enc.grad.sub_(pull.factors, alpha=pull.share)
-        terms = loss.terms._replace(loss=loss.terms.loss + pull.term, ghost=pull.term)
-        return loss._replace(terms=terms), OuterAddition(gradients, pull.factors.neg(), pull.direction)
+        sae.b_enc.grad.sub_(found.factors, alpha=found.share)
+        terms = loss.terms._replace(loss=loss.terms.loss + found.term, ghost=found.term)
+        return loss._replace(terms=terms), WithOuterProduct(gradients, found.factors.neg(), found.direction)
 
 
 class _Gated(Rule):

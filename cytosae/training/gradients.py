@@ -163,7 +163,7 @@ class SumOfGradients(Gradients):
             del gradient  # it need not live while the next one is computed
 
 
-class OuterAddition(Gradients):
+class WithOuterProduct(Gradients):
     """Gradients of all latents, and a multiple of one direction for each latent's encoder weights.
 
     Args:

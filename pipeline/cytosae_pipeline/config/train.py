@@ -61,7 +61,10 @@ _SUITED: dict[str, dict[str, float]] = {
 """What None stands for, by architecture; 0 for others. Noise makes more latents active, so that learned thresholds let
 fewer through on what is read without noise."""
 
-_SWITCHES_OF_ARCHITECTURES = ("use_ghost_grads", "norm_weighted_l1", "mse_cls_coefficient", "pre_act_coefficient")
+OF_SOME = (*OF_ARCHITECTURES, "pre_act_coefficient")
+"""Options that a run of another architecture does without, in a grid or a preset of several."""
+
+_SWITCHES_OF_ARCHITECTURES = ("use_ghost_grads", "norm_weighted_l1", "mse_cls_coefficient")
 
 
 def _owners(name: str) -> list[str]:
@@ -71,12 +74,12 @@ def _owners(name: str) -> list[str]:
 
 def _belongs(name: str, arch: str) -> bool:
     """Whether an option is one of all architectures, or of this one."""
-    return name not in {*OF_ARCHITECTURES, *_SWITCHES_OF_ARCHITECTURES} or arch in _owners(name)
+    return name not in {*OF_SOME, *_SWITCHES_OF_ARCHITECTURES} or arch in _owners(name)
 
 
 def without_foreign(arch: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options without those that an architecture does not have; its own stay, and so do switches."""
-    return {name: value for name, value in options.items() if name not in OF_ARCHITECTURES or _belongs(name, arch)}
+    return {name: value for name, value in options.items() if name not in OF_SOME or _belongs(name, arch)}
 
 
 @_fills_from_preset
@@ -314,7 +317,7 @@ class TrainConfig(StoreSource):
             "use_ghost_grads": self.use_ghost_grads,
             "norm_weighted_l1": self.norm_weighted_l1,
             "mse_cls_coefficient": self.mse_cls_coefficient != 1,
-            "pre_act_coefficient": self.pre_act_coefficient not in (None, 0),
+            "pre_act_coefficient": bool(self.pre_act_coefficient),
         }
         for name, given in of_some.items():
             if given and not _belongs(name, self.arch):

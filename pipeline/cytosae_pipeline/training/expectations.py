@@ -91,7 +91,10 @@ def explain_dead(config: TrainConfig, dead_share: float, n_latents: int, n_steps
         return ""
     options = ARCHITECTURES[config.arch].training_options
     advice = ["lower --lr"]
-    advice += [f"raise --{name}" for name in ("aux_coefficient", "pre_act_coefficient") if name in options]
+    if "aux_coefficient" in options:
+        advice.append("raise --aux_coefficient")
+    if "pre_act_coefficient" in options and not config.filled().pre_act_coefficient:
+        advice.append("give --pre_act_coefficient 0.03125")
     if "use_ghost_grads" in options and not config.use_ghost_grads:
         advice.append("give --use_ghost_grads")
     if config.encoder_init != "decoder":

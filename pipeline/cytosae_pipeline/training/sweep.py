@@ -14,7 +14,7 @@ from cytosae.sae.world import World
 from cytosae_cache.storage.atomic import make_folder, write_file
 from cytosae_pipeline.config import TrainConfig
 from cytosae_pipeline.config.fields import check_field
-from cytosae_pipeline.config.train import OF_ARCHITECTURES, without_foreign
+from cytosae_pipeline.config.train import OF_SOME, without_foreign
 from cytosae_pipeline.errors import UserError
 from cytosae_pipeline.runtime.ranks import joined
 from cytosae_pipeline.runtime.tables import format_number, format_table
@@ -166,7 +166,7 @@ def _run_sweep(base: TrainConfig, path: Path, world: World) -> SweepResult:
         try:
             arch = values.get("arch", base.arch)
             # Options of the command line apply to those runs whose architecture has them.
-            foreign = {name: None for name in OF_ARCHITECTURES if arch != base.arch and name not in values}
+            foreign = {name: None for name in OF_SOME if arch != base.arch and name not in values}
             foreign = {name: None for name in foreign if name not in without_foreign(arch, foreign)}
             config = replace(base, **{**foreign, **values}, order_seed=base.shuffle_seed, run_name=name)
         except ValueError as error:

@@ -249,15 +249,16 @@ def test_thresholds_learn_by_the_straight_through_estimator():
     assert torch.equal(found.n_fired, active.sum(dim=0).long())
 
 
-def test_dead_latents_are_pulled_towards_their_thresholds():
+def test_the_pre_activation_loss_pulls_dead_latents_towards_their_thresholds():
     sae, x = make_random("jumprelu"), make_tokens()
     dead = torch.arange(S) < 5
     with torch.no_grad():
         sae.b_enc[:4] = -3
         sae.b_enc[4] = 3  # above its threshold on average: nothing pulls it
+        sae.threshold[0] = -2  # acts as 0
     mean_pre = ((x - sae.b_dec) @ sae.W_enc + sae.b_enc).detach().mean(dim=0)
     found = loss_of(sae, x, dead=dead, weights=LossWeights(pre_act_coefficient=0.7))
-    assert found.terms.ghost.item() == pytest.approx(0.7 / S * (sae.threshold - mean_pre)[:4].sum().item())
+    assert found.terms.ghost.item() == pytest.approx(0.7 / S * (torch.relu(sae.threshold) - mean_pre)[:4].sum().item())
     torch.testing.assert_close(found.terms.loss, found.terms.mse + found.terms.l1 + found.terms.ghost)
     found.terms.ghost.backward()
     wanted = torch.zeros(S, dtype=x.dtype)

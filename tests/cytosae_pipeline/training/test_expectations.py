@@ -39,7 +39,8 @@ def test_a_tenth_is_allowed_and_what_is_not_known_is_not_said():
         ({"arch": "relu"}, "lower --lr, give --use_ghost_grads, give --encoder_init decoder, or"),
         ({"arch": "relu", "use_ghost_grads": True, "encoder_init": "decoder"}, "lower --lr, or"),
         ({"arch": "topk", "encoder_init": "decoder"}, "lower --lr, raise --aux_coefficient, or"),
-        ({"arch": "jumprelu", "encoder_init": "decoder"}, "lower --lr, raise --pre_act_coefficient, or"),
+        ({"arch": "jumprelu", "encoder_init": "decoder"}, "lower --lr, give --pre_act_coefficient 0.03125, or"),
+        ({"arch": "jumprelu", "preset": "modern"}, "lower --lr, or"),
     ],
 )
 def test_dead_latents_have_their_options(options, advice):

@@ -72,7 +72,7 @@ def test_a_run_that_an_older_version_began_is_resumed(with_store, monkeypatch):
     assert others.items() <= record["recipe"].items()
     for values in (record["recipe"], record["options"]):
         values |= others | {"k": 64}
-    for name in ("weight_decay", "input_noise"):  # which today's preset would fill in
+    for name in ("weight_decay", "input_noise", "pre_act_coefficient"):  # which today's preset would fill in
         del record["options"][name]
         assert name not in record["recipe"]
     record["options"]["preset"] = "modern"
@@ -126,6 +126,30 @@ def test_options_of_relu_are_refused_elsewhere(with_store, option):
 def test_the_pre_activation_loss_is_an_option_of_jumprelu_alone(with_store):
     output = with_store.train("--arch", "topk", "--pre_act_coefficient", 0.1, code=2).output
     assert "pre_act_coefficient is an option of arch jumprelu, found arch topk" in output
+
+
+def test_training_of_jumprelu_uses_the_pre_activation_loss(with_store, monkeypatch):
+    from cytosae_pipeline.training.trainer import Trainer
+
+    weights, train_on = set(), Trainer.train_on
+
+    def watched(self, *arguments):
+        weights.add(self.step._weights.pre_act_coefficient)
+        return train_on(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "train_on", watched)
+    with_store.train("--arch", "jumprelu", "--k", 4, "--pre_act_coefficient", 0.1)
+    assert weights == {0.1}
+
+
+def test_an_older_run_of_jumprelu_is_resumed_without_the_pre_activation_loss(with_store):
+    with_store.train("--preset", "modern", "--arch", "jumprelu", "--k", 4, "--run_name", "old")
+    path = with_store.root / "out" / "checkpoints" / "old" / "config.json"
+    record = json.loads(path.read_text())
+    config = TrainConfig(root_dir=with_store.root, resume="old")
+    assert prepare_run(config).config.pre_act_coefficient == record["options"].pop("pre_act_coefficient") == 0.03125
+    path.write_text(json.dumps(record))
+    assert prepare_run(config).config.pre_act_coefficient == 0
 
 
 def test_jumprelu_without_it_keeps_the_name_of_earlier_runs(with_store):

@@ -190,6 +190,15 @@ def test_options_of_the_command_line_apply_to_the_architectures_that_have_them(w
         assert [row["status"] for row in rows] == ["trained"] * 3
 
 
+def test_the_pre_activation_loss_of_a_grid_is_jumprelus(with_store):
+    grid = with_store.root / "grid.toml"
+    grid.write_text('arch = ["jumprelu", "topk"]\npre_act_coefficient = [0.0, 0.1]\nk = 4\n')
+    with_store.train("--sweep", grid)
+    recipes = [json.loads(path.read_text())["recipe"] for path in with_store.root.glob("out/checkpoints/*/config.json")]
+    found = [(recipe["arch"], recipe.get("pre_act_coefficient", 0)) for recipe in recipes]
+    assert sorted(found) == [("jumprelu", 0), ("jumprelu", 0.1), ("topk", 0)]
+
+
 def test_each_run_derives_when_latents_are_revived_unless_the_grid_says(with_store):
     grid = write(with_store.root, "[[run]]\nk = [2, 8]\n[[run]]\nk = 2\ndead_feature_window = 3\n")
     arguments = ("--run_name", "g", "--sweep", grid, "--preset", "modern", "--batch_size", 4, "--json")
