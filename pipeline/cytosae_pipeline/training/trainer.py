@@ -75,12 +75,7 @@ class Trainer:
         self.step = TrainStep(
             sae,
             lr=config.lr,
-            weights=LossWeights(
-                run.recipe["l1_coefficient"],
-                run.recipe["aux_coefficient"],
-                run.recipe["l0_coefficient"],
-                config.pre_act_coefficient or 0.0,
-            ),
+            weights=LossWeights(**{name: run.recipe[name] for name in LossWeights._fields if name in run.recipe}),
             use_ghost_grads=config.use_ghost_grads,
             dead_feature_window=run.revive_after_steps,
             mse_cls_coefficient=config.mse_cls_coefficient if layout.n_cls else 1.0,
